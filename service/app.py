@@ -1,0 +1,156 @@
+"""The application: bundles to engines, errors to problem documents, request ids."""
+
+import asyncio
+import logging
+import re
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.bundle import BundleError, read_bundle
+from service.engine import Engine
+from service.errors import FieldError, ServiceError
+from service.routes import router
+from service.schemas import FieldErrorOut, Problem
+from service.session import OnnxSession
+from service.settings import Settings
+
+PRECISION = "fp32"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings, engines: Sequence[Engine] | None = None) -> FastAPI:
+    """A plain ASGI application. `engines` are taken instead of the settings' models folder.
+
+    Everything is started and ended in the lifespan. Raises BundleError there when a bundle cannot
+    be served.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        serving = engines
+        if serving is None:
+            serving = await asyncio.to_thread(load_engines, settings)
+        for engine in serving:
+            engine.start()
+        app.state.engines = {engine.manifest.name: engine for engine in serving}
+        logger.info("serving %s", ", ".join(sorted(app.state.engines)))
+        try:
+            yield
+        finally:
+            await asyncio.gather(*(engine.stop() for engine in serving))
+
+    app = FastAPI(
+        title="Unroll",
+        summary="Small recurrent sequence models, served exactly.",
+        version="0.1.0",
+        lifespan=lifespan,
+    )
+    app.state.settings = settings
+    app.state.engines = {}
+    app.include_router(router)
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _bug)
+    app.add_middleware(RequestIds)
+    return app
+
+
+def load_engines(settings: Settings) -> list[Engine]:
+    """An engine for every bundle in the models folder. Raises BundleError for the first bad one."""
+    engines = []
+    for folder in bundle_folders(settings.models_dir):
+        bundle = read_bundle(folder)
+        engines.append(
+            Engine(bundle, OnnxSession(bundle, PRECISION), settings, precision=PRECISION)
+        )
+    return engines
+
+
+def bundle_folders(models_dir: Path) -> list[Path]:
+    """The folders of bundles, by name. Raises BundleError when there are none."""
+    try:
+        entries = sorted(models_dir.iterdir())
+    except OSError as error:
+        raise BundleError(f"{models_dir}: {error.strerror}") from error
+    # Names that start with a dot are the exporter's scratch folders.
+    folders = [x for x in entries if not x.name.startswith(".") and not x.is_file()]
+    for folder in folders:
+        if folder.is_symlink():
+            raise BundleError(f"{folder.name}: symbolic links are not followed")
+    if not folders:
+        raise BundleError(f"{models_dir}: there is no bundle in it")
+    return folders
+
+
+class RequestIds:
+    """Gives every request an id: the client's `X-Request-Id` where it is harmless, else its own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and put the id into the answer's headers (ASGI 3)."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope["unroll.request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"x-request-id", request_id.encode("ascii")))
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+def _problem(request: Request, error: ServiceError | HTTPException) -> Response:
+    errors: Sequence[FieldError] = ()
+    if isinstance(error, ServiceError):
+        status, kind, title, detail = error.status, error.type, error.title, error.detail
+        errors, headers = error.errors, dict(error.headers)
+    else:
+        status, kind, title = error.status_code, "http-error", "HTTP error"
+        detail = _HTTP_DETAILS.get(status, "the request cannot be answered")
+        headers = dict(error.headers or {})
+    problem = Problem(
+        type=kind,
+        title=title,
+        status=status,
+        detail=detail,
+        request_id=request.scope.get("unroll.request_id", ""),
+        errors=[FieldErrorOut(pointer=x.pointer, detail=x.detail) for x in errors],
+    )
+    return Response(problem.model_dump_json(), status, headers, "application/problem+json")
+
+
+_HTTP_DETAILS = {404: "there is no such path", 405: "the path does not take this method"}
+
+
+async def _service_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, ServiceError):
+        raise TypeError(type(error))
+    return _problem(request, error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise TypeError(type(error))
+    return _problem(request, error)
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    """A defect of ours: logged, and told without its text."""
+    logger.error("request %s", request.scope.get("unroll.request_id"), exc_info=error)
+    return _problem(request, HTTPException(500))

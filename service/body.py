@@ -1,0 +1,98 @@
+"""Request bodies: received with a bound, checked for their type, parsed off the event loop."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from starlette.requests import Request
+
+from service.errors import (
+    BadRequest,
+    BodyTooLarge,
+    FieldError,
+    InvalidRequest,
+    UnsupportedMediaType,
+)
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+LARGE_BYTES = 64 * 1024
+
+
+def json_body(schema: type[Schema]) -> Callable[[Request], Awaitable[Schema]]:
+    """A dependency that reads the body as `schema`. Raises the errors of 400, 413, 415 and 422."""
+
+    async def read(request: Request) -> Schema:
+        _check_type(request)
+        body = await _receive(request, request.app.state.settings.max_body_bytes)
+        if len(body) <= LARGE_BYTES:
+            return _parse(schema, body)
+        return await asyncio.to_thread(_parse, schema, body)
+
+    return read
+
+
+def body_documentation(schema: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI entry of a body that `json_body` reads."""
+    content = {"schema": schema.model_json_schema(), "example": example}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def _check_type(request: Request) -> None:
+    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaType("send the body with Content-Type: application/json")
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise UnsupportedMediaType("send the body without Content-Encoding")
+
+
+async def _receive(request: Request, limit: int) -> bytes:
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise _too_large(limit)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise _too_large(limit)
+    return bytes(body)
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    # The rest is not read, so the connection cannot be used again.
+    headers = {"Connection": "close"}
+    return BodyTooLarge(f"the body may have {limit} bytes at most", headers=headers)
+
+
+def _parse(schema: type[Schema], body: bytes) -> Schema:
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as error:
+        mistakes = error.errors(include_url=False, include_input=False, include_context=False)
+        if mistakes[0]["type"] == "json_invalid":
+            raise _syntax_error(mistakes[0]["msg"]) from error
+        errors = [_field_error(schema, mistake) for mistake in mistakes]
+        raise InvalidRequest(
+            "; ".join(f"{x.pointer or 'the body'}: {x.detail}" for x in errors[:3]), errors=errors
+        ) from error
+
+
+def _syntax_error(message: str) -> BadRequest | InvalidRequest:
+    # A lone surrogate is well-formed JSON (RFC 8259) that no text can hold.
+    if "surrogate" in message:
+        return InvalidRequest("a string holds a lone surrogate, which is not a character")
+    return BadRequest("the body is not JSON")
+
+
+def _field_error(schema: type[BaseModel], mistake: ErrorDetails) -> FieldError:
+    location = mistake["loc"]
+    detail = mistake["msg"].removeprefix("Value error, ")
+    if mistake["type"] == "extra_forbidden":
+        # The name that the client made up is not repeated.
+        location = location[:-1]
+        detail = f"there is no such field; there are {', '.join(schema.model_fields)}"
+    # A union's location ends with names of its branches, which are not part of the document.
+    parts = [part for part in location if isinstance(part, int) or part in schema.model_fields]
+    return FieldError("".join(f"/{part}" for part in parts), detail)

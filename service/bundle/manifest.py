@@ -1,0 +1,182 @@
+"""The manifest: everything the server must know about a bundle, written and never inferred."""
+
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from service.bundle.text import Normalization
+
+FORMAT_VERSION = 1
+
+Cell: TypeAlias = Literal["rnn", "gru", "lstm"]
+Precision: TypeAlias = Literal["fp32"]
+# A plain name in the bundle's own folder: no separators, no dot at the front.
+FileName: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Record(BaseModel):
+    """Frozen, no unknown fields, no NaN or Infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Tensor(_Record):
+    """One input or output of a graph."""
+
+    name: str = Field(description="Name in the graph.")
+    dtype: Literal["float32", "int64", "int32"] = Field(description="Element type.")
+    shape: list[int | str] = Field(
+        description="Sizes; a name stands for a size that differs between calls: B batch, T time."
+    )
+
+
+class StateTensor(_Record):
+    """One tensor of the recurrent state. The service carries it and never looks inside."""
+
+    name: str = Field(description="Input of every graph; the output is called `<name>_out`.")
+    dtype: Literal["float32"] = Field(description="Element type.")
+    shape: list[int] = Field(description="Sizes after the batch axis, which is always axis 0.")
+
+
+class Graph(_Record):
+    """One ONNX file: reads `tokens` [B, T], carries the states, gives log-probabilities."""
+
+    role: Literal["sequence"] = Field(
+        description=(
+            "`sequence`: B rows of up to T tokens; row b reads its first `lengths[b]` tokens. "
+            "Decoding is the same graph at T = 1."
+        )
+    )
+    precision: Precision = Field(description="Arithmetic of the recurrent layers.")
+    file: FileName = Field(description="File name in the bundle's folder.")
+    sha256: Sha256 = Field(description="Checksum of the file.")
+    size_bytes: int = Field(gt=0, description="Size of the file.")
+    opset: int = Field(ge=18, description="ONNX operator set of the default domain.")
+    inputs: list[Tensor] = Field(description="Inputs in order.")
+    outputs: list[Tensor] = Field(description="Outputs in order.")
+
+
+class VocabFile(_Record):
+    """The vocabulary's file: a JSON list of tokens, where the index is the id."""
+
+    file: FileName = Field(description="File name in the bundle's folder.")
+    sha256: Sha256 = Field(description="Checksum of the file.")
+    size: int = Field(gt=4, description="Number of tokens, the four special ones included.")
+    pad: Literal[0] = Field(description="Id of padding; never predicted, never read.")
+    bos: Literal[1] = Field(description="Id of the beginning of a text.")
+    eos: Literal[2] = Field(description="Id of the end of a text.")
+    unk: Literal[3] = Field(description="Id of every character outside the vocabulary.")
+
+
+class ModelShape(_Record):
+    """What the model is, for people to read: the service needs none of it."""
+
+    cell: Cell = Field(description="Recurrent cell.")
+    num_layers: int = Field(gt=0, description="Recurrent layers.")
+    hidden_size: int = Field(gt=0, description="Units a layer.")
+    embedding_dim: int = Field(gt=0, description="Size of a character's embedding.")
+    parameters: int = Field(gt=0, description="Trained parameters.")
+
+
+class Limits(_Record):
+    """What the bundle allows, whatever the service's own settings allow."""
+
+    max_tokens: int = Field(gt=0, description="Most tokens that one choice may generate.")
+
+
+class DataSource(_Record):
+    """Where the training text comes from and on what terms."""
+
+    name: str = Field(description="Title of the text.")
+    source: str = Field(description="Where it was taken from, exactly enough to find it again.")
+    license: str = Field(description="Terms of the text.")
+    sha256: Sha256 = Field(description="Checksum over the input files, in order.")
+    documents: int = Field(ge=1, description="Documents in all splits.")
+    train_chars: int = Field(ge=1, description="Characters in the training split.")
+    valid_chars: int = Field(ge=0, description="Characters in the validation split.")
+    test_chars: int = Field(ge=0, description="Characters in the test split.")
+
+
+class Measurement(_Record):
+    """One model or baseline measured on the split that `Metrics` names."""
+
+    name: str = Field(description="`fp32`, `unigram`, `kneser-ney 5-gram` and so on.")
+    kind: Literal["model", "baseline"] = Field(description="The bundle itself, or a floor.")
+    loss: float = Field(description="Mean negative log-probability, nats a predicted token.")
+    bits_per_char: float = Field(
+        description="Total negative log-probability / (characters · ln 2)."
+    )
+    perplexity: float = Field(description="exp(loss), over every predicted token.")
+
+
+class Metrics(_Record):
+    """What the export measured on held-out text, beside the baselines on the same text."""
+
+    split: Literal["valid", "test"] = Field(description="The held-out split.")
+    chars: int = Field(gt=0, description="Characters in it.")
+    tokens: int = Field(gt=0, description="Predicted tokens: the characters, and eos a document.")
+    measurements: list[Measurement] = Field(description="One entry a precision and a baseline.")
+
+
+class TrainingRecord(_Record):
+    """How the weights came to be."""
+
+    config: dict[str, Any] = Field(description="The whole training configuration.")
+    seed: int = Field(description="Seed of the run.")
+    steps: int = Field(ge=0, description="Optimizer steps behind the exported weights.")
+    git_commit: str | None = Field(description="Commit of the code, null outside a checkout.")
+    versions: dict[str, str] = Field(description="Versions of Python and of the libraries.")
+
+
+class GoldenVector(_Record):
+    """A known answer: feed `tokens` from the zero state, and get `logprobs`."""
+
+    precision: Precision = Field(description="The graph it belongs to.")
+    tokens: list[int] = Field(min_length=2, description="Ids; the first is bos.")
+    logprobs: list[float] = Field(description="log p(tokens[i + 1] | tokens[: i + 1]), in nats.")
+    tolerance: float = Field(gt=0, description="Largest mean absolute difference, in nats a token.")
+
+
+class Manifest(_Record):
+    """`manifest.json`, field by field."""
+
+    format_version: Literal[1] = Field(description="Version of this schema.")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
+        description="The bundle's name, which is also its folder's.",
+    )
+    description: str = Field(description="One sentence for people.")
+    license: str = Field(description="Terms of the weights.")
+    created: str = Field(description="When it was exported, ISO 8601, UTC.")
+    task: Literal["language_model"] = Field(description="Which endpoints the bundle answers.")
+    tokenization: Literal["character"] = Field(description="How a text becomes tokens.")
+    normalization: Normalization = Field(description="What is done to a text before that.")
+    vocab: VocabFile = Field(description="The vocabulary and the special ids.")
+    graphs: list[Graph] = Field(min_length=1, description="The ONNX graphs.")
+    states: list[StateTensor] = Field(
+        min_length=1, description="The recurrent state: tensors to carry, all zero at the start."
+    )
+    model: ModelShape = Field(description="What the model is.")
+    limits: Limits = Field(description="What the bundle allows.")
+    data: DataSource = Field(description="What it was trained on.")
+    metrics: Metrics = Field(description="What it is worth.")
+    training: TrainingRecord = Field(description="How it was trained.")
+    golden: list[GoldenVector] = Field(
+        min_length=1, description="Known answers that the loader checks."
+    )
+
+    @model_validator(mode="after")
+    def _references_hold(self) -> Self:
+        names = [state.name for state in self.states]
+        if len(set(names)) != len(names):
+            raise ValueError("states: every name may stand once")
+        files = [self.vocab.file, *(graph.file for graph in self.graphs)]
+        if len(set(files)) != len(files) or "manifest.json" in files:
+            raise ValueError("vocab.file and graphs[].file must be different files")
+        for vector in self.golden:
+            if len(vector.logprobs) != len(vector.tokens) - 1:
+                raise ValueError("golden: one logprob for every token after the first")
+            if not all(0 <= token < self.vocab.size for token in vector.tokens):
+                raise ValueError("golden: token outside the vocabulary")
+        return self

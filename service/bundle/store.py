@@ -1,0 +1,156 @@
+"""Bundles on disk: read and checked as bytes, written beside and swapped in."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from service.bundle.manifest import Graph, Manifest
+from service.bundle.text import Vocabulary
+
+MANIFEST_FILE = "manifest.json"
+MAX_MANIFEST_BYTES = 4 * 2**20
+MAX_VOCAB_BYTES = 4 * 2**20
+MAX_GRAPH_BYTES = 2**31 - 1  # protobuf's own limit: larger graphs need external data
+
+
+class BundleError(Exception):
+    """A bundle that cannot be used; the message is one line with the cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle in memory, every checksum verified. Nothing is read from disk after this."""
+
+    manifest: Manifest
+    vocab: Vocabulary
+    graphs: Mapping[str, bytes]  # file name to ONNX bytes
+
+    def graph(self, precision: str) -> tuple[Graph, bytes]:
+        """The graph of a precision. Raises BundleError when the bundle has none."""
+        for graph in self.manifest.graphs:
+            if graph.precision == precision:
+                return graph, self.graphs[graph.file]
+        available = ", ".join(sorted({graph.precision for graph in self.manifest.graphs}))
+        raise BundleError(f"{self.manifest.name}: no {precision} graph; it has {available}")
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Read and verify a bundle. Raises BundleError with a one-line cause."""
+    name = folder.name
+    raw = _read_file(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES)
+    try:
+        manifest = Manifest.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise BundleError(f"{name}: {MANIFEST_FILE}: {where}: {first['msg']}") from error
+    if manifest.name != name:
+        raise BundleError(f"{name}: {MANIFEST_FILE} names another bundle, {manifest.name}")
+    vocab = _parse_vocab(name, manifest, _read_file(folder, manifest.vocab.file, MAX_VOCAB_BYTES))
+    graphs = {}
+    for graph in manifest.graphs:
+        data = _read_file(folder, graph.file, min(graph.size_bytes, MAX_GRAPH_BYTES))
+        _check_sha256(name, graph.file, data, graph.sha256)
+        graphs[graph.file] = data
+    return Bundle(manifest, vocab, graphs)
+
+
+def write_bundle(models_dir: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
+    """Write `models_dir/<manifest.name>`, whole or not at all, and return its path.
+
+    The new bundle is written and read back under a temporary name in the same folder, then
+    swapped in by two renames: a reader finds the old bundle, the new one or, for an instant, none;
+    never a mixture. Raises BundleError when what was written does not read back.
+    """
+    models_dir.mkdir(parents=True, exist_ok=True)
+    final = models_dir / manifest.name
+    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=models_dir))
+    try:
+        staged = scratch / manifest.name
+        staged.mkdir()
+        document = manifest.model_dump_json(indent=2) + "\n"
+        for file, data in {**files, MANIFEST_FILE: document.encode()}.items():
+            _write_synced(staged / file, data)
+        read_bundle(staged)
+        replaced = scratch / "replaced"
+        if final.exists():
+            final.rename(replaced)
+        try:
+            staged.rename(final)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(final)
+            raise
+    finally:
+        shutil.rmtree(scratch)
+    return final
+
+
+def vocab_bytes(vocab: Vocabulary) -> bytes:
+    """The vocabulary's file: ASCII JSON, so that U+2028 and its like survive any editor."""
+    return (json.dumps(list(vocab.tokens), ensure_ascii=True) + "\n").encode("ascii")
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal SHA-256 of the data."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _parse_vocab(name: str, manifest: Manifest, data: bytes) -> Vocabulary:
+    info = manifest.vocab
+    _check_sha256(name, info.file, data, info.sha256)
+    try:
+        tokens = json.loads(data)
+        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+            raise ValueError("it must be a list of strings")
+        vocab = Vocabulary(tokens)
+    except ValueError as error:
+        raise BundleError(f"{name}: {info.file}: {error}") from error
+    if len(vocab) != info.size:
+        raise BundleError(f"{name}: {info.file}: {len(vocab)} tokens, the manifest has {info.size}")
+    return vocab
+
+
+def _check_sha256(name: str, file: str, data: bytes, expected: str) -> None:
+    if sha256(data) != expected:
+        raise BundleError(f"{name}: {file}: its SHA-256 is not the manifest's")
+
+
+def _read_file(folder: Path, file: str, max_bytes: int) -> bytes:
+    """Bytes of a regular file with one name; links could lead outside the models folder."""
+    path = folder / file
+    where = f"{folder.name}: {file}"
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise BundleError(f"{where}: symbolic links are not followed") from error
+        raise BundleError(f"{where}: {error.strerror}") from error
+    with open(descriptor, "rb") as stream:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleError(f"{where}: not a regular file")
+        if status.st_nlink != 1:
+            raise BundleError(f"{where}: hard links are not accepted")
+        if status.st_size > max_bytes:
+            raise BundleError(f"{where}: {status.st_size} bytes, at most {max_bytes} are allowed")
+        try:
+            return stream.read(max_bytes)
+        except OSError as error:
+            raise BundleError(f"{where}: {error.strerror}") from error
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -1,0 +1,93 @@
+"""Text to ids and back: normalization and the character vocabulary."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
+
+# Printed forms from Unicode's private use area, so that no ordinary text collides with them. The
+# same code points in a text are unknown characters, never special tokens.
+SPECIAL_TOKENS = ("\ue000", "\ue001", "\ue002", "\ue003")
+
+_CODE_POINTS = 0x110000
+_LINE_ENDS = re.compile("\r\n?")
+
+
+class Normalization(BaseModel):
+    """What is done to every text before its characters are looked up, in this order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    nfc: bool = Field(True, description="Unicode normalization form C (UAX 15).")
+    newlines: bool = Field(True, description="CR LF and a lone CR become LF.")
+    lowercase: bool = Field(False, description="`str.lower`: full Unicode lower case.")
+    ascii_fold: bool = Field(
+        False,
+        description=(
+            "Decompose (NFD) and drop the combining marks, so that é becomes e, as the classic "
+            "character RNN recipe does. What has no ASCII base letter stays, and is unknown."
+        ),
+    )
+
+
+def normalize(text: str, rules: Normalization) -> str:
+    """The text as the model reads it. Idempotent."""
+    if rules.newlines:
+        text = _LINE_ENDS.sub("\n", text)
+    if text.isascii():
+        return text.lower() if rules.lowercase else text
+    if rules.lowercase:
+        text = text.lower()
+    if rules.ascii_fold:
+        decomposed = unicodedata.normalize("NFD", text)
+        text = "".join(char for char in decomposed if unicodedata.category(char) != "Mn")
+    # Composing comes last: lower case and folding can leave characters that compose.
+    return unicodedata.normalize("NFC", text) if rules.nfc else text
+
+
+class Vocabulary:
+    """A character vocabulary: `tokens[id]` is a printed token, the first four are special.
+
+    Raises ValueError when the list does not start with `SPECIAL_TOKENS`, repeats a token or holds
+    a token that is not one character.
+    """
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        self.tokens = tuple(tokens)
+        if self.tokens[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS:
+            raise ValueError("a vocabulary starts with the printed forms of pad, bos, eos and unk")
+        if any(len(token) != 1 for token in self.tokens):
+            raise ValueError("every token of a character vocabulary is exactly one character")
+        if len(set(self.tokens)) != len(self.tokens):
+            raise ValueError("a vocabulary holds each token once")
+        if len(self.tokens) > np.iinfo(np.uint16).max:
+            raise ValueError("a character vocabulary has at most 65,535 tokens")
+        code_points = [ord(token) for token in self.tokens[len(SPECIAL_TOKENS) :]]
+        # 2 MiB a vocabulary buys a lookup without a Python loop over characters.
+        self._id_of_code_point = np.full(_CODE_POINTS, UNK_ID, dtype=np.uint16)
+        first_id = len(SPECIAL_TOKENS)
+        self._id_of_code_point[code_points] = np.arange(first_id, len(self.tokens))
+
+    @classmethod
+    def of_characters(cls, characters: Iterable[str]) -> "Vocabulary":
+        """The special tokens and then the characters, sorted; private-use collisions dropped."""
+        return cls([*SPECIAL_TOKENS, *sorted(set(characters) - set(SPECIAL_TOKENS))])
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def encode(self, text: str) -> npt.NDArray[np.uint16]:
+        """Ids of the characters, [len(text)]; what is not in the vocabulary is `UNK_ID`."""
+        # surrogatepass: a lone surrogate is one unknown character, not an error in here.
+        code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+        ids: npt.NDArray[np.uint16] = self._id_of_code_point[code_points]
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The characters of the ids; special tokens have no text and are left out."""
+        return "".join(self.tokens[i] for i in ids if i >= len(SPECIAL_TOKENS))

@@ -1,0 +1,415 @@
+"""The tasks on text: generate and score. No HTTP in here.
+
+Text becomes ids, ids become rows, the scheduler fills them in, and they become text again.
+"""
+
+import asyncio
+import math
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from service.bundle import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Bundle, normalize
+from service.errors import DeadlineExceeded, InvalidRequest
+from service.rows import ReadRow, TokenDetails, WriteRow
+from service.sampling import SamplingParams
+from service.scheduler import Job, Scheduler, Work
+from service.session import Session
+from service.settings import Settings
+
+UnknownPolicy: TypeAlias = Literal["unk", "error", "skip"]
+Result = TypeVar("Result")
+
+# Characters of one request from which work on text leaves the event loop's thread.
+LARGE_CHARS = 8192
+_SEED_BITS = 48  # a seed survives JSON readers that hold numbers as doubles
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateOptions:
+    """What `/generate` may be asked for, besides the prompts."""
+
+    max_tokens: int = 128
+    sampling: SamplingParams = SamplingParams()
+    seed: int | None = None  # None draws one
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    echo: bool = False
+    logprobs: int | None = None  # alternatives a token; None for none of it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreOptions:
+    """What `/score` may be asked for, besides the texts."""
+
+    tokens: bool = False
+    top_logprobs: int = 0
+    bos: bool = True  # the text begins a document
+    eos: bool = False  # the text ends there, and that is counted
+    unknown: UnknownPolicy = "unk"
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that could have stood there."""
+
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token and what the model thought of it. `None` where it had nothing to go by."""
+
+    token: str
+    logprob: float | None
+    entropy_bits: float | None
+    rank: int | None
+    top: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One continuation of a prompt."""
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    seed: int
+    tokens: tuple[ScoredToken, ...] | None
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """The continuations of one prompt."""
+
+    choices: tuple[Choice, ...]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The probability of one text."""
+
+    logprob: float  # nats, over `chars` characters, and eos where it is counted
+    chars: int
+    bos: bool
+    eos: bool
+    unknown: tuple[int, ...]  # positions in the normalized text
+    tokens: tuple[ScoredToken, ...] | None
+    prompt_tokens: int
+
+    @property
+    def bits(self) -> float:
+        """Total surprisal."""
+        # Not -0.0 for the empty text.
+        return -self.logprob / math.log(2) + 0.0
+
+    @property
+    def bits_per_char(self) -> float | None:
+        """Total bits over the counted characters; `None` where there are none."""
+        return self.bits / self.chars if self.chars else None
+
+    @property
+    def perplexity_per_char(self) -> float | None:
+        """2 ** bits_per_char; `None` where there are no characters or it overflows."""
+        if not self.chars:
+            return None
+        exponent = -self.logprob / self.chars
+        return math.exp(exponent) if exponent < math.log(np.finfo(np.float64).max) else None
+
+
+class Engine:
+    """One model: its bundle, its scheduler and the tasks on text."""
+
+    def __init__(
+        self, bundle: Bundle, session: Session, settings: Settings, *, precision: str
+    ) -> None:
+        self.manifest = bundle.manifest
+        self.precision = precision
+        self._vocab = bundle.vocab
+        self._settings = settings
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: dict[Job, asyncio.Future[None]] = {}
+        self.scheduler = Scheduler(
+            session,
+            self._deliver,
+            name=bundle.manifest.name,
+            max_rows=settings.max_rows,
+            max_queue_rows=settings.max_queue_rows,
+            max_queue_tokens=settings.max_queue_tokens,
+        )
+
+    def start(self) -> None:
+        """Start the worker; call it in the event loop that requests run in."""
+        self._loop = asyncio.get_running_loop()
+        self.scheduler.start()
+
+    async def stop(self) -> None:
+        """End the worker."""
+        await asyncio.to_thread(self.scheduler.stop)
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens that one choice may generate: the service's limit or the bundle's."""
+        return min(self._settings.max_tokens, self.manifest.limits.max_tokens)
+
+    # --- generate -------------------------------------------------------------------------------
+
+    async def generate(self, prompts: Sequence[str], options: GenerateOptions) -> list[Generated]:
+        """Continue every prompt. The same seed gives the same text, whatever runs beside it.
+
+        Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
+        """
+        self._check_generate(prompts, options)
+        seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
+        size = sum(map(len, prompts))
+        job = await _off_loop(size, lambda: self._generate_job(prompts, options, seed))
+        await self._run(job)
+        answer_size = size if options.echo else 0
+        answer_size += sum(len(row.tokens) for work in job.work for row in work.write)
+        return await _off_loop(
+            answer_size * (1 + (options.logprobs or 0)),
+            lambda: [
+                self._generated(prompt, work, options, seed)
+                for prompt, work in zip(prompts, job.work, strict=True)
+            ],
+        )
+
+    def _check_generate(self, prompts: Sequence[str], options: GenerateOptions) -> None:
+        settings = self._settings
+        _at_most("/max_tokens", options.max_tokens, self.max_tokens, "tokens")
+        cost = len(prompts) * options.n * options.max_tokens
+        _at_most("/max_tokens", cost, settings.max_cost_tokens, "prompts · n · max_tokens")
+        for prompt in prompts:
+            _at_most("/prompt", len(prompt), settings.max_prompt_chars, "characters a prompt")
+        if options.echo and options.logprobs is not None:
+            chars = sum(map(len, prompts))
+            limit = settings.max_detail_chars
+            _at_most("/prompt", chars, limit, "characters with echo and logprobs")
+
+    def _generate_job(self, prompts: Sequence[str], options: GenerateOptions, seed: int) -> Job:
+        stop = tuple(tuple(int(i) for i in self._encode(text)) for text in options.stop)
+        # A stop string with a character that the model cannot write can never end a text.
+        stop = tuple(sequence for sequence in stop if UNK_ID not in sequence)
+        work = []
+        for prompt in prompts:
+            tokens = np.append(np.uint16(BOS_ID), self._encode(prompt))
+            if options.echo and options.logprobs is not None:
+                targets = np.append(tokens[1:], np.uint16(PAD_ID))
+                detail_top = options.logprobs
+            else:
+                targets, detail_top = np.full_like(tokens, PAD_ID), None
+            read = ReadRow(tokens, targets, detail_top=detail_top, wants_continuation=True)
+            rows = [
+                WriteRow(
+                    params=options.sampling,
+                    seed=seed,
+                    choice=choice,
+                    max_tokens=options.max_tokens,
+                    stop=stop,
+                    detail_top=options.logprobs,
+                    finish_reason=None if options.max_tokens else "length",
+                )
+                for choice in range(options.n)
+            ]
+            work.append(Work(read, rows))
+        return Job(work)
+
+    def _generated(self, prompt: str, work: Work, options: GenerateOptions, seed: int) -> Generated:
+        prefix = prompt if options.echo else ""
+        before: tuple[ScoredToken, ...] = ()
+        if options.echo and options.logprobs is not None:
+            before = self._scored_tokens(work.read.tokens[1:], work.read.details)
+        choices = []
+        for row in work.write:
+            kept = len(row.tokens) - row.stop_tokens
+            tokens = None
+            if options.logprobs is not None:
+                tokens = before + self._scored_tokens(row.tokens, row.details)
+            choices.append(
+                Choice(
+                    text=prefix + self._vocab.decode(row.tokens[:kept]),
+                    finish_reason=row.finish_reason or "length",
+                    seed=seed,
+                    tokens=tokens,
+                    completion_tokens=len(row.tokens),
+                )
+            )
+        return Generated(tuple(choices), prompt_tokens=len(work.read.tokens) - 1)
+
+    # --- score ----------------------------------------------------------------------------------
+
+    async def score(
+        self, texts: Sequence[str], contexts: Sequence[str], options: ScoreOptions
+    ) -> list[Scored]:
+        """The probability of every text after its context, which is read but not counted.
+
+        Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
+        """
+        size = sum(map(len, texts)) + sum(map(len, contexts))
+        if options.tokens:
+            limit = self._settings.max_detail_chars
+            _at_most("/text", sum(map(len, texts)), limit, "characters with tokens")
+        plans = await _off_loop(
+            size,
+            lambda: [
+                self._plan(text, context, options)
+                for text, context in zip(texts, contexts, strict=True)
+            ],
+        )
+        job = Job([Work(plan.row) for plan in plans if plan.row is not None])
+        if job.work:
+            await self._run(job)
+        detail_size = size * (1 + options.top_logprobs) if options.tokens else 0
+        return await _off_loop(detail_size, lambda: [self._scored(plan, options) for plan in plans])
+
+    def _plan(self, text: str, context: str, options: ScoreOptions) -> "_ScorePlan":
+        ids, positions = self._apply_policy(self._encode(text), options.unknown, "/text")
+        before, _ = self._apply_policy(self._encode(context), options.unknown, "/context")
+        start = [BOS_ID] if options.bos else []
+        end = [EOS_ID] if options.eos else []
+        # Everything is read but the last token, after which nothing is asked.
+        sequence = np.concatenate([start, before, ids, end]).astype(np.uint16)
+        uncounted = len(start) + len(before)
+        if len(sequence) == uncounted or len(sequence) < 2:
+            return _ScorePlan(None, ids, positions, len(before), lacks_first=uncounted == 0)
+        targets = sequence[1:].copy()
+        targets[: max(0, uncounted - 1)] = PAD_ID
+        detail_top = options.top_logprobs if options.tokens else None
+        row = ReadRow(sequence[:-1], targets, detail_top=detail_top)
+        return _ScorePlan(row, ids, positions, len(before), lacks_first=uncounted == 0)
+
+    def _apply_policy(
+        self, ids: npt.NDArray[np.uint16], policy: UnknownPolicy, pointer: str
+    ) -> tuple[npt.NDArray[np.uint16], tuple[int, ...]]:
+        unknown = np.flatnonzero(ids == UNK_ID)
+        if policy == "error" and len(unknown):
+            shown = ", ".join(map(str, unknown[:16].tolist()))
+            raise InvalidRequest.at(
+                pointer,
+                f"{len(unknown)} characters are not in the model's vocabulary, at positions "
+                f"{shown}{', …' if len(unknown) > 16 else ''} of the normalized text",
+            )
+        if policy == "skip":
+            ids = ids[ids != UNK_ID]
+        return ids, tuple(unknown.tolist())
+
+    def _scored(self, plan: "_ScorePlan", options: ScoreOptions) -> Scored:
+        # Without bos and context the first character has nothing to be predicted from.
+        uncounted = 1 if plan.lacks_first and len(plan.ids) else 0
+        row = plan.row
+        tokens: tuple[ScoredToken, ...] | None = None
+        if options.tokens:
+            # What is counted: the text, and eos where it is asked for.
+            counted = np.append(plan.ids, np.uint16(EOS_ID)) if options.eos else plan.ids
+            if row is None:
+                counted = counted[:uncounted]
+            first = tuple(
+                ScoredToken(self._vocab.tokens[i], None, None, None, ())
+                for i in counted[:uncounted]
+            )
+            details = [] if row is None else row.details
+            tokens = first + self._scored_tokens(counted[uncounted:], details)
+        return Scored(
+            logprob=0.0 if row is None else row.logprob,
+            chars=len(plan.ids) - uncounted,
+            bos=options.bos,
+            eos=options.eos and row is not None,
+            unknown=plan.unknown,
+            tokens=tokens,
+            prompt_tokens=plan.context_tokens + len(plan.ids),
+        )
+
+    # --- shared ---------------------------------------------------------------------------------
+
+    def _encode(self, text: str) -> npt.NDArray[np.uint16]:
+        return self._vocab.encode(normalize(text, self.manifest.normalization))
+
+    def _scored_tokens(
+        self, ids: Sequence[int] | npt.NDArray[np.uint16], parts: Sequence[TokenDetails]
+    ) -> tuple[ScoredToken, ...]:
+        if len(ids) == 0:
+            return ()
+        details = TokenDetails.joined(parts)
+        names = self._vocab.tokens
+        columns = zip(
+            ids,
+            details.logprob.tolist(),
+            (details.entropy / math.log(2)).tolist(),
+            details.rank.tolist(),
+            details.top_ids.tolist(),
+            details.top_logprobs.tolist(),
+            strict=True,
+        )
+        return tuple(
+            ScoredToken(
+                names[token],
+                logprob,
+                entropy_bits,
+                rank,
+                tuple(Alternative(names[i], x) for i, x in zip(top_ids, top_logprobs, strict=True)),
+            )
+            for token, logprob, entropy_bits, rank, top_ids, top_logprobs in columns
+        )
+
+    async def _run(self, job: Job) -> None:
+        """Run a job to its end. A caller that is cancelled takes its rows along."""
+        if self._loop is None:
+            raise RuntimeError("start the engine first")
+        future = self._loop.create_future()
+        self._waiting[job] = future
+        try:
+            self.scheduler.submit(job)
+            async with asyncio.timeout(self._settings.request_timeout_s):
+                await future
+        except TimeoutError as error:
+            limit = self._settings.request_timeout_s
+            raise DeadlineExceeded(f"a request may take {limit:g} s on this server") from error
+        finally:
+            del self._waiting[job]
+            if not future.done() or future.cancelled():
+                self.scheduler.cancel(job)
+        if job.error is not None:
+            raise job.error
+
+    def _deliver(self, jobs: list[Job]) -> None:
+        """Called in the worker's thread, once an iteration."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._resolve, jobs)
+
+    def _resolve(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            future = self._waiting.get(job)
+            if future is not None and not future.done():
+                future.set_result(None)
+
+    def age_s(self) -> float:
+        """Seconds since the engine's last step."""
+        return time.monotonic() - self.scheduler.last_step
+
+
+@dataclass(frozen=True, slots=True)
+class _ScorePlan:
+    """A text on its way to be scored."""
+
+    row: ReadRow | None  # None where nothing has to be read
+    ids: npt.NDArray[np.uint16]  # of the text, unknown characters dropped where they are skipped
+    unknown: tuple[int, ...]
+    context_tokens: int
+    lacks_first: bool  # nothing stands before the first token
+
+
+def _at_most(pointer: str, value: int, limit: int, unit: str) -> None:
+    if value > limit:
+        raise InvalidRequest.at(pointer, f"{value} {unit}; at most {limit} are allowed")
+
+
+async def _off_loop(size: int, function: Callable[[], Result]) -> Result:
+    """Call the function: at once for a small request, else in a thread, so that no one waits."""
+    return function() if size <= LARGE_CHARS else await asyncio.to_thread(function)

@@ -1,0 +1,106 @@
+"""Every error a client can see, mapped to HTTP in one place.
+
+    ServiceError
+    ├── BadRequest 400            the body is not JSON
+    ├── ModelNotFound 404
+    ├── BodyTooLarge 413
+    ├── UnsupportedMediaType 415
+    ├── InvalidRequest 422        schema and limits; `errors` points at the fields
+    ├── QueueFull 429             with Retry-After
+    ├── ModelFailure 500          the model run raised, or gave NaN
+    ├── EngineStopped 503         with Retry-After
+    └── DeadlineExceeded 504
+
+Messages say what was wrong and what is allowed. They never hold what the client sent.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One mistake in the body: where, as a JSON pointer (RFC 6901), and what is allowed."""
+
+    pointer: str
+    detail: str
+
+
+class ServiceError(Exception):
+    """Base of all: an HTTP status, a stable `type` and a message for people."""
+
+    status: ClassVar[int]
+    type: ClassVar[str]
+    title: ClassVar[str]
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = tuple(errors)
+        self.headers = dict(headers or {})
+
+
+class BadRequest(ServiceError):
+    """The body is not JSON."""
+
+    status, type, title = 400, "bad-request", "Bad request"
+
+
+class ModelNotFound(ServiceError):
+    """No served model has that name."""
+
+    status, type, title = 404, "model-not-found", "Model not found"
+
+
+class BodyTooLarge(ServiceError):
+    """The body is over the limit."""
+
+    status, type, title = 413, "body-too-large", "Body too large"
+
+
+class UnsupportedMediaType(ServiceError):
+    """The body is not `application/json`, or is compressed."""
+
+    status, type, title = 415, "unsupported-media-type", "Unsupported media type"
+
+
+class InvalidRequest(ServiceError):
+    """The body is JSON, but not a request that can be answered."""
+
+    status, type, title = 422, "invalid-request", "Invalid request"
+
+    @classmethod
+    def at(cls, pointer: str, detail: str) -> "InvalidRequest":
+        """One mistake in one field."""
+        return cls(detail, errors=[FieldError(pointer, detail)])
+
+
+class QueueFull(ServiceError):
+    """There is no room for the request now."""
+
+    status, type, title = 429, "queue-full", "Queue full"
+
+
+class ModelFailure(ServiceError):
+    """The model run failed for this request; others went on."""
+
+    status, type, title = 500, "model-failure", "Model failure"
+
+
+class EngineStopped(ServiceError):
+    """The engine is not running: starting, draining or dead."""
+
+    status, type, title = 503, "engine-stopped", "Engine stopped"
+
+
+class DeadlineExceeded(ServiceError):
+    """The request took longer than the server allows; its rows are free again."""
+
+    status, type, title = 504, "deadline-exceeded", "Deadline exceeded"

@@ -1,0 +1,412 @@
+"""The wire: what requests and answers look like. Every field is documented, none is extra."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from service.bundle import (
+    DataSource,
+    Limits,
+    Manifest,
+    Metrics,
+    ModelShape,
+    Normalization,
+    TrainingRecord,
+)
+from service.engine import (
+    Choice,
+    Engine,
+    Generated,
+    GenerateOptions,
+    Scored,
+    ScoredToken,
+    ScoreOptions,
+)
+from service.sampling import SamplingParams
+
+MAX_ALTERNATIVES = 20
+
+
+def _not_empty(value: str | list[str]) -> str | list[str]:
+    if isinstance(value, list) and not value:
+        raise ValueError("a list holds at least one text")
+    return value
+
+
+Texts = Annotated[str | list[str], AfterValidator(_not_empty)]
+
+
+class _Request(BaseModel):
+    # strict: a bool is no integer and "8" is no 8.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: str | None = Field(
+        None, description="Name of a served model; may be left out where only one is served."
+    )
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class GenerateRequest(_Request):
+    """Continue one prompt or a list of prompts."""
+
+    prompt: Texts = Field(description="A text or a list of texts; it may be empty.")
+    max_tokens: int = Field(128, ge=0, description="Most tokens to generate a choice, eos counted.")
+    temperature: float = Field(
+        1.0, ge=0.0, le=1e9, description="Divides the log-probabilities; 0 takes the likeliest."
+    )
+    top_k: int | None = Field(None, ge=1, description="Keep this many of the likeliest tokens.")
+    top_p: float = Field(
+        1.0, ge=0.0, le=1.0, description="Keep the smallest set with this probability."
+    )
+    min_p: float = Field(
+        0.0, ge=0.0, le=1.0, description="Keep tokens with this fraction of the likeliest's."
+    )
+    seed: int | None = Field(
+        None, ge=0, lt=2**63, description="Same seed, same text. Drawn where it is left out."
+    )
+    stop: str | list[str] = Field(
+        default_factory=list, description="Texts that end a choice; they are cut off."
+    )
+    n: int = Field(1, ge=1, description="Choices a prompt.")
+    echo: bool = Field(False, description="Put the prompt before each text, byte for byte.")
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_ALTERNATIVES,
+        description="Give each token's log-probability and this many alternatives: the model's "
+        "own, before temperature and filters.",
+    )
+
+    def options(self) -> GenerateOptions:
+        """What the engine takes."""
+        return GenerateOptions(
+            max_tokens=self.max_tokens,
+            sampling=SamplingParams(
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                min_p=self.min_p,
+            ),
+            seed=self.seed,
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
+            n=self.n,
+            echo=self.echo,
+            logprobs=self.logprobs,
+        )
+
+
+class ScoreRequest(_Request):
+    """The probability of one text or of a list of texts."""
+
+    text: Texts = Field(description="A text or a list of texts; it may be empty.")
+    context: str | list[str] = Field(
+        "", description="Read before the text and not counted: one for all, or one a text."
+    )
+    tokens: bool = Field(False, description="Tell about every character.")
+    top_logprobs: int = Field(
+        0, ge=0, le=MAX_ALTERNATIVES, description="With `tokens`: alternatives a character."
+    )
+    bos: bool = Field(
+        True,
+        description="The text (or its context) begins a document. Where it does not and there is "
+        "no context, the first character has no probability and is not counted.",
+    )
+    eos: bool = Field(False, description="The text ends there: count the end, too.")
+    unknown: Literal["unk", "error", "skip"] = Field(
+        "unk",
+        description="Characters outside the vocabulary: score them as the unknown token, refuse "
+        "the text, or leave them out.",
+    )
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if isinstance(self.context, list):
+            texts = [self.text] if isinstance(self.text, str) else self.text
+            if len(self.context) != len(texts):
+                raise ValueError("a list of contexts holds one for each text")
+        if self.top_logprobs and not self.tokens:
+            raise ValueError("top_logprobs needs tokens: true")
+        return self
+
+    def contexts(self, count: int) -> list[str]:
+        """One context a text."""
+        return self.context if isinstance(self.context, list) else [self.context] * count
+
+    def options(self) -> ScoreOptions:
+        """What the engine takes."""
+        return ScoreOptions(
+            tokens=self.tokens,
+            top_logprobs=self.top_logprobs,
+            bos=self.bos,
+            eos=self.eos,
+            unknown=self.unknown,
+        )
+
+
+class Usage(_Answer):
+    """What the request cost, over all inputs."""
+
+    prompt_tokens: int = Field(description="Characters read, contexts included.")
+    completion_tokens: int = Field(description="Tokens generated, eos counted.")
+    cached_tokens: int = Field(description="Of `prompt_tokens`: taken from a cache and not run.")
+
+
+class AlternativeOut(_Answer):
+    """A token that could have stood there."""
+
+    token: str = Field(description="The character; eos and its like print as U+E000 to U+E003.")
+    logprob: float = Field(description="Natural log of its probability.")
+
+
+class GeneratedToken(_Answer):
+    """A token of a choice, or of an echoed prompt."""
+
+    token: str = Field(description="The character; eos prints as U+E002.")
+    logprob: float | None = Field(description="Natural log of its probability, before temperature.")
+    top: list[AlternativeOut] = Field(description="The likeliest tokens there, likeliest first.")
+
+
+class ChoiceOut(_Answer):
+    """One continuation."""
+
+    text: str = Field(description="The text, without the stop string that ended it.")
+    finish_reason: Literal["stop", "length"] = Field(
+        description="`stop`: end of text or a stop string. `length`: max_tokens."
+    )
+    seed: int = Field(description="The seed of the request, given or drawn.")
+    logprobs: list[GeneratedToken] | None = Field(description="Where they were asked for.")
+
+    @classmethod
+    def of(cls, choice: Choice) -> "ChoiceOut":
+        """From the engine's choice."""
+        return cls.model_construct(
+            text=choice.text,
+            finish_reason=choice.finish_reason,
+            seed=choice.seed,
+            logprobs=None if choice.tokens is None else list(map(_generated_token, choice.tokens)),
+        )
+
+
+class GenerateResult(_Answer):
+    """The continuations of one prompt."""
+
+    choices: list[ChoiceOut] = Field(description="`n` of them.")
+
+
+class GenerateResponse(_Answer):
+    """Answer of `/generate`."""
+
+    model: str = Field(description="The model that answered.")
+    precision: str = Field(description="Its arithmetic.")
+    results: list[GenerateResult] = Field(description="One a prompt, in order.")
+    usage: Usage = Field(description="Counts over the whole request.")
+
+    @classmethod
+    def of(cls, engine: Engine, results: Sequence[Generated]) -> "GenerateResponse":
+        """From the engine's results."""
+        return cls.model_construct(
+            model=engine.manifest.name,
+            precision=engine.precision,
+            results=[
+                GenerateResult.model_construct(choices=[ChoiceOut.of(x) for x in result.choices])
+                for result in results
+            ],
+            usage=Usage(
+                prompt_tokens=sum(result.prompt_tokens for result in results),
+                completion_tokens=sum(x.completion_tokens for r in results for x in r.choices),
+                cached_tokens=0,
+            ),
+        )
+
+
+class ScoreToken(_Answer):
+    """A counted token."""
+
+    token: str = Field(description="The character; eos prints as U+E002, an unknown one as U+E003.")
+    logprob: float | None = Field(description="Natural log of its probability.")
+    surprisal_bits: float | None = Field(description="The same in bits, and positive.")
+    entropy_bits: float | None = Field(description="Expected surprisal before it was seen.")
+    rank: int | None = Field(description="1 is the likeliest token.")
+    top: list[AlternativeOut] = Field(description="The likeliest tokens there, likeliest first.")
+
+
+class ScoreResult(_Answer):
+    """The probability of one text."""
+
+    logprob: float = Field(description="Natural log of the text's probability.")
+    bits: float = Field(description="The same in bits, and positive: the total surprisal.")
+    bits_per_char: float | None = Field(description="bits / chars; null without characters.")
+    perplexity_per_char: float | None = Field(description="2 ** bits_per_char.")
+    chars: int = Field(description="Characters that `logprob` counts.")
+    bos: bool = Field(description="Whether the text was read as a document's beginning.")
+    eos: bool = Field(description="Whether `logprob` counts the end of the text.")
+    unknown: list[int] = Field(
+        description="Positions, in the normalized text, of characters outside the vocabulary."
+    )
+    tokens: list[ScoreToken] | None = Field(description="Every counted token, where asked for.")
+
+    @classmethod
+    def of(cls, scored: Scored) -> "ScoreResult":
+        """From the engine's result."""
+        return cls.model_construct(
+            logprob=scored.logprob,
+            bits=scored.bits,
+            bits_per_char=scored.bits_per_char,
+            perplexity_per_char=scored.perplexity_per_char,
+            chars=scored.chars,
+            bos=scored.bos,
+            eos=scored.eos,
+            unknown=list(scored.unknown),
+            tokens=None if scored.tokens is None else list(map(_score_token, scored.tokens)),
+        )
+
+
+class ScoreResponse(_Answer):
+    """Answer of `/score`."""
+
+    model: str = Field(description="The model that answered.")
+    precision: str = Field(description="Its arithmetic.")
+    results: list[ScoreResult] = Field(description="One a text, in order.")
+    usage: Usage = Field(description="Counts over the whole request.")
+
+    @classmethod
+    def of(cls, engine: Engine, results: Sequence[Scored]) -> "ScoreResponse":
+        """From the engine's results."""
+        return cls.model_construct(
+            model=engine.manifest.name,
+            precision=engine.precision,
+            results=[ScoreResult.of(result) for result in results],
+            usage=Usage(
+                prompt_tokens=sum(result.prompt_tokens for result in results),
+                completion_tokens=0,
+                cached_tokens=0,
+            ),
+        )
+
+
+class ModelSummary(_Answer):
+    """One line of `/models`."""
+
+    name: str = Field(description="What requests call it.")
+    task: str = Field(description="Which endpoints it answers.")
+    description: str = Field(description="One sentence.")
+    precision: str = Field(description="The arithmetic it is served in.")
+
+    @classmethod
+    def of(cls, engine: Engine) -> "ModelSummary":
+        """From an engine."""
+        manifest = engine.manifest
+        return cls(
+            name=manifest.name,
+            task=manifest.task,
+            description=manifest.description,
+            precision=engine.precision,
+        )
+
+
+class ModelList(_Answer):
+    """Answer of `/models`."""
+
+    models: list[ModelSummary] = Field(description="Every served model, by name.")
+
+
+class ModelDetail(ModelSummary):
+    """Answer of `/models/{name}`: the manifest's public part."""
+
+    license: str = Field(description="Terms of the weights.")
+    created: str = Field(description="When it was exported.")
+    precisions: list[str] = Field(description="Graphs in the bundle.")
+    model: ModelShape = Field(description="What the model is.")
+    vocab_size: int = Field(description="Tokens, the four special ones included.")
+    normalization: Normalization = Field(description="What is done to every text first.")
+    limits: Limits = Field(description="What the bundle allows.")
+    data: DataSource = Field(description="What it was trained on.")
+    metrics: Metrics = Field(description="What it is worth, beside the baselines.")
+    training: TrainingRecord = Field(description="How it was trained.")
+
+    @classmethod
+    def of(cls, engine: Engine) -> "ModelDetail":
+        """From an engine."""
+        manifest: Manifest = engine.manifest
+        return cls(
+            **ModelSummary.of(engine).model_dump(),
+            license=manifest.license,
+            created=manifest.created,
+            precisions=sorted({graph.precision for graph in manifest.graphs}),
+            model=manifest.model,
+            vocab_size=manifest.vocab.size,
+            normalization=manifest.normalization,
+            limits=manifest.limits,
+            data=manifest.data,
+            metrics=manifest.metrics,
+            training=manifest.training,
+        )
+
+
+class Live(_Answer):
+    """Answer of `/livez`."""
+
+    status: Literal["live"] = Field(description="The process answers.")
+
+
+class EngineState(_Answer):
+    """One model's engine."""
+
+    model: str = Field(description="The model.")
+    ready: bool = Field(description="Whether its worker takes work.")
+    last_step_age_s: float = Field(description="Seconds since its last step; it idles between.")
+
+
+class Ready(_Answer):
+    """Answer of `/readyz`, with 200 or 503."""
+
+    status: Literal["ready", "not ready"] = Field(description="Whether to send traffic.")
+    reasons: list[str] = Field(description="Why not; empty when ready.")
+    engines: list[EngineState] = Field(description="Every engine.")
+
+
+class FieldErrorOut(_Answer):
+    """One mistake in the body."""
+
+    pointer: str = Field(description="Where: a JSON pointer (RFC 6901).")
+    detail: str = Field(description="What is allowed there.")
+
+
+class Problem(_Answer):
+    """An error, as RFC 9457 has it. It never holds what the client sent."""
+
+    type: str = Field(description="Stable name of the kind of error.")
+    title: str = Field(description="The same for people.")
+    status: int = Field(description="The HTTP status.")
+    detail: str = Field(description="What was wrong and what is allowed.")
+    request_id: str = Field(description="Also in the `X-Request-Id` header and in the log.")
+    errors: list[FieldErrorOut] = Field(description="The mistakes in the body, if it was that.")
+
+
+def _generated_token(token: ScoredToken) -> GeneratedToken:
+    return GeneratedToken.model_construct(
+        token=token.token, logprob=token.logprob, top=_alternatives(token)
+    )
+
+
+def _score_token(token: ScoredToken) -> ScoreToken:
+    surprisal = None if token.logprob is None else -token.logprob / _LN_2 + 0.0
+    return ScoreToken.model_construct(
+        token=token.token,
+        logprob=token.logprob,
+        surprisal_bits=surprisal,
+        entropy_bits=token.entropy_bits,
+        rank=token.rank,
+        top=_alternatives(token),
+    )
+
+
+def _alternatives(token: ScoredToken) -> list[AlternativeOut]:
+    return [AlternativeOut.model_construct(token=x.token, logprob=x.logprob) for x in token.top]
+
+
+_LN_2 = 0.6931471805599453

@@ -1,0 +1,69 @@
+"""Settings: environment variables `UNROLL_<NAME>` and flags `--<name>`; a flag wins."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PREFIX = "UNROLL_"
+
+Count = Annotated[int, Field(gt=0)]
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used; one line a mistake."""
+
+
+class Settings(BaseModel):
+    """Everything that an operator may choose."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    models_dir: Path = Field(Path("models"), description="folder of bundles")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="log level")
+    max_body_bytes: Count = Field(8 * 2**20, description="largest request body")
+    max_inputs: Count = Field(1024, description="most texts in one request")
+    max_prompt_chars: Count = Field(100_000, description="longest prompt of /generate")
+    max_detail_chars: Count = Field(20_000, description="most characters with `tokens`, a request")
+    max_tokens: Count = Field(4096, description="most tokens that one choice may generate")
+    max_n: Count = Field(16, description="most choices a prompt")
+    max_cost_tokens: Count = Field(
+        262_144, description="most tokens that one request may generate: inputs · n · max_tokens"
+    )
+    max_stop: Count = Field(16, description="most stop strings")
+    max_stop_chars: Count = Field(256, description="longest stop string")
+    max_rows: Count = Field(64, description="rows that step together, a model")
+    max_queue_rows: Count = Field(4096, description="rows that may wait, a model")
+    max_queue_tokens: Count = Field(16 * 2**20, description="tokens that may wait, a model")
+    request_timeout_s: float = Field(120.0, gt=0, description="longest time for one request")
+
+
+def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
+    """Settings from flags and environment. Raises SettingsError; `--help` exits."""
+    parser = argparse.ArgumentParser(
+        prog="python -m service", description="Serve the bundles of a folder over HTTP."
+    )
+    for name, field in Settings.model_fields.items():
+        help_text = f"{field.description} (default: {field.default}; {PREFIX}{name.upper()})"
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", dest=name, metavar="VALUE", help=help_text
+        )
+    known = {PREFIX + name.upper(): name for name in Settings.model_fields}
+    unknown = [key for key in environment if key.startswith(PREFIX) and key not in known]
+    if unknown:
+        raise SettingsError(f"{unknown[0]}: no such setting; there are {', '.join(known)}")
+    values = {name: environment[key] for key, name in known.items() if key in environment}
+    flags = vars(parser.parse_args(arguments))
+    values |= {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        lines = [
+            f"{PREFIX}{str(mistake['loc'][0]).upper()}: {mistake['msg']}"
+            for mistake in error.errors(include_url=False)
+        ]
+        raise SettingsError("\n".join(lines)) from error

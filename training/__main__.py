@@ -1,0 +1,176 @@
+"""`python -m training`: train, evaluate, sample, export, baselines."""
+
+import os
+
+# Before torch is imported: a spinning thread pool costs a shared machine 10 to 45 times.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from service.bundle import Vocabulary
+from training import corpus as corpora
+from training.checkpoint import CheckpointError
+from training.config import Config, ConfigError, load_config
+from training.evaluation import evaluate
+from training.export import ExportError, export, held_out_split
+from training.report import measure_baselines, measurement, table
+from training.sampling import sample
+from training.trainer import LAST, Stopped, Trainer, TrainingError, load_best
+
+CONFIG_FILE = "config.toml"
+# The configuration's own folder, so that its relative paths hold inside a run's folder too.
+BASE_FILE = "base.txt"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status: 0 done, 1 it failed, 2 bad usage, 128 + n on signal n."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except Stopped as stopped:
+        _say(f"stopped by {stopped}; `--resume` goes on from {options.run or 'the run folder'}")
+        return 128 + stopped.signal_number
+    except (ConfigError, CheckpointError, TrainingError, ExportError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train the model of a configuration")
+    train.add_argument("config", type=Path, metavar="CONFIG.toml")
+    train.add_argument("--run", type=Path, help="the run's folder (default: runs/NAME)")
+    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    train.add_argument("--device", choices=("cpu", "cuda"), help="instead of training.device")
+    train.set_defaults(command=_train)
+
+    evaluating = commands.add_parser("evaluate", help="score a split with a run's best weights")
+    evaluating.add_argument("run", type=Path, metavar="RUN")
+    evaluating.add_argument("--split", choices=corpora.SPLITS, help="default: test, else valid")
+    evaluating.set_defaults(command=_evaluate)
+
+    sampling = commands.add_parser("sample", help="write text with a run's best weights")
+    sampling.add_argument("run", type=Path, metavar="RUN")
+    sampling.add_argument("--prompt", default="")
+    sampling.add_argument("--max-tokens", type=int, default=400)
+    sampling.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
+    sampling.add_argument("--seed", type=int, default=1)
+    sampling.set_defaults(command=_sample)
+
+    exporting = commands.add_parser("export", help="write a run's best weights as a bundle")
+    exporting.add_argument("run", type=Path, metavar="RUN")
+    exporting.add_argument("--models", type=Path, default=Path("models"))
+    exporting.add_argument("--name", help="default: the configuration's")
+    exporting.set_defaults(command=_export)
+
+    baselines = commands.add_parser("baselines", help="measure the n-gram floors of a corpus")
+    baselines.add_argument("config", type=Path, metavar="CONFIG.toml")
+    baselines.add_argument("--run", type=Path, help="the run's folder (default: runs/NAME)")
+    baselines.set_defaults(command=_baselines)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> None:
+    config = load_config(options.config)
+    if options.device:
+        changed = config.training.model_copy(update={"device": options.device})
+        config = config.model_copy(update={"training": changed})
+    run_dir = options.run = options.run or Path("runs") / config.name
+    if (run_dir / LAST).exists() and not options.resume:
+        raise ConfigError(
+            f"{run_dir}: holds a run; add --resume, or name another folder with --run"
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / CONFIG_FILE).write_bytes(options.config.read_bytes())
+    (run_dir / BASE_FILE).write_text(str(options.config.resolve().parent))
+    corpus = _open_corpus(config, run_dir)
+    _say(
+        f"{config.name}: {corpus.train.chars:,} characters to train, {corpus.valid.chars:,} to "
+        f"validate, {corpus.test.chars:,} to test; {len(corpus.vocab)} tokens"
+    )
+    trainer = Trainer(config, corpus, run_dir)
+    if options.resume:
+        trainer.resume()
+    valid = trainer.run(resumed=options.resume)
+    _say(f"best step {trainer.best_step}; {trainer.seconds:.0f} s of training and evaluation")
+    name, held_out = held_out_split(corpus)
+    score = (
+        valid if name == "valid" else evaluate(trainer.evaluated_model, held_out, trainer.device)
+    )
+    measurements = [
+        measurement(f"{config.name} (PyTorch)", "model", score),
+        *measure_baselines(corpus.train, held_out, len(corpus.vocab), config.baselines),
+    ]
+    document = {"split": name, "measurements": [x.model_dump() for x in measurements]}
+    (run_dir / "metrics.json").write_text(json.dumps(document, indent=2) + "\n")
+    _say(f"valid: {valid.loss:.4f} nats/token, {valid.bits_per_char:.4f} bits/char")
+    _say(table(f"{name}, {held_out.chars:,} characters", measurements))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    config, model, _ = load_best(options.run)
+    corpus = _open_corpus(config, options.run)
+    name = options.split or held_out_split(corpus)[0]
+    split = corpus.split(name)
+    if split.chars == 0:
+        raise ConfigError(f"the {name} split is empty")
+    score = evaluate(model, split, torch.device("cpu"))
+    _say(table(f"{name}, {split.chars:,} characters", [measurement(config.name, "model", score)]))
+
+
+def _sample(options: argparse.Namespace) -> None:
+    config, model, record = load_best(options.run)
+    vocab = Vocabulary(record["vocab"])
+    text = sample(
+        model,
+        vocab,
+        config.data.normalization,
+        prompt=options.prompt,
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+    )
+    _say(options.prompt + text)
+
+
+def _export(options: argparse.Namespace) -> None:
+    config, _, _ = load_best(options.run)
+    corpus = _open_corpus(config, options.run)
+    path = export(options.run, corpus, options.models, name=options.name)
+    size = sum(file.stat().st_size for file in path.iterdir())
+    _say(f"{path}: {size:,} bytes")
+
+
+def _baselines(options: argparse.Namespace) -> None:
+    config = load_config(options.config)
+    run_dir = options.run or Path("runs") / config.name
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / BASE_FILE).write_text(str(options.config.resolve().parent))
+    corpus = _open_corpus(config, run_dir)
+    name, held_out = held_out_split(corpus)
+    floors = measure_baselines(corpus.train, held_out, len(corpus.vocab), config.baselines)
+    _say(table(f"{name}, {held_out.chars:,} characters", floors))
+
+
+def _open_corpus(config: Config, run_dir: Path) -> corpora.Corpus:
+    """The prepared text in the run's folder, prepared anew where the input has changed."""
+    base = Path((run_dir / BASE_FILE).read_text())
+    return corpora.prepare(config.data, base, run_dir / "corpus")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

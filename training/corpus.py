@@ -1,0 +1,257 @@
+"""Text files to a memory-mapped array of ids, in constant memory.
+
+Three passes stream the files: one counts characters and documents, one counts the training
+split's characters for the vocabulary, one writes the ids. Every document is stored as
+`bos, characters, eos`; a split is a range of documents.
+"""
+
+import codecs
+import glob
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from service.bundle import (
+    BOS_ID,
+    EOS_ID,
+    SPECIAL_TOKENS,
+    Normalization,
+    Vocabulary,
+    normalize,
+)
+from training.config import ConfigError, DataConfig
+
+SPLITS = ("train", "valid", "test")
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The documents of one split, back to back."""
+
+    ids: npt.NDArray[np.uint16]  # memory-mapped
+    starts: npt.NDArray[np.int64]  # [documents + 1] offsets into ids
+
+    @property
+    def documents(self) -> int:
+        """Number of documents."""
+        return len(self.starts) - 1
+
+    @property
+    def tokens(self) -> int:
+        """Predicted tokens: every character, and eos a document."""
+        return len(self.ids) - self.documents
+
+    @property
+    def chars(self) -> int:
+        """Characters, bos and eos not counted."""
+        return len(self.ids) - 2 * self.documents
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """A prepared corpus: the vocabulary and the three splits."""
+
+    vocab: Vocabulary
+    sha256: str  # over the input files, in order
+    train: Split
+    valid: Split
+    test: Split
+
+    def split(self, name: str) -> Split:
+        """The split called `train`, `valid` or `test`."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}[name]
+
+
+def input_files(config: DataConfig, base: Path) -> list[Path]:
+    """The files that the config names, globs expanded and sorted. Raises ConfigError for none."""
+    files: list[Path] = []
+    for pattern in config.files:
+        found = sorted(Path(x) for x in glob.glob(str(base / pattern), recursive=True))  # noqa: PTH207  absolute patterns too
+        if not found:
+            raise ConfigError(f"data.files: nothing matches {pattern!r} beside the configuration")
+        files.extend(path for path in found if path.is_file())
+    return files
+
+
+def prepare(config: DataConfig, base: Path, folder: Path) -> Corpus:
+    """Write the corpus into `folder`, or reuse what is there if inputs and options are the same."""
+    files = input_files(config, base)
+    digest = _digest(files)
+    options = config.model_dump(include={"documents", "normalization", "min_count"})
+    options |= config.model_dump(include={"valid_fraction", "test_fraction"})
+    key = {"format": 1, "sha256": digest, **options}
+    record = folder / "corpus.json"
+    if not record.exists() or json.loads(record.read_text())["key"] != key:
+        folder.mkdir(parents=True, exist_ok=True)
+        record.unlink(missing_ok=True)
+        tokens = _write(config, files, folder)
+        record.write_text(json.dumps({"key": key, "tokens": tokens}))
+    return load(folder)
+
+
+def load(folder: Path) -> Corpus:
+    """Open a prepared corpus."""
+    record = json.loads((folder / "corpus.json").read_text())
+    splits = {}
+    for name in SPLITS:
+        starts = np.memmap(folder / f"{name}.starts", dtype=np.int64, mode="r")
+        path = folder / f"{name}.ids"
+        # An empty file cannot be mapped.
+        empty = path.stat().st_size == 0
+        ids = np.empty(0, np.uint16) if empty else np.memmap(path, dtype=np.uint16, mode="r")
+        splits[name] = Split(ids, starts)
+    return Corpus(Vocabulary(record["tokens"]), record["key"]["sha256"], **splits)
+
+
+def stream_text(path: Path, rules: Normalization) -> Iterator[str]:
+    """Normalized pieces of a UTF-8 file. Raises ConfigError for a file that is not UTF-8.
+
+    Pieces are cut before white space, which neither composes with what stands before it nor
+    changes how it is lower-cased, so that the pieces together are the whole text's normal form.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    rest = ""
+    with path.open("rb") as stream:
+        while block := stream.read(_READ_BYTES):
+            try:
+                rest += decoder.decode(block)
+            except UnicodeDecodeError as error:
+                raise ConfigError(f"{path}: not UTF-8: {error.reason}") from error
+            cut = max(rest.rfind(" "), rest.rfind("\n"))
+            # CR LF must stay in one piece.
+            if cut > 0 and rest[cut - 1] == "\r":
+                cut -= 1
+            if cut > 0:
+                yield normalize(rest[:cut], rules)
+                rest = rest[cut:]
+    try:
+        rest += decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8: {error.reason}") from error
+    if rest:
+        yield normalize(rest, rules)
+
+
+def _documents(config: DataConfig, files: list[Path]) -> Iterator[tuple[str, bool]]:
+    """(text, ends) pieces: `ends` is true on the last piece of a document."""
+    for path in files:
+        if config.documents == "file":
+            for piece in stream_text(path, config.normalization):
+                yield piece, False
+            yield "", True
+            continue
+        line_open = False
+        for piece in stream_text(path, config.normalization):
+            *whole, last = piece.split("\n")
+            for line in whole:
+                # Blank lines separate, they are not texts.
+                if line or line_open:
+                    yield line, True
+                line_open = False
+            if last:
+                yield last, False
+                line_open = True
+        if line_open:
+            yield "", True
+
+
+def _write(config: DataConfig, files: list[Path], folder: Path) -> list[str]:
+    """Write every split's ids and document offsets; returns the vocabulary's tokens."""
+    total = sum(len(piece) for piece, _ in _documents(config, files))
+    if total == 0:
+        raise ConfigError("data.files: there is no text in them")
+    ends = _split_ends(config, total)
+    vocab = _vocabulary(config, files, ends)
+    with ExitStack() as stack:
+        ids = [stack.enter_context((folder / f"{name}.ids").open("wb")) for name in SPLITS]
+        starts = [stack.enter_context((folder / f"{name}.starts").open("wb")) for name in SPLITS]
+        document_open = False
+        for split, text, ends_here in _assign(config, files, ends):
+            piece = vocab.encode(text)
+            if not document_open:
+                starts[split].write(np.int64(ids[split].tell() // piece.itemsize).tobytes())
+                ids[split].write(np.uint16(BOS_ID).tobytes())
+            ids[split].write(piece.tobytes())
+            if ends_here:
+                ids[split].write(np.uint16(EOS_ID).tobytes())
+            document_open = not ends_here
+        for split_ids, split_starts in zip(ids, starts, strict=True):
+            split_starts.write(np.int64(split_ids.tell() // 2).tobytes())
+    return list(vocab.tokens)
+
+
+def _vocabulary(config: DataConfig, files: list[Path], ends: tuple[int, int]) -> Vocabulary:
+    """The training split's characters, but the rare ones."""
+    counts: Counter[str] = Counter()
+    for split, text, _ in _assign(config, files, ends):
+        if split == 0:
+            counts.update(text)
+    vocab = Vocabulary.of_characters(c for c, n in counts.items() if n >= config.min_count)
+    if len(vocab) == len(SPECIAL_TOKENS):
+        raise ConfigError("data.min_count: no character of the training split is that frequent")
+    return vocab
+
+
+def _split_ends(config: DataConfig, total: int) -> tuple[int, int]:
+    """Characters before the end of the training split, and before the end of the validation."""
+    train = 1.0 - config.valid_fraction - config.test_fraction
+    # Rounded first: 1 - 0.1 is 0.9, and 0.9 of a million characters is not 899,999.
+    train_end = int(round(train, 9) * total)
+    if config.test_fraction == 0.0:
+        return train_end, total
+    return train_end, int(round(1.0 - config.test_fraction, 9) * total)
+
+
+def _assign(
+    config: DataConfig, files: list[Path], ends: tuple[int, int]
+) -> Iterator[tuple[int, str, bool]]:
+    """(split, text, ends) pieces in order.
+
+    A file is cut where the split ends, and each part is a document of its own; a line belongs to
+    the split in which it starts.
+    """
+    position = 0  # characters before this piece
+    split = 0
+    fresh = True  # at the start of a document
+    for text, ends_here in _documents(config, files):
+        if config.documents == "line":
+            if fresh:
+                split = _split_at(position, ends)
+            yield split, text, ends_here
+            fresh = ends_here
+            position += len(text)
+        else:
+            rest = text
+            while split < 2 and position + len(rest) > ends[split]:
+                cut = ends[split] - position
+                # An empty part is not a document.
+                if cut or not fresh:
+                    yield split, rest[:cut], True
+                    fresh = True
+                rest, position = rest[cut:], ends[split]
+                split += 1
+            if rest or not fresh:
+                yield split, rest, ends_here
+                fresh = ends_here
+            position += len(rest)
+
+
+def _split_at(position: int, ends: tuple[int, int]) -> int:
+    return 0 if position < ends[0] else 1 if position < ends[1] else 2
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            while block := stream.read(_READ_BYTES):
+                digest.update(block)
+    return digest.hexdigest()

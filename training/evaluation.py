@@ -1,0 +1,64 @@
+"""What a model is worth on a split: nats a token, bits a character, perplexity.
+
+B batch, T time, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from service.bundle import PAD_ID
+from training.corpus import Split
+from training.language_model import LanguageModel
+from training.windows import SequentialWindows
+
+# Tokens of one evaluation window over all lanes: bounds the logits that stand in memory.
+_WINDOW_TOKENS = 2048
+_MAX_LANES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A total over a split, and the means that people compare."""
+
+    nats: float  # total negative log-probability
+    tokens: int  # predicted tokens: characters, and eos a document
+    chars: int
+
+    @property
+    def loss(self) -> float:
+        """Mean nats a predicted token."""
+        return self.nats / self.tokens
+
+    @property
+    def bits_per_char(self) -> float:
+        """Total bits over the number of characters."""
+        return self.nats / (self.chars * math.log(2))
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean nats a predicted token."""
+        return math.exp(self.loss)
+
+
+@torch.no_grad()
+def evaluate(model: LanguageModel, split: Split, device: torch.device) -> Score:
+    """Score a whole split in order; the state is carried through each document."""
+    was_training = model.training
+    model.eval()
+    lanes = min(split.documents, _MAX_LANES)
+    states = model.to(device).initial_states(lanes)
+    nats = 0.0
+    for window in SequentialWindows(split, lanes, _WINDOW_TOKENS // lanes):
+        keep = torch.from_numpy(~window.reset).to(device).unsqueeze(1)
+        tokens = torch.from_numpy(window.tokens).to(device)
+        targets = torch.from_numpy(window.targets).to(device)
+        logits, states = model(tokens, [state * keep for state in states])  # [B, T, V]
+        losses = functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=PAD_ID, reduction="none"
+        )
+        nats += float(losses.double().sum())
+    model.train(was_training)
+    return Score(nats, split.tokens, split.chars)
