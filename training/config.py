@@ -84,8 +84,15 @@ class TrainingConfig(_Section):
     sample_prompt: str = ""  # a sample is printed at every evaluation
     sample_chars: Annotated[int, Field(ge=0)] = 200
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
-    threads: PositiveInt | None = None  # None: all cores this process may use
+    replicas: PositiveInt = 1  # groups of lanes computed side by side, a thread each
+    threads: PositiveInt | None = None  # for all of them; None: every core this process may use
     device: Literal["cpu", "cuda"] = "cpu"
+
+    @model_validator(mode="after")
+    def _lanes_divide(self) -> Self:
+        if self.batch_size % self.replicas:
+            raise ValueError("batch_size must be a multiple of replicas")
+        return self
 
 
 class BaselineConfig(_Section):

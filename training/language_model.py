@@ -10,7 +10,6 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from training.config import ModelConfig
 
@@ -44,19 +43,16 @@ class RecurrentLayer(nn.Module):
         if cell == "lstm":
             self.bias_ih.data[hidden_size : 2 * hidden_size] = 1.0
 
-    def forward(self, inputs: Tensor, states: States, weight_drop: float) -> tuple[Tensor, States]:
+    def forward(
+        self, inputs: Tensor, states: States, weight_mask: Tensor | None
+    ) -> tuple[Tensor, States]:
         """Read `inputs` [T, B, E] from `states` ([B, H] each); outputs [T, B, H] and new states.
 
-        `weight_drop` zeroes entries of the recurrent matrix, one mask for the whole window
-        (Merity et al. 2017).
+        `weight_mask` scales the recurrent matrix, one mask for the whole window: DropConnect as
+        in Merity et al. 2017.
         """
-        weight_hh = functional.dropout(self.weight_hh, weight_drop) if weight_drop else None
-        weights = [
-            self.weight_ih,
-            self.weight_hh if weight_hh is None else weight_hh,
-            self.bias_ih,
-            self.bias_hh,
-        ]
+        weight_hh = self.weight_hh if weight_mask is None else self.weight_hh * weight_mask
+        weights = [self.weight_ih, weight_hh, self.bias_ih, self.bias_hh]
         initial = [state.unsqueeze(0) for state in states]  # [1, B, H]
         # has_biases, num_layers, dropout, train, bidirectional, batch_first
         options = (True, 1, 0.0, self.training, False, False)
@@ -93,31 +89,53 @@ class LanguageModel(nn.Module):
         names = STATE_NAMES[self.config.cell]
         return [f"{name}{i}" for i in range(self.config.num_layers) for name in names]
 
+    @property
+    def recurrent_layers(self) -> list[RecurrentLayer]:
+        """The recurrent layers, first to last."""
+        return [layer for layer in self.layers if isinstance(layer, RecurrentLayer)]
+
     def initial_states(self, batch_size: int) -> States:
         """Zeros, [B, H] each."""
         zeros = self.output.weight.new_zeros(batch_size, self.config.hidden_size)
         return tuple(zeros.clone() for _ in self.state_names)
 
-    def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, States]:
-        """Logits [B, T, V] of the token after each of `tokens` [B, T], and the states after."""
+    def forward(
+        self,
+        tokens: Tensor,
+        states: Sequence[Tensor],
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, States]:
+        """Logits [B, T, V] of the token after each of `tokens` [B, T], and the states after.
+
+        In training mode `generator` draws the dropout masks; None takes torch's own.
+        """
         config = self.config
         x = self.embedding(tokens.t())  # [T, B, E]
-        x = self._locked_dropout(x, config.dropout_input)
-        weight_drop = config.weight_drop if self.training else 0.0
+        x = self._locked_dropout(x, config.dropout_input, generator)
         per_layer = len(STATE_NAMES[config.cell])
         after: list[Tensor] = []
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(self.recurrent_layers):
             if i:
-                x = self._locked_dropout(x, config.dropout_between)
+                x = self._locked_dropout(x, config.dropout_between, generator)
             before = tuple(states[i * per_layer : (i + 1) * per_layer])
-            x, new_states = layer(x, before, weight_drop)  # [T, B, H]
+            weight_mask = self._mask(layer.weight_hh, config.weight_drop, generator)
+            x, new_states = layer(x, before, weight_mask)  # [T, B, H]
             after.extend(new_states)
-        x = self._locked_dropout(x, config.dropout_output)
+        x = self._locked_dropout(x, config.dropout_output, generator)
         return self.output(x).transpose(0, 1), tuple(after)  # [B, T, V]
 
-    def _locked_dropout(self, x: Tensor, probability: float) -> Tensor:
+    def _locked_dropout(
+        self, x: Tensor, probability: float, generator: torch.Generator | None
+    ) -> Tensor:
         """Dropout with one mask for all time steps (Gal and Ghahramani 2016)."""
+        mask = self._mask(x[:1], probability, generator)  # [1, B, D]
+        return x if mask is None else x * mask
+
+    def _mask(
+        self, like: Tensor, probability: float, generator: torch.Generator | None
+    ) -> Tensor | None:
+        """Zeros with the probability, else what keeps the mean; None outside of training."""
         if not self.training or probability == 0.0:
-            return x
-        mask = torch.ones_like(x[:1])  # [1, B, D]
-        return x * functional.dropout(mask, probability)
+            return None
+        mask = torch.empty_like(like, requires_grad=False)
+        return mask.bernoulli_(1.0 - probability, generator=generator).div_(1.0 - probability)

@@ -21,7 +21,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from training.language_model import STATE_NAMES, LanguageModel, RecurrentLayer
+from training.language_model import STATE_NAMES, LanguageModel
 
 OPSET = 18
 IR_VERSION = 9
@@ -100,7 +100,7 @@ def _operator_layers(graph: _Graph, model: LanguageModel) -> str:
     # ONNX orders the gates otherwise than torch: i o f c for i f g o, and z r h for r z n.
     order = (0, 3, 1, 2) if config.cell == "lstm" else (1, 0, 2)
     attributes = {"linear_before_reset": 1} if config.cell == "gru" else {}
-    for i, layer in enumerate(_layers(model)):
+    for i, layer in enumerate(model.recurrent_layers):
         names = [f"{name}{i}" for name in STATE_NAMES[config.cell]]
         weights = [_reorder(_array(w), order) for w in (layer.weight_ih, layer.weight_hh)]
         biases = [_reorder(_array(b), order) for b in (layer.bias_ih, layer.bias_hh)]
@@ -128,7 +128,7 @@ def _operator_layers(graph: _Graph, model: LanguageModel) -> str:
 def _scan_layers(graph: _Graph, model: LanguageModel) -> str:
     """The tanh RNN as one Scan over all layers; returns the last layer's outputs [T, B, H]."""
     hidden = model.config.hidden_size
-    layers = _layers(model)
+    layers = model.recurrent_layers
     # The first layer's input product and its biases depend on the character alone: one table.
     first = layers[0]
     table = (
@@ -191,10 +191,6 @@ def _add_time_mask(graph: _Graph) -> None:
     graph.add("Cast", ["lengths"], "lengths_64", to=TensorProto.INT64)
     graph.add("Less", ["times_column", "lengths_64"], "inside_length")  # [T, B]
     graph.add("Unsqueeze", ["inside_length", "axis_2"], "mask")
-
-
-def _layers(model: LanguageModel) -> list[RecurrentLayer]:
-    return [layer for layer in model.layers if isinstance(layer, RecurrentLayer)]
 
 
 def _array(parameter: Tensor) -> FloatArray:

@@ -30,15 +30,15 @@ def measure_baselines(
 ) -> list[Measurement]:
     """Unigram and interpolated modified Kneser-Ney of every order up to the config's.
 
-    The n-gram tables stand in memory, so a training split over `max_train_chars` is cut there, at
-    a document's end where there is one, and the name of the baseline says so.
+    The n-gram tables stand in memory, so of a training split over `max_train_chars` only the first
+    tokens are counted, and the name of the baseline says so.
     """
     ids, starts = train.ids, train.starts
     suffix = ""
     if train.chars > config.max_train_chars:
         ids = ids[: config.max_train_chars]
         starts = np.append(starts[starts < len(ids)], len(ids))
-        suffix = f" (first {config.max_train_chars} characters)"
+        suffix = f" (first {config.max_train_chars:,} tokens)"
     models = ngram.fit(ids, starts, vocab_size, config.max_order)
     totals = ngram.evaluate(models, held_out.ids, held_out.starts)
     return [

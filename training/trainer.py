@@ -17,7 +17,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from tqdm import tqdm
 
@@ -27,6 +26,7 @@ from training.config import Config, TrainingConfig
 from training.corpus import Corpus
 from training.evaluation import Score, evaluate
 from training.language_model import LanguageModel
+from training.replicas import Replicas
 from training.run_log import RunLog
 from training.sampling import sample
 from training.windows import Windows
@@ -69,7 +69,6 @@ class Trainer:
         options = config.training
         if options.device == "cuda" and not torch.cuda.is_available():
             raise TrainingError('training.device: "cuda" is not available here; "cpu" is')
-        torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
         torch.manual_seed(options.seed)
         self.device = torch.device(options.device)
         self.model = LanguageModel(config.model, len(corpus.vocab)).to(self.device)
@@ -91,7 +90,13 @@ class Trainer:
             restart_probability=options.restart_probability,
             line_end_id=vocab.tokens.index("\n") if "\n" in vocab.tokens else None,
         )
-        self.states = self.model.initial_states(options.batch_size)
+        self.replicas = Replicas(
+            self.model,
+            options.replicas,
+            options.batch_size,
+            options.seed,
+            options.threads or len(os.sched_getaffinity(0)),
+        )
         self.step = 0
         self.best_loss = math.inf
         self.best_step = 0
@@ -109,28 +114,20 @@ class Trainer:
         window = self.windows.next()
         tokens = torch.from_numpy(window.tokens).to(self.device)
         targets = torch.from_numpy(window.targets).to(self.device)
-        keep = torch.from_numpy(~window.reset).to(self.device).unsqueeze(1)
+        reset = torch.from_numpy(window.reset).to(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, options)
-        states = [state * keep for state in self.states]
-        logits, after = self.model(tokens, states)  # [B, T, V]
-        loss = functional.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=PAD_ID
-        )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self.replicas.backward(tokens, targets, reset)
         if options.grad_clip_value is not None:
             clip_grad_value_(self.model.parameters(), options.grad_clip_value)
         # Measured even when nothing is clipped: a norm that is not finite must stop the run.
         norm = clip_grad_norm_(self.model.parameters(), options.grad_clip_norm or math.inf)
-        mean = float(loss.detach())
-        self._check_finite(mean, float(norm))
+        self._check_finite(loss, float(norm))
         self.optimizer.step()
-        self.states = tuple(state.detach() for state in after)
         self.step += 1
         self._update_average()
         predicted = int((window.targets != PAD_ID).sum())
-        return mean * predicted, predicted
+        return loss * predicted, predicted
 
     def _update_average(self) -> None:
         if self.average is None:
@@ -169,7 +166,6 @@ class Trainer:
         Raises Stopped after SIGTERM or SIGINT (the checkpoint is written) and TrainingError.
         """
         options = self.config.training
-        self.model.train()
         log = RunLog(self.run_dir, resume_step=self.step if resumed else None)
         bar = tqdm(
             total=options.steps, initial=self.step, unit="step", dynamic_ncols=True, smoothing=0.1
@@ -181,6 +177,7 @@ class Trainer:
         finally:
             bar.close()
             log.close()
+            self.replicas.close()
         return self.finish()
 
     def _one_iteration(self, log: RunLog, bar: "tqdm[Any]") -> None:
@@ -295,13 +292,10 @@ class Trainer:
         tensors = {
             **checkpoint.prefixed("model", self.model.state_dict()),
             **checkpoint.prefixed("optimizer", checkpoint.optimizer_tensors(self.optimizer)),
-            **{f"states.{i}": state for i, state in enumerate(self.states)},
-            "rng.cpu": torch.get_rng_state(),
+            **checkpoint.prefixed("replicas", self.replicas.state()),
         }
         if self.average is not None:
             tensors |= checkpoint.prefixed("average", self.average.state_dict())
-        if self.device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state()
         record = {
             **self._identity(),
             "step": self.step,
@@ -323,11 +317,7 @@ class Trainer:
         if self.average is not None:
             self.average.load_state_dict(checkpoint.unprefixed("average", tensors))
         checkpoint.restore_optimizer(self.optimizer, checkpoint.unprefixed("optimizer", tensors))
-        states = checkpoint.unprefixed("states", tensors)
-        self.states = tuple(states[str(i)].to(self.device) for i in range(len(states)))
-        torch.set_rng_state(tensors["rng.cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["rng.cuda"])
+        self.replicas.restore(checkpoint.unprefixed("replicas", tensors))
         self.step = record["step"]
         self.best_loss = math.inf if record["best_loss"] is None else record["best_loss"]
         self.best_step = record["best_step"]

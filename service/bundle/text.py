@@ -23,7 +23,6 @@ class Normalization(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    nfc: bool = Field(True, description="Unicode normalization form C (UAX 15).")
     newlines: bool = Field(True, description="CR LF and a lone CR become LF.")
     lowercase: bool = Field(False, description="`str.lower`: full Unicode lower case.")
     ascii_fold: bool = Field(
@@ -33,6 +32,7 @@ class Normalization(BaseModel):
             "character RNN recipe does. What has no ASCII base letter stays, and is unknown."
         ),
     )
+    nfc: bool = Field(True, description="Unicode normalization form C (UAX 15).")
 
 
 def normalize(text: str, rules: Normalization) -> str:

@@ -1,0 +1,67 @@
+# The only door: what CI runs is what a person runs.
+PYTHON ?= python3
+SERVICE_ENV := .venv/service
+DEVELOPMENT_ENV := .venv/development
+BIN := $(DEVELOPMENT_ENV)/bin
+# A spinning thread pool costs a shared machine 10 to 45 times.
+export OMP_WAIT_POLICY := passive
+
+.PHONY: help serve test lint format bundles shakespeare lock clean
+
+help: ## Show this list.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+serve: $(SERVICE_ENV)/.done ## Serve every bundle under models/ on 127.0.0.1:8000.
+	exec $(SERVICE_ENV)/bin/python -m service
+
+test: $(DEVELOPMENT_ENV)/.done ## Run every test, with the coverage gate.
+	$(BIN)/pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+lint: $(DEVELOPMENT_ENV)/.done ## Check format, style, types and import boundaries.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEVELOPMENT_ENV)/.done ## Format the code.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bundles: $(DEVELOPMENT_ENV)/.done ## Train and export the shipped bundles anew (about half an hour).
+	for name in alice-lstm alice-gru alice-rnn; do \
+		$(BIN)/python -m training train training/configs/$$name.toml && \
+		$(BIN)/python -m training export runs/$$name || exit 1; \
+	done
+
+shakespeare: $(DEVELOPMENT_ENV)/.done ## Train on ../shared/data/tinyshakespeare.txt: 10 minutes, then an hour.
+	$(BIN)/python -m training train training/configs/shakespeare-10min.toml
+	$(BIN)/python -m training train training/configs/shakespeare-60min.toml
+
+models/README.md: $(DEVELOPMENT_ENV)/.done service/bundle/*.py ## Write the bundle's documentation from the schema.
+	$(BIN)/python -m tests.bundle_reference > $@
+
+lock: ## Resolve the pinned requirements anew (needs uv).
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+		--extra service --output-file requirements/service.txt pyproject.toml
+	rm -rf .venv/lock && $(PYTHON) -m venv .venv/lock
+	.venv/lock/bin/pip install --quiet --require-hashes -r requirements/service.txt
+	.venv/lock/bin/pip install --quiet $$(sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+	.venv/lock/bin/pip install --quiet '.[service,training,dev]'
+	.venv/lock/bin/pip freeze --exclude unroll --exclude torch > requirements/development.txt
+	rm -rf .venv/lock
+
+clean: ## Remove the environments.
+	rm -rf .venv
+
+$(SERVICE_ENV)/.done: requirements/service.txt
+	$(PYTHON) -m venv $(SERVICE_ENV)
+	$(SERVICE_ENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+# torch first and by version alone: its wheel differs by platform, and the plain name can be another.
+$(DEVELOPMENT_ENV)/.done: requirements/service.txt requirements/development.txt pyproject.toml
+	$(PYTHON) -m venv $(DEVELOPMENT_ENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check \
+		$$(sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/development.txt
+	touch $@

@@ -1,0 +1,94 @@
+"""models/README.md, written from the manifest's schema: `make models/README.md`."""
+
+import sys
+import typing
+from collections.abc import Iterator
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+
+from service.bundle import Manifest
+
+PREAMBLE = """\
+# Bundles
+
+A bundle is a folder with everything that the service needs to answer for one model:
+
+| file | what |
+| --- | --- |
+| `manifest.json` | everything below: what the model is, what it reads and gives, what it is worth |
+| `vocab.json` | a JSON list of tokens; the index is the id. The first four are pad, bos, eos and unk, which print as U+E000 to U+E003 (private use), so that no text collides with them |
+| `sequence.fp32.onnx` | the graph: one file, default operators only, no external data |
+
+There is no pickle and no code in it, and nothing else is read. The service reads the files once, as
+bytes, checks every SHA-256, the graph's inputs and outputs against the manifest, and the golden
+vectors against this machine, and refuses the bundle with one line when anything differs. Links are
+not followed. `python -m training export RUN` writes a bundle beside the old one and swaps it in.
+
+**The graph.** `tokens` [B, T] are read from the states on, row b up to `lengths[b]`. `target_logprobs`
+[B, T] is log p(`targets[b, t]`) after reading `tokens[b, : t + 1]`; `logprobs` [B, T, V] is the same
+for every token of the vocabulary; `<state>_out` are the states after each row's last token. Feed
+them back as `<state>` to go on: one call or many give the same numbers, bit for bit, and so does
+any batch. The zero state and bos begin a text.
+
+**The shipped bundles** are trained on *Alice's Adventures in Wonderland* (public domain) by
+`make bundles`; their figures stand in the project's README.
+
+This page is written from the schema (`make models/README.md`), and a test compares them.
+"""
+
+
+def render() -> str:
+    """The whole page."""
+    return "\n".join([PREAMBLE, *_sections()]) + "\n"
+
+
+def _sections() -> Iterator[str]:
+    queue: list[type[BaseModel]] = [Manifest]
+    seen: set[type[BaseModel]] = {Manifest}
+    while queue:
+        model = queue.pop(0)
+        title = "`manifest.json`" if model is Manifest else model.__name__
+        yield f"## {title}\n"
+        yield f"{(model.__doc__ or '').strip().splitlines()[0]}\n"
+        yield "| field | type | meaning |"
+        yield "| --- | --- | --- |"
+        for name, field in model.model_fields.items():
+            yield f"| `{name}` | {_type_name(field.annotation)} | {field.description} |"
+            for nested in _models_in(field.annotation):
+                if nested not in seen:
+                    seen.add(nested)
+                    queue.append(nested)
+        yield ""
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _type_name(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is typing.Literal:
+        return " or ".join(f"`{argument!r}`" for argument in arguments)
+    if origin is list:
+        return f"list of {_type_name(arguments[0])}"
+    if origin is dict:
+        return f"object: {_type_name(arguments[0])} to {_type_name(arguments[1])}"
+    if origin in (typing.Union, UnionType):
+        return " or ".join(_type_name(argument) for argument in arguments)
+    if annotation is type(None):
+        return "null"
+    if annotation is Any:
+        return "anything"
+    if issubclass(annotation, BaseModel):
+        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+    names = {str: "string", int: "integer", float: "number", bool: "boolean"}
+    return names[annotation]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render())

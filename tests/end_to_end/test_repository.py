@@ -1,0 +1,68 @@
+"""The repository keeps its word: shipped bundles, documents, pins."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from service.bundle import read_bundle
+from service.session import OnnxSession
+from tests import bundle_reference
+from tests.end_to_end.server import ROOT
+
+BUNDLES = ("alice-gru", "alice-lstm", "alice-rnn")
+MAX_BUNDLE_BYTES = 4 * 10**6
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_a_shipped_bundle_loads_and_is_small(name: str) -> None:
+    folder = ROOT / "models" / name
+    OnnxSession(read_bundle(folder), "fp32")
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= MAX_BUNDLE_BYTES
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_a_shipped_bundle_carries_its_figures_beside_every_baseline(name: str) -> None:
+    manifest = read_bundle(ROOT / "models" / name).manifest
+    names = [x.name for x in manifest.metrics.measurements]
+    assert names[:2] == ["fp32", "unigram"]
+    assert names[2:] == [f"kneser-ney {order}-gram" for order in range(2, 9)]
+    assert manifest.training.git_commit
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_the_readme_states_the_figures_of_the_bundles(name: str) -> None:
+    metrics = read_bundle(ROOT / "models" / name).manifest.metrics
+    model = metrics.measurements[0]
+    best = min(x.bits_per_char for x in metrics.measurements if x.kind == "baseline")
+    rows = [x for x in (ROOT / "README.md").read_text().splitlines() if x.startswith(f"| `{name}`")]
+    assert len(rows) == 1
+    assert f"{model.bits_per_char:.3f}" in rows[0]
+    assert f"{best:.3f}" in rows[0]
+
+
+def test_the_bundle_reference_is_the_schemas() -> None:
+    assert (ROOT / "models/README.md").read_text() == bundle_reference.render()
+
+
+def pins(path: Path) -> dict[str, set[str]]:
+    """Name to pinned versions."""
+    found: dict[str, set[str]] = {}
+    for name, version in re.findall(
+        r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", path.read_text(), re.MULTILINE
+    ):
+        found.setdefault(name.lower().replace("_", "-"), set()).add(version)
+    return found
+
+
+def test_development_runs_on_the_versions_that_the_service_is_locked_to() -> None:
+    service = pins(ROOT / "requirements/service.txt")
+    development = pins(ROOT / "requirements/development.txt")
+    for name, versions in service.items():
+        assert development[name] <= versions
+
+
+def test_the_service_lock_holds_no_training_package() -> None:
+    assert not {"torch", "onnx", "pandas", "safetensors"} & set(
+        pins(ROOT / "requirements/service.txt")
+    )
