@@ -48,9 +48,8 @@ def test_the_bundle_reference_is_the_schemas() -> None:
 def pins(path: Path) -> dict[str, set[str]]:
     """Name to pinned versions."""
     found: dict[str, set[str]] = {}
-    for name, version in re.findall(
-        r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", path.read_text(), re.MULTILINE
-    ):
+    pattern = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", re.MULTILINE)
+    for name, version in pattern.findall(path.read_text()):
         found.setdefault(name.lower().replace("_", "-"), set()).add(version)
     return found
 
