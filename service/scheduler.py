@@ -109,9 +109,10 @@ class Scheduler:
         return self._thread.is_alive() and not self._stopping and not self._dead
 
     @property
-    def busy(self) -> bool:
-        """Whether any row is queued or active."""
-        return bool(self._queue or self._active)
+    def free(self) -> bool:
+        """Whether no row is queued or held: what must hold whenever nobody waits."""
+        rows = [*self._reading.rows, *self._writing.rows]
+        return not (self._queue or self._active or self._used_rows or rows)
 
     def submit(self, job: Job) -> None:
         """Queue a job, whole or not at all. Raises QueueFull and EngineStopped."""
