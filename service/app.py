@@ -153,4 +153,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _bug(request: Request, error: Exception) -> Response:
     """A defect of ours: logged, and told without its text."""
     logger.error("request %s", request.scope.get("unroll.request_id"), exc_info=error)
-    return _problem(request, HTTPException(500))
+    # This answer does not pass through RequestIds, which lies inside of it.
+    headers = {"X-Request-Id": request.scope.get("unroll.request_id", "")}
+    return _problem(request, HTTPException(500, headers=headers))

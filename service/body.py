@@ -19,6 +19,8 @@ from service.errors import (
 Schema = TypeVar("Schema", bound=BaseModel)
 
 LARGE_BYTES = 64 * 1024
+# Of more mistakes the answer tells the number only: a list of them could outgrow the body.
+_MAX_MISTAKES = 100
 
 
 def json_body(schema: type[Schema]) -> Callable[[Request], Awaitable[Schema]]:
@@ -50,7 +52,8 @@ def _check_type(request: Request) -> None:
 
 async def _receive(request: Request, limit: int) -> bytes:
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
+    # Python converts numbers of up to 4300 digits, and twenty are over any limit.
+    if declared.isdecimal() and (len(declared) > 20 or int(declared) > limit):
         raise _too_large(limit)
     body = bytearray()
     async for chunk in request.stream():
@@ -70,6 +73,8 @@ def _parse(schema: type[Schema], body: bytes) -> Schema:
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
+        if error.error_count() > _MAX_MISTAKES:
+            raise InvalidRequest(f"the body holds {error.error_count()} mistakes") from error
         mistakes = error.errors(include_url=False, include_input=False, include_context=False)
         if mistakes[0]["type"] == "json_invalid":
             raise _syntax_error(mistakes[0]["msg"]) from error
@@ -80,9 +85,12 @@ def _parse(schema: type[Schema], body: bytes) -> Schema:
 
 
 def _syntax_error(message: str) -> BadRequest | InvalidRequest:
-    # A lone surrogate is well-formed JSON (RFC 8259) that no text can hold.
-    if "surrogate" in message:
+    # A lone surrogate is well-formed JSON (RFC 8259) that no text can hold; the parser misses the
+    # rest of the pair. A number may have any number of digits there.
+    if "surrogate" in message or "end of hex escape" in message:
         return InvalidRequest("a string holds a lone surrogate, which is not a character")
+    if "number out of range" in message:
+        return InvalidRequest("a number has too many digits")
     return BadRequest("the body is not JSON")
 
 

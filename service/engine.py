@@ -188,10 +188,10 @@ class Engine:
         _at_most("/max_tokens", cost, settings.max_cost_tokens, "prompts · n · max_tokens")
         for prompt in prompts:
             _at_most("/prompt", len(prompt), settings.max_prompt_chars, "characters a prompt")
-        if options.echo and options.logprobs is not None:
-            chars = sum(map(len, prompts))
-            limit = settings.max_detail_chars
-            _at_most("/prompt", chars, limit, "characters with echo and logprobs")
+        if options.logprobs is not None:
+            # Every choice repeats its prompt.
+            told = cost + (sum(map(len, prompts)) * options.n if options.echo else 0)
+            _at_most("/logprobs", told, settings.max_detail_chars, "tokens with logprobs")
 
     def _generate_job(self, prompts: Sequence[str], options: GenerateOptions, seed: int) -> Job:
         stop = tuple(tuple(int(i) for i in self._encode(text)) for text in options.stop)
@@ -253,6 +253,9 @@ class Engine:
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
         size = sum(map(len, texts)) + sum(map(len, contexts))
+        # One context can stand before every text of a list: the body does not bound this.
+        limit = self._settings.max_queue_tokens
+        _at_most("/text", size, limit, "characters, contexts included")
         if options.tokens:
             limit = self._settings.max_detail_chars
             _at_most("/text", sum(map(len, texts)), limit, "characters with tokens")

@@ -207,6 +207,8 @@ class ReadBatch:
         if not math.isfinite(row.logprob):
             return ModelFailure("the model gave a log-probability that is not finite")
         if row.detail_top is not None and distributions is not None:
+            if not np.isfinite(distributions[counted]).all():
+                return ModelFailure("the model gave a log-probability that is not finite")
             details = TokenDetails.of(distributions[counted], targets[counted], row.detail_top)
             row.details.append(details)
         if row.wants_continuation and row.remaining == len(targets) and distributions is not None:

@@ -68,7 +68,8 @@ def sample(
     cut = np.flatnonzero(filtered)
     if len(cut):
         probs = _tempered(scores[cut], temperature[cut])
-        order = np.argsort(-probs, axis=1, kind="stable")  # [B', V] likeliest first
+        # By score: a high temperature can make unequal ones equal.
+        order = np.argsort(-scores[cut], axis=1, kind="stable")  # [B', V] likeliest first
         ranked = np.take_along_axis(probs, order, axis=1)
         ranked = _filter(ranked, [params[i] for i in cut.tolist()])
         place = _invert(ranked, uniform[cut])

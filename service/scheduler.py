@@ -143,8 +143,9 @@ class Scheduler:
     def cancel(self, job: Job) -> None:
         """Let a job's rows leave before the next step. A job that has ended is left alone."""
         with self._wake:
-            self._cancelling.append(job)
-            self._wake.notify()
+            if not self._dead:
+                self._cancelling.append(job)
+                self._wake.notify()
 
     # --- the worker's thread --------------------------------------------------------------------
 
@@ -170,26 +171,31 @@ class Scheduler:
             cancelled, self._cancelling = self._cancelling, []
             for job in cancelled:
                 job.cancelled = True
+            if cancelled:
+                # Wherever they stood, they count against the bounds no longer.
+                self._queue = deque(x for x in self._queue if not x[0].cancelled)
+                self._queued_rows = sum(work.rows for _, work in self._queue)
+                self._queued_tokens = sum(work.queued_tokens for _, work in self._queue)
             taken = []
             while self._queue:
                 job, work = self._queue[0]
-                ended = job.cancelled or job.error is not None
                 # A lone wide job is admitted even where it is wider than max_rows.
                 fits = self._used_rows + work.rows <= self._max_rows or not self._used_rows
-                if not ended and not fits:
+                if job.error is None and not fits:
                     break
                 self._queue.popleft()
                 self._queued_rows -= work.rows
                 self._queued_tokens -= work.queued_tokens
-                if ended:
+                if job.error is not None:
                     continue
                 self._used_rows += work.rows
-                taken.append((job, work))
+                # Before anything can raise, so that its job is told.
+                self._active[id(work.read)] = (job, work)
+                taken.append(work.read)
         for job in cancelled:
             self._drop(job)
-        for job, work in taken:
-            self._active[id(work.read)] = (job, work)
-            self._reading.add(work.read)
+        for row in taken:
+            self._reading.add(row)
         return True
 
     def _iterate(self) -> None:
@@ -283,19 +289,24 @@ class Scheduler:
 
     def _hand_back(self) -> None:
         if self._ended:
-            ended, self._ended = self._ended, []
-            self._deliver(ended)
+            # Forgotten only when delivered: a worker that dies of this tells them again.
+            self._deliver(self._ended)
+            self._ended = []
 
     def _fail_everything(self) -> None:
         with self._wake:
             self._dead = True
             waiting = [job for job, _ in self._queue]
             self._queue.clear()
+            self._cancelling.clear()
             self._queued_rows = self._queued_tokens = 0
         for job in [*waiting, *(job for job, _ in self._active.values())]:
             job.error = job.error or _stopped()
             self._end(job)
         self._active.clear()
+        self._used_rows = 0
+        self._reading.rows.clear()
+        self._writing.rows.clear()
         self._hand_back()
 
 

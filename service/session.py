@@ -9,7 +9,6 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
 
 from service.bundle import PAD_ID, Bundle, BundleError, Graph, Tensor
 
@@ -69,7 +68,7 @@ class OnnxSession:
             self._session = onnxruntime.InferenceSession(
                 data, options, providers=["CPUExecutionProvider"]
             )
-        except onnxruntime_errors.OnnxRuntimeException as error:
+        except Exception as error:  # onnxruntime's errors have no common base
             line = str(error).splitlines()[0]
             raise BundleError(f"{self._name}: {graph.file}: not a usable graph: {line}") from error
         self._check_interface(graph)

@@ -28,7 +28,9 @@ class Settings(BaseModel):
     max_body_bytes: Count = Field(8 * 2**20, description="largest request body")
     max_inputs: Count = Field(1024, description="most texts in one request")
     max_prompt_chars: Count = Field(100_000, description="longest prompt of /generate")
-    max_detail_chars: Count = Field(20_000, description="most characters with `tokens`, a request")
+    max_detail_chars: Count = Field(
+        20_000, description="most tokens with details (`tokens`, `logprobs`), a request"
+    )
     max_tokens: Count = Field(4096, description="most tokens that one choice may generate")
     max_n: Count = Field(16, description="most choices a prompt")
     max_cost_tokens: Count = Field(

@@ -60,7 +60,7 @@ class Corpus:
     """A prepared corpus: the vocabulary and the three splits."""
 
     vocab: Vocabulary
-    sha256: str  # over the input files, in order
+    sha256: str  # of the input file, or over those of several, in order
     train: Split
     valid: Split
     test: Split
@@ -74,7 +74,8 @@ def input_files(config: DataConfig, base: Path) -> list[Path]:
     """The files that the config names, globs expanded and sorted. Raises ConfigError for none."""
     files: list[Path] = []
     for pattern in config.files:
-        found = sorted(Path(x) for x in glob.glob(str(base / pattern), recursive=True))  # noqa: PTH207  absolute patterns too
+        # Not base.glob: absolute patterns too. Not base / pattern: a folder's [name] is no pattern.
+        found = sorted(base / x for x in glob.glob(pattern, root_dir=base, recursive=True))  # noqa: PTH207
         if not found:
             raise ConfigError(f"data.files: nothing matches {pattern!r} beside the configuration")
         files.extend(path for path in found if path.is_file())
@@ -93,7 +94,10 @@ def prepare(config: DataConfig, base: Path, folder: Path) -> Corpus:
         folder.mkdir(parents=True, exist_ok=True)
         record.unlink(missing_ok=True)
         tokens = _write(config, files, folder)
-        record.write_text(json.dumps({"key": key, "tokens": tokens}))
+        # Whole or not at all: a crash leaves a corpus that is prepared anew.
+        scratch = record.with_suffix(".writing")
+        scratch.write_text(json.dumps({"key": key, "tokens": tokens}))
+        scratch.replace(record)
     return load(folder)
 
 
@@ -249,9 +253,11 @@ def _split_at(position: int, ends: tuple[int, int]) -> int:
 
 
 def _digest(files: list[Path]) -> str:
-    digest = hashlib.sha256()
+    """SHA-256 of a file; of several, over theirs, since where one ends matters too."""
+    digests = []
     for path in files:
         with path.open("rb") as stream:
-            while block := stream.read(_READ_BYTES):
-                digest.update(block)
-    return digest.hexdigest()
+            digests.append(hashlib.file_digest(stream, "sha256"))
+    if len(digests) == 1:
+        return digests[0].hexdigest()
+    return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()

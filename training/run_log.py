@@ -29,7 +29,7 @@ class RunLog:
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
     def add(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Append a line of kind `train` or `valid`; not finite numbers are written as null."""
+        """Append a line of kind `train` or `valid`, and the same scalars for TensorBoard."""
         line: dict[str, Any] = {"kind": kind, "step": step, **values}
         self._lines.append(line)
         with self._path.open("a") as stream:

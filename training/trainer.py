@@ -33,6 +33,8 @@ from training.windows import Windows
 
 LAST = "last.safetensors"  # everything needed to go on
 BEST = "best.safetensors"  # the weights of the best evaluation
+# A mean loss that no model has which can still be saved, overfitted ones included.
+_HOPELESS_NATS = 100.0
 
 
 class TrainingError(Exception):
@@ -145,11 +147,15 @@ class Trainer:
         uniform = math.log(len(self.corpus.vocab))
         if math.isfinite(loss) and math.isfinite(norm) and loss < 4.0 * uniform:
             return
+        raise self._diverged(
+            f"loss {loss:.4g} nats (uniform guessing has {uniform:.2f}), gradient norm {norm:.4g}"
+        )
+
+    def _diverged(self, what: str) -> TrainingError:
         good = self.run_dir / (BEST if self.best_step else LAST)
         where = f"the last good checkpoint is {good}" if good.exists() else "no checkpoint yet"
-        raise TrainingError(
-            f"diverged at step {self.step}: loss {loss:.4g} nats (uniform guessing has "
-            f"{uniform:.2f}), gradient norm {norm:.4g}; {where}. "
+        return TrainingError(
+            f"diverged at step {self.step}: {what}; {where}. "
             "Lower training.learning_rate, or clip with training.grad_clip_norm"
         )
 
@@ -206,17 +212,20 @@ class Trainer:
             self.interval_nats, self.interval_tokens = 0.0, 0
         if self.step % options.eval_every == 0 or self.step == options.steps:
             self._evaluate(log, bar)
-        stopping = self._signal is not None
-        if self.step % options.checkpoint_every == 0 or self.step == options.steps or stopping:
+        done = self.step == options.steps or self._exhausted()
+        stop_signal = self._signal  # read once: what comes after the check stops the next step
+        if self.step % options.checkpoint_every == 0 or done or stop_signal is not None:
             self.save()
-        if self._signal is not None:
-            raise Stopped(self._signal)
+        if stop_signal is not None:
+            raise Stopped(stop_signal)
 
     def _evaluate(self, log: RunLog, bar: "tqdm[Any]") -> None:
         options = self.config.training
         started = time.monotonic()
         score = evaluate(self.evaluated_model, self.corpus.valid, self.device)
         self.seconds += time.monotonic() - started
+        if not score.loss < _HOPELESS_NATS:
+            raise self._diverged(f"validation loss {score.loss:.4g} nats")
         improved = score.loss < self.best_loss
         log.add(
             "valid",

@@ -103,7 +103,9 @@ class Windows:
         lane.position += size
         lane.fresh = False
         if self._restarts(index):
-            line_ends = np.flatnonzero(targets[:-1] == self._line_end_id)
+            # Where the document itself ends after the line, it would leave an empty text.
+            cut_here = (targets[:-1] == self._line_end_id) & (targets[1:] != EOS_ID)
+            line_ends = np.flatnonzero(cut_here)
             if len(line_ends):
                 last = int(line_ends[-1])
                 # The line end is read, and eos predicted after it; bos takes its place next.

@@ -113,7 +113,7 @@ def _parse_vocab(name: str, manifest: Manifest, data: bytes) -> Vocabulary:
         if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
             raise ValueError("it must be a list of strings")
         vocab = Vocabulary(tokens)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{name}: {info.file}: {error}") from error
     if len(vocab) != info.size:
         raise BundleError(f"{name}: {info.file}: {len(vocab)} tokens, the manifest has {info.size}")
@@ -130,23 +130,25 @@ def _read_file(folder: Path, file: str, max_bytes: int) -> bytes:
     path = folder / file
     where = f"{folder.name}: {file}"
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(path, "rb", opener=_open_plainly) as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BundleError(f"{where}: not a regular file")
+            if status.st_nlink != 1:
+                raise BundleError(f"{where}: hard links are not accepted")
+            if status.st_size > max_bytes:
+                size = f"{status.st_size} bytes, at most {max_bytes} are allowed"
+                raise BundleError(f"{where}: {size}")
+            return stream.read(max_bytes)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise BundleError(f"{where}: symbolic links are not followed") from error
         raise BundleError(f"{where}: {error.strerror}") from error
-    with open(descriptor, "rb") as stream:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise BundleError(f"{where}: not a regular file")
-        if status.st_nlink != 1:
-            raise BundleError(f"{where}: hard links are not accepted")
-        if status.st_size > max_bytes:
-            raise BundleError(f"{where}: {status.st_size} bytes, at most {max_bytes} are allowed")
-        try:
-            return stream.read(max_bytes)
-        except OSError as error:
-            raise BundleError(f"{where}: {error.strerror}") from error
+
+
+def _open_plainly(path: str, flags: int) -> int:
+    """Without following a link, and without waiting for the writer of a pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _write_synced(path: Path, data: bytes) -> None:

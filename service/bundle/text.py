@@ -21,7 +21,7 @@ _LINE_ENDS = re.compile("\r\n?")
 class Normalization(BaseModel):
     """What is done to every text before its characters are looked up, in this order."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     newlines: bool = Field(True, description="CR LF and a lone CR become LF.")
     lowercase: bool = Field(False, description="`str.lower`: full Unicode lower case.")
@@ -54,7 +54,7 @@ class Vocabulary:
     """A character vocabulary: `tokens[id]` is a printed token, the first four are special.
 
     Raises ValueError when the list does not start with `SPECIAL_TOKENS`, repeats a token or holds
-    a token that is not one character.
+    a token that is not one character, or half of one (a surrogate).
     """
 
     def __init__(self, tokens: Sequence[str]) -> None:
@@ -63,6 +63,8 @@ class Vocabulary:
             raise ValueError("a vocabulary starts with the printed forms of pad, bos, eos and unk")
         if any(len(token) != 1 for token in self.tokens):
             raise ValueError("every token of a character vocabulary is exactly one character")
+        if any("\ud800" <= token <= "\udfff" for token in self.tokens):
+            raise ValueError("a lone surrogate is not a character")
         if len(set(self.tokens)) != len(self.tokens):
             raise ValueError("a vocabulary holds each token once")
         if len(self.tokens) > np.iinfo(np.uint16).max:

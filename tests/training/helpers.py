@@ -1,0 +1,128 @@
+"""Tiny corpora, configurations and runs; nothing in here takes a second."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from service.bundle import BOS_ID, EOS_ID, Vocabulary
+from training import corpus as corpora
+from training.config import Config, ModelConfig
+from training.corpus import Corpus, Split
+from training.language_model import LanguageModel
+from training.trainer import Trainer
+
+# Two of Aesop's fables (public domain), line by line; 31 different characters.
+FABLE = """\
+a fox one day spied a beautiful bunch of ripe grapes hanging
+from a vine trained along the branches of a tree.
+the grapes seemed ready to burst with juice, and the fox's
+mouth watered as he gazed longingly at them.
+the bunch hung from a high branch, and the fox had to jump for
+it. the first time he jumped he missed it by a long way.
+so he walked off a short distance and took a running leap at
+it, only to fall short once more.
+again and again he tried, but in vain.
+now he sat down and looked at the grapes in disgust.
+"what a fool i am," he said. "here i am wearing myself out to
+get a bunch of sour grapes that are not worth gaping for."
+and off he walked very, very scornfully.
+a crow who had stolen a piece of cheese was flying toward the
+top of a tall tree where she hoped to enjoy it, when a fox
+spied her. "if i plan this right," said he to himself,
+"i shall have cheese for supper."
+"""
+
+
+def write_toml(path: Path, document: Mapping[str, Any]) -> Path:
+    """A TOML file of scalars, lists of them and tables."""
+    path.write_text("".join(_toml_lines(document, ())), encoding="utf-8")
+    return path
+
+
+def _toml_lines(table: Mapping[str, Any], name: tuple[str, ...]) -> Iterator[str]:
+    if name:
+        yield f"[{'.'.join(name)}]\n"
+    for key, value in table.items():
+        if not isinstance(value, Mapping):
+            yield f"{key} = {json.dumps(value)}\n"
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _toml_lines(value, (*name, key))
+
+
+def tiny_document(**sections: Mapping[str, Any]) -> dict[str, Any]:
+    """A small configuration as a document; keyword arguments change options of its sections."""
+    document: dict[str, Any] = {
+        "name": "tiny",
+        "data": {"files": ["text.txt"], "valid_fraction": 0.1, "test_fraction": 0.1},
+        "model": {"cell": "lstm", "num_layers": 1, "hidden_size": 12, "embedding_dim": 6},
+        "training": {
+            "steps": 10,
+            "batch_size": 4,
+            "bptt_len": 12,
+            "warmup_steps": 3,
+            "eval_every": 5,
+            "log_every": 1,
+            "checkpoint_every": 5,
+            "sample_chars": 0,
+            "threads": 1,
+        },
+        "baselines": {"max_order": 2},
+    }
+    for name, section in sections.items():
+        document[name] = {**document[name], **section}
+    return document
+
+
+def tiny_config(**sections: Mapping[str, Any]) -> Config:
+    """The configuration of `tiny_document`."""
+    return Config.model_validate(tiny_document(**sections))
+
+
+def tiny_corpus(config: Config, folder: Path, text: str = FABLE) -> Corpus:
+    """`text` as text.txt in `folder`, prepared for the configuration."""
+    (folder / "text.txt").write_bytes(text.encode())
+    return corpora.prepare(config.data, folder, folder / "corpus")
+
+
+def tiny_trainer(folder: Path, text: str = FABLE, **sections: Mapping[str, Any]) -> Trainer:
+    """A trainer whose run folder is `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = tiny_config(**sections)
+    return Trainer(config, tiny_corpus(config, folder, text), folder)
+
+
+def split_of(documents: Sequence[Sequence[int]]) -> Split:
+    """A split in memory; `documents` hold the ids between bos and eos."""
+    stored = [[BOS_ID, *document, EOS_ID] for document in documents]
+    starts = np.cumsum([0, *(len(document) for document in stored)], dtype=np.int64)
+    return Split(np.array([x for document in stored for x in document], np.uint16), starts)
+
+
+def texts(corpus: Corpus, name: str) -> list[str]:
+    """The documents of a split as text; unk prints as its private-use character."""
+    return [
+        "".join(corpus.vocab.tokens[i] for i in ids[1:-1]) for ids in documents(corpus.split(name))
+    ]
+
+
+def documents(split: Split) -> list[list[int]]:
+    """The ids of every document, bos and eos included."""
+    return [
+        [int(i) for i in split.ids[split.starts[d] : split.starts[d + 1]]]
+        for d in range(split.documents)
+    ]
+
+
+def vocabulary(size: int) -> Vocabulary:
+    """The special tokens and `size - 4` letters."""
+    return Vocabulary.of_characters(chr(ord("a") + i) for i in range(size - 4))
+
+
+def tiny_model(vocab_size: int = 11, **options: Any) -> LanguageModel:
+    """A model with random weights, in evaluation mode."""
+    config = ModelConfig(**{"hidden_size": 8, "embedding_dim": 5, **options})
+    return LanguageModel(config, vocab_size).eval()

@@ -1,0 +1,207 @@
+"""The TOML configuration: what is refused, and that the message says what is allowed."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.helpers import tiny_document, write_toml
+from training.config import (
+    BaselineConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    TrainingConfig,
+    load_config,
+)
+
+CONFIGS = sorted((Path(__file__).parents[2] / "training/configs").glob("*.toml"))
+# These say themselves what they are.
+SELF_EXPLANATORY = ("description", "title", "source", "license")
+
+
+def refusal(tmp_path: Path, document: Mapping[str, Any]) -> str:
+    path = write_toml(tmp_path / "config.toml", document)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    return str(caught.value)
+
+
+def refusal_of(tmp_path: Path, section: str, option: str, value: object) -> str:
+    message = refusal(tmp_path, tiny_document(**{section: {option: value}}))
+    assert f"config.toml: {section}.{option}: " in message
+    return message
+
+
+def test_a_good_configuration_loads(tmp_path: Path) -> None:
+    config = load_config(write_toml(tmp_path / "config.toml", tiny_document()))
+    assert (config.name, config.training.steps, config.data.files) == ("tiny", 10, ["text.txt"])
+
+
+def test_everything_but_a_name_the_files_and_the_steps_has_a_default(tmp_path: Path) -> None:
+    document = {"name": "x", "data": {"files": ["a"]}, "training": {"steps": 1}}
+    assert load_config(write_toml(tmp_path / "config.toml", document)).model == ModelConfig()
+
+
+@pytest.mark.parametrize(
+    ("section", "allowed"),
+    [
+        ("data", DataConfig),
+        ("model", ModelConfig),
+        ("training", TrainingConfig),
+        ("baselines", BaselineConfig),
+    ],
+)
+def test_an_unknown_option_is_refused_and_its_neighbours_are_named(
+    tmp_path: Path, section: str, allowed: type[DataConfig]
+) -> None:
+    message = refusal_of(tmp_path, section, "hiden_size", 3)
+    assert message.endswith("no such option; there are " + ", ".join(allowed.model_fields))
+
+
+def test_an_unknown_section_is_refused_and_its_neighbours_are_named(tmp_path: Path) -> None:
+    message = refusal(tmp_path, tiny_document() | {"trainig": {"steps": 1}})
+    assert message.endswith("trainig: no such option; there are " + ", ".join(Config.model_fields))
+
+
+def test_an_unknown_normalization_is_refused_and_the_others_are_named(tmp_path: Path) -> None:
+    message = refusal(tmp_path, tiny_document(data={"normalization": {"nfd": True}}))
+    assert message.endswith(
+        "data.normalization.nfd: no such option; there are newlines, lowercase, ascii_fold, nfc"
+    )
+
+
+def test_every_mistake_has_a_line_of_its_own(tmp_path: Path) -> None:
+    document = tiny_document(model={"cell": "elman"}, training={"steps": 0})
+    assert [line.split(": ")[1] for line in refusal(tmp_path, document).splitlines()] == [
+        "model.cell",
+        "training.steps",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("section", "option", "value"),
+    [
+        ("data", "files", "text.txt"),
+        ("data", "files", [1]),
+        ("data", "min_count", 1.5),
+        ("model", "hidden_size", "64"),
+        ("model", "tie_embeddings", 1),
+        ("training", "steps", True),
+        ("training", "learning_rate", "0.1"),
+        ("training", "patience", 2.0),
+    ],
+)
+def test_a_wrong_type_is_refused(
+    tmp_path: Path, section: str, option: str, value: object
+) -> None:
+    message = refusal(tmp_path, tiny_document(**{section: {option: value}}))
+    assert f"config.toml: {section}.{option}" in message
+
+
+def test_a_normalization_that_is_not_a_boolean_is_refused(tmp_path: Path) -> None:
+    document = tiny_document(data={"normalization": {"lowercase": "no"}})
+    assert "data.normalization.lowercase" in refusal(tmp_path, document)
+
+
+@pytest.mark.parametrize(
+    ("section", "option", "value"),
+    [
+        ("data", "files", []),
+        ("data", "documents", "paragraph"),
+        ("data", "min_count", 0),
+        ("data", "valid_fraction", -0.1),
+        ("data", "valid_fraction", 1.0),
+        ("model", "cell", "LSTM"),
+        ("model", "num_layers", 0),
+        ("model", "dropout_input", 1.0),
+        ("model", "weight_drop", -0.5),
+        ("training", "steps", 0),
+        ("training", "learning_rate", 0.0),
+        ("training", "final_learning_rate_ratio", 1.1),
+        ("training", "warmup_steps", -1),
+        ("training", "restart_probability", 1.0),
+        ("training", "order", "random"),
+        ("training", "grad_clip_norm", 0.0),
+        ("training", "ema_decay", 1.0),
+        ("training", "patience", 0),
+        ("training", "seed", -1),
+        ("training", "device", "tpu"),
+        ("baselines", "max_order", 9),
+    ],
+)
+def test_a_value_out_of_range_is_refused(
+    tmp_path: Path, section: str, option: str, value: object
+) -> None:
+    refusal_of(tmp_path, section, option, value)
+
+
+def test_infinity_and_nan_are_refused(tmp_path: Path) -> None:
+    for value in ("inf", "nan"):
+        path = write_toml(tmp_path / "config.toml", tiny_document())
+        path.write_text(path.read_text().replace("[training]", f"[training]\nlearning_rate = {value}"))
+        with pytest.raises(ConfigError, match=r"training\.learning_rate"):
+            load_config(path)
+
+
+def test_fractions_that_leave_nothing_to_train_on_are_refused(tmp_path: Path) -> None:
+    document = tiny_document(data={"valid_fraction": 0.5, "test_fraction": 0.5})
+    assert "must leave a training split" in refusal(tmp_path, document)
+
+
+def test_tied_embeddings_need_equal_sizes(tmp_path: Path) -> None:
+    document = tiny_document(model={"tie_embeddings": True, "hidden_size": 8, "embedding_dim": 4})
+    assert "tie_embeddings needs embedding_dim = hidden_size" in refusal(tmp_path, document)
+
+
+def test_replicas_must_divide_the_batch(tmp_path: Path) -> None:
+    document = tiny_document(training={"batch_size": 4, "replicas": 3})
+    assert "batch_size must be a multiple of replicas" in refusal(tmp_path, document)
+
+
+@pytest.mark.parametrize("name", ["", "Alice", "../alice", ".alice", "a b", "a" * 65])
+def test_a_name_that_is_no_folder_name_is_refused(tmp_path: Path, name: str) -> None:
+    assert "config.toml: name: " in refusal(tmp_path, tiny_document() | {"name": name})
+
+
+def test_a_missing_option_is_named(tmp_path: Path) -> None:
+    document = tiny_document()
+    del document["training"]["steps"]
+    assert refusal(tmp_path, document).endswith("training.steps: Field required")
+
+
+def test_bad_toml_is_refused_with_the_file_and_the_line(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('name = "x"\nsteps 3\n')
+    with pytest.raises(ConfigError, match=r"config\.toml: .*line 2"):
+        load_config(tmp_path / "config.toml")
+
+
+def test_a_configuration_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_bytes(b'name = "\xff"')
+    with pytest.raises(ConfigError, match=r"config\.toml: .*utf-8"):
+        load_config(tmp_path / "config.toml")
+
+
+@pytest.mark.parametrize("name", ["missing.toml", "."])
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="No such file|Is a directory"):
+        load_config(tmp_path / name)
+
+
+def test_there_are_configurations_to_start_from() -> None:
+    assert CONFIGS
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_configuration_loads_under_its_own_name(path: Path) -> None:
+    assert load_config(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_option_of_a_shipped_configuration_has_a_comment(path: Path) -> None:
+    bare = re.compile(r'(\w+) = (?:"[^"]*"|\[[^]]*\]|[^#"\[])*')
+    uncommented = [match[1] for x in path.read_text().splitlines() if (match := bare.fullmatch(x))]
+    assert [option for option in uncommented if option not in SELF_EXPLANATORY] == []
