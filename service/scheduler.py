@@ -249,7 +249,8 @@ class Scheduler:
     def _end_write(self, row: WriteRow) -> None:
         job, work = self._active.pop(id(row))
         self._used_rows -= 1
-        if all(write.finish_reason is not None for write in work.write):
+        # Not by finish_reason: several rows may end in one step, and the work ends once.
+        if not any(id(write) in self._active for write in work.write):
             self._end_work(job)
 
     def _end_work(self, job: Job) -> None:

@@ -3,6 +3,7 @@
 B batch, T time, V vocabulary.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
@@ -63,8 +64,12 @@ class OnnxSession:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Left alone, a graph from bytes takes weights from any file, from the working folder on.
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", os.devnull
+        )
         try:
-            # From bytes, so that the checksum holds for what runs and no external data is opened.
+            # From bytes, so that the checksum holds for what runs.
             self._session = onnxruntime.InferenceSession(
                 data, options, providers=["CPUExecutionProvider"]
             )

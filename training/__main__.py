@@ -8,16 +8,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import argparse
 import ctypes
 import json
+import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from service.bundle import Vocabulary
+from service.bundle import BundleError, Vocabulary
 from training import corpus as corpora
 from training.checkpoint import CheckpointError
-from training.config import Config, ConfigError, load_config
+from training.config import NAME_PATTERN, Config, ConfigError, load_config
 from training.evaluation import evaluate
 from training.export import ExportError, export, held_out_split
 from training.report import measure_baselines, measurement, table
@@ -38,7 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         _say(f"stopped by {stopped}; `--resume` goes on from {options.run or 'the run folder'}")
         return 128 + stopped.signal_number
-    except (ConfigError, CheckpointError, TrainingError, ExportError) as error:
+    except (
+        ConfigError,
+        CheckpointError,
+        TrainingError,
+        ExportError,
+        BundleError,
+        OSError,  # a file that cannot be read, a full disk
+    ) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     return 0
@@ -76,15 +85,15 @@ def _parser() -> argparse.ArgumentParser:
     sampling = commands.add_parser("sample", help="write text with a run's best weights")
     sampling.add_argument("run", type=Path, metavar="RUN")
     sampling.add_argument("--prompt", default="")
-    sampling.add_argument("--max-tokens", type=int, default=400)
-    sampling.add_argument("--temperature", type=float, default=0.8, help="0 is greedy")
-    sampling.add_argument("--seed", type=int, default=1)
+    sampling.add_argument("--max-tokens", type=_natural, default=400)
+    sampling.add_argument("--temperature", type=_temperature, default=0.8, help="0 is greedy")
+    sampling.add_argument("--seed", type=_natural, default=1)
     sampling.set_defaults(command=_sample)
 
     exporting = commands.add_parser("export", help="write a run's best weights as a bundle")
     exporting.add_argument("run", type=Path, metavar="RUN")
     exporting.add_argument("--models", type=Path, default=Path("models"))
-    exporting.add_argument("--name", help="default: the configuration's")
+    exporting.add_argument("--name", type=_name, help="default: the configuration's")
     exporting.set_defaults(command=_export)
 
     baselines = commands.add_parser("baselines", help="measure the n-gram floors of a corpus")
@@ -92,6 +101,26 @@ def _parser() -> argparse.ArgumentParser:
     baselines.add_argument("--run", type=Path, help="the run's folder (default: runs/NAME)")
     baselines.set_defaults(command=_baselines)
     return parser
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError("a whole number from 0 to 2^63 - 1")
+    return value
+
+
+def _temperature(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value < math.inf:
+        raise argparse.ArgumentTypeError("a number from 0 up")
+    return value
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(NAME_PATTERN, text):
+        raise argparse.ArgumentTypeError(f"it must match {NAME_PATTERN}")
+    return text
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -105,7 +134,6 @@ def _train(options: argparse.Namespace) -> None:
             f"{run_dir}: holds a run; add --resume, or name another folder with --run"
         )
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / CONFIG_FILE).write_bytes(options.config.read_bytes())
     (run_dir / BASE_FILE).write_text(str(options.config.resolve().parent))
     corpus = _open_corpus(config, run_dir)
     _say(
@@ -115,6 +143,8 @@ def _train(options: argparse.Namespace) -> None:
     trainer = Trainer(config, corpus, run_dir)
     if options.resume:
         trainer.resume()
+    # Only now: a configuration that is not this run's has been refused.
+    (run_dir / CONFIG_FILE).write_bytes(options.config.read_bytes())
     valid = trainer.run(resumed=options.resume)
     _say(f"best step {trainer.best_step}; {trainer.seconds:.0f} s of training and evaluation")
     name, held_out = held_out_split(corpus)
@@ -172,6 +202,8 @@ def _baselines(options: argparse.Namespace) -> None:
     (run_dir / BASE_FILE).write_text(str(options.config.resolve().parent))
     corpus = _open_corpus(config, run_dir)
     name, held_out = held_out_split(corpus)
+    if held_out.chars == 0:
+        raise ConfigError("data.valid_fraction, data.test_fraction: there is no held-out text")
     floors = measure_baselines(corpus.train, held_out, len(corpus.vocab), config.baselines)
     _say(table(f"{name}, {held_out.chars:,} characters", floors))
 

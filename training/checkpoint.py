@@ -37,9 +37,12 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path}: there is no checkpoint") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a checkpoint: {error}") from error
-    if "record" not in metadata:
-        raise CheckpointError(f"{path}: a safetensors file, but not a checkpoint of this project")
-    return tensors, json.loads(metadata["record"])
+    try:
+        return tensors, json.loads(metadata["record"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: a safetensors file, but not a checkpoint of this project"
+        ) from error
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

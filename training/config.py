@@ -10,6 +10,7 @@ from service.bundle import Normalization
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"  # of a run and its bundle: the manifest's
 
 
 class ConfigError(Exception):
@@ -105,7 +106,7 @@ class BaselineConfig(_Section):
 class Config(_Section):
     """One experiment."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
     description: str = ""
     license: str = "not stated"  # of the trained weights, for the bundle's manifest
     data: DataConfig

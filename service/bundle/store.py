@@ -51,7 +51,9 @@ def read_bundle(folder: Path) -> Bundle:
         manifest = Manifest.model_validate_json(raw)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        # The names of unknown fields can hold anything, and the cause is one line.
+        parts = [str(part)[:64].encode("unicode_escape").decode() for part in first["loc"]]
+        where = ".".join(parts) or "the document"
         raise BundleError(f"{name}: {MANIFEST_FILE}: {where}: {first['msg']}") from error
     if manifest.name != name:
         raise BundleError(f"{name}: {MANIFEST_FILE} names another bundle, {manifest.name}")

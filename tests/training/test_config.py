@@ -95,9 +95,7 @@ def test_every_mistake_has_a_line_of_its_own(tmp_path: Path) -> None:
         ("training", "patience", 2.0),
     ],
 )
-def test_a_wrong_type_is_refused(
-    tmp_path: Path, section: str, option: str, value: object
-) -> None:
+def test_a_wrong_type_is_refused(tmp_path: Path, section: str, option: str, value: object) -> None:
     message = refusal(tmp_path, tiny_document(**{section: {option: value}}))
     assert f"config.toml: {section}.{option}" in message
 
@@ -142,7 +140,9 @@ def test_a_value_out_of_range_is_refused(
 def test_infinity_and_nan_are_refused(tmp_path: Path) -> None:
     for value in ("inf", "nan"):
         path = write_toml(tmp_path / "config.toml", tiny_document())
-        path.write_text(path.read_text().replace("[training]", f"[training]\nlearning_rate = {value}"))
+        path.write_text(
+            path.read_text().replace("[training]", f"[training]\nlearning_rate = {value}")
+        )
         with pytest.raises(ConfigError, match=r"training\.learning_rate"):
             load_config(path)
 
@@ -187,7 +187,7 @@ def test_a_configuration_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["missing.toml", "."])
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match="No such file|Is a directory"):
+    with pytest.raises(ConfigError, match=r"No such file|Is a directory"):
         load_config(tmp_path / name)
 
 

@@ -1,6 +1,7 @@
 """Scores against one token at a time in double precision."""
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -25,7 +26,7 @@ def naive_nats(model: LanguageModel, split: Split) -> float:
     with torch.no_grad():
         for document in documents(split):
             states = exact.initial_states(1)
-            for token, target in zip(document, document[1:], strict=False):
+            for token, target in itertools.pairwise(document):
                 logits, states = exact(torch.tensor([[token]]), states)
                 total -= float(torch.log_softmax(logits[0, 0], 0)[target])
     return total

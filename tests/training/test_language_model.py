@@ -105,9 +105,7 @@ def test_logits_and_states_are_those_of_torchs_own_module(cell: str, num_layers:
 
 @each_cell
 @each_depth
-def test_two_windows_with_the_state_carried_are_one_long_window(
-    cell: str, num_layers: int
-) -> None:
+def test_two_windows_with_the_state_carried_are_one_long_window(cell: str, num_layers: int) -> None:
     model = tiny_model(V, cell=cell, num_layers=num_layers)
     whole, whole_states = model(tokens(), model.initial_states(B))
     first, states = model(tokens()[:, :3], model.initial_states(B))
@@ -138,19 +136,19 @@ def test_initial_states_are_zeros_of_their_own() -> None:
 @each_cell
 def test_every_gates_recurrent_matrix_starts_orthogonal(cell: str) -> None:
     layer = RecurrentLayer(cell, E, H)
-    for matrix in layer.weight_hh.detach().split(H):
+    for matrix in torch.split(layer.weight_hh.detach(), H):
         torch.testing.assert_close(matrix @ matrix.T, torch.eye(H), atol=1e-5, rtol=0)
 
 
 def test_gates_do_not_start_with_the_same_matrix() -> None:
-    first, second, *_ = RecurrentLayer("lstm", E, H).weight_hh.detach().split(H)
+    first, second, *_ = torch.split(RecurrentLayer("lstm", E, H).weight_hh.detach(), H)
     assert not torch.allclose(first, second)
 
 
 def test_an_lstms_forget_bias_starts_at_one_and_the_others_at_zero() -> None:
     layer = RecurrentLayer("lstm", E, H)
     total = layer.bias_ih + layer.bias_hh
-    assert [set(gate.tolist()) for gate in total.split(H)] == [{0.0}, {1.0}, {0.0}, {0.0}]
+    assert [set(gate.tolist()) for gate in torch.split(total, H)] == [{0.0}, {1.0}, {0.0}, {0.0}]
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru"])
@@ -245,7 +243,7 @@ def test_weight_drop_is_one_mask_for_the_whole_window(cell: str) -> None:
         for layer, mask in zip(model.recurrent_layers, seen.weight_masks, strict=True):
             assert mask is not None
             assert set(mask.flatten().tolist()) == {0.0, 2.0}
-            layer.weight_hh *= mask
+            layer.weight_hh.mul_(mask)
     wanted, wanted_after = model.eval()(tokens(), states)
     torch.testing.assert_close(dropped, wanted)
     torch.testing.assert_close(after, wanted_after)

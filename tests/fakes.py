@@ -1,0 +1,347 @@
+"""Stand-ins that behave: a session whose answers tell the history, a gate, an inbox, a client.
+
+B batch, T time, V vocabulary.
+"""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+from fastapi import FastAPI
+
+from service.bundle import EOS_ID, PAD_ID
+from service.errors import ServiceError
+from service.rows import WriteRow
+from service.sampling import NOISE_BLOCK, noise_block, sample
+from service.scheduler import Job, Scheduler, Work
+from service.session import FloatArray, IdArray, Session, States
+
+PATIENCE_S = 20.0  # a test that waits longer has failed
+
+Lengths = npt.NDArray[np.int32]
+
+RARE = 11  # a token that a FakeSession seldom writes
+
+_MODULUS = 65_521  # prime; the hash stays exact in float32
+_POISONED = -1.0
+_TABLE_ROWS = 97
+
+
+class Gate:
+    """Lets the model runs of a worker through one by one, so that a test knows where it stands."""
+
+    def __init__(self) -> None:
+        self._arrived = threading.Semaphore(0)
+        self._permits = threading.Semaphore(0)
+        self._open = threading.Event()
+
+    def enter(self) -> None:
+        """Called by the worker before a run."""
+        if self._open.is_set():
+            return
+        self._arrived.release()
+        assert self._permits.acquire(timeout=PATIENCE_S)
+
+    def wait(self) -> None:
+        """Until a run stands at the gate."""
+        assert self._arrived.acquire(timeout=PATIENCE_S)
+
+    def step(self, runs: int = 1) -> None:
+        """Let runs through, and wait until the next one stands at the gate."""
+        for _ in range(runs):
+            self._permits.release()
+            self.wait()
+
+    def let_through(self) -> None:
+        """Let one run through, now or whenever it comes."""
+        self._permits.release()
+
+    def open(self) -> None:
+        """Let everything through from now on."""
+        self._open.set()
+        self._permits.release(1000)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model run: `pick` or `read`, its rows and its longest length."""
+
+    kind: str
+    rows: int
+    time: int
+
+
+@dataclass
+class FakeSession:
+    """Log-probabilities that depend on every token of the row so far, and on nothing else.
+
+    States: a rolling hash [B, 1] and a count of tokens [B, 2, 2]. Results past a row's length are
+    NaN, so that nobody uses them. `raises_at` and `nan_at` are tokens.
+    """
+
+    vocab_size: int = 12
+    max_rows: int | None = None
+    raises_at: int | None = None
+    nan_at: int | None = None
+    minus_infinity_at: int | None = None
+    initial_states_raise: bool = False
+    gate: Gate | None = None
+    runs: list[Run] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        scores = np.random.default_rng(5).normal(scale=2.0, size=(_TABLE_ROWS, self.vocab_size))
+        # Rare ones, so that texts can be long: the end, and the token for faults.
+        scores[:, [EOS_ID, RARE]] -= 4.0
+        scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
+        self._table = scores.astype(np.float32)
+
+    def initial_states(self, rows: int) -> States:
+        if self.initial_states_raise:
+            raise MemoryError("no memory for states")
+        return np.zeros((rows, 1), np.float32), np.zeros((rows, 2, 2), np.float32)
+
+    def pick(
+        self, tokens: IdArray, lengths: Lengths, targets: IdArray, states: States
+    ) -> tuple[FloatArray, States]:
+        logprobs, after = self._run("pick", tokens, lengths, states)
+        return np.take_along_axis(logprobs, targets[..., None], axis=2)[..., 0], after
+
+    def read(self, tokens: IdArray, lengths: Lengths, states: States) -> tuple[FloatArray, States]:
+        return self._run("read", tokens, lengths, states)
+
+    def _run(
+        self, kind: str, tokens: IdArray, lengths: Lengths, states: States
+    ) -> tuple[FloatArray, States]:
+        if self.gate is not None:
+            self.gate.enter()
+        rows, longest = tokens.shape
+        self.runs.append(Run(kind, rows, longest))
+        assert self.max_rows is None or rows <= self.max_rows
+        assert tokens.dtype == np.dtype(np.int64)
+        assert lengths.dtype == np.dtype(np.int32)
+        assert lengths.shape == (rows,)
+        assert lengths.min() >= 1
+        assert lengths.max() == longest
+        assert [state.shape for state in states] == [(rows, 1), (rows, 2, 2)]
+        assert all(state.dtype == np.float32 for state in states)
+        inside = np.arange(longest) < lengths[:, None]  # [B, T]
+        if self.raises_at is not None and (tokens[inside] == self.raises_at).any():
+            raise RuntimeError("the run broke")
+        return self._logprobs(tokens, inside, states)
+
+    def _logprobs(
+        self, tokens: IdArray, inside: npt.NDArray[np.bool_], states: States
+    ) -> tuple[FloatArray, States]:
+        hashes = states[0][:, 0].astype(np.int64)  # [B]
+        logprobs = np.full((*tokens.shape, self.vocab_size), np.nan, np.float32)  # [B, T, V]
+        for t in range(tokens.shape[1]):
+            after = (hashes * 31 + tokens[:, t] + 7) % _MODULUS
+            poisoned = hashes == _POISONED
+            if self.nan_at is not None:
+                poisoned |= tokens[:, t] == self.nan_at
+            hashes = np.where(inside[:, t], np.where(poisoned, _POISONED, after), hashes)
+            hashes = hashes.astype(np.int64)
+            useful = inside[:, t] & (hashes != _POISONED)
+            logprobs[useful, t] = self._table[hashes[useful] % _TABLE_ROWS]
+            if self.minus_infinity_at is not None:
+                logprobs[tokens[:, t] == self.minus_infinity_at, t, RARE] = -np.inf
+        counts = states[1] + inside.sum(axis=1, dtype=np.float32)[:, None, None]
+        return logprobs, (hashes.astype(np.float32)[:, None], counts)
+
+
+class Inbox:
+    """What a scheduler delivers."""
+
+    def __init__(self, *, raises: int = 0) -> None:
+        self.jobs: list[Job] = []
+        self._raises = raises  # that many deliveries fail first
+        self._news = threading.Condition()
+
+    def __call__(self, jobs: list[Job]) -> None:
+        with self._news:
+            if self._raises:
+                self._raises -= 1
+                raise RuntimeError("nobody takes this")
+            self.jobs.extend(jobs)
+            self._news.notify_all()
+
+    def wait_for(self, *jobs: Job) -> None:
+        """Until every one of the jobs was delivered."""
+        with self._news:
+            assert self._news.wait_for(lambda: set(jobs) <= set(self.jobs), PATIENCE_S)
+
+
+@contextmanager
+def running(
+    session: Session,
+    inbox: Callable[[list[Job]], None],
+    *,
+    max_rows: int = 8,
+    max_queue_rows: int = 100,
+    max_queue_tokens: int = 10_000,
+) -> Iterator[Scheduler]:
+    """A scheduler at work; stopped in the end, and then it holds no row."""
+    scheduler = Scheduler(
+        session,
+        inbox,
+        name="fake",
+        max_rows=max_rows,
+        max_queue_rows=max_queue_rows,
+        max_queue_tokens=max_queue_tokens,
+    )
+    scheduler.start()
+    try:
+        yield scheduler
+    finally:
+        gate = getattr(session, "gate", None)
+        if gate is not None:
+            gate.open()
+        scheduler.stop()
+    assert scheduler.free
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds, by polling."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+# --- the answers of a request that runs alone, one token at a time ------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a piece of work gives, to the bit."""
+
+    logprob: float
+    choices: tuple[tuple[tuple[int, ...], tuple[float, ...], str | None, int], ...]
+
+
+def answer(work: Work) -> Answer:
+    """What the scheduler filled in."""
+    rows = work.write
+    return Answer(
+        work.read.logprob,
+        tuple((tuple(x.tokens), tuple(x.logprobs), x.finish_reason, x.stop_tokens) for x in rows),
+    )
+
+
+def answer_alone(work: Work, session: FakeSession) -> Answer:
+    """The same from the definition: no batches, no chunks, nothing of rows.py."""
+    states = session.initial_states(1)
+    logprob = 0.0
+    after = np.empty(0, np.float32)
+    for token, target in zip(work.read.tokens, work.read.targets, strict=True):
+        after, states = _next(session, int(token), states)
+        if target != PAD_ID:
+            logprob += float(after[target])
+    return Answer(logprob, tuple(_write_alone(row, session, after, states) for row in work.write))
+
+
+def _write_alone(
+    row: WriteRow, session: FakeSession, after: FloatArray, states: States
+) -> tuple[tuple[int, ...], tuple[float, ...], str | None, int]:
+    tokens: list[int] = []
+    logprobs: list[float] = []
+    while len(tokens) < row.max_tokens:
+        block, offset = divmod(len(tokens), NOISE_BLOCK)
+        uniform = noise_block(row.seed, row.choice, block)[offset : offset + 1]
+        token = int(sample(after[None], [row.params], uniform)[0])
+        tokens.append(token)
+        logprobs.append(float(after[token]))
+        if token == EOS_ID:
+            return tuple(tokens), tuple(logprobs), "stop", 1
+        for stop in row.stop:
+            if tuple(tokens[-len(stop) :]) == stop:
+                return tuple(tokens), tuple(logprobs), "stop", len(stop)
+        after, states = _next(session, token, states)
+    return tuple(tokens), tuple(logprobs), "length", 0
+
+
+def _next(session: FakeSession, token: int, states: States) -> tuple[FloatArray, States]:
+    logprobs, states = session.read(np.array([[token]]), np.array([1], np.int32), states)
+    return logprobs[0, 0], states
+
+
+def failure(job: Job) -> type[ServiceError] | None:
+    """The class of a job's error."""
+    return None if job.error is None else type(job.error)
+
+
+# --- HTTP ----------------------------------------------------------------------------------------
+
+
+def _refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+class AppClient:
+    """An application in its lifespan and a client of it, in one event loop, without sockets."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.app = app
+        self._runner = asyncio.Runner()
+        self._lifespan = app.router.lifespan_context(app)
+        # A bug of ours must be seen as a client sees it: as an answer.
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        self.http = httpx.AsyncClient(transport=transport, base_url="http://unroll")
+
+    def __enter__(self) -> Self:
+        self._runner.run(self._start())
+        return self
+
+    async def _start(self) -> None:
+        await self._lifespan.__aenter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._runner.run(self._end())
+        self._runner.close()
+
+    async def _end(self) -> None:
+        await self.http.aclose()
+        await self._lifespan.__aexit__(None, None, None)
+
+    def run(self, work: Callable[[httpx.AsyncClient], Any]) -> Any:
+        """Await what a function makes of the client."""
+        return self._runner.run(work(self.http))
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        response: httpx.Response = self.run(lambda http: http.request(method, path, **options))
+        return response
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.request("GET", path, **options)
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        return self.request("POST", path, **options)
+
+    def ask(self, path: str, **body: Any) -> Any:
+        """The answer to a good request."""
+        response = self.post(path, json=body)
+        assert response.status_code == httpx.codes.OK, response.text
+        return json.loads(response.content, parse_constant=_refuse)
+
+    def together(self, path: str, bodies: Sequence[Any]) -> list[httpx.Response]:
+        """Many requests at the same time."""
+
+        async def gather(http: httpx.AsyncClient) -> list[httpx.Response]:
+            return await asyncio.gather(*(http.post(path, json=body) for body in bodies))
+
+        responses: list[httpx.Response] = self.run(gather)
+        return responses

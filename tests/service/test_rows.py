@@ -1,0 +1,301 @@
+"""Rows that read and rows that write, on a session whose answers tell the whole history."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.bundle import BOS_ID, EOS_ID, PAD_ID
+from service.errors import ModelFailure
+from service.rows import _MAX_RESULT_FLOATS, ReadBatch, ReadRow, TokenDetails, WriteBatch, WriteRow
+from service.sampling import SamplingParams
+from service.scheduler import Work
+from tests.fakes import RARE, FakeSession, Run, answer, answer_alone
+
+several = settings(max_examples=40, deadline=None)
+
+texts = st.lists(st.integers(3, 11), min_size=1, max_size=30)
+chunk_sizes = st.lists(st.integers(1, 13), min_size=1, max_size=4)
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+def counted(ids: Sequence[int], *, top: int | None = None, goes_on: bool = False) -> ReadRow:
+    """A row that counts every token after bos."""
+    tokens = np.array([BOS_ID, *ids], np.uint16)
+    targets = np.append(tokens[1:], np.uint16(PAD_ID))
+    return ReadRow(tokens, targets, detail_top=top, wants_continuation=goes_on)
+
+
+def writer(
+    *, choice: int = 0, max_tokens: int = 10, stop: tuple[tuple[int, ...], ...] = ()
+) -> WriteRow:
+    how = SamplingParams()
+    return WriteRow(params=how, seed=1, choice=choice, max_tokens=max_tokens, stop=stop)
+
+
+def read_to_the_end(batch: ReadBatch, chunks: Sequence[int]) -> list[ReadRow]:
+    """The rows in the order in which they were done."""
+    finished = []
+    turn = 0
+    while batch.rows:
+        done, failed = batch.run(chunks[turn % len(chunks)])
+        assert not failed
+        finished += done
+        turn += 1
+    return finished
+
+
+def told(row: ReadRow) -> list[bytes]:
+    """The details, to the bit."""
+    joined = TokenDetails.joined(row.details)
+    return [
+        joined.logprob.tobytes(),
+        joined.entropy.tobytes(),
+        joined.rank.tobytes(),
+        joined.top_ids.tobytes(),
+        joined.top_logprobs.tobytes(),
+    ]
+
+
+@several
+@given(ids=texts, chunks=chunk_sizes, goes_on=st.booleans(), top=st.none() | st.integers(0, 3))
+def test_a_read_is_the_same_in_any_chunking(
+    ids: list[int], chunks: list[int], goes_on: bool, top: int | None
+) -> None:
+    session = FakeSession()
+    whole, cut = (counted(ids, top=top, goes_on=goes_on) for _ in range(2))
+    for row, sizes in ((whole, [1000]), (cut, chunks)):
+        batch = ReadBatch(session)
+        batch.add(row)
+        assert read_to_the_end(batch, sizes) == [row]
+    assert whole.logprob == cut.logprob
+    assert whole.logprob == answer_alone(Work(counted(ids)), session).logprob
+    if top is not None:
+        assert told(whole) == told(cut)
+    if goes_on:
+        assert whole.continuation is not None
+        assert cut.continuation is not None
+        assert whole.continuation.logprobs.tobytes() == cut.continuation.logprobs.tobytes()
+        assert whole.continuation.states[0].tobytes() == cut.continuation.states[0].tobytes()
+    else:
+        assert whole.continuation is None
+
+
+@several
+@given(arrivals=st.lists(st.tuples(texts, st.integers(0, 5)), min_size=1, max_size=8))
+def test_rows_that_join_at_different_times_read_what_they_read_alone(
+    arrivals: list[tuple[list[int], int]],
+) -> None:
+    session = FakeSession()
+    batch = ReadBatch(session)
+    rows = []
+    for ids, runs_before in arrivals:
+        for _ in range(runs_before):
+            if batch.rows:
+                batch.run(3)
+        rows.append(counted(ids))
+        batch.add(rows[-1])
+    read_to_the_end(batch, [3])
+    alone = [answer_alone(Work(counted(ids)), session).logprob for ids, _ in arrivals]
+    assert [row.logprob for row in rows] == alone
+
+
+def test_a_run_takes_no_more_than_the_chunk_and_no_more_than_is_left() -> None:
+    session = FakeSession()
+    batch = ReadBatch(session)
+    batch.add(counted([5] * 9))
+    batch.add(counted([5] * 3))
+    read_to_the_end(batch, [4])
+    assert session.runs == [Run("pick", 2, 4), Run("pick", 1, 4), Run("pick", 1, 2)]
+
+
+def test_only_the_run_that_gives_the_continuation_asks_for_whole_distributions() -> None:
+    session = FakeSession()
+    batch = ReadBatch(session)
+    batch.add(counted([5] * 9, goes_on=True))
+    read_to_the_end(batch, [4])
+    assert [run.kind for run in session.runs] == ["pick", "pick", "read"]
+
+
+def test_the_result_of_a_run_is_bounded_whatever_the_vocabulary() -> None:
+    session = FakeSession(vocab_size=60_000)
+    batch = ReadBatch(session)
+    for _ in range(8):
+        batch.add(counted([5] * 20, top=0))
+    read_to_the_end(batch, [64])
+    assert all(run.rows * run.time * 60_000 <= _MAX_RESULT_FLOATS for run in session.runs)
+    assert max(run.time for run in session.runs) == _MAX_RESULT_FLOATS // (8 * 60_000)
+
+
+def test_nothing_moves_when_a_run_raises() -> None:
+    session = FakeSession(raises_at=RARE)
+    batch = ReadBatch(session)
+    good, bad = counted([4, 5, 6, 7, 8, 4]), counted([4, 4, 4, RARE])
+    batch.add(good)
+    batch.add(bad)
+    batch.run(2)
+    with pytest.raises(RuntimeError, match="the run broke"):
+        batch.run(4)
+    assert (good.position, bad.position) == (2, 2)
+    batch.remove([bad])
+    assert read_to_the_end(batch, [4]) == [good]
+    expected = answer_alone(Work(counted([4, 5, 6, 7, 8, 4])), FakeSession()).logprob
+    assert good.logprob == expected
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.parametrize("top", [None, 2])
+def test_nan_fails_the_row_that_meets_it_and_no_other(goes_on: bool, top: int | None) -> None:
+    session = FakeSession(nan_at=RARE)
+    batch = ReadBatch(session)
+    good, bad = counted([4, 5, 6], goes_on=goes_on), counted([4, RARE, 6], top=top, goes_on=goes_on)
+    batch.add(bad)
+    batch.add(good)
+    done, failed = batch.run(64)
+    assert done == [good]
+    assert [(row, type(error)) for row, error in failed] == [(bad, ModelFailure)]
+    assert batch.rows == []
+    assert good.logprob == answer_alone(Work(counted([4, 5, 6])), FakeSession()).logprob
+
+
+def test_an_infinity_among_the_alternatives_fails_the_row_too() -> None:
+    batch = ReadBatch(FakeSession(minus_infinity_at=4))
+    row = counted([4, 6, 6], top=2)
+    batch.add(row)
+    done, failed = batch.run(64)
+    assert done == []
+    assert [failed_row for failed_row, _ in failed] == [row]
+
+
+def test_details_are_those_of_the_distribution() -> None:
+    logprobs = np.log(np.array([[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4]])).astype(
+        np.float32
+    )
+    details = TokenDetails.of(logprobs, np.array([3, 1]), top=3)
+    assert details.logprob.tolist() == [logprobs[0, 3], logprobs[1, 1]]
+    assert details.rank.tolist() == [3, 3]
+    assert details.top_ids.tolist() == [[0, 1, 2], [3, 2, 1]]
+    assert details.top_logprobs.tolist() == [
+        logprobs[0, :3].tolist(),
+        logprobs[1, [3, 2, 1]].tolist(),
+    ]
+    assert details.entropy[0] == pytest.approx(1.75 * math.log(2), abs=1e-6)
+
+
+def continued(session: FakeSession, ids: Sequence[int]) -> ReadRow:
+    batch = ReadBatch(session)
+    row = counted(ids, goes_on=True)
+    batch.add(row)
+    read_to_the_end(batch, [64])
+    return row
+
+
+def write_to_the_end(batch: WriteBatch) -> None:
+    while batch.rows:
+        batch.sample()
+        if batch.rows:
+            assert not batch.run()
+
+
+@several
+@given(
+    arrivals=st.lists(
+        st.tuples(texts, st.integers(1, 3), st.integers(1, 20), st.integers(0, 4)),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_rows_that_join_at_different_times_write_what_they_write_alone(
+    arrivals: list[tuple[list[int], int, int, int]],
+) -> None:
+    session = FakeSession()
+    batch = WriteBatch(session)
+    work = []
+    for ids, choices, max_tokens, steps_before in arrivals:
+        for _ in range(steps_before):
+            if batch.rows:
+                batch.sample()
+            if batch.rows:
+                batch.run()
+        read = continued(session, ids)
+        assert read.continuation is not None
+        writes = [writer(choice=i, max_tokens=max_tokens) for i in range(choices)]
+        for write in writes:
+            batch.add(write, read.continuation)
+        work.append(Work(read, writes))
+    write_to_the_end(batch)
+    for piece in work:
+        assert answer(piece) == answer_alone(piece, session)
+
+
+def test_nan_while_writing_fails_that_row_and_no_other() -> None:
+    """The row that writes the token is poisoned by it."""
+    clean = FakeSession()
+    start = continued(clean, [5]).continuation
+    assert start is not None
+    alone = [writer(choice=i, max_tokens=20) for i in range(6)]
+    batch = WriteBatch(clean)
+    for row in alone:
+        batch.add(row, start)
+    write_to_the_end(batch)
+    meets = [RARE in row.tokens[:-1] for row in alone]
+    assert 0 < sum(meets) < len(meets)
+
+    rows = [writer(choice=i, max_tokens=20) for i in range(6)]
+    batch = WriteBatch(FakeSession(nan_at=RARE))
+    for row in rows:
+        batch.add(row, start)
+    failed = []
+    while batch.rows:
+        batch.sample()
+        if batch.rows:
+            failed += batch.run()
+    assert {id(row) for row, _ in failed} == {
+        id(row) for row, bad in zip(rows, meets, strict=True) if bad
+    }
+    for row, twin, bad in zip(rows, alone, meets, strict=True):
+        if not bad:
+            assert (row.tokens, row.logprobs) == (twin.tokens, twin.logprobs)
+
+
+def accepted(tokens: Sequence[int], **options: int) -> WriteRow:
+    row = writer(stop=((5, 6), (7,)), **options)
+    for token in tokens:
+        assert row.finish_reason is None
+        row.accept(token, -1.0)
+    return row
+
+
+@pytest.mark.parametrize(
+    ("tokens", "finish_reason", "stop_tokens"),
+    [
+        ([5], None, 0),
+        ([6, 5], None, 0),
+        ([4, 5, 6], "stop", 2),  # with the last token that is allowed
+        ([5, 5, 6], "stop", 2),
+        ([4, 7], "stop", 1),
+        ([4, EOS_ID], "stop", 1),
+        ([4, 4, 4], "length", 0),
+    ],
+)
+def test_a_text_ends_with_eos_a_stop_sequence_or_its_length(
+    tokens: list[int], finish_reason: str | None, stop_tokens: int
+) -> None:
+    row = accepted(tokens, max_tokens=3)
+    assert (row.finish_reason, row.stop_tokens) == (finish_reason, stop_tokens)
+
+
+def test_the_noise_of_a_row_goes_on_over_its_blocks() -> None:
+    row = writer(max_tokens=1000)
+    drawn = []
+    for _ in range(600):
+        drawn.append(row.uniform())
+        row.accept(4, -1.0)
+    assert len(set(drawn)) == 600
+    again = writer(max_tokens=1000)
+    assert again.uniform() == drawn[0]
+    assert writer(choice=1).uniform() != drawn[0]

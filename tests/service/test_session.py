@@ -1,0 +1,274 @@
+"""onnxruntime behind the protocol: what it computes, and the graphs that it refuses."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from service.bundle import BOS_ID, Bundle, BundleError, Manifest, Tensor
+from service.session import OnnxSession
+from tests.bundles import ALPHABET, HIDDEN, in_memory, tiny_files
+from training import export
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return in_memory(*tiny_files("gru"))
+
+
+def with_manifest(bundle: Bundle, change: Change) -> Bundle:
+    """The same files under another manifest."""
+    document = bundle.manifest.model_dump()
+    change(document)
+    return Bundle(Manifest.model_validate(document), bundle.vocab, bundle.graphs)
+
+
+def with_graph(bundle: Bundle, change: Callable[[onnx.ModelProto], object]) -> Bundle:
+    """Another graph under the same manifest."""
+    described, data = bundle.graph("fp32")
+    proto = onnx.load_model_from_string(data)
+    change(proto)
+    return Bundle(bundle.manifest, bundle.vocab, {described.file: proto.SerializeToString()})
+
+
+def with_graph_as_described(bundle: Bundle, change: Callable[[onnx.ModelProto], object]) -> Bundle:
+    """Another graph, and a manifest that tells the truth about it."""
+    changed = with_graph(bundle, change)
+    described = export._describe(changed.graphs["sequence.fp32.onnx"])
+    return with_manifest(changed, lambda x: x.update(graphs=[described.model_dump()]))
+
+
+def refusal(bundle: Bundle) -> str:
+    """The line of cause."""
+    with pytest.raises(BundleError) as refused:
+        OnnxSession(bundle, "fp32")
+    message = str(refused.value)
+    assert message.isprintable()
+    assert message.startswith("tiny-gru: ")
+    return message
+
+
+@pytest.mark.parametrize(("cell", "tensors"), [("rnn", 2), ("gru", 2), ("lstm", 4)])
+def test_a_session_has_the_bundles_states_and_vocabulary(cell: str, tensors: int) -> None:
+    bundle = in_memory(*tiny_files(cell))
+    session = OnnxSession(bundle, "fp32")
+    assert session.vocab_size == len(bundle.vocab)
+    states = session.initial_states(3)
+    assert [state.shape for state in states] == [(3, HIDDEN)] * tensors
+    assert all(state.dtype == np.float32 and not state.any() for state in states)
+
+
+def test_picking_is_reading_at_the_targets(bundle: Bundle) -> None:
+    session = OnnxSession(bundle, "fp32")
+    rng = np.random.default_rng(3)
+    tokens = rng.integers(0, session.vocab_size, (4, 9))
+    targets = rng.integers(0, session.vocab_size, (4, 9))
+    lengths = np.full(4, 9, np.int32)
+    picked, after_pick = session.pick(tokens, lengths, targets, session.initial_states(4))
+    logprobs, after_read = session.read(tokens, lengths, session.initial_states(4))
+    np.testing.assert_array_equal(
+        picked, np.take_along_axis(logprobs, targets[..., None], axis=2)[..., 0]
+    )
+    np.testing.assert_allclose(np.exp(logprobs).sum(axis=2), 1.0, atol=1e-5)
+    for one, other in zip(after_pick, after_read, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_rows_states_are_those_after_its_own_length(bundle: Bundle) -> None:
+    session = OnnxSession(bundle, "fp32")
+    tokens = np.array([[BOS_ID, 4, 5, 6, 7], [BOS_ID, 8, 9, 0, 0]])
+    _, together = session.read(tokens, np.array([5, 3], np.int32), session.initial_states(2))
+    _, alone = session.read(tokens[1:, :3], np.array([3], np.int32), session.initial_states(1))
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one[1:], other)
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage" * 100, b"\x08\x09", b"\x00" * 64])
+def test_bytes_that_are_no_graph_are_refused(bundle: Bundle, data: bytes) -> None:
+    broken = Bundle(bundle.manifest, bundle.vocab, {"sequence.fp32.onnx": data})
+    assert "sequence.fp32.onnx: not a usable graph: " in refusal(broken)
+
+
+def test_a_graph_that_is_cut_off_is_refused(bundle: Bundle) -> None:
+    data = bundle.graphs["sequence.fp32.onnx"]
+    cut = Bundle(bundle.manifest, bundle.vocab, {"sequence.fp32.onnx": data[: len(data) // 2]})
+    assert "not a usable graph" in refusal(cut)
+
+
+@pytest.mark.parametrize("up", ["", "../" * 30])
+def test_external_data_is_not_opened(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, up: str
+) -> None:
+    """Not even a file that the working folder leads to, and that holds the right weights."""
+    monkeypatch.chdir(tmp_path)
+    location = f"{up}{str(tmp_path)[1:]}/weights.bin" if up else "weights.bin"
+
+    def move_out(proto: onnx.ModelProto) -> None:
+        weights = next(x for x in proto.graph.initializer if x.name == "output_weight")
+        (tmp_path / "weights.bin").write_bytes(weights.raw_data)
+        onnx.external_data_helper.set_external_data(weights, location)
+        weights.ClearField("raw_data")
+        weights.data_location = TensorProto.EXTERNAL
+
+    assert "not a usable graph" in refusal(with_graph(bundle, move_out))
+
+
+def test_an_operator_that_the_runtime_does_not_know_is_refused(bundle: Bundle) -> None:
+    def foreign(proto: onnx.ModelProto) -> None:
+        node = next(x for x in proto.graph.node if x.op_type == "LogSoftmax")
+        node.op_type = "MakeItUp"
+
+    assert "not a usable graph" in refusal(with_graph(bundle, foreign))
+
+
+def rename_input(proto: onnx.ModelProto) -> None:
+    for node in proto.graph.node:
+        node.input[:] = ["ids" if name == "tokens" else name for name in node.input]
+    proto.graph.input[0].name = "ids"
+
+
+def rename_output(proto: onnx.ModelProto) -> None:
+    proto.graph.node.append(helper.make_node("Identity", ["logprobs"], ["scores"]))
+    proto.graph.output[1].name = "scores"
+
+
+def add_output(proto: onnx.ModelProto) -> None:
+    proto.graph.node.append(helper.make_node("Identity", ["tokens"], ["more"]))
+    proto.graph.output.append(helper.make_tensor_value_info("more", TensorProto.INT64, ["B", "T"]))
+
+
+def drop_output(proto: onnx.ModelProto) -> None:
+    del proto.graph.output[-1]
+
+
+def narrow_tokens(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].CopyFrom(
+        helper.make_tensor_value_info("tokens", TensorProto.INT32, ["B", "T"])
+    )
+
+
+def double_logprobs(proto: onnx.ModelProto) -> None:
+    proto.graph.node.append(
+        helper.make_node("Cast", ["logprobs"], ["exact"], to=TensorProto.DOUBLE)
+    )
+    proto.graph.output[1].CopyFrom(
+        helper.make_tensor_value_info("exact", TensorProto.DOUBLE, ["B", "T", len(ALPHABET) + 4])
+    )
+
+
+def fix_batch(proto: onnx.ModelProto) -> None:
+    """The batch size of a trace, left in."""
+    proto.graph.input[0].CopyFrom(
+        helper.make_tensor_value_info("tokens", TensorProto.INT64, [1, "T"])
+    )
+
+
+GRAPH_CHANGES = [
+    rename_input,
+    rename_output,
+    add_output,
+    drop_output,
+    narrow_tokens,
+    double_logprobs,
+    fix_batch,
+]
+
+
+@pytest.mark.parametrize("change", GRAPH_CHANGES)
+def test_a_graph_that_is_not_the_manifests_is_refused(
+    bundle: Bundle, change: Callable[[onnx.ModelProto], None]
+) -> None:
+    message = refusal(with_graph(bundle, change))
+    assert "not the manifest's" in message or "not a usable graph" in message
+
+
+@pytest.mark.parametrize("change", [rename_input, rename_output, add_output, drop_output])
+def test_a_graph_that_this_service_does_not_feed_is_refused_although_its_manifest_is_true(
+    bundle: Bundle, change: Callable[[onnx.ModelProto], None]
+) -> None:
+    message = refusal(with_graph_as_described(bundle, change))
+    assert "puts must be {" in message
+
+
+def declare(kind: str, which: str, **changes: Any) -> Change:
+    """Change what the manifest says of a tensor."""
+
+    def change(document: dict[str, Any]) -> None:
+        tensor = next(x for x in document["graphs"][0][kind] if x["name"] == which)
+        tensor.update(changes)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (declare("inputs", "tokens", name="ids"), "inputs are not the manifest's"),
+        (declare("inputs", "tokens", dtype="int32"), "inputs are not the manifest's"),
+        (declare("inputs", "tokens", shape=["B"]), "inputs are not the manifest's"),
+        (declare("inputs", "h1", shape=["B", HIDDEN + 1]), "inputs are not the manifest's"),
+        (declare("outputs", "logprobs", shape=["B", "T", 5]), "outputs are not the manifest's"),
+        (declare("outputs", "h1_out", dtype="int64"), "outputs are not the manifest's"),
+        (lambda x: x["states"].pop(), "inputs must be {"),
+        (lambda x: x["states"][0].update(shape=[HIDDEN + 1]), "inputs must be {"),
+        (lambda x: x["states"][0].update(name="h7"), "inputs must be {"),
+        (lambda x: x["vocab"].update(size=x["vocab"]["size"] + 1), "outputs must be {"),
+    ],
+)
+def test_a_manifest_that_is_not_the_graphs_is_refused(
+    bundle: Bundle, change: Change, cause: str
+) -> None:
+    assert cause in refusal(with_manifest(bundle, change))
+
+
+def test_inputs_may_stand_in_any_order(bundle: Bundle) -> None:
+    OnnxSession(with_manifest(bundle, lambda x: x["graphs"][0]["inputs"].reverse()), "fp32")
+
+
+def test_a_golden_vector_that_this_machine_does_not_give_is_refused(bundle: Bundle) -> None:
+    tolerance = bundle.manifest.golden[1].tolerance
+
+    def shift(document: dict[str, Any]) -> None:
+        vector = document["golden"][1]
+        vector["logprobs"] = [x + 3 * tolerance for x in vector["logprobs"]]
+
+    message = refusal(with_manifest(bundle, shift))
+    assert "golden vector 1: this machine differs by 3.0" in message
+    assert f"at most {tolerance}" in message
+
+
+def test_a_golden_vector_within_its_tolerance_is_good(bundle: Bundle) -> None:
+    def loosen(document: dict[str, Any]) -> None:
+        vector = document["golden"][1]
+        vector["logprobs"] = [x + 0.01 for x in vector["logprobs"]]
+        vector["tolerance"] = 0.02
+
+    OnnxSession(with_manifest(bundle, loosen), "fp32")
+
+
+def test_a_graph_that_gives_nan_is_refused(bundle: Bundle) -> None:
+    def poison(proto: onnx.ModelProto) -> None:
+        bias = next(x for x in proto.graph.initializer if x.name == "output_bias")
+        values = onnx.numpy_helper.to_array(bias).copy()
+        values[-1] = np.nan
+        bias.raw_data = values.tobytes()
+
+    assert "golden vector 0: this machine differs by nan" in refusal(with_graph(bundle, poison))
+
+
+def test_a_precision_that_the_bundle_does_not_have_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="no int8 graph"):
+        OnnxSession(bundle, "int8")
+
+
+def test_the_tensor_order_of_the_manifest_is_the_graphs(bundle: Bundle) -> None:
+    described, _ = bundle.graph("fp32")
+    names = [tensor.name for tensor in described.inputs]
+    assert names == ["tokens", "lengths", "targets", "h0", "h1"]
+    assert described.outputs[0] == Tensor(name="target_logprobs", dtype="float32", shape=["B", "T"])

@@ -1,0 +1,107 @@
+"""Settings from the environment and from flags."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from service.settings import Settings, SettingsError, load_settings
+
+
+def refusal(arguments: list[str], environment: dict[str, str]) -> str:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(arguments, environment)
+    return str(refused.value)
+
+
+def test_nothing_said_is_the_defaults() -> None:
+    assert load_settings([], {}) == Settings()
+    assert load_settings([], {"PATH": "/bin", "unroll_port": "1"}) == Settings()
+
+
+def test_the_server_listens_to_this_machine_alone_unless_told_otherwise() -> None:
+    assert Settings().host == "127.0.0.1"
+
+
+def test_the_environment_sets() -> None:
+    settings = load_settings(
+        [],
+        {
+            "UNROLL_HOST": "0.0.0.0",  # noqa: S104
+            "UNROLL_PORT": "0",
+            "UNROLL_MODELS_DIR": "/srv/my models",
+            "UNROLL_LOG_LEVEL": "debug",
+            "UNROLL_REQUEST_TIMEOUT_S": "0.5",
+        },
+    )
+    assert settings.host == "0.0.0.0"  # noqa: S104
+    assert settings.port == 0
+    assert settings.models_dir == Path("/srv/my models")
+    assert settings.log_level == "debug"
+    assert settings.request_timeout_s == 0.5
+
+
+@pytest.mark.parametrize("flags", [["--port", "9"], ["--port=9"]])
+def test_a_flag_wins_over_the_environment(flags: list[str]) -> None:
+    environment = {"UNROLL_PORT": "8", "UNROLL_MAX_ROWS": "7"}
+    settings = load_settings(flags, environment)
+    assert (settings.port, settings.max_rows) == (9, 7)
+
+
+@pytest.mark.parametrize("name", list(Settings.model_fields))
+def test_every_setting_has_a_flag_a_variable_and_a_description(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        load_settings(["--help"], {})
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"--{name.replace('_', '-')} VALUE" in shown
+    assert f"UNROLL_{name.upper()}" in re.sub(r"\s", "", shown)
+    value = {"host": "h", "models_dir": "m", "log_level": "error"}.get(name, "7")
+    by_flag = load_settings([f"--{name.replace('_', '-')}", value], {})
+    by_variable = load_settings([], {f"UNROLL_{name.upper()}": value})
+    assert by_flag == by_variable
+    assert str(getattr(by_flag, name)) in {value, "7.0"}
+
+
+def test_an_unknown_variable_is_refused_with_the_known_ones() -> None:
+    message = refusal([], {"UNROLL_PROT": "1"})
+    assert message.startswith("UNROLL_PROT: no such setting; there are UNROLL_HOST, UNROLL_PORT")
+
+
+def test_an_unknown_flag_ends_with_status_two(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        load_settings(["--prot", "1"], {})
+    assert ended.value.code == 2
+    assert "--prot" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "http"),
+        ("PORT", "-1"),
+        ("PORT", "65536"),
+        ("PORT", ""),
+        ("PORT", "8000.5"),
+        ("LOG_LEVEL", "loud"),
+        ("MAX_ROWS", "0"),
+        ("MAX_ROWS", "-3"),
+        ("MAX_BODY_BYTES", "8M"),
+        ("REQUEST_TIMEOUT_S", "0"),
+        ("REQUEST_TIMEOUT_S", "nan"),
+        ("REQUEST_TIMEOUT_S", "inf"),
+    ],
+)
+def test_a_bad_value_is_named_by_its_setting(name: str, value: str) -> None:
+    message = refusal([], {f"UNROLL_{name}": value})
+    assert message.startswith(f"UNROLL_{name}: ")
+    assert "\n" not in message
+    flag = f"--{name.lower().replace('_', '-')}={value}"
+    assert refusal([flag], {}) == message
+
+
+def test_every_bad_value_has_its_own_line() -> None:
+    lines = refusal([], {"UNROLL_PORT": "x", "UNROLL_MAX_ROWS": "y"}).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["UNROLL_PORT", "UNROLL_MAX_ROWS"]

@@ -1,0 +1,326 @@
+"""A run to a bundle: what is written, and when nothing is."""
+
+import hashlib
+import itertools
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from service.bundle import BOS_ID, EOS_ID, Bundle, read_bundle
+from tests.training.helpers import FABLE, tiny_document, write_toml
+from training import corpus as corpora
+from training import onnx_graph
+from training.__main__ import main
+from training.corpus import Corpus
+from training.evaluation import evaluate
+from training.export import (
+    MAX_DIFFERENCE,
+    ExportError,
+    OnnxModel,
+    export,
+    golden_vectors,
+    onnx_score,
+)
+from training.language_model import LanguageModel
+from training.trainer import load_best, parameter_count
+
+KINDS = [
+    (cell, num_layers, tied)
+    for cell in ("rnn", "gru", "lstm")
+    for num_layers in (1, 2)
+    for tied in (False, True)
+]
+Exported = tuple[Path, Bundle]  # the run's folder, and the bundle read back
+
+
+def corpus_of(run: Path) -> Corpus:
+    config, _, _ = load_best(run)
+    return corpora.prepare(config.data, run.parent, run / "corpus")
+
+
+def train(folder: Path, cell: str, num_layers: int, *, tied: bool, steps: int = 20) -> Path:
+    """The folder of a run of a few steps."""
+    folder.mkdir()
+    (folder / "text.txt").write_text(FABLE)
+    document = tiny_document(
+        model={
+            "cell": cell,
+            "num_layers": num_layers,
+            "tie_embeddings": tied,
+            "embedding_dim": 12 if tied else 6,
+        },
+        training={"steps": steps, "eval_every": steps, "learning_rate": 0.02},
+    )
+    config = write_toml(folder / "config.toml", document | {"name": f"tiny-{cell}-{num_layers}"})
+    assert main(["train", str(config), "--run", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=str)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    cell, num_layers, tied = request.param
+    run = train(tmp_path_factory.mktemp("export") / "run", cell, num_layers, tied=tied)
+    return run, read_bundle(export(run, corpus_of(run), run / "models"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("export") / "run", "lstm", 1, tied=False)
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(trained.parent, tmp_path / "copy")) / "run"
+
+
+def models_of(exported: Exported) -> tuple[LanguageModel, OnnxModel, Corpus]:
+    run, bundle = exported
+    _, model, _ = load_best(run)
+    names = [state.name for state in bundle.manifest.states]
+    return model, OnnxModel.load(bundle.graph("fp32")[1], names), corpus_of(run)
+
+
+# --- the numbers --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("batch", "time"), [(1, 1), (1, 60), (2, 9), (7, 30)])
+def test_the_bundle_gives_pytorchs_log_probabilities_on_text(
+    exported: Exported, batch: int, time: int
+) -> None:
+    model, onnx_model, corpus = models_of(exported)
+    text = np.resize(corpus.train.ids[1:-1].astype(np.int64), (batch, time + 1))
+    tokens, targets = text[:, :-1], text[:, 1:]
+    with torch.no_grad():
+        logits, _ = model(torch.from_numpy(tokens), model.initial_states(batch))
+    wanted = torch.log_softmax(logits, -1).numpy()
+    picked, logprobs, _ = onnx_model.run(
+        tokens, targets, [x.numpy() for x in model.initial_states(batch)]
+    )
+    np.testing.assert_allclose(logprobs, wanted, rtol=0, atol=MAX_DIFFERENCE)
+    wanted_picked = np.take_along_axis(wanted, targets[..., None], 2)[..., 0]
+    np.testing.assert_allclose(picked, wanted_picked, rtol=0, atol=MAX_DIFFERENCE)
+
+
+def test_the_bundle_measures_what_pytorch_measures(exported: Exported) -> None:
+    _, bundle = exported
+    model, onnx_model, corpus = models_of(exported)
+    wanted = evaluate(model, corpus.test, torch.device("cpu"))
+    assert onnx_score(onnx_model, model, corpus.test).loss == pytest.approx(wanted.loss, abs=1e-5)
+    measured = bundle.manifest.metrics.measurements[0]
+    assert (measured.name, measured.kind) == ("fp32", "model")
+    assert measured.loss == pytest.approx(wanted.loss, abs=1e-5)
+    assert measured.bits_per_char == pytest.approx(wanted.bits_per_char, abs=1e-4)
+    assert measured.perplexity == pytest.approx(wanted.perplexity, rel=1e-4)
+
+
+def test_the_golden_vectors_are_the_models_answers_one_token_at_a_time(
+    exported: Exported,
+) -> None:
+    _, bundle = exported
+    model, onnx_model, _ = models_of(exported)
+    exact = model.double()
+    for golden in bundle.manifest.golden:
+        states = exact.initial_states(1)
+        wanted = []
+        for token, target in itertools.pairwise(golden.tokens):
+            with torch.no_grad():
+                logits, states = exact(torch.tensor([[token]]), states)
+            wanted.append(float(torch.log_softmax(logits[0, 0], 0)[target]))
+        assert golden.logprobs == pytest.approx(wanted, abs=1e-7)
+        ids = np.array([golden.tokens])
+        zeros = [x.float().numpy() for x in exact.initial_states(1)]
+        picked, _, _ = onnx_model.run(ids[:, :-1], ids[:, 1:], zeros)
+        assert float(np.abs(picked[0] - golden.logprobs).mean()) < golden.tolerance
+
+
+# --- the manifest -------------------------------------------------------------------------------
+
+
+def test_a_bundle_is_three_files(exported: Exported) -> None:
+    run, bundle = exported
+    folder = run / "models" / bundle.manifest.name
+    assert sorted(x.name for x in folder.iterdir()) == [
+        "manifest.json",
+        "sequence.fp32.onnx",
+        "vocab.json",
+    ]
+    assert list((run / "models").iterdir()) == [folder]
+
+
+def test_the_manifest_says_what_the_model_is(exported: Exported) -> None:
+    run, bundle = exported
+    config, model, _ = load_best(run)
+    shape = bundle.manifest.model
+    assert (shape.cell, shape.num_layers) == (config.model.cell, config.model.num_layers)
+    assert (shape.hidden_size, shape.embedding_dim) == (12, config.model.embedding_dim)
+    assert shape.parameters == parameter_count(model)
+    assert [(x.name, x.shape) for x in bundle.manifest.states] == [
+        (name, [12]) for name in model.state_names
+    ]
+
+
+def test_the_manifest_has_every_files_checksum(exported: Exported) -> None:
+    run, bundle = exported
+    folder = run / "models" / bundle.manifest.name
+    graph, vocab = bundle.manifest.graphs[0], bundle.manifest.vocab
+    for entry in (graph, vocab):
+        assert hashlib.sha256((folder / entry.file).read_bytes()).hexdigest() == entry.sha256
+    assert graph.size_bytes == (folder / graph.file).stat().st_size
+    assert vocab.size == len(json.loads((folder / vocab.file).read_text()))
+
+
+def test_the_manifest_describes_the_graphs_inputs_and_outputs(exported: Exported) -> None:
+    _, bundle = exported
+    graph, data = bundle.graph("fp32")
+    proto = onnx.load_model_from_string(data)
+    assert [x.name for x in graph.inputs] == [x.name for x in proto.graph.input]
+    assert [x.name for x in graph.outputs] == [x.name for x in proto.graph.output]
+    assert {x.name: (x.dtype, x.shape) for x in graph.inputs}["lengths"] == ("int32", ["B"])
+    assert graph.opset == proto.opset_import[0].version
+
+
+def test_the_manifest_has_the_baselines_beside_the_model(exported: Exported) -> None:
+    run, bundle = exported
+    corpus = corpus_of(run)
+    metrics = bundle.manifest.metrics
+    assert [(x.name, x.kind) for x in metrics.measurements] == [
+        ("fp32", "model"),
+        ("unigram", "baseline"),
+        ("kneser-ney 2-gram", "baseline"),
+    ]
+    found = (metrics.split, metrics.chars, metrics.tokens)
+    assert found == ("test", corpus.test.chars, corpus.test.tokens)
+
+
+def test_the_manifest_says_what_it_was_trained_on_and_how(exported: Exported) -> None:
+    run, bundle = exported
+    config, _, record = load_best(run)
+    corpus = corpus_of(run)
+    data, training = bundle.manifest.data, bundle.manifest.training
+    assert data.sha256 == hashlib.sha256(FABLE.encode()).hexdigest()
+    assert data.train_chars + data.valid_chars + data.test_chars == len(FABLE)
+    assert (data.train_chars, data.documents) == (corpus.train.chars, 3)
+    assert training.config == config.model_dump(mode="json")
+    assert (training.seed, training.steps) == (config.training.seed, record["step"])
+    assert set(training.versions) == {"python", "torch", "onnx", "onnxruntime", "numpy"}
+    assert training.git_commit is None or re.fullmatch(r"[0-9a-f]{40}", training.git_commit)
+
+
+def test_the_vocabulary_is_the_corpuss(exported: Exported) -> None:
+    run, bundle = exported
+    assert bundle.vocab.tokens == corpus_of(run).vocab.tokens
+
+
+# --- golden vectors -----------------------------------------------------------------------------
+
+
+def test_golden_vectors_hold_a_text_the_empty_one_and_every_token(trained: Path) -> None:
+    corpus = corpus_of(trained)
+    _, model, _ = load_best(trained)
+    text, empty, every = (x.tokens for x in golden_vectors(model, corpus.train, corpus.vocab))
+    assert text == corpus.train.ids[:129].tolist()
+    assert empty == [BOS_ID, EOS_ID]
+    assert sorted(every) == list(range(BOS_ID, len(corpus.vocab)))
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+
+def perturbed(name: str) -> Callable[[LanguageModel], bytes]:
+    """onnx_graph.build, but for a thousandth on one element of a constant."""
+    build = onnx_graph.build
+
+    def tampered(model: LanguageModel) -> bytes:
+        proto = onnx.load_model_from_string(build(model))
+        (constant,) = (x for x in proto.graph.initializer if x.name == name)
+        values = numpy_helper.to_array(constant).copy()
+        values.flat[-1] += 1e-3
+        constant.CopyFrom(numpy_helper.from_array(values, name))
+        data: bytes = proto.SerializeToString()
+        return data
+
+    return tampered
+
+
+def without_lengths(model: LanguageModel) -> bytes:
+    """A graph that reads every row to the end of the window: its states run on into padding."""
+    proto = onnx.load_model_from_string(WHOLE_BUILD(model))
+    for node in proto.graph.node:
+        if node.op_type == "LSTM":
+            node.input[4] = ""
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+WHOLE_BUILD = onnx_graph.build
+
+
+@pytest.mark.parametrize("name", ["weight_ih0", "weight_hh0", "bias0", "output_bias"])
+def test_a_graph_with_another_weight_is_not_written(
+    run: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(onnx_graph, "build", perturbed(name))
+    with pytest.raises(ExportError, match="the exported graph and PyTorch differ by"):
+        export(run, corpus_of(run), run / "models")
+    assert not (run / "models").exists()
+
+
+def test_a_graph_whose_states_run_on_into_padding_is_not_written(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_graph, "build", without_lengths)
+    with pytest.raises(ExportError, match="depend on the rows beside a row"):
+        export(run, corpus_of(run), run / "models")
+    assert not (run / "models").exists()
+
+
+@pytest.mark.parametrize("text", [FABLE + "more", FABLE.replace("fox", "cat")])
+def test_weights_of_another_text_are_not_written(run: Path, text: str) -> None:
+    (run.parent / "text.txt").write_text(text)
+    with pytest.raises(ExportError, match="the prepared text is not the one"):
+        export(run, corpus_of(run), run / "models")
+    assert not (run / "models").exists()
+
+
+def test_a_run_that_was_not_finished_is_not_written(run: Path) -> None:
+    (run / "metrics.json").unlink()
+    with pytest.raises(ExportError, match=r"metrics\.json: not there"):
+        export(run, corpus_of(run), run / "models")
+    assert not (run / "models").exists()
+
+
+def test_a_refused_export_leaves_the_old_bundle(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = export(run, corpus_of(run), run / "models")
+    before = read_bundle(path).manifest
+    monkeypatch.setattr(onnx_graph, "build", perturbed("output_bias"))
+    with pytest.raises(ExportError):
+        export(run, corpus_of(run), run / "models")
+    assert read_bundle(path).manifest == before
+
+
+# --- replacing ----------------------------------------------------------------------------------
+
+
+def test_a_bundle_is_replaced_as_a_whole(run: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    first = read_bundle(export(run, corpus_of(run), models))
+    longer = train(tmp_path / "longer", "lstm", 1, tied=False, steps=25)
+    path = export(longer, corpus_of(longer), models)
+    second = read_bundle(path)
+    assert (first.manifest.training.steps, second.manifest.training.steps) == (20, 25)
+    assert list(models.iterdir()) == [path]
+
+
+def test_a_bundle_may_have_another_name_than_its_configuration(run: Path) -> None:
+    path = export(run, corpus_of(run), run / "models", name="other")
+    assert path.name == "other"
+    assert read_bundle(path).manifest.name == "other"

@@ -1,0 +1,225 @@
+"""The exported graph: PyTorch's numbers, and every row the same bit by bit whoever is beside it."""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.training.helpers import tiny_model
+from training import onnx_graph
+from training.export import MAX_DIFFERENCE, OnnxModel, States
+from training.language_model import LanguageModel
+
+CELLS = ("rnn", "gru", "lstm")
+# Sizes around the vector widths of the kernels, and one that needs several blocks.
+HIDDEN_SIZES = (1, 7, 16, 33, 96)
+V = 37
+Ids = npt.NDArray[np.int64]
+
+
+@cache
+def models(
+    cell: str, num_layers: int, hidden_size: int = 33, *, tied: bool = False
+) -> tuple[LanguageModel, OnnxModel]:
+    """A model with weights as large as trained ones, and its graph in onnxruntime."""
+    with torch.random.fork_rng():
+        torch.manual_seed(hidden_size)
+        options: dict[str, Any] = {"cell": cell, "num_layers": num_layers}
+        model = tiny_model(
+            V,
+            hidden_size=hidden_size,
+            embedding_dim=hidden_size if tied else 9,
+            tie_embeddings=tied,
+            **options,
+        )
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model, OnnxModel.load(onnx_graph.build(model), model.state_names)
+
+
+def random_inputs(model: LanguageModel, rng: np.random.Generator, batch: int, time: int) -> Any:
+    tokens, targets = (rng.integers(0, V, (batch, time)) for _ in range(2))
+    shape = (batch, model.config.hidden_size)
+    states = [rng.uniform(-1, 1, shape).astype(np.float32) for _ in model.state_names]
+    return tokens, targets, states
+
+
+def expected(
+    model: LanguageModel, tokens: Ids, targets: Ids, states: States
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], list[npt.NDArray[np.float32]]]:
+    with torch.no_grad():
+        logits, after = model(torch.from_numpy(tokens), [torch.from_numpy(x) for x in states])
+    logprobs = torch.log_softmax(logits, -1).numpy()
+    picked = np.take_along_axis(logprobs, targets[..., None], 2)[..., 0]
+    return picked, logprobs, [x.numpy() for x in after]
+
+
+# --- the numbers --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (5, 1), (4, 23)])
+def test_log_probabilities_and_states_are_pytorchs(
+    cell: str, num_layers: int, tied: bool, shape: tuple[int, int]
+) -> None:
+    model, onnx_model = models(cell, num_layers, tied=tied)
+    inputs = random_inputs(model, np.random.default_rng(1), *shape)
+    picked, logprobs, after = onnx_model.run(*inputs)
+    wanted_picked, wanted, wanted_after = expected(model, *inputs)
+    np.testing.assert_allclose(logprobs, wanted, rtol=0, atol=MAX_DIFFERENCE)
+    np.testing.assert_allclose(picked, wanted_picked, rtol=0, atol=MAX_DIFFERENCE)
+    for found, state in zip(after, wanted_after, strict=True):
+        np.testing.assert_allclose(found, state, rtol=0, atol=MAX_DIFFERENCE)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_probabilities_sum_to_one(cell: str) -> None:
+    model, onnx_model = models(cell, 1)
+    _, logprobs, _ = onnx_model.run(*random_inputs(model, np.random.default_rng(1), 3, 5))
+    np.testing.assert_allclose(np.exp(logprobs).sum(-1), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_picked_ones_are_the_targets(cell: str) -> None:
+    model, onnx_model = models(cell, 2)
+    tokens, targets, states = random_inputs(model, np.random.default_rng(1), 3, 5)
+    picked, logprobs, _ = onnx_model.run(tokens, targets, states)
+    assert np.array_equal(picked, np.take_along_axis(logprobs, targets[..., None], 2)[..., 0])
+
+
+# --- nobody else in your answer -----------------------------------------------------------------
+
+# A row of its own: where it ends, and into which calls it is cut.
+lengths = st.integers(1, 12)
+
+
+@given(
+    st.sampled_from(CELLS),
+    st.integers(1, 2),
+    st.sampled_from(HIDDEN_SIZES),
+    st.lists(lengths, min_size=1, max_size=20),
+    st.integers(0, 2**16),
+)
+@settings(deadline=None, max_examples=50)
+def test_a_row_is_the_same_alone_and_among_ragged_neighbours(
+    cell: str, num_layers: int, hidden_size: int, ends: list[int], seed: int
+) -> None:
+    model, onnx_model = models(cell, num_layers, hidden_size)
+    rng = np.random.default_rng(seed)
+    tokens, targets, states = random_inputs(model, rng, len(ends), max(ends))
+    picked, logprobs, after = onnx_model.run(tokens, targets, states, np.array(ends, np.int32))
+    for row, end in enumerate(ends):
+        only = slice(row, row + 1)
+        own = [state[only] for state in states]
+        alone = onnx_model.run(tokens[only, :end], targets[only, :end], own)
+        assert np.array_equal(alone[0][0], picked[row, :end])
+        assert np.array_equal(alone[1][0], logprobs[row, :end])
+        for state, state_alone in zip(after, alone[2], strict=True):
+            assert np.array_equal(state[row], state_alone[0])
+
+
+@given(
+    st.sampled_from(CELLS),
+    st.integers(1, 2),
+    st.sampled_from(HIDDEN_SIZES),
+    st.lists(lengths, min_size=1, max_size=5),
+    st.integers(0, 2**16),
+)
+@settings(deadline=None, max_examples=50)
+def test_a_text_is_the_same_in_one_call_and_in_chunks(
+    cell: str, num_layers: int, hidden_size: int, chunks: list[int], seed: int
+) -> None:
+    model, onnx_model = models(cell, num_layers, hidden_size)
+    rng = np.random.default_rng(seed)
+    tokens, targets, states = random_inputs(model, rng, 1 + seed % 9, sum(chunks))
+    _, whole, after_whole = onnx_model.run(tokens, targets, states)
+    parts = []
+    for end, chunk in zip(np.cumsum(chunks), chunks, strict=True):
+        piece = slice(end - chunk, end)
+        _, part, states = onnx_model.run(tokens[:, piece], targets[:, piece], states)
+        parts.append(part)
+    assert np.array_equal(np.concatenate(parts, axis=1), whole)
+    assert all(map(np.array_equal, states, after_whole))
+
+
+@given(
+    st.sampled_from(CELLS),
+    st.sampled_from(HIDDEN_SIZES),
+    st.integers(1, 17),
+    st.integers(0, 2**16),
+)
+@settings(deadline=None, max_examples=25)
+def test_a_row_is_the_same_at_every_position_of_a_batch(
+    cell: str, hidden_size: int, batch: int, seed: int
+) -> None:
+    model, onnx_model = models(cell, 2, hidden_size)
+    tokens, targets, states = random_inputs(model, np.random.default_rng(seed), 1, 6)
+    _, alone, _ = onnx_model.run(tokens, targets, states)
+    copies = [np.repeat(x, batch, axis=0) for x in states]
+    _, many, _ = onnx_model.run(
+        np.repeat(tokens, batch, axis=0), np.repeat(targets, batch, axis=0), copies
+    )
+    assert all(np.array_equal(row, alone[0]) for row in many)
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+
+def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from nodes_of(attribute.g)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_a_graph_has_operators_of_the_default_domain_and_no_external_data(
+    cell: str, num_layers: int
+) -> None:
+    model = tiny_model(cell=cell, num_layers=num_layers)
+    proto = onnx.load_model_from_string(onnx_graph.build(model))
+    assert [(x.domain, x.version) for x in proto.opset_import] == [("", onnx_graph.OPSET)]
+    assert {node.domain for node in nodes_of(proto.graph)} == {""}
+    assert not proto.functions
+    assert {x.data_location for x in proto.graph.initializer} == {onnx.TensorProto.DEFAULT}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_batch_and_time_are_free_and_every_state_comes_back(cell: str) -> None:
+    model = tiny_model(cell=cell, num_layers=2)
+    graph = onnx.load_model_from_string(onnx_graph.build(model)).graph
+
+    def shapes(values: Any) -> dict[str, list[str | int]]:
+        return {
+            x.name: [d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim]
+            for x in values
+        }
+
+    assert shapes(graph.input) == {
+        "tokens": ["B", "T"],
+        "lengths": ["B"],
+        "targets": ["B", "T"],
+        **{name: ["B", 8] for name in model.state_names},
+    }
+    assert shapes(graph.output) == {
+        "target_logprobs": ["B", "T"],
+        "logprobs": ["B", "T", 11],
+        **{f"{name}_out": ["B", 8] for name in model.state_names},
+    }
+
+
+def test_the_same_weights_give_the_same_bytes() -> None:
+    model = tiny_model()
+    assert onnx_graph.build(model) == onnx_graph.build(model)
