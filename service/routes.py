@@ -103,7 +103,8 @@ async def models(request: Request) -> ModelList:
     return ModelList(models=[ModelSummary.of(engines[name]) for name in sorted(engines)])
 
 
-@router.get("/models/{name}", responses={404: _PROBLEMS[404]}, tags=["models"])
+# "4XX" and not 404: else FastAPI documents a 422 of its own that no name can cause.
+@router.get("/models/{name}", responses={"4XX": _PROBLEMS[404]}, tags=["models"])
 async def model(name: str, request: Request) -> ModelDetail:
     """One model: what it is, what it was trained on and what it is worth."""
     return ModelDetail.of(_engine(request, name))

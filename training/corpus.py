@@ -9,6 +9,7 @@ import codecs
 import glob
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -30,6 +31,7 @@ from training.config import ConfigError, DataConfig
 
 SPLITS = ("train", "valid", "test")
 _READ_BYTES = 1 << 20
+_ASCII_PAIR = re.compile("[!-~][!-~]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +74,14 @@ class Corpus:
 
 def input_files(config: DataConfig, base: Path) -> list[Path]:
     """The files that the config names, globs expanded and sorted. Raises ConfigError for none."""
-    files: list[Path] = []
+    files: dict[Path, None] = {}  # in order, each once: a second copy would leak between splits
     for pattern in config.files:
         # Not base.glob: absolute patterns too. Not base / pattern: a folder's [name] is no pattern.
         found = sorted(base / x for x in glob.glob(pattern, root_dir=base, recursive=True))  # noqa: PTH207
         if not found:
             raise ConfigError(f"data.files: nothing matches {pattern!r} beside the configuration")
-        files.extend(path for path in found if path.is_file())
-    return files
+        files |= dict.fromkeys(path for path in found if path.is_file())
+    return list(files)
 
 
 def prepare(config: DataConfig, base: Path, folder: Path) -> Corpus:
@@ -120,6 +122,8 @@ def stream_text(path: Path, rules: Normalization) -> Iterator[str]:
 
     Pieces are cut before white space, which neither composes with what stands before it nor
     changes how it is lower-cased, so that the pieces together are the whole text's normal form.
+    Text without any is cut between two ASCII characters, which are as safe; only a text with
+    neither is held whole.
     """
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     rest = ""
@@ -129,10 +133,7 @@ def stream_text(path: Path, rules: Normalization) -> Iterator[str]:
                 rest += decoder.decode(block)
             except UnicodeDecodeError as error:
                 raise ConfigError(f"{path}: not UTF-8: {error.reason}") from error
-            cut = max(rest.rfind(" "), rest.rfind("\n"))
-            # CR LF must stay in one piece.
-            if cut > 0 and rest[cut - 1] == "\r":
-                cut -= 1
+            cut = _safe_cut(rest)
             if cut > 0:
                 yield normalize(rest[:cut], rules)
                 rest = rest[cut:]
@@ -142,6 +143,16 @@ def stream_text(path: Path, rules: Normalization) -> Iterator[str]:
         raise ConfigError(f"{path}: not UTF-8: {error.reason}") from error
     if rest:
         yield normalize(rest, rules)
+
+
+def _safe_cut(text: str) -> int:
+    """Where the text may be cut and still normalize, part by part, as a whole; 0 for nowhere."""
+    cut = max(text.rfind(" "), text.rfind("\n"))
+    if cut > 0:
+        # CR LF must stay in one piece.
+        return cut - 1 if text[cut - 1] == "\r" else cut
+    between = _ASCII_PAIR.search(text, max(0, len(text) - _READ_BYTES))
+    return between.start() + 1 if between else 0
 
 
 def _documents(config: DataConfig, files: list[Path]) -> Iterator[tuple[str, bool]]:

@@ -596,6 +596,7 @@ def test_in_any_schedule_rows_are_conserved_and_every_answer_is_the_answer_alone
             assert_as_alone(job)
         if fault == "nan" and not stops and place not in given_up:
             alone = [answer_alone(piece, FakeSession()) for piece in job.work]
-            read = [BAD in piece.read.tokens for piece in job.work]
+            # After the last token of a text nothing is asked unless something is written there.
+            read = [BAD in x.read.tokens[: None if x.write else -1] for x in job.work]
             written = [BAD in tokens[:-1] for x in alone for tokens, *_ in x.choices]
             assert (failure(job) is ModelFailure) == any(read + written)

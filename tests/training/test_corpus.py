@@ -489,3 +489,20 @@ def test_the_record_is_json_that_holds_the_vocabulary(tmp_path: Path) -> None:
     prepared(tmp_path, {"a.txt": "a\u2028\n".encode()})
     record = json.loads((tmp_path / "corpus/corpus.json").read_text())
     assert record["tokens"] == [*SPECIAL_TOKENS, "\n", "a", "\u2028"]
+
+
+def test_a_file_that_two_patterns_match_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abc")
+    config = DataConfig(files=["*.txt", "a.txt"])
+    assert corpora.input_files(config, tmp_path) == [tmp_path / "a.txt"]
+
+
+def test_text_without_white_space_is_streamed_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "_READ_BYTES", 64)
+    text = "GATTACA" * 1000
+    (tmp_path / "dna.txt").write_text(text)
+    pieces = list(stream_text(tmp_path / "dna.txt", Normalization()))
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) <= 128
