@@ -179,7 +179,8 @@ def check_parity(model: LanguageModel, onnx_model: OnnxModel, held_out: Split) -
     """Largest difference in nats over several shapes, with carried state. Raises ExportError.
 
     Held-out text (its own tokens each; every other log-probability relative to its size) and
-    random ids (the mean over each row's tokens), at several batch and length sizes, with states carried over two calls.
+    random ids (the mean over each row's tokens), at several batch and length sizes, with states
+    carried over two calls.
     """
     rng = np.random.default_rng(0)
     worst = 0.0
