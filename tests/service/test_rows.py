@@ -85,6 +85,22 @@ def test_a_read_is_the_same_in_any_chunking(
         assert whole.continuation is None
 
 
+def test_the_order_in_which_a_text_is_summed_does_not_depend_on_its_chunks() -> None:
+    """Terms of such different sizes that any other order rounds otherwise."""
+    session = FakeSession()
+    sizes = np.random.default_rng(2).uniform(-14.0, 2.0, session._table.shape)
+    session._table = (-(10.0**sizes)).astype(np.float32)
+    ids = np.random.default_rng(3).integers(4, 12, 400).tolist()
+    totals = set()
+    for chunk in (1, 7, 64, 1000):
+        batch = ReadBatch(session)
+        row = counted(ids)
+        batch.add(row)
+        read_to_the_end(batch, [chunk])
+        totals.add(row.logprob)
+    assert totals == {answer_alone(Work(counted(ids)), session).logprob}
+
+
 @several
 @given(arrivals=st.lists(st.tuples(texts, st.integers(0, 5)), min_size=1, max_size=8))
 def test_rows_that_join_at_different_times_read_what_they_read_alone(
@@ -160,6 +176,17 @@ def test_nan_fails_the_row_that_meets_it_and_no_other(goes_on: bool, top: int | 
     assert [(row, type(error)) for row, error in failed] == [(bad, ModelFailure)]
     assert batch.rows == []
     assert good.logprob == answer_alone(Work(counted([4, 5, 6])), FakeSession()).logprob
+
+
+def test_nan_after_an_uncounted_prompt_fails_it_before_anything_is_written() -> None:
+    batch = ReadBatch(FakeSession(nan_at=RARE))
+    tokens = np.array([BOS_ID, 4, RARE], np.uint16)
+    row = ReadRow(tokens, np.full_like(tokens, PAD_ID), wants_continuation=True)
+    batch.add(row)
+    done, failed = batch.run(64)
+    assert done == []
+    assert [failed_row for failed_row, _ in failed] == [row]
+    assert row.continuation is None
 
 
 def test_an_infinity_among_the_alternatives_fails_the_row_too() -> None:

@@ -107,6 +107,18 @@ def test_a_choice_of_no_tokens_ends_with_the_reading() -> None:
     assert [row.tokens for row in piece.write] == [[], []]
 
 
+def test_choices_that_ended_before_the_reading_hold_no_rows_after_it() -> None:
+    inbox = Inbox()
+    piece = endless(3)
+    piece.write[1].finish_reason = "length"
+    job = Job([piece])
+    with running(FakeSession(), inbox) as scheduler:
+        scheduler.submit(job)
+        inbox.wait_for(job)
+        assert scheduler.free
+    assert [len(row.tokens) for row in piece.write] == [40, 0, 40]
+
+
 def test_a_row_joins_between_two_steps_of_another_and_leaves_before_it() -> None:
     gate, inbox = Gate(), Inbox()
     session = FakeSession(gate=gate)
