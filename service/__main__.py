@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+from types import FrameType
 
 import uvicorn
 
@@ -26,6 +28,10 @@ def main() -> int:
     except BundleError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
+    # uvicorn ends in order on the first signal and then raises it again for whoever handled it
+    # before: nobody, so that a clean end is an exit status of 0.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _ended_in_order)
     uvicorn.run(
         create_app(settings, engines),
         host=settings.host,
@@ -35,6 +41,10 @@ def main() -> int:
         timeout_graceful_shutdown=10,
     )
     return 0
+
+
+def _ended_in_order(number: int, _: FrameType | None) -> None:
+    logging.getLogger(__name__).info("ended by %s", signal.Signals(number).name)
 
 
 if __name__ == "__main__":

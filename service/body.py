@@ -6,11 +6,12 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from service.errors import (
     BadRequest,
     BodyTooLarge,
+    ClientGone,
     FieldError,
     InvalidRequest,
     UnsupportedMediaType,
@@ -56,10 +57,13 @@ async def _receive(request: Request, limit: int) -> bytes:
     if declared.isdecimal() and (len(declared) > 20 or int(declared) > limit):
         raise _too_large(limit)
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise _too_large(limit)
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise _too_large(limit)
+    except ClientDisconnect as error:
+        raise ClientGone("the client closed the connection within the body") from error
     return bytes(body)
 
 

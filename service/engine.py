@@ -410,7 +410,7 @@ class _ScorePlan:
 
 def _at_most(pointer: str, value: int, limit: int, unit: str) -> None:
     if value > limit:
-        raise InvalidRequest.at(pointer, f"{value} {unit}; at most {limit} are allowed")
+        raise InvalidRequest.at(pointer, f"too many {unit}; at most {limit} are allowed")
 
 
 async def _off_loop(size: int, function: Callable[[], Result]) -> Result:

@@ -7,6 +7,7 @@
     ├── UnsupportedMediaType 415
     ├── InvalidRequest 422        schema and limits; `errors` points at the fields
     ├── QueueFull 429             with Retry-After
+    ├── ClientGone 499            nobody reads it; it stands in the log
     ├── ModelFailure 500          the model run raised, or gave NaN
     ├── EngineStopped 503         with Retry-After
     └── DeadlineExceeded 504
@@ -86,6 +87,12 @@ class QueueFull(ServiceError):
     """There is no room for the request now."""
 
     status, type, title = 429, "queue-full", "Queue full"
+
+
+class ClientGone(ServiceError):
+    """The client closed the connection before it had its answer."""
+
+    status, type, title = 499, "client-gone", "Client gone"
 
 
 class ModelFailure(ServiceError):

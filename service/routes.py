@@ -1,14 +1,15 @@
 """The native endpoints: schema in, engine call, schema out."""
 
 import asyncio
-from typing import Annotated, Any
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel
 
 from service.body import body_documentation, json_body
 from service.engine import LARGE_CHARS, Engine
-from service.errors import InvalidRequest, ModelNotFound
+from service.errors import ClientGone, InvalidRequest, ModelNotFound
 from service.schemas import (
     EngineState,
     GenerateRequest,
@@ -23,6 +24,8 @@ from service.schemas import (
     ScoreResponse,
 )
 from service.settings import Settings
+
+Result = TypeVar("Result")
 
 router = APIRouter()
 
@@ -71,7 +74,7 @@ async def generate(
     engine = _engine(request, body.model)
     prompts = _list(body.prompt, "/prompt", request)
     _check_choices(body, request.app.state.settings)
-    results = await engine.generate(prompts, body.options())
+    results = await _unless_gone(request, engine.generate(prompts, body.options()))
     size = sum(len(choice.text) for result in results for choice in result.choices)
     return await _json(
         size * (1 + (body.logprobs or 0)), lambda: GenerateResponse.of(engine, results)
@@ -91,7 +94,8 @@ async def score(
     """The probability of a text, or of every text of a list."""
     engine = _engine(request, body.model)
     texts = _list(body.text, "/text", request)
-    results = await engine.score(texts, body.contexts(len(texts)), body.options())
+    contexts = body.contexts(len(texts))
+    results = await _unless_gone(request, engine.score(texts, contexts, body.options()))
     size = sum(map(len, texts)) * (1 + body.top_logprobs) if body.tokens else 0
     return await _json(size, lambda: ScoreResponse.of(engine, results))
 
@@ -150,20 +154,41 @@ def _list(texts: str | list[str], pointer: str, request: Request) -> list[str]:
     listed = [texts] if isinstance(texts, str) else texts
     limit = request.app.state.settings.max_inputs
     if len(listed) > limit:
-        raise InvalidRequest.at(pointer, f"{len(listed)} texts; at most {limit} are allowed")
+        raise InvalidRequest.at(pointer, f"too many texts; at most {limit} are allowed")
     return listed
 
 
 def _check_choices(body: GenerateRequest, settings: Settings) -> None:
     if body.n > settings.max_n:
-        raise InvalidRequest.at("/n", f"{body.n} choices; at most {settings.max_n} are allowed")
+        raise InvalidRequest.at("/n", f"too many choices; at most {settings.max_n} are allowed")
     stops = [body.stop] if isinstance(body.stop, str) else body.stop
     if len(stops) > settings.max_stop:
         limit = settings.max_stop
-        raise InvalidRequest.at("/stop", f"{len(stops)} stop strings; at most {limit} are allowed")
+        raise InvalidRequest.at("/stop", f"too many stop strings; at most {limit} are allowed")
     if any(not 1 <= len(stop) <= settings.max_stop_chars for stop in stops):
         limit = settings.max_stop_chars
         raise InvalidRequest.at("/stop", f"a stop string has 1 to {limit} characters")
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The work's result. A client that goes away ends it, and its rows leave the batch."""
+    working = asyncio.create_task(work)
+    watching = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone("the client closed the connection")
+        return working.result()
+    finally:
+        # Also where this request itself is cancelled: neither may outlive it.
+        for task in (working, watching):
+            task.cancel()
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has closed the connection; the body has been read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _json(size: int, build: Any) -> Response:
