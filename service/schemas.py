@@ -34,7 +34,9 @@ def _not_empty(value: str | list[str]) -> str | list[str]:
     return value
 
 
-Texts = Annotated[str | list[str], AfterValidator(_not_empty)]
+# The first mistake ends it: to find every mistake in a list of a million numbers takes seconds.
+TextList = Annotated[list[str], Field(fail_fast=True)]
+Texts = Annotated[str | TextList, AfterValidator(_not_empty)]
 
 
 class _Request(BaseModel):
@@ -68,7 +70,7 @@ class GenerateRequest(_Request):
     seed: int | None = Field(
         None, ge=0, lt=2**63, description="Same seed, same text. Drawn where it is left out."
     )
-    stop: str | list[str] = Field(
+    stop: str | TextList = Field(
         default_factory=list, description="Texts that end a choice; they are cut off."
     )
     n: int = Field(1, ge=1, description="Choices a prompt.")
@@ -103,7 +105,7 @@ class ScoreRequest(_Request):
     """The probability of one text or of a list of texts."""
 
     text: Texts = Field(description="A text or a list of texts; it may be empty.")
-    context: str | list[str] = Field(
+    context: str | TextList = Field(
         "", description="Read before the text and not counted: one for all, or one a text."
     )
     tokens: bool = Field(False, description="Tell about every character.")
@@ -177,7 +179,9 @@ class ChoiceOut(_Answer):
     finish_reason: Literal["stop", "length"] = Field(
         description="`stop`: end of text or a stop string. `length`: max_tokens."
     )
-    seed: int = Field(description="The seed of the request, given or drawn.")
+    seed: int = Field(
+        description="The seed of the request, given or drawn; a choice is its seed and its place."
+    )
     logprobs: list[GeneratedToken] | None = Field(description="Where they were asked for.")
 
     @classmethod

@@ -92,7 +92,7 @@ class DataSource(_Record):
     source: str = Field(description="Where it was taken from, exactly enough to find it again.")
     license: str = Field(description="Terms of the text.")
     sha256: Sha256 = Field(description="Checksum over the input files, in order.")
-    documents: int = Field(ge=1, description="Documents in all splits.")
+    documents: int = Field(ge=1, description="Documents; one that a split cuts counts in both.")
     train_chars: int = Field(ge=1, description="Characters in the training split.")
     valid_chars: int = Field(ge=0, description="Characters in the validation split.")
     test_chars: int = Field(ge=0, description="Characters in the test split.")
