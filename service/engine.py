@@ -8,7 +8,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -27,6 +27,7 @@ Result = TypeVar("Result")
 
 # Characters of one request from which work on text leaves the event loop's thread.
 LARGE_CHARS = 8192
+DEFAULT_MAX_TOKENS = 128
 _SEED_BITS = 48  # a seed survives JSON readers that hold numbers as doubles
 
 
@@ -34,7 +35,7 @@ _SEED_BITS = 48  # a seed survives JSON readers that hold numbers as doubles
 class GenerateOptions:
     """What `/generate` may be asked for, besides the prompts."""
 
-    max_tokens: int = 128
+    max_tokens: int | None = None  # None: DEFAULT_MAX_TOKENS, or the limit where that is less
     sampling: SamplingParams = SamplingParams()
     seed: int | None = None  # None draws one
     stop: tuple[str, ...] = ()
@@ -166,6 +167,8 @@ class Engine:
 
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
+        if options.max_tokens is None:
+            options = replace(options, max_tokens=min(DEFAULT_MAX_TOKENS, self.max_tokens))
         self._check_generate(prompts, options)
         seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
         size = sum(map(len, prompts))
@@ -183,8 +186,9 @@ class Engine:
 
     def _check_generate(self, prompts: Sequence[str], options: GenerateOptions) -> None:
         settings = self._settings
-        _at_most("/max_tokens", options.max_tokens, self.max_tokens, "tokens")
-        cost = len(prompts) * options.n * options.max_tokens
+        max_tokens = options.max_tokens or 0
+        _at_most("/max_tokens", max_tokens, self.max_tokens, "tokens")
+        cost = len(prompts) * options.n * max_tokens
         _at_most("/max_tokens", cost, settings.max_cost_tokens, "prompts · n · max_tokens")
         for prompt in prompts:
             _at_most("/prompt", len(prompt), settings.max_prompt_chars, "characters a prompt")
@@ -211,7 +215,7 @@ class Engine:
                     params=options.sampling,
                     seed=seed,
                     choice=choice,
-                    max_tokens=options.max_tokens,
+                    max_tokens=options.max_tokens or 0,
                     stop=stop,
                     detail_top=options.logprobs,
                     finish_reason=None if options.max_tokens else "length",

@@ -15,6 +15,7 @@ from service.bundle import (
     TrainingRecord,
 )
 from service.engine import (
+    DEFAULT_MAX_TOKENS,
     Choice,
     Engine,
     Generated,
@@ -56,7 +57,12 @@ class GenerateRequest(_Request):
     """Continue one prompt or a list of prompts."""
 
     prompt: Texts = Field(description="A text or a list of texts; it may be empty.")
-    max_tokens: int = Field(128, ge=0, description="Most tokens to generate a choice, eos counted.")
+    max_tokens: int | None = Field(
+        None,
+        ge=0,
+        description="Most tokens to generate a choice, eos counted; left out, it is "
+        f"{DEFAULT_MAX_TOKENS}, or the model's limit where that is less.",
+    )
     temperature: float = Field(
         1.0, ge=0.0, le=1e9, description="Divides the log-probabilities; 0 takes the likeliest."
     )
