@@ -4,13 +4,17 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from service.app import create_app, load_engines
 from service.bundle import BundleError
-from service.settings import SettingsError, load_settings
+from service.settings import Settings, SettingsError, load_settings
+
+GRACE_S = 10  # how long requests in flight may take to end
 
 
 def main() -> int:
@@ -20,9 +24,7 @@ def main() -> int:
     except SettingsError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    _log_to_stderr(settings)
     try:
         engines = load_engines(settings)
     except BundleError as error:
@@ -32,15 +34,47 @@ def main() -> int:
     # before: nobody, so that a clean end is an exit status of 0.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _ended_in_order)
+    if settings.workers > 1:
+        # The engines were opened to refuse what cannot be served; each worker opens its own.
+        engines.clear()
+        _serve("service.__main__:create_worker", settings)
+    else:
+        _serve(create_app(settings, engines), settings)
+    return 0
+
+
+def create_worker() -> FastAPI:
+    """The application of one of several server processes: uvicorn's workers import it by name.
+
+    It has the parent's command line and environment.
+    """
+    settings = load_settings(_arguments(), os.environ)
+    _log_to_stderr(settings)
+    return create_app(settings)
+
+
+def _serve(app: FastAPI | str, settings: Settings) -> None:
     uvicorn.run(
-        create_app(settings, engines),
+        app,
+        factory=isinstance(app, str),
+        workers=settings.workers,
         host=settings.host,
         port=settings.port,
         log_level=settings.log_level,
         access_log=False,
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=GRACE_S,
     )
-    return 0
+
+
+def _arguments() -> Sequence[str]:
+    """The flags: multiprocessing hands the parent's command line on to a spawned process."""
+    return sys.argv[1:]
+
+
+def _log_to_stderr(settings: Settings) -> None:
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
 
 
 def _ended_in_order(number: int, _: FrameType | None) -> None:

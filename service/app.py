@@ -14,15 +14,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.bundle import BundleError, read_bundle
+from service.bundle import Bundle, BundleError, read_bundle
+from service.cpus import usable_cpus
 from service.engine import Engine
 from service.errors import FieldError, ServiceError
 from service.routes import router
 from service.schemas import FieldErrorOut, Problem
-from service.session import OnnxSession
+from service.session import GoldenMismatch, OnnxSession
 from service.settings import Settings
 
-PRECISION = "fp32"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 logger = logging.getLogger(__name__)
@@ -67,13 +67,30 @@ def create_app(settings: Settings, engines: Sequence[Engine] | None = None) -> F
 
 def load_engines(settings: Settings) -> list[Engine]:
     """An engine for every bundle in the models folder. Raises BundleError for the first bad one."""
+    threads = settings.engine_threads or usable_cpus()
     engines = []
     for folder in bundle_folders(settings.models_dir):
         bundle = read_bundle(folder)
+        session = open_session(bundle, settings)
         engines.append(
-            Engine(bundle, OnnxSession(bundle, PRECISION), settings, precision=PRECISION)
+            Engine(bundle, session, settings, precision=session.precision, threads=threads)
         )
     return engines
+
+
+def open_session(bundle: Bundle, settings: Settings) -> OnnxSession:
+    """The bundle in the precision of the settings, or in fp32 where this machine fails its int8.
+
+    Raises BundleError where there is no such precision, or fp32 fails, too.
+    """
+    wanted = bundle.manifest.precision if settings.precision == "auto" else settings.precision
+    try:
+        return OnnxSession(bundle, wanted)
+    except GoldenMismatch as mismatch:
+        if wanted == "fp32":
+            raise
+        logger.error("%s; it is served in fp32 instead", mismatch)  # noqa: TRY400 (told, not a bug)
+        return OnnxSession(bundle, "fp32")
 
 
 def bundle_folders(models_dir: Path) -> list[Path]:

@@ -7,15 +7,17 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from service.bundle import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Bundle, normalize
+from service.bundle import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Bundle, Precision, normalize
 from service.errors import DeadlineExceeded, InvalidRequest
+from service.prefixes import MIN_SHARED_TOKENS, PrefixCache, shared_prefixes
 from service.rows import ReadRow, TokenDetails, WriteRow
 from service.sampling import SamplingParams
 from service.scheduler import Job, Scheduler, Work
@@ -37,6 +39,7 @@ class GenerateOptions:
 
     max_tokens: int | None = None  # None: DEFAULT_MAX_TOKENS, or the limit where that is less
     sampling: SamplingParams = SamplingParams()
+    logit_bias: Mapping[str, float] = field(default_factory=dict)  # by printed token
     seed: int | None = None  # None draws one
     stop: tuple[str, ...] = ()
     n: int = 1
@@ -91,6 +94,7 @@ class Generated:
 
     choices: tuple[Choice, ...]
     prompt_tokens: int
+    cached_tokens: int  # of those: read before, or with another input
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,7 @@ class Scored:
     unknown: tuple[int, ...]  # positions in the normalized text
     tokens: tuple[ScoredToken, ...] | None
     prompt_tokens: int
+    cached_tokens: int  # of those: read before, or with another input
 
     @property
     def bits(self) -> float:
@@ -129,31 +134,50 @@ class Engine:
     """One model: its bundle, its scheduler and the tasks on text."""
 
     def __init__(
-        self, bundle: Bundle, session: Session, settings: Settings, *, precision: str
+        self,
+        bundle: Bundle,
+        session: Session,
+        settings: Settings,
+        *,
+        precision: Precision,
+        threads: int = 1,
     ) -> None:
         self.manifest = bundle.manifest
         self.precision = precision
         self._vocab = bundle.vocab
+        self._id_of_token = {token: i for i, token in enumerate(bundle.vocab.tokens)}
         self._settings = settings
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: dict[Job, asyncio.Future[None]] = {}
-        self.scheduler = Scheduler(
-            session,
-            self._deliver,
-            name=bundle.manifest.name,
-            max_rows=settings.max_rows,
-            max_queue_rows=settings.max_queue_rows,
-            max_queue_tokens=settings.max_queue_tokens,
-        )
+        self._prefixes = PrefixCache(settings.prefix_cache_bytes)
+        self.schedulers = [
+            Scheduler(
+                session,
+                self._deliver,
+                name=bundle.manifest.name if threads == 1 else f"{bundle.manifest.name}-{i}",
+                max_rows=settings.max_rows,
+                # What a thread's share rounds down to must still hold a row.
+                max_queue_rows=max(1, settings.max_queue_rows // threads),
+                max_queue_tokens=max(1, settings.max_queue_tokens // threads),
+            )
+            for i in range(threads)
+        ]
 
     def start(self) -> None:
-        """Start the worker; call it in the event loop that requests run in."""
+        """Start the workers; call it in the event loop that requests run in."""
         self._loop = asyncio.get_running_loop()
-        self.scheduler.start()
+        for scheduler in self.schedulers:
+            scheduler.start()
 
     async def stop(self) -> None:
-        """End the worker."""
-        await asyncio.to_thread(self.scheduler.stop)
+        """End the workers."""
+        for scheduler in self.schedulers:
+            await asyncio.to_thread(scheduler.stop)
+
+    @property
+    def alive(self) -> bool:
+        """Whether every worker takes work."""
+        return all(scheduler.alive for scheduler in self.schedulers)
 
     @property
     def max_tokens(self) -> int:
@@ -170,17 +194,18 @@ class Engine:
         if options.max_tokens is None:
             options = replace(options, max_tokens=min(DEFAULT_MAX_TOKENS, self.max_tokens))
         self._check_generate(prompts, options)
+        options = replace(options, sampling=self._with_bias(options))
         seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
         size = sum(map(len, prompts))
-        job = await _off_loop(size, lambda: self._generate_job(prompts, options, seed))
-        await self._run(job)
+        works = await _off_loop(size, lambda: self._generate_work(prompts, options, seed))
+        reused = await self._run(works)
         answer_size = size if options.echo else 0
-        answer_size += sum(len(row.tokens) for work in job.work for row in work.write)
+        answer_size += sum(len(row.tokens) for work in works for row in work.write)
         return await _off_loop(
             answer_size * (1 + (options.logprobs or 0)),
             lambda: [
-                self._generated(prompt, work, options, seed)
-                for prompt, work in zip(prompts, job.work, strict=True)
+                self._generated(prompt, work, options, seed, cached)
+                for prompt, work, cached in zip(prompts, works, reused, strict=True)
             ],
         )
 
@@ -197,7 +222,23 @@ class Engine:
             told = cost + (sum(map(len, prompts)) * options.n if options.echo else 0)
             _at_most("/logprobs", told, settings.max_detail_chars, "tokens with logprobs")
 
-    def _generate_job(self, prompts: Sequence[str], options: GenerateOptions, seed: int) -> Job:
+    def _with_bias(self, options: GenerateOptions) -> SamplingParams:
+        """The sampling options, with the bias by token id."""
+        if not options.logit_bias:
+            return options.sampling
+        bias = []
+        for token, gain in options.logit_bias.items():
+            id_ = self._id_of_token.get(token, UNK_ID)
+            if id_ in {PAD_ID, BOS_ID, UNK_ID}:
+                raise InvalidRequest.at(
+                    "/logit_bias", "every key is one character of the model's vocabulary, or U+E002"
+                )
+            bias.append((id_, gain))
+        return replace(options.sampling, logit_bias=tuple(bias))
+
+    def _generate_work(
+        self, prompts: Sequence[str], options: GenerateOptions, seed: int
+    ) -> list[Work]:
         stop = tuple(tuple(int(i) for i in self._encode(text)) for text in options.stop)
         # A stop string with a character that the model cannot write can never end a text.
         stop = tuple(sequence for sequence in stop if UNK_ID not in sequence)
@@ -223,9 +264,11 @@ class Engine:
                 for choice in range(options.n)
             ]
             work.append(Work(read, rows))
-        return Job(work)
+        return work
 
-    def _generated(self, prompt: str, work: Work, options: GenerateOptions, seed: int) -> Generated:
+    def _generated(
+        self, prompt: str, work: Work, options: GenerateOptions, seed: int, cached: int
+    ) -> Generated:
         prefix = prompt if options.echo else ""
         before: tuple[ScoredToken, ...] = ()
         if options.echo and options.logprobs is not None:
@@ -245,7 +288,9 @@ class Engine:
                     completion_tokens=len(row.tokens),
                 )
             )
-        return Generated(tuple(choices), prompt_tokens=len(work.read.tokens) - 1)
+        prompt_tokens = len(work.read.tokens) - 1
+        # bos is read, too, and counted nowhere.
+        return Generated(tuple(choices), prompt_tokens, min(cached, prompt_tokens))
 
     # --- score ----------------------------------------------------------------------------------
 
@@ -270,11 +315,14 @@ class Engine:
                 for text, context in zip(texts, contexts, strict=True)
             ],
         )
-        job = Job([Work(plan.row) for plan in plans if plan.row is not None])
-        if job.work:
-            await self._run(job)
+        reading = [plan for plan in plans if plan.row is not None]
+        reused = await self._run([Work(plan.row) for plan in reading if plan.row is not None])
+        cached = {id(plan): tokens for plan, tokens in zip(reading, reused, strict=True)}
         detail_size = size * (1 + options.top_logprobs) if options.tokens else 0
-        return await _off_loop(detail_size, lambda: [self._scored(plan, options) for plan in plans])
+        return await _off_loop(
+            detail_size,
+            lambda: [self._scored(plan, options, cached.get(id(plan), 0)) for plan in plans],
+        )
 
     def _plan(self, text: str, context: str, options: ScoreOptions) -> "_ScorePlan":
         ids, positions = self._apply_policy(self._encode(text), options.unknown, "/text")
@@ -307,7 +355,7 @@ class Engine:
             ids = ids[ids != UNK_ID]
         return ids, tuple(unknown.tolist())
 
-    def _scored(self, plan: "_ScorePlan", options: ScoreOptions) -> Scored:
+    def _scored(self, plan: "_ScorePlan", options: ScoreOptions, cached: int) -> Scored:
         # Without bos and context the first character has nothing to be predicted from.
         uncounted = 1 if plan.lacks_first and len(plan.ids) else 0
         row = plan.row
@@ -331,6 +379,7 @@ class Engine:
             unknown=plan.unknown,
             tokens=tokens,
             prompt_tokens=plan.context_tokens + len(plan.ids),
+            cached_tokens=min(cached, plan.context_tokens + len(plan.ids)),
         )
 
     # --- shared ---------------------------------------------------------------------------------
@@ -365,25 +414,118 @@ class Engine:
             for token, logprob, entropy_bits, rank, top_ids, top_logprobs in columns
         )
 
-    async def _run(self, job: Job) -> None:
-        """Run a job to its end. A caller that is cancelled takes its rows along."""
+    async def _run(self, works: Sequence[Work]) -> list[int]:
+        """Run all the work to its end; how many tokens of each read needed no run of its own.
+
+        A caller that is cancelled takes its rows along.
+        """
+        async with self._deadline():
+            size = sum(len(work.read.tokens) for work in works)
+            levels = await _off_loop(size, lambda: self._plan_prefixes(works))
+            ran = [0] * len(works)  # tokens of prefixes, run for one of those that begin with them
+            for level in levels:
+                for prefix in level:
+                    ran[prefix.members[0]] += prefix.work.read.remaining
+                await self._run_jobs([x.work for x in level if x.work.read.remaining])
+                for prefix in level:
+                    prefix.hand_on()
+                    self._remember(prefix.work.read)
+            reused = [work.read.position - tokens for work, tokens in zip(works, ran, strict=True)]
+            await self._run_jobs(works)
+            for work in works:
+                self._remember(work.read)
+        return reused
+
+    async def _run_jobs(self, works: Sequence[Work]) -> None:
         if self._loop is None:
             raise RuntimeError("start the engine first")
-        future = self._loop.create_future()
-        self._waiting[job] = future
+        futures: dict[Job, asyncio.Future[None]] = {}
+        shares = self._shared_out(works)
         try:
-            self.scheduler.submit(job)
-            async with asyncio.timeout(self._settings.request_timeout_s):
-                await future
-        except TimeoutError as error:
-            limit = self._settings.request_timeout_s
-            raise DeadlineExceeded(f"a request may take {limit:g} s on this server") from error
+            for scheduler, share in shares:
+                job = Job(share)
+                futures[job] = self._waiting[job] = self._loop.create_future()
+                scheduler.submit(job)
+            pending = set(futures.values())
+            while pending:
+                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for job in futures:
+                    if job.error is not None:
+                        raise job.error
         finally:
-            del self._waiting[job]
-            if not future.done() or future.cancelled():
-                self.scheduler.cancel(job)
-        if job.error is not None:
-            raise job.error
+            for (scheduler, _), (job, future) in zip(shares, futures.items(), strict=False):
+                del self._waiting[job]
+                if not future.done() or future.cancelled():
+                    scheduler.cancel(job)
+
+    def _shared_out(self, works: Sequence[Work]) -> list[tuple[Scheduler, list[Work]]]:
+        """Each piece of work to the worker with the least to do."""
+        if not works:
+            return []
+        loads = [scheduler.load for scheduler in self.schedulers]
+        shares: list[list[Work]] = [[] for _ in self.schedulers]
+        for work in works:
+            least = loads.index(min(loads))
+            loads[least] += work.rows
+            shares[least].append(work)
+        return [pair for pair in zip(self.schedulers, shares, strict=True) if pair[1]]
+
+    @asynccontextmanager
+    async def _deadline(self) -> AsyncIterator[None]:
+        limit = self._settings.request_timeout_s
+        try:
+            async with asyncio.timeout(limit):
+                yield
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"a request may take {limit:g} s on this server") from error
+
+    def _plan_prefixes(self, works: Sequence[Work]) -> "list[list[_Prefix]]":
+        """What the works share, to be read before them, level by level; and what is known."""
+        rows = [work.read for work in works]
+        # A context that is long enough is a prefix of its own, so that the next request finds it.
+        contexts = [row for row in rows if MIN_SHARED_TOKENS <= row.uncounted < len(row.tokens)]
+        sequences = [_pairs(row, len(row.tokens) - 1) for row in rows]
+        sequences += [_pairs(row, row.uncounted) for row in contexts]
+        prefixes: list[_Prefix] = []
+        levels: list[list[_Prefix]] = []
+        for shared in shared_prefixes(sequences):
+            members = tuple(i for i in shared.members if i < len(rows))
+            row = rows[members[0]]
+            read = ReadRow(
+                row.tokens[: shared.length],
+                row.targets[: shared.length],
+                detail_top=row.detail_top,
+                wants_continuation=True,
+            )
+            prefix = _Prefix(Work(read), members, [])
+            prefixes.append(prefix)
+            if shared.parent is not None:
+                prefixes[shared.parent].followers.append(read)
+            levels += [[] for _ in range(shared.level + 1 - len(levels))]
+            levels[shared.level].append(prefix)
+        inside: dict[int, _Prefix] = {}
+        for prefix in prefixes:  # parents first: the last one is the longest
+            inside.update(dict.fromkeys(prefix.members, prefix))
+        for i, prefix in inside.items():
+            prefix.followers.append(rows[i])
+        for row in [*(prefix.work.read for prefix in prefixes), *rows]:
+            self._recall(row)
+        return levels
+
+    def _recall(self, row: ReadRow) -> None:
+        """Start a row after the longest prefix that is known, of those it need not count."""
+        known = self._prefixes.longest(row.tokens, row.uncounted)
+        if known is None:
+            return
+        length, continuation = known
+        row.resume(length, continuation.states)
+        if length == len(row.tokens):
+            row.continuation = continuation
+
+    def _remember(self, row: ReadRow) -> None:
+        """Keep where an uncounted text leads."""
+        if row.continuation is not None and row.uncounted == len(row.tokens):
+            self._prefixes.put(row.tokens, row.continuation)
 
     def _deliver(self, jobs: list[Job]) -> None:
         """Called in the worker's thread, once an iteration."""
@@ -398,7 +540,7 @@ class Engine:
 
     def age_s(self) -> float:
         """Seconds since the engine's last step."""
-        return time.monotonic() - self.scheduler.last_step
+        return time.monotonic() - max(scheduler.last_step for scheduler in self.schedulers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,6 +552,32 @@ class _ScorePlan:
     unknown: tuple[int, ...]
     context_tokens: int
     lacks_first: bool  # nothing stands before the first token
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefix:
+    """A text that several rows begin with, on its way to be read once for all of them."""
+
+    work: Work
+    members: tuple[int, ...]  # the inputs that begin with it
+    followers: list[ReadRow]  # longer prefixes and inputs that start where it ends
+
+    def hand_on(self) -> None:
+        """Let the followers start where this ends; one that starts later already stays there."""
+        read = self.work.read
+        if read.continuation is None:
+            raise RuntimeError("read the prefix first")
+        for row in self.followers:
+            if row.position < len(read.tokens):
+                row.resume(len(read.tokens), read.continuation.states)
+                row.logprob = read.logprob
+                row.details = list(read.details)
+
+
+def _pairs(row: ReadRow, length: int) -> npt.NDArray[np.uint32]:
+    """What a row reads and what it counts there: equal where two rows can be read as one."""
+    tokens, targets = row.tokens[:length], row.targets[:length]
+    return tokens.astype(np.uint32) << np.uint32(16) | targets
 
 
 def _at_most(pointer: str, value: int, limit: int, unit: str) -> None:

@@ -125,7 +125,7 @@ async def readyz(request: Request, response: Response) -> Ready:
     """Whether to send traffic, why not, and the age of each engine's last step."""
     engines: dict[str, Engine] = request.app.state.engines
     states = [
-        EngineState(model=name, ready=engine.scheduler.alive, last_step_age_s=engine.age_s())
+        EngineState(model=name, ready=engine.alive, last_step_age_s=engine.age_s())
         for name, engine in sorted(engines.items())
     ]
     reasons = [f"the engine of {state.model} is not running" for state in states if not state.ready]

@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from service.errors import EngineStopped, ModelFailure, QueueFull, ServiceError
-from service.rows import ReadBatch, ReadRow, WriteBatch, WriteRow
+from service.read_batch import ReadBatch
+from service.rows import ReadRow, WriteRow
 from service.session import Session
+from service.write_batch import WriteBatch
 
 # Tokens a row reads in one run: few while others write, so that a long prompt holds them up by a
 # few steps only. The results do not depend on it.
@@ -85,7 +87,7 @@ class Scheduler:
         self._dead = False
         # The worker's own:
         self._reading = ReadBatch(session)
-        self._writing = WriteBatch(session)
+        self._writing = WriteBatch(session, max_rows)
         self._active: dict[int, tuple[Job, Work]] = {}  # by id of a row
         self._used_rows = 0
         self._ended: list[Job] = []
@@ -107,6 +109,11 @@ class Scheduler:
     def alive(self) -> bool:
         """Whether the worker takes work."""
         return self._thread.is_alive() and not self._stopping and not self._dead
+
+    @property
+    def load(self) -> int:
+        """Rows that are queued or held: what new work would wait for."""
+        return self._queued_rows + self._used_rows
 
     @property
     def free(self) -> bool:
@@ -168,35 +175,49 @@ class Scheduler:
                 self._wake.wait()
             if self._stopping:
                 return False
-            cancelled, self._cancelling = self._cancelling, []
-            for job in cancelled:
-                job.cancelled = True
-            if cancelled:
-                # Wherever they stood, they count against the bounds no longer.
-                self._queue = deque(x for x in self._queue if not x[0].cancelled)
-                self._queued_rows = sum(work.rows for _, work in self._queue)
-                self._queued_tokens = sum(work.queued_tokens for _, work in self._queue)
-            taken = []
-            while self._queue:
-                job, work = self._queue[0]
-                # A lone wide job is admitted even where it is wider than max_rows.
-                fits = self._used_rows + work.rows <= self._max_rows or not self._used_rows
-                if job.error is None and not fits:
-                    break
-                self._queue.popleft()
-                self._queued_rows -= work.rows
-                self._queued_tokens -= work.queued_tokens
-                if job.error is not None:
-                    continue
-                self._used_rows += work.rows
-                # Before anything can raise, so that its job is told.
-                self._active[id(work.read)] = (job, work)
-                taken.append(work.read)
+            cancelled = self._leave_queue()
+            taken = self._take_from_queue()
         for job in cancelled:
             self._drop(job)
         for row in taken:
-            self._reading.add(row)
+            if row.remaining:
+                self._reading.add(row)
+            else:
+                # All of it was known before.
+                self._end_read(row)
         return True
+
+    def _leave_queue(self) -> list[Job]:
+        """Mark the cancelled jobs, and take what they queued out of the queue."""
+        cancelled, self._cancelling = self._cancelling, []
+        for job in cancelled:
+            job.cancelled = True
+        if cancelled:
+            # Wherever they stood, they count against the bounds no longer.
+            self._queue = deque(x for x in self._queue if not x[0].cancelled)
+            self._queued_rows = sum(work.rows for _, work in self._queue)
+            self._queued_tokens = sum(work.queued_tokens for _, work in self._queue)
+        return cancelled
+
+    def _take_from_queue(self) -> list[ReadRow]:
+        """The rows that there is room for now."""
+        taken = []
+        while self._queue:
+            job, work = self._queue[0]
+            # A lone wide job is admitted even where it is wider than max_rows.
+            fits = self._used_rows + work.rows <= self._max_rows or not self._used_rows
+            if job.error is None and not fits:
+                break
+            self._queue.popleft()
+            self._queued_rows -= work.rows
+            self._queued_tokens -= work.queued_tokens
+            if job.error is not None:
+                continue
+            self._used_rows += work.rows
+            # Before anything can raise, so that its job is told.
+            self._active[id(work.read)] = (job, work)
+            taken.append(work.read)
+        return taken
 
     def _iterate(self) -> None:
         """One chunk for the rows that read, one step for the rows that write."""

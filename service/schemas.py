@@ -27,6 +27,7 @@ from service.engine import (
 from service.sampling import SamplingParams
 
 MAX_ALTERNATIVES = 20
+MAX_BIASES = 1024
 
 
 def _not_empty(value: str | list[str]) -> str | list[str]:
@@ -38,6 +39,9 @@ def _not_empty(value: str | list[str]) -> str | list[str]:
 # The first mistake ends it: to find every mistake in a list of a million numbers takes seconds.
 TextList = Annotated[list[str], Field(fail_fast=True)]
 Texts = Annotated[str | TextList, AfterValidator(_not_empty)]
+
+
+BiasKey = Annotated[str, Field(min_length=1, max_length=1)]
 
 
 class _Request(BaseModel):
@@ -73,6 +77,20 @@ class GenerateRequest(_Request):
     min_p: float = Field(
         0.0, ge=0.0, le=1.0, description="Keep tokens with this fraction of the likeliest's."
     )
+    presence_penalty: float = Field(
+        0.0,
+        ge=-100.0,
+        le=100.0,
+        description="What a token's log-probability loses once the choice has it, in nats.",
+    )
+    frequency_penalty: float = Field(
+        0.0, ge=-100.0, le=100.0, description="What it loses each time that the choice has it."
+    )
+    logit_bias: dict[BiasKey, Annotated[float, Field(ge=-1000.0, le=1000.0)]] = Field(
+        default_factory=dict,
+        max_length=MAX_BIASES,
+        description="What a character's log-probability gains, in nats; U+E002 is the end of text.",
+    )
     seed: int | None = Field(
         None, ge=0, lt=2**63, description="Same seed, same text. Drawn where it is left out."
     )
@@ -98,7 +116,10 @@ class GenerateRequest(_Request):
                 top_k=self.top_k,
                 top_p=self.top_p,
                 min_p=self.min_p,
+                presence_penalty=self.presence_penalty,
+                frequency_penalty=self.frequency_penalty,
             ),
+            logit_bias=self.logit_bias,
             seed=self.seed,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
             n=self.n,
@@ -160,7 +181,9 @@ class Usage(_Answer):
 
     prompt_tokens: int = Field(description="Characters read, contexts included.")
     completion_tokens: int = Field(description="Tokens generated, eos counted.")
-    cached_tokens: int = Field(description="Of `prompt_tokens`: taken from a cache and not run.")
+    cached_tokens: int = Field(
+        description="Of `prompt_tokens`: not run, as they were read before or with another input."
+    )
 
 
 class AlternativeOut(_Answer):
@@ -228,7 +251,7 @@ class GenerateResponse(_Answer):
             usage=Usage(
                 prompt_tokens=sum(result.prompt_tokens for result in results),
                 completion_tokens=sum(x.completion_tokens for r in results for x in r.choices),
-                cached_tokens=0,
+                cached_tokens=sum(result.cached_tokens for result in results),
             ),
         )
 
@@ -293,7 +316,7 @@ class ScoreResponse(_Answer):
             usage=Usage(
                 prompt_tokens=sum(result.prompt_tokens for result in results),
                 completion_tokens=0,
-                cached_tokens=0,
+                cached_tokens=sum(result.cached_tokens for result in results),
             ),
         )
 

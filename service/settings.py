@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,6 +24,16 @@ class Settings(BaseModel):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     models_dir: Path = Field(Path("models"), description="folder of bundles")
+    precision: Literal["auto", "int8", "fp32"] = Field(
+        "auto", description="arithmetic; auto takes what each bundle's export chose"
+    )
+    engine_threads: Count | None = Field(
+        None, description="threads a model that run it; None is one for every usable processor"
+    )
+    workers: Count = Field(1, description="server processes that share the port")
+    prefix_cache_bytes: int = Field(
+        64 * 2**20, ge=0, description="memory for prefixes that were read before, a model; 0 is off"
+    )
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="log level")
     max_body_bytes: Count = Field(8 * 2**20, description="largest request body")
     max_inputs: Count = Field(1024, description="most texts in one request")

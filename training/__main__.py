@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 
-from service.bundle import BundleError, Vocabulary
+from service.bundle import BundleError, Vocabulary, read_bundle
 from training import corpus as corpora
 from training.checkpoint import CheckpointError
 from training.config import NAME_PATTERN, Config, ConfigError, load_config
 from training.evaluation import evaluate
-from training.export import ExportError, export, held_out_split
+from training.export import export, held_out_split
+from training.parity import ExportError
 from training.report import measure_baselines, measurement, table
 from training.sampling import sample
 from training.trainer import LAST, Stopped, Trainer, TrainingError, load_best
@@ -193,6 +194,9 @@ def _export(options: argparse.Namespace) -> None:
     path = export(options.run, corpus, options.models, name=options.name)
     size = sum(file.stat().st_size for file in path.iterdir())
     _say(f"{path}: {size:,} bytes")
+    manifest = read_bundle(path).manifest
+    models = [x for x in manifest.metrics.measurements if x.kind == "model"]
+    _say(table(f"{manifest.metrics.split}, served in {manifest.precision}", models))
 
 
 def _baselines(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""A trained run to a bundle: graph, parity with PyTorch, measurements, golden vectors.
+"""A trained run to a bundle: graphs, parity, the gate for int8, golden vectors.
 
 B batch, T time, V vocabulary.
 """
@@ -7,30 +7,26 @@ import datetime
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
 
 from service.bundle import (
-    BOS_ID,
-    EOS_ID,
     FORMAT_VERSION,
-    PAD_ID,
     DataSource,
-    GoldenVector,
     Graph,
     Limits,
     Manifest,
     Measurement,
     Metrics,
     ModelShape,
+    Precision,
+    Role,
     StateTensor,
     Tensor,
     TrainingRecord,
@@ -43,73 +39,41 @@ from training import onnx_graph
 from training.corpus import Corpus, Split
 from training.evaluation import Score, evaluate
 from training.language_model import LanguageModel
+from training.parity import (
+    MAX_DIFFERENCE,
+    ExportError,
+    OnnxModel,
+    check_int8,
+    check_parity,
+    golden_vectors,
+    onnx_score,
+)
 from training.report import measurement
 from training.trainer import load_best, parameter_count
-from training.windows import SequentialWindows
 
-MAX_DIFFERENCE = 1e-5  # nats a token, PyTorch against onnxruntime
-GRAPH_FILE = "sequence.fp32.onnx"
+MAX_QUANTIZATION_LOSS = 0.002  # bits per character that int8 may be worse than fp32
 VOCAB_FILE = "vocab.json"
 _DEFAULT_MAX_TOKENS = 4096
-# The graph is built once; every one of these shapes must give the same numbers as PyTorch.
-_PARITY_SHAPES = ((1, 1), (1, 7), (2, 1), (3, 64), (17, 5), (64, 33))
 
-States: TypeAlias = list[npt.NDArray[np.float32]]
-
-
-class ExportError(Exception):
-    """Nothing was written; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class OnnxModel:
-    """The exported graph in onnxruntime, as the parity checks use it."""
-
-    session: onnxruntime.InferenceSession
-    state_names: Sequence[str]
-
-    @classmethod
-    def load(cls, graph: bytes, state_names: Sequence[str]) -> "OnnxModel":
-        """One thread, as the service runs it."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        return cls(session, state_names)
-
-    def run(
-        self,
-        tokens: npt.NDArray[np.int64],
-        targets: npt.NDArray[np.int64],
-        states: States,
-        lengths: npt.NDArray[np.int32] | None = None,
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], States]:
-        """`target_logprobs` [B, T], `logprobs` [B, T, V] and the states after."""
-        if lengths is None:
-            lengths = np.full(len(tokens), tokens.shape[1], np.int32)
-        feeds = {"tokens": tokens, "lengths": lengths, "targets": targets}
-        feeds |= dict(zip(self.state_names, states, strict=True))
-        picked, logprobs, *after = self.session.run(None, feeds)
-        return picked, logprobs, after
+Graphs = Mapping[tuple[Precision, Role], bytes]
 
 
 def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None = None) -> Path:
-    """Write a run's best weights as a bundle. Raises ExportError, and nothing is written."""
+    """Write a run's best weights as a bundle. Raises ExportError, and nothing is written.
+
+    int8 graphs are in it where they are at most MAX_QUANTIZATION_LOSS worse on held-out text.
+    """
     config, model, record = load_best(run_dir)
     vocab = Vocabulary(record["vocab"])
     if corpus.sha256 != record["corpus_sha256"] or corpus.vocab.tokens != vocab.tokens:
         raise ExportError(f"{run_dir}: the prepared text is not the one the weights come from")
-    graph = onnx_graph.build(model)
-    onnx_model = OnnxModel.load(graph, model.state_names)
     held_out_name, held_out = held_out_split(corpus)
-    check_parity(model, onnx_model, held_out)
-    score = onnx_score(onnx_model, model, held_out)
-    expected = evaluate(model, held_out, torch.device("cpu"))
-    if abs(score.loss - expected.loss) > MAX_DIFFERENCE:
-        raise ExportError(
-            f"{held_out_name} loss: onnxruntime has {score.loss}, PyTorch {expected.loss}; "
-            f"at most {MAX_DIFFERENCE} nats a token may lie between them"
-        )
+    graphs = build_graphs(model)
+    scores = checked_scores(model, graphs, held_out)
+    precision = gate(scores)
+    precisions: list[Precision] = ["fp32", "int8"] if precision == "int8" else ["fp32"]
+    graphs = {kind: data for kind, data in graphs.items() if kind[0] in precisions}
+    measured = [measurement(kind, "model", score) for kind, score in scores.items()]
     vocabulary = vocab_bytes(vocab)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -129,18 +93,10 @@ def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None 
             eos=2,
             unk=3,
         ),
-        graphs=[_describe(graph)],
-        states=[
-            StateTensor(name=x, dtype="float32", shape=[config.model.hidden_size])
-            for x in model.state_names
-        ],
-        model=ModelShape(
-            cell=config.model.cell,
-            num_layers=config.model.num_layers,
-            hidden_size=config.model.hidden_size,
-            embedding_dim=config.model.embedding_dim,
-            parameters=parameter_count(model),
-        ),
+        graphs=[describe(*kind, data) for kind, data in graphs.items()],
+        precision=precision,
+        states=state_tensors(model),
+        model=model_shape(model),
         limits=Limits(max_tokens=_DEFAULT_MAX_TOKENS),
         data=DataSource(
             name=config.data.title,
@@ -156,7 +112,7 @@ def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None 
             split=held_out_name,
             chars=held_out.chars,
             tokens=held_out.tokens,
-            measurements=[measurement("fp32", "model", score), *_baselines(run_dir)],
+            measurements=[*measured, *_baselines(run_dir)],
         ),
         training=TrainingRecord(
             config=record["config"],
@@ -165,9 +121,46 @@ def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None 
             git_commit=_git_commit(),
             versions=_versions(),
         ),
-        golden=golden_vectors(model, held_out, vocab),
+        golden=golden_vectors(model, held_out, vocab, precisions),
     )
-    return write_bundle(models_dir, manifest, {VOCAB_FILE: vocabulary, GRAPH_FILE: graph})
+    files = {file_name(*kind): data for kind, data in graphs.items()}
+    return write_bundle(models_dir, manifest, {VOCAB_FILE: vocabulary, **files})
+
+
+def build_graphs(model: LanguageModel) -> Graphs:
+    """Every graph of a model, by precision and role."""
+    return {
+        (precision, role): onnx_graph.build(model, precision, role)
+        for precision, roles in onnx_graph.ROLES.items()
+        for role in roles
+    }
+
+
+def checked_scores(model: LanguageModel, graphs: Graphs, held_out: Split) -> dict[Precision, Score]:
+    """The held-out score of each precision, after every parity check. Raises ExportError."""
+    fp32 = OnnxModel.load(graphs["fp32", "sequence"], model.state_names)
+    int8 = OnnxModel.load(graphs["int8", "sequence"], model.state_names)
+    check_parity(model, fp32, held_out)
+    check_int8(model, int8, graphs["int8", "step"], held_out)
+    score = onnx_score(fp32, model, held_out)
+    expected = evaluate(model, held_out, torch.device("cpu"))
+    if abs(score.loss - expected.loss) > MAX_DIFFERENCE:
+        raise ExportError(
+            f"held-out loss: onnxruntime has {score.loss}, PyTorch {expected.loss}; "
+            f"at most {MAX_DIFFERENCE} nats a token may lie between them"
+        )
+    return {"fp32": score, "int8": onnx_score(int8, model, held_out)}
+
+
+def gate(scores: Mapping[Precision, Score]) -> Precision:
+    """What a bundle is served in unless a setting says otherwise."""
+    loss = scores["int8"].bits_per_char - scores["fp32"].bits_per_char
+    return "int8" if loss <= MAX_QUANTIZATION_LOSS else "fp32"
+
+
+def file_name(precision: Precision, role: Role) -> str:
+    """A graph's file in the bundle."""
+    return f"{role}.{precision}.onnx"
 
 
 def held_out_split(corpus: Corpus) -> tuple[str, Split]:
@@ -175,119 +168,35 @@ def held_out_split(corpus: Corpus) -> tuple[str, Split]:
     return ("test", corpus.test) if corpus.test.chars else ("valid", corpus.valid)
 
 
-def check_parity(model: LanguageModel, onnx_model: OnnxModel, held_out: Split) -> float:
-    """Largest difference in nats over several shapes, with carried state. Raises ExportError.
-
-    Held-out text (its own tokens each; every other log-probability relative to its size) and
-    random ids (the mean over each row's tokens), at several batch and length sizes, with states
-    carried over two calls.
-    """
-    rng = np.random.default_rng(0)
-    worst = 0.0
-    for batch, time in _PARITY_SHAPES:
-        text = np.resize(np.asarray(held_out.ids, np.int64), (batch, 2 * time + 1))
-        random = rng.integers(0, model.vocab_size, text.shape)
-        for ids in (text, random):
-            torch_states = model.initial_states(batch)
-            states: States = [state.numpy() for state in torch_states]
-            for start in (0, time):
-                tokens = ids[:, start : start + time]
-                targets = ids[:, start + 1 : start + time + 1]
-                with torch.no_grad():
-                    logits, torch_states = model(torch.from_numpy(tokens), torch_states)
-                expected = torch.log_softmax(logits, dim=-1).numpy()  # [B, T, V]
-                picked, logprobs, after = onnx_model.run(tokens, targets, states)
-                wanted = np.take_along_axis(expected, targets[..., None], 2)[..., 0]
-                # A mean over each row's tokens: a random walk through an RNN meets single steps
-                # that are so badly conditioned that single precision has no fourth digit there.
-                worst = max(worst, float(np.abs(picked - wanted).mean(axis=1).max()))
-                if ids is text:
-                    worst = max(worst, float(np.abs(picked - wanted).max()))
-                    # What the text does not say can have log-probabilities of -30 and less, where
-                    # single precision itself has steps of 2e-6: those are held relatively.
-                    scale = np.maximum(1.0, np.abs(expected))
-                    worst = max(worst, float((np.abs(logprobs - expected) / scale).max()))
-                _check_ragged(onnx_model, tokens, targets, states)
-                states = after
-    if worst > MAX_DIFFERENCE:
-        raise ExportError(
-            f"the exported graph and PyTorch differ by {worst:.2e} nats a token; "
-            f"at most {MAX_DIFFERENCE} is allowed"
-        )
-    return worst
-
-
-def onnx_score(onnx_model: OnnxModel, model: LanguageModel, split: Split) -> Score:
-    """The split's score as the exported graph computes it, with carried state."""
-    lanes = min(split.documents, 64)
-    states: States = [state.numpy() for state in model.initial_states(lanes)]
-    nats = 0.0
-    for window in SequentialWindows(split, lanes, max(1, 2048 // lanes)):
-        for state in states:
-            state[window.reset] = 0.0
-        counted = window.targets != PAD_ID
-        lengths = np.maximum(counted.sum(axis=1), 1).astype(np.int32)
-        picked, _, states = onnx_model.run(window.tokens, window.targets, states, lengths)
-        nats -= float(picked[counted].sum(dtype=np.float64))
-    return Score(nats, split.tokens, split.chars)
-
-
-def golden_vectors(model: LanguageModel, held_out: Split, vocab: Vocabulary) -> list[GoldenVector]:
-    """Known answers, computed by PyTorch in double precision.
-
-    The beginning of the held-out text, the empty text, and every token of the vocabulary once.
-    """
-    ids = [int(i) for i in held_out.ids[:129]]
-    vectors = [ids, [BOS_ID, EOS_ID], [BOS_ID, *range(EOS_ID + 1, len(vocab)), EOS_ID]]
-    exact = LanguageModel(model.config, model.vocab_size).double().eval()
-    exact.load_state_dict(model.state_dict())
-    golden = []
-    for tokens in vectors:
-        with torch.no_grad():
-            logits, _ = exact(torch.tensor([tokens[:-1]]), exact.initial_states(1))
-        logprobs = torch.log_softmax(logits[0], dim=-1)  # [T, V]
-        picked = logprobs[torch.arange(len(tokens) - 1), torch.tensor(tokens[1:])]
-        golden.append(
-            GoldenVector(
-                precision="fp32",
-                tokens=tokens,
-                logprobs=[round(x, 8) for x in picked.tolist()],
-                tolerance=MAX_DIFFERENCE,
-            )
-        )
-    return golden
-
-
-def _check_ragged(
-    onnx_model: OnnxModel,
-    tokens: npt.NDArray[np.int64],
-    targets: npt.NDArray[np.int64],
-    states: States,
-) -> None:
-    """A row among shorter and longer ones gives, bit by bit, what it gives alone."""
-    lengths = 1 + np.arange(len(tokens), dtype=np.int32) % tokens.shape[1]
-    _, ragged, after = onnx_model.run(tokens, targets, states, lengths)
-    for row, length in enumerate(lengths):
-        only = slice(row, row + 1)
-        _, alone, after_alone = onnx_model.run(
-            tokens[only, :length], targets[only, :length], [state[only] for state in states]
-        )
-        same_states = all(map(np.array_equal, [state[only] for state in after], after_alone))
-        if not (same_states and np.array_equal(ragged[only, :length], alone)):
-            raise ExportError("the graph's results depend on the rows beside a row")
-
-
-def _describe(graph: bytes) -> Graph:
+def describe(precision: Precision, role: Role, graph: bytes) -> Graph:
+    """A graph as the manifest writes it."""
     proto = onnx.load_model_from_string(graph)
     return Graph(
-        role="sequence",
-        precision="fp32",
-        file=GRAPH_FILE,
+        role=role,
+        precision=precision,
+        file=file_name(precision, role),
         sha256=sha256(graph),
         size_bytes=len(graph),
         opset=onnx_graph.OPSET,
         inputs=[_describe_tensor(x) for x in proto.graph.input],
         outputs=[_describe_tensor(x) for x in proto.graph.output],
+    )
+
+
+def state_tensors(model: LanguageModel) -> list[StateTensor]:
+    """The state tensors as the manifest writes them."""
+    shape = [model.config.hidden_size]
+    return [StateTensor(name=x, dtype="float32", shape=shape) for x in model.state_names]
+
+
+def model_shape(model: LanguageModel) -> ModelShape:
+    """What the model is, as the manifest writes it."""
+    return ModelShape(
+        cell=model.config.cell,
+        num_layers=model.config.num_layers,
+        hidden_size=model.config.hidden_size,
+        embedding_dim=model.config.embedding_dim,
+        parameters=parameter_count(model),
     )
 
 

@@ -6,10 +6,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.bundle.text import Normalization
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 Cell: TypeAlias = Literal["rnn", "gru", "lstm"]
-Precision: TypeAlias = Literal["fp32"]
+Precision: TypeAlias = Literal["fp32", "int8"]
+Role: TypeAlias = Literal["sequence", "step"]
 # A plain name in the bundle's own folder: no separators, no dot at the front.
 FileName: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -40,15 +41,21 @@ class StateTensor(_Record):
 
 
 class Graph(_Record):
-    """One ONNX file: reads `tokens` [B, T], carries the states, gives log-probabilities."""
+    """One ONNX file: reads tokens, carries the states, gives log-probabilities."""
 
-    role: Literal["sequence"] = Field(
+    role: Role = Field(
         description=(
             "`sequence`: B rows of up to T tokens; row b reads its first `lengths[b]` tokens. "
-            "Decoding is the same graph at T = 1."
+            "`step`: one token a row, with the same numbers to the bit; where a precision has "
+            "none, its sequence graph steps at T = 1."
         )
     )
-    precision: Precision = Field(description="Arithmetic of the recurrent layers.")
+    precision: Precision = Field(
+        description=(
+            "Arithmetic of the recurrent products. `int8`: weights in 8 bits with a scale an "
+            "output channel, states in 7 bits with a fixed scale, exact integer sums."
+        )
+    )
     file: FileName = Field(description="File name in the bundle's folder.")
     sha256: Sha256 = Field(description="Checksum of the file.")
     size_bytes: int = Field(gt=0, description="Size of the file.")
@@ -141,7 +148,7 @@ class GoldenVector(_Record):
 class Manifest(_Record):
     """`manifest.json`, field by field."""
 
-    format_version: Literal[1] = Field(description="Version of this schema.")
+    format_version: Literal[2] = Field(description="Version of this schema.")
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
         description="The bundle's name, which is also its folder's.",
@@ -154,6 +161,12 @@ class Manifest(_Record):
     normalization: Normalization = Field(description="What is done to a text before that.")
     vocab: VocabFile = Field(description="The vocabulary and the special ids.")
     graphs: list[Graph] = Field(min_length=1, description="The ONNX graphs.")
+    precision: Precision = Field(
+        description=(
+            "What `auto` serves: `int8` where the export found it at most 0.002 bits a character "
+            "worse than `fp32` on held-out text, else `fp32`."
+        )
+    )
     states: list[StateTensor] = Field(
         min_length=1, description="The recurrent state: tensors to carry, all zero at the start."
     )
@@ -174,6 +187,14 @@ class Manifest(_Record):
         files = [self.vocab.file, *(graph.file for graph in self.graphs)]
         if len(set(files)) != len(files) or "manifest.json" in files:
             raise ValueError("vocab.file and graphs[].file must be different files")
+        kinds = [(graph.precision, graph.role) for graph in self.graphs]
+        if len(set(kinds)) != len(kinds):
+            raise ValueError("graphs: one graph for each precision and role")
+        for precision in {self.precision, "fp32", *(graph.precision for graph in self.graphs)}:
+            if (precision, "sequence") not in kinds:
+                raise ValueError(f"graphs: there is no sequence graph in {precision}")
+            if all(vector.precision != precision for vector in self.golden):
+                raise ValueError(f"golden: there is no vector for {precision}")
         for vector in self.golden:
             if len(vector.logprobs) != len(vector.tokens) - 1:
                 raise ValueError("golden: one logprob for every token after the first")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from service.bundle.manifest import Graph, Manifest
+from service.bundle.manifest import Graph, Manifest, Precision, Role
 from service.bundle.text import Vocabulary
 
 MANIFEST_FILE = "manifest.json"
@@ -34,13 +34,17 @@ class Bundle:
     vocab: Vocabulary
     graphs: Mapping[str, bytes]  # file name to ONNX bytes
 
-    def graph(self, precision: str) -> tuple[Graph, bytes]:
-        """The graph of a precision. Raises BundleError when the bundle has none."""
+    @property
+    def precisions(self) -> list[Precision]:
+        """The precisions that there are graphs of."""
+        return sorted({graph.precision for graph in self.manifest.graphs})
+
+    def graph(self, precision: Precision, role: Role) -> tuple[Graph, bytes] | None:
+        """A graph and its bytes; None where the bundle has none such."""
         for graph in self.manifest.graphs:
-            if graph.precision == precision:
+            if (graph.precision, graph.role) == (precision, role):
                 return graph, self.graphs[graph.file]
-        available = ", ".join(sorted({graph.precision for graph in self.manifest.graphs}))
-        raise BundleError(f"{self.manifest.name}: no {precision} graph; it has {available}")
+        return None
 
 
 def read_bundle(folder: Path) -> Bundle:

@@ -1,0 +1,215 @@
+"""Rows that write: a token a row and step, all rows at once.
+
+B batch, V vocabulary. What differs between rows lies in arrays over rows, so that a step costs
+about the same for one row and for many; only rows that ask for details or stop strings cost more. A
+row joins at the end of the arrays; when one leaves, the last takes its place. Neither shows in any
+result.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from service.bundle import EOS_ID
+from service.errors import ModelFailure
+from service.rows import Continuation, TokenDetails, WriteRow
+from service.sampling import NOISE_BLOCK, IndexArray, Sampler, noise_block
+from service.session import Session
+
+
+class WriteBatch:
+    """Rows that write: sample a token a row, let finished rows leave, run the model on the rest."""
+
+    def __init__(self, session: Session, capacity: int) -> None:
+        self._session = session
+        self.rows: list[WriteRow] = []
+        self._allocate(capacity)
+
+    def _allocate(self, capacity: int) -> None:
+        self._stepper = self._session.stepper(capacity)
+        self._written = np.zeros(capacity, np.int64)  # tokens that each row has
+        self._max_tokens = np.zeros(capacity, np.int64)
+        # Of the block of positions that each row is in:
+        self._noise = np.zeros((capacity, NOISE_BLOCK))
+        self._block_tokens = np.zeros((capacity, NOISE_BLOCK), np.uint16)
+        # How often a row has each token; there from the first row on that asks for penalties.
+        self._counts = np.zeros((capacity, 0), np.int64)
+        # Where each row's block begins in a flat view: taking and putting by one index is quicker.
+        self._block_begin = np.arange(capacity) * NOISE_BLOCK
+        self._derived = False
+
+    def _derive(self) -> None:
+        """What follows from the rows and their places, until they change."""
+        rows = len(self.rows)
+        self._sampler = Sampler([row.params for row in self.rows], self._session.vocab_size)
+        # Rows that look at their own tokens one by one.
+        self._watching = [
+            i for i, row in enumerate(self.rows) if row.stop or row.detail_top is not None
+        ]
+        written = self._written[:rows]
+        self._cursor = self._block_begin[:rows] + written % NOISE_BLOCK
+        # Steps until some row reaches its limit, or the end of its block.
+        self._until_limit = int((self._max_tokens[:rows] - written).min())
+        self._until_turn = int(NOISE_BLOCK - (written % NOISE_BLOCK).max())
+        self._derived = True
+
+    def add(self, row: WriteRow, start: Continuation) -> None:
+        """Let a row join before the next step."""
+        place = len(self.rows)
+        if place == self._stepper.capacity:
+            self._grow()
+        for state, first in zip(self._stepper.states, start.states, strict=True):
+            state[place] = first[0]
+        self._stepper.logprobs[place] = start.logprobs
+        self._written[place] = 0
+        self._max_tokens[place] = row.max_tokens
+        self._noise[place] = noise_block(row.seed, row.choice, 0)
+        if row.params.adjusts and not self._counts.size:
+            shape = (self._stepper.capacity, self._session.vocab_size)
+            self._counts = np.zeros(shape, np.int64)
+        self._counts[place] = 0
+        self.rows.append(row)
+        self._derived = False
+
+    def remove(self, gone: Sequence[WriteRow]) -> None:
+        """Let rows leave; they keep what they have."""
+        ids = {id(row) for row in gone}
+        self._leave([i for i, row in enumerate(self.rows) if id(row) in ids])
+
+    def sample(self) -> list[WriteRow]:
+        """Give every row its next token; the rows that are done have left."""
+        if not self._derived:
+            self._derive()
+        rows = len(self.rows)
+        adjusted = self._sampler.adjusted
+        chosen = self._sampler.choose(  # [B]
+            self._stepper.logprobs[:rows],
+            self._noise.reshape(-1).take(self._cursor),
+            self._counts[adjusted] if len(adjusted) else self._counts,
+        )
+        self._block_tokens.reshape(-1)[self._cursor] = chosen
+        self._stepper.tokens[:rows] = chosen
+        self._written[:rows] += 1
+        if len(adjusted):
+            self._counts[adjusted, chosen[adjusted]] += 1
+        return self._end(chosen)
+
+    def _end(self, chosen: IndexArray) -> list[WriteRow]:
+        """Let the rows leave that end with these tokens."""
+        ended = chosen == EOS_ID
+        for i in self._watching:
+            ended[i] |= self._watch(i, int(chosen[i]))
+        self._cursor += 1
+        self._until_limit -= 1
+        self._until_turn -= 1
+        if self._until_limit <= 0:
+            rows = len(self.rows)
+            ended |= self._written[:rows] >= self._max_tokens[:rows]
+        if self._until_turn == 0:
+            self._turn()
+        if not ended.any():
+            return []
+        done = np.flatnonzero(ended).tolist()
+        finished = [self._finish(i, int(chosen[i])) for i in done]
+        self._leave(done)
+        return finished
+
+    def run(self) -> list[tuple[WriteRow, ModelFailure]]:
+        """Run the model on every row's last token; the rows that failed have left.
+
+        Raises what the session raises; then no row has moved.
+        """
+        rows = len(self.rows)
+        self._stepper.step(rows)
+        finite = np.isfinite(self._stepper.logprobs[:rows])
+        if finite.all():
+            return []
+        bad = np.flatnonzero(~finite.all(axis=1)).tolist()
+        error = ModelFailure("the model gave a log-probability that is not finite")
+        failed = [(self.rows[i], error) for i in bad]
+        self._leave(bad)
+        return failed
+
+    def _watch(self, place: int, token: int) -> bool:
+        """Tell a row of its token, and see whether a stop string ends its text."""
+        row = self.rows[place]
+        if row.detail_top is not None:
+            one = slice(place, place + 1)
+            target = np.array([token])
+            details = TokenDetails.of(self._stepper.logprobs[one], target, row.detail_top)
+            row.details.append(details)
+        if not row.stop:
+            return False
+        row.tail = (*row.tail, token)[-max(map(len, row.stop)) :]
+        if token == EOS_ID:
+            return True
+        for sequence in row.stop:
+            if row.tail[-len(sequence) :] == sequence:
+                row.stop_tokens = len(sequence)
+                return True
+        return False
+
+    def _finish(self, place: int, token: int) -> WriteRow:
+        """Say why a row ended."""
+        row = self.rows[place]
+        if token == EOS_ID:
+            row.stop_tokens = 1
+        row.finish_reason = "stop" if row.stop_tokens else "length"
+        return row
+
+    def _turn(self) -> None:
+        """Hand rows their full blocks of tokens, and draw the noise of the next ones."""
+        for i, row in enumerate(self.rows):
+            block, inside = divmod(int(self._written[i]), NOISE_BLOCK)
+            if inside == 0:
+                self._hand_over(i, NOISE_BLOCK)
+                self._noise[i] = noise_block(row.seed, row.choice, block)
+        self._derived = False
+
+    def _hand_over(self, place: int, tokens: int) -> None:
+        """Append the first tokens of a row's block to the row."""
+        row = self.rows[place]
+        row.tokens += self._block_tokens[place, :tokens].tolist()
+
+    def _leave(self, places: list[int]) -> None:
+        """Let the rows at these ascending places leave; the last rows take their places."""
+        if not places:
+            return
+        for i in places:
+            self._hand_over(i, int(self._written[i]) % NOISE_BLOCK)
+        for i in reversed(places):
+            last = len(self.rows) - 1
+            if i < last:
+                self._move(last, i)
+                self.rows[i] = self.rows[last]
+            self.rows.pop()
+        self._derived = False
+
+    def _arrays(self) -> list[npt.NDArray[np.generic]]:
+        """Every array over rows that outlives a step."""
+        stepper = self._stepper
+        return [
+            *stepper.states,
+            stepper.tokens,
+            stepper.logprobs,
+            self._written,
+            self._max_tokens,
+            self._noise,
+            self._block_tokens,
+            self._counts,
+        ]
+
+    def _move(self, source: int, target: int) -> None:
+        for array in self._arrays():
+            array[target] = array[source]
+
+    def _grow(self) -> None:
+        """Twice the capacity: a lone job may be wider than the batch."""
+        rows = len(self.rows)
+        before = self._arrays()
+        counts = np.zeros((2 * self._stepper.capacity, self._counts.shape[1]), np.int64)
+        self._allocate(2 * self._stepper.capacity)
+        self._counts = counts
+        for new, old in zip(self._arrays(), before, strict=True):
+            new[:rows] = old[:rows]

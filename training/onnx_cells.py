@@ -1,0 +1,221 @@
+"""Recurrent layers composed of small operators: one step, or a Scan over steps.
+
+B batch, T time, H hidden, G gates of the cell (rnn 1, gru 3, lstm 4).
+
+A step is written once and used twice, as the step graph and as the body of the sequence graph's
+Scan: the same operators on the same numbers, so that the two agree to the bit. Every operator
+computes a row from that row alone.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from training.language_model import LanguageModel
+from training.onnx_builder import GraphBuilder, array
+from training.quantization import (
+    STATE_STEPS,
+    STATE_ZERO,
+    QuantizedLayer,
+    QuantizedMatrix,
+    input_bias,
+    input_table,
+)
+
+# Appends a step's nodes: takes `projected` [B, G·H] and `<state>_before`, makes `<state>_new`.
+Step = Callable[[GraphBuilder, str], str]
+
+
+def float_rnn_step(graph: GraphBuilder, model: LanguageModel) -> Step:
+    """The tanh RNN in single precision; its weights go to `graph`."""
+    layers = model.recurrent_layers
+    graph.constant("table", input_table(model))  # [V, H]
+    for i, layer in enumerate(layers):
+        graph.constant(f"weight_hh{i}", array(layer.weight_hh).T)  # [H, H]
+        if i:
+            graph.constant(f"weight_ih{i}", array(layer.weight_ih).T)
+            graph.constant(f"bias{i}", input_bias("rnn", layer))
+
+    def step(body: GraphBuilder, x: str) -> str:
+        for i in range(len(layers)):
+            if i:
+                product = body.add("MatMul", [x, f"weight_ih{i}"], f"input_product{i}")
+                x = body.add("Add", [product, f"bias{i}"], f"input{i}")
+            recurrent = body.add("MatMul", [f"h{i}_before", f"weight_hh{i}"], f"recurrent{i}")
+            total = body.add("Add", [recurrent, x], f"total{i}")
+            x = body.add("Tanh", [total], f"h{i}_new")
+        return x
+
+    return step
+
+
+def int8_step(graph: GraphBuilder, model: LanguageModel) -> Step:
+    """Any cell with the products of `quantization`; its weights go to `graph`."""
+    cell = model.config.cell
+    layers = model.recurrent_layers
+    graph.constant("table", input_table(model))  # [V, G·H]
+    graph.constant("state_scale", np.array(1.0 / STATE_STEPS, np.float32))
+    graph.constant("state_zero", np.array(STATE_ZERO, np.uint8))
+    for i, layer in enumerate(layers):
+        matrices = QuantizedLayer.of(cell, layer, first=i == 0)
+        _add_matrix(graph, f"recurrent{i}", matrices.recurrent)
+        if matrices.inputs is not None:
+            _add_matrix(graph, f"input{i}", matrices.inputs)
+        if i:
+            graph.constant(f"bias{i}", input_bias(cell, layer))
+        if cell == "gru":
+            graph.constant(f"candidate_bias{i}", np.split(array(layer.bias_hh), 3)[2])
+    if cell == "gru":
+        hidden = model.config.hidden_size
+        graph.constant("gates_and_candidate", np.array([2 * hidden, hidden], np.int64))
+    add_layer = {"rnn": _int8_rnn, "gru": _int8_gru, "lstm": _int8_lstm}[cell]
+
+    def step(body: GraphBuilder, x: str) -> str:
+        for i in range(len(layers)):
+            x = add_layer(body, i, x)
+        return x
+
+    return step
+
+
+def add_scan(graph: GraphBuilder, model: LanguageModel, step: Step) -> str:
+    """The step over time; returns the last layer's outputs [T, B, H].
+
+    Takes `tokens_by_time` [T, B], `lengths` [B] and the states; makes `<state>_out`. Past a row's
+    length its states stay as they are.
+    """
+    _add_time_mask(graph)
+    graph.add("Gather", ["table", "tokens_by_time"], "projected_by_time")  # [T, B, G·H]
+    hidden, states = model.config.hidden_size, model.state_names
+    body = GraphBuilder()
+    output = step(body, "projected")
+    for name in states:
+        body.add("Where", ["inside", f"{name}_new", f"{name}_before"], f"{name}_next")
+    body.add("Identity", [output], "output")
+
+    def vector(name: str, size: int | None = hidden) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", size])
+
+    subgraph = helper.make_graph(
+        body.nodes,
+        "step",
+        [
+            *(vector(f"{name}_before") for name in states),
+            vector("projected", None),
+            helper.make_tensor_value_info("inside", TensorProto.BOOL, ["B", 1]),
+        ],
+        [*(vector(f"{name}_next") for name in states), vector("output")],
+    )
+    graph.add(
+        "Scan",
+        [*states, "projected_by_time", "inside_by_time"],
+        *(f"{name}_out" for name in states),
+        "outputs_by_time",
+        num_scan_inputs=2,
+        body=subgraph,
+    )
+    return "outputs_by_time"
+
+
+def add_step(graph: GraphBuilder, model: LanguageModel, step: Step) -> str:
+    """One step in the open; returns the last layer's outputs [B, H].
+
+    Takes `tokens` [B] and the states; makes `<state>_out`.
+    """
+    states = model.state_names
+    body = GraphBuilder()
+    graph.add("Gather", ["table", "tokens"], "projected")  # [B, G·H]
+    output = step(body, "projected")
+    # The step's own names for states are the body's; here they are the graph's.
+    renamed = {f"{name}_before": name for name in states}
+    renamed |= {f"{name}_new": f"{name}_out" for name in states}
+    for node in body.nodes:
+        inputs = [renamed.get(name, name) for name in node.input]
+        outputs = [renamed.get(name, name) for name in node.output]
+        del node.input[:], node.output[:]
+        node.input.extend(inputs)
+        node.output.extend(outputs)
+    graph.nodes.extend(body.nodes)
+    return renamed.get(output, output)
+
+
+def _int8_rnn(body: GraphBuilder, i: int, x: str) -> str:
+    return body.add("Tanh", [_total(body, i, x)], f"h{i}_new")
+
+
+def _int8_lstm(body: GraphBuilder, i: int, x: str) -> str:
+    # torch's order of the gates.
+    names = [f"{gate}{i}_sum" for gate in ("in", "forget", "candidate", "out")]
+    body.add("Split", [_total(body, i, x)], *names, axis=-1, num_outputs=len(names))
+    gate = {x: body.add("Sigmoid", [f"{x}{i}_sum"], f"{x}{i}") for x in ("in", "forget", "out")}
+    candidate = body.add("Tanh", [f"candidate{i}_sum"], f"candidate{i}")
+    kept = body.add("Mul", [gate["forget"], f"c{i}_before"], f"kept{i}")
+    added = body.add("Mul", [gate["in"], candidate], f"added{i}")
+    c = body.add("Add", [kept, added], f"c{i}_new")
+    squashed = body.add("Tanh", [c], f"squashed{i}")
+    return body.add("Mul", [gate["out"], squashed], f"h{i}_new")
+
+
+def _int8_gru(body: GraphBuilder, i: int, x: str) -> str:
+    h = f"h{i}_before"
+    if i:
+        product = _product(body, _quantized(body, x, f"input{i}_steps"), f"input{i}")
+        x = body.add("Add", [product, f"bias{i}"], f"input{i}_sum")
+    recurrent = _product(body, _quantized(body, h, f"h{i}_steps"), f"recurrent{i}")
+    for name, whole in (("input", x), ("recurrent", recurrent)):
+        parts = (f"{name}_gates{i}", f"{name}_candidate{i}")
+        body.add("Split", [whole, "gates_and_candidate"], *parts, axis=-1)
+    gate_sums = body.add("Add", [f"input_gates{i}", f"recurrent_gates{i}"], f"gate_sums{i}")
+    gates = body.add("Sigmoid", [gate_sums], f"gates{i}")
+    body.add("Split", [gates], f"reset{i}", f"update{i}", axis=-1, num_outputs=2)
+    biased = body.add("Add", [f"recurrent_candidate{i}", f"candidate_bias{i}"], f"biased{i}")
+    scaled = body.add("Mul", [f"reset{i}", biased], f"scaled{i}")
+    candidate_sum = body.add("Add", [f"input_candidate{i}", scaled], f"candidate_sum{i}")
+    candidate = body.add("Tanh", [candidate_sum], f"candidate{i}")
+    # h' = n + z (h - n), which is (1 - z) n + z h with one product less.
+    difference = body.add("Sub", [h, candidate], f"difference{i}")
+    kept = body.add("Mul", [f"update{i}", difference], f"kept{i}")
+    return body.add("Add", [candidate, kept], f"h{i}_new")
+
+
+def _total(body: GraphBuilder, i: int, x: str) -> str:
+    """All that a layer of an rnn or lstm sums up, [B, G·H], with one integer product."""
+    steps = _quantized(body, f"h{i}_before", f"h{i}_steps")
+    if i:
+        inputs = _quantized(body, x, f"input{i}_steps")
+        steps = body.add("Concat", [inputs, steps], f"both{i}_steps", axis=-1)
+        x = f"bias{i}"
+    return body.add("Add", [_product(body, steps, f"recurrent{i}"), x], f"total{i}")
+
+
+def _quantized(body: GraphBuilder, h: str, output: str) -> str:
+    """Seven bits of h: round(63 h) + 64."""
+    return body.add("QuantizeLinear", [h, "state_scale", "state_zero"], output)
+
+
+def _product(body: GraphBuilder, steps: str, name: str) -> str:
+    """An exact integer product, then the scales in single precision."""
+    inputs = [steps, f"{name}_weight", "state_zero"]
+    sums = body.add("MatMulInteger", inputs, f"{name}_integers")
+    cast = body.add("Cast", [sums], f"{name}_floats", to=TensorProto.FLOAT)
+    return body.add("Mul", [cast, f"{name}_scale"], f"{name}_product")
+
+
+def _add_matrix(graph: GraphBuilder, name: str, matrix: QuantizedMatrix) -> None:
+    graph.constant(f"{name}_weight", matrix.values)
+    graph.constant(f"{name}_scale", matrix.scale / np.float32(STATE_STEPS))
+
+
+def _add_time_mask(graph: GraphBuilder) -> None:
+    """`inside_by_time` [T, B, 1]: true where time lies inside the row's length."""
+    graph.constant("zero", np.array(0, np.int64))
+    graph.constant("one", np.array(1, np.int64))
+    graph.add("Shape", ["tokens_by_time"], "time_shape", start=0, end=1)
+    graph.add("Squeeze", ["time_shape", "axis_0"], "time")
+    graph.add("Range", ["zero", "time", "one"], "times")
+    graph.add("Unsqueeze", ["times", "axis_1"], "times_column")  # [T, 1]
+    graph.add("Cast", ["lengths"], "lengths_64", to=TensorProto.INT64)
+    graph.add("Less", ["times_column", "lengths_64"], "inside_length")  # [T, B]
+    graph.add("Unsqueeze", ["inside_length", "axis_2"], "inside_by_time")
