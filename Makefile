@@ -6,7 +6,7 @@ BIN := $(DEVELOPMENT_ENV)/bin
 # A spinning thread pool costs a shared machine 10 to 45 times.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help serve test lint format bundles shakespeare lock clean
+.PHONY: help serve test lint format bench bench-peers bundles shakespeare lock clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,12 @@ format: $(DEVELOPMENT_ENV)/.done ## Format the code.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+bench: $(DEVELOPMENT_ENV)/.done ## Measure the engine and the HTTP path (a quarter of an hour).
+	$(BIN)/python -m bench.engine
+
+bench-peers: $(DEVELOPMENT_ENV)/.done ## Measure Unroll beside its peers (builds their environments first).
+	$(BIN)/python -m bench.side_by_side
+
 bundles: $(DEVELOPMENT_ENV)/.done ## Train and export the shipped bundles anew (about half an hour).
 	for name in alice-lstm alice-gru alice-rnn; do \
 		$(BIN)/python -m training train training/configs/$$name.toml && \
@@ -46,7 +52,7 @@ lock: ## Resolve the pinned requirements anew (needs uv).
 	rm -rf .venv/lock && $(PYTHON) -m venv .venv/lock
 	.venv/lock/bin/pip install --quiet --require-hashes -r requirements/service.txt
 	.venv/lock/bin/pip install --quiet $$(sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
-	.venv/lock/bin/pip install --quiet '.[service,training,dev]'
+	.venv/lock/bin/pip install --quiet '.[service,training,bench,dev]'
 	.venv/lock/bin/pip freeze --exclude unroll --exclude torch > requirements/development.txt
 	rm -rf .venv/lock
 

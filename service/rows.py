@@ -108,3 +108,4 @@ class WriteRow:
     finish_reason: Literal["stop", "length"] | None = None
     stop_tokens: int = 0  # how many tokens at the end are a stop string
     tail: tuple[int, ...] = ()  # its last tokens, where there are stop strings
+    prompt: ReadRow | None = None  # what it still reads, a token a step, before it writes

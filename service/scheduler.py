@@ -22,6 +22,8 @@ from service.write_batch import WriteBatch
 # few steps only. The results do not depend on it.
 READ_CHUNK = 64
 READ_CHUNK_WHILE_WRITING = 8
+# A prompt of at most this many tokens is read in steps that other rows take anyway.
+MAX_STEPPED_PROMPT = 64
 RETRY_AFTER_S = 1
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,14 @@ class Work:
     def rows(self) -> int:
         """Rows that it holds at most at one time."""
         return max(1, len(self.write))
+
+    @property
+    def steps_its_prompt(self) -> bool:
+        """Whether its one choice can read the prompt in the steps of the rows that write."""
+        read = self.read
+        plain = read.wants_continuation and read.uncounted == len(read.tokens)
+        waits = [row for row in self.write if row.finish_reason is None]
+        return plain and len(waits) == len(self.write) == 1 and read.remaining <= MAX_STEPPED_PROMPT
 
     @property
     def queued_tokens(self) -> int:
@@ -180,12 +190,22 @@ class Scheduler:
         for job in cancelled:
             self._drop(job)
         for row in taken:
-            if row.remaining:
-                self._reading.add(row)
-            else:
-                # All of it was known before.
-                self._end_read(row)
+            self._begin(row)
         return True
+
+    def _begin(self, row: ReadRow) -> None:
+        """Put an admitted row where it is read."""
+        job, work = self._active[id(row)]
+        if not row.remaining:
+            # All of it was known before.
+            self._end_read(row)
+        elif self._writing.rows and work.steps_its_prompt:
+            (write,) = work.write
+            del self._active[id(row)]
+            self._active[id(write)] = (job, work)
+            self._writing.add_reading(write, row)
+        else:
+            self._reading.add(row)
 
     def _leave_queue(self) -> list[Job]:
         """Mark the cancelled jobs, and take what they queued out of the queue."""

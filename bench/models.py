@@ -1,0 +1,137 @@
+"""Models with random weights: what speed depends on, without the training.
+
+`models/<name>/` is a bundle to serve; `weights/<name>/` has the same weights for the peers.
+"""
+
+import json
+import string
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from service.bundle import (
+    BOS_ID,
+    FORMAT_VERSION,
+    SPECIAL_TOKENS,
+    DataSource,
+    Limits,
+    Manifest,
+    Metrics,
+    Normalization,
+    TrainingRecord,
+    VocabFile,
+    Vocabulary,
+    write_bundle,
+)
+from service.bundle.store import sha256, vocab_bytes
+from training.config import ModelConfig
+from training.corpus import Split
+from training.export import build_graphs, describe, file_name, model_shape, state_tensors
+from training.language_model import LanguageModel
+from training.parity import golden_vectors
+
+ALPHABET = "\n" + "".join(sorted(string.ascii_letters + string.digits + string.punctuation + " "))
+SHAPES = tuple((layers, hidden) for hidden in (128, 256, 512, 1024) for layers in (1, 2))
+_SEED = 1
+# No text ends early and every answer has its full length: the special tokens are out of reach.
+_SPECIAL_BIAS = -30.0
+
+
+def name_of(num_layers: int, hidden_size: int, cell: str = "lstm") -> str:
+    """`lstm-2x512`: two layers of 512 units."""
+    return f"{cell}-{num_layers}x{hidden_size}"
+
+
+def random_model(num_layers: int, hidden_size: int, cell: str = "lstm") -> LanguageModel:
+    """A model that nobody trained; its texts are noise with some structure."""
+    config = ModelConfig.model_validate(
+        {
+            "cell": cell,
+            "num_layers": num_layers,
+            "hidden_size": hidden_size,
+            "embedding_dim": 64,
+        }
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        model = LanguageModel(config, len(SPECIAL_TOKENS) + len(ALPHABET))
+        with torch.no_grad():
+            # Trained outputs tell characters apart; fresh ones hardly do.
+            model.output.weight.normal_(std=4.0 / np.sqrt(hidden_size))
+            model.output.bias[: len(SPECIAL_TOKENS)] = _SPECIAL_BIAS
+    return model.eval()
+
+
+def ensure(work: Path, num_layers: int, hidden_size: int, cell: str = "lstm") -> str:
+    """Write the bundle and the peers' weights where they are not there yet; the model's name."""
+    name = name_of(num_layers, hidden_size, cell)
+    if not (work / "weights" / name / "config.json").exists():
+        model = random_model(num_layers, hidden_size, cell)
+        _write_bundle(work / "models" / name, model)
+        _write_weights(work / "weights" / name, model)
+    return name
+
+
+def _write_bundle(folder: Path, model: LanguageModel) -> None:
+    """Each bundle in a models folder of its own: a server serves all that it finds in one."""
+    vocab = Vocabulary.of_characters(ALPHABET)
+    vocabulary = vocab_bytes(vocab)
+    graphs = build_graphs(model)
+    ids = np.array([BOS_ID, *vocab.encode("held out by nobody")], np.uint16)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        name=folder.name,
+        description="Random weights, for measuring speed.",
+        license="CC0-1.0",
+        created="2026-01-01T00:00:00+00:00",
+        task="language_model",
+        tokenization="character",
+        normalization=Normalization(),
+        vocab=VocabFile(
+            file="vocab.json",
+            sha256=sha256(vocabulary),
+            size=len(vocab),
+            pad=0,
+            bos=1,
+            eos=2,
+            unk=3,
+        ),
+        graphs=[describe(*kind, data) for kind, data in graphs.items()],
+        precision="int8",
+        states=state_tensors(model),
+        model=model_shape(model),
+        limits=Limits(max_tokens=100_000),
+        data=DataSource(
+            name="nothing",
+            source="none",
+            license="CC0-1.0",
+            sha256="0" * 64,
+            documents=1,
+            train_chars=1,
+            valid_chars=1,
+            test_chars=0,
+        ),
+        metrics=Metrics(split="valid", chars=1, tokens=1, measurements=[]),
+        training=TrainingRecord(config={}, seed=_SEED, steps=0, git_commit=None, versions={}),
+        golden=golden_vectors(model, Split(ids, np.array([0, len(ids)])), vocab, ["fp32", "int8"]),
+    )
+    files = {file_name(*kind): data for kind, data in graphs.items()}
+    write_bundle(folder, manifest, {"vocab.json": vocabulary, **files})
+
+
+def _write_weights(folder: Path, model: LanguageModel) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(model.state_dict(), folder / "weights.safetensors")
+    (folder / "step.onnx").write_bytes(build_graphs(model)["fp32", "sequence"])
+    config = {
+        "cell": model.config.cell,
+        "num_layers": model.config.num_layers,
+        "hidden_size": model.config.hidden_size,
+        "embedding_dim": model.config.embedding_dim,
+        "vocab": list(Vocabulary.of_characters(ALPHABET).tokens),
+        "states": model.state_names,
+    }
+    # Last: a folder that has it is whole.
+    (folder / "config.json").write_text(json.dumps(config) + "\n")

@@ -1,0 +1,59 @@
+"""BentoML with its adaptive batching: the handler decodes a batch of requests together."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import bentoml
+from pydantic import BaseModel
+
+sys.path.append(str(Path(__file__).parents[1]))
+from decoding import Decoder, Request
+
+MAX_BATCH_SIZE = 32
+MAX_LATENCY_MS = 60_000  # past it BentoML answers 503; its wait window it finds itself
+WORKERS = 1
+ONNX_THREADS = 2
+WEIGHTS = "PEER_WEIGHTS"  # environment variable: BentoML's processes import this file again
+
+
+class GenerateBody(BaseModel):
+    """A text to continue."""
+
+    prompt: str
+    max_tokens: int
+    temperature: float
+    seed: int
+
+
+@bentoml.service(
+    workers=WORKERS,
+    threads=1,
+    traffic={"timeout": 300},
+    logging={"access": {"enabled": False}},
+    metrics={"enabled": False},
+    tracing={"sample_rate": 0.0},
+)
+class Generation:
+    """Continue texts."""
+
+    def __init__(self) -> None:
+        self._decoder = Decoder(Path(os.environ[WEIGHTS]), ONNX_THREADS)
+
+    @bentoml.api(batchable=True, max_batch_size=MAX_BATCH_SIZE, max_latency_ms=MAX_LATENCY_MS)
+    def generate(self, requests: list[GenerateBody]) -> list[str]:
+        """Decode a batch together; a client sends a list of one."""
+        return self._decoder.generate([Request(**x.model_dump()) for x in requests])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--port", type=int, required=True)
+    arguments = parser.parse_args()
+    folder = Path(__file__).parent
+    command = [sys.executable, "-m", "bentoml", "serve", "server:Generation"]
+    command += ["--working-dir", str(folder), "--host", "127.0.0.1", "--port", str(arguments.port)]
+    environment = {"BENTOML_DO_NOT_TRACK": "True", WEIGHTS: str(arguments.weights.resolve())}
+    os.execve(sys.executable, command, {**os.environ, **environment})

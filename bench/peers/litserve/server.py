@@ -1,0 +1,96 @@
+"""LitServe with its own batching: the handler decodes a batch of requests together."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import litserve
+
+sys.path.append(str(Path(__file__).parents[1]))
+from decoding import Decoder, Request
+
+MAX_BATCH_SIZE = 32
+BATCH_WINDOW_S = 0.005
+WORKERS = 1
+ONNX_THREADS = 2
+
+
+class Generation(litserve.LitAPI):
+    """Continue texts."""
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__(
+            max_batch_size=MAX_BATCH_SIZE, batch_timeout=BATCH_WINDOW_S, api_path="/predict"
+        )
+        self._weights = weights
+
+    def setup(self, device: str) -> None:  # noqa: ARG002
+        """Load the model, once a worker."""
+        self.decoder = Decoder(self._weights, ONNX_THREADS)
+
+    def decode_request(self, request: dict[str, Any]) -> Request:
+        """A body of JSON."""
+        return Request.of(request)
+
+    def batch(self, inputs: list[Request]) -> list[Request]:
+        """The requests as they are."""
+        return inputs
+
+    def predict(self, requests: list[Request]) -> list[str]:
+        """Decode them together."""
+        return self.decoder.generate(requests)
+
+    def unbatch(self, output: list[str]) -> list[str]:
+        """A text a request."""
+        return output
+
+    def encode_response(self, output: str) -> dict[str, str]:
+        """The answer."""
+        return {"text": output}
+
+
+class Scoring(litserve.LitAPI):
+    """Score texts: a request is a batch already."""
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__(api_path="/score")
+        self._weights = weights
+
+    def setup(self, device: str) -> None:  # noqa: ARG002
+        """Load the model, once a worker."""
+        self.decoder = Decoder(self._weights, ONNX_THREADS)
+
+    def decode_request(self, request: dict[str, Any]) -> Sequence[str]:
+        """A body of JSON."""
+        texts: list[str] = request["texts"]
+        return texts
+
+    def predict(self, texts: Sequence[str]) -> list[float]:
+        """All of them, in batches of similar lengths."""
+        return self.decoder.score(texts)
+
+    def encode_response(self, output: list[float]) -> dict[str, list[float]]:
+        """The answer."""
+        return {"logprobs": output}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--port", type=int, required=True)
+    arguments = parser.parse_args()
+    server = litserve.LitServer(
+        [Generation(arguments.weights), Scoring(arguments.weights)],
+        accelerator="cpu",
+        workers_per_device=WORKERS,
+        timeout=300,
+    )
+    server.run(
+        host="127.0.0.1",
+        port=arguments.port,
+        generate_client_file=False,
+        log_level="warning",
+        access_log=False,
+    )

@@ -1,0 +1,65 @@
+"""Rows of a benchmark: printed as a table and written as JSON."""
+
+import datetime
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure, and the one beside it in the same run."""
+
+    name: str
+    value: float
+    unit: str
+    against: str | None = None
+    ratio: float | None = None  # how many times better than `against`
+
+
+def write(file: str, title: str, rows: Sequence[Row]) -> None:
+    """Write the rows to bench/results."""
+    document = {
+        "title": title,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": machine(),
+        "versions": {x: version(x) for x in ("onnxruntime", "numpy", "fastapi", "uvicorn")}
+        | {"python": platform.python_version()},
+        "rows": [asdict(row) for row in rows],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / file).write_text(json.dumps(document, indent=1) + "\n")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as aligned text."""
+    lines = []
+    for row in rows:
+        line = f"{row.name:<58}{row.value:>12,.4g} {row.unit:<14}"
+        if row.ratio is not None:
+            line += f"{row.ratio:>9.3g} x  {row.against}"
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """The processor, and how much of it this process may use."""
+    model = "unknown processor"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return f"{model}, {len(os.sched_getaffinity(0))} cores, {platform.system()}"
+
+
+def say(line: str) -> None:
+    """One line for whoever watches."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
