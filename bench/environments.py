@@ -1,12 +1,13 @@
 """The peers' virtual environments: one each, built when first asked for."""
 
-import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 PEERS = Path(__file__).parent / "peers"
-# PyTriton's wheel holds stubs for the distribution's own builds of Python, and needs its libpython.
+# The stub in PyTriton's wheel loads the distribution's libpython3.11, and a Python of another build
+# does not fit it.
 DISTRIBUTION_PYTHON = "/usr/bin/python3.11"
 
 
@@ -23,10 +24,11 @@ def python_of(peer: str, work: Path) -> Path:
     if built_from.is_file() and built_from.read_bytes() == pinned:
         return python
     shutil.rmtree(folder, ignore_errors=True)
-    subprocess.run([DISTRIBUTION_PYTHON, "-m", "venv", str(folder)], check=True)
-    torch = [line for line in pinned.decode().splitlines() if line.startswith("torch==")]
+    base = DISTRIBUTION_PYTHON if peer == "pytriton" else sys.executable
+    subprocess.run([base, "-m", "venv", str(folder)], check=True)
     # torch first and by version alone: its wheel differs by platform.
-    for packages in ([torch] if torch else []) + [["-r", str(requirements)]]:
+    torch = [line for line in pinned.decode().splitlines() if line.startswith("torch==")]
+    for packages in [[line] for line in torch] + [["-r", str(requirements)]]:
         command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*command, *packages], check=True)
     built_from.write_bytes(pinned)
@@ -35,5 +37,8 @@ def python_of(peer: str, work: Path) -> Path:
 
 def environment_of(peer: str) -> dict[str, str]:
     """What a peer's process needs in its environment besides what ours has."""
+    # A spinning pool would starve the other core.
     environment = {"OMP_WAIT_POLICY": "passive"}
+    if peer == "bentoml":
+        environment["BENTOML_DO_NOT_TRACK"] = "True"
     return environment

@@ -448,7 +448,10 @@ class Engine:
                 scheduler.submit(job)
             pending = set(futures.values())
             while pending:
-                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                if len(pending) == 1:
+                    await pending.pop()
+                else:
+                    _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for job in futures:
                     if job.error is not None:
                         raise job.error

@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from service.body import body_documentation, json_body
+from service.body import body_documentation, read_body
 from service.engine import LARGE_CHARS, Engine
 from service.errors import ClientGone, InvalidRequest, ModelNotFound
 from service.schemas import (
@@ -67,10 +67,9 @@ _SCORE_EXAMPLE = {
     openapi_extra=body_documentation(GenerateRequest, _GENERATE_EXAMPLE),
     tags=["models"],
 )
-async def generate(
-    body: Annotated[GenerateRequest, Depends(json_body(GenerateRequest))], request: Request
-) -> Response:
+async def generate(request: Request) -> Response:
     """Continue a prompt, or every prompt of a list."""
+    body = await read_body(request, GenerateRequest)
     engine = _engine(request, body.model)
     prompts = _list(body.prompt, "/prompt", request)
     _check_choices(body, request.app.state.settings)
@@ -88,10 +87,9 @@ async def generate(
     openapi_extra=body_documentation(ScoreRequest, _SCORE_EXAMPLE),
     tags=["models"],
 )
-async def score(
-    body: Annotated[ScoreRequest, Depends(json_body(ScoreRequest))], request: Request
-) -> Response:
+async def score(request: Request) -> Response:
     """The probability of a text, or of every text of a list."""
+    body = await read_body(request, ScoreRequest)
     engine = _engine(request, body.model)
     texts = _list(body.text, "/text", request)
     contexts = body.contexts(len(texts))

@@ -75,16 +75,16 @@ class ReadRow:
     logprob: float = 0.0  # nats, summed one by one in order, so that chunks do not show
     details: list[TokenDetails] = field(default_factory=list)
     continuation: Continuation | None = None
+    uncounted: int = field(init=False)  # tokens from the start after which nothing is counted
+
+    def __post_init__(self) -> None:
+        counted = self.targets != PAD_ID
+        first = int(counted.argmax())
+        self.uncounted = first if counted[first] else len(self.targets)
 
     def resume(self, length: int, states: States) -> None:
         """Begin after the first `length` tokens, which something else has read."""
         self.position, self.start = length, states
-
-    @property
-    def uncounted(self) -> int:
-        """Tokens from the start after which nothing is counted."""
-        counted = self.targets != PAD_ID
-        return int(counted.argmax()) if counted.any() else len(self.targets)
 
     @property
     def remaining(self) -> int:

@@ -70,16 +70,15 @@ class WriteBatch:
     def add_reading(self, row: WriteRow, prompt: ReadRow) -> None:
         """Let a row join that reads the rest of its prompt first; it fills in `continuation`."""
         row.prompt = prompt
-        start = self._session.initial_states(1) if prompt.start is None else prompt.start
         # What is drawn from these is not looked at.
-        self._add(row, start, np.zeros(self._session.vocab_size, np.float32))
+        self._add(row, prompt.start, np.zeros(self._session.vocab_size, np.float32))
 
-    def _add(self, row: WriteRow, states: States, logprobs: FloatArray) -> None:
+    def _add(self, row: WriteRow, states: States | None, logprobs: FloatArray) -> None:
         place = len(self.rows)
         if place == self._stepper.capacity:
             self._grow()
-        for state, first in zip(self._stepper.states, states, strict=True):
-            state[place] = first[0]
+        for i, state in enumerate(self._stepper.states):
+            state[place] = 0.0 if states is None else states[i][0]
         self._stepper.logprobs[place] = logprobs
         self._written[place] = 0
         self._max_tokens[place] = row.max_tokens

@@ -1,6 +1,6 @@
 """Small bundles: one without a real graph for the store, and untrained models for the rest."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,19 +19,20 @@ from service.bundle import (
     Vocabulary,
 )
 from service.bundle.store import sha256, vocab_bytes
-from training import export, onnx_graph
 from training.config import ModelConfig
 from training.corpus import Split
+from training.export import build_graphs, describe, file_name
 from training.language_model import LanguageModel
+from training.parity import golden_vectors
 
 ALPHABET = "\n !',.?abcdefghijklmnopqrstuvwxyzABC\x00\x85\u2028é\u0301ß\U0001f407"
 HIDDEN = 12
 
 
-def manifest_of(vocab: Vocabulary, graph: Graph, **changes: Any) -> Manifest:
+def manifest_of(vocab: Vocabulary, graphs: Sequence[Graph], **changes: Any) -> Manifest:
     """A manifest of a model that nobody trained; `changes` replace fields."""
     document: dict[str, Any] = {
-        "format_version": 1,
+        "format_version": 2,
         "name": "plain",
         "description": "A bundle for tests.",
         "license": "CC0-1.0",
@@ -48,7 +49,8 @@ def manifest_of(vocab: Vocabulary, graph: Graph, **changes: Any) -> Manifest:
             "eos": 2,
             "unk": 3,
         },
-        "graphs": [graph],
+        "graphs": list(graphs),
+        "precision": "fp32",
         "states": [StateTensor(name="h0", dtype="float32", shape=[HIDDEN])],
         "model": {
             "cell": "gru",
@@ -90,11 +92,11 @@ def plain_files(
         inputs=[],
         outputs=[],
     )
-    manifest = manifest_of(vocab, described, name=name, **changes)
+    manifest = manifest_of(vocab, [described], name=name, **changes)
     return manifest, {"vocab.json": vocab_bytes(vocab), "sequence.fp32.onnx": graph}
 
 
-def tiny_model(cell: str, vocab_size: int) -> LanguageModel:
+def tiny_model(cell: str, vocab_size: int, scale: float = 2.0) -> LanguageModel:
     """An untrained model with weights large enough to have opinions."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
@@ -104,17 +106,17 @@ def tiny_model(cell: str, vocab_size: int) -> LanguageModel:
         model = LanguageModel(config, vocab_size)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(2.0)
+            parameter.mul_(scale)
     return model.eval()
 
 
 def tiny_files(
-    cell: str, *, characters: str = ALPHABET, **changes: Any
+    cell: str, *, characters: str = ALPHABET, scale: float = 2.0, **changes: Any
 ) -> tuple[Manifest, dict[str, bytes]]:
     """`tiny-<cell>`: an untrained model as the exporter would write it."""
     vocab = Vocabulary.of_characters(characters)
-    model = tiny_model(cell, len(vocab))
-    graph = onnx_graph.build(model)
+    model = tiny_model(cell, len(vocab), scale)
+    graphs = build_graphs(model)
     ids = np.array([BOS_ID, *range(4, len(vocab)), EOS_ID], np.uint16)
     held_out = Split(ids, np.array([0, len(ids)]))
     options: dict[str, Any] = {
@@ -129,11 +131,13 @@ def tiny_files(
         "states": [
             StateTensor(name=name, dtype="float32", shape=[HIDDEN]) for name in model.state_names
         ],
-        "golden": export.golden_vectors(model, held_out, vocab),
+        "golden": golden_vectors(model, held_out, vocab, ["fp32", "int8"]),
+        "precision": "int8",
     }
-    described = export._describe(graph)
+    described = [describe(*kind, data) for kind, data in graphs.items()]
     manifest = manifest_of(vocab, described, **(options | changes))
-    return manifest, {"vocab.json": vocab_bytes(vocab), described.file: graph}
+    files = {file_name(*kind): data for kind, data in graphs.items()}
+    return manifest, {"vocab.json": vocab_bytes(vocab), **files}
 
 
 def in_memory(manifest: Manifest, files: Mapping[str, bytes], characters: str = ALPHABET) -> Bundle:

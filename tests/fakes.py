@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from service.bundle import EOS_ID, PAD_ID
 from service.errors import ServiceError
 from service.rows import WriteRow
-from service.sampling import NOISE_BLOCK, noise_block, sample
+from service.sampling import NOISE_BLOCK, Sampler, SamplingParams, noise_block
 from service.scheduler import Job, Scheduler, Work
 from service.session import FloatArray, IdArray, Session, States
 
@@ -118,6 +118,9 @@ class FakeSession:
     def read(self, tokens: IdArray, lengths: Lengths, states: States) -> tuple[FloatArray, States]:
         return self._run("read", tokens, lengths, states)
 
+    def stepper(self, capacity: int) -> "FakeStepper":
+        return FakeStepper(self, capacity)
+
     def _run(
         self, kind: str, tokens: IdArray, lengths: Lengths, states: States
     ) -> tuple[FloatArray, States]:
@@ -156,6 +159,41 @@ class FakeSession:
                 logprobs[tokens[:, t] == self.minus_infinity_at, t, RARE] = -np.inf
         counts = states[1] + inside.sum(axis=1, dtype=np.float32)[:, None, None]
         return logprobs, (hashes.astype(np.float32)[:, None], counts)
+
+
+class FakeStepper:
+    """Steps of a fake session, in place; it counts as a read of one token a row."""
+
+    def __init__(self, session: FakeSession, capacity: int) -> None:
+        self._session = session
+        self.capacity = capacity
+        self.tokens = np.zeros(capacity, np.int64)
+        self.logprobs = np.zeros((capacity, session.vocab_size), np.float32)
+        # Not through initial_states, which a test may let raise.
+        self.states: States = (
+            np.zeros((capacity, 1), np.float32),
+            np.zeros((capacity, 2, 2), np.float32),
+        )
+
+    def step(self, rows: int) -> None:
+        lengths = np.ones(rows, np.int32)
+        states = tuple(state[:rows] for state in self.states)
+        logprobs, after = self._session.read(self.tokens[:rows, None], lengths, states)
+        self.logprobs[:rows] = logprobs[:, 0]
+        # Other arrays after every step, as with a real one.
+        moved = tuple(state.copy() for state in self.states)
+        for state, new in zip(moved, after, strict=True):
+            state[:rows] = new
+        self.states = moved
+
+
+def sample(
+    logprobs: FloatArray, params: Sequence[SamplingParams], uniform: npt.NDArray[np.float64]
+) -> npt.NDArray[np.int64]:
+    """One token a row, of rows that have no tokens yet."""
+    sampler = Sampler(params, logprobs.shape[1])
+    counts = np.zeros((len(sampler.adjusted), logprobs.shape[1]), np.int64)
+    return sampler.choose(logprobs, uniform, counts)
 
 
 class Inbox:
@@ -225,7 +263,7 @@ class Answer:
     """What a piece of work gives, to the bit."""
 
     logprob: float
-    choices: tuple[tuple[tuple[int, ...], tuple[float, ...], str | None, int], ...]
+    choices: tuple[tuple[tuple[int, ...], str | None, int], ...]
 
 
 def answer(work: Work) -> Answer:
@@ -233,7 +271,7 @@ def answer(work: Work) -> Answer:
     rows = work.write
     return Answer(
         work.read.logprob,
-        tuple((tuple(x.tokens), tuple(x.logprobs), x.finish_reason, x.stop_tokens) for x in rows),
+        tuple((tuple(x.tokens), x.finish_reason, x.stop_tokens) for x in rows),
     )
 
 
@@ -251,22 +289,20 @@ def answer_alone(work: Work, session: FakeSession) -> Answer:
 
 def _write_alone(
     row: WriteRow, session: FakeSession, after: FloatArray, states: States
-) -> tuple[tuple[int, ...], tuple[float, ...], str | None, int]:
+) -> tuple[tuple[int, ...], str | None, int]:
     tokens: list[int] = []
-    logprobs: list[float] = []
     while len(tokens) < row.max_tokens:
         block, offset = divmod(len(tokens), NOISE_BLOCK)
         uniform = noise_block(row.seed, row.choice, block)[offset : offset + 1]
         token = int(sample(after[None], [row.params], uniform)[0])
         tokens.append(token)
-        logprobs.append(float(after[token]))
         if token == EOS_ID:
-            return tuple(tokens), tuple(logprobs), "stop", 1
+            return tuple(tokens), "stop", 1
         for stop in row.stop:
             if tuple(tokens[-len(stop) :]) == stop:
-                return tuple(tokens), tuple(logprobs), "stop", len(stop)
+                return tuple(tokens), "stop", len(stop)
         after, states = _next(session, token, states)
-    return tuple(tokens), tuple(logprobs), "length", 0
+    return tuple(tokens), "length", 0
 
 
 def _next(session: FakeSession, token: int, states: States) -> tuple[FloatArray, States]:

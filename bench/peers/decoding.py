@@ -186,8 +186,12 @@ class Stepper:
         self._bindings = [None, None]
 
     def _bind(self) -> onnxruntime.IOBinding:
-        inputs = {"tokens": self._tokens, "targets": self._targets, "lengths": self._lengths}
-        outputs = {"logprobs": self._logprobs}
+        inputs: dict[str, npt.NDArray[np.generic]] = {
+            "tokens": self._tokens,
+            "targets": self._targets,
+            "lengths": self._lengths,
+        }
+        outputs: dict[str, npt.NDArray[np.generic]] = {"logprobs": self._logprobs}
         before, after = self._states[self._current], self._states[1 - self._current]
         inputs |= dict(zip(self._names, before, strict=True))
         outputs |= {f"{name}_out": array for name, array in zip(self._names, after, strict=True)}
@@ -204,19 +208,19 @@ class Stepper:
 def choose(
     logprobs: FloatArray, temperature: npt.NDArray[np.float64], noise: npt.NDArray[np.float64]
 ) -> IdArray:
-    """One token a row [B], by inverting the cumulated softmax of `logprobs` / temperature [B, V]."""
+    """One token a row [B]: inverts the cumulated softmax of `logprobs` [B, V] / temperature [B]."""
     scores = logprobs[:, EOS_ID:].astype(np.float64)  # pad, bos and unk have no text
     scores[:, UNK_ID - EOS_ID] = -np.inf
     greedy = temperature == 0.0
-    likeliest = scores.argmax(axis=1) + EOS_ID if greedy.any() else None
-    if likeliest is not None and greedy.all():
+    likeliest: IdArray = scores.argmax(axis=1) + EOS_ID
+    if greedy.all():
         return likeliest
     scores -= np.maximum.reduce(scores, axis=1, keepdims=True)
     scores /= np.where(greedy, 1.0, temperature)[:, None]
     cumulated = np.add.accumulate(np.exp(scores, out=scores), axis=1)
     threshold = noise[:, None] * cumulated[:, -1:]
     tokens: IdArray = (cumulated > threshold).argmax(axis=1) + EOS_ID
-    return tokens if likeliest is None else np.where(greedy, likeliest, tokens)
+    return np.where(greedy, likeliest, tokens)
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[IdArray, npt.NDArray[np.int32]]:

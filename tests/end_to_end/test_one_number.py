@@ -67,7 +67,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(runs: Path) -> Iterator[Server]:
-    with serve(runs / "models") as running:
+    with serve(runs / "models", precision="fp32") as running:
         yield running
 
 

@@ -17,7 +17,8 @@ MAX_BUNDLE_BYTES = 4 * 10**6
 @pytest.mark.parametrize("name", BUNDLES)
 def test_a_shipped_bundle_loads_and_is_small(name: str) -> None:
     folder = ROOT / "models" / name
-    OnnxSession(read_bundle(folder), "fp32")
+    for precision in ("fp32", "int8"):
+        OnnxSession(read_bundle(folder), precision)
     assert sum(path.stat().st_size for path in folder.iterdir()) <= MAX_BUNDLE_BYTES
 
 
@@ -25,19 +26,22 @@ def test_a_shipped_bundle_loads_and_is_small(name: str) -> None:
 def test_a_shipped_bundle_carries_its_figures_beside_every_baseline(name: str) -> None:
     manifest = read_bundle(ROOT / "models" / name).manifest
     names = [x.name for x in manifest.metrics.measurements]
-    assert names[:2] == ["fp32", "unigram"]
-    assert names[2:] == [f"kneser-ney {order}-gram" for order in range(2, 9)]
+    assert names[:3] == ["fp32", "int8", "unigram"]
+    assert names[3:] == [f"kneser-ney {order}-gram" for order in range(2, 9)]
     assert manifest.training.git_commit
+    fp32, int8 = (x.bits_per_char for x in manifest.metrics.measurements[:2])
+    assert (manifest.precision == "int8") == (int8 - fp32 <= 0.002)
 
 
 @pytest.mark.parametrize("name", BUNDLES)
 def test_the_readme_states_the_figures_of_the_bundles(name: str) -> None:
     metrics = read_bundle(ROOT / "models" / name).manifest.metrics
-    model = metrics.measurements[0]
+    fp32, int8 = metrics.measurements[:2]
     best = min(x.bits_per_char for x in metrics.measurements if x.kind == "baseline")
     rows = [x for x in (ROOT / "README.md").read_text().splitlines() if x.startswith(f"| `{name}`")]
     assert len(rows) == 1
-    assert f"{model.bits_per_char:.3f}" in rows[0]
+    assert f"{fp32.bits_per_char:.4f}" in rows[0]
+    assert f"{int8.bits_per_char:.4f}" in rows[0]
     assert f"{best:.3f}" in rows[0]
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.app import create_app
-from service.bundle import write_bundle
+from service.bundle import Precision, write_bundle
 from service.settings import Settings
 from tests.bundles import tiny_files
 from tests.fakes import AppClient
@@ -24,9 +25,24 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# As most will run it, and with everything off that must not show.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "int8": {"precision": "auto", "engine_threads": 2},
+    "fp32": {"precision": "fp32", "engine_threads": 1, "prefix_cache_bytes": 0},
+}
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def precision(request: pytest.FixtureRequest) -> Precision:
+    """The precision that `client` serves."""
+    name: Precision = request.param
+    return name
+
+
 @pytest.fixture(scope="module")
-def client(models_dir: Path) -> Iterator[AppClient]:
-    with AppClient(create_app(Settings(models_dir=models_dir))) as running:
+def client(models_dir: Path, precision: Precision) -> Iterator[AppClient]:
+    settings = Settings(models_dir=models_dir, **SETTINGS[precision])
+    with AppClient(create_app(settings)) as running:
         yield running
 
 

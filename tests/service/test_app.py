@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 
 from service.app import bundle_folders, create_app, load_engines
-from service.bundle import BundleError, write_bundle
+from service.bundle import BundleError, Precision, write_bundle
 from service.settings import Settings
 from tests.bundles import ALPHABET, plain_files, tiny_files
 from tests.fakes import AppClient
 
 
-def test_the_models_are_listed_by_name(client: AppClient) -> None:
+def test_the_models_are_listed_by_name(client: AppClient, precision: Precision) -> None:
     listed = client.get("/models").json()["models"]
     assert [x["name"] for x in listed] == ["tiny-gru", "tiny-lstm", "tiny-rnn"]
     assert listed[0] == {
         "name": "tiny-gru",
         "task": "language_model",
         "description": "A bundle for tests.",
-        "precision": "fp32",
+        "precision": precision,
     }
 
 
@@ -31,7 +31,7 @@ def test_a_model_tells_what_it_is(client: AppClient, model: str) -> None:
     detail = client.get(f"/models/{model}").json()
     assert (detail["name"], detail["model"]["cell"]) == (model, model.removeprefix("tiny-"))
     assert detail["vocab_size"] == 4 + len(ALPHABET)
-    assert detail["precisions"] == ["fp32"]
+    assert detail["precisions"] == ["fp32", "int8"]
     assert detail["normalization"] == {
         "newlines": True,
         "lowercase": False,
@@ -59,9 +59,9 @@ def test_the_age_of_the_last_step_is_that_of_the_last_step(client: AppClient) ->
     assert age() > before
     client.ask("/score", model="tiny-gru", text="abc")
     engine = client.app.state.engines["tiny-gru"]
-    step = engine.scheduler.last_step
+    step = max(x.last_step for x in engine.schedulers)
     client.ask("/score", model="tiny-gru", text="abc")
-    assert engine.scheduler.last_step > step
+    assert max(x.last_step for x in engine.schedulers) > step
 
 
 def test_an_engine_that_stopped_makes_the_service_unready_and_others_serve_on(
@@ -96,9 +96,9 @@ def test_a_service_without_models_is_not_ready() -> None:
 def test_after_its_end_every_engine_is_stopped(models_dir: Path) -> None:
     with AppClient(create_app(Settings(models_dir=models_dir))) as client:
         engines = list(client.app.state.engines.values())
-        assert all(engine.scheduler.alive for engine in engines)
-    assert not any(engine.scheduler.alive for engine in engines)
-    assert all(engine.scheduler.free for engine in engines)
+        assert all(engine.alive for engine in engines)
+    assert not any(engine.alive for engine in engines)
+    assert all(x.free for engine in engines for x in engine.schedulers)
 
 
 def test_nothing_is_read_from_disk_after_the_start(models_dir: Path, tmp_path: Path) -> None:

@@ -57,14 +57,15 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert bundle.manifest == manifest
     assert bundle.vocab.tokens == Vocabulary.of_characters(awkward).tokens
     assert bundle.graphs == {GRAPH: bytes(range(256))}
-    described, data = bundle.graph("fp32")
-    assert (described, data) == (manifest.graphs[0], bytes(range(256)))
+    assert bundle.graph("fp32", "sequence") == (manifest.graphs[0], bytes(range(256)))
     assert sorted(x.name for x in path.iterdir()) == ["manifest.json", GRAPH, "vocab.json"]
 
 
-def test_a_precision_that_is_not_there_is_named_with_those_that_are(folder: Path) -> None:
-    with pytest.raises(BundleError, match="plain: no int8 graph; it has fp32"):
-        read_bundle(folder).graph("int8")
+def test_a_graph_that_is_not_there_is_none(folder: Path) -> None:
+    bundle = read_bundle(folder)
+    assert bundle.precisions == ["fp32"]
+    assert bundle.graph("int8", "sequence") is None
+    assert bundle.graph("fp32", "step") is None
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
@@ -162,7 +163,19 @@ def test_a_huge_file_is_refused_before_it_is_read(folder: Path, file: str, limit
         (lambda x: x.update({"a\nb" * 1000: 1}), "a\\nba\\nb"),
         (lambda x: x["graphs"][0].update(more=1), "graphs.0.more: Extra inputs"),
         (lambda x: x.pop("license"), "license: Field required"),
-        (lambda x: x.update(format_version=2), "format_version: Input should be 1"),
+        (lambda x: x.update(format_version=1), "format_version: Input should be 2"),
+        (lambda x: x.update(precision="int8"), "there is no sequence graph in int8"),
+        (lambda x: x["graphs"][0].update(role="step"), "there is no sequence graph in fp32"),
+        (
+            lambda x: x["graphs"].append({**x["graphs"][0], "file": "other.onnx"}),
+            "one graph for each precision and role",
+        ),
+        (
+            lambda x: x["graphs"].append(
+                {**x["graphs"][0], "file": "other.onnx", "precision": "int8"}
+            ),
+            "golden: there is no vector for int8",
+        ),
         (lambda x: x.update(name="other"), "names another bundle, other"),
         (lambda x: x.update(name="../plain"), "name: String should match pattern"),
         (lambda x: x.update(name="plain\n"), "name: String should match pattern"),

@@ -81,7 +81,7 @@ def test_a_caller_that_is_cancelled_takes_its_rows_along() -> None:
             await caller
         gate.open()
         assert (await engine.score(["abc"], [""], ScoreOptions()))[0].chars == 3
-        eventually(lambda: engine.scheduler.free)
+        eventually(lambda: engine.schedulers[0].free)
         assert engine._waiting == {}
 
     run(engine, work)
@@ -103,7 +103,7 @@ def test_a_caller_that_is_cancelled_in_the_queue_is_never_scheduled() -> None:
             await second
         gate.open()
         await first
-        eventually(lambda: engine.scheduler.free)
+        eventually(lambda: engine.schedulers[0].free)
         assert len(session.runs) == 1
 
     run(engine, work)
@@ -117,9 +117,9 @@ def test_a_deadline_frees_the_rows() -> None:
         with pytest.raises(DeadlineExceeded, match=r"0\.05 s"):
             await engine.generate(["abc"], GenerateOptions(max_tokens=1000))
         gate.open()
-        eventually(lambda: engine.scheduler.free)
+        eventually(lambda: engine.schedulers[0].free)
         assert engine._waiting == {}
-        assert engine.scheduler.alive
+        assert engine.schedulers[0].alive
 
     run(engine, work)
 
@@ -132,7 +132,7 @@ def test_stopping_fails_what_runs_and_what_comes() -> None:
         caller = asyncio.create_task(engine.generate(["abc"], GenerateOptions(max_tokens=1000)))
         await at(gate)
         stopping = asyncio.create_task(engine.stop())
-        await asyncio.to_thread(eventually, lambda: not engine.scheduler.alive)
+        await asyncio.to_thread(eventually, lambda: not engine.schedulers[0].alive)
         gate.open()
         await stopping
         with pytest.raises(EngineStopped):
@@ -140,7 +140,7 @@ def test_stopping_fails_what_runs_and_what_comes() -> None:
         with pytest.raises(EngineStopped):
             await engine.score(["abc"], [""], ScoreOptions())
         assert engine._waiting == {}
-        assert engine.scheduler._cancelling == []
+        assert engine.schedulers[0]._cancelling == []
 
     run(engine, work)
 
@@ -210,7 +210,7 @@ def test_a_full_queue_is_told_at_once_with_when_to_come_back() -> None:
                 assert int(answer.headers["Retry-After"]) >= 1
                 assert "3 rows" in problem["detail"]
         assert client.ask("/score", text="abc")
-        assert client.app.state.engines["fake"].scheduler.free
+        assert client.app.state.engines["fake"].schedulers[0].free
 
 
 def test_a_burst_of_1000_is_answered_or_refused_and_nothing_else() -> None:
@@ -220,7 +220,7 @@ def test_a_burst_of_1000_is_answered_or_refused_and_nothing_else() -> None:
         assert set(codes) <= {200, 429}
         assert codes.count(200) >= 100
         assert len({x.content for x in answers if x.status_code == 200}) == 1
-        eventually(lambda: client.app.state.engines["fake"].scheduler.free)
+        eventually(lambda: client.app.state.engines["fake"].schedulers[0].free)
 
 
 def test_a_deadline_is_told_and_the_next_request_is_answered() -> None:
@@ -231,7 +231,7 @@ def test_a_deadline_is_told_and_the_next_request_is_answered() -> None:
         assert problem["type"] == "deadline-exceeded"
         assert "0.4 s" in problem["detail"]
         gate.open()
-        eventually(lambda: client.app.state.engines["fake"].scheduler.free)
+        eventually(lambda: client.app.state.engines["fake"].schedulers[0].free)
         assert client.ask("/score", text="abc")["results"][0]["chars"] == 3
 
 
@@ -249,7 +249,7 @@ def test_a_run_that_fails_is_a_500_for_that_request_alone(
         assert "broke" not in answer.text  # the exception's words are for the log
         assert ("the run broke" in caplog.text) == (fault == "raises_at")
         good = client.ask(path, **{field: "abc"}, **({} if path == "/score" else {"seed": 1}))
-        assert client.app.state.engines["fake"].scheduler.free
+        assert client.app.state.engines["fake"].schedulers[0].free
     with serving(session_of()) as client:
         again = client.ask(path, **{field: "abc"}, **({} if path == "/score" else {"seed": 1}))
     assert good == again

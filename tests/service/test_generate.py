@@ -67,7 +67,8 @@ def test_no_tokens_is_the_empty_text(client: AppClient, model: str) -> None:
     answer = generate(client, model, ["abc", ""], max_tokens=0, n=2, seed=5, logprobs=3)
     empty = {"text": "", "finish_reason": "length", "seed": 5, "logprobs": []}
     assert answer["results"] == [{"choices": [empty, empty]}] * 2
-    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 0, "cached_tokens": 0}
+    usage = answer["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (3, 0)
 
 
 def test_the_same_seed_is_the_same_text_alone_and_in_a_list_of_256(
@@ -245,11 +246,9 @@ def test_usage_counts_prompts_once_and_choices_all(client: AppClient, model: str
     answer = generate(client, model, ["abc", "", "a\r\nb"], n=3, max_tokens=6, seed=1, logprobs=0)
     written = [len(x["logprobs"]) for result in answer["results"] for x in result["choices"]]
     assert len(written) == 9
-    assert answer["usage"] == {
-        "prompt_tokens": 3 + 0 + 3,
-        "completion_tokens": sum(written),
-        "cached_tokens": 0,
-    }
+    usage = answer["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (3 + 0 + 3, sum(written))
+    assert 0 <= usage["cached_tokens"] <= usage["prompt_tokens"]
 
 
 def test_lists_of_prompts_with_choices_of_one_length_are_written_to_their_ends(
@@ -276,8 +275,8 @@ def test_requests_at_the_same_time_are_answered_as_alone(client: AppClient, mode
         }
         for i in range(40)
     ]
-    together = [response.content for response in client.together("/generate", bodies)]
-    assert together == [client.post("/generate", json=body).content for body in bodies]
+    together = [response.json()["results"] for response in client.together("/generate", bodies)]
+    assert together == [client.post("/generate", json=x).json()["results"] for x in bodies]
 
 
 def test_the_model_may_be_left_out_only_where_there_is_one(client: AppClient) -> None:

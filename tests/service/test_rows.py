@@ -4,15 +4,19 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.bundle import BOS_ID, EOS_ID, PAD_ID
 from service.errors import ModelFailure
-from service.rows import _MAX_RESULT_FLOATS, ReadBatch, ReadRow, TokenDetails, WriteBatch, WriteRow
+from service.read_batch import _MAX_RESULT_FLOATS, ReadBatch
+from service.rows import Continuation, ReadRow, TokenDetails, WriteRow
 from service.sampling import SamplingParams
 from service.scheduler import Work
+from service.session import FloatArray, IdArray, States
+from service.write_batch import WriteBatch
 from tests.fakes import RARE, FakeSession, Run, answer, answer_alone
 
 several = settings(max_examples=40, deadline=None)
@@ -240,7 +244,7 @@ def test_rows_that_join_at_different_times_write_what_they_write_alone(
     arrivals: list[tuple[list[int], int, int, int]],
 ) -> None:
     session = FakeSession()
-    batch = WriteBatch(session)
+    batch = WriteBatch(session, 4)
     work = []
     for ids, choices, max_tokens, steps_before in arrivals:
         for _ in range(steps_before):
@@ -265,7 +269,7 @@ def test_nan_while_writing_fails_that_row_and_no_other() -> None:
     start = continued(clean, [5]).continuation
     assert start is not None
     alone = [writer(choice=i, max_tokens=20) for i in range(6)]
-    batch = WriteBatch(clean)
+    batch = WriteBatch(clean, 4)
     for row in alone:
         batch.add(row, start)
     write_to_the_end(batch)
@@ -273,7 +277,7 @@ def test_nan_while_writing_fails_that_row_and_no_other() -> None:
     assert 0 < sum(meets) < len(meets)
 
     rows = [writer(choice=i, max_tokens=20) for i in range(6)]
-    batch = WriteBatch(FakeSession(nan_at=RARE))
+    batch = WriteBatch(FakeSession(nan_at=RARE), 4)
     for row in rows:
         batch.add(row, start)
     failed = []
@@ -286,14 +290,40 @@ def test_nan_while_writing_fails_that_row_and_no_other() -> None:
     }
     for row, twin, bad in zip(rows, alone, meets, strict=True):
         if not bad:
-            assert (row.tokens, row.logprobs) == (twin.tokens, twin.logprobs)
+            assert row.tokens == twin.tokens
 
 
-def accepted(tokens: Sequence[int], **options: int) -> WriteRow:
-    row = writer(stop=((5, 6), (7,)), **options)
-    for token in tokens:
+class Scripted(FakeSession):
+    """Hardly anything but the tokens of the script, one after another."""
+
+    script: Sequence[int] = ()
+
+    def _logprobs(
+        self, tokens: IdArray, inside: npt.NDArray[np.bool_], states: States
+    ) -> tuple[FloatArray, States]:
+        _, after = super()._logprobs(tokens, inside, states)
+        logprobs = np.full((*tokens.shape, self.vocab_size), -40.0, np.float32)
+        for row, count in enumerate(after[1][:, 0, 0].astype(int).tolist()):
+            logprobs[row, -1, self.script[count % len(self.script)]] = 0.0
+        return logprobs, after
+
+
+def written(tokens: Sequence[int], *, max_tokens: int) -> WriteRow:
+    """A row with stop sequences that has written the tokens."""
+    session = Scripted()
+    session.script = tokens
+    row = writer(max_tokens=max_tokens, stop=((5, 6), (7,)))
+    logprobs = np.full(session.vocab_size, -40.0, np.float32)
+    logprobs[tokens[0]] = 0.0
+    batch = WriteBatch(session, 1)
+    batch.add(row, Continuation(session.initial_states(1), logprobs))
+    for i in range(len(tokens)):
         assert row.finish_reason is None
-        row.accept(token, -1.0)
+        batch.sample()
+        if i + 1 < len(tokens):
+            assert batch.run() == []
+    batch.remove(batch.rows)
+    assert row.tokens == list(tokens)
     return row
 
 
@@ -302,6 +332,7 @@ def accepted(tokens: Sequence[int], **options: int) -> WriteRow:
     [
         ([5], None, 0),
         ([6, 5], None, 0),
+        ([EOS_ID], "stop", 1),
         ([4, 5, 6], "stop", 2),  # with the last token that is allowed
         ([5, 5, 6], "stop", 2),
         ([4, 7], "stop", 1),
@@ -312,17 +343,107 @@ def accepted(tokens: Sequence[int], **options: int) -> WriteRow:
 def test_a_text_ends_with_eos_a_stop_sequence_or_its_length(
     tokens: list[int], finish_reason: str | None, stop_tokens: int
 ) -> None:
-    row = accepted(tokens, max_tokens=3)
+    row = written(tokens, max_tokens=3)
     assert (row.finish_reason, row.stop_tokens) == (finish_reason, stop_tokens)
 
 
-def test_the_noise_of_a_row_goes_on_over_its_blocks() -> None:
-    row = writer(max_tokens=1000)
-    drawn = []
-    for _ in range(600):
-        drawn.append(row.uniform())
-        row.accept(4, -1.0)
-    assert len(set(drawn)) == 600
-    again = writer(max_tokens=1000)
-    assert again.uniform() == drawn[0]
-    assert writer(choice=1).uniform() != drawn[0]
+def test_a_long_text_is_written_block_by_block_as_token_by_token() -> None:
+    """Over the ends of two blocks of noise, beside rows that come and go."""
+    session = FakeSession(vocab_size=40)
+    session._table[:, EOS_ID] = -60.0
+    read = continued(session, [5])
+    assert read.continuation is not None
+    long = [writer(choice=i, max_tokens=600 + 100 * i) for i in range(2)]
+    batch = WriteBatch(session, 1)  # it grows
+    for row in long:
+        batch.add(row, read.continuation)
+    others = 0
+    while batch.rows:
+        batch.sample()
+        if others < 60:
+            batch.add(writer(choice=100 + others, max_tokens=1 + others % 7), read.continuation)
+            others += 1
+        if batch.rows:
+            batch.run()
+    alone = [writer(choice=i, max_tokens=600 + 100 * i) for i in range(2)]
+    expected = answer_alone(Work(counted([5], goes_on=True), alone), session)
+    assert answer(Work(read, long)).choices == expected.choices
+
+
+@several
+@given(
+    prompts=st.lists(st.tuples(texts, st.integers(0, 6)), min_size=1, max_size=6),
+    resumed=st.booleans(),
+)
+def test_a_prompt_that_is_read_in_steps_is_continued_as_one_that_is_read_alone(
+    prompts: list[tuple[list[int], int]], resumed: bool
+) -> None:
+    session = FakeSession()
+    batch = WriteBatch(session, 2)
+    works: list[Work] = []
+    for ids, steps_before in prompts:
+        for _ in range(steps_before):
+            if batch.rows:
+                batch.sample()
+            if batch.rows:
+                batch.run()
+        tokens = np.array([BOS_ID, *ids], np.uint16)
+        read = ReadRow(tokens, np.full_like(tokens, PAD_ID), wants_continuation=True)
+        if resumed:
+            start = continued(session, ids[:-1]).continuation
+            assert start is not None
+            read.resume(len(ids), start.states)
+        works.append(Work(read, [writer(choice=len(works), max_tokens=9)]))
+        batch.add_reading(works[-1].write[0], read)
+    while batch.rows:
+        batch.sample()
+        if batch.rows:
+            assert batch.run() == []
+    for (ids, _), work in zip(prompts, works, strict=True):
+        choice = work.write[0].choice
+        alone = Work(counted(ids, goes_on=True), [writer(choice=choice, max_tokens=9)])
+        assert answer(work).choices == answer_alone(alone, session).choices
+        after = continued(session, ids).continuation
+        assert after is not None
+        assert work.read.continuation is not None
+        assert work.read.continuation.logprobs.tobytes() == after.logprobs.tobytes()
+        for state, wanted in zip(work.read.continuation.states, after.states, strict=True):
+            assert state.tobytes() == wanted.tobytes()
+
+
+def test_penalties_follow_a_row_to_another_place() -> None:
+    """A strong frequency penalty: no token comes twice while another is left."""
+    session = FakeSession()
+    read = continued(session, [5])
+    assert read.continuation is not None
+    how = SamplingParams(frequency_penalty=1000.0, logit_bias=((EOS_ID, -1000.0),))
+    batch = WriteBatch(session, 2)
+    for i in range(5):
+        batch.add(writer(choice=i, max_tokens=1 + i), read.continuation)
+    penalized = WriteRow(params=how, seed=3, choice=9, max_tokens=8)
+    batch.add(penalized, read.continuation)
+    write_to_the_end(batch)
+    allowed = session.vocab_size - 4  # without pad, bos, unk, and eos by its bias
+    assert len(set(penalized.tokens)) == len(penalized.tokens) == allowed
+
+
+def test_a_row_that_is_removed_keeps_what_it_has() -> None:
+    session = FakeSession()
+    session._table[:, EOS_ID] = -60.0
+    read = continued(session, [5])
+    assert read.continuation is not None
+    rows = [writer(choice=i, max_tokens=50) for i in range(3)]
+    batch = WriteBatch(session, 4)
+    for row in rows:
+        batch.add(row, read.continuation)
+    for _ in range(7):
+        batch.sample()
+        batch.run()
+    batch.remove([rows[0]])
+    assert (len(rows[0].tokens), rows[0].finish_reason) == (7, None)
+    write_to_the_end(batch)
+    expected = answer_alone(
+        Work(counted([5]), [writer(choice=i, max_tokens=50) for i in range(3)]), session
+    )
+    assert tuple(rows[0].tokens) == expected.choices[0][0][:7]
+    assert answer(Work(read, rows[1:])).choices == expected.choices[1:]

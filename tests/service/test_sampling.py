@@ -1,6 +1,7 @@
 """From log-probabilities to tokens: the rules, their extremes and the noise."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from service.bundle import BOS_ID, EOS_ID, PAD_ID, UNK_ID
-from service.sampling import NOISE_BLOCK, SamplingParams, noise_block, sample
+from service.sampling import LARGEST_UNIFORM, NOISE_BLOCK, Sampler, SamplingParams, noise_block
+from tests.fakes import sample
 
 MASKED = {PAD_ID, BOS_ID, UNK_ID}
 VOCAB = 11
@@ -28,7 +30,7 @@ def as_logprobs(scores: list[float]) -> Logprobs:
 logprobs = st.lists(st.floats(-30.0, 30.0, width=32), min_size=VOCAB, max_size=VOCAB).map(
     as_logprobs
 )
-uniforms = st.floats(0.0, 1.0, exclude_max=True) | st.sampled_from([0.0, 1.0 - 2.0**-53])
+uniforms = st.floats(0.0, LARGEST_UNIFORM) | st.sampled_from([0.0, LARGEST_UNIFORM])
 temperatures = st.sampled_from([1e-9, 1e-3, 0.5, 1.0, 2.0, 1e9])
 params = st.builds(
     SamplingParams,
@@ -160,13 +162,11 @@ def test_sampling_leaves_the_log_probabilities_alone(
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-@pytest.mark.parametrize("filters", [{}, {"top_k": VOCAB}])
-def test_the_share_of_each_token_is_its_probability(
-    temperature: float, filters: dict[str, int]
-) -> None:
+@pytest.mark.parametrize("top_k", [None, VOCAB])
+def test_the_share_of_each_token_is_its_probability(temperature: float, top_k: int | None) -> None:
     row = as_logprobs(np.random.default_rng(1).normal(scale=2.0, size=VOCAB).tolist())
     size = 20_000
-    how = SamplingParams(temperature=temperature, **filters)
+    how = SamplingParams(temperature=temperature, top_k=top_k)
     counts = np.bincount(over_a_grid(row, how, size), minlength=VOCAB)
     weight = np.exp(row.astype(np.float64) / temperature)
     weight[sorted(MASKED)] = 0.0
@@ -257,3 +257,81 @@ def test_the_noise_of_many_seeds_is_uniform() -> None:
     expected = len(draws) / 64
     chi_square = ((counts - expected) ** 2 / expected).sum()
     assert chi_square < 115.0  # 63 degrees of freedom: 1 in 10,000, and the draw is fixed
+
+
+# --- bias and penalties --------------------------------------------------------------------------
+
+adjusting = st.builds(
+    SamplingParams,
+    logit_bias=st.lists(
+        st.tuples(st.sampled_from([EOS_ID, *range(4, VOCAB)]), st.floats(-50.0, 50.0)), max_size=3
+    ).map(lambda pairs: tuple(dict(pairs).items())),
+    presence_penalty=st.floats(-5.0, 5.0),
+    frequency_penalty=st.floats(-5.0, 5.0),
+    temperature=temperatures | st.just(0.0),
+    top_k=st.none() | st.integers(1, VOCAB),
+    top_p=st.floats(0.0, 1.0),
+)
+tallies = st.lists(st.integers(0, 4), min_size=VOCAB, max_size=VOCAB)
+
+
+def with_counts(
+    rows: Logprobs, how: list[SamplingParams], uniform: list[float], counts: list[list[int]]
+) -> list[int]:
+    sampler = Sampler(how, VOCAB)
+    kept = np.array([counts[i] for i in sampler.adjusted], np.int64).reshape(-1, VOCAB)
+    chosen: list[int] = sampler.choose(rows, np.array(uniform), kept).tolist()
+    return chosen
+
+
+@several
+@given(row=logprobs, how=adjusting, uniform=uniforms, counts=tallies)
+def test_bias_and_penalties_are_added_to_the_log_probabilities(
+    row: Logprobs, how: SamplingParams, uniform: float, counts: list[int]
+) -> None:
+    """By their definition: the same as without them on scores that were changed before."""
+    changed = row.astype(np.float64)
+    for token, gain in how.logit_bias:
+        changed[token] += gain
+    for token, times in enumerate(counts):
+        changed[token] -= how.frequency_penalty * times + how.presence_penalty * (times > 0)
+    greedy_how = replace(how, temperature=0.0)
+    allowed = [i for i in range(VOCAB) if i not in MASKED]
+    (chosen,) = with_counts(row[None], [greedy_how], [uniform], [counts])
+    assert changed[chosen] == pytest.approx(max(changed[allowed]), abs=1e-9)
+
+
+def test_a_bias_of_a_thousand_takes_the_token_and_of_minus_a_thousand_never() -> None:
+    row = as_logprobs([0.0] * VOCAB)
+    for temperature in (0.0, 1.0, 5.0):
+        wanted = SamplingParams(temperature=temperature, logit_bias=((7, 1000.0),))
+        unwanted = SamplingParams(temperature=temperature, logit_bias=((7, -1000.0),))
+        assert set(over_a_grid(row, wanted).tolist()) == {7}
+        assert 7 not in set(over_a_grid(row, unwanted).tolist())
+
+
+@several
+@given(
+    rows=st.lists(
+        st.tuples(logprobs, st.one_of(params, adjusting), uniforms, tallies), min_size=1, max_size=7
+    )
+)
+def test_a_row_never_depends_on_what_other_rows_ask_for(
+    rows: list[tuple[Logprobs, SamplingParams, float, list[int]]],
+) -> None:
+    stacked = np.stack([row for row, *_ in rows])
+    together = with_counts(
+        stacked, [how for _, how, _, _ in rows], [u for *_, u, _ in rows], [c for *_, c in rows]
+    )
+    alone = [with_counts(row[None], [how], [u], [c])[0] for row, how, u, c in rows]
+    assert together == alone
+
+
+def test_noise_stays_where_inverting_always_ends_at_a_token() -> None:
+    drawn = np.concatenate([noise_block(seed, 0, 0) for seed in range(50)])
+    assert drawn.min() >= 0.0
+    assert drawn.max() <= LARGEST_UNIFORM
+    last = as_logprobs([-30.0] * (VOCAB - 1) + [0.0])
+    assert one(last, SamplingParams(), LARGEST_UNIFORM) == VOCAB - 1
+    first = as_logprobs([-30.0] * 4 + [0.0] + [-80.0] * (VOCAB - 5))
+    assert one(first, SamplingParams(), LARGEST_UNIFORM) < VOCAB

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.bundle import BOS_ID, EOS_ID, UNK_ID, normalize, read_bundle
+from service.bundle import (
+    BOS_ID,
+    EOS_ID,
+    UNK_ID,
+    Bundle,
+    Precision,
+    normalize,
+    read_bundle,
+)
 from service.session import OnnxSession
 from tests.bundles import ALPHABET
 from tests.fakes import AppClient
@@ -40,10 +48,19 @@ def one(client: AppClient, model: str, text: str, **options: Any) -> Any:
     return result
 
 
-def by_the_graph(models_dir: Path, model: str, text: str, *, eos: bool, context: str = "") -> float:
-    """The same number from the session alone, token by token."""
+Graph = tuple[Bundle, OnnxSession]
+
+
+@pytest.fixture
+def graph(models_dir: Path, model: str, precision: Precision) -> Graph:
+    """What the client's engine runs."""
     bundle = read_bundle(models_dir / model)
-    session = OnnxSession(bundle, "fp32")
+    return bundle, OnnxSession(bundle, precision)
+
+
+def by_the_graph(graph: Graph, text: str, *, eos: bool, context: str = "") -> float:
+    """The same number from the session alone, token by token."""
+    bundle, session = graph
     rules = bundle.manifest.normalization
     before = bundle.vocab.encode(normalize(context, rules)).tolist()
     ids = bundle.vocab.encode(normalize(text, rules)).tolist()
@@ -57,22 +74,16 @@ def by_the_graph(models_dir: Path, model: str, text: str, *, eos: bool, context:
 
 
 @pytest.mark.parametrize("eos", [False, True])
-def test_the_score_is_the_graphs(
-    client: AppClient, models_dir: Path, model: str, eos: bool
-) -> None:
+def test_the_score_is_the_graphs(client: AppClient, graph: Graph, model: str, eos: bool) -> None:
     results = score(client, model, MIXED, eos=eos)["results"]
     for text, result in zip(MIXED, results, strict=True):
-        assert result["logprob"] == by_the_graph(models_dir, model, text, eos=eos)
+        assert result["logprob"] == by_the_graph(graph, text, eos=eos)
 
 
-def test_a_text_is_scored_after_its_context(
-    client: AppClient, models_dir: Path, model: str
-) -> None:
+def test_a_text_is_scored_after_its_context(client: AppClient, graph: Graph, model: str) -> None:
     result = one(client, model, "white rabbit", context="the caf\u00e9\r\n")
     context = "the caf\u00e9\r\n"
-    assert result["logprob"] == by_the_graph(
-        models_dir, model, "white rabbit", eos=False, context=context
-    )
+    assert result["logprob"] == by_the_graph(graph, "white rabbit", eos=False, context=context)
     assert result["chars"] == 12
 
 
@@ -279,7 +290,10 @@ def test_a_list_of_256_is_answered_in_order_as_each_alone(client: AppClient, mod
     for i in range(0, 256, 23):
         assert answer["results"][i] == one(client, model, texts[i], eos=True)
     chars = sum(x["chars"] for x in answer["results"])
-    assert answer["usage"] == {"prompt_tokens": chars, "completion_tokens": 0, "cached_tokens": 0}
+    usage = answer["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (chars, 0)
+    # They begin with the same words, in seven ways.
+    assert 0 < usage["cached_tokens"] < chars
 
 
 def test_requests_at_the_same_time_are_answered_as_alone(client: AppClient, model: str) -> None:
@@ -287,15 +301,15 @@ def test_requests_at_the_same_time_are_answered_as_alone(client: AppClient, mode
         {"model": model, "text": text, "tokens": i % 2 == 0, "eos": i % 3 == 0}
         for i, text in enumerate(MIXED * 4)
     ]
-    together = [response.content for response in client.together("/score", bodies)]
-    assert together == [client.post("/score", json=body).content for body in bodies]
+    together = [response.json()["results"] for response in client.together("/score", bodies)]
+    assert together == [client.post("/score", json=x).json()["results"] for x in bodies]
 
 
 def test_the_answer_says_which_model_and_counts_what_was_read(
-    client: AppClient, model: str
+    client: AppClient, model: str, precision: Precision
 ) -> None:
     answer = score(client, model, ["abc", ""], context="de")
-    assert (answer["model"], answer["precision"]) == (model, "fp32")
+    assert (answer["model"], answer["precision"]) == (model, precision)
     assert answer["usage"]["prompt_tokens"] == 2 + 3 + 2
     assert set(answer) == {"model", "precision", "results", "usage"}
 

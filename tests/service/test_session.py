@@ -9,11 +9,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from service.bundle import BOS_ID, Bundle, BundleError, Manifest, Tensor
-from service.session import OnnxSession
+from service.app import open_session
+from service.bundle import BOS_ID, Bundle, BundleError, Manifest, Precision, Tensor
+from service.session import GoldenMismatch, OnnxSession
+from service.settings import Settings
 from tests.bundles import ALPHABET, HIDDEN, in_memory, tiny_files
-from training import export
+from training.export import describe
 
+SEQUENCE = "sequence.fp32.onnx"
 Change = Callable[[dict[str, Any]], object]
 
 
@@ -31,17 +34,22 @@ def with_manifest(bundle: Bundle, change: Change) -> Bundle:
 
 def with_graph(bundle: Bundle, change: Callable[[onnx.ModelProto], object]) -> Bundle:
     """Another graph under the same manifest."""
-    described, data = bundle.graph("fp32")
-    proto = onnx.load_model_from_string(data)
+    proto = onnx.load_model_from_string(bundle.graphs[SEQUENCE])
     change(proto)
-    return Bundle(bundle.manifest, bundle.vocab, {described.file: proto.SerializeToString()})
+    graphs = {**bundle.graphs, SEQUENCE: proto.SerializeToString()}
+    return Bundle(bundle.manifest, bundle.vocab, graphs)
 
 
 def with_graph_as_described(bundle: Bundle, change: Callable[[onnx.ModelProto], object]) -> Bundle:
     """Another graph, and a manifest that tells the truth about it."""
     changed = with_graph(bundle, change)
-    described = export._describe(changed.graphs["sequence.fp32.onnx"])
-    return with_manifest(changed, lambda x: x.update(graphs=[described.model_dump()]))
+    described = describe("fp32", "sequence", changed.graphs[SEQUENCE])
+
+    def tell(document: dict[str, Any]) -> None:
+        others = [x for x in document["graphs"] if x["file"] != SEQUENCE]
+        document["graphs"] = [described.model_dump(), *others]
+
+    return with_manifest(changed, tell)
 
 
 def refusal(bundle: Bundle) -> str:
@@ -262,13 +270,118 @@ def test_a_graph_that_gives_nan_is_refused(bundle: Bundle) -> None:
     assert "golden vector 0: this machine differs by nan" in refusal(with_graph(bundle, poison))
 
 
+def without_int8(document: dict[str, Any]) -> None:
+    document["graphs"] = [x for x in document["graphs"] if x["precision"] == "fp32"]
+    document["precision"] = "fp32"
+
+
 def test_a_precision_that_the_bundle_does_not_have_is_refused(bundle: Bundle) -> None:
-    with pytest.raises(BundleError, match="no int8 graph"):
-        OnnxSession(bundle, "int8")
+    with pytest.raises(BundleError, match="tiny-gru: no int8 graph; it has fp32"):
+        OnnxSession(with_manifest(bundle, without_int8), "int8")
 
 
 def test_the_tensor_order_of_the_manifest_is_the_graphs(bundle: Bundle) -> None:
-    described, _ = bundle.graph("fp32")
+    described = bundle.manifest.graphs[0]
     names = [tensor.name for tensor in described.inputs]
     assert names == ["tokens", "lengths", "targets", "h0", "h1"]
     assert described.outputs[0] == Tensor(name="target_logprobs", dtype="float32", shape=["B", "T"])
+
+
+# --- two precisions -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_stepping_gives_what_reading_gives_whatever_the_rows(
+    cell: str, precision: Precision
+) -> None:
+    bundle = in_memory(*tiny_files(cell))
+    session = OnnxSession(bundle, precision)
+    assert session.precision == precision
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(4, session.vocab_size, (7, 12))
+    stepper = session.stepper(7)
+    states = session.initial_states(7)
+    for t, rows in enumerate([7, 7, 3, 3, 1, 1, 1, 3, 3, 2, 2, 1]):
+        # Fewer rows step than there are: the others stay behind.
+        lengths = np.ones(rows, np.int32)
+        before = tuple(state[:rows].copy() for state in stepper.states)
+        logprobs, states = session.read(tokens[:rows, t : t + 1], lengths, before)
+        stepper.tokens[:rows] = tokens[:rows, t]
+        stepper.step(rows)
+        assert stepper.logprobs[:rows].tobytes() == logprobs[:, 0].tobytes()
+        for state, wanted in zip(stepper.states, states, strict=True):
+            assert state[:rows].tobytes() == wanted.tobytes()
+
+
+def with_step_of(bundle: Bundle, other: Bundle) -> Bundle:
+    """The step graph of other weights, truthfully described."""
+    step = next(x for x in other.manifest.graphs if x.role == "step")
+    graphs = {**bundle.graphs, step.file: other.graphs[step.file]}
+
+    def tell(document: dict[str, Any]) -> None:
+        others = [x for x in document["graphs"] if x["role"] != "step"]
+        document["graphs"] = [*others, step.model_dump()]
+
+    changed = with_manifest(bundle, tell)
+    return Bundle(changed.manifest, changed.vocab, graphs)
+
+
+def test_a_step_graph_that_is_not_the_sequence_graphs_is_refused(bundle: Bundle) -> None:
+    loud = in_memory(*tiny_files("gru", scale=3.0))
+    with pytest.raises(GoldenMismatch, match="the step graph does not give what the sequence"):
+        OnnxSession(with_step_of(bundle, loud), "int8")
+
+
+def test_a_step_graph_with_another_interface_is_refused(bundle: Bundle) -> None:
+    lstm = in_memory(*tiny_files("lstm"))
+    with pytest.raises(BundleError, match=r"step\.int8\.onnx: inputs must be"):
+        OnnxSession(with_step_of(bundle, lstm), "int8")
+
+
+def spoiled(bundle: Bundle, precision: Precision) -> Bundle:
+    """Golden vectors of a precision that no machine reproduces."""
+
+    def spoil(document: dict[str, Any]) -> None:
+        for vector in document["golden"]:
+            if vector["precision"] == precision:
+                vector["logprobs"] = [x - 0.1 for x in vector["logprobs"]]
+
+    return with_manifest(bundle, spoil)
+
+
+@pytest.mark.parametrize("wanted", ["auto", "int8"])
+def test_a_machine_that_fails_the_int8_vectors_serves_fp32_and_says_so(
+    bundle: Bundle, wanted: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings.model_validate({"precision": wanted})
+    session = open_session(spoiled(bundle, "int8"), settings)
+    assert session.precision == "fp32"
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert "in int8, at most" in record.getMessage()
+    assert record.getMessage().endswith("it is served in fp32 instead")
+
+
+def test_a_machine_that_fails_the_fp32_vectors_does_not_serve(bundle: Bundle) -> None:
+    bad = spoiled(spoiled(bundle, "int8"), "fp32")
+    for wanted in ("auto", "int8", "fp32"):
+        with pytest.raises(GoldenMismatch, match="in fp32, at most"):
+            open_session(bad, Settings.model_validate({"precision": wanted}))
+
+
+@pytest.mark.parametrize(
+    ("setting", "chosen", "served"),
+    [
+        ("auto", "int8", "int8"),
+        ("auto", "fp32", "fp32"),
+        ("fp32", "int8", "fp32"),
+        ("int8", "fp32", "int8"),
+    ],
+)
+def test_a_setting_goes_before_what_the_export_chose(
+    bundle: Bundle, setting: str, chosen: str, served: str
+) -> None:
+    changed = with_manifest(bundle, lambda x: x.update(precision=chosen))
+    settings = Settings.model_validate({"precision": setting})
+    assert open_session(changed, settings).precision == served

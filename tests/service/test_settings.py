@@ -58,7 +58,8 @@ def test_every_setting_has_a_flag_a_variable_and_a_description(
     shown = capsys.readouterr().out
     assert f"--{name.replace('_', '-')} VALUE" in shown
     assert f"UNROLL_{name.upper()}" in re.sub(r"\s", "", shown)
-    value = {"host": "h", "models_dir": "m", "log_level": "error"}.get(name, "7")
+    words = {"host": "h", "models_dir": "m", "log_level": "error", "precision": "int8"}
+    value = words.get(name, "7")
     by_flag = load_settings([f"--{name.replace('_', '-')}", value], {})
     by_variable = load_settings([], {f"UNROLL_{name.upper()}": value})
     assert by_flag == by_variable

@@ -14,22 +14,24 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from service.bundle import BOS_ID, EOS_ID, Bundle, read_bundle
+import training.export
+from service.bundle import BOS_ID, EOS_ID, Bundle, Precision, Role, read_bundle
 from tests.training.helpers import FABLE, tiny_document, write_toml
 from training import corpus as corpora
 from training import onnx_graph
 from training.__main__ import main
 from training.corpus import Corpus
 from training.evaluation import evaluate
-from training.export import (
+from training.export import build_graphs, export
+from training.language_model import LanguageModel
+from training.parity import (
     MAX_DIFFERENCE,
     ExportError,
     OnnxModel,
-    export,
+    check_int8,
     golden_vectors,
     onnx_score,
 )
-from training.language_model import LanguageModel
 from training.trainer import load_best, parameter_count
 
 KINDS = [
@@ -86,7 +88,8 @@ def models_of(exported: Exported) -> tuple[LanguageModel, OnnxModel, Corpus]:
     run, bundle = exported
     _, model, _ = load_best(run)
     names = [state.name for state in bundle.manifest.states]
-    return model, OnnxModel.load(bundle.graph("fp32")[1], names), corpus_of(run)
+    graph = OnnxModel.load(bundle.graphs["sequence.fp32.onnx"], names)
+    return model, graph, corpus_of(run)
 
 
 # --- the numbers --------------------------------------------------------------------------------
@@ -129,6 +132,8 @@ def test_the_golden_vectors_are_the_models_answers_one_token_at_a_time(
     model, onnx_model, _ = models_of(exported)
     exact = model.double()
     for golden in bundle.manifest.golden:
+        if golden.precision != "fp32":
+            continue
         states = exact.initial_states(1)
         wanted = []
         for token, target in itertools.pairwise(golden.tokens):
@@ -145,12 +150,15 @@ def test_the_golden_vectors_are_the_models_answers_one_token_at_a_time(
 # --- the manifest -------------------------------------------------------------------------------
 
 
-def test_a_bundle_is_three_files(exported: Exported) -> None:
+def test_a_bundle_is_its_manifest_its_vocabulary_and_its_graphs(exported: Exported) -> None:
     run, bundle = exported
+    int8 = ["sequence.int8.onnx", "step.int8.onnx"] if bundle.manifest.precision == "int8" else []
     folder = run / "models" / bundle.manifest.name
     assert sorted(x.name for x in folder.iterdir()) == [
         "manifest.json",
         "sequence.fp32.onnx",
+        *int8[:1],
+        *int8[1:],
         "vocab.json",
     ]
     assert list((run / "models").iterdir()) == [folder]
@@ -171,21 +179,25 @@ def test_the_manifest_says_what_the_model_is(exported: Exported) -> None:
 def test_the_manifest_has_every_files_checksum(exported: Exported) -> None:
     run, bundle = exported
     folder = run / "models" / bundle.manifest.name
-    graph, vocab = bundle.manifest.graphs[0], bundle.manifest.vocab
-    for entry in (graph, vocab):
-        assert hashlib.sha256((folder / entry.file).read_bytes()).hexdigest() == entry.sha256
-    assert graph.size_bytes == (folder / graph.file).stat().st_size
+    graphs, vocab = bundle.manifest.graphs, bundle.manifest.vocab
+    sums = {graph.file: graph.sha256 for graph in graphs} | {vocab.file: vocab.sha256}
+    for file, expected in sums.items():
+        assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == expected
+    for graph in graphs:
+        assert graph.size_bytes == (folder / graph.file).stat().st_size
     assert vocab.size == len(json.loads((folder / vocab.file).read_text()))
 
 
 def test_the_manifest_describes_the_graphs_inputs_and_outputs(exported: Exported) -> None:
     _, bundle = exported
-    graph, data = bundle.graph("fp32")
-    proto = onnx.load_model_from_string(data)
-    assert [x.name for x in graph.inputs] == [x.name for x in proto.graph.input]
-    assert [x.name for x in graph.outputs] == [x.name for x in proto.graph.output]
-    assert {x.name: (x.dtype, x.shape) for x in graph.inputs}["lengths"] == ("int32", ["B"])
-    assert graph.opset == proto.opset_import[0].version
+    for graph in bundle.manifest.graphs:
+        proto = onnx.load_model_from_string(bundle.graphs[graph.file])
+        assert graph.file == f"{graph.role}.{graph.precision}.onnx"
+        assert [x.name for x in graph.inputs] == [x.name for x in proto.graph.input]
+        assert [x.name for x in graph.outputs] == [x.name for x in proto.graph.output]
+        assert graph.opset == proto.opset_import[0].version
+    sequence = bundle.manifest.graphs[0]
+    assert {x.name: (x.dtype, x.shape) for x in sequence.inputs}["lengths"] == ("int32", ["B"])
 
 
 def test_the_manifest_has_the_baselines_beside_the_model(exported: Exported) -> None:
@@ -194,6 +206,7 @@ def test_the_manifest_has_the_baselines_beside_the_model(exported: Exported) -> 
     metrics = bundle.manifest.metrics
     assert [(x.name, x.kind) for x in metrics.measurements] == [
         ("fp32", "model"),
+        ("int8", "model"),
         ("unigram", "baseline"),
         ("kneser-ney 2-gram", "baseline"),
     ]
@@ -226,7 +239,10 @@ def test_the_vocabulary_is_the_corpuss(exported: Exported) -> None:
 def test_golden_vectors_hold_a_text_the_empty_one_and_every_token(trained: Path) -> None:
     corpus = corpus_of(trained)
     _, model, _ = load_best(trained)
-    text, empty, every = (x.tokens for x in golden_vectors(model, corpus.train, corpus.vocab))
+    vectors = golden_vectors(model, corpus.train, corpus.vocab, ["fp32", "int8"])
+    assert [x.precision for x in vectors] == ["fp32"] * 3 + ["int8"] * 3
+    text, empty, every = (x.tokens for x in vectors[3:])
+    assert [x.tokens for x in vectors[:3]] == [text, empty, every]
     assert text == corpus.train.ids[:129].tolist()
     assert empty == [BOS_ID, EOS_ID]
     assert sorted(every) == list(range(BOS_ID, len(corpus.vocab)))
@@ -235,11 +251,15 @@ def test_golden_vectors_hold_a_text_the_empty_one_and_every_token(trained: Path)
 # --- refusals -----------------------------------------------------------------------------------
 
 
-def perturbed(name: str) -> Callable[[LanguageModel], bytes]:
+def perturbed(name: str) -> Callable[..., bytes]:
     """onnx_graph.build, but for a thousandth on one element of a constant."""
     build = onnx_graph.build
 
-    def tampered(model: LanguageModel) -> bytes:
+    def tampered(
+        model: LanguageModel, precision: Precision = "fp32", role: Role = "sequence"
+    ) -> bytes:
+        if precision != "fp32":
+            return build(model, precision, role)
         proto = onnx.load_model_from_string(build(model))
         (constant,) = (x for x in proto.graph.initializer if x.name == name)
         values = numpy_helper.to_array(constant).copy()
@@ -251,8 +271,12 @@ def perturbed(name: str) -> Callable[[LanguageModel], bytes]:
     return tampered
 
 
-def without_lengths(model: LanguageModel) -> bytes:
+def without_lengths(
+    model: LanguageModel, precision: Precision = "fp32", role: Role = "sequence"
+) -> bytes:
     """A graph that reads every row to the end of the window: its states run on into padding."""
+    if precision != "fp32":
+        return WHOLE_BUILD(model, precision, role)
     proto = onnx.load_model_from_string(WHOLE_BUILD(model))
     for node in proto.graph.node:
         if node.op_type == "LSTM":
@@ -324,3 +348,52 @@ def test_a_bundle_may_have_another_name_than_its_configuration(run: Path) -> Non
     path = export(run, corpus_of(run), run / "models", name="other")
     assert path.name == "other"
     assert read_bundle(path).manifest.name == "other"
+
+
+# --- eight bits -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("allowed", "precision"), [(-1.0, "fp32"), (1.0, "int8")])
+def test_int8_graphs_are_in_the_bundle_where_they_cost_no_more_than_is_allowed(
+    run: Path, monkeypatch: pytest.MonkeyPatch, allowed: float, precision: str
+) -> None:
+    monkeypatch.setattr("training.export.MAX_QUANTIZATION_LOSS", allowed)
+    bundle = read_bundle(export(run, corpus_of(run), run / "models"))
+    manifest = bundle.manifest
+    assert manifest.precision == precision
+    kinds = {(x.precision, x.role) for x in manifest.graphs}
+    int8 = {("int8", "sequence"), ("int8", "step")} if precision == "int8" else set()
+    assert kinds == {("fp32", "sequence"), *int8}
+    assert {x.precision for x in manifest.golden} == {x for x, _ in kinds}
+    # Both are measured, whatever is served.
+    measured = [x.name for x in manifest.metrics.measurements if x.kind == "model"]
+    assert measured == ["fp32", "int8"]
+
+
+def test_the_gate_is_two_thousandths_of_a_bit() -> None:
+    assert training.export.MAX_QUANTIZATION_LOSS == 0.002
+
+
+def test_a_step_graph_of_other_weights_is_not_written(run: Path, tmp_path: Path) -> None:
+    _, model, _ = load_best(run)
+    other = train(tmp_path / "other", "lstm", 1, tied=False, steps=25)
+    _, other_model, _ = load_best(other)
+    graphs, others = build_graphs(model), build_graphs(other_model)
+    held_out = corpus_of(run).test
+    sequence = OnnxModel.load(graphs["int8", "sequence"], model.state_names)
+    assert check_int8(model, sequence, graphs["int8", "step"], held_out) < 1e-4
+    with pytest.raises(ExportError, match="step and the sequence graph differ"):
+        check_int8(model, sequence, others["int8", "step"], held_out)
+    wrong = OnnxModel.load(others["int8", "sequence"], model.state_names)
+    with pytest.raises(ExportError, match="the int8 graph and its reference differ"):
+        check_int8(model, wrong, others["int8", "step"], held_out)
+
+
+def test_the_command_tells_the_scores_of_both_precisions(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run), "--models", str(run / "models")]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^fp32 .*\n?", told, re.MULTILINE)
+    assert re.search(r"^int8 .*\n?", told, re.MULTILINE)
+    assert "served in" in told

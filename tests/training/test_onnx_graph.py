@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from tests.training.helpers import tiny_model
 from training import onnx_graph
-from training.export import MAX_DIFFERENCE, OnnxModel, States
 from training.language_model import LanguageModel
+from training.parity import MAX_DIFFERENCE, OnnxModel, States
+from training.quantization import reference_logprobs
 
 CELLS = ("rnn", "gru", "lstm")
 # Sizes around the vector widths of the kernels, and one that needs several blocks.
@@ -223,3 +224,120 @@ def test_batch_and_time_are_free_and_every_state_comes_back(cell: str) -> None:
 def test_the_same_weights_give_the_same_bytes() -> None:
     model = tiny_model()
     assert onnx_graph.build(model) == onnx_graph.build(model)
+
+
+# --- eight bits -----------------------------------------------------------------------------------
+
+
+@cache
+def int8_models(
+    cell: str, num_layers: int, hidden_size: int = 33
+) -> tuple[LanguageModel, OnnxModel, OnnxModel]:
+    """The model of `models`, and its two int8 graphs; the second is the step graph."""
+    model, _ = models(cell, num_layers, hidden_size)
+    sequence = OnnxModel.load(onnx_graph.build(model, "int8", "sequence"), model.state_names)
+    step = OnnxModel.load(onnx_graph.build(model, "int8", "step"), model.state_names)
+    return model, sequence, step
+
+
+def stepped(step: OnnxModel, tokens: Ids, states: States) -> tuple[npt.NDArray[np.float32], States]:
+    """The step graph over `tokens` [B, T]: log p [B, T, V] and the states after."""
+    columns = []
+    for t in range(tokens.shape[1]):
+        feeds = {"tokens": tokens[:, t], **dict(zip(step.state_names, states, strict=True))}
+        logprobs, *states = step.session.run(None, feeds)
+        columns.append(logprobs)
+    return np.stack(columns, axis=1), states
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("hidden_size", HIDDEN_SIZES)
+def test_the_int8_graph_is_the_reference_but_for_roundings(
+    cell: str, num_layers: int, hidden_size: int
+) -> None:
+    model, sequence, _ = int8_models(cell, num_layers, hidden_size)
+    tokens, targets, states = random_inputs(model, np.random.default_rng(2), 5, 20)
+    _, logprobs, after = sequence.run(tokens, targets, states)
+    wanted, wanted_after = reference_logprobs(
+        model, torch.from_numpy(tokens), [torch.from_numpy(x) for x in states]
+    )
+    # Where a state lies in the middle between two steps the two may part; hardly anywhere.
+    assert np.median(np.abs(logprobs - wanted.numpy())) < 2e-6
+    assert np.abs(logprobs - wanted.numpy()).mean() < 2e-3
+    for state, exact in zip(after, wanted_after, strict=True):
+        assert np.median(np.abs(state - exact.numpy())) < 2e-6
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_int8_graph_is_near_the_fp32_graph(cell: str) -> None:
+    model, sequence, _ = int8_models(cell, 2, 96)
+    _, fp32 = models(cell, 2, 96)
+    tokens, targets, _ = random_inputs(model, np.random.default_rng(3), 5, 20)
+    zeros = [x.numpy() for x in model.initial_states(5)]
+    quantized, exact = (x.run(tokens, targets, zeros)[0] for x in (sequence, fp32))
+    assert 1e-6 < np.abs(quantized - exact).mean() < 0.05
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.tuples(st.sampled_from(CELLS), st.integers(1, 2), st.sampled_from(HIDDEN_SIZES)),
+    batch=st.integers(1, 40),
+    time=st.integers(1, 9),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_stepping_is_reading_bit_for_bit(
+    kind: tuple[str, int, int], batch: int, time: int, seed: int
+) -> None:
+    model, sequence, step = int8_models(*kind)
+    tokens, targets, states = random_inputs(model, np.random.default_rng(seed), batch, time)
+    _, read, after = sequence.run(tokens, targets, states)
+    written, states_after = stepped(step, tokens, states)
+    assert read.tobytes() == written.tobytes()
+    assert [x.tobytes() for x in after] == [x.tobytes() for x in states_after]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    cell=st.sampled_from(CELLS),
+    hidden_size=st.sampled_from(HIDDEN_SIZES),
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=40),
+    cut=st.integers(0, 11),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_an_int8_row_is_bitwise_what_it_is_alone_ragged_and_in_pieces(
+    cell: str, hidden_size: int, lengths: list[int], cut: int, seed: int
+) -> None:
+    model, sequence, _ = int8_models(cell, 2, hidden_size)
+    batch, time = len(lengths), max(lengths)
+    tokens, targets, states = random_inputs(model, np.random.default_rng(seed), batch, time)
+    _, together, after = sequence.run(tokens, targets, states, np.array(lengths, np.int32))
+    for row, length in list(enumerate(lengths))[:6]:
+        one = slice(row, row + 1)
+        current = [state[one] for state in states]
+        pieces = []
+        for part in (slice(0, min(cut, length)), slice(min(cut, length), length)):
+            if part.stop > part.start:
+                _, piece, current = sequence.run(tokens[one, part], targets[one, part], current)
+                pieces.append(piece)
+        alone = np.concatenate(pieces, axis=1)
+        assert together[one, :length].tobytes() == alone.tobytes()
+        assert [x[one].tobytes() for x in after] == [x.tobytes() for x in current]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_saturated_gates_stay_exact_in_int8(cell: str) -> None:
+    model, _ = models(cell, 2, 33)
+    with torch.random.fork_rng():
+        loud = tiny_model(V, cell=cell, num_layers=2, hidden_size=33, embedding_dim=9)
+    loud.load_state_dict({name: 40.0 * x for name, x in model.state_dict().items()})
+    sequence = OnnxModel.load(onnx_graph.build(loud, "int8", "sequence"), loud.state_names)
+    tokens, targets, _ = random_inputs(loud, np.random.default_rng(4), 9, 30)
+    zeros = [x.numpy() for x in loud.initial_states(9)]
+    _, logprobs, after = sequence.run(tokens, targets, zeros)
+    assert np.isfinite(logprobs).all()
+    hidden = [x for name, x in zip(loud.state_names, after, strict=True) if name.startswith("h")]
+    # Single precision's tanh can pass 1 by a rounding; a step of h is 1 / 63.
+    assert all(np.abs(x).max() <= 1.0 + 1e-6 for x in hidden)
+    _, alone, _ = sequence.run(tokens[4:5], targets[4:5], [x[:1] for x in zeros])
+    assert alone.tobytes() == logprobs[4:5].tobytes()

@@ -1,4 +1,13 @@
-"""BentoML with its adaptive batching: the handler decodes a batch of requests together."""
+"""BentoML with its adaptive batching: the handler decodes a batch of requests together.
+
+Tried, with 32 clients on the same two cores, 50 to 200 tokens a text; rough tokens a second for an
+LSTM of 2 x 512 and a GRU of 1 x 384:
+1 worker on 2 threads: 8,800 to 14,000 and 33,000; 2 workers on a thread each (kept): 7,200 to
+11,200 and 51,000 to 53,000, interleaved on the LSTM no other than one worker; 2
+workers on 2 threads: 6,200 to 7,500 (LSTM). Batches of at most 64 instead of 32 gained nothing.
+BentoML finds its wait window itself, from how long batches take; under a steady load one worker
+sent a batch of 1 and a batch of the other 31 in turns.
+"""
 
 import argparse
 import os
@@ -13,9 +22,9 @@ from decoding import Decoder, Request
 
 MAX_BATCH_SIZE = 32
 MAX_LATENCY_MS = 60_000  # past it BentoML answers 503; its wait window it finds itself
-WORKERS = 1
-ONNX_THREADS = 2
-WEIGHTS = "PEER_WEIGHTS"  # environment variable: BentoML's processes import this file again
+WORKERS = 2
+ONNX_THREADS = 1
+WEIGHTS = "PEER_WEIGHTS"  # environment variable: BentoML's own processes import this file again
 
 
 class GenerateBody(BaseModel):
@@ -55,5 +64,5 @@ if __name__ == "__main__":
     folder = Path(__file__).parent
     command = [sys.executable, "-m", "bentoml", "serve", "server:Generation"]
     command += ["--working-dir", str(folder), "--host", "127.0.0.1", "--port", str(arguments.port)]
-    environment = {"BENTOML_DO_NOT_TRACK": "True", WEIGHTS: str(arguments.weights.resolve())}
-    os.execve(sys.executable, command, {**os.environ, **environment})
+    os.environ[WEIGHTS] = str(arguments.weights.resolve())
+    os.execv(sys.executable, command)  # noqa: S606

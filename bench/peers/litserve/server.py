@@ -1,6 +1,15 @@
-"""LitServe with its own batching: the handler decodes a batch of requests together."""
+"""LitServe with its own batching: the handler decodes a batch of requests together.
+
+Tried, with 32 clients on the same two cores, 50 to 200 tokens a text; rough tokens a second for an
+LSTM of 2 x 512 and a GRU of 1 x 384:
+1 worker on 2 threads: 15,400 and 38,700 at a window of 5 ms, 16,500 and 45,400 at 20 ms;
+2 workers on a thread each: 13,800 and 51,400 at 5 ms, 17,000 and 50,500 at 20 ms (kept; interleaved
+on the LSTM the number of workers made no difference). With 8 clients 5 ms is better: 8,800 to 6,500
+(LSTM). Batches of at most 64 instead of 32 gained nothing.
+"""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +21,9 @@ sys.path.append(str(Path(__file__).parents[1]))
 from decoding import Decoder, Request
 
 MAX_BATCH_SIZE = 32
-BATCH_WINDOW_S = 0.005
-WORKERS = 1
-ONNX_THREADS = 2
+BATCH_WINDOW_S = 0.02
+WORKERS = 2
+ONNX_THREADS = 1
 
 
 class Generation(litserve.LitAPI):
@@ -81,6 +90,8 @@ if __name__ == "__main__":
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     arguments = parser.parse_args()
+    # Stopped as by Ctrl-C: else it leaves its processes behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     server = litserve.LitServer(
         [Generation(arguments.weights), Scoring(arguments.weights)],
         accelerator="cpu",

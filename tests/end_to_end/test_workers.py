@@ -1,0 +1,82 @@
+"""Several server processes on one port, and how they end."""
+
+import concurrent.futures
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.end_to_end.server import ROOT, serve
+
+BODY = {"model": "alice-gru", "prompt": "Alice ", "max_tokens": 60, "seed": 3, "n": 2}
+
+
+def ask(url: str, seed: int) -> str:
+    """The answer's results, over a connection of its own."""
+    answer = httpx.post(f"{url}/generate", json=BODY | {"seed": seed}, timeout=60.0)
+    return answer.raise_for_status().json()["results"][0]["choices"][0]["text"]  # type: ignore[no-any-return]
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    """The processes that answer: multiprocessing's helpers are none of them."""
+    children = psutil.Process(pid).children(recursive=True)
+    living = [x for x in children if x.status() != psutil.STATUS_ZOMBIE]
+    return [x for x in living if "spawn_main" in " ".join(x.cmdline())]
+
+
+@pytest.fixture(scope="module")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One model, since every process opens all that there are."""
+    folder = tmp_path_factory.mktemp("models")
+    shutil.copytree(ROOT / "models/alice-gru", folder / "alice-gru")
+    return folder
+
+
+def test_workers_share_the_port_answer_alike_and_end_together(models_dir: Path) -> None:
+    with serve(models_dir, workers=2, engine_threads=1) as server:
+        workers = workers_of(server.process.pid)
+        assert len(workers) == 2
+        before = [sum(x.cpu_times()[:2]) for x in workers]
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            texts = list(pool.map(lambda seed: ask(server.url, seed % 4), range(64)))
+        assert all(texts[i] == texts[i % 4] for i in range(64))
+        assert len(set(texts)) == 4
+        # Both of them worked.
+        after = [sum(x.cpu_times()[:2]) for x in workers]
+        assert all(new > old for new, old in zip(after, before, strict=True))
+        assert server.stop() == 0
+        gone, alive = psutil.wait_procs(workers, timeout=10)
+        assert not alive
+        assert len(gone) == 2
+
+
+def test_workers_give_what_one_process_gives(models_dir: Path) -> None:
+    with serve(models_dir, workers=2) as several, serve(models_dir) as one:
+        assert [ask(several.url, seed) for seed in range(3)] == [
+            ask(one.url, seed) for seed in range(3)
+        ]
+
+
+def test_a_worker_that_dies_is_replaced(models_dir: Path) -> None:
+    with serve(models_dir, workers=2) as server:
+        first = workers_of(server.process.pid)[0]
+        first.send_signal(signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while len({x.pid for x in workers_of(server.process.pid)} - {first.pid}) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert ask(server.url, 1) == ask(server.url, 1)
+
+
+def test_workers_do_not_start_on_a_bundle_that_cannot_be_served(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    command = [sys.executable, "-m", "service", "--models-dir", str(tmp_path), "--workers", "2"]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.decode() == "error: broken: manifest.json: No such file or directory\n"

@@ -1,0 +1,169 @@
+"""What is read once: the usage says it, and nothing else in an answer does."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from service.app import create_app
+from service.engine import Engine, GenerateOptions, ScoreOptions
+from service.errors import QueueFull
+from service.settings import Settings
+from tests.bundles import ALPHABET, in_memory, plain_files
+from tests.fakes import AppClient, FakeSession, Gate, eventually
+
+LONG = "the white rabbit put on his spectacles"
+
+
+@pytest.fixture
+def fresh(models_dir: Any) -> Any:
+    """A server that has read nothing yet."""
+    with AppClient(create_app(Settings(models_dir=models_dir))) as running:
+        yield running
+
+
+def usage(client: AppClient, path: str, **body: Any) -> tuple[int, int]:
+    """Prompt tokens, and how many of them were not run."""
+    found = client.ask(path, model="tiny-lstm", **body)["usage"]
+    return found["prompt_tokens"], found["cached_tokens"]
+
+
+def test_a_prompt_that_comes_again_is_known(fresh: AppClient) -> None:
+    ask = {"max_tokens": 3, "seed": 1}
+    assert usage(fresh, "/generate", prompt=LONG, **ask) == (len(LONG), 0)
+    assert usage(fresh, "/generate", prompt=LONG, **ask) == (len(LONG), len(LONG))
+    assert usage(fresh, "/generate", prompt=LONG, max_tokens=0) == (len(LONG), len(LONG))
+
+
+def test_a_longer_prompt_goes_on_where_a_known_one_ended(fresh: AppClient) -> None:
+    usage(fresh, "/generate", prompt=LONG[:20], max_tokens=1)
+    # bos is known, too, and counted nowhere.
+    assert usage(fresh, "/generate", prompt=LONG, max_tokens=1) == (len(LONG), 21)
+    assert usage(fresh, "/generate", prompt=LONG[:25], max_tokens=1) == (25, 21)
+    assert usage(fresh, "/generate", prompt=LONG[:10], max_tokens=1) == (10, 0)
+
+
+def test_prompts_of_one_request_read_what_they_share_once(fresh: AppClient) -> None:
+    prompts = [LONG + "a", LONG + "b", LONG + "c"]
+    total, cached = usage(fresh, "/generate", prompt=prompts, max_tokens=1)
+    assert total == 3 * (len(LONG) + 1)
+    assert cached == 2 * (len(LONG) + 1)  # bos is shared, too
+
+
+def test_prompts_that_are_equal_share_all_but_their_last_token(fresh: AppClient) -> None:
+    assert usage(fresh, "/generate", prompt=[LONG] * 4, max_tokens=1) == (
+        4 * len(LONG),
+        3 * len(LONG),
+    )
+
+
+def test_a_context_is_read_once_for_all_texts_and_for_the_next_request(fresh: AppClient) -> None:
+    texts = ["abc", "abd", "xyz"]
+    total, cached = usage(fresh, "/score", text=texts, context=LONG)
+    assert total == 3 * (len(LONG) + 3)
+    # The last token of a context is read by each text: the text's first is predicted there.
+    assert cached == 2 * len(LONG)
+    assert usage(fresh, "/score", text="hello", context=LONG) == (len(LONG) + 5, len(LONG))
+
+
+def test_texts_that_are_counted_are_shared_and_not_kept(fresh: AppClient) -> None:
+    texts = [LONG + "a", LONG + "b"]
+    assert usage(fresh, "/score", text=texts) == (2 * (len(LONG) + 1), len(LONG))
+    assert usage(fresh, "/score", text=texts) == (2 * (len(LONG) + 1), len(LONG))
+    assert usage(fresh, "/score", text=LONG) == (len(LONG), 0)
+
+
+def test_without_memory_for_it_nothing_is_known(models_dir: Any) -> None:
+    settings = Settings(models_dir=models_dir, prefix_cache_bytes=0)
+    with AppClient(create_app(settings)) as client:
+        for _ in range(2):
+            assert usage(client, "/generate", prompt=LONG, max_tokens=1) == (len(LONG), 0)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/score"])
+@pytest.mark.parametrize("model", ["tiny-rnn", "tiny-gru", "tiny-lstm"])
+def test_an_answer_is_the_same_cold_warm_and_shared(
+    fresh: AppClient, models_dir: Any, model: str, path: str
+) -> None:
+    texts = [LONG, LONG[:30], LONG + " and", LONG + " or", "", "a", LONG]
+    if path == "/generate":
+        body = {"prompt": texts, "max_tokens": 9, "n": 2, "seed": 3, "echo": True, "logprobs": 2}
+    else:
+        body = {"text": texts, "context": LONG, "tokens": True, "top_logprobs": 2, "eos": True}
+    cold, warm = (fresh.ask(path, model=model, **body)["results"] for _ in range(2))
+    settings = Settings(models_dir=models_dir, prefix_cache_bytes=0, engine_threads=1)
+    key = "prompt" if path == "/generate" else "text"
+    with AppClient(create_app(settings)) as plain:
+        alone = [plain.ask(path, model=model, **{**body, key: x})["results"][0] for x in texts]
+    assert cold == warm == alone
+
+
+# --- the phases of a request ----------------------------------------------------------------------
+
+
+def engine_of(session: FakeSession, threads: int = 1, **settings: Any) -> Engine:
+    bundle = in_memory(*plain_files("fake", ALPHABET), ALPHABET)
+    session.vocab_size = bundle.manifest.vocab.size
+    session.__post_init__()
+    options = Settings(**settings)
+    return Engine(bundle, session, options, precision="fp32", threads=threads)
+
+
+def test_who_gives_up_while_the_shared_part_is_read_leaves_nothing_behind() -> None:
+    gate = Gate()
+    engine = engine_of(FakeSession(gate=gate))
+
+    async def work() -> None:
+        engine.start()
+        texts = [LONG * 4 + "a", LONG * 4 + "b"]
+        caller = asyncio.create_task(engine.score(texts, ["", ""], ScoreOptions()))
+        await asyncio.to_thread(gate.wait)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        gate.open()
+        await asyncio.to_thread(eventually, lambda: all(x.free for x in engine.schedulers))
+        assert engine._waiting == {}
+        await engine.stop()
+
+    asyncio.run(work())
+
+
+def test_a_share_that_a_full_queue_refuses_takes_the_others_along() -> None:
+    gate = Gate()
+    engine = engine_of(FakeSession(gate=gate), threads=2, max_queue_rows=4, max_rows=1)
+
+    async def work() -> None:
+        engine.start()
+        loop = asyncio.get_running_loop()
+        others = [loop.create_task(engine.score(["abc"], [""], ScoreOptions())) for _ in range(3)]
+        await asyncio.to_thread(gate.wait)
+        await asyncio.sleep(0.05)
+        with pytest.raises(QueueFull):
+            await engine.score(["abc", "abd", "abe", "abf", "abg", "abh"], [""] * 6, ScoreOptions())
+        gate.open()
+        assert len(await asyncio.gather(*others)) == 3
+        await asyncio.to_thread(eventually, lambda: all(x.free for x in engine.schedulers))
+        assert engine._waiting == {}
+        await engine.stop()
+
+    asyncio.run(work())
+
+
+def test_the_inputs_of_a_request_are_dealt_out_to_every_thread() -> None:
+    gate = Gate()
+    session = FakeSession(gate=gate)
+    engine = engine_of(session, threads=3)
+
+    async def work() -> None:
+        engine.start()
+        prompts = [letter * 3 for letter in "abcdef"]
+        asked = asyncio.create_task(engine.generate(prompts, GenerateOptions(max_tokens=2, seed=1)))
+        await asyncio.to_thread(gate.wait)
+        await asyncio.sleep(0.05)
+        assert [x.load for x in engine.schedulers] == [2, 2, 2]
+        gate.open()
+        assert len(await asked) == 6
+        await engine.stop()
+
+    asyncio.run(work())
