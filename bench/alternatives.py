@@ -4,7 +4,7 @@ B batch, T time, H hidden. One layer of an LSTM above the first, since that is w
 are: its input and its state, quantized as in `training.quantization`, in these forms:
 
 * `MatMulInteger` on input and state joined (what the exporter writes), or on the two apart,
-* `DequantizeLinear` around a `MatMul` (QDQ), which onnxruntime may fuse to integers and here does not,
+* `DequantizeLinear` around a `MatMul` (QDQ), which onnxruntime might fuse to integers and does not,
 * onnxruntime's own `MatMulIntegerToFloat`, a custom domain that bundles may not use,
 * the fp32 LSTM operator, and the same cell composed in fp32;
 

@@ -97,11 +97,9 @@ def _latency(work: Path, name: str, server: Server, *, rounds: int) -> list[Row]
             for _ in range(tokens - 1):
                 stepper.step(1)
         bare_s = (time.perf_counter() - begin) / 20
-        requests = [Request(text_of(prompt_chars, 97 * number + i), tokens, i) for i in range(99)]
+        requests = [Request(text_of(prompt_chars, 997 * number + i), tokens, i) for i in range(400)]
         whole = closed_loop(endpoint, requests, clients=1, duration_s=0.4, warm_up_s=0.1)
-        one = [
-            Request(text_of(prompt_chars, -(97 * number + i + 1) % 2**32), 1, i) for i in range(99)
-        ]
+        one = [Request(text_of(prompt_chars, 10**6 + 997 * number + i), 1, i) for i in range(400)]
         first = closed_loop(endpoint, one, clients=1, duration_s=0.2, warm_up_s=0.1)
         overheads.append(percentile(whole.latencies_s(), 50) - bare_s)
         wholes.append(percentile(whole.latencies_s(), 50))
@@ -151,8 +149,10 @@ def _growth_with_clients(server: Server, name: str, *, duration_s: float) -> lis
     endpoint = generate_endpoint(server, name)
     speeds, rows = [], []
     for clients in counts:
+        # Prompts that were not seen before: the prefix cache is not what is measured here.
+        requests = mix(4096, seed=clients)
         run = closed_loop(
-            endpoint, mix(4096), clients=clients, duration_s=duration_s, server_pid=server.pid
+            endpoint, requests, clients=clients, duration_s=duration_s, server_pid=server.pid
         )
         speeds.append(run.tokens_per_s)
         label = f"{name}: {clients} client{'s' * (clients > 1)}"

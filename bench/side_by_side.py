@@ -84,6 +84,7 @@ class Bench:
         self._peers = list(peers)
         self._rounds = rounds
         self._seconds = seconds
+        self._mixes = 0
         self._best: list[str] = []  # the labels of the quickest peers, set by the first model
 
     def main_rows(self, shape: tuple[int, int], clients: Sequence[int]) -> Iterator[list[Row]]:
@@ -93,7 +94,7 @@ class Bench:
             _check_greedy(subjects)
             for count in clients:
                 label = f"{name}, {count} client{'s' * (count > 1)}"
-                runs = self._turns(subjects, mix(4096), clients=count)
+                runs = self._turns(subjects, LENGTHS, clients=count)
                 if count == 32:
                     self._rank(runs)
                 yield self._run_rows(label, subjects, runs)
@@ -108,7 +109,7 @@ class Bench:
         name = ensure(WORK, *shape)
         peers = [x for x in self._peers if x.label in self._best]
         with self._subjects(name, peers, fp32=False) as subjects:
-            runs = self._turns(subjects, mix(4096), clients=32)
+            runs = self._turns(subjects, LENGTHS, clients=32)
             return self._run_rows(f"{name}, 32 clients", subjects, runs)
 
     @contextmanager
@@ -140,14 +141,16 @@ class Bench:
             yield subjects
 
     def _turns(
-        self, subjects: Sequence[Subject], requests: Sequence[Request], *, clients: int
+        self, subjects: Sequence[Subject], lengths: Sequence[int], *, clients: int
     ) -> dict[str, list[Run]]:
         runs: dict[str, list[Run]] = {subject.label: [] for subject in subjects}
         for _ in range(self._rounds):
+            # Prompts that no server has seen: Unroll's prefix cache is not what is measured here.
+            self._mixes += 1
             for subject in subjects:
                 run = closed_loop(
                     subject.endpoint,
-                    requests,
+                    mix(4096, lengths, seed=self._mixes),
                     clients=clients,
                     duration_s=self._seconds,
                     server_pid=subject.server.pid,
@@ -214,7 +217,7 @@ class Bench:
 
     def _first_tokens(self, name: str, subjects: Sequence[Subject]) -> list[Row]:
         """An answer of one token from an idle server: what streaming will begin with."""
-        runs = self._turns(subjects, mix(4096, lengths=(1,)), clients=1)
+        runs = self._turns(subjects, (1,), clients=1)
         return [
             Row(
                 f"{name}, 1 client: {label}, first token, p50",
@@ -226,9 +229,9 @@ class Bench:
 
     def _scores(self, name: str, subjects: Sequence[Subject]) -> list[Row]:
         """1,000 lines in one request."""
-        lines = [text_of(20 + i % 60, i) for i in range(1000)]
         seconds: dict[str, list[float]] = {x.label: [] for x in subjects if x.score is not None}
-        for _ in range(self._rounds):
+        for number in range(self._rounds):
+            lines = [text_of(20 + i % 60, 1000 * number + i) for i in range(1000)]
             for subject in subjects:
                 if subject.score is not None:
                     seconds[subject.label].append(subject.score(lines))
@@ -247,7 +250,7 @@ class Bench:
     def _spreads(self, name: str, subjects: Sequence[Subject]) -> list[Row]:
         rows = []
         for spread, lengths in SPREADS.items():
-            runs = self._turns(subjects, mix(4096, lengths), clients=32)
+            runs = self._turns(subjects, lengths, clients=32)
             for subject in subjects:
                 speed = _median(run.tokens_per_s for run in runs[subject.label])
                 against = self._against_best(subject, subjects, runs)
@@ -258,7 +261,7 @@ class Bench:
     def _open_loops(self, name: str, subjects: Sequence[Subject]) -> list[Row]:
         """Requests at random times, at 60 % of what each of them can do."""
         mean = statistics.mean(LENGTHS)
-        runs = self._turns(subjects, mix(4096), clients=32)
+        runs = self._turns(subjects, LENGTHS, clients=32)
         rows = []
         for paced in subjects:
             capacity = _median(run.tokens_per_s for run in runs[paced.label])
@@ -266,9 +269,10 @@ class Bench:
             for subject in subjects:
                 if _median(x.tokens_per_s for x in runs[subject.label]) < 0.9 * capacity:
                     continue  # beyond what it can do, its queue only grows
+                self._mixes += 1
                 run = open_loop(
                     subject.endpoint,
-                    mix(4096),
+                    mix(4096, seed=self._mixes),
                     rate_per_s=rate,
                     duration_s=self._seconds,
                     server_pid=subject.server.pid,

@@ -61,7 +61,12 @@ def serve(models_dir: Path, **settings: object) -> Iterator[Server]:
         yield Server(url, process)
     finally:
         if process.poll() is None:
-            process.kill()
+            # In order first: workers are children that would outlive a parent that is killed.
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
         process.wait(STOP_TIMEOUT_S)
 
 
