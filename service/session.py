@@ -214,19 +214,23 @@ class OnnxSession:
                     f"{difference:.2e} nats a token in {self.precision}, at most "
                     f"{vector.tolerance} is allowed"
                 )
-            if not self._steps_to(read[0], after):
+            if not self._steps_to(read[0], wanted[0], picked[0], after):
                 raise GoldenMismatch(
                     f"{self._name}: golden vector {index}: on this machine the step graph does "
                     f"not give what the sequence graph gives in {self.precision}"
                 )
 
-    def _steps_to(self, tokens: IdArray, states: States) -> bool:
-        """Whether stepping ends where reading ended, bit for bit."""
+    def _steps_to(
+        self, tokens: IdArray, targets: IdArray, picked: FloatArray, states: States
+    ) -> bool:
+        """Whether stepping gives what reading gave on the way and in the end, bit for bit."""
         stepper = self.stepper(1)
-        for token in tokens:
+        stepped = np.empty_like(picked)  # [T]
+        for i, token in enumerate(tokens):
             stepper.tokens[0] = token
             stepper.step(1)
-        return all(map(np.array_equal, stepper.states, states))
+            stepped[i] = stepper.logprobs[0, targets[i]]
+        return all(map(np.array_equal, (stepped, *stepper.states), (picked, *states)))
 
 
 class GoldenMismatch(BundleError):

@@ -188,12 +188,16 @@ class FakeStepper:
 
 
 def sample(
-    logprobs: FloatArray, params: Sequence[SamplingParams], uniform: npt.NDArray[np.float64]
+    logprobs: FloatArray,
+    params: Sequence[SamplingParams],
+    uniform: npt.NDArray[np.float64],
+    counts: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.int64]:
-    """One token a row, of rows that have no tokens yet."""
+    """One token a row, of rows that have each token so often, `counts` [B, V]; None is never."""
     sampler = Sampler(params, logprobs.shape[1])
-    counts = np.zeros((len(sampler.adjusted), logprobs.shape[1]), np.int64)
-    return sampler.choose(logprobs, uniform, counts)
+    if counts is None:
+        counts = np.zeros(logprobs.shape, np.int64)
+    return sampler.choose(logprobs, uniform, counts[sampler.adjusted])
 
 
 class Inbox:
@@ -294,7 +298,8 @@ def _write_alone(
     while len(tokens) < row.max_tokens:
         block, offset = divmod(len(tokens), NOISE_BLOCK)
         uniform = noise_block(row.seed, row.choice, block)[offset : offset + 1]
-        token = int(sample(after[None], [row.params], uniform)[0])
+        counts = np.bincount(np.array(tokens, np.int64), minlength=session.vocab_size)
+        token = int(sample(after[None], [row.params], uniform, counts[None])[0])
         tokens.append(token)
         if token == EOS_ID:
             return tuple(tokens), "stop", 1

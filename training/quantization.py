@@ -38,8 +38,9 @@ class QuantizedMatrix:
     @classmethod
     def of(cls, weight: npt.NDArray[np.float32]) -> "QuantizedMatrix":
         """Round `weight` [K, N] to the nearest step of its column."""
-        largest = np.abs(weight).max(axis=0)
-        scale = np.where(largest > 0.0, largest / _WEIGHT_STEPS, 1.0).astype(np.float32)
+        scale = (np.abs(weight).max(axis=0) / _WEIGHT_STEPS).astype(np.float32)
+        # A column of zeros, or of what single precision cannot divide into steps.
+        scale[scale < np.finfo(np.float32).tiny] = 1.0
         values = np.rint(weight / scale).clip(-_WEIGHT_STEPS, _WEIGHT_STEPS)
         return cls(values.astype(np.int8), scale)
 

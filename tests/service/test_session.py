@@ -385,3 +385,18 @@ def test_a_setting_goes_before_what_the_export_chose(
     changed = with_manifest(bundle, lambda x: x.update(precision=chosen))
     settings = Settings.model_validate({"precision": setting})
     assert open_session(changed, settings).precision == served
+
+
+@pytest.mark.parametrize("name", ["output_bias", "output_weight", "table", "recurrent1_scale"])
+def test_a_step_graph_that_differs_anywhere_is_refused(bundle: Bundle, name: str) -> None:
+    """Also where its states are right and only what it says of them is not."""
+    proto = onnx.load_model_from_string(bundle.graphs["step.int8.onnx"])
+    (constant,) = (x for x in proto.graph.initializer if x.name == name)
+    values = onnx.numpy_helper.to_array(constant).copy()
+    values.reshape(-1)[-1] += 0.01
+    constant.CopyFrom(onnx.numpy_helper.from_array(values, name))
+    graphs = {**bundle.graphs, "step.int8.onnx": proto.SerializeToString()}
+    changed = Bundle(bundle.manifest, bundle.vocab, graphs)
+    with pytest.raises(GoldenMismatch, match="the step graph does not give what the sequence"):
+        OnnxSession(changed, "int8")
+    assert OnnxSession(changed, "fp32").precision == "fp32"

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.training.helpers import tiny_model
@@ -38,8 +38,12 @@ weights = st.lists(
 ).map(lambda rows: np.array(rows, np.float32))
 
 
+SUBNORMAL = np.array([[1e-45, 2e-43, 0.0], [0.0, 3e-43, 1e-38]], np.float32)
+
+
 @settings(max_examples=100, deadline=None)
 @given(weight=weights)
+@example(weight=SUBNORMAL)
 def test_a_weight_lies_at_most_half_a_step_from_what_stands_for_it(
     weight: npt.NDArray[np.float32],
 ) -> None:

@@ -1,0 +1,66 @@
+"""`python -m bench.summary`: the README's table, from the results that were written last."""
+
+import json
+from typing import Any
+
+from bench.report import RESULTS, say
+
+_MODEL = "lstm-2x512"
+_SMALL = "lstm-2x128"
+
+
+def lines() -> list[str]:
+    """The table as lines of Markdown."""
+    engine, peers = (json.loads((RESULTS / x).read_text()) for x in ("engine.json", "peers.json"))
+    table = [
+        f"{engine['machine']}; {engine['date']} (`make bench`), {peers['date']} (`make bench-peers`).",
+        "",
+        "| what | measured | against |",
+        "| --- | --- | --- |",
+    ]
+    for batch in (16, 64):
+        row = _row(engine, f"{_MODEL}, {batch} rows: engine, int8", "bare step loop, int8")
+        table.append(_line(f"engine, 2 × 512 units, {batch} rows that step together", row))
+    for batch in ("1 row", "64 rows"):
+        row = _row(engine, f"{_MODEL}, {batch}: bare step loop, int8", "bare step loop, fp32")
+        table.append(_line(f"int8 step, 2 × 512 units, {batch}", row))
+    for name, what in ((_MODEL, "2 × 512"), (_SMALL, "2 × 128")):
+        row = _row(peers, f"{name}, 32 clients: Unroll")
+        table.append(_line(f"`/generate`, {what} units, 32 clients, 8 to 256 tokens", row))
+    row = _row(peers, f"{_MODEL}, 32 clients: Unroll, 8 tokens, p50")
+    table.append(_line("the same, an answer of 8 tokens, p50", row))
+    row = _row(peers, f"{_MODEL}: Unroll, scoring 1,000 lines")
+    table.append(_line("`/score`, 1,000 lines in one request", row))
+    for start, what in (
+        (f"{_MODEL}: the same over the bare graph", "`/generate`, 1 client, 32 tokens, p50 over the bare graph"),
+        (f"{_MODEL}: /generate, 1 client, first token", "`/generate`, 1 client, first token, p50"),
+        ("lstm-1x128: memory added", "memory that scoring 100 MB in requests of 1 MB adds"),
+        ("idle server with three models", "idle server with three models, processor"),
+    ):
+        table.append(_line(what, _row(engine, start, prefix=True)))
+    return table
+
+
+def _row(document: Any, name: str, against: str | None = None, *, prefix: bool = False) -> Any:
+    for row in document["rows"]:
+        same = row["name"].startswith(name) if prefix else row["name"] == name
+        if same and against in {None, row["against"]}:
+            return row
+    raise KeyError(name)
+
+
+def _line(what: str, row: Any) -> str:
+    value = row["value"]
+    shown = f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+    beside = f"{row['ratio']:.2g} × {row['against']}" if row["ratio"] is not None else ""
+    return f"| {what} | {shown} {row['unit']} | {beside} |"
+
+
+def main() -> None:
+    """Print it."""
+    for line in lines():
+        say(line)
+
+
+if __name__ == "__main__":
+    main()
