@@ -23,6 +23,9 @@ from service.schemas import FieldErrorOut, Problem
 from service.session import GoldenMismatch, OnnxSession
 from service.settings import Settings
 
+# Python's lock is held for a tenth of a step or two: more threads than this wait for each other.
+MAX_DEFAULT_THREADS = 4
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 logger = logging.getLogger(__name__)
@@ -67,7 +70,7 @@ def create_app(settings: Settings, engines: Sequence[Engine] | None = None) -> F
 
 def load_engines(settings: Settings) -> list[Engine]:
     """An engine for every bundle in the models folder. Raises BundleError for the first bad one."""
-    threads = settings.engine_threads or usable_cpus()
+    threads = settings.engine_threads or min(usable_cpus(), MAX_DEFAULT_THREADS)
     engines = []
     for folder in bundle_folders(settings.models_dir):
         bundle = read_bundle(folder)

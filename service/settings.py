@@ -28,7 +28,7 @@ class Settings(BaseModel):
         "auto", description="arithmetic; auto takes what each bundle's export chose"
     )
     engine_threads: Count | None = Field(
-        None, description="threads a model that run it; None is one for every usable processor"
+        None, description="threads that run a model; None is one a usable processor, up to four"
     )
     workers: Count = Field(1, description="server processes that share the port")
     prefix_cache_bytes: int = Field(

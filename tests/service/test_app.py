@@ -11,6 +11,7 @@ import pytest
 
 from service.app import bundle_folders, create_app, load_engines
 from service.bundle import BundleError, Precision, write_bundle
+from service.cpus import usable_cpus
 from service.settings import Settings
 from tests.bundles import ALPHABET, plain_files, tiny_files
 from tests.fakes import AppClient
@@ -247,6 +248,38 @@ def test_a_folder_that_is_a_link_is_refused(tmp_path: Path, dangling: bool) -> N
     (models / "plain").symlink_to(elsewhere / "x" if dangling else elsewhere)
     with pytest.raises(BundleError, match="plain: symbolic links are not followed"):
         load_engines(Settings(models_dir=models))
+
+
+def test_a_model_that_falls_back_says_which_precision_it_is_served_in(tmp_path: Path) -> None:
+    manifest, files = tiny_files("rnn")
+    golden = [
+        x.model_copy(update={"logprobs": [y - 0.1 for y in x.logprobs]})
+        if x.precision == "int8"
+        else x
+        for x in manifest.golden
+    ]
+    write_bundle(tmp_path, manifest.model_copy(update={"golden": golden}), files)
+    write_bundle(tmp_path, *tiny_files("gru"))
+    with AppClient(create_app(Settings(models_dir=tmp_path))) as client:
+        listed = client.get("/models").json()["models"]
+        assert [(x["name"], x["precision"]) for x in listed] == [
+            ("tiny-gru", "int8"),
+            ("tiny-rnn", "fp32"),
+        ]
+        detail = client.get("/models/tiny-rnn").json()
+        assert (detail["precision"], detail["precisions"]) == ("fp32", ["fp32", "int8"])
+        assert client.ask("/score", model="tiny-rnn", text="abc")["precision"] == "fp32"
+        wanted = client.ask("/score", model="tiny-rnn", text="abc")["results"]
+    with AppClient(create_app(Settings(models_dir=tmp_path, precision="fp32"))) as client:
+        assert client.ask("/score", model="tiny-rnn", text="abc")["results"] == wanted
+
+
+@pytest.mark.parametrize(("setting", "expected"), [(None, usable_cpus()), (1, 1), (3, 3)])
+def test_a_model_has_an_engine_thread_for_every_processor_or_as_set(
+    models_dir: Path, setting: int | None, expected: int
+) -> None:
+    engines = load_engines(Settings(models_dir=models_dir, engine_threads=setting))
+    assert [len(engine.schedulers) for engine in engines] == [expected] * 3
 
 
 def test_one_bad_bundle_keeps_the_service_from_starting(tmp_path: Path) -> None:

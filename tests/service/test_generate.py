@@ -138,6 +138,41 @@ def test_extremes_give_a_text(client: AppClient, model: str, options: dict[str, 
     assert one(client, model, "the ", max_tokens=10, seed=1, logprobs=1, **options) == choice
 
 
+def test_a_bias_decides_what_is_written(client: AppClient, model: str) -> None:
+    """However the row samples, and U+E002 ends the text."""
+    bias = {"q": 1000.0, EOS: -1000.0}
+    for options in ({}, {"temperature": 0.0}, {"top_k": 1}, {"temperature": 1e-9}):
+        choice = one(client, model, "the ", max_tokens=7, seed=1, logit_bias=bias, **options)
+        assert (choice["text"], choice["finish_reason"]) == ("q" * 7, "length")
+    ended = one(client, model, "the ", max_tokens=7, seed=1, logit_bias={EOS: 1000.0})
+    assert (ended["text"], ended["finish_reason"]) == ("", "stop")
+
+
+def test_a_penalty_keeps_a_choice_from_what_it_has_and_not_from_its_prompt(
+    client: AppClient, model: str
+) -> None:
+    options = {"max_tokens": 30, "seed": 4, "logit_bias": {EOS: -1000.0}, "n": 3}
+    for penalty in ("presence_penalty", "frequency_penalty"):
+        for choice in choices(client, model, "the ", **options, **{penalty: 100.0}):
+            assert len(set(choice["text"])) == 30
+        for choice in choices(client, model, "the ", **options, **{penalty: -100.0}):
+            assert len(set(choice["text"])) == 1
+    # In the prompt and not in the choice: a penalty does not know of it.
+    first = {"max_tokens": 1, "seed": 4, "logit_bias": {"q": 50.0}}
+    assert one(client, model, "qqqq", **first, presence_penalty=100.0)["text"] == "q"
+
+
+def test_the_logprobs_are_the_models_own_before_bias_and_penalties(
+    client: AppClient, model: str
+) -> None:
+    choice = one(client, model, "the ", max_tokens=5, logprobs=2, logit_bias={"q": 1000.0})
+    assert choice["text"] == "qqqqq"
+    (scored,) = client.ask("/score", model=model, text="qqqqq", context="the ", tokens=True)[
+        "results"
+    ]
+    assert [x["logprob"] for x in choice["logprobs"]] == [x["logprob"] for x in scored["tokens"]]
+
+
 def test_top_k_beyond_the_vocabulary_cuts_nothing(client: AppClient, model: str) -> None:
     plain = one(client, model, "the ", max_tokens=40, seed=1, top_p=1.0)
     cut = [

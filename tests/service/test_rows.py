@@ -24,7 +24,14 @@ several = settings(max_examples=40, deadline=None)
 texts = st.lists(st.integers(3, 11), min_size=1, max_size=30)
 chunk_sizes = st.lists(st.integers(1, 13), min_size=1, max_size=4)
 
-GREEDY = SamplingParams(temperature=0.0)
+HOWS = [
+    SamplingParams(),
+    SamplingParams(temperature=0.0),
+    SamplingParams(temperature=2.0, top_k=4),
+    SamplingParams(frequency_penalty=2.0),
+    SamplingParams(presence_penalty=3.0, logit_bias=((EOS_ID, -50.0),)),
+    SamplingParams(logit_bias=((5, 4.0), (6, -4.0)), top_p=0.7, temperature=0.8),
+]
 
 
 def counted(ids: Sequence[int], *, top: int | None = None, goes_on: bool = False) -> ReadRow:
@@ -35,10 +42,16 @@ def counted(ids: Sequence[int], *, top: int | None = None, goes_on: bool = False
 
 
 def writer(
-    *, choice: int = 0, max_tokens: int = 10, stop: tuple[tuple[int, ...], ...] = ()
+    *,
+    choice: int = 0,
+    max_tokens: int = 10,
+    stop: tuple[tuple[int, ...], ...] = (),
+    how: SamplingParams = SamplingParams(),
+    top: int | None = None,
 ) -> WriteRow:
-    how = SamplingParams()
-    return WriteRow(params=how, seed=1, choice=choice, max_tokens=max_tokens, stop=stop)
+    return WriteRow(
+        params=how, seed=1, choice=choice, max_tokens=max_tokens, stop=stop, detail_top=top
+    )
 
 
 def read_to_the_end(batch: ReadBatch, chunks: Sequence[int]) -> list[ReadRow]:
@@ -131,6 +144,21 @@ def test_a_run_takes_no_more_than_the_chunk_and_no_more_than_is_left() -> None:
     batch.add(counted([5] * 3))
     read_to_the_end(batch, [4])
     assert session.runs == [Run("pick", 2, 4), Run("pick", 1, 4), Run("pick", 1, 2)]
+
+
+def test_a_run_lasts_until_its_shortest_row_ends_but_is_no_shorter_than_16() -> None:
+    session = FakeSession()
+    batch = ReadBatch(session)
+    for ids in ([5] * 3, [5] * 29, [5] * 60):
+        batch.add(counted(ids))
+    read_to_the_end(batch, [64])
+    # 4 tokens, 30 and 61: to 16, to the end of the second, and the rest.
+    assert session.runs == [Run("pick", 3, 16), Run("pick", 2, 16), Run("pick", 1, 29)]
+    session.runs.clear()
+    batch.add(counted([5] * 39))
+    batch.add(counted([5] * 59))
+    read_to_the_end(batch, [64])
+    assert session.runs == [Run("pick", 2, 40), Run("pick", 1, 20)]
 
 
 def test_only_the_run_that_gives_the_continuation_asks_for_whole_distributions() -> None:
@@ -261,6 +289,40 @@ def test_rows_that_join_at_different_times_write_what_they_write_alone(
     write_to_the_end(batch)
     for piece in work:
         assert answer(piece) == answer_alone(piece, session)
+
+
+@several
+@given(
+    arrivals=st.lists(
+        st.tuples(st.integers(0, 6), st.sampled_from(HOWS), st.integers(1, 20), st.booleans()),
+        min_size=1,
+        max_size=9,
+    ),
+    prompt=texts,
+)
+def test_rows_with_different_options_write_what_they_write_alone(
+    arrivals: list[tuple[int, SamplingParams, int, bool]], prompt: list[int]
+) -> None:
+    session = FakeSession()
+    read = continued(session, prompt)
+    assert read.continuation is not None
+    batch = WriteBatch(session, 1)  # it grows, with the counts that penalties need
+    rows = []
+    for i, (steps_before, how, max_tokens, stops) in enumerate(arrivals):
+        for _ in range(steps_before):
+            if batch.rows:
+                batch.sample()
+            if batch.rows:
+                batch.run()
+        stop = ((5, 6), (9,)) if stops else ()
+        rows.append(writer(choice=i, max_tokens=max_tokens, how=how, stop=stop))
+        batch.add(rows[-1], read.continuation)
+    write_to_the_end(batch)
+    alone = [
+        writer(choice=x.choice, max_tokens=x.max_tokens, how=x.params, stop=x.stop) for x in rows
+    ]
+    expected = answer_alone(Work(counted(prompt), alone), session)
+    assert answer(Work(read, rows)).choices == expected.choices
 
 
 def test_nan_while_writing_fails_that_row_and_no_other() -> None:
@@ -447,3 +509,59 @@ def test_a_row_that_is_removed_keeps_what_it_has() -> None:
     )
     assert tuple(rows[0].tokens) == expected.choices[0][0][:7]
     assert answer(Work(read, rows[1:])).choices == expected.choices[1:]
+
+
+ENDS = [1, 255, 256, 257, 511, 512, 513]
+
+
+def test_texts_that_end_beside_the_end_of_a_block_are_whole() -> None:
+    """Of noise and tokens, 256 positions each; with penalties, details and stop strings."""
+    session = FakeSession(vocab_size=30)
+    session._table[:, EOS_ID] = -60.0
+    read = continued(session, [5])
+    assert read.continuation is not None
+    penalized = SamplingParams(frequency_penalty=0.5, presence_penalty=-0.2)
+    never = ((7, 7, 7, 8, 8, 8),)
+
+    def rows() -> list[WriteRow]:
+        return [
+            writer(choice=10 * n + i, max_tokens=n, how=how, stop=stop, top=1)
+            for n in ENDS
+            for i, (how, stop) in enumerate([(SamplingParams(), ()), (penalized, never)])
+        ]
+
+    batch = WriteBatch(session, 2)
+    together = rows()
+    for row in together:
+        batch.add(row, read.continuation)
+    write_to_the_end(batch)
+    assert [len(row.tokens) for row in together] == [n for n in ENDS for _ in range(2)]
+    assert [len(row.details) for row in together] == [len(row.tokens) for row in together]
+    expected = answer_alone(Work(counted([5]), rows()), session)
+    assert answer(Work(read, together)).choices == expected.choices
+
+
+@pytest.mark.parametrize("before", [253, 254, 255, 256, 510, 511])
+@pytest.mark.parametrize(("end", "stop_tokens"), [([5, 6], 2), ([EOS_ID], 1)])
+def test_a_text_is_stopped_where_a_block_ends_as_anywhere(
+    before: int, end: list[int], stop_tokens: int
+) -> None:
+    row = written([*[4] * before, *end], max_tokens=600)
+    assert (row.finish_reason, row.stop_tokens) == ("stop", stop_tokens)
+
+
+@pytest.mark.parametrize("steps", [255, 256, 257])
+def test_a_row_that_is_removed_where_a_block_ends_keeps_what_it_has(steps: int) -> None:
+    session = FakeSession()
+    session._table[:, EOS_ID] = -60.0
+    read = continued(session, [5])
+    assert read.continuation is not None
+    row = writer(max_tokens=600)
+    batch = WriteBatch(session, 1)
+    batch.add(row, read.continuation)
+    for _ in range(steps):
+        batch.sample()
+        batch.run()
+    batch.remove([row])
+    (expected,) = answer_alone(Work(counted([5]), [writer(max_tokens=steps)]), session).choices
+    assert tuple(row.tokens) == expected[0]

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -299,6 +300,21 @@ def test_bias_and_penalties_are_added_to_the_log_probabilities(
     allowed = [i for i in range(VOCAB) if i not in MASKED]
     (chosen,) = with_counts(row[None], [greedy_how], [uniform], [counts])
     assert changed[chosen] == pytest.approx(max(changed[allowed]), abs=1e-9)
+
+
+@several
+@given(row=logprobs, how=adjusting, uniform=uniforms, counts=tallies)
+def test_temperature_and_filters_see_the_adjusted_log_probabilities(
+    row: Logprobs, how: SamplingParams, uniform: float, counts: list[int]
+) -> None:
+    seen = np.array(counts)
+    bias = np.zeros(VOCAB)
+    for token, gain in how.logit_bias:
+        bias[token] = gain
+    penalty = how.frequency_penalty * seen + how.presence_penalty * (seen > 0)
+    changed: Any = row.astype(np.float64) + (bias - penalty)
+    plain = replace(how, logit_bias=(), frequency_penalty=0.0, presence_penalty=0.0)
+    assert with_counts(row[None], [how], [uniform], [counts]) == [one(changed, plain, uniform)]
 
 
 def test_a_bias_of_a_thousand_takes_the_token_and_of_minus_a_thousand_never() -> None:
