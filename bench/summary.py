@@ -13,7 +13,7 @@ def lines() -> list[str]:
     """The table as lines of Markdown."""
     engine, peers = (json.loads((RESULTS / x).read_text()) for x in ("engine.json", "peers.json"))
     table = [
-        f"{engine['machine']}; {engine['date']} (`make bench`), {peers['date']} (`make bench-peers`).",
+        f"{engine['machine']}; `make bench` on {engine['date']}, `make bench-peers` on {peers['date']}.",
         "",
         "| what | measured | against |",
         "| --- | --- | --- |",
@@ -21,9 +21,9 @@ def lines() -> list[str]:
     for batch in (16, 64):
         row = _row(engine, f"{_MODEL}, {batch} rows: engine, int8", "bare step loop, int8")
         table.append(_line(f"engine, 2 × 512 units, {batch} rows that step together", row))
-    for batch in ("1 row", "64 rows"):
-        row = _row(engine, f"{_MODEL}, {batch}: bare step loop, int8", "bare step loop, fp32")
-        table.append(_line(f"int8 step, 2 × 512 units, {batch}", row))
+    for rows in ("1 row", "64 rows"):
+        row = _row(engine, f"{_MODEL}, {rows}: bare step loop, int8", "bare step loop, fp32")
+        table.append(_line(f"int8 step, 2 × 512 units, {rows}", row))
     for name, what in ((_MODEL, "2 × 512"), (_SMALL, "2 × 128")):
         row = _row(peers, f"{name}, 32 clients: Unroll")
         table.append(_line(f"`/generate`, {what} units, 32 clients, 8 to 256 tokens", row))
@@ -32,7 +32,10 @@ def lines() -> list[str]:
     row = _row(peers, f"{_MODEL}: Unroll, scoring 1,000 lines")
     table.append(_line("`/score`, 1,000 lines in one request", row))
     for start, what in (
-        (f"{_MODEL}: the same over the bare graph", "`/generate`, 1 client, 32 tokens, p50 over the bare graph"),
+        (
+            f"{_MODEL}: the same over the bare graph",
+            "`/generate`, 1 client, 32 tokens, p50 over the bare graph",
+        ),
         (f"{_MODEL}: /generate, 1 client, first token", "`/generate`, 1 client, first token, p50"),
         ("lstm-1x128: memory added", "memory that scoring 100 MB in requests of 1 MB adds"),
         ("idle server with three models", "idle server with three models, processor"),

@@ -1,18 +1,24 @@
 """What is read once: the usage says it, and nothing else in an answer does."""
 
 import asyncio
+import threading
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from service.app import create_app
 from service.engine import Engine, GenerateOptions, ScoreOptions
-from service.errors import QueueFull
+from service.errors import ModelFailure, QueueFull
+from service.session import FloatArray, IdArray, States
 from service.settings import Settings
 from tests.bundles import ALPHABET, in_memory, plain_files
-from tests.fakes import AppClient, FakeSession, Gate, eventually
+from tests.fakes import PATIENCE_S, AppClient, FakeSession, Gate, Lengths, eventually
 
 LONG = "the white rabbit put on his spectacles"
+BAD = "?"  # token 11, which the fake sessions here stumble over where they are told to
 
 
 @pytest.fixture
@@ -71,6 +77,27 @@ def test_texts_that_are_counted_are_shared_and_not_kept(fresh: AppClient) -> Non
     assert usage(fresh, "/score", text=texts) == (2 * (len(LONG) + 1), len(LONG))
     assert usage(fresh, "/score", text=texts) == (2 * (len(LONG) + 1), len(LONG))
     assert usage(fresh, "/score", text=LONG) == (len(LONG), 0)
+
+
+def test_of_two_long_prompts_with_parts_in_common_each_part_is_read_once(fresh: AppClient) -> None:
+    """A tree: one beginning for all four, and one more for each two."""
+    prompts = [LONG + half + end for half in ("x" * 20, "y" * 20) for end in ("a", "b")]
+    total, cached = usage(fresh, "/generate", prompt=prompts, max_tokens=1)
+    begin, half = len(LONG) + 1, 20  # with bos
+    assert total == 4 * (len(LONG) + 20 + 1)
+    assert total + 4 - cached == begin + 2 * half + 4
+    # Each of the parts is known from now on.
+    assert usage(fresh, "/generate", prompt=LONG + "x" * 20 + "z", max_tokens=1) == (
+        len(LONG) + 21,
+        begin + half,
+    )
+
+
+def test_an_echo_with_details_reads_its_prompt_again(fresh: AppClient) -> None:
+    """What is counted is not kept."""
+    ask = {"prompt": LONG, "max_tokens": 1, "seed": 1, "echo": True, "logprobs": 0}
+    for _ in range(2):
+        assert usage(fresh, "/generate", **ask) == (len(LONG), 0)
 
 
 def test_without_memory_for_it_nothing_is_known(models_dir: Any) -> None:
@@ -164,6 +191,105 @@ def test_the_inputs_of_a_request_are_dealt_out_to_every_thread() -> None:
         assert [x.load for x in engine.schedulers] == [2, 2, 2]
         gate.open()
         assert len(await asked) == 6
+        await engine.stop()
+
+    asyncio.run(work())
+
+
+@dataclass
+class Counting(FakeSession):
+    """Counts the tokens of every run."""
+
+    tokens_run: int = 0
+
+    def _run(
+        self, kind: str, tokens: IdArray, lengths: Lengths, states: States
+    ) -> tuple[FloatArray, States]:
+        self.tokens_run += int(lengths.sum())
+        return super()._run(kind, tokens, lengths, states)
+
+
+beginnings = st.sampled_from(["", "a" * 15, "a" * 16, "a" * 40, "a" * 20 + "b" * 20, "b" * 33])
+pieces = st.tuples(beginnings, beginnings, st.text("abc", min_size=1, max_size=4)).map("".join)
+asks = st.lists(st.tuples(pieces, beginnings), min_size=1, max_size=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(requests=st.lists(asks, min_size=1, max_size=3), room=st.sampled_from([0, 2000, 10**6]))
+def test_what_is_not_cached_is_run_and_nothing_else(
+    requests: list[list[tuple[str, str]]], room: int
+) -> None:
+    session = Counting()
+    engine = engine_of(session, prefix_cache_bytes=room)
+
+    async def work() -> None:
+        engine.start()
+        for request in requests:
+            texts, contexts = zip(*request, strict=True)
+            session.tokens_run = 0
+            scored = await engine.score(texts, contexts, ScoreOptions())
+            told = sum(x.prompt_tokens - x.cached_tokens for x in scored)
+            assert session.tokens_run == told
+            assert engine._prefixes.size_bytes <= room
+        await engine.stop()
+
+    asyncio.run(work())
+
+
+def test_a_shared_part_that_fails_fails_the_request_and_is_not_kept() -> None:
+    session = FakeSession(nan_at=11)
+    engine = engine_of(session)
+
+    async def work() -> None:
+        engine.start()
+        for ask in ([BAD + LONG + "a", BAD + LONG + "b"], [BAD]):
+            with pytest.raises(ModelFailure):
+                await engine.generate(ask, GenerateOptions(max_tokens=1))
+        await asyncio.to_thread(eventually, lambda: all(x.free for x in engine.schedulers))
+        assert engine._waiting == {}
+        assert len(engine._prefixes) == 0
+        await engine.generate([LONG + "a", LONG + "b"], GenerateOptions(max_tokens=1))
+        assert len(engine._prefixes) == 3
+        await engine.stop()
+
+    asyncio.run(work())
+
+
+@dataclass
+class Held(FakeSession):
+    """Stands still in every step until it is released; reads pass."""
+
+    released: threading.Event = field(default_factory=threading.Event)
+    steps: int = 0
+
+    def _run(
+        self, kind: str, tokens: IdArray, lengths: Lengths, states: States
+    ) -> tuple[FloatArray, States]:
+        if tokens.shape[1] == 1:
+            self.steps += 1
+            assert self.released.wait(PATIENCE_S)
+        return super()._run(kind, tokens, lengths, states)
+
+
+def test_a_share_that_fails_takes_the_others_along_and_leaves_other_requests() -> None:
+    session = Held(nan_at=11)
+    engine = engine_of(session, threads=2)
+    options = GenerateOptions(max_tokens=40, seed=3, logit_bias={"\ue002": -1000.0, BAD: -1000.0})
+
+    async def work() -> None:
+        engine.start()
+        with pytest.raises(ModelFailure):
+            await engine.generate(["abc", "ab" + BAD], options)
+        # The first prompt stands in its first step, on the other thread; its row goes next.
+        beside = asyncio.create_task(engine.generate(["xyz", "zyx"], options))
+        await asyncio.to_thread(eventually, lambda: any(x.load > 1 for x in engine.schedulers))
+        session.released.set()
+        found = [x.choices for x in await beside]
+        await asyncio.to_thread(eventually, lambda: all(x.free for x in engine.schedulers))
+        assert engine._waiting == {}
+        # Two choices of 40 tokens, each on a thread of its own, and one step for nothing.
+        assert session.steps <= 2 * 39 + 1
+        assert found == [x.choices for x in await engine.generate(["xyz", "zyx"], options)]
         await engine.stop()
 
     asyncio.run(work())

@@ -275,9 +275,36 @@ def test_a_greedy_sample_does_not_depend_on_the_seed(trained: Path, call: Main) 
 def test_export_writes_a_bundle_that_reads_back(trained: Path, tmp_path: Path, call: Main) -> None:
     status, stdout, _ = call("export", trained, "--models", tmp_path)
     assert status == 0
-    assert re.fullmatch(rf"{re.escape(str(tmp_path))}/tiny: [\d,]+ bytes\n", stdout)
+    path = tmp_path / "tiny"
+    manifest = read_bundle(path).manifest
+    size = sum(file.stat().st_size for file in path.iterdir())
+    first, second, _ = stdout.split("\n", 2)
+    assert first == f"{path}: {size:,} bytes"
+    assert second == f"test, served in {manifest.precision}"
     config, _, _ = load_best(trained)
-    assert read_bundle(tmp_path / "tiny").manifest.training.seed == config.training.seed
+    assert manifest.training.seed == config.training.seed
+
+
+@pytest.mark.parametrize(("allowed", "served"), [(-1.0, "fp32"), (1.0, "int8")])
+def test_export_tells_both_precisions_scores_whichever_is_served(
+    trained: Path,
+    tmp_path: Path,
+    call: Main,
+    monkeypatch: pytest.MonkeyPatch,
+    allowed: float,
+    served: str,
+) -> None:
+    monkeypatch.setattr("training.export.MAX_QUANTIZATION_LOSS", allowed)
+    status, stdout, _ = call("export", trained, "--models", tmp_path)
+    assert status == 0
+    assert f"\ntest, served in {served}\n" in stdout
+    metrics = read_bundle(tmp_path / "tiny").manifest.metrics
+    assert rows(stdout) == {
+        x.name: pytest.approx([x.loss, x.bits_per_char, x.perplexity], abs=6e-4)
+        for x in metrics.measurements
+        if x.kind == "model"
+    }
+    assert set(rows(stdout)) == {"fp32", "int8"}
 
 
 def test_a_bundle_can_be_given_another_name(trained: Path, tmp_path: Path, call: Main) -> None:
