@@ -9,6 +9,15 @@ PEERS = Path(__file__).parent / "peers"
 # The stub in PyTriton's wheel loads the distribution's libpython3.11, and a Python of another build
 # does not fit it.
 DISTRIBUTION_PYTHON = "/usr/bin/python3.11"
+FRAMEWORKS = {
+    "bentoml",
+    "fastapi",
+    "litserve",
+    "mlserver",
+    "nvidia-pytriton",
+    "onnxruntime",
+    "torch",
+}
 
 
 def python_of(peer: str, work: Path) -> Path:
@@ -33,6 +42,12 @@ def python_of(peer: str, work: Path) -> Path:
         subprocess.run([*command, *packages], check=True)
     built_from.write_bytes(pinned)
     return python
+
+
+def pins_of(peer: str) -> list[str]:
+    """The pinned versions of a peer's framework and of what computes."""
+    lines = (PEERS / peer / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.partition("==")[0] in FRAMEWORKS]
 
 
 def environment_of(peer: str) -> dict[str, str]:

@@ -6,8 +6,9 @@ beforehand, answers not parsed; what they cost is reported.
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import aiohttp
@@ -15,6 +16,7 @@ import numpy as np
 import psutil
 
 LENGTHS = (8, 16, 32, 64, 256)  # tokens an answer, equally often
+MOST_WARM_UP_S = 20.0
 _PROMPT_LENGTHS = (8, 40)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz     "
 
@@ -96,6 +98,10 @@ class Run:
         """Of the server."""
         return 1000 * self.server_cpu_s / max(1.0, self.tokens_per_s * (self.end - self.begin))
 
+    def client_cores(self) -> float:
+        """Processors that the clients kept busy."""
+        return self.client_cpu_s / (self.end - self.begin)
+
 
 def percentile(values: Sequence[float], percent: float) -> float:
     """The value that so many percent do not exceed (nearest rank); NaN without values."""
@@ -136,18 +142,36 @@ def closed_loop(
     warm_up_s: float = 1.0,
     server_pid: int | None = None,
 ) -> Run:
-    """So many clients, each sending its next request when the last was answered."""
+    """So many clients, each sending its next request when the last was answered.
 
-    async def client(number: int, ask: "_Asker", until: float) -> None:
+    All begin at once, so the first answers come sooner than those of a steady state: the warm-up
+    lasts until every client has had one, `MOST_WARM_UP_S` at most. Without that a server whose
+    queue is longer than the span seemed up to 1.9 times as fast and answers 5 times as soon.
+    """
+    answered: set[int] = set()
+    warm = asyncio.Event()
+
+    async def client(number: int, ask: "_Asker") -> None:
         position = number
-        while time.perf_counter() < until:
+        while time.perf_counter() < ask.until:
             await ask(requests[position % len(requests)])
+            answered.add(number)
+            if len(answered) == clients:
+                warm.set()
             position += clients
 
-    def clients_of(ask: "_Asker", until: float) -> Iterable[asyncio.Task[None]]:
-        return [asyncio.create_task(client(i, ask, until)) for i in range(clients)]
+    def clients_of(ask: "_Asker") -> list[asyncio.Task[None]]:
+        return [asyncio.create_task(client(i, ask)) for i in range(clients)]
 
-    return asyncio.run(_drive(endpoint, clients_of, duration_s, warm_up_s, server_pid))
+    drive = _drive(
+        endpoint,
+        clients_of,
+        warm,
+        duration_s=duration_s,
+        warm_up_s=warm_up_s,
+        server_pid=server_pid,
+    )
+    return asyncio.run(drive)
 
 
 def open_loop(
@@ -166,13 +190,18 @@ def open_loop(
         await asyncio.sleep(at)
         await ask(request)
 
-    def tasks_of(ask: "_Asker", _: float) -> Iterable[asyncio.Task[None]]:
+    def tasks_of(ask: "_Asker") -> list[asyncio.Task[None]]:
         return [
             asyncio.create_task(one(at, requests[i % len(requests)], ask))
             for i, at in enumerate(times)
         ]
 
-    return asyncio.run(_drive(endpoint, tasks_of, duration_s, warm_up_s, server_pid))
+    warm = asyncio.Event()
+    warm.set()
+    drive = _drive(
+        endpoint, tasks_of, warm, duration_s=duration_s, warm_up_s=warm_up_s, server_pid=server_pid
+    )
+    return asyncio.run(drive)
 
 
 class _Asker:
@@ -183,6 +212,7 @@ class _Asker:
         self._endpoint = endpoint
         self._headers = {"Content-Type": endpoint.content_type}
         self.answers: list[Answer] = []
+        self.until = float("inf")  # no request goes out after it
 
     async def __call__(self, request: Request) -> None:
         body = self._endpoint.body(request)
@@ -195,7 +225,9 @@ class _Asker:
 
 async def _drive(
     endpoint: Endpoint,
-    tasks_of: Callable[[_Asker, float], Iterable[asyncio.Task[None]]],
+    tasks_of: Callable[[_Asker], list[asyncio.Task[None]]],
+    warm: asyncio.Event,
+    *,
     duration_s: float,
     warm_up_s: float,
     server_pid: int | None,
@@ -204,9 +236,13 @@ async def _drive(
     timeout = aiohttp.ClientTimeout(total=120)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         ask = _Asker(session, endpoint)
-        begin = time.perf_counter() + warm_up_s
-        tasks = list(tasks_of(ask, begin + duration_s))
+        latest = time.perf_counter() + MOST_WARM_UP_S
+        tasks = tasks_of(ask)
         await asyncio.sleep(warm_up_s)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(warm.wait(), latest - time.perf_counter())
+        begin = time.perf_counter()
+        ask.until = begin + duration_s
         server_before, client_before = cpu_s(server_pid), time.process_time()
         await asyncio.sleep(max(0.0, begin + duration_s - time.perf_counter()))
         end = time.perf_counter()

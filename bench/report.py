@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,14 +24,16 @@ class Row:
     ratio: float | None = None  # how many times better than `against`
 
 
-def write(file: str, title: str, rows: Sequence[Row]) -> None:
-    """Write the rows to bench/results."""
+def write(
+    file: str, title: str, rows: Sequence[Row], versions: Mapping[str, str] | None = None
+) -> None:
+    """Write the rows to bench/results; `versions` are of what runs in other environments."""
     document = {
         "title": title,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(),
         "versions": {x: version(x) for x in ("onnxruntime", "numpy", "fastapi", "uvicorn")}
-        | {"python": platform.python_version()},
+        | {"python": platform.python_version(), **(versions or {})},
         "rows": [asdict(row) for row in rows],
     }
     RESULTS.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ rounds' own ratios. Before anything is timed each peer must give Unroll's greedy
 
 import argparse
 import json
+import signal
 import statistics
 import time
 import urllib.request
@@ -15,20 +16,31 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.environments import environment_of, python_of
+from bench.environments import environment_of, pins_of, python_of
 from bench.http import generate_endpoint, post, text_of
 from bench.load import LENGTHS, Endpoint, Request, Run, closed_loop, mix, open_loop, percentile
-from bench.models import ensure
+from bench.models import SHAPES, ensure, name_of
 from bench.peers.clients import PEERS, Peer
 from bench.report import RESULTS, Row, machine, say, table, write
 from bench.server import Server, free_port, running, unroll
+from service.cpus import usable_cpus
 
 WORK = Path(__file__).parent / ".work"
-UNROLL = "Unroll"
+UNROLL = "Unroll"  # a process a processor
+UNROLL_ALONE = "Unroll, one process"  # as it starts without settings
 UNROLL_FP32 = "Unroll, fp32"
+OURS: Mapping[str, Mapping[str, object]] = {
+    UNROLL: {"workers": usable_cpus()},
+    UNROLL_ALONE: {},
+    UNROLL_FP32: {"precision": "fp32"},
+}
+# Beyond this a loop a request only keeps its clients waiting.
+MOST_CLIENTS_OF_A_LOOP = 32
+TITLE = "Unroll and its peers on the same weights"
+SCORE_TOLERANCE = 1e-4  # nats a character: both are sums in single precision
 MAIN_MODELS = ((2, 512), (2, 128))
 OTHER_MODELS = ((1, 128), (1, 256), (2, 256), (1, 512), (1, 1024), (2, 1024))
-CLIENTS = (1, 8, 32, 128)
+CLIENTS = (32, 1, 8, 128)
 # The same mean of 64 tokens, further and further apart.
 SPREADS: Mapping[str, tuple[int, ...]] = {
     "all 64": (64,),
@@ -47,33 +59,44 @@ class Subject:
     server: Server
     endpoint: Endpoint
     text: Callable[[bytes], str] | None  # None for Unroll
-    score: Callable[[Sequence[str]], float] | None  # seconds for a list of texts
+    # Seconds for a list of texts, and their log-probabilities.
+    score: Callable[[Sequence[str]], tuple[float, list[float]]] | None
 
 
 def main() -> None:
     """Measure, print and write `peers.json`."""
     parser = argparse.ArgumentParser(prog="python -m bench.side_by_side", description=__doc__)
     parser.add_argument("--only", default=",".join(PEERS), help="peers, by comma")
+    parser.add_argument("--models", help="of the sizes, by comma, such as lstm-2x512")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each turn")
     parser.add_argument("--quick", action="store_true", help="one model, and 32 clients alone")
     options = parser.parse_args()
     peers = [PEERS[name] for name in options.only.split(",")]
+    wanted = options.models.split(",") if options.models else [name_of(*x) for x in SHAPES]
+    if unknown := set(wanted) - {name_of(*x) for x in SHAPES}:
+        parser.error(f"no such models: {', '.join(sorted(unknown))}")
+    main_models = [x for x in MAIN_MODELS if name_of(*x) in wanted]
+    if not main_models:
+        parser.error("--models needs one of lstm-2x512 and lstm-2x128: it ranks the peers")
     for peer in peers:
         say(f"environment of {peer.label}: {python_of(peer.name, WORK)}")
     say(f"{machine()}; {options.rounds} rounds of {options.seconds:g} s")
+    # A run that is ended by a signal ends its servers, too, and keeps what it has measured.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     rows: list[Row] = []
     bench = Bench(peers, options.rounds, options.seconds)
-    for shape in MAIN_MODELS[:1] if options.quick else MAIN_MODELS:
+    for shape in main_models[:1] if options.quick else main_models:
         for part in bench.main_rows(shape, (32,) if options.quick else CLIENTS):
             say(table(part))
             rows += part
+            write("peers.json", TITLE, rows, versions_of(peers))
     if not options.quick:
-        for shape in OTHER_MODELS:
+        for shape in (x for x in OTHER_MODELS if name_of(*x) in wanted):
             part = bench.other_rows(shape)
             say(table(part))
             rows += part
-    write("peers.json", "Unroll and its peers on the same weights", rows)
+            write("peers.json", TITLE, rows, versions_of(peers))
     say(f"written: {RESULTS / 'peers.json'}")
 
 
@@ -90,14 +113,16 @@ class Bench:
     def main_rows(self, shape: tuple[int, int], clients: Sequence[int]) -> Iterator[list[Row]]:
         """Everything about one model."""
         name = ensure(WORK, *shape)
-        with self._subjects(name, self._peers, fp32=True) as subjects:
+        with self._subjects(name, self._peers) as subjects:
             _check_greedy(subjects)
+            _check_scores(subjects)
             for count in clients:
                 label = f"{name}, {count} client{'s' * (count > 1)}"
-                runs = self._turns(subjects, LENGTHS, clients=count)
+                able = [x for x in subjects if x.batches or count <= MOST_CLIENTS_OF_A_LOOP]
+                runs = self._turns(able, LENGTHS, clients=count)
                 if count == 32:
                     self._rank(runs)
-                yield self._run_rows(label, subjects, runs)
+                yield self._run_rows(label, able, runs)
             yield self._first_tokens(name, subjects)
             yield self._scores(name, subjects)
             chosen = [x for x in subjects if x.label == UNROLL or x.label in self._best]
@@ -108,19 +133,20 @@ class Bench:
         """One size more, with the two quickest peers."""
         name = ensure(WORK, *shape)
         peers = [x for x in self._peers if x.label in self._best]
-        with self._subjects(name, peers, fp32=False) as subjects:
-            runs = self._turns(subjects, LENGTHS, clients=32)
-            return self._run_rows(f"{name}, 32 clients", subjects, runs)
+        with self._subjects(name, peers) as subjects:
+            _check_greedy(subjects)
+            timed = [x for x in subjects if x.label not in {UNROLL_ALONE, UNROLL_FP32}]
+            runs = self._turns(timed, LENGTHS, clients=32)
+            return self._run_rows(f"{name}, 32 clients", timed, runs)
 
     @contextmanager
-    def _subjects(self, name: str, peers: Sequence[Peer], *, fp32: bool) -> Iterator[list[Subject]]:
+    def _subjects(self, name: str, peers: Sequence[Peer]) -> Iterator[list[Subject]]:
         models, logs = WORK / "models" / name, WORK / "logs"
         with ExitStack() as stack:
-            ours = [(UNROLL, "auto"), *([(UNROLL_FP32, "fp32")] if fp32 else [])]
             subjects = []
-            for label, precision in ours:
-                log = logs / f"unroll-{precision}.log"
-                server = stack.enter_context(unroll(models, log, precision=precision))
+            for number, (label, settings) in enumerate(OURS.items()):
+                log = logs / f"unroll-{number}.log"
+                server = stack.enter_context(unroll(models, log, **settings))
                 subjects.append(_unroll_subject(label, name, server))
             for peer in peers:
                 port = free_port()
@@ -160,7 +186,7 @@ class Bench:
         return runs
 
     def _rank(self, runs: Mapping[str, Sequence[Run]]) -> None:
-        theirs = [label for label in runs if label not in {UNROLL, UNROLL_FP32}]
+        theirs = [label for label in runs if label not in OURS]
         theirs.sort(key=lambda label: -_median(x.tokens_per_s for x in runs[label]))
         # The quickest of all, and the quickest that batches.
         batching = [
@@ -188,6 +214,8 @@ class Bench:
                     rows.append(Row(f"{label}, {length} tokens, p{percent}", value, "ms", *against))
             cost = _median(run.cpu_s_per_1000_tokens() for run in mine)
             rows.append(Row(f"{label}, processor", cost, "s/1000 tokens"))
+            clients_cost = _median(run.client_cores() for run in mine)
+            rows.append(Row(f"{label}, processor of the clients", clients_cost, "cores"))
             memory = max(run.server_rss_bytes for run in mine) / 2**20
             rows.append(Row(f"{label}, resident memory", memory, "MiB"))
         return rows
@@ -195,11 +223,11 @@ class Bench:
     def _against_best(
         self, subject: Subject, subjects: Sequence[Subject], runs: Mapping[str, Sequence[Run]]
     ) -> tuple[str | None, float | None]:
-        if subject.label != UNROLL:
+        if subject.label not in {UNROLL, UNROLL_ALONE}:
             return None, None
-        theirs = [x.label for x in subjects if x.label not in {UNROLL, UNROLL_FP32}]
+        theirs = [x.label for x in subjects if x.label not in OURS]
         best = max(theirs, key=lambda label: _median(x.tokens_per_s for x in runs[label]))
-        pairs = zip(runs[UNROLL], runs[best], strict=True)
+        pairs = zip(runs[subject.label], runs[best], strict=True)
         return best, _median(ours.tokens_per_s / theirs.tokens_per_s for ours, theirs in pairs)
 
     def _quicker_than_batching(
@@ -208,7 +236,7 @@ class Bench:
         def p50(run: Run) -> float:
             return percentile(run.latencies_s(length), 50)
 
-        theirs = [x.label for x in subjects if x.batches and x.label not in {UNROLL, UNROLL_FP32}]
+        theirs = [x.label for x in subjects if x.batches and x.label not in OURS]
         if not theirs:
             return None, None
         best = min(theirs, key=lambda label: _median(map(p50, runs[label])))
@@ -234,13 +262,13 @@ class Bench:
             lines = [text_of(20 + i % 60, 1000 * number + i) for i in range(1000)]
             for subject in subjects:
                 if subject.score is not None:
-                    seconds[subject.label].append(subject.score(lines))
-        theirs = [label for label in seconds if label not in {UNROLL, UNROLL_FP32}]
-        best = min(theirs, key=lambda label: statistics.median(seconds[label]))
+                    seconds[subject.label].append(subject.score(lines)[0])
+        theirs = [label for label in seconds if label not in OURS]
+        best = min(theirs, key=lambda label: _median(seconds[label]), default=None)
         rows = []
         for label, mine in seconds.items():
             against: tuple[str | None, float | None] = (None, None)
-            if label == UNROLL:
+            if label in {UNROLL, UNROLL_ALONE} and best is not None:
                 pairs = zip(seconds[best], mine, strict=True)
                 against = best, _median(other / ours for other, ours in pairs)
             speed = 1000 / statistics.median(mine)
@@ -277,6 +305,7 @@ class Bench:
                     duration_s=self._seconds,
                     server_pid=subject.server.pid,
                 )
+                _check_answers(subject, run)
                 label = f"{name}, open loop at {rate:.0f} requests/s: {subject.label}"
                 rows.append(Row(label, run.tokens_per_s, "tokens/s"))
                 for percent in (50, 99):
@@ -285,18 +314,24 @@ class Bench:
         return rows
 
 
+def versions_of(peers: Sequence[Peer]) -> dict[str, str]:
+    """What each peer runs on, from its pinned requirements."""
+    return {peer.label: ", ".join(pins_of(peer.name)) for peer in peers}
+
+
 def _unroll_subject(label: str, name: str, server: Server) -> Subject:
-    def score(texts: Sequence[str]) -> float:
-        return post(f"{server.url}/score", {"model": name, "text": list(texts)})[0]
+    def score(texts: Sequence[str]) -> tuple[float, list[float]]:
+        seconds, answer = post(f"{server.url}/score", {"model": name, "text": list(texts)})
+        return seconds, [result["logprob"] for result in answer["results"]]
 
     return Subject(label, True, server, generate_endpoint(server, name), None, score)
 
 
 def _peer_subject(peer: Peer, server: Server) -> Subject:
-    def score(texts: Sequence[str]) -> float:
+    def score(texts: Sequence[str]) -> tuple[float, list[float]]:
         begin = time.perf_counter()
-        _post_bytes(f"{server.url}{peer.score_path}", peer.score_body(texts))
-        return time.perf_counter() - begin
+        answer = _post_bytes(f"{server.url}{peer.score_path}", peer.score_body(texts))
+        return time.perf_counter() - begin, peer.score_of(answer)
 
     endpoint = Endpoint(f"{server.url}{peer.path}", peer.body)
     can_score = score if peer.score_path else None
@@ -319,6 +354,19 @@ def _check_greedy(subjects: Sequence[Subject]) -> None:
             got = subject.text(_post_bytes(subject.endpoint.url, subject.endpoint.body(request)))
             if got != wanted:
                 raise RuntimeError(f"{subject.label} writes another text: {got!r}, not {wanted!r}")
+
+
+def _check_scores(subjects: Sequence[Subject]) -> None:
+    """Every peer that scores must find what Unroll finds in the same arithmetic."""
+    texts = [text_of(20 + i, i) for i in range(8)]
+    scoring = {x.label: x.score for x in subjects if x.score is not None}
+    expected = scoring.pop(UNROLL_FP32)(texts)[1]
+    for label in OURS:
+        scoring.pop(label, None)
+    for label, score in scoring.items():
+        for text, got, wanted in zip(texts, score(texts)[1], expected, strict=True):
+            if abs(got - wanted) > SCORE_TOLERANCE * len(text):
+                raise RuntimeError(f"{label} scores {text!r} as {got}, not as {wanted}")
 
 
 def _check_answers(subject: Subject, run: Run) -> None:

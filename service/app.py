@@ -70,7 +70,8 @@ def create_app(settings: Settings, engines: Sequence[Engine] | None = None) -> F
 
 def load_engines(settings: Settings) -> list[Engine]:
     """An engine for every bundle in the models folder. Raises BundleError for the first bad one."""
-    threads = settings.engine_threads or min(usable_cpus(), MAX_DEFAULT_THREADS)
+    share = max(1, usable_cpus() // settings.workers)
+    threads = settings.engine_threads or min(share, MAX_DEFAULT_THREADS)
     engines = []
     for folder in bundle_folders(settings.models_dir):
         bundle = read_bundle(folder)

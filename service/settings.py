@@ -28,7 +28,9 @@ class Settings(BaseModel):
         "auto", description="arithmetic; auto takes what each bundle's export chose"
     )
     engine_threads: Count | None = Field(
-        None, description="threads that run a model; None is one a usable processor, up to four"
+        None,
+        description="threads that run a model in each process; None shares out the usable "
+        "processors, up to four each",
     )
     workers: Count = Field(1, description="server processes that share the port")
     prefix_cache_bytes: int = Field(

@@ -83,10 +83,11 @@ def test_arrivals_are_a_poisson_process() -> None:
 
 
 @contextlib.contextmanager
-def sleeper(seconds: float) -> Iterator[tuple[str, list[int]]]:
+def sleeper(seconds: float, at_once_at_most: int = 100) -> Iterator[tuple[str, list[int]]]:
     """An HTTP server that answers after so long; how many it serves at a time."""
     at_once: list[int] = []
     active = 0
+    turns = asyncio.Semaphore(at_once_at_most)
     started, ended = threading.Event(), threading.Event()
     address: list[str] = []
 
@@ -98,10 +99,11 @@ def sleeper(seconds: float) -> Iterator[tuple[str, list[int]]]:
                 lines = head.lower().split(b"\r\n")
                 (size,) = (int(x[15:]) for x in lines if x.startswith(b"content-length:"))
                 await reader.readexactly(size)
-                active += 1
-                at_once.append(active)
-                await asyncio.sleep(seconds)
-                active -= 1
+                async with turns:
+                    active += 1
+                    at_once.append(active)
+                    await asyncio.sleep(seconds)
+                    active -= 1
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
                 await writer.drain()
         writer.close()
@@ -138,3 +140,13 @@ def test_an_open_loop_sends_whether_or_not_it_was_answered() -> None:
         run = open_loop(endpoint, mix(50), rate_per_s=60.0, duration_s=0.4, warm_up_s=0.1)
     assert len(run.answers) == len(arrivals(60.0, 0.5))
     assert max(at_once) > 5
+
+
+def test_a_closed_loop_is_warm_when_every_client_was_answered() -> None:
+    # One after the other: each of 20 clients waits a second, four times as long as the window.
+    with sleeper(0.05, at_once_at_most=1) as (url, _):
+        endpoint = Endpoint(url, lambda request: request.prompt.encode())
+        requests = mix(50, lengths=(10,))
+        run = closed_loop(endpoint, requests, clients=20, duration_s=0.25, warm_up_s=0.05)
+    assert run.tokens_per_s == pytest.approx(10 / 0.05, rel=0.2)
+    assert percentile(run.latencies_s(), 50) == pytest.approx(1.0, rel=0.2)

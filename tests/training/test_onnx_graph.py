@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.bundle import Precision, Role
 from tests.training.helpers import tiny_model
 from training import onnx_graph
 from training.language_model import LanguageModel
@@ -19,10 +21,14 @@ from training.parity import MAX_DIFFERENCE, OnnxModel, States
 from training.quantization import reference_logprobs
 
 CELLS = ("rnn", "gru", "lstm")
-# Sizes around the vector widths of the kernels, and one that needs several blocks.
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+KINDS = [(precision, role) for precision in PRECISIONS for role in onnx_graph.ROLES[precision]]
+# Sizes around the vector widths of the kernels, and one that needs several blocks of columns.
 HIDDEN_SIZES = (1, 7, 16, 33, 96)
+MANY_UNITS = 336  # as shipped: sums that the kernels cut into blocks
 V = 37
 Ids = npt.NDArray[np.int64]
+Kind = tuple[Precision, Role]
 
 
 @cache
@@ -100,22 +106,38 @@ def test_the_picked_ones_are_the_targets(cell: str) -> None:
 
 # --- nobody else in your answer -----------------------------------------------------------------
 
+
+def precise_models(
+    precision: Precision, cell: str, num_layers: int, hidden_size: int
+) -> tuple[LanguageModel, OnnxModel]:
+    """A model, and its sequence graph in that precision."""
+    if precision == "fp32":
+        return models(cell, num_layers, hidden_size)
+    model, sequence, _ = int8_models(cell, num_layers, hidden_size)
+    return model, sequence
+
+
 # A row of its own: where it ends, and into which calls it is cut.
 lengths = st.integers(1, 12)
-
-
-@given(
+sequence_graphs = st.tuples(
+    st.sampled_from(PRECISIONS),
     st.sampled_from(CELLS),
     st.integers(1, 2),
     st.sampled_from(HIDDEN_SIZES),
-    st.lists(lengths, min_size=1, max_size=20),
+)
+SequenceKind = tuple[Precision, str, int, int]
+
+
+@given(
+    sequence_graphs,
+    st.lists(lengths, min_size=1, max_size=40),
     st.integers(0, 2**16),
 )
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=100)
 def test_a_row_is_the_same_alone_and_among_ragged_neighbours(
-    cell: str, num_layers: int, hidden_size: int, ends: list[int], seed: int
+    kind: SequenceKind, ends: list[int], seed: int
 ) -> None:
-    model, onnx_model = models(cell, num_layers, hidden_size)
+    model, onnx_model = precise_models(*kind)
     rng = np.random.default_rng(seed)
     tokens, targets, states = random_inputs(model, rng, len(ends), max(ends))
     picked, logprobs, after = onnx_model.run(tokens, targets, states, np.array(ends, np.int32))
@@ -130,17 +152,15 @@ def test_a_row_is_the_same_alone_and_among_ragged_neighbours(
 
 
 @given(
-    st.sampled_from(CELLS),
-    st.integers(1, 2),
-    st.sampled_from(HIDDEN_SIZES),
+    sequence_graphs,
     st.lists(lengths, min_size=1, max_size=5),
     st.integers(0, 2**16),
 )
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=100)
 def test_a_text_is_the_same_in_one_call_and_in_chunks(
-    cell: str, num_layers: int, hidden_size: int, chunks: list[int], seed: int
+    kind: SequenceKind, chunks: list[int], seed: int
 ) -> None:
-    model, onnx_model = models(cell, num_layers, hidden_size)
+    model, onnx_model = precise_models(*kind)
     rng = np.random.default_rng(seed)
     tokens, targets, states = random_inputs(model, rng, 1 + seed % 9, sum(chunks))
     _, whole, after_whole = onnx_model.run(tokens, targets, states)
@@ -154,16 +174,17 @@ def test_a_text_is_the_same_in_one_call_and_in_chunks(
 
 
 @given(
+    st.sampled_from(PRECISIONS),
     st.sampled_from(CELLS),
     st.sampled_from(HIDDEN_SIZES),
     st.integers(1, 17),
     st.integers(0, 2**16),
 )
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=50)
 def test_a_row_is_the_same_at_every_position_of_a_batch(
-    cell: str, hidden_size: int, batch: int, seed: int
+    precision: Precision, cell: str, hidden_size: int, batch: int, seed: int
 ) -> None:
-    model, onnx_model = models(cell, 2, hidden_size)
+    model, onnx_model = precise_models(precision, cell, 2, hidden_size)
     tokens, targets, states = random_inputs(model, np.random.default_rng(seed), 1, 6)
     _, alone, _ = onnx_model.run(tokens, targets, states)
     copies = [np.repeat(x, batch, axis=0) for x in states]
@@ -171,6 +192,25 @@ def test_a_row_is_the_same_at_every_position_of_a_batch(
         np.repeat(tokens, batch, axis=0), np.repeat(targets, batch, axis=0), copies
     )
     assert all(np.array_equal(row, alone[0]) for row in many)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_row_of_many_units_is_the_same_alone_in_chunks_and_among_others(
+    precision: Precision, cell: str
+) -> None:
+    model, onnx_model = precise_models(precision, cell, 1, MANY_UNITS)
+    tokens, targets, states = random_inputs(model, np.random.default_rng(5), 65, 4)
+    ends = np.resize(np.array([4, 1, 3], np.int32), 65)
+    _, whole, after = onnx_model.run(tokens, targets, states, ends)
+    for row in (0, 1, 31, 62, 63, 64):
+        only = slice(row, row + 1)
+        current = [state[only] for state in states]
+        for t in range(ends[row]):
+            now = slice(t, t + 1)
+            _, alone, current = onnx_model.run(tokens[only, now], targets[only, now], current)
+            assert np.array_equal(alone[0, 0], whole[row, t])
+        assert all(np.array_equal(x[only], y) for x, y in zip(after, current, strict=True))
 
 
 # --- the file -----------------------------------------------------------------------------------
@@ -186,28 +226,33 @@ def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_a_graph_has_operators_of_the_default_domain_and_no_external_data(
-    cell: str, num_layers: int
+    cell: str, num_layers: int, kind: Kind
 ) -> None:
     model = tiny_model(cell=cell, num_layers=num_layers)
-    proto = onnx.load_model_from_string(onnx_graph.build(model))
+    proto = onnx.load_model_from_string(onnx_graph.build(model, *kind))
     assert [(x.domain, x.version) for x in proto.opset_import] == [("", onnx_graph.OPSET)]
     assert {node.domain for node in nodes_of(proto.graph)} == {""}
     assert not proto.functions
     assert {x.data_location for x in proto.graph.initializer} == {onnx.TensorProto.DEFAULT}
+    taken = {name for node in nodes_of(proto.graph) for name in node.input}
+    assert {x.name for x in proto.graph.initializer} <= taken  # onnxruntime warns of others
+
+
+def shapes(values: Any) -> dict[str, list[str | int]]:
+    return {
+        x.name: [d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim] for x in values
+    }
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_batch_and_time_are_free_and_every_state_comes_back(cell: str) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_batch_and_time_are_free_and_every_state_comes_back(
+    cell: str, precision: Precision
+) -> None:
     model = tiny_model(cell=cell, num_layers=2)
-    graph = onnx.load_model_from_string(onnx_graph.build(model)).graph
-
-    def shapes(values: Any) -> dict[str, list[str | int]]:
-        return {
-            x.name: [d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim]
-            for x in values
-        }
-
+    graph = onnx.load_model_from_string(onnx_graph.build(model, precision)).graph
     assert shapes(graph.input) == {
         "tokens": ["B", "T"],
         "lengths": ["B"],
@@ -221,9 +266,22 @@ def test_batch_and_time_are_free_and_every_state_comes_back(cell: str) -> None:
     }
 
 
-def test_the_same_weights_give_the_same_bytes() -> None:
-    model = tiny_model()
-    assert onnx_graph.build(model) == onnx_graph.build(model)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_step_takes_a_token_a_row_and_gives_its_states_back(cell: str) -> None:
+    model = tiny_model(cell=cell, num_layers=2)
+    graph = onnx.load_model_from_string(onnx_graph.build(model, "int8", "step")).graph
+    states: dict[str, list[str | int]] = {name: ["B", 8] for name in model.state_names}
+    assert shapes(graph.input) == {"tokens": ["B"], **states}
+    assert shapes(graph.output) == {
+        "logprobs": ["B", 11],
+        **{f"{name}_out": shape for name, shape in states.items()},
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_the_same_weights_give_the_same_bytes(kind: Kind) -> None:
+    model = tiny_model(num_layers=2)
+    assert onnx_graph.build(model, *kind) == onnx_graph.build(model, *kind)
 
 
 # --- eight bits -----------------------------------------------------------------------------------
@@ -297,32 +355,56 @@ def test_stepping_is_reading_bit_for_bit(
     assert [x.tobytes() for x in after] == [x.tobytes() for x in states_after]
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    cell=st.sampled_from(CELLS),
-    hidden_size=st.sampled_from(HIDDEN_SIZES),
-    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=40),
-    cut=st.integers(0, 11),
-    seed=st.integers(0, 2**32 - 1),
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    ("num_layers", "hidden_size", "time"), [(3, 33, 3), (1, MANY_UNITS, 3), (1, 33, 60)]
 )
-def test_an_int8_row_is_bitwise_what_it_is_alone_ragged_and_in_pieces(
-    cell: str, hidden_size: int, lengths: list[int], cut: int, seed: int
+def test_steps_of_any_number_of_rows_are_the_sequence_graphs(
+    cell: str, num_layers: int, hidden_size: int, time: int
 ) -> None:
-    model, sequence, _ = int8_models(cell, 2, hidden_size)
-    batch, time = len(lengths), max(lengths)
-    tokens, targets, states = random_inputs(model, np.random.default_rng(seed), batch, time)
-    _, together, after = sequence.run(tokens, targets, states, np.array(lengths, np.int32))
-    for row, length in list(enumerate(lengths))[:6]:
-        one = slice(row, row + 1)
-        current = [state[one] for state in states]
-        pieces = []
-        for part in (slice(0, min(cut, length)), slice(min(cut, length), length)):
-            if part.stop > part.start:
-                _, piece, current = sequence.run(tokens[one, part], targets[one, part], current)
-                pieces.append(piece)
-        alone = np.concatenate(pieces, axis=1)
-        assert together[one, :length].tobytes() == alone.tobytes()
-        assert [x[one].tobytes() for x in after] == [x.tobytes() for x in current]
+    model, sequence, step = int8_models(cell, num_layers, hidden_size)
+    for batch in (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 129):
+        tokens, targets, states = random_inputs(model, np.random.default_rng(batch), batch, time)
+        _, read, after = sequence.run(tokens, targets, states)
+        written, states_after = stepped(step, tokens, states)
+        assert np.array_equal(read, written)
+        assert all(map(np.array_equal, after, states_after))
+
+
+def peeking(graph: bytes, *names: str) -> onnxruntime.InferenceSession:
+    """The graph with values inside it as outputs."""
+    proto = onnx.load_model_from_string(graph)
+    for name in names:
+        proto.graph.output.append(onnx.ValueInfoProto(name=name))
+    return onnxruntime.InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_products_inside_the_graph_are_exact_sums_of_small_integers(cell: str) -> None:
+    """Weights and states at their extremes, where pairs of products are largest."""
+    model = tiny_model(V, cell=cell, num_layers=1, hidden_size=MANY_UNITS)
+    signs = np.resize(
+        np.array([1.0, 1.0, -1.0], np.float32), model.recurrent_layers[0].weight_hh.T.shape
+    )
+    with torch.no_grad():
+        model.recurrent_layers[0].weight_hh.copy_(torch.from_numpy(signs.T.copy()))
+    graph = onnx_graph.build(model, "int8", "step")
+    session = peeking(graph, "h0_steps", "recurrent0_integers")
+    rng = np.random.default_rng(6)
+    h = rng.uniform(-1, 1, (4, MANY_UNITS)).astype(np.float32)
+    h[0], h[1] = 1.0, -1.0
+    h[2] = np.where(signs[:, 0] > 0, 1.0, -1.0)  # the largest sum that there is
+    feeds = {name: np.zeros_like(h) for name in model.state_names} | {"h0": h}
+    feeds["tokens"] = np.array([1, 5, 6, 7])
+    *_, steps, sums = session.run(None, feeds)
+    assert steps.dtype == np.uint8
+    assert (steps.min(), steps.max()) == (1, 127)
+    assert np.array_equal(steps, np.rint(h.astype(np.float64) * 63) + 64)
+    wanted = (steps.astype(np.int64) - 64) @ (127 * signs.astype(np.int64))
+    assert np.array_equal(sums, wanted)
+    assert sums[2, 0] == MANY_UNITS * 63 * 127
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -341,3 +423,15 @@ def test_saturated_gates_stay_exact_in_int8(cell: str) -> None:
     assert all(np.abs(x).max() <= 1.0 + 1e-6 for x in hidden)
     _, alone, _ = sequence.run(tokens[4:5], targets[4:5], [x[:1] for x in zeros])
     assert alone.tobytes() == logprobs[4:5].tobytes()
+    wanted, wanted_after = reference_logprobs(
+        loud, torch.from_numpy(tokens), loud.initial_states(9)
+    )
+    # A saturated gate leaves nothing to round; the scale is that of log-probabilities of -100.
+    assert np.median(np.abs(logprobs - wanted.numpy())) < 1e-4
+    for state, exact in zip(after, wanted_after, strict=True):
+        assert np.median(np.abs(state - exact.numpy())) < 1e-5
+    step = OnnxModel.load(onnx_graph.build(loud, "int8", "step"), loud.state_names)
+    written, states_after = stepped(step, tokens, zeros)
+    assert written.tobytes() == logprobs.tobytes()
+    # Equal but not in bytes: a closed gate makes -0.0, which onnxruntime's Where turns into 0.0.
+    assert all(map(np.array_equal, states_after, after))
