@@ -30,6 +30,8 @@ from service.session import OnnxSession
 WORK = Path(__file__).parent / ".work"
 BATCHES = (1, 16, 64)
 _TOKENS = 256  # steps a row and slice: one answer of the longest length in the mix
+_TOKENS_OF_LARGE = 64  # the same from 1,024 units on, where a step is long
+_BARE_STEPS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +84,17 @@ class EngineUnderLoad:
         )
         self.scheduler.start()
 
-    def generate(self, rows: int) -> int:
+    def generate(self, rows: int, tokens: int) -> int:
         """Tokens written by so many rows that step together."""
         prompt = np.array([BOS_ID, 40], np.uint16)
         self._done.clear()
         self._left = rows
         for seed in range(rows):
-            write = WriteRow(params=SamplingParams(), seed=seed, choice=0, max_tokens=_TOKENS)
+            write = WriteRow(params=SamplingParams(), seed=seed, choice=0, max_tokens=tokens)
             read = ReadRow(prompt, np.zeros_like(prompt), wants_continuation=True)
             self.scheduler.submit(Job([Work(read, [write])]))
         self._done.wait()
-        return rows * _TOKENS
+        return rows * tokens
 
     def _deliver(self, jobs: list[Job]) -> None:
         for job in jobs:
@@ -109,9 +111,9 @@ def bare_loop(session: OnnxSession, rows: int) -> Callable[[], int]:
     stepper.tokens[:] = np.random.default_rng(0).integers(4, session.vocab_size, rows)
 
     def run() -> int:
-        for _ in range(_TOKENS // 8):
+        for _ in range(_BARE_STEPS):
             stepper.step(rows)
-        return rows * _TOKENS // 8
+        return rows * _BARE_STEPS
 
     return run
 
@@ -146,9 +148,9 @@ def integer_products(num_layers: int, hidden_size: int, rows: int) -> Callable[[
     }
 
     def run() -> int:
-        for _ in range(_TOKENS // 8):
+        for _ in range(_BARE_STEPS):
             session.run(None, feeds)
-        return rows * _TOKENS // 8
+        return rows * _BARE_STEPS
 
     return run
 
@@ -174,11 +176,12 @@ def engine_rows(name: str, shape: tuple[int, int], *, rounds: int, slice_s: floa
     sessions = {x: OnnxSession(bundle, x) for x in precisions}
     engines = {x: EngineUnderLoad(sessions[x]) for x in precisions}
     rows = []
+    steps = _TOKENS if shape[1] < 1024 else _TOKENS_OF_LARGE
     for batch in BATCHES:
         subjects: dict[str, Callable[[], int]] = {
             "products": integer_products(*shape, batch),
             **{f"bare {x}": bare_loop(sessions[x], batch) for x in precisions},
-            **{f"engine {x}": partial(engines[x].generate, batch) for x in precisions},
+            **{f"engine {x}": partial(engines[x].generate, batch, steps) for x in precisions},
         }
         timing = interleaved(subjects, rounds=rounds, slice_s=slice_s)
         where = f"{name}, {batch} row{'s' * (batch > 1)}"

@@ -17,7 +17,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from bench.load import Endpoint, Request, closed_loop, cpu_s, mix, percentile, rss_bytes
+from bench.load import Endpoint, Request, closed_loop, cpu_s, mix, percentile
 from bench.models import ensure
 from bench.report import RESULTS, Row
 from bench.server import ROOT, Server, unroll
@@ -40,9 +40,6 @@ def http_rows(work: Path, *, quick: bool) -> list[Row]:
         rows += _growth_with_clients(server, name, duration_s=1.5 if quick else 4.0)
     with unroll(ROOT / "models", logs / "idle.log") as server:
         rows.append(_idle(server, duration_s=5.0 if quick else 20.0))
-    small = ensure(work, 1, 128)
-    with unroll(work / "models" / small, logs / "memory.log") as server:
-        rows.append(_memory(server, small, total_bytes=(2 if quick else 100) * 2**20))
     return rows
 
 
@@ -171,21 +168,6 @@ def _idle(server: Server, *, duration_s: float) -> Row:
     time.sleep(duration_s)
     used = (cpu_s(server.pid) - before) / duration_s
     return Row("idle server with three models: processor", 100 * used, "% of a core")
-
-
-def _memory(server: Server, name: str, *, total_bytes: int) -> Row:
-    """Resident memory that a long text adds, sent in requests of lines as clients do."""
-    line_chars, lines = 1024, 1024
-    texts = [text_of(line_chars, i) for i in range(lines)]
-    post(f"{server.url}/score", {"model": name, "text": texts[:64]})
-    before = highest = rss_bytes(server.pid)
-    sent = 0
-    while sent < total_bytes:
-        post(f"{server.url}/score", {"model": name, "text": texts})
-        sent += lines * line_chars
-        highest = max(highest, rss_bytes(server.pid))
-    label = f"{name}: memory added by scoring {total_bytes // 2**20} MB in requests of 1 MB"
-    return Row(label, (highest - before) / 2**20, "MiB")
 
 
 def _ms(seconds: Sequence[float]) -> float:

@@ -37,10 +37,11 @@ def lines() -> list[str]:
             "`/generate`, 1 client, 32 tokens, p50 over the bare graph",
         ),
         (f"{_MODEL}: /generate, 1 client, first token", "`/generate`, 1 client, first token, p50"),
-        ("lstm-1x128: memory added", "memory that scoring 100 MB in requests of 1 MB adds"),
         ("idle server with three models", "idle server with three models, processor"),
     ):
         table.append(_line(what, _row(engine, start, prefix=True)))
+    memory = json.loads((RESULTS / "memory.json").read_text())["rows"][0]
+    table.append(_line("memory that scoring 100 MB of text in requests of 1 MB adds", memory))
     return table
 
 

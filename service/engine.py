@@ -462,12 +462,15 @@ class Engine:
                     scheduler.cancel(job)
 
     def _shared_out(self, works: Sequence[Work]) -> list[tuple[Scheduler, list[Work]]]:
-        """Each piece of work to the worker with the least to do."""
+        """Each piece of work to the worker with the least to do.
+
+        By length, since rows that are read together should end together.
+        """
         if not works:
             return []
         loads = [scheduler.load for scheduler in self.schedulers]
         shares: list[list[Work]] = [[] for _ in self.schedulers]
-        for work in works:
+        for work in sorted(works, key=lambda work: work.read.remaining, reverse=True):
             least = loads.index(min(loads))
             loads[least] += work.rows
             shares[least].append(work)

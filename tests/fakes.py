@@ -169,22 +169,25 @@ class FakeStepper:
         self.capacity = capacity
         self.tokens = np.zeros(capacity, np.int64)
         self.logprobs = np.zeros((capacity, session.vocab_size), np.float32)
-        # Not through initial_states, which a test may let raise.
-        self.states: States = (
-            np.zeros((capacity, 1), np.float32),
-            np.zeros((capacity, 2, 2), np.float32),
-        )
+        # Two sets, one the past of the other. Not through initial_states, which may raise here.
+        self._sets: list[States] = [
+            (np.zeros((capacity, 1), np.float32), np.zeros((capacity, 2, 2), np.float32))
+            for _ in range(2)
+        ]
+
+    @property
+    def states(self) -> States:
+        return self._sets[0]
 
     def step(self, rows: int) -> None:
         lengths = np.ones(rows, np.int32)
         states = tuple(state[:rows] for state in self.states)
         logprobs, after = self._session.read(self.tokens[:rows, None], lengths, states)
         self.logprobs[:rows] = logprobs[:, 0]
-        # Other arrays after every step, as with a real one.
-        moved = tuple(state.copy() for state in self.states)
-        for state, new in zip(moved, after, strict=True):
+        # As with a real one: who keeps a view of a state sees it overwritten two steps later.
+        self._sets.reverse()
+        for state, new in zip(self.states, after, strict=True):
             state[:rows] = new
-        self.states = moved
 
 
 def sample(

@@ -232,7 +232,12 @@ async def ask(engine: Engine, texts: list[str], scores: bool, seed: int) -> Any:
     generated = await engine.generate(
         texts,
         GenerateOptions(
-            max_tokens=12, sampling=how, seed=seed, n=1 + seed % 3, echo=True, logprobs=seed % 2
+            max_tokens=12,
+            sampling=how,
+            seed=seed,
+            n=1 + seed % 3,
+            echo=seed % 2 == 1,
+            logprobs=1 if seed > 2 else None,
         ),
     )
     return [replace(x, cached_tokens=0) for x in generated]

@@ -72,6 +72,23 @@ def test_a_context_is_read_once_for_all_texts_and_for_the_next_request(fresh: Ap
     assert usage(fresh, "/score", text="hello", context=LONG) == (len(LONG) + 5, len(LONG))
 
 
+def test_the_context_of_a_lone_text_is_known_to_the_next_request(fresh: AppClient) -> None:
+    assert usage(fresh, "/score", text="abc", context=LONG) == (len(LONG) + 3, 0)
+    assert usage(fresh, "/score", text="hello", context=LONG) == (len(LONG) + 5, len(LONG))
+    # Too short to be worth a run of its own.
+    for _ in range(2):
+        assert usage(fresh, "/score", text="abc", context="xyz") == (6, 0)
+
+
+def test_a_prompt_that_is_known_to_its_end_is_not_read_again_with_others(fresh: AppClient) -> None:
+    known, other = LONG * 2, LONG[:30] + "zzz"
+    usage(fresh, "/generate", prompt=known, max_tokens=1)
+    # What the two share was not kept by itself: of both and their bos, these are run.
+    total, cached = usage(fresh, "/generate", prompt=[known, other], max_tokens=1)
+    assert total == len(known) + len(other)
+    assert total + 2 - cached == 1 + 30 + 3
+
+
 def test_texts_that_are_counted_are_shared_and_not_kept(fresh: AppClient) -> None:
     texts = [LONG + "a", LONG + "b"]
     assert usage(fresh, "/score", text=texts) == (2 * (len(LONG) + 1), len(LONG))
@@ -109,14 +126,20 @@ def test_without_memory_for_it_nothing_is_known(models_dir: Any) -> None:
 
 @pytest.mark.parametrize("path", ["/generate", "/score"])
 @pytest.mark.parametrize("model", ["tiny-rnn", "tiny-gru", "tiny-lstm"])
+@pytest.mark.parametrize("details", [False, True])
+@pytest.mark.parametrize(
+    "texts", [[LONG, LONG[:30], LONG + " and", LONG + " or", "", "a", LONG], [LONG] * 3]
+)
 def test_an_answer_is_the_same_cold_warm_and_shared(
-    fresh: AppClient, models_dir: Any, model: str, path: str
+    fresh: AppClient, models_dir: Any, *, model: str, path: str, details: bool, texts: list[str]
 ) -> None:
-    texts = [LONG, LONG[:30], LONG + " and", LONG + " or", "", "a", LONG]
+    body: dict[str, Any]
     if path == "/generate":
-        body = {"prompt": texts, "max_tokens": 9, "n": 2, "seed": 3, "echo": True, "logprobs": 2}
+        body = {"prompt": texts, "max_tokens": 9, "n": 2, "seed": 3}
+        body |= {"echo": True, "logprobs": 2} if details else {}
     else:
-        body = {"text": texts, "context": LONG, "tokens": True, "top_logprobs": 2, "eos": True}
+        body = {"text": texts, "context": LONG, "eos": True}
+        body |= {"tokens": True, "top_logprobs": 2} if details else {}
     cold, warm = (fresh.ask(path, model=model, **body)["results"] for _ in range(2))
     settings = Settings(models_dir=models_dir, prefix_cache_bytes=0, engine_threads=1)
     key = "prompt" if path == "/generate" else "text"

@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +56,14 @@ def test_the_least_recently_used_are_forgotten_and_the_bytes_stay_bounded() -> N
     assert cache.size_bytes == 3 * SIZE
 
 
+def test_what_is_put_again_is_used_again_and_keeps_its_first_value() -> None:
+    cache = PrefixCache(2 * SIZE)
+    for token, number in ((0, 10), (1, 11), (0, 12), (2, 13)):
+        cache.put(ids(token), leads_to(number))
+    assert number_of(cache.longest(ids(0), 1)) == (1, 10)
+    assert cache.longest(ids(1), 1) is None
+
+
 def test_without_memory_nothing_is_kept_nor_what_is_larger_than_all_of_it() -> None:
     for size in (0, SIZE - 1):
         cache = PrefixCache(size)
@@ -87,7 +96,46 @@ def test_the_cache_is_an_ordered_dictionary_of_bounded_size(
             if known:
                 model.move_to_end(known[-1])
         assert len(cache) == len(model)
+        assert cache._lengths == sorted({len(x) for x in model})
         assert cache.size_bytes == len(model) * SIZE
+
+
+def test_what_is_larger_than_all_of_it_drives_nothing_out() -> None:
+    cache = PrefixCache(2 * SIZE)
+    cache.put(ids(1), leads_to(1))
+    huge = Continuation((np.zeros((1, 1000), np.float32),), np.zeros(6, np.float32))
+    cache.put(ids(2), huge)
+    assert cache.longest(ids(2), 1) is None
+    assert number_of(cache.longest(ids(1), 1)) == (1, 1)
+
+
+class Guarded(OrderedDict[Any, Any]):
+    """Entries that are touched under the lock alone."""
+
+    def __init__(self, cache: PrefixCache) -> None:
+        super().__init__()
+        self._cache = cache
+
+    def __contains__(self, key: object) -> bool:
+        assert self._cache._lock.locked()
+        return super().__contains__(key)
+
+    def __getitem__(self, key: Any) -> Any:
+        assert self._cache._lock.locked()
+        return super().__getitem__(key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        assert self._cache._lock.locked()
+        super().__setitem__(key, value)
+
+
+def test_entries_are_touched_under_the_lock_alone() -> None:
+    cache = PrefixCache(2 * SIZE)
+    cache._entries = Guarded(cache)
+    for token in (0, 1, 0, 2, 3):
+        cache.put(ids(token), leads_to(token))
+        assert cache.longest(ids(token, 9), 2) is not None
+        assert cache.longest(ids(9), 1) is None
 
 
 def test_threads_may_put_and_look_at_the_same_time() -> None:

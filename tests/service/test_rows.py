@@ -432,6 +432,13 @@ def test_a_long_text_is_written_block_by_block_as_token_by_token() -> None:
     assert answer(Work(read, long)).choices == expected.choices
 
 
+def stepping(choice: int) -> WriteRow:
+    """A row of any kind: what its prompt holds counts as nothing that it wrote."""
+    top = choice if choice % 2 else None
+    stop = ((5, 6), (9,)) if choice % 3 else ()
+    return writer(choice=choice, max_tokens=9, how=HOWS[-choice], stop=stop, top=top)
+
+
 @several
 @given(
     prompts=st.lists(st.tuples(texts, st.integers(0, 6)), min_size=1, max_size=6),
@@ -455,16 +462,17 @@ def test_a_prompt_that_is_read_in_steps_is_continued_as_one_that_is_read_alone(
             start = continued(session, ids[:-1]).continuation
             assert start is not None
             read.resume(len(ids), start.states)
-        works.append(Work(read, [writer(choice=len(works), max_tokens=9)]))
+        works.append(Work(read, [stepping(len(works))]))
         batch.add_reading(works[-1].write[0], read)
     while batch.rows:
         batch.sample()
         if batch.rows:
             assert batch.run() == []
     for (ids, _), work in zip(prompts, works, strict=True):
-        choice = work.write[0].choice
-        alone = Work(counted(ids, goes_on=True), [writer(choice=choice, max_tokens=9)])
+        (row,) = work.write
+        alone = Work(counted(ids, goes_on=True), [stepping(row.choice)])
         assert answer(work).choices == answer_alone(alone, session).choices
+        assert len(row.details) == (len(row.tokens) if row.detail_top is not None else 0)
         after = continued(session, ids).continuation
         assert after is not None
         assert work.read.continuation is not None
@@ -509,6 +517,31 @@ def test_a_row_that_is_removed_keeps_what_it_has() -> None:
     )
     assert tuple(rows[0].tokens) == expected.choices[0][0][:7]
     assert answer(Work(read, rows[1:])).choices == expected.choices[1:]
+
+
+@pytest.mark.parametrize("joins_at", [249, 250, 256, 260])
+def test_a_prompt_is_read_while_the_block_of_another_row_ends(joins_at: int) -> None:
+    session = FakeSession(vocab_size=40)
+    session._table[:, EOS_ID] = -60.0
+    first = continued(session, [5])
+    assert first.continuation is not None
+    batch = WriteBatch(session, 4)
+    works = [Work(first, [writer(max_tokens=300)])]
+    batch.add(works[0].write[0], first.continuation)
+    for _ in range(joins_at):
+        batch.sample()
+        batch.run()
+    tokens = np.array([BOS_ID, *[6] * 9], np.uint16)
+    read = ReadRow(tokens, np.full_like(tokens, PAD_ID), wants_continuation=True)
+    works.append(Work(read, [writer(choice=1, max_tokens=280)]))
+    batch.add_reading(works[1].write[0], read)
+    write_to_the_end(batch)
+    for work, ids, row in (
+        (works[0], [5], writer(max_tokens=300)),
+        (works[1], [6] * 9, writer(choice=1, max_tokens=280)),
+    ):
+        alone = Work(counted(ids, goes_on=True), [row])
+        assert answer(work).choices == answer_alone(alone, session).choices
 
 
 ENDS = [1, 255, 256, 257, 511, 512, 513]

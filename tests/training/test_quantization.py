@@ -38,7 +38,8 @@ weights = st.lists(
 ).map(lambda rows: np.array(rows, np.float32))
 
 
-SUBNORMAL = np.array([[1e-45, 2e-43, 0.0], [0.0, 3e-43, 1e-38]], np.float32)
+# 185 of the smallest numbers: a 127th of that rounds to one of them, and 185 steps do not fit.
+SUBNORMAL = np.array([[1e-45, 2e-43, 0.0], [0.0, 2.6e-43, 1e-38]], np.float32)
 
 
 @settings(max_examples=100, deadline=None)
