@@ -1,9 +1,11 @@
 """`python -m service`: serve the bundles of a folder over HTTP."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from types import FrameType
 
@@ -50,7 +52,16 @@ def create_worker() -> FastAPI:
     """
     settings = load_settings(_arguments(), os.environ)
     _log_to_stderr(settings)
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     return create_app(settings)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed tells nobody, and its workers would hold the port for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _serve(app: FastAPI | str, settings: Settings) -> None:

@@ -3,8 +3,8 @@
 B batch, T time, H hidden, G gates of the cell (rnn 1, gru 3, lstm 4).
 
 A step is written once and used twice, as the step graph and as the body of the sequence graph's
-Scan: the same operators on the same numbers, so that the two agree to the bit. Every operator
-computes a row from that row alone.
+Scan: the same operators on the same numbers, so that the two agree to the bit (but for the sign of
+a zero, which onnxruntime's `Where` drops). Every operator computes a row from that row alone.
 """
 
 from collections.abc import Callable

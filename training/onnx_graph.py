@@ -32,7 +32,9 @@ ROLES: dict[Precision, tuple[Role, ...]] = {"fp32": ("sequence",), "int8": ("seq
 
 
 def build(model: LanguageModel, precision: Precision = "fp32", role: Role = "sequence") -> bytes:
-    """One graph of a model, checked by ONNX's own checker. `ROLES` says which there are."""
+    """One graph of a model, checked by ONNX's own checker. Raises ValueError outside of `ROLES`."""
+    if role not in ROLES[precision]:
+        raise ValueError(f"there is no {role} graph in {precision}")
     graph = GraphBuilder()
     for axis in range(3):
         graph.constant(f"axis_{axis}", np.array([axis], np.int64))

@@ -74,6 +74,16 @@ def test_a_worker_that_dies_is_replaced(models_dir: Path) -> None:
         assert ask(server.url, 1) == ask(server.url, 1)
 
 
+def test_workers_do_not_outlive_the_process_that_started_them(models_dir: Path) -> None:
+    with serve(models_dir, workers=2) as server:
+        workers = workers_of(server.process.pid)
+        server.process.kill()
+        _, alive = psutil.wait_procs(workers, timeout=15)
+        for worker in alive:
+            worker.kill()
+        assert not alive
+
+
 def test_workers_do_not_start_on_a_bundle_that_cannot_be_served(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     command = [sys.executable, "-m", "service", "--models-dir", str(tmp_path), "--workers", "2"]

@@ -167,6 +167,14 @@ def test_a_huge_file_is_refused_before_it_is_read(folder: Path, file: str, limit
         (lambda x: x.update(precision="int8"), "there is no sequence graph in int8"),
         (lambda x: x["graphs"][0].update(role="step"), "there is no sequence graph in fp32"),
         (
+            lambda x: (
+                x.update(precision="int8"),
+                x["graphs"][0].update(precision="int8"),
+                [vector.update(precision="int8") for vector in x["golden"]],
+            ),
+            "there is no sequence graph in fp32",
+        ),
+        (
             lambda x: x["graphs"].append({**x["graphs"][0], "file": "other.onnx"}),
             "one graph for each precision and role",
         ),

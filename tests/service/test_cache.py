@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -87,6 +87,17 @@ def test_a_prompt_that_is_known_to_its_end_is_not_read_again_with_others(fresh: 
     total, cached = usage(fresh, "/generate", prompt=[known, other], max_tokens=1)
     assert total == len(known) + len(other)
     assert total + 2 - cached == 1 + 30 + 3
+
+
+def test_what_is_counted_in_one_text_and_read_in_another_is_not_shared(fresh: AppClient) -> None:
+    texts, contexts = [LONG + "abc", "abc"], ["", LONG]
+    together = fresh.ask("/score", model="tiny-gru", text=texts, context=contexts)
+    assert together["usage"]["cached_tokens"] == 0
+    alone = [
+        fresh.ask("/score", model="tiny-gru", text=text, context=context)["results"][0]
+        for text, context in zip(texts, contexts, strict=True)
+    ]
+    assert together["results"] == alone
 
 
 def test_texts_that_are_counted_are_shared_and_not_kept(fresh: AppClient) -> None:
@@ -244,17 +255,23 @@ def test_what_is_not_cached_is_run_and_nothing_else(
 ) -> None:
     session = Counting()
     engine = engine_of(session, prefix_cache_bytes=room)
+    plain = engine_of(FakeSession(), prefix_cache_bytes=0)
+    options = ScoreOptions(tokens=True, top_logprobs=1)
 
     async def work() -> None:
         engine.start()
+        plain.start()
         for request in requests:
             texts, contexts = zip(*request, strict=True)
             session.tokens_run = 0
-            scored = await engine.score(texts, contexts, ScoreOptions())
+            scored = await engine.score(texts, contexts, options)
             told = sum(x.prompt_tokens - x.cached_tokens for x in scored)
             assert session.tokens_run == told
             assert engine._prefixes.size_bytes <= room
+            alone = [(await plain.score([x], [y], options))[0] for x, y in request]
+            assert [replace(x, cached_tokens=0) for x in scored] == alone
         await engine.stop()
+        await plain.stop()
 
     asyncio.run(work())
 

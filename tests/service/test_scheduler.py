@@ -13,7 +13,14 @@ from service.bundle import BOS_ID, PAD_ID
 from service.errors import EngineStopped, ModelFailure, QueueFull
 from service.rows import ReadRow, WriteRow
 from service.sampling import SamplingParams
-from service.scheduler import READ_CHUNK, READ_CHUNK_WHILE_WRITING, Job, Scheduler, Work
+from service.scheduler import (
+    MAX_STEPPED_PROMPT,
+    READ_CHUNK,
+    READ_CHUNK_WHILE_WRITING,
+    Job,
+    Scheduler,
+    Work,
+)
 from tests.fakes import (
     RARE,
     FakeSession,
@@ -521,6 +528,26 @@ def test_a_short_prompt_is_read_in_the_steps_of_those_who_write() -> None:
         inbox.wait_for(first, second)
     assert {(run.kind, run.time) for run in session.runs} == {("read", 1)}
     assert max(run.rows for run in session.runs) == 2
+    assert_as_alone(first, second)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_longer_prompt_is_read_in_runs_of_its_own_beside_those_who_write(more: int) -> None:
+    gate, inbox = Gate(), Inbox()
+    session = FakeSession(gate=gate)
+    with running(session, inbox) as scheduler:
+        first = Job([endless()])
+        scheduler.submit(first)
+        gate.let_through()  # its text
+        gate.wait()  # its first step
+        session.runs.clear()
+        ids = [4] * (MAX_STEPPED_PROMPT - 1 + more)  # and bos
+        second = Job([work(ids, choices=1, max_tokens=6, counts=False)])
+        scheduler.submit(second)
+        gate.open()
+        inbox.wait_for(first, second)
+    longest = max(run.time for run in session.runs)
+    assert longest == (READ_CHUNK_WHILE_WRITING if more else 1)
     assert_as_alone(first, second)
 
 

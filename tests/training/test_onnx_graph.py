@@ -435,3 +435,9 @@ def test_saturated_gates_stay_exact_in_int8(cell: str) -> None:
     assert written.tobytes() == logprobs.tobytes()
     # Equal but not in bytes: a closed gate makes -0.0, which onnxruntime's Where turns into 0.0.
     assert all(map(np.array_equal, states_after, after))
+
+
+def test_there_is_no_step_graph_in_fp32() -> None:
+    model, _ = models("lstm", 1)
+    with pytest.raises(ValueError, match="there is no step graph in fp32"):
+        onnx_graph.build(model, "fp32", "step")
