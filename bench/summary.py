@@ -27,8 +27,8 @@ def lines() -> list[str]:
     for name, what in ((_MODEL, "2 × 512"), (_SMALL, "2 × 128")):
         row = _row(peers, f"{name}, 32 clients: Unroll")
         table.append(_line(f"`/generate`, {what} units, 32 clients, 8 to 256 tokens", row))
-    row = _row(peers, f"{_MODEL}, 32 clients: Unroll, 8 tokens, p50")
-    table.append(_line("the same, an answer of 8 tokens, p50", row))
+        row = _row(peers, f"{name}, 32 clients: Unroll, 8 tokens, p50")
+        table.append(_line("the same, an answer of 8 tokens, p50", row))
     row = _row(peers, f"{_MODEL}: Unroll, one process, scoring 1,000 lines")
     table.append(_line("`/score`, 1,000 lines in one request", row))
     for start, what in (

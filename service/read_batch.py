@@ -16,6 +16,8 @@ from service.session import FloatArray, Session, States
 
 # Floats of one [B, T, V] result: bounds the memory of a read, whatever the vocabulary.
 _MAX_RESULT_FLOATS = 4 * 2**20
+# Rows times tokens of one run: bounds what the graph holds meanwhile, a few kilobytes for each.
+_MAX_POSITIONS = 2048
 # A run is at least this long where a chunk allows it, however soon its shortest row ends.
 _MIN_CHUNK = 16
 
@@ -89,7 +91,8 @@ class ReadBatch:
     def _time(self, chunk_tokens: int) -> int:
         """Tokens to read: up to the end of the shortest row, so that few rows run to no use."""
         remaining = [row.remaining for row in self.rows]
-        fitting = max(1, _MAX_RESULT_FLOATS // (len(self.rows) * self._session.vocab_size))
+        floats = len(self.rows) * self._session.vocab_size
+        fitting = max(1, min(_MAX_RESULT_FLOATS // floats, _MAX_POSITIONS // len(self.rows)))
         useful = min(max(min(remaining), _MIN_CHUNK), max(remaining))
         return min(useful, chunk_tokens, fitting)
 
