@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from service.bundle import BOS_ID, EOS_ID, PAD_ID
 from service.errors import ModelFailure
-from service.read_batch import _MAX_RESULT_FLOATS, ReadBatch
+from service.read_batch import _MAX_POSITIONS, _MAX_RESULT_FLOATS, ReadBatch
 from service.rows import Continuation, ReadRow, TokenDetails, WriteRow
 from service.sampling import SamplingParams
 from service.scheduler import Work
@@ -177,6 +177,16 @@ def test_the_result_of_a_run_is_bounded_whatever_the_vocabulary() -> None:
     read_to_the_end(batch, [64])
     assert all(run.rows * run.time * 60_000 <= _MAX_RESULT_FLOATS for run in session.runs)
     assert max(run.time for run in session.runs) == _MAX_RESULT_FLOATS // (8 * 60_000)
+
+
+def test_the_positions_of_a_run_are_bounded_whatever_the_rows() -> None:
+    session = FakeSession()
+    batch = ReadBatch(session)
+    for _ in range(100):
+        batch.add(counted([5] * 39))
+    read_to_the_end(batch, [64])
+    per_run = _MAX_POSITIONS // 100
+    assert [run.time for run in session.runs] == [per_run] * (40 // per_run)
 
 
 def test_nothing_moves_when_a_run_raises() -> None:

@@ -317,6 +317,20 @@ def test_pieces_of_a_file_are_together_its_normal_form(
     assert "".join(pieces) == normalize(text, rules)
 
 
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_a_sigma_looks_past_what_lower_casing_ignores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """Unicode's rule for a final sigma: a point or an apostrophe does not end a word."""
+    monkeypatch.setattr(corpora, "_READ_BYTES", block)
+    rules = Normalization(lowercase=True)
+    path = tmp_path / "text.txt"
+    for mark in map(chr, range(0x21, 0x7F)):
+        for text in (f"a{mark}Σ", f"bba{mark}{mark}Σ", f"aΣ{mark}a", f"aΣ{mark}{mark}abb"):
+            path.write_text(text, encoding="utf-8")
+            assert "".join(stream_text(path, rules)) == text.lower()
+
+
 @given(awkward.filter(lambda x: x.strip("\r\n") != ""), st.integers(1, 7), st.booleans())
 @quick
 def test_small_blocks_give_the_same_ids_as_one_block(
