@@ -21,14 +21,21 @@ from service.bundle import (
     Metrics,
     Normalization,
     TrainingRecord,
-    VocabFile,
     Vocabulary,
     write_bundle,
 )
-from service.bundle.store import sha256, vocab_bytes
+from service.bundle.store import vocab_bytes
 from training.config import ModelConfig
 from training.corpus import Split
-from training.export import build_graphs, describe, file_name, model_shape, state_tensors
+from training.export import (
+    VOCAB_FILE,
+    build_graphs,
+    describe,
+    describe_vocab,
+    file_name,
+    model_shape,
+    state_tensors,
+)
 from training.language_model import LanguageModel
 from training.parity import golden_vectors
 
@@ -77,7 +84,6 @@ def ensure(work: Path, num_layers: int, hidden_size: int, cell: str = "lstm") ->
 def _write_bundle(folder: Path, model: LanguageModel) -> None:
     """Each bundle in a models folder of its own: a server serves all that it finds in one."""
     vocab = Vocabulary.of_characters(ALPHABET)
-    vocabulary = vocab_bytes(vocab)
     graphs = build_graphs(model)
     ids = np.array([BOS_ID, *vocab.encode("held out by nobody")], np.uint16)
     manifest = Manifest(
@@ -89,15 +95,7 @@ def _write_bundle(folder: Path, model: LanguageModel) -> None:
         task="language_model",
         tokenization="character",
         normalization=Normalization(),
-        vocab=VocabFile(
-            file="vocab.json",
-            sha256=sha256(vocabulary),
-            size=len(vocab),
-            pad=0,
-            bos=1,
-            eos=2,
-            unk=3,
-        ),
+        vocab=describe_vocab(vocab),
         graphs=[describe(*kind, data) for kind, data in graphs.items()],
         precision="int8",
         states=state_tensors(model),
@@ -118,7 +116,7 @@ def _write_bundle(folder: Path, model: LanguageModel) -> None:
         golden=golden_vectors(model, Split(ids, np.array([0, len(ids)])), vocab, ["fp32", "int8"]),
     )
     files = {file_name(*kind): data for kind, data in graphs.items()}
-    write_bundle(folder, manifest, {"vocab.json": vocabulary, **files})
+    write_bundle(folder, manifest, {VOCAB_FILE: vocab_bytes(vocab), **files})
 
 
 def _write_weights(folder: Path, model: LanguageModel) -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
@@ -48,9 +47,9 @@ def main() -> int:
 def create_worker() -> FastAPI:
     """The application of one of several server processes: uvicorn's workers import it by name.
 
-    It has the parent's command line and environment.
+    It has the parent's environment, and its command line too: multiprocessing hands that on.
     """
-    settings = load_settings(_arguments(), os.environ)
+    settings = load_settings(sys.argv[1:], os.environ)
     _log_to_stderr(settings)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     return create_app(settings)
@@ -75,11 +74,6 @@ def _serve(app: FastAPI | str, settings: Settings) -> None:
         access_log=False,
         timeout_graceful_shutdown=GRACE_S,
     )
-
-
-def _arguments() -> Sequence[str]:
-    """The flags: multiprocessing hands the parent's command line on to a spawned process."""
-    return sys.argv[1:]
 
 
 def _log_to_stderr(settings: Settings) -> None:

@@ -74,7 +74,6 @@ def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None 
     precisions: list[Precision] = ["fp32", "int8"] if precision == "int8" else ["fp32"]
     graphs = {kind: data for kind, data in graphs.items() if kind[0] in precisions}
     measured = [measurement(kind, "model", score) for kind, score in scores.items()]
-    vocabulary = vocab_bytes(vocab)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         name=name or config.name,
@@ -84,15 +83,7 @@ def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None 
         task="language_model",
         tokenization="character",
         normalization=config.data.normalization,
-        vocab=VocabFile(
-            file=VOCAB_FILE,
-            sha256=sha256(vocabulary),
-            size=len(vocab),
-            pad=0,
-            bos=1,
-            eos=2,
-            unk=3,
-        ),
+        vocab=describe_vocab(vocab),
         graphs=[describe(*kind, data) for kind, data in graphs.items()],
         precision=precision,
         states=state_tensors(model),
@@ -124,7 +115,7 @@ def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None 
         golden=golden_vectors(model, held_out, vocab, precisions),
     )
     files = {file_name(*kind): data for kind, data in graphs.items()}
-    return write_bundle(models_dir, manifest, {VOCAB_FILE: vocabulary, **files})
+    return write_bundle(models_dir, manifest, {VOCAB_FILE: vocab_bytes(vocab), **files})
 
 
 def build_graphs(model: LanguageModel) -> Graphs:
@@ -181,6 +172,12 @@ def describe(precision: Precision, role: Role, graph: bytes) -> Graph:
         inputs=[_describe_tensor(x) for x in proto.graph.input],
         outputs=[_describe_tensor(x) for x in proto.graph.output],
     )
+
+
+def describe_vocab(vocab: Vocabulary) -> VocabFile:
+    """The vocabulary's file as the manifest writes it."""
+    checksum = sha256(vocab_bytes(vocab))
+    return VocabFile(file=VOCAB_FILE, sha256=checksum, size=len(vocab), pad=0, bos=1, eos=2, unk=3)
 
 
 def state_tensors(model: LanguageModel) -> list[StateTensor]:
