@@ -1,4 +1,4 @@
-"""`python -m training`: train, evaluate, sample, export, baselines."""
+"""`python -m training`: train, evaluate, sample, translate, export, baselines."""
 
 import os
 
@@ -12,22 +12,45 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from service.bundle import BundleError, Vocabulary, read_bundle
+from service.bundle import (
+    BundleError,
+    EncoderDecoderManifest,
+    PairMetrics,
+    Vocabulary,
+    normalize,
+    read_any_bundle,
+    read_bundle,
+)
+from training import checkpoint
 from training import corpus as corpora
-from training.checkpoint import CheckpointError
-from training.config import NAME_PATTERN, Config, ConfigError, load_config
+from training.bundle_parts import ExportError
+from training.checkpoint import LAST, CheckpointError
+from training.config import NAME_PATTERN, Config, ConfigError, PairConfig, load_config
+from training.encoder_decoder_task import (
+    EncoderDecoderTask,
+    LengthLimit,
+    load_best_pairs,
+    translate_texts,
+)
 from training.evaluation import evaluate
 from training.export import export, held_out_split
-from training.parity import ExportError
+from training.language_model_task import LanguageModelTask, load_best
+from training.pair_export import export_pairs
+from training.pair_report import NearestSource, baselines, measure_pairs, pair_table
+from training.pairs import PairCorpus, prepare_pairs
 from training.report import measure_baselines, measurement, table
 from training.sampling import sample
-from training.trainer import LAST, Stopped, Trainer, TrainingError, load_best
+from training.task import Evaluation, TrainingError
+from training.trainer import Stopped, Trainer
 
 CONFIG_FILE = "config.toml"
+METRICS_FILE = "metrics.json"
 # The configuration's own folder, so that its relative paths hold inside a run's folder too.
 BASE_FILE = "base.txt"
 
@@ -80,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluating = commands.add_parser("evaluate", help="score a split with a run's best weights")
     evaluating.add_argument("run", type=Path, metavar="RUN")
-    evaluating.add_argument("--split", choices=corpora.SPLITS, help="default: test, else valid")
+    evaluating.add_argument("--split", help="default: test, else valid")
     evaluating.set_defaults(command=_evaluate)
 
     sampling = commands.add_parser("sample", help="write text with a run's best weights")
@@ -91,13 +114,19 @@ def _parser() -> argparse.ArgumentParser:
     sampling.add_argument("--seed", type=_natural, default=1)
     sampling.set_defaults(command=_sample)
 
+    translating = commands.add_parser("translate", help="translate with a run's best weights")
+    translating.add_argument("run", type=Path, metavar="RUN")
+    translating.add_argument("source", nargs="+", metavar="TEXT")
+    translating.add_argument("--beam-size", type=_positive, help="default: the configuration's")
+    translating.set_defaults(command=_translate)
+
     exporting = commands.add_parser("export", help="write a run's best weights as a bundle")
     exporting.add_argument("run", type=Path, metavar="RUN")
     exporting.add_argument("--models", type=Path, default=Path("models"))
     exporting.add_argument("--name", type=_name, help="default: the configuration's")
     exporting.set_defaults(command=_export)
 
-    baselines = commands.add_parser("baselines", help="measure the n-gram floors of a corpus")
+    baselines = commands.add_parser("baselines", help="measure the floors below a configuration")
     baselines.add_argument("config", type=Path, metavar="CONFIG.toml")
     baselines.add_argument("--run", type=Path, help="the run's folder (default: runs/NAME)")
     baselines.set_defaults(command=_baselines)
@@ -109,6 +138,12 @@ def _natural(text: str) -> int:
     if not 0 <= value < 2**63:
         raise argparse.ArgumentTypeError("a whole number from 0 to 2^63 - 1")
     return value
+
+
+def _positive(text: str) -> int:
+    if _natural(text) == 0:
+        raise argparse.ArgumentTypeError("a whole number from 1 up")
+    return int(text)
 
 
 def _temperature(text: str) -> float:
@@ -136,36 +171,64 @@ def _train(options: argparse.Namespace) -> None:
         )
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / BASE_FILE).write_text(str(options.config.resolve().parent))
+    train = _train_pairs if isinstance(config, PairConfig) else _train_language_model
+    train(config, run_dir, options)
+
+
+def _train_language_model(config: Config, run_dir: Path, options: argparse.Namespace) -> None:
     corpus = _open_corpus(config, run_dir)
     _say(
         f"{config.name}: {corpus.train.chars:,} characters to train, {corpus.valid.chars:,} to "
         f"validate, {corpus.test.chars:,} to test; {len(corpus.vocab)} tokens"
     )
-    trainer = Trainer(config, corpus, run_dir)
-    if options.resume:
-        trainer.resume()
-    # Only now: a configuration that is not this run's has been refused.
-    (run_dir / CONFIG_FILE).write_bytes(options.config.read_bytes())
-    valid = trainer.run(resumed=options.resume)
-    _say(f"best step {trainer.best_step}; {trainer.seconds:.0f} s of training and evaluation")
+    task = LanguageModelTask(config, corpus)
+    trainer = Trainer(config, task, run_dir)
+    valid = _run(trainer, options)
     name, held_out = held_out_split(corpus)
-    score = (
-        valid if name == "valid" else evaluate(trainer.evaluated_model, held_out, trainer.device)
-    )
+    score = evaluate(trainer.evaluated_model, held_out, task.device)
     measurements = [
         measurement(f"{config.name} (PyTorch)", "model", score),
         *measure_baselines(corpus.train, held_out, len(corpus.vocab), config.baselines),
     ]
     document = {"split": name, "measurements": [x.model_dump() for x in measurements]}
-    (run_dir / "metrics.json").write_text(json.dumps(document, indent=2) + "\n")
-    _say(f"valid: {valid.loss:.4f} nats/token, {valid.bits_per_char:.4f} bits/char")
+    (run_dir / METRICS_FILE).write_text(json.dumps(document, indent=2) + "\n")
+    loss = valid.values["loss"]
+    _say(f"valid: {loss:.4f} nats/token, {valid.values['bits_per_char']:.4f} bits/char")
     _say(table(f"{name}, {held_out.chars:,} characters", measurements))
 
 
+def _train_pairs(config: PairConfig, run_dir: Path, options: argparse.Namespace) -> None:
+    corpus = _open_pairs(config, run_dir)
+    task = EncoderDecoderTask(config, corpus)
+    trainer = Trainer(config, task, run_dir)
+    valid = _run(trainer, options)
+    metrics = measure_pairs(config, task, trainer.evaluated_model)
+    document = [x.model_dump() for x in metrics]
+    (run_dir / METRICS_FILE).write_text(json.dumps(document, indent=2) + "\n")
+    _say(f"valid: {valid.line}")
+    _say(pair_table(metrics))
+
+
+def _run(trainer: Trainer[Any], options: argparse.Namespace) -> Evaluation:
+    """Train to the end, from the last checkpoint where that is asked for."""
+    if options.resume:
+        trainer.resume()
+    # Only now: a configuration that is not this run's has been refused.
+    (options.run / CONFIG_FILE).write_bytes(options.config.read_bytes())
+    valid = trainer.run(resumed=options.resume)
+    _say(f"best step {trainer.best_step}; {trainer.seconds:.0f} s of training and evaluation")
+    return valid
+
+
 def _evaluate(options: argparse.Namespace) -> None:
+    if _is_pairs(options.run):
+        _evaluate_pairs(options)
+        return
     config, model, _ = load_best(options.run)
     corpus = _open_corpus(config, options.run)
     name = options.split or held_out_split(corpus)[0]
+    if name not in corpora.SPLITS:
+        raise ConfigError(f"--split: there are {', '.join(corpora.SPLITS)}")
     split = corpus.split(name)
     if split.chars == 0:
         raise ConfigError(f"the {name} split is empty")
@@ -173,7 +236,20 @@ def _evaluate(options: argparse.Namespace) -> None:
     _say(table(f"{name}, {split.chars:,} characters", [measurement(config.name, "model", score)]))
 
 
+def _evaluate_pairs(options: argparse.Namespace) -> None:
+    config, model, _, _, _ = load_best_pairs(options.run)
+    corpus = _open_pairs(config, options.run)
+    known = {x.name: x for x in (corpus.train, corpus.valid, *corpus.tests)}
+    if options.split and options.split not in known:
+        raise ConfigError(f"--split: there are {', '.join(known)}")
+    chosen = [known[options.split]] if options.split else corpus.held_out
+    task = EncoderDecoderTask(config, replace(corpus, tests=chosen))
+    _say(pair_table(measure_pairs(config, task, model)))
+
+
 def _sample(options: argparse.Namespace) -> None:
+    if _is_pairs(options.run):
+        raise ConfigError(f"{options.run}: an encoder-decoder; `translate` is its command")
     config, model, record = load_best(options.run)
     vocab = Vocabulary(record["vocab"])
     text = sample(
@@ -188,15 +264,48 @@ def _sample(options: argparse.Namespace) -> None:
     _say(options.prompt + text)
 
 
+def _translate(options: argparse.Namespace) -> None:
+    if not _is_pairs(options.run):
+        raise ConfigError(f"{options.run}: a language model; `sample` is its command")
+    config, model, _, _, _ = load_best_pairs(options.run)
+    corpus = _open_pairs(config, options.run)
+    rules = config.data.source.normalization
+    texts = [normalize(text, rules).strip() for text in options.source]
+    limit = LengthLimit.of(corpus.train)
+    beam_size = options.beam_size or config.training.beam_size
+    device = torch.device("cpu")
+    for line in translate_texts(model, corpus, texts, limit, beam_size=beam_size, device=device):
+        _say(line)
+
+
 def _export(options: argparse.Namespace) -> None:
+    if _is_pairs(options.run):
+        _export_pairs(options)
+        return
     config, _, _ = load_best(options.run)
     corpus = _open_corpus(config, options.run)
     path = export(options.run, corpus, options.models, name=options.name)
-    size = sum(file.stat().st_size for file in path.iterdir())
-    _say(f"{path}: {size:,} bytes")
+    _say_size(path)
     manifest = read_bundle(path).manifest
     models = [x for x in manifest.metrics.measurements if x.kind == "model"]
     _say(table(f"{manifest.metrics.split}, served in {manifest.precision}", models))
+
+
+def _export_pairs(options: argparse.Namespace) -> None:
+    config, _, _, _, _ = load_best_pairs(options.run)
+    corpus = _open_pairs(config, options.run)
+    path = export_pairs(options.run, corpus, options.models, name=options.name)
+    _say_size(path)
+    manifest = read_any_bundle(path).manifest
+    if not isinstance(manifest, EncoderDecoderManifest):
+        raise TypeError(manifest.task)
+    _say(f"served in {manifest.precision}")
+    _say(pair_table(manifest.metrics))
+
+
+def _say_size(path: Path) -> None:
+    size = sum(file.stat().st_size for file in path.iterdir())
+    _say(f"{path}: {size:,} bytes")
 
 
 def _baselines(options: argparse.Namespace) -> None:
@@ -204,12 +313,44 @@ def _baselines(options: argparse.Namespace) -> None:
     run_dir = options.run or Path("runs") / config.name
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / BASE_FILE).write_text(str(options.config.resolve().parent))
+    if isinstance(config, PairConfig):
+        pairs = _open_pairs(config, run_dir)
+        nearest = NearestSource(pairs.train)
+        _say(
+            pair_table(
+                [
+                    PairMetrics(
+                        split=split.name,
+                        pairs=len(split),
+                        sources=len(split.references),
+                        measurements=baselines(config, split, nearest),
+                    )
+                    for split in pairs.held_out
+                ]
+            )
+        )
+        return
     corpus = _open_corpus(config, run_dir)
     name, held_out = held_out_split(corpus)
     if held_out.chars == 0:
         raise ConfigError("data.valid_fraction, data.test_fraction: there is no held-out text")
     floors = measure_baselines(corpus.train, held_out, len(corpus.vocab), config.baselines)
     _say(table(f"{name}, {held_out.chars:,} characters", floors))
+
+
+def _is_pairs(run_dir: Path) -> bool:
+    """Whether a run's weights are an encoder-decoder's."""
+    _, record = checkpoint.read(run_dir / checkpoint.BEST)
+    return bool(record["config"].get("task") == "encoder_decoder")
+
+
+def _open_pairs(config: PairConfig, run_dir: Path) -> PairCorpus:
+    """The pairs of a configuration, with what was kept and dropped."""
+    corpus = prepare_pairs(config.data, Path((run_dir / BASE_FILE).read_text()))
+    counts = ", ".join(f"{name}: {count:,}" for name, count in corpus.counts.items())
+    tokens = f"{len(corpus.source)} source tokens, {len(corpus.target)} target tokens"
+    _say(f"{config.name}: pairs {counts}; {tokens}")
+    return corpus
 
 
 def _open_corpus(config: Config, run_dir: Path) -> corpora.Corpus:

@@ -11,6 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+LAST = "last.safetensors"  # everything needed to go on
+BEST = "best.safetensors"  # the weights of the best evaluation
+
 
 class CheckpointError(Exception):
     """A checkpoint that cannot be used; the message is one line."""

@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -10,6 +10,12 @@ from service.bundle import Normalization
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+Cell: TypeAlias = Literal["rnn", "gru", "lstm"]
+Tokenization: TypeAlias = Literal["character", "bpe", "whitespace"]
+# Of translations: all but `loss` count decoded targets against every target that a source has.
+MetricName: TypeAlias = Literal[
+    "loss", "exact_match", "word_error_rate", "symbol_error_rate", "bleu", "chrf"
+]
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"  # of a run and its bundle: the manifest's
 
 
@@ -44,7 +50,7 @@ class DataConfig(_Section):
 class ModelConfig(_Section):
     """The language model. The dropouts are probabilities of zeroing."""
 
-    cell: Literal["rnn", "gru", "lstm"] = "lstm"
+    cell: Cell = "lstm"
     num_layers: PositiveInt = 1
     hidden_size: PositiveInt = 256
     embedding_dim: PositiveInt = 64
@@ -61,14 +67,10 @@ class ModelConfig(_Section):
         return self
 
 
-class TrainingConfig(_Section):
-    """Truncated backpropagation through time with AdamW."""
+class OptimizerConfig(_Section):
+    """What every kind of training has: AdamW, its schedule, evaluations and checkpoints."""
 
     steps: PositiveInt  # optimizer steps
-    batch_size: PositiveInt = 32  # lanes read side by side
-    bptt_len: PositiveInt = 128  # tokens a window
-    order: Literal["stream", "shuffle"] | None = None  # None: files stream, lines shuffle
-    restart_probability: Probability = 0.0  # a window: end the text at a line end, begin anew
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     final_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -79,15 +81,24 @@ class TrainingConfig(_Section):
     grad_clip_value: Annotated[float, Field(gt=0)] | None = None
     ema_decay: Probability | None = None  # None: no averaging of weights
     eval_every: PositiveInt = 500  # steps between evaluations
-    patience: PositiveInt | None = None  # evaluations without a better loss before stopping
+    patience: PositiveInt | None = None  # evaluations without a better one before stopping
     log_every: PositiveInt = 20  # steps between log lines
     checkpoint_every: PositiveInt = 500  # steps between resumable checkpoints
-    sample_prompt: str = ""  # a sample is printed at every evaluation
-    sample_chars: Annotated[int, Field(ge=0)] = 200
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
-    replicas: PositiveInt = 1  # groups of lanes computed side by side, a thread each
+    replicas: PositiveInt = 1  # shares of a batch computed side by side, a thread each
     threads: PositiveInt | None = None  # for all of them; None: every core this process may use
     device: Literal["cpu", "cuda"] = "cpu"
+
+
+class TrainingConfig(OptimizerConfig):
+    """Truncated backpropagation through time."""
+
+    batch_size: PositiveInt = 32  # lanes read side by side
+    bptt_len: PositiveInt = 128  # tokens a window
+    order: Literal["stream", "shuffle"] | None = None  # None: files stream, lines shuffle
+    restart_probability: Probability = 0.0  # a window: end the text at a line end, begin anew
+    sample_prompt: str = ""  # a sample is printed at every evaluation
+    sample_chars: Annotated[int, Field(ge=0)] = 200
 
     @model_validator(mode="after")
     def _lanes_divide(self) -> Self:
@@ -104,8 +115,9 @@ class BaselineConfig(_Section):
 
 
 class Config(_Section):
-    """One experiment."""
+    """One experiment on text."""
 
+    task: Literal["language_model"] = "language_model"
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     description: str = ""
     license: str = "not stated"  # of the trained weights, for the bundle's manifest
@@ -115,32 +127,142 @@ class Config(_Section):
     baselines: BaselineConfig = BaselineConfig()
 
 
-def load_config(path: Path) -> Config:
+class TextSideConfig(_Section):
+    """How the texts of one side, source or target, become tokens."""
+
+    lang: str = ""  # for people and clients: a language tag (BCP 47) or a name
+    tokenization: Tokenization = "character"
+    normalization: Normalization = Normalization()
+    vocab_size: Annotated[int, Field(ge=64, le=65_000)] = 2000  # bpe: tokens to learn at most
+    min_count: PositiveInt = 1  # rarer tokens become unk; bpe learns no rarer merge
+
+
+class PairDataConfig(_Section):
+    """Pairs of source and target, how they are filtered and split, on what terms they are used.
+
+    `files` are split by source; the other lists are used whole. A file is TSV (source, tab,
+    target); two aligned files are written `"sources.txt || targets.txt"`.
+    """
+
+    files: list[str] = []  # relative to the config's folder; globs too
+    train_files: list[str] = []  # all of it for training
+    valid_files: list[str] = []  # all of it for validation
+    test_files: list[str] = []  # all of it for the test
+    extra_tests: dict[str, list[str]] = {}  # further test sets, by name
+    source: TextSideConfig = TextSideConfig()
+    target: TextSideConfig = TextSideConfig()
+    share_vocab: bool = False  # one vocabulary for both sides; they must be tokenized alike
+    valid_fraction: Probability = 0.05  # of the sources in `files`
+    test_fraction: Probability = 0.05
+    max_source_tokens: PositiveInt = 200  # longer pairs are dropped, and counted
+    max_target_tokens: PositiveInt = 200
+    max_length_ratio: Annotated[float, Field(gt=1)] | None = None  # of the tokens of the two sides
+    title: str = "untitled"  # for the bundle's manifest
+    origin: str = "the user's own files"
+    license: str = "not stated"
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> Self:
+        if not self.files and not self.train_files:
+            raise ValueError("files or train_files must name something to train on")
+        if self.valid_fraction + self.test_fraction >= 1.0:
+            raise ValueError("valid_fraction + test_fraction must leave a training split")
+        if self.share_vocab and (
+            self.source.model_dump(exclude={"lang"}) != self.target.model_dump(exclude={"lang"})
+        ):
+            raise ValueError("share_vocab needs the same options in source and target")
+        return self
+
+
+class EncoderDecoderConfig(_Section):
+    """The encoder-decoder model. The dropouts are probabilities of zeroing."""
+
+    cell: Cell = "lstm"
+    encoder: Literal["recurrent", "crnn"] = "recurrent"
+    encoder_layers: PositiveInt = 1
+    encoder_hidden_size: PositiveInt = 256  # of each direction
+    conv_widths: list[PositiveInt] = [1, 2, 3, 4, 5]  # crnn: characters that a filter sees
+    conv_filters: list[PositiveInt] = [64, 64, 96, 96, 128]  # crnn: filters of each width
+    pool_stride: PositiveInt = 3  # crnn: source positions that become one
+    highway_layers: Annotated[int, Field(ge=0)] = 2  # crnn
+    decoder_layers: PositiveInt = 1
+    hidden_size: PositiveInt = 256  # of the decoder
+    embedding_dim: PositiveInt = 128
+    attention: Literal["none", "dot", "general", "additive"] = "general"
+    input_feeding: bool = False
+    tie_embeddings: bool = False  # the decoder's output weights are its embeddings
+    dropout_embedding: Probability = 0.0  # variational, on the embeddings
+    dropout_between: Probability = 0.0  # variational, between recurrent layers
+    dropout_output: Probability = 0.0  # variational, before the output layer
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Self:
+        if self.attention == "dot" and self.hidden_size != 2 * self.encoder_hidden_size:
+            raise ValueError('attention "dot" needs hidden_size = 2 · encoder_hidden_size')
+        if len(self.conv_widths) != len(self.conv_filters):
+            raise ValueError("conv_filters must have one number for each of conv_widths")
+        return self
+
+
+class PairTrainingConfig(OptimizerConfig):
+    """Training on pairs."""
+
+    batch_size: PositiveInt = 64  # pairs
+    label_smoothing: Probability = 0.0
+    teacher_forcing: Annotated[float, Field(ge=0, le=1)] = 1.0  # 1: always the true target
+    select_by: MetricName = "loss"  # which metric on the validation split keeps the weights
+    beam_size: PositiveInt = 5  # of the final evaluation; validation is greedy
+    max_valid_sources: PositiveInt = 2000  # decoded at an evaluation; the loss is over all pairs
+    show: Annotated[int, Field(ge=0)] = 3  # translations printed at every evaluation
+
+
+class PairConfig(_Section):
+    """One experiment on pairs."""
+
+    task: Literal["encoder_decoder"]
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    description: str = ""
+    license: str = "not stated"  # of the trained weights, for the bundle's manifest
+    data: PairDataConfig
+    model: EncoderDecoderConfig = EncoderDecoderConfig()
+    training: PairTrainingConfig
+
+
+def load_config(path: Path) -> Config | PairConfig:
     """Read and check a configuration. Raises ConfigError, one line a mistake."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
     try:
-        return Config.model_validate(document)
+        return parse_config(document)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(path, error))) from error
+        raise ConfigError("\n".join(_explain(path, _schema(document), error))) from error
 
 
-def _explain(path: Path, error: ValidationError) -> list[str]:
+def parse_config(document: dict[str, Any]) -> Config | PairConfig:
+    """The configuration that a document holds. Raises pydantic's ValidationError."""
+    return _schema(document).model_validate(document)
+
+
+def _schema(document: dict[str, Any]) -> type[Config] | type[PairConfig]:
+    """By its task; a document without one is a language model's."""
+    return PairConfig if document.get("task") == "encoder_decoder" else Config
+
+
+def _explain(path: Path, schema: type[BaseModel], error: ValidationError) -> list[str]:
     lines = []
     for mistake in error.errors(include_url=False):
         option = ".".join(str(part) for part in mistake["loc"])
         reason = mistake["msg"]
         if mistake["type"] == "extra_forbidden":
-            allowed = ", ".join(_options_beside(mistake["loc"]))
+            allowed = ", ".join(_options_beside(schema, mistake["loc"]))
             reason = f"no such option; there are {allowed}"
         lines.append(f"{path}: {option or 'the document'}: {reason}")
     return lines
 
 
-def _options_beside(location: tuple[int | str, ...]) -> list[str]:
-    section: type[BaseModel] = Config
+def _options_beside(section: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     for part in location[:-1]:
         annotation = section.model_fields[str(part)].annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):

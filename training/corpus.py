@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,22 +73,22 @@ class Corpus:
         return {"train": self.train, "valid": self.valid, "test": self.test}[name]
 
 
-def input_files(config: DataConfig, base: Path) -> list[Path]:
-    """The files that the config names, globs expanded and sorted. Raises ConfigError for none."""
+def input_files(patterns: Sequence[str], base: Path, option: str = "data.files") -> list[Path]:
+    """The files that an option names, globs expanded and sorted. Raises ConfigError for none."""
     files: dict[Path, None] = {}  # in order, each once: a second copy would leak between splits
-    for pattern in config.files:
+    for pattern in patterns:
         # Not base.glob: absolute patterns too. Not base / pattern: a folder's [name] is no pattern.
         found = sorted(base / x for x in glob.glob(pattern, root_dir=base, recursive=True))  # noqa: PTH207
         if not found:
-            raise ConfigError(f"data.files: nothing matches {pattern!r} beside the configuration")
+            raise ConfigError(f"{option}: nothing matches {pattern!r} beside the configuration")
         files |= dict.fromkeys(path for path in found if path.is_file())
     return list(files)
 
 
 def prepare(config: DataConfig, base: Path, folder: Path) -> Corpus:
     """Write the corpus into `folder`, or reuse what is there if inputs and options are the same."""
-    files = input_files(config, base)
-    digest = _digest(files)
+    files = input_files(config.files, base)
+    digest = digest_of(files)
     options = config.model_dump(include={"documents", "normalization", "min_count"})
     options |= config.model_dump(include={"valid_fraction", "test_fraction"})
     key = {"format": 1, "sha256": digest, **options}
@@ -264,7 +264,7 @@ def _split_at(position: int, ends: tuple[int, int]) -> int:
     return 0 if position < ends[0] else 1 if position < ends[1] else 2
 
 
-def _digest(files: list[Path]) -> str:
+def digest_of(files: Sequence[Path]) -> str:
     """SHA-256 of a file; of several, over theirs, since where one ends matters too."""
     digests = []
     for path in files:

@@ -5,15 +5,9 @@ B batch, T time, V vocabulary.
 
 import datetime
 import json
-import platform
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnx
-import onnxruntime
 import torch
 
 from service.bundle import (
@@ -28,7 +22,6 @@ from service.bundle import (
     Precision,
     Role,
     StateTensor,
-    Tensor,
     TrainingRecord,
     VocabFile,
     Vocabulary,
@@ -36,12 +29,19 @@ from service.bundle import (
 )
 from service.bundle.store import sha256, vocab_bytes
 from training import onnx_graph
+from training.bundle_parts import (
+    MAX_DIFFERENCE,
+    MAX_QUANTIZATION_LOSS,
+    ExportError,
+    describe_graph,
+    git_commit,
+    versions,
+)
 from training.corpus import Corpus, Split
 from training.evaluation import Score, evaluate
 from training.language_model import LanguageModel
+from training.language_model_task import load_best
 from training.parity import (
-    MAX_DIFFERENCE,
-    ExportError,
     OnnxModel,
     check_int8,
     check_parity,
@@ -49,9 +49,8 @@ from training.parity import (
     onnx_score,
 )
 from training.report import measurement
-from training.trainer import load_best, parameter_count
+from training.trainer import parameter_count
 
-MAX_QUANTIZATION_LOSS = 0.002  # bits per character that int8 may be worse than fp32
 VOCAB_FILE = "vocab.json"
 _DEFAULT_MAX_TOKENS = 4096
 
@@ -109,8 +108,8 @@ def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None 
             config=record["config"],
             seed=config.training.seed,
             steps=record["step"],
-            git_commit=_git_commit(),
-            versions=_versions(),
+            git_commit=git_commit(),
+            versions=versions(),
         ),
         golden=golden_vectors(model, held_out, vocab, precisions),
     )
@@ -161,17 +160,7 @@ def held_out_split(corpus: Corpus) -> tuple[str, Split]:
 
 def describe(precision: Precision, role: Role, graph: bytes) -> Graph:
     """A graph as the manifest writes it."""
-    proto = onnx.load_model_from_string(graph)
-    return Graph(
-        role=role,
-        precision=precision,
-        file=file_name(precision, role),
-        sha256=sha256(graph),
-        size_bytes=len(graph),
-        opset=onnx_graph.OPSET,
-        inputs=[_describe_tensor(x) for x in proto.graph.input],
-        outputs=[_describe_tensor(x) for x in proto.graph.output],
-    )
+    return describe_graph(precision, role, file_name(precision, role), graph)
 
 
 def describe_vocab(vocab: Vocabulary) -> VocabFile:
@@ -197,12 +186,6 @@ def model_shape(model: LanguageModel) -> ModelShape:
     )
 
 
-def _describe_tensor(info: onnx.ValueInfoProto) -> Tensor:
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type).name
-    shape = [d.dim_param or d.dim_value for d in info.type.tensor_type.shape.dim]
-    return Tensor.model_validate({"name": info.name, "dtype": dtype, "shape": shape})
-
-
 def _baselines(run_dir: Path) -> list[Measurement]:
     """The baselines that `train` left in the run's folder."""
     path = run_dir / "metrics.json"
@@ -210,22 +193,3 @@ def _baselines(run_dir: Path) -> list[Measurement]:
         raise ExportError(f"{path}: not there; `train` writes it when it is done")
     entries = json.loads(path.read_text())["measurements"]
     return [Measurement.model_validate(x) for x in entries if x["kind"] == "baseline"]
-
-
-def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def _versions() -> dict[str, Any]:
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "numpy": np.__version__,
-    }

@@ -11,6 +11,11 @@ from torch import Tensor
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 
+OPSET = 18
+IR_VERSION = 9
+# ONNX orders the gates otherwise than torch: i o f c for i f g o, and z r h for r z n.
+_ONNX_GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
+
 
 class GraphBuilder:
     """Nodes and constants of one graph, or of one body inside it."""
@@ -33,3 +38,35 @@ class GraphBuilder:
 def array(parameter: Tensor) -> FloatArray:
     """A parameter as numpy sees it."""
     return parameter.detach().cpu().numpy()
+
+
+def reordered_gates(cell: str, stacked: FloatArray) -> FloatArray:
+    """The gates of a stacked parameter [G·H, …] in the order of ONNX's operators."""
+    gates = np.split(stacked, len(_ONNX_GATES[cell]))
+    return np.concatenate([gates[i] for i in _ONNX_GATES[cell]])
+
+
+def finish_model(
+    graph: GraphBuilder,
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+) -> bytes:
+    """The graph as a model's bytes, checked by ONNX's own checker."""
+    proto = helper.make_model(
+        helper.make_graph(graph.nodes, "unroll", inputs, outputs, _used(graph)),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="unroll",
+    )
+    onnx.checker.check_model(proto, full_check=True)
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+def _used(graph: GraphBuilder) -> list[onnx.TensorProto]:
+    """The constants that some node takes: onnxruntime warns of others."""
+    taken = {name for node in graph.nodes for name in node.input}
+    for node in graph.nodes:
+        for attribute in node.attribute:
+            taken.update(name for inner in attribute.g.node for name in inner.input)
+    return [constant for constant in graph.constants if constant.name in taken]

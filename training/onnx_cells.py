@@ -56,25 +56,22 @@ def int8_step(graph: GraphBuilder, model: LanguageModel) -> Step:
     cell = model.config.cell
     layers = model.recurrent_layers
     graph.constant("table", input_table(model))  # [V, G·H]
-    graph.constant("state_scale", np.array(1.0 / STATE_STEPS, np.float32))
-    graph.constant("state_zero", np.array(STATE_ZERO, np.uint8))
+    add_state_steps(graph)
     for i, layer in enumerate(layers):
         matrices = QuantizedLayer.of(cell, layer, first=i == 0)
-        _add_matrix(graph, f"recurrent{i}", matrices.recurrent)
+        add_int8_matrix(graph, f"recurrent{i}", matrices.recurrent)
         if matrices.inputs is not None:
-            _add_matrix(graph, f"input{i}", matrices.inputs)
+            add_int8_matrix(graph, f"input{i}", matrices.inputs)
         if i:
             graph.constant(f"bias{i}", input_bias(cell, layer))
         if cell == "gru":
             graph.constant(f"candidate_bias{i}", np.split(array(layer.bias_hh), 3)[2])
     if cell == "gru":
-        hidden = model.config.hidden_size
-        graph.constant("gates_and_candidate", np.array([2 * hidden, hidden], np.int64))
-    add_layer = {"rnn": _int8_rnn, "gru": _int8_gru, "lstm": _int8_lstm}[cell]
+        add_gru_split(graph, model.config.hidden_size)
 
     def step(body: GraphBuilder, x: str) -> str:
         for i in range(len(layers)):
-            x = add_layer(body, i, x)
+            x = _add_int8_layer(body, cell, i, x)
         return x
 
     return step
@@ -141,14 +138,22 @@ def add_step(graph: GraphBuilder, model: LanguageModel, step: Step) -> str:
     return renamed.get(output, output)
 
 
-def _int8_rnn(body: GraphBuilder, i: int, x: str) -> str:
-    return body.add("Tanh", [_total(body, i, x)], f"h{i}_new")
+def add_cell(body: GraphBuilder, cell: str, i: int, sums: str, recurrent: str = "") -> str:
+    """The cell of layer i from what its gates sum up; returns its output `h<i>_new` [B, H].
+
+    `sums` [B, G·H] is everything, but for a GRU: there it is the input's part, and `recurrent` the
+    state's, whose candidate the reset gate scales (with the constants `candidate_bias<i>` and
+    `gates_and_candidate`). Takes and makes the states `<state>_before` and `<state>_new`.
+    """
+    if cell == "rnn":
+        return body.add("Tanh", [sums], f"h{i}_new")
+    return _add_lstm(body, i, sums) if cell == "lstm" else _add_gru(body, i, sums, recurrent)
 
 
-def _int8_lstm(body: GraphBuilder, i: int, x: str) -> str:
+def _add_lstm(body: GraphBuilder, i: int, sums: str) -> str:
     # torch's order of the gates.
     names = [f"{gate}{i}_sum" for gate in ("in", "forget", "candidate", "out")]
-    body.add("Split", [_total(body, i, x)], *names, axis=-1, num_outputs=len(names))
+    body.add("Split", [sums], *names, axis=-1, num_outputs=len(names))
     gate = {x: body.add("Sigmoid", [f"{x}{i}_sum"], f"{x}{i}") for x in ("in", "forget", "out")}
     candidate = body.add("Tanh", [f"candidate{i}_sum"], f"candidate{i}")
     kept = body.add("Mul", [gate["forget"], f"c{i}_before"], f"kept{i}")
@@ -158,13 +163,9 @@ def _int8_lstm(body: GraphBuilder, i: int, x: str) -> str:
     return body.add("Mul", [gate["out"], squashed], f"h{i}_new")
 
 
-def _int8_gru(body: GraphBuilder, i: int, x: str) -> str:
+def _add_gru(body: GraphBuilder, i: int, sums: str, recurrent: str) -> str:
     h = f"h{i}_before"
-    if i:
-        product = _product(body, _quantized(body, x, f"input{i}_steps"), f"input{i}")
-        x = body.add("Add", [product, f"bias{i}"], f"input{i}_sum")
-    recurrent = _product(body, _quantized(body, h, f"h{i}_steps"), f"recurrent{i}")
-    for name, whole in (("input", x), ("recurrent", recurrent)):
+    for name, whole in (("input", sums), ("recurrent", recurrent)):
         parts = (f"{name}_gates{i}", f"{name}_candidate{i}")
         body.add("Split", [whole, "gates_and_candidate"], *parts, axis=-1)
     gate_sums = body.add("Add", [f"input_gates{i}", f"recurrent_gates{i}"], f"gate_sums{i}")
@@ -180,22 +181,43 @@ def _int8_gru(body: GraphBuilder, i: int, x: str) -> str:
     return body.add("Add", [candidate, kept], f"h{i}_new")
 
 
+def add_gru_split(graph: GraphBuilder, hidden_size: int) -> None:
+    """The constant by which a GRU's sums are split into gates and candidate."""
+    graph.constant("gates_and_candidate", np.array([2 * hidden_size, hidden_size], np.int64))
+
+
+def _add_int8_layer(body: GraphBuilder, cell: str, i: int, x: str) -> str:
+    if cell != "gru":
+        return add_cell(body, cell, i, _total(body, i, x))
+    if i:
+        product = int8_product(body, int8_steps(body, x, f"input{i}_steps"), f"input{i}")
+        x = body.add("Add", [product, f"bias{i}"], f"input{i}_sum")
+    steps = int8_steps(body, f"h{i}_before", f"h{i}_steps")
+    return add_cell(body, cell, i, x, int8_product(body, steps, f"recurrent{i}"))
+
+
 def _total(body: GraphBuilder, i: int, x: str) -> str:
     """All that a layer of an rnn or lstm sums up, [B, G·H], with one integer product."""
-    steps = _quantized(body, f"h{i}_before", f"h{i}_steps")
+    steps = int8_steps(body, f"h{i}_before", f"h{i}_steps")
     if i:
-        inputs = _quantized(body, x, f"input{i}_steps")
+        inputs = int8_steps(body, x, f"input{i}_steps")
         steps = body.add("Concat", [inputs, steps], f"both{i}_steps", axis=-1)
         x = f"bias{i}"
-    return body.add("Add", [_product(body, steps, f"recurrent{i}"), x], f"total{i}")
+    return body.add("Add", [int8_product(body, steps, f"recurrent{i}"), x], f"total{i}")
 
 
-def _quantized(body: GraphBuilder, h: str, output: str) -> str:
+def add_state_steps(graph: GraphBuilder) -> None:
+    """The constants that turn what lies within one into seven bits."""
+    graph.constant("state_scale", np.array(1.0 / STATE_STEPS, np.float32))
+    graph.constant("state_zero", np.array(STATE_ZERO, np.uint8))
+
+
+def int8_steps(body: GraphBuilder, h: str, output: str) -> str:
     """Seven bits of h: round(63 h) + 64."""
     return body.add("QuantizeLinear", [h, "state_scale", "state_zero"], output)
 
 
-def _product(body: GraphBuilder, steps: str, name: str) -> str:
+def int8_product(body: GraphBuilder, steps: str, name: str) -> str:
     """An exact integer product, then the scales in single precision."""
     inputs = [steps, f"{name}_weight", "state_zero"]
     sums = body.add("MatMulInteger", inputs, f"{name}_integers")
@@ -203,7 +225,8 @@ def _product(body: GraphBuilder, steps: str, name: str) -> str:
     return body.add("Mul", [cast, f"{name}_scale"], f"{name}_product")
 
 
-def _add_matrix(graph: GraphBuilder, name: str, matrix: QuantizedMatrix) -> None:
+def add_int8_matrix(graph: GraphBuilder, name: str, matrix: QuantizedMatrix) -> None:
+    """The constants of a product of seven-bit steps with a matrix."""
     graph.constant(f"{name}_weight", matrix.values)
     graph.constant(f"{name}_scale", matrix.scale / np.float32(STATE_STEPS))
 

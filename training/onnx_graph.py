@@ -14,19 +14,15 @@ a Scan over MatMul and Tanh, which does and is also faster in batches. In eight 
 composed, and a step graph saves what a Scan of one step costs.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from service.bundle import Precision, Role
 from training.language_model import STATE_NAMES, LanguageModel
-from training.onnx_builder import FloatArray, GraphBuilder, array
+from training.onnx_builder import GraphBuilder, array, finish_model, reordered_gates
 from training.onnx_cells import add_scan, add_step, float_rnn_step, int8_step
 
-OPSET = 18
-IR_VERSION = 9
 # What a bundle holds of each precision.
 ROLES: dict[Precision, tuple[Role, ...]] = {"fp32": ("sequence",), "int8": ("sequence", "step")}
 
@@ -48,15 +44,7 @@ def build(model: LanguageModel, precision: Precision = "fp32", role: Role = "seq
         shape: list[str | int] = ["B", model.config.hidden_size]
         inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         outputs.append(helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, shape))
-    proto = helper.make_model(
-        helper.make_graph(graph.nodes, "unroll", inputs, outputs, _used(graph)),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="unroll",
-    )
-    onnx.checker.check_model(proto, full_check=True)
-    data: bytes = proto.SerializeToString()
-    return data
+    return finish_model(graph, inputs, outputs)
 
 
 def _add_sequence(graph: GraphBuilder, model: LanguageModel, precision: Precision) -> None:
@@ -118,13 +106,13 @@ def _operator_layers(graph: GraphBuilder, model: LanguageModel) -> str:
     config = model.config
     graph.constant("embedding", array(model.embedding.weight))  # [V, E]
     x = graph.add("Gather", ["embedding", "tokens_by_time"], "embedded")  # [T, B, E]
-    # ONNX orders the gates otherwise than torch: i o f c for i f g o, and z r h for r z n.
-    order = (0, 3, 1, 2) if config.cell == "lstm" else (1, 0, 2)
     attributes = {"linear_before_reset": 1} if config.cell == "gru" else {}
     for i, layer in enumerate(model.recurrent_layers):
         names = [f"{name}{i}" for name in STATE_NAMES[config.cell]]
-        weights = [_reorder(array(w), order) for w in (layer.weight_ih, layer.weight_hh)]
-        biases = [_reorder(array(b), order) for b in (layer.bias_ih, layer.bias_hh)]
+        weights = [
+            reordered_gates(config.cell, array(w)) for w in (layer.weight_ih, layer.weight_hh)
+        ]
+        biases = [reordered_gates(config.cell, array(b)) for b in (layer.bias_ih, layer.bias_hh)]
         parameters = [
             graph.constant(f"weight_ih{i}", weights[0][None]),  # [1, G·H, E]
             graph.constant(f"weight_hh{i}", weights[1][None]),  # [1, G·H, H]
@@ -144,18 +132,3 @@ def _operator_layers(graph: GraphBuilder, model: LanguageModel) -> str:
             graph.add("Squeeze", [f"{name}_after", "axis_0"], f"{name}_out")
         x = graph.add("Squeeze", [f"all{i}", "axis_1"], f"outputs{i}")  # [T, B, H]
     return x
-
-
-def _reorder(stacked: FloatArray, order: Sequence[int]) -> FloatArray:
-    """Gates of a stacked parameter [G·H, …] in another order."""
-    gates = np.split(stacked, len(order))
-    return np.concatenate([gates[i] for i in order])
-
-
-def _used(graph: GraphBuilder) -> list[onnx.TensorProto]:
-    """The constants that some node takes: onnxruntime warns of others."""
-    taken = {name for node in graph.nodes for name in node.input}
-    for node in graph.nodes:
-        for attribute in node.attribute:
-            taken.update(name for inner in attribute.g.node for name in inner.input)
-    return [constant for constant in graph.constants if constant.name in taken]

@@ -13,25 +13,24 @@ import onnxruntime
 import torch
 
 from service.bundle import BOS_ID, EOS_ID, PAD_ID, GoldenVector, Precision, Vocabulary
+from training.bundle_parts import (
+    MAX_DIFFERENCE,
+    MAX_INT8_DIFFERENCE,
+    ExportError,
+    open_session,
+)
 from training.corpus import Split
 from training.evaluation import Score
 from training.language_model import LanguageModel
 from training.quantization import reference_logprobs
 from training.windows import SequentialWindows
 
-MAX_DIFFERENCE = 1e-5  # nats a token, PyTorch against onnxruntime in single precision
-# Where a sum lies between two steps of a state, rounding decides which it takes: mean nats a token.
-MAX_INT8_DIFFERENCE = 1e-3
 # The graphs are built once; every one of these shapes must give the same numbers as PyTorch.
 _PARITY_SHAPES = ((1, 1), (1, 7), (2, 1), (3, 64), (17, 5), (64, 33))
 _INT8_SHAPE = (4, 128)
 _STEP_BATCHES = (1, 2, 3, 4, 5, 8, 16, 33, 64)
 
 States: TypeAlias = list[npt.NDArray[np.float32]]
-
-
-class ExportError(Exception):
-    """Nothing was written; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class OnnxModel:
     @classmethod
     def load(cls, graph: bytes, state_names: Sequence[str]) -> "OnnxModel":
         """One thread, as the service runs it."""
-        return cls(_session(graph), state_names)
+        return cls(open_session(graph), state_names)
 
     def run(
         self,
@@ -128,7 +127,7 @@ def check_int8(
             f"at most {MAX_INT8_DIFFERENCE} is allowed"
         )
     _check_ragged(onnx_model, tokens, targets, after)
-    step = _session(step_graph)
+    step = open_session(step_graph)
     rng = np.random.default_rng(0)
     for rows in _STEP_BATCHES:
         ids = rng.integers(0, model.vocab_size, (rows, 2))
@@ -190,13 +189,6 @@ def _golden_vector(model: LanguageModel, tokens: list[int], precision: Precision
         logprobs=[round(x, 8) for x in picked.tolist()],
         tolerance=MAX_INT8_DIFFERENCE if precision == "int8" else MAX_DIFFERENCE,
     )
-
-
-def _session(graph: bytes) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def _check_ragged(

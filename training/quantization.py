@@ -122,8 +122,8 @@ def _input_sums(
     """Sums [B, G·H] above the first layer: with the recurrent product, but for the GRU."""
     bias = torch.from_numpy(input_bias(cell, layer)).double()
     if matrices.inputs is not None:
-        return _product(x, matrices.inputs) + bias
-    return _product(torch.cat([x, h], dim=1), matrices.recurrent) + bias
+        return quantized_product(x, matrices.inputs) + bias
+    return quantized_product(torch.cat([x, h], dim=1), matrices.recurrent) + bias
 
 
 def _cell(
@@ -139,12 +139,12 @@ def _cell(
     gates = GATES[cell]
     if cell == "gru":
         r_x, z_x, n_x = x.chunk(gates, dim=1)
-        r_h, z_h, n_h = _product(h, matrices.recurrent).chunk(gates, dim=1)
+        r_h, z_h, n_h = quantized_product(h, matrices.recurrent).chunk(gates, dim=1)
         n_bias = layer.bias_hh.detach().double().chunk(gates)[2]
         r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
         n = torch.tanh(n_x + r * (n_h + n_bias))
         return [n + z * (h - n)]
-    total = x + _product(h, matrices.recurrent) if first else x
+    total = x + quantized_product(h, matrices.recurrent) if first else x
     if cell == "rnn":
         return [torch.tanh(total)]
     i, f, g, o = total.chunk(gates, dim=1)
@@ -152,7 +152,7 @@ def _cell(
     return [torch.sigmoid(o) * torch.tanh(c), c]
 
 
-def _product(h: Tensor, matrix: QuantizedMatrix) -> Tensor:
+def quantized_product(h: Tensor, matrix: QuantizedMatrix) -> Tensor:
     """`h` [B, K] in steps times the matrix: an exact sum of integers, then the scales."""
     steps = torch.round(h * STATE_STEPS)
     sums = steps @ torch.from_numpy(matrix.values).double()

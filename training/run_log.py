@@ -11,6 +11,8 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from torch.utils.tensorboard import SummaryWriter
 
+from training.task import Curve
+
 
 class RunLog:
     """`log.jsonl`, `tensorboard/` and `curve.png` in the run's folder.
@@ -37,14 +39,14 @@ class RunLog:
         for name, value in values.items():
             self._events.add_scalar(f"{kind}/{name}", value, step)
 
-    def draw(self, title: str) -> None:
+    def draw(self, title: str, curve: Curve) -> None:
         """Draw the learning curve anew."""
         figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
         for kind, style in (("train", "-"), ("valid", "o-")):
-            points = [(x["step"], x["bits_per_char"]) for x in self._lines if x["kind"] == kind]
+            points = [(x["step"], x[curve.key]) for x in self._lines if x["kind"] == kind]
             if points:
                 axes.plot(*zip(*points, strict=True), style, label=kind, markersize=4)
-        axes.set(title=title, xlabel="step", ylabel="bits a character")
+        axes.set(title=title, xlabel="step", ylabel=curve.label)
         axes.grid(visible=True, alpha=0.3)
         axes.legend()
         figure.savefig(self._curve, dpi=100)

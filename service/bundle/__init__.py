@@ -2,27 +2,46 @@
 
 A bundle is a folder `models/<name>/` with `manifest.json`, the vocabulary as JSON and one or more
 ONNX graphs. This package is all that `training` may import of `service`; it needs the standard
-library, pydantic and numpy only.
+library, pydantic, numpy and tokenizers only.
 """
 
 from service.bundle.manifest import (
     FORMAT_VERSION,
     DataSource,
+    EncoderDecoderManifest,
+    EncoderDecoderShape,
+    Example,
     GoldenVector,
     Graph,
     Limits,
     Manifest,
     Measurement,
+    MemoryTensor,
     Metrics,
     ModelShape,
+    PairGoldenVector,
+    PairLimits,
+    PairMeasurement,
+    PairMetrics,
+    PairSource,
     Precision,
     Role,
     StateTensor,
     Tensor,
+    TextSide,
+    TokenizerFile,
     TrainingRecord,
     VocabFile,
 )
-from service.bundle.store import Bundle, BundleError, read_bundle, write_bundle
+from service.bundle.padding import padded_length
+from service.bundle.store import (
+    Bundle,
+    BundleError,
+    EncoderDecoderBundle,
+    read_any_bundle,
+    read_bundle,
+    write_bundle,
+)
 from service.bundle.text import (
     BOS_ID,
     EOS_ID,
@@ -33,6 +52,7 @@ from service.bundle.text import (
     Vocabulary,
     normalize,
 )
+from service.bundle.tokenization import Characters, Subwords, Symbols, Tokenizer
 
 __all__ = [
     "BOS_ID",
@@ -43,23 +63,41 @@ __all__ = [
     "UNK_ID",
     "Bundle",
     "BundleError",
+    "Characters",
     "DataSource",
+    "EncoderDecoderBundle",
+    "EncoderDecoderManifest",
+    "EncoderDecoderShape",
+    "Example",
     "GoldenVector",
     "Graph",
     "Limits",
     "Manifest",
     "Measurement",
+    "MemoryTensor",
     "Metrics",
     "ModelShape",
     "Normalization",
+    "PairGoldenVector",
+    "PairLimits",
+    "PairMeasurement",
+    "PairMetrics",
+    "PairSource",
     "Precision",
     "Role",
     "StateTensor",
+    "Subwords",
+    "Symbols",
     "Tensor",
+    "TextSide",
+    "Tokenizer",
+    "TokenizerFile",
     "TrainingRecord",
     "VocabFile",
     "Vocabulary",
     "normalize",
+    "padded_length",
+    "read_any_bundle",
     "read_bundle",
     "write_bundle",
 ]

@@ -7,14 +7,27 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from service.bundle.manifest import Graph, Manifest, Precision, Role
+from service.bundle.manifest import (
+    AnyManifest,
+    EncoderDecoderManifest,
+    Graph,
+    Manifest,
+    Precision,
+    Role,
+    TextSide,
+    VocabFile,
+)
 from service.bundle.text import Vocabulary
+from service.bundle.tokenization import Characters, Subwords, Symbols, Tokenizer
+
+Parsed = TypeVar("Parsed")
 
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 4 * 2**20
@@ -26,13 +39,13 @@ class BundleError(Exception):
     """A bundle that cannot be used; the message is one line with the cause."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """A bundle in memory, every checksum verified. Nothing is read from disk after this."""
+class _Graphs:
+    """What the two kinds of bundle do with their graphs."""
 
-    manifest: Manifest
-    vocab: Vocabulary
-    graphs: Mapping[str, bytes]  # file name to ONNX bytes
+    __slots__ = ()
+
+    manifest: Manifest | EncoderDecoderManifest
+    graphs: Mapping[str, bytes]
 
     @property
     def precisions(self) -> list[Precision]:
@@ -47,30 +60,73 @@ class Bundle:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Bundle(_Graphs):
+    """A language model in memory, every checksum verified. Nothing is read from disk after this."""
+
+    manifest: Manifest
+    vocab: Vocabulary
+    graphs: Mapping[str, bytes]  # file name to ONNX bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderDecoderBundle(_Graphs):
+    """An encoder-decoder in memory, every checksum verified."""
+
+    manifest: EncoderDecoderManifest
+    source: Tokenizer
+    target: Tokenizer
+    graphs: Mapping[str, bytes]  # file name to ONNX bytes
+
+
 def read_bundle(folder: Path) -> Bundle:
+    """Read and verify a language model. Raises BundleError with a one-line cause."""
+    bundle = read_any_bundle(folder)
+    if not isinstance(bundle, Bundle):
+        raise BundleError(f"{folder.name}: an {bundle.manifest.task} and not a language_model")
+    return bundle
+
+
+def read_any_bundle(folder: Path) -> Bundle | EncoderDecoderBundle:
     """Read and verify a bundle. Raises BundleError with a one-line cause."""
     name = folder.name
     raw = _read_file(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES)
     try:
-        manifest = Manifest.model_validate_json(raw)
+        manifest = _ANY_MANIFEST.validate_json(raw)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
+        # A union's location begins with the branch that it took.
+        places = first["loc"][1:] if first["loc"] and first["loc"][0] in _TASKS else first["loc"]
         # The names of unknown fields can hold anything, and the cause is one line.
-        parts = [str(part)[:64].encode("unicode_escape").decode() for part in first["loc"]]
+        parts = [str(part)[:64].encode("unicode_escape").decode() for part in places]
         where = ".".join(parts) or "the document"
         raise BundleError(f"{name}: {MANIFEST_FILE}: {where}: {first['msg']}") from error
     if manifest.name != name:
         raise BundleError(f"{name}: {MANIFEST_FILE} names another bundle, {manifest.name}")
-    vocab = _parse_vocab(name, manifest, _read_file(folder, manifest.vocab.file, MAX_VOCAB_BYTES))
+    if isinstance(manifest, Manifest):
+        tokens = _read_vocab(folder, manifest.vocab)
+        vocab = _parsed(name, manifest.vocab.file, lambda: Vocabulary(tokens))
+        return Bundle(manifest, vocab, _read_graphs(folder, manifest.graphs))
+    source, target = (_read_side(folder, side) for side in (manifest.source, manifest.target))
+    return EncoderDecoderBundle(manifest, source, target, _read_graphs(folder, manifest.graphs))
+
+
+_ANY_MANIFEST: TypeAdapter[Manifest | EncoderDecoderManifest] = TypeAdapter(AnyManifest)
+_TASKS = ("language_model", "encoder_decoder")
+
+
+def _read_graphs(folder: Path, described: Sequence[Graph]) -> dict[str, bytes]:
     graphs = {}
-    for graph in manifest.graphs:
+    for graph in described:
         data = _read_file(folder, graph.file, min(graph.size_bytes, MAX_GRAPH_BYTES))
-        _check_sha256(name, graph.file, data, graph.sha256)
+        _check_sha256(folder.name, graph.file, data, graph.sha256)
         graphs[graph.file] = data
-    return Bundle(manifest, vocab, graphs)
+    return graphs
 
 
-def write_bundle(models_dir: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
+def write_bundle(
+    models_dir: Path, manifest: Manifest | EncoderDecoderManifest, files: Mapping[str, bytes]
+) -> Path:
     """Write `models_dir/<manifest.name>`, whole or not at all, and return its path.
 
     The new bundle is written and read back under a temporary name in the same folder, then
@@ -86,7 +142,7 @@ def write_bundle(models_dir: Path, manifest: Manifest, files: Mapping[str, bytes
         document = manifest.model_dump_json(indent=2) + "\n"
         for file, data in {**files, MANIFEST_FILE: document.encode()}.items():
             _write_synced(staged / file, data)
-        read_bundle(staged)
+        read_any_bundle(staged)
         replaced = scratch / "replaced"
         if final.exists():
             final.rename(replaced)
@@ -101,7 +157,7 @@ def write_bundle(models_dir: Path, manifest: Manifest, files: Mapping[str, bytes
     return final
 
 
-def vocab_bytes(vocab: Vocabulary) -> bytes:
+def vocab_bytes(vocab: Vocabulary | Tokenizer) -> bytes:
     """The vocabulary's file: ASCII JSON, so that U+2028 and its like survive any editor."""
     return (json.dumps(list(vocab.tokens), ensure_ascii=True) + "\n").encode("ascii")
 
@@ -111,19 +167,39 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _parse_vocab(name: str, manifest: Manifest, data: bytes) -> Vocabulary:
-    info = manifest.vocab
-    _check_sha256(name, info.file, data, info.sha256)
+def _read_vocab(folder: Path, info: VocabFile) -> list[str]:
+    """The tokens of a vocabulary's file."""
+    data = _read_file(folder, info.file, MAX_VOCAB_BYTES)
+    _check_sha256(folder.name, info.file, data, info.sha256)
+    tokens = _parsed(folder.name, info.file, lambda: json.loads(data))
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise BundleError(f"{folder.name}: {info.file}: it must be a list of strings")
+    if len(tokens) != info.size:
+        raise BundleError(
+            f"{folder.name}: {info.file}: {len(tokens)} tokens, the manifest has {info.size}"
+        )
+    return tokens
+
+
+def _read_side(folder: Path, side: TextSide) -> Tokenizer:
+    tokens = _read_vocab(folder, side.vocab)
+    if side.tokenizer is None:
+        kind = Characters if side.tokenization == "character" else Symbols
+        return _parsed(folder.name, side.vocab.file, lambda: kind(tokens))
+    info = side.tokenizer
+    data = _read_file(folder, info.file, MAX_VOCAB_BYTES)
+    _check_sha256(folder.name, info.file, data, info.sha256)
+    subwords = _parsed(folder.name, info.file, lambda: Subwords(data.decode()))
+    if list(subwords.tokens) != tokens:
+        raise BundleError(f"{folder.name}: {info.file}: its tokens are not the vocabulary's")
+    return subwords
+
+
+def _parsed(name: str, file: str, parse: Callable[[], Parsed]) -> Parsed:
     try:
-        tokens = json.loads(data)
-        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-            raise ValueError("it must be a list of strings")
-        vocab = Vocabulary(tokens)
+        return parse()
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{name}: {info.file}: {error}") from error
-    if len(vocab) != info.size:
-        raise BundleError(f"{name}: {info.file}: {len(vocab)} tokens, the manifest has {info.size}")
-    return vocab
+        raise BundleError(f"{name}: {file}: {error}") from error
 
 
 def _check_sha256(name: str, file: str, data: bytes, expected: str) -> None:

@@ -88,11 +88,12 @@ def tiny_corpus(config: Config, folder: Path, text: str = FABLE) -> Corpus:
     return corpora.prepare(config.data, folder, folder / "corpus")
 
 
-def tiny_trainer(folder: Path, text: str = FABLE, /, **sections: Mapping[str, Any]) -> Trainer:
+def tiny_trainer(folder: Path, text: str = FABLE, /, **sections: Mapping[str, Any]) -> Trainer[LanguageModel]:
     """A trainer whose run folder is `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     config = tiny_config(**sections)
-    return Trainer(config, tiny_corpus(config, folder, text), folder)
+    task = LanguageModelTask(config, tiny_corpus(config, folder, text))
+    return Trainer(config, task, folder)
 
 
 def split_of(documents: Sequence[Sequence[int]]) -> Split:

@@ -1,0 +1,187 @@
+"""Text to ids and back where a token is not a character: symbols between spaces, subwords.
+
+All three kinds of vocabulary have the same form (`Tokenizer`): `tokens[id]` is a printed token, the
+first four are special, `encode` gives ids and `spans` the characters that each of them stands for.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from service.bundle.text import SPECIAL_TOKENS, UNK_ID, Vocabulary
+
+Tokenization: TypeAlias = Literal["character", "whitespace", "bpe"]
+Ids: TypeAlias = npt.NDArray[np.uint16]
+Spans: TypeAlias = list[tuple[int, int]]  # of each token: first character, and one past the last
+
+MAX_TOKENS = int(np.iinfo(np.uint16).max)
+_SYMBOL = re.compile(r"[^ ]+")
+
+
+class Tokenizer(Protocol):
+    """One side's vocabulary."""
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Printed tokens; the index is the id."""
+
+    def __len__(self) -> int:
+        """Number of tokens, the four special ones included."""
+
+    def encode(self, text: str) -> Ids:
+        """Ids of a normalized text; what is not in the vocabulary is `UNK_ID`."""
+
+    def spans(self, text: str) -> Spans:
+        """Where each of these tokens lies in the text."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids; special tokens have none."""
+
+    def join(self, pieces: Sequence[str]) -> str:
+        """The text of printed tokens, or of what stands in their place."""
+
+
+class Characters(Vocabulary):
+    """A token is a character."""
+
+    def spans(self, text: str) -> Spans:
+        """One character each."""
+        return [(i, i + 1) for i in range(len(text))]
+
+    def join(self, pieces: Sequence[str]) -> str:
+        """One after another."""
+        return "".join(pieces)
+
+
+class Symbols:
+    """A token is what stands between spaces: phonemes, notes, words.
+
+    Raises ValueError when the list does not start with `SPECIAL_TOKENS`, repeats a token or holds
+    one that is empty or has a space.
+    """
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        _check_tokens(tokens)
+        if any(not token or " " in token for token in tokens):
+            raise ValueError("a token between spaces has no space and is not empty")
+        self._tokens = tuple(tokens)
+        ordinary = list(enumerate(tokens))[len(SPECIAL_TOKENS) :]
+        self._id_of_token = {token: i for i, token in ordinary}
+
+    @classmethod
+    def of_symbols(cls, symbols: Iterable[str]) -> "Symbols":
+        """The special tokens and then the symbols, sorted."""
+        return cls([*SPECIAL_TOKENS, *sorted(set(symbols) - set(SPECIAL_TOKENS))])
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Printed tokens; the index is the id."""
+        return self._tokens
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def encode(self, text: str) -> Ids:
+        """Ids of the symbols; only U+0020 separates them."""
+        ids = [self._id_of_token.get(symbol, UNK_ID) for symbol in _SYMBOL.findall(text)]
+        return np.array(ids, np.uint16)
+
+    def spans(self, text: str) -> Spans:
+        """Where each symbol lies in the text."""
+        return [match.span() for match in _SYMBOL.finditer(text)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The symbols, a space between any two."""
+        return self.join([self._tokens[i] for i in ids if i >= len(SPECIAL_TOKENS)])
+
+    def join(self, pieces: Sequence[str]) -> str:
+        """With a space between any two."""
+        return " ".join(pieces)
+
+
+class Subwords:
+    """A token is a piece of a word, by byte pair encoding (Sennrich et al. 2016).
+
+    `document` is the JSON of a tokenizer of the `tokenizers` library. Raises ValueError when it is
+    not one, or when its ids 0 to 3 are not `SPECIAL_TOKENS`.
+    """
+
+    WORD_START = "\u2581"
+
+    def __init__(self, document: str) -> None:
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(document)
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError("not a tokenizer of the tokenizers library") from error
+        vocab = self._tokenizer.get_vocab(with_added_tokens=True)
+        tokens = sorted(vocab, key=vocab.__getitem__)
+        if sorted(vocab.values()) != list(range(len(vocab))):
+            raise ValueError("the ids of a vocabulary are 0, 1, 2 and so on")
+        _check_tokens(tokens)
+        self._tokens = tuple(tokens)
+
+    @classmethod
+    def learn(cls, texts: Iterable[str], vocab_size: int, min_count: int) -> "Subwords":
+        """Learn at most so many tokens from texts; a merge must occur `min_count` times."""
+        tokenizer = tokenizers.Tokenizer(
+            tokenizers.models.BPE(unk_token=SPECIAL_TOKENS[UNK_ID], fuse_unk=False)
+        )
+        metaspace = {"replacement": cls.WORD_START, "prepend_scheme": "always"}
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(**metaspace)
+        tokenizer.decoder = tokenizers.decoders.Metaspace(**metaspace)
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=min_count,
+            special_tokens=list(SPECIAL_TOKENS),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        document = json.loads(tokenizer.to_str())
+        # Special tokens are never read from a text: there they are unknown characters.
+        document["added_tokens"] = []
+        return cls(json.dumps(document))
+
+    @property
+    def document(self) -> str:
+        """The tokenizer as JSON."""
+        return str(self._tokenizer.to_str())
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Printed tokens; the index is the id."""
+        return self._tokens
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def encode(self, text: str) -> Ids:
+        """Ids of the subwords; an unknown character is one `UNK_ID`."""
+        ids = np.array(self._tokenizer.encode(text).ids, np.uint16)
+        ids[ids < len(SPECIAL_TOKENS)] = UNK_ID
+        return ids
+
+    def spans(self, text: str) -> Spans:
+        """Where each subword lies in the text."""
+        return list(self._tokenizer.encode(text).offsets)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The words of the ids."""
+        return self.join([self._tokens[i] for i in ids if i >= len(SPECIAL_TOKENS)])
+
+    def join(self, pieces: Sequence[str]) -> str:
+        """One after another, a space where a word starts."""
+        return "".join(pieces).replace(self.WORD_START, " ").removeprefix(" ")
+
+
+def _check_tokens(tokens: Sequence[str]) -> None:
+    if tuple(tokens[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
+        raise ValueError("a vocabulary starts with the printed forms of pad, bos, eos and unk")
+    if len(set(tokens)) != len(tokens):
+        raise ValueError("a vocabulary holds each token once")
+    if len(tokens) > MAX_TOKENS:
+        raise ValueError(f"a vocabulary has at most {MAX_TOKENS:,} tokens")

@@ -1,0 +1,73 @@
+"""What every export writes: graphs as the manifest describes them, where the weights come from."""
+
+import platform
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from service.bundle import Graph, Precision, Role, Tensor
+from service.bundle.store import sha256
+from training.onnx_builder import OPSET
+
+MAX_DIFFERENCE = 1e-5  # nats a token, PyTorch against onnxruntime in single precision
+# Where a sum lies between two steps of a state, rounding decides which it takes: mean nats a token.
+MAX_INT8_DIFFERENCE = 1e-3
+MAX_QUANTIZATION_LOSS = 0.002  # bits per character, or target token, that int8 may be worse
+
+
+class ExportError(Exception):
+    """Nothing was written; the message says why."""
+
+
+def describe_graph(precision: Precision, role: Role, file: str, graph: bytes) -> Graph:
+    """A graph as the manifest writes it."""
+    proto = onnx.load_model_from_string(graph)
+    return Graph(
+        role=role,
+        precision=precision,
+        file=file,
+        sha256=sha256(graph),
+        size_bytes=len(graph),
+        opset=OPSET,
+        inputs=[_describe_tensor(x) for x in proto.graph.input],
+        outputs=[_describe_tensor(x) for x in proto.graph.output],
+    )
+
+
+def open_session(graph: bytes) -> onnxruntime.InferenceSession:
+    """A graph on one thread, as the service runs it."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def git_commit() -> str | None:
+    """The commit of the code; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide the numbers."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _describe_tensor(info: onnx.ValueInfoProto) -> Tensor:
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type).name
+    shape = [d.dim_param or d.dim_value for d in info.type.tensor_type.shape.dim]
+    return Tensor.model_validate({"name": info.name, "dtype": dtype, "shape": shape})

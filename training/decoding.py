@@ -1,0 +1,174 @@
+"""Sources to targets in PyTorch: greedy and beam search over whole batches.
+
+N sources, K beams, B = N · K rows, M memory positions, V target vocabulary. The service does the
+same on exported graphs; here it serves validation and is what the service is compared with.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from service.bundle import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from training.encoder_decoder import EncoderDecoder, Memory
+from training.pair_batches import pad_sources
+from training.pairs import Ids
+
+_NEVER = [PAD_ID, BOS_ID, UNK_ID]  # tokens without text
+# Sources decoded together: bounds the memory of a large split.
+_MAX_ROWS = 2560
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """A target and what the model thinks of it."""
+
+    tokens: tuple[int, ...]  # eos is the last one where it ended
+    logprob: float  # nats, eos counted
+
+    def score(self, length_penalty: float) -> float:
+        """sum logprob / length ** p (Wu et al. 2016 in its simplest form), eos counted."""
+        return self.logprob / max(1, len(self.tokens)) ** length_penalty
+
+
+def max_target_tokens(source_tokens: int, ratio: float, extra: int) -> int:
+    """The bound on a target's length: ratio · source length + extra."""
+    return int(ratio * source_tokens) + extra
+
+
+@torch.no_grad()
+def translate(
+    model: EncoderDecoder,
+    sources: Sequence[Ids],
+    *,
+    beam_size: int,
+    length_penalty: float = 1.0,
+    max_tokens: Sequence[int],
+    device: torch.device,
+) -> list[list[Hypothesis]]:
+    """Hypotheses of every source, best first; at most `max_tokens` tokens for each, eos counted.
+
+    Sources of like lengths are decoded together.
+    """
+    was_training = model.training
+    model.eval()
+    results: list[list[Hypothesis]] = [[] for _ in sources]
+    order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
+    size = max(1, _MAX_ROWS // beam_size)
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        padded, lengths = pad_sources([sources[i] for i in chosen])
+        memory = model.encode(
+            torch.from_numpy(padded).to(device), torch.from_numpy(lengths).to(device)
+        )
+        found = _beam_search(
+            model, memory, beam_size, length_penalty, [max_tokens[i] for i in chosen]
+        )
+        for i, hypotheses in zip(chosen, found, strict=True):
+            results[i] = hypotheses
+    model.train(was_training)
+    return results
+
+
+def _beam_search(
+    model: EncoderDecoder,
+    memory: Memory,
+    beam_size: int,
+    length_penalty: float,
+    max_tokens: Sequence[int],
+) -> list[list[Hypothesis]]:
+    """Beam search (Sutskever et al. 2014), a source's beams side by side.
+
+    Of the 2 K likeliest extensions of a source those that end and rank among the first K are
+    hypotheses; the first K that do not end go on. A source is done when K hypotheses have ended,
+    or at its limit, where what still goes on is a hypothesis, too.
+    """
+    states = list(model.decoder.initial_states(memory.summary))
+    sources, width = len(memory.summary), beam_size
+    states = [state.repeat_interleave(width, 0) for state in states]  # [B, …]
+    memory = Memory(*(x.repeat_interleave(width, 0) for x in _tensors(memory)))
+    device = memory.summary.device
+    tokens = torch.full((sources * width, 1), BOS_ID, device=device)
+    # One live beam at first: the others would be its copies.
+    sums = torch.full((sources, width), -torch.inf, dtype=torch.float64, device=device)
+    sums[:, 0] = 0.0
+    written = torch.zeros((sources * width, 0), dtype=torch.long, device=device)
+    ended: list[list[Hypothesis]] = [[] for _ in range(sources)]
+    active = list(range(sources))
+    for step in range(max(max_tokens)):
+        logits, after, _ = model.decoder(tokens, states, memory)
+        logprobs = torch.log_softmax(logits[:, 0], dim=1)  # [B, V]
+        logprobs[:, _NEVER] = -torch.inf
+        totals = sums.unsqueeze(2) + logprobs.view(len(active), width, -1)  # [N, K, V]
+        vocab_size = totals.shape[2]
+        candidates = min(2 * width, width * vocab_size)
+        best, places = totals.flatten(1).topk(candidates, dim=1)  # [N, 2 K]
+        origins, choices = places // vocab_size, places % vocab_size
+        stays, parents, following, going = [], [], [], []
+        for row, source in enumerate(active):
+            live = _extend(
+                ended[source],
+                [written[row * width + k].tolist() for k in range(width)],
+                list(
+                    zip(
+                        best[row].tolist(),
+                        origins[row].tolist(),
+                        choices[row].tolist(),
+                        strict=True,
+                    )
+                ),
+                width,
+            )
+            full = len(ended[source]) >= width or not live
+            if step + 1 == max_tokens[source] and not full:
+                for total, origin, choice in live:
+                    so_far = written[row * width + origin].tolist()
+                    ended[source].append(Hypothesis((*so_far, choice), total))
+                full = True
+            if not full:
+                stays.append(source)
+                live += [(-float("inf"), 0, EOS_ID)] * (width - len(live))
+                going.append([total for total, _, _ in live])
+                parents += [row * width + origin for _, origin, _ in live]
+                following += [choice for _, _, choice in live]
+        active = stays
+        if not active:
+            break
+        index = torch.tensor(parents, device=device)
+        tokens = torch.tensor(following, device=device).unsqueeze(1)
+        sums = torch.tensor(going, dtype=torch.float64, device=device)
+        states = [state[index] for state in after]
+        written = torch.cat((written[index], tokens), dim=1)
+        memory = Memory(*(x[index] for x in _tensors(memory)))
+    return [
+        sorted(hypotheses, key=lambda x: (-_finished(x), -x.score(length_penalty)))[:width]
+        for hypotheses in ended
+    ]
+
+
+def _extend(
+    ended: list[Hypothesis],
+    written: list[list[int]],
+    ranked: list[tuple[float, int, int]],
+    width: int,
+) -> list[tuple[float, int, int]]:
+    """The first K extensions that go on; those that end are added to `ended`."""
+    live = []
+    for rank, (total, origin, choice) in enumerate(ranked):
+        if total == -float("inf"):
+            break
+        if choice == EOS_ID:
+            if rank < width:
+                ended.append(Hypothesis((*written[origin], choice), total))
+        elif len(live) < width:
+            live.append((total, origin, choice))
+    return live
+
+
+def _finished(hypothesis: Hypothesis) -> bool:
+    return hypothesis.tokens[-1:] == (EOS_ID,)
+
+
+def _tensors(memory: Memory) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return memory.values, memory.keys, memory.mask, memory.summary

@@ -1,0 +1,64 @@
+"""What translations are worth: exact match, error rates, BLEU and chrF."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import sacrebleu
+
+from training.config import MetricName
+
+# Symbols of a text that an error rate counts.
+Split = Callable[[str], Sequence[str]]
+# Less is better of these; more is of the others.
+ERRORS: tuple[MetricName, ...] = ("loss", "word_error_rate", "symbol_error_rate")
+
+
+def measure(
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    split: Split,
+    corpus_metrics: bool = True,
+) -> dict[MetricName, float]:
+    """Every metric of one hypothesis a source against all targets that the source has.
+
+    `exact_match`: share of hypotheses that are one of the targets. `word_error_rate`: the rest, as
+    grapheme-to-phoneme work calls it. `symbol_error_rate`: edits to the nearest target over that
+    target's symbols (phonemes). `bleu`, `chrf`: sacrebleu's corpus scores, 0 to 100, with its
+    defaults; left out without `corpus_metrics`.
+    """
+    hits = sum(text in wanted for text, wanted in zip(hypotheses, references, strict=True))
+    exact = hits / len(hypotheses)
+    edits = symbols = 0
+    for text, wanted in zip(hypotheses, references, strict=True):
+        mine = split(text)
+        distance, length = min((edit_distance(mine, x), len(x)) for x in map(split, wanted))
+        edits += distance
+        symbols += length
+    found: dict[MetricName, float] = {
+        "exact_match": exact,
+        "word_error_rate": 1.0 - exact,
+        "symbol_error_rate": edits / max(1, symbols),
+    }
+    if corpus_metrics:
+        deepest = max(map(len, references))
+        # sacrebleu takes one list a reference, with None where a source has fewer.
+        lists = [[x[i] if i < len(x) else None for x in references] for i in range(deepest)]
+        found["bleu"] = sacrebleu.corpus_bleu(hypotheses, lists).score
+        found["chrf"] = sacrebleu.corpus_chrf(hypotheses, lists).score
+    return found
+
+
+def rank_of(metric: MetricName, values: Mapping[str, float]) -> float:
+    """The metric's value where less is better."""
+    return values[metric] if metric in ERRORS else -values[metric]
+
+
+def edit_distance(one: Sequence[str], other: Sequence[str]) -> int:
+    """Fewest insertions, deletions and substitutions (Levenshtein 1966)."""
+    above = list(range(len(other) + 1))
+    for i, mine in enumerate(one, start=1):
+        row = [i]
+        for j, theirs in enumerate(other):
+            row.append(min(above[j + 1] + 1, row[j] + 1, above[j] + (mine != theirs)))
+        above = row
+    return above[-1]

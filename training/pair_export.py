@@ -1,0 +1,252 @@
+"""A trained encoder-decoder to a bundle: graphs, parity, the gate for int8, metrics, examples."""
+
+import datetime
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from service.bundle import (
+    FORMAT_VERSION,
+    EncoderDecoderManifest,
+    EncoderDecoderShape,
+    Example,
+    Graph,
+    MemoryTensor,
+    PairLimits,
+    PairMeasurement,
+    PairMetrics,
+    PairSource,
+    Precision,
+    StateTensor,
+    Subwords,
+    TextSide,
+    Tokenizer,
+    TokenizerFile,
+    TrainingRecord,
+    VocabFile,
+    write_bundle,
+)
+from service.bundle.store import sha256, vocab_bytes
+from training.bundle_parts import (
+    MAX_QUANTIZATION_LOSS,
+    ExportError,
+    describe_graph,
+    git_commit,
+    versions,
+)
+from training.config import PairConfig, TextSideConfig
+from training.encoder_decoder import EncoderDecoder
+from training.encoder_decoder_task import LengthLimit, load_best_pairs, translate_texts
+from training.onnx_encoder_decoder import build_decoder, build_encoder, memory_shapes, state_sizes
+from training.pair_parity import (
+    OnnxEncoderDecoder,
+    check_pair_int8,
+    check_pair_parity,
+    onnx_loss,
+    pair_golden_vectors,
+)
+from training.pairs import PairCorpus, PairSplit
+from training.trainer import parameter_count
+
+ENCODER_FILE = "encoder.fp32.onnx"
+EXAMPLES = 10
+_PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+
+
+def export_pairs(
+    run_dir: Path, corpus: PairCorpus, models_dir: Path, *, name: str | None = None
+) -> Path:
+    """Write a run's best weights as a bundle. Raises ExportError, and nothing is written.
+
+    The int8 decoder is in it where it is at most MAX_QUANTIZATION_LOSS worse on held-out pairs.
+    """
+    config, model, source, target, record = load_best_pairs(run_dir)
+    if corpus.sha256 != record["corpus_sha256"] or corpus.target.tokens != target.tokens:
+        raise ExportError(f"{run_dir}: the prepared pairs are not those the weights come from")
+    held_out = corpus.held_out[0]
+    encoder = build_encoder(model)
+    decoders = {x: build_decoder(model, x) for x in _PRECISIONS}
+    losses = checked_losses(model, encoder, decoders, held_out)
+    precision = gate(losses)
+    decoders = {x: data for x, data in decoders.items() if precision == "int8" or x == "fp32"}
+    graphs = [describe_graph("fp32", "encoder", ENCODER_FILE, encoder)]
+    graphs += [describe_decoder(x, data) for x, data in decoders.items()]
+    limit = LengthLimit.of(corpus.train)
+    files: dict[str, bytes] = {ENCODER_FILE: encoder}
+    files |= {decoder_file(x): data for x, data in decoders.items()}
+    shared = config.data.share_vocab
+    sides = []
+    for label, side, tokenizer in (
+        ("source", config.data.source, source),
+        ("target", config.data.target, target),
+    ):
+        described, side_files = describe_side("both" if shared else label, side, tokenizer)
+        sides.append(described)
+        files |= side_files
+    manifest = EncoderDecoderManifest(
+        format_version=FORMAT_VERSION,
+        name=name or config.name,
+        description=config.description,
+        license=config.license,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        task="encoder_decoder",
+        source=sides[0],
+        target=sides[1],
+        graphs=graphs,
+        precision=precision,
+        states=state_tensors(model),
+        memory=memory_tensors(model),
+        model=model_shape(model),
+        limits=PairLimits(
+            max_source_tokens=config.data.max_source_tokens,
+            max_tokens_ratio=limit.ratio,
+            max_tokens_extra=limit.extra,
+        ),
+        data=PairSource(
+            name=config.data.title,
+            source=config.data.origin,
+            license=config.data.license,
+            sha256=corpus.sha256,
+            train_pairs=len(corpus.train),
+            valid_pairs=len(corpus.valid),
+        ),
+        metrics=_metrics(run_dir, losses),
+        examples=_examples(config, model, corpus, limit, held_out),
+        training=TrainingRecord(
+            config=record["config"],
+            seed=config.training.seed,
+            steps=record["step"],
+            git_commit=git_commit(),
+            versions=versions(),
+        ),
+        golden=pair_golden_vectors(model, held_out, list(decoders)),
+    )
+    return write_bundle(models_dir, manifest, files)
+
+
+def checked_losses(
+    model: EncoderDecoder,
+    encoder: bytes,
+    decoders: Mapping[Precision, bytes],
+    held_out: PairSplit,
+) -> dict[Precision, float]:
+    """The held-out loss of each precision, after every parity check. Raises ExportError."""
+    fp32 = OnnxEncoderDecoder.load(model, encoder, decoders["fp32"])
+    int8 = OnnxEncoderDecoder.load(model, encoder, decoders["int8"])
+    check_pair_parity(model, fp32, held_out)
+    check_pair_int8(model, int8, held_out)
+    return {"fp32": onnx_loss(fp32, held_out), "int8": onnx_loss(int8, held_out)}
+
+
+def gate(losses: Mapping[Precision, float]) -> Precision:
+    """What a bundle is served in unless a setting says otherwise."""
+    worse_bits = (losses["int8"] - losses["fp32"]) / math.log(2)
+    return "int8" if worse_bits <= MAX_QUANTIZATION_LOSS else "fp32"
+
+
+def decoder_file(precision: Precision) -> str:
+    """A decoder's file in the bundle."""
+    return f"decoder.{precision}.onnx"
+
+
+def describe_decoder(precision: Precision, graph: bytes) -> Graph:
+    """A decoder as the manifest writes it."""
+    return describe_graph(precision, "decoder", decoder_file(precision), graph)
+
+
+def describe_side(
+    label: str, config: TextSideConfig, tokenizer: Tokenizer
+) -> tuple[TextSide, dict[str, bytes]]:
+    """One side as the manifest writes it, and its files; `label` begins their names."""
+    data = vocab_bytes(tokenizer)
+    files = {f"{label}.vocab.json": data}
+    vocab = VocabFile(
+        file=f"{label}.vocab.json",
+        sha256=sha256(data),
+        size=len(tokenizer),
+        pad=0,
+        bos=1,
+        eos=2,
+        unk=3,
+    )
+    described = None
+    if isinstance(tokenizer, Subwords):
+        document = tokenizer.document.encode()
+        files[f"{label}.tokenizer.json"] = document
+        described = TokenizerFile(file=f"{label}.tokenizer.json", sha256=sha256(document))
+    side = TextSide(
+        lang=config.lang,
+        tokenization=config.tokenization,
+        normalization=config.normalization,
+        vocab=vocab,
+        tokenizer=described,
+    )
+    return side, files
+
+
+def state_tensors(model: EncoderDecoder) -> list[StateTensor]:
+    """The decoder's states as the manifest writes them."""
+    sizes = state_sizes(model).items()
+    return [StateTensor(name=name, dtype="float32", shape=[size]) for name, size in sizes]
+
+
+def memory_tensors(model: EncoderDecoder) -> list[MemoryTensor]:
+    """The memory as the manifest writes it."""
+    shapes = memory_shapes(model).items()
+    return [MemoryTensor(name=name, dtype="float32", shape=shape) for name, shape in shapes]
+
+
+def model_shape(model: EncoderDecoder) -> EncoderDecoderShape:
+    """What the model is, as the manifest writes it."""
+    config = model.config
+    return EncoderDecoderShape(
+        cell=config.cell,
+        encoder=config.encoder,
+        encoder_layers=config.encoder_layers,
+        encoder_hidden_size=config.encoder_hidden_size,
+        decoder_layers=config.decoder_layers,
+        hidden_size=config.hidden_size,
+        embedding_dim=config.embedding_dim,
+        attention=config.attention,
+        input_feeding=config.input_feeding,
+        parameters=parameter_count(model),
+    )
+
+
+def _metrics(run_dir: Path, losses: Mapping[Precision, float]) -> list[PairMetrics]:
+    """What `train` left in the run's folder, and the loss of each precision."""
+    path = run_dir / "metrics.json"
+    if not path.exists():
+        raise ExportError(f"{path}: not there; `train` writes it when it is done")
+    found = [PairMetrics.model_validate(entry) for entry in json.loads(path.read_text())]
+    exported = [
+        PairMeasurement(
+            name=f"{precision}, onnxruntime, first pairs", kind="model", values={"loss": loss}
+        )
+        for precision, loss in losses.items()
+    ]
+    first = found[0].model_copy(update={"measurements": [*found[0].measurements, *exported]})
+    return [first, *found[1:]]
+
+
+def _examples(
+    config: PairConfig,
+    model: EncoderDecoder,
+    corpus: PairCorpus,
+    limit: LengthLimit,
+    held_out: PairSplit,
+) -> list[Example]:
+    """Held-out sources in the order of their SHA-256: nobody picks them."""
+    texts = sorted(held_out.references, key=lambda x: hashlib.sha256(x.encode()).digest())
+    texts = texts[:EXAMPLES]
+    beam_size = config.training.beam_size
+    device = torch.device("cpu")
+    found = translate_texts(model, corpus, texts, limit, beam_size=beam_size, device=device)
+    return [
+        Example(source=text, targets=held_out.references[text], translation=translation)
+        for text, translation in zip(texts, found, strict=True)
+    ]

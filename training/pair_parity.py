@@ -1,0 +1,214 @@
+"""What holds an encoder-decoder's graphs to PyTorch, to a reference and to themselves.
+
+N sources, K rows of one source, S source positions, T target positions, V target vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+from torch import Tensor
+
+from service.bundle import (
+    BOS_ID,
+    EOS_ID,
+    PAD_ID,
+    PairGoldenVector,
+    Precision,
+    padded_length,
+)
+from training.bundle_parts import MAX_DIFFERENCE, MAX_INT8_DIFFERENCE, ExportError, open_session
+from training.encoder_decoder import EncoderDecoder
+from training.onnx_encoder_decoder import memory_shapes, state_sizes
+from training.pair_batches import IdArray, pair_batch
+from training.pair_quantization import reference_logprobs
+from training.pairs import PairSplit
+
+# Pairs a shape of the parity check has, and rows of each source: none is a traced one.
+_PARITY_SHAPES = ((1, 1), (2, 1), (5, 3), (17, 1), (33, 5))
+_CHECKED_PAIRS = 512  # of the held-out split, for the losses of each precision
+
+Floats: TypeAlias = list[npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxEncoderDecoder:
+    """Exported graphs in onnxruntime, as the parity checks use them."""
+
+    encoder: onnxruntime.InferenceSession
+    decoder: onnxruntime.InferenceSession
+    state_names: Sequence[str]
+    memory_names: Sequence[str]
+
+    @classmethod
+    def load(cls, model: EncoderDecoder, encoder: bytes, decoder: bytes) -> "OnnxEncoderDecoder":
+        """One thread each, as the service runs them."""
+        return cls(
+            open_session(encoder),
+            open_session(decoder),
+            list(state_sizes(model)),
+            list(memory_shapes(model)),
+        )
+
+    def logprobs(
+        self, sources: IdArray, lengths: IdArray, tokens: IdArray, rows: int = 1
+    ) -> npt.NDArray[np.float32]:
+        """log p [N · rows, T, V] after each of `tokens` [N, T], every source `rows` times."""
+        states, memory = self.encode(sources, lengths)
+        states = [np.repeat(state, rows, axis=0) for state in states]
+        outputs = ["logprobs", *(f"{name}_out" for name in self.state_names)]
+        steps = []
+        for t in range(tokens.shape[1]):
+            feeds = {"tokens": np.repeat(tokens[:, t], rows)}
+            feeds |= dict(zip(self.state_names, states, strict=True))
+            feeds |= dict(zip(self.memory_names, memory, strict=True))
+            found, *states = self.decoder.run(outputs, feeds)
+            steps.append(found)
+        return np.stack(steps, axis=1)
+
+    def encode(self, sources: IdArray, lengths: IdArray) -> tuple[Floats, Floats]:
+        """The decoder's first states and the memory, sources padded as the service pads them."""
+        padded = np.full((len(sources), padded_length(int(lengths.max()))), PAD_ID, np.int64)
+        shown = min(padded.shape[1], sources.shape[1])
+        padded[:, :shown] = sources[:, :shown]
+        names = [f"{name}_out" for name in self.state_names]
+        feeds = {"tokens": padded, "lengths": lengths.astype(np.int32)}
+        found = self.encoder.run([*names, *self.memory_names], feeds)
+        return found[: len(names)], found[len(names) :]
+
+
+def check_pair_parity(
+    model: EncoderDecoder, onnx_model: OnnxEncoderDecoder, held_out: PairSplit
+) -> float:
+    """Largest difference in nats over several shapes. Raises ExportError.
+
+    Held-out pairs at several batch sizes: the counted tokens each, every other log-probability
+    relative to its size; and every row bitwise what its source gives alone.
+    """
+    worst = 0.0
+    for count, rows in _PARITY_SHAPES:
+        batch = pair_batch(held_out, [i % len(held_out) for i in range(count)])
+        parts = (batch.sources, batch.lengths, batch.tokens)
+        with torch.no_grad():
+            logits = model(*(torch.from_numpy(x) for x in parts))
+        expected = torch.log_softmax(logits, dim=2).numpy()  # [N, T, V]
+        found = onnx_model.logprobs(*parts, rows=rows)[::rows]
+        counted = batch.targets != PAD_ID
+        picks = batch.targets[..., None]
+        picked, wanted = (np.take_along_axis(x, picks, 2)[..., 0] for x in (found, expected))
+        worst = max(worst, float(np.abs(picked - wanted)[counted].max()))
+        scale = np.maximum(1.0, np.abs(expected))
+        worst = max(worst, float((np.abs(found - expected) / scale)[counted].max()))
+    # Written so that NaN fails too.
+    if not worst <= MAX_DIFFERENCE:
+        raise ExportError(
+            f"the exported graphs and PyTorch differ by {worst:.2e} nats a token; "
+            f"at most {MAX_DIFFERENCE} is allowed"
+        )
+    check_company(onnx_model, held_out)
+    return worst
+
+
+def check_company(onnx_model: OnnxEncoderDecoder, held_out: PairSplit) -> None:
+    """Every row is bitwise what its source gives alone. Raises ExportError."""
+    rows = 3
+    batch = pair_batch(held_out, [i % len(held_out) for i in range(16)])
+    sizes = [padded_length(int(length)) for length in batch.lengths]
+    for size in set(sizes):
+        # Only sources of one padded length are read together.
+        chosen = [i for i, own in enumerate(sizes) if own == size]
+        parts = (batch.sources[chosen], batch.lengths[chosen], batch.tokens[chosen])
+        together = onnx_model.logprobs(*parts, rows=rows)
+        for place in range(len(chosen)):
+            only = slice(place, place + 1)
+            alone = onnx_model.logprobs(*(x[only] for x in parts), rows=rows)
+            if not np.array_equal(together[place * rows : (place + 1) * rows], alone):
+                raise ExportError("the graphs' results depend on the sources beside a source")
+
+
+def check_pair_int8(
+    model: EncoderDecoder, onnx_model: OnnxEncoderDecoder, held_out: PairSplit
+) -> float:
+    """Mean difference in nats a token from the reference. Raises ExportError."""
+    batch = pair_batch(held_out, range(min(32, len(held_out))))
+    parts = (batch.sources, batch.lengths, batch.tokens)
+    expected = reference_logprobs(model, *(torch.from_numpy(x) for x in parts)).numpy()
+    found = onnx_model.logprobs(*parts)
+    picks = batch.targets[..., None]
+    picked, wanted = (np.take_along_axis(x, picks, 2)[..., 0] for x in (found, expected))
+    difference = float(np.abs(picked - wanted)[batch.targets != PAD_ID].mean())
+    if not difference <= MAX_INT8_DIFFERENCE:
+        raise ExportError(
+            f"the int8 decoder and its reference differ by {difference:.2e} nats a token; "
+            f"at most {MAX_INT8_DIFFERENCE} is allowed"
+        )
+    check_company(onnx_model, held_out)
+    return difference
+
+
+def onnx_loss(onnx_model: OnnxEncoderDecoder, held_out: PairSplit) -> float:
+    """Mean nats a target token over the first held-out pairs."""
+    chosen = sorted(
+        range(min(_CHECKED_PAIRS, len(held_out))),
+        key=lambda i: padded_length(len(held_out.sources[i]) + 1),
+    )
+    nats, predicted = 0.0, 0
+    for start in range(0, len(chosen), 64):
+        batch = pair_batch(held_out, chosen[start : start + 64])
+        found = onnx_model.logprobs(batch.sources, batch.lengths, batch.tokens)
+        picked = np.take_along_axis(found, batch.targets[..., None], 2)[..., 0]
+        nats -= float(picked[batch.targets != PAD_ID].sum(dtype=np.float64))
+        predicted += batch.predicted
+    return nats / predicted
+
+
+def pair_golden_vectors(
+    model: EncoderDecoder, held_out: PairSplit, precisions: Sequence[Precision]
+) -> list[PairGoldenVector]:
+    """Known answers for each precision, computed by PyTorch in double precision.
+
+    Some held-out pairs, the empty source with the empty target, and every token of both sides once.
+    """
+    longest = sorted(range(min(256, len(held_out))), key=lambda i: -len(held_out.sources[i]))
+    pairs = [
+        ([*held_out.sources[i].tolist(), EOS_ID], [BOS_ID, *held_out.targets[i].tolist(), EOS_ID])
+        for i in (longest[0], longest[len(longest) // 2])
+    ]
+    source_size = model.encoder.embedding.num_embeddings
+    target_size = model.decoder.vocab_size
+    pairs += [
+        ([EOS_ID], [BOS_ID, EOS_ID]),
+        (
+            [*range(EOS_ID + 1, min(source_size, 128)), EOS_ID],
+            [BOS_ID, *range(EOS_ID + 1, min(target_size, 128)), EOS_ID],
+        ),
+    ]
+    return [_golden(model, *pair, precision) for precision in precisions for pair in pairs]
+
+
+def _golden(
+    model: EncoderDecoder, source: list[int], tokens: list[int], precision: Precision
+) -> PairGoldenVector:
+    inputs = (torch.tensor([source]), torch.tensor([len(source)]), torch.tensor([tokens[:-1]]))
+    logprobs: Tensor
+    if precision == "int8":
+        logprobs = reference_logprobs(model, *inputs)
+    else:
+        exact = EncoderDecoder(
+            model.config, model.encoder.embedding.num_embeddings, model.decoder.vocab_size
+        )
+        exact.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            logprobs = torch.log_softmax(exact.double().eval()(*inputs), dim=2)
+    picked = logprobs[0, torch.arange(len(tokens) - 1), torch.tensor(tokens[1:])]
+    return PairGoldenVector(
+        precision=precision,
+        source=source,
+        tokens=tokens,
+        logprobs=[round(x, 8) for x in picked.tolist()],
+        tolerance=MAX_INT8_DIFFERENCE if precision == "int8" else MAX_DIFFERENCE,
+    )

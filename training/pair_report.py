@@ -1,0 +1,111 @@
+"""The final tables: an encoder-decoder beside its floors, on every held-out set."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from service.bundle import PairMeasurement, PairMetrics
+from training.config import PairConfig
+from training.encoder_decoder import EncoderDecoder
+from training.encoder_decoder_task import EncoderDecoderTask, mean_loss, metric_options
+from training.metrics import measure
+from training.pairs import PairSplit
+
+_GRAM = 3
+
+
+def measure_pairs(
+    config: PairConfig, task: EncoderDecoderTask, model: EncoderDecoder
+) -> list[PairMetrics]:
+    """The model, greedy and with its beam, and the baselines, on every held-out set."""
+    nearest = NearestSource(task.corpus.train)
+    return [
+        PairMetrics(
+            split=split.name,
+            pairs=len(split),
+            sources=len(split.references),
+            measurements=[
+                *_models(config, task, model, split),
+                *baselines(config, split, nearest),
+            ],
+        )
+        for split in task.corpus.held_out
+    ]
+
+
+def _models(
+    config: PairConfig, task: EncoderDecoderTask, model: EncoderDecoder, split: PairSplit
+) -> list[PairMeasurement]:
+    loss = mean_loss(model, split, task.device)
+    return [
+        PairMeasurement(
+            name="greedy" if beam_size == 1 else f"beam {beam_size}",
+            kind="model",
+            values={"loss": loss, **task.metrics(model, split, beam_size=beam_size)},
+        )
+        for beam_size in dict.fromkeys((1, config.training.beam_size))
+    ]
+
+
+def baselines(
+    config: PairConfig, split: PairSplit, nearest: "NearestSource"
+) -> list[PairMeasurement]:
+    """What costs nothing: the source itself, and the target of the nearest training source."""
+    sources = list(split.references)
+    wanted = [split.references[source] for source in sources]
+    options = metric_options(config)
+    floors = {"copy": sources, "nearest source": [nearest.target(x) for x in sources]}
+    return [
+        PairMeasurement(name=name, kind="baseline", values=dict(measure(found, wanted, **options)))
+        for name, found in floors.items()
+    ]
+
+
+class NearestSource:
+    """The target of the training source that shares the most character trigrams.
+
+    By the Jaccard index of the sets of trigrams, the text's ends included; the first of equals.
+    """
+
+    def __init__(self, train: PairSplit) -> None:
+        self._sources = list(train.references)
+        self._targets = [targets[0] for targets in train.references.values()]
+        postings: dict[str, list[int]] = {}
+        self._sizes = np.zeros(len(self._sources), np.int64)
+        for i, source in enumerate(self._sources):
+            grams = _grams(source)
+            self._sizes[i] = len(grams)
+            for gram in grams:
+                postings.setdefault(gram, []).append(i)
+        self._postings = {gram: np.array(places) for gram, places in postings.items()}
+
+    def target(self, source: str) -> str:
+        """The target of the nearest source."""
+        grams = _grams(source)
+        found = [self._postings[gram] for gram in grams if gram in self._postings]
+        empty: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        places = np.concatenate([empty, *found])
+        shared = np.bincount(places, minlength=len(self._sources))
+        nearness = shared / (self._sizes + len(grams) - shared)
+        return self._targets[int(nearness.argmax())]
+
+
+def _grams(text: str) -> set[str]:
+    padded = f"\n{text}\n"
+    return {padded[i : i + _GRAM] for i in range(max(1, len(padded) - _GRAM + 1))}
+
+
+def pair_table(metrics: Sequence[PairMetrics]) -> str:
+    """The measurements as lines of text, a part for each held-out set."""
+    lines = []
+    for found in metrics:
+        names = list(dict.fromkeys(name for x in found.measurements for name in x.values))
+        lines += [
+            f"{found.split}: {found.sources:,} sources, {found.pairs:,} pairs",
+            " " * 18 + "".join(f"{name:>19}" for name in names),
+        ]
+        for x in found.measurements:
+            cells = [f"{x.values[n]:>19.4f}" if n in x.values else " " * 19 for n in names]
+            lines.append(f"{x.name:<18}{''.join(cells)}")
+    return "\n".join(lines)

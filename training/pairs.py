@@ -1,0 +1,255 @@
+"""Files of pairs to ids: filtered with counts, split by source, tokenized on both sides."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from service.bundle import SPECIAL_TOKENS, normalize
+from service.bundle.tokenization import Characters, Subwords, Symbols, Tokenizer
+from training.config import ConfigError, PairDataConfig, TextSideConfig
+from training.corpus import digest_of, input_files
+
+ALIGNED = " || "  # between the names of two aligned files
+
+Ids: TypeAlias = npt.NDArray[np.uint16]
+Pair: TypeAlias = tuple[str, str]  # source, target; normalized
+
+
+@dataclass(frozen=True, slots=True)
+class PairSplit:
+    """Pairs of one split, and for every source all of its targets."""
+
+    name: str
+    pairs: Sequence[Pair]
+    sources: Sequence[Ids]  # of each pair; eos is not in it
+    targets: Sequence[Ids]  # of each pair; bos and eos are not in it
+    references: dict[str, list[str]] = field(init=False)  # every target of a source, in order
+
+    def __post_init__(self) -> None:
+        references: dict[str, list[str]] = {}
+        for source, target in self.pairs:
+            references.setdefault(source, []).append(target)
+        object.__setattr__(self, "references", references)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class PairCorpus:
+    """Prepared pairs: both tokenizers and the splits."""
+
+    source: Tokenizer
+    target: Tokenizer
+    sha256: str  # over the input files, in order
+    train: PairSplit
+    valid: PairSplit
+    tests: Sequence[PairSplit]  # `test`, where there is one, and the extra ones by name
+    counts: dict[str, int]  # what was read, kept and dropped, for people
+
+    @property
+    def held_out(self) -> Sequence[PairSplit]:
+        """The splits that figures are reported on."""
+        return self.tests or [self.valid]
+
+
+def prepare_pairs(config: PairDataConfig, base: Path) -> PairCorpus:
+    """Read, filter, split and tokenize. Raises ConfigError for files that cannot be used."""
+    reader = _Reader(config, base)
+    splits = reader.splits()
+    counts = reader.counts
+    if not splits["train"] or not splits["valid"]:
+        raise ConfigError("data: no pair is left to train on, or none to validate on")
+    source, target = _tokenizers(config, splits["train"])
+    encoder = _Encoder(config, source, target, counts)
+    encoded = {name: encoder.encode(name, pairs) for name, pairs in splits.items()}
+    for name, split in encoded.items():
+        counts[name] = len(split)
+    if not len(encoded["train"]) or not len(encoded["valid"]):
+        raise ConfigError("data.max_source_tokens, data.max_target_tokens: no pair is that short")
+    tests = [encoded[name] for name in splits if name not in ("train", "valid")]
+    return PairCorpus(
+        source,
+        target,
+        digest_of(reader.files),
+        encoded["train"],
+        encoded["valid"],
+        [split for split in tests if len(split)],
+        dict(counts),
+    )
+
+
+class _Reader:
+    """Files to normalized pairs by split, and the counts of what was dropped on the way."""
+
+    def __init__(self, config: PairDataConfig, base: Path) -> None:
+        self._config = config
+        self._base = base
+        self.files: list[Path] = []
+        self.counts: Counter[str] = Counter()
+
+    def splits(self) -> dict[str, list[Pair]]:
+        """Pairs by split; no source is in two of them."""
+        config = self._config
+        splits: dict[str, list[Pair]] = {"train": [], "valid": [], "test": []}
+        for pair in self._read(config.files, "data.files"):
+            splits[_split_of(pair[0], config)].append(pair)
+        for name in splits:
+            splits[name] += self._read(getattr(config, f"{name}_files"), f"data.{name}_files")
+        for name, patterns in config.extra_tests.items():
+            if name in splits:
+                raise ConfigError(f"data.extra_tests: {name!r} is the name of a split")
+            splits[name] = self._read(patterns, f"data.extra_tests.{name}")
+        _hold_out(splits, self.counts)
+        return splits
+
+    def _read(self, patterns: Sequence[str], option: str) -> list[Pair]:
+        rules = self._config.source.normalization, self._config.target.normalization
+        pairs: dict[Pair, None] = {}
+        for pattern in patterns:
+            found, lines = _open(pattern, self._base, option)
+            self.files += found
+            for texts in lines:
+                self.counts["read"] += 1
+                source, target = (
+                    normalize(x, y).strip() for x, y in zip(texts, rules, strict=True)
+                )
+                if not source or not target:
+                    self.counts["dropped: empty"] += 1
+                elif (source, target) in pairs:
+                    self.counts["dropped: repeated"] += 1
+                else:
+                    pairs[source, target] = None
+        return list(pairs)
+
+
+def make_tokenizer(tokenization: str, tokens: Sequence[str], document: str | None) -> Tokenizer:
+    """A tokenizer from what a checkpoint or a bundle keeps of it."""
+    if tokenization == "bpe":
+        if document is None:
+            raise ValueError("bpe needs the tokenizer's document")
+        return Subwords(document)
+    return Characters(tokens) if tokenization == "character" else Symbols(tokens)
+
+
+def _open(pattern: str, base: Path, option: str) -> tuple[list[Path], Iterator[Pair]]:
+    if ALIGNED in pattern:
+        names = pattern.split(ALIGNED)
+        found = [path for name in names for path in input_files([name.strip()], base, option)]
+        if len(found) != 2:
+            raise ConfigError(f"{option}: {pattern!r} must name two files")
+        return found, _aligned(found[0], found[1])
+    found = input_files([pattern], base, option)
+    return found, (pair for path in found for pair in _tsv(path))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8: {error.reason}") from error
+    # Not splitlines: U+2028 and its like stand inside of texts.
+    lines = text.split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def _tsv(path: Path) -> Iterator[Pair]:
+    for number, line in enumerate(_lines(path), start=1):
+        fields = line.removesuffix("\r").split("\t")
+        if len(fields) != 2:
+            raise ConfigError(
+                f"{path}, line {number}: it has {len(fields)} fields; source, tab, target are two"
+            )
+        yield fields[0], fields[1]
+
+
+def _aligned(sources: Path, targets: Path) -> Iterator[Pair]:
+    left, right = _lines(sources), _lines(targets)
+    if len(left) != len(right):
+        raise ConfigError(
+            f"{sources} has {len(left)} lines and {targets} has {len(right)}; they must be aligned"
+        )
+    return zip(left, right, strict=True)
+
+
+def _split_of(source: str, config: PairDataConfig) -> str:
+    """By the source alone, so that it is in one split whatever else is in the files."""
+    digest = hashlib.blake2b(source.encode(), digest_size=8).digest()
+    place = int.from_bytes(digest) / 2**64
+    if place < config.test_fraction:
+        return "test"
+    return "valid" if place < config.test_fraction + config.valid_fraction else "train"
+
+
+def _hold_out(splits: dict[str, list[Pair]], counts: Counter[str]) -> None:
+    """Take sources out of a split where a later one has them, too: the last test wins."""
+    taken: set[str] = set()
+    for name in reversed(splits):
+        kept = [pair for pair in splits[name] if pair[0] not in taken]
+        dropped = len(splits[name]) - len(kept)
+        if dropped:
+            counts[f"dropped: held out elsewhere, from {name}"] += dropped
+        taken |= {source for source, _ in splits[name]}
+        splits[name] = kept
+
+
+def _tokenizers(config: PairDataConfig, train: Sequence[Pair]) -> tuple[Tokenizer, Tokenizer]:
+    sources, targets = [x for x, _ in train], [x for _, x in train]
+    if config.share_vocab:
+        shared = _learn(config.source, [*dict.fromkeys(sources), *targets])
+        return shared, shared
+    return _learn(config.source, list(dict.fromkeys(sources))), _learn(config.target, targets)
+
+
+def _learn(config: TextSideConfig, texts: Iterable[str]) -> Tokenizer:
+    if config.tokenization == "bpe":
+        return Subwords.learn(texts, config.vocab_size, config.min_count)
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text if config.tokenization == "character" else text.split(" "))
+    frequent = [token for token, count in counts.items() if token and count >= config.min_count]
+    if not set(frequent) - set(SPECIAL_TOKENS):
+        raise ConfigError("data: min_count leaves no token of the training split")
+    characters = config.tokenization == "character"
+    return Characters.of_characters(frequent) if characters else Symbols.of_symbols(frequent)
+
+
+class _Encoder:
+    """Texts to ids; pairs that are too long or too unlike in length are dropped and counted."""
+
+    def __init__(
+        self, config: PairDataConfig, source: Tokenizer, target: Tokenizer, counts: Counter[str]
+    ) -> None:
+        self._config = config
+        self._source = source
+        self._target = target
+        self._counts = counts
+
+    def encode(self, name: str, pairs: Sequence[Pair]) -> PairSplit:
+        """The pairs of one split."""
+        kept, sources, targets = [], [], []
+        for pair in pairs:
+            source_ids, target_ids = self._source.encode(pair[0]), self._target.encode(pair[1])
+            reason = _too_long(len(source_ids), len(target_ids), self._config)
+            if reason:
+                self._counts[f"dropped: {reason}, from {name}"] += 1
+                continue
+            kept.append(pair)
+            sources.append(source_ids)
+            targets.append(target_ids)
+        return PairSplit(name, kept, sources, targets)
+
+
+def _too_long(source: int, target: int, config: PairDataConfig) -> str | None:
+    if source > config.max_source_tokens or target > config.max_target_tokens:
+        return "too long"
+    ratio = max(source, target) / max(1, min(source, target))
+    if config.max_length_ratio is not None and ratio > config.max_length_ratio:
+        return "lengths too different"
+    return None
