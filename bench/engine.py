@@ -24,8 +24,9 @@ from bench.report import RESULTS, Row, machine, say, table, write
 from service.bundle import BOS_ID, Precision, read_bundle
 from service.rows import ReadRow, WriteRow
 from service.sampling import SamplingParams
-from service.scheduler import Job, Scheduler, Work
+from service.scheduler import Job, Scheduler
 from service.session import OnnxSession
+from service.text_runner import TextRunner, TextWork
 
 WORK = Path(__file__).parent / ".work"
 BATCHES = (1, 16, 64)
@@ -75,7 +76,7 @@ class EngineUnderLoad:
         self._left = 0
         self._done = threading.Event()
         self.scheduler = Scheduler(
-            session,
+            TextRunner(session, max(BATCHES), name="bench"),
             self._deliver,
             name="bench",
             max_rows=max(BATCHES),
@@ -92,11 +93,11 @@ class EngineUnderLoad:
         for seed in range(rows):
             write = WriteRow(params=SamplingParams(), seed=seed, choice=0, max_tokens=tokens)
             read = ReadRow(prompt, np.zeros_like(prompt), wants_continuation=True)
-            self.scheduler.submit(Job([Work(read, [write])]))
+            self.scheduler.submit(Job([TextWork(read, [write])]))
         self._done.wait()
         return rows * tokens
 
-    def _deliver(self, jobs: list[Job]) -> None:
+    def _deliver(self, jobs: list[Job[TextWork]]) -> None:
         for job in jobs:
             if job.error is not None:
                 raise job.error

@@ -20,9 +20,10 @@ from service.errors import DeadlineExceeded, InvalidRequest
 from service.prefixes import MIN_SHARED_TOKENS, PrefixCache, shared_prefixes
 from service.rows import ReadRow, TokenDetails, WriteRow
 from service.sampling import SamplingParams
-from service.scheduler import Job, Scheduler, Work
+from service.scheduler import Job, Scheduler
 from service.session import Session
 from service.settings import Settings
+from service.text_runner import TextRunner, TextWork
 
 UnknownPolicy: TypeAlias = Literal["unk", "error", "skip"]
 Result = TypeVar("Result")
@@ -148,19 +149,19 @@ class Engine:
         self._id_of_token = {token: i for i, token in enumerate(bundle.vocab.tokens)}
         self._settings = settings
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._waiting: dict[Job, asyncio.Future[None]] = {}
+        self._waiting: dict[Job[TextWork], asyncio.Future[None]] = {}
         self._prefixes = PrefixCache(settings.prefix_cache_bytes)
         self.schedulers = [
             Scheduler(
-                session,
+                TextRunner(session, settings.max_rows, name=name),
                 self._deliver,
-                name=bundle.manifest.name if threads == 1 else f"{bundle.manifest.name}-{i}",
+                name=name,
                 max_rows=settings.max_rows,
                 # What a thread's share rounds down to must still hold a row.
                 max_queue_rows=max(1, settings.max_queue_rows // threads),
                 max_queue_tokens=max(1, settings.max_queue_tokens // threads),
             )
-            for i in range(threads)
+            for name in worker_names(bundle.manifest.name, threads)
         ]
 
     def start(self) -> None:
@@ -238,7 +239,7 @@ class Engine:
 
     def _generate_work(
         self, prompts: Sequence[str], options: GenerateOptions, seed: int
-    ) -> list[Work]:
+    ) -> list[TextWork]:
         stop = tuple(tuple(int(i) for i in self._encode(text)) for text in options.stop)
         # A stop string with a character that the model cannot write can never end a text.
         stop = tuple(sequence for sequence in stop if UNK_ID not in sequence)
@@ -263,11 +264,11 @@ class Engine:
                 )
                 for choice in range(options.n)
             ]
-            work.append(Work(read, rows))
+            work.append(TextWork(read, rows))
         return work
 
     def _generated(
-        self, prompt: str, work: Work, options: GenerateOptions, seed: int, cached: int
+        self, prompt: str, work: TextWork, options: GenerateOptions, seed: int, cached: int
     ) -> Generated:
         prefix = prompt if options.echo else ""
         before: tuple[ScoredToken, ...] = ()
@@ -316,7 +317,7 @@ class Engine:
             ],
         )
         reading = [plan for plan in plans if plan.row is not None]
-        reused = await self._run([Work(plan.row) for plan in reading if plan.row is not None])
+        reused = await self._run([TextWork(plan.row) for plan in reading if plan.row is not None])
         cached = {id(plan): tokens for plan, tokens in zip(reading, reused, strict=True)}
         detail_size = size * (1 + options.top_logprobs) if options.tokens else 0
         return await _off_loop(
@@ -414,7 +415,7 @@ class Engine:
             for token, logprob, entropy_bits, rank, top_ids, top_logprobs in columns
         )
 
-    async def _run(self, works: Sequence[Work]) -> list[int]:
+    async def _run(self, works: Sequence[TextWork]) -> list[int]:
         """Run all the work to its end; how many tokens of each read needed no run of its own.
 
         A caller that is cancelled takes its rows along.
@@ -436,10 +437,10 @@ class Engine:
                 self._remember(work.read)
         return reused
 
-    async def _run_jobs(self, works: Sequence[Work]) -> None:
+    async def _run_jobs(self, works: Sequence[TextWork]) -> None:
         if self._loop is None:
             raise RuntimeError("start the engine first")
-        futures: dict[Job, asyncio.Future[None]] = {}
+        futures: dict[Job[TextWork], asyncio.Future[None]] = {}
         shares = self._shared_out(works)
         try:
             for scheduler, share in shares:
@@ -461,7 +462,9 @@ class Engine:
                 if not future.done() or future.cancelled():
                     scheduler.cancel(job)
 
-    def _shared_out(self, works: Sequence[Work]) -> list[tuple[Scheduler, list[Work]]]:
+    def _shared_out(
+        self, works: Sequence[TextWork]
+    ) -> list[tuple[Scheduler[TextWork], list[TextWork]]]:
         """Each piece of work to the worker with the least to do.
 
         By length, since rows that are read together should end together.
@@ -469,7 +472,7 @@ class Engine:
         if not works:
             return []
         loads = [scheduler.load for scheduler in self.schedulers]
-        shares: list[list[Work]] = [[] for _ in self.schedulers]
+        shares: list[list[TextWork]] = [[] for _ in self.schedulers]
         for work in sorted(works, key=lambda work: work.read.remaining, reverse=True):
             least = loads.index(min(loads))
             loads[least] += work.rows
@@ -485,7 +488,7 @@ class Engine:
         except TimeoutError as error:
             raise DeadlineExceeded(f"a request may take {limit:g} s on this server") from error
 
-    def _plan_prefixes(self, works: Sequence[Work]) -> "list[list[_Prefix]]":
+    def _plan_prefixes(self, works: Sequence[TextWork]) -> "list[list[_Prefix]]":
         """What the works share, to be read before them, level by level; and what is known."""
         rows = [work.read for work in works]
         # A context that is long enough is a prefix of its own, so that the next request finds it.
@@ -503,7 +506,7 @@ class Engine:
                 detail_top=row.detail_top,
                 wants_continuation=True,
             )
-            prefix = _Prefix(Work(read), members, [])
+            prefix = _Prefix(TextWork(read), members, [])
             prefixes.append(prefix)
             if shared.parent is not None:
                 prefixes[shared.parent].followers.append(read)
@@ -533,12 +536,12 @@ class Engine:
         if row.continuation is not None and row.uncounted == len(row.tokens):
             self._prefixes.put(row.tokens, row.continuation)
 
-    def _deliver(self, jobs: list[Job]) -> None:
+    def _deliver(self, jobs: list[Job[TextWork]]) -> None:
         """Called in the worker's thread, once an iteration."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._resolve, jobs)
 
-    def _resolve(self, jobs: list[Job]) -> None:
+    def _resolve(self, jobs: list[Job[TextWork]]) -> None:
         for job in jobs:
             future = self._waiting.get(job)
             if future is not None and not future.done():
@@ -564,7 +567,7 @@ class _ScorePlan:
 class _Prefix:
     """A text that several rows begin with, on its way to be read once for all of them."""
 
-    work: Work
+    work: TextWork
     members: tuple[int, ...]  # the inputs that begin with it
     followers: list[ReadRow]  # longer prefixes and inputs that start where it ends
 
@@ -578,6 +581,11 @@ class _Prefix:
                 row.resume(len(read.tokens), read.continuation.states)
                 row.logprob = read.logprob
                 row.details = list(read.details)
+
+
+def worker_names(model: str, threads: int) -> list[str]:
+    """What the logs call each worker of a model."""
+    return [model] if threads == 1 else [f"{model}-{i}" for i in range(threads)]
 
 
 def _pairs(row: ReadRow, length: int) -> npt.NDArray[np.uint32]:

@@ -22,8 +22,9 @@ from service.bundle import EOS_ID, PAD_ID
 from service.errors import ServiceError
 from service.rows import WriteRow
 from service.sampling import NOISE_BLOCK, Sampler, SamplingParams, noise_block
-from service.scheduler import Job, Scheduler, Work
+from service.scheduler import Job, Scheduler
 from service.session import FloatArray, IdArray, Session, States
+from service.text_runner import TextRunner, TextWork
 
 PATIENCE_S = 20.0  # a test that waits longer has failed
 
@@ -207,11 +208,11 @@ class Inbox:
     """What a scheduler delivers."""
 
     def __init__(self, *, raises: int = 0) -> None:
-        self.jobs: list[Job] = []
+        self.jobs: list[Job[TextWork]] = []
         self._raises = raises  # that many deliveries fail first
         self._news = threading.Condition()
 
-    def __call__(self, jobs: list[Job]) -> None:
+    def __call__(self, jobs: list[Job[TextWork]]) -> None:
         with self._news:
             if self._raises:
                 self._raises -= 1
@@ -219,7 +220,7 @@ class Inbox:
             self.jobs.extend(jobs)
             self._news.notify_all()
 
-    def wait_for(self, *jobs: Job) -> None:
+    def wait_for(self, *jobs: Job[TextWork]) -> None:
         """Until every one of the jobs was delivered."""
         with self._news:
             assert self._news.wait_for(lambda: set(jobs) <= set(self.jobs), PATIENCE_S)
@@ -228,15 +229,15 @@ class Inbox:
 @contextmanager
 def running(
     session: Session,
-    inbox: Callable[[list[Job]], None],
+    inbox: Callable[[list[Job[TextWork]]], None],
     *,
     max_rows: int = 8,
     max_queue_rows: int = 100,
     max_queue_tokens: int = 10_000,
-) -> Iterator[Scheduler]:
+) -> Iterator[Scheduler[TextWork]]:
     """A scheduler at work; stopped in the end, and then it holds no row."""
     scheduler = Scheduler(
-        session,
+        TextRunner(session, max_rows, name="fake"),
         inbox,
         name="fake",
         max_rows=max_rows,
@@ -273,7 +274,7 @@ class Answer:
     choices: tuple[tuple[tuple[int, ...], str | None, int], ...]
 
 
-def answer(work: Work) -> Answer:
+def answer(work: TextWork) -> Answer:
     """What the scheduler filled in."""
     rows = work.write
     return Answer(
@@ -282,7 +283,7 @@ def answer(work: Work) -> Answer:
     )
 
 
-def answer_alone(work: Work, session: FakeSession) -> Answer:
+def answer_alone(work: TextWork, session: FakeSession) -> Answer:
     """The same from the definition: no batches, no chunks, nothing of rows.py."""
     states = session.initial_states(1)
     logprob = 0.0
@@ -318,7 +319,7 @@ def _next(session: FakeSession, token: int, states: States) -> tuple[FloatArray,
     return logprobs[0, 0], states
 
 
-def failure(job: Job) -> type[ServiceError] | None:
+def failure(job: Job[TextWork]) -> type[ServiceError] | None:
     """The class of a job's error."""
     return None if job.error is None else type(job.error)
 

@@ -18,9 +18,10 @@ from service.engine import Engine, GenerateOptions, ScoreOptions
 from service.read_batch import ReadBatch
 from service.rows import Continuation, ReadRow, TokenDetails, WriteRow
 from service.sampling import SamplingParams
-from service.scheduler import Job, Scheduler, Work
+from service.scheduler import Job, Scheduler
 from service.session import OnnxSession, States
 from service.settings import Settings
+from service.text_runner import TextRunner, TextWork
 from tests.bundles import ALPHABET, in_memory, tiny_files
 from training.config import ModelConfig
 from training.export import build_graphs
@@ -119,19 +120,19 @@ def test_the_score_of_two_texts_is_the_first_and_then_the_second_from_its_state(
     assert rest.continuation.logprobs.tobytes() == whole.continuation.logprobs.tobytes()
 
 
-def written(kind: Kind, jobs: Sequence[Job], cancel: Sequence[int] = ()) -> None:
+def written(kind: Kind, jobs: Sequence[Job[TextWork]], cancel: Sequence[int] = ()) -> None:
     """Run jobs through a scheduler of their own, cancelling some of them right away."""
     ended = threading.Event()
     left = {id(job) for job in jobs}
 
-    def deliver(done: list[Job]) -> None:
+    def deliver(done: list[Job[TextWork]]) -> None:
         for job in done:
             left.discard(id(job))
         if not left:
             ended.set()
 
     scheduler = Scheduler(
-        session_of(*kind),
+        TextRunner(session_of(*kind), 6, name="test"),
         deliver,
         name="test",
         max_rows=6,
@@ -150,7 +151,9 @@ def written(kind: Kind, jobs: Sequence[Job], cancel: Sequence[int] = ()) -> None
     assert scheduler.free
 
 
-def job_of(ids: list[int], seed: int, choices: int, max_tokens: int, temperature: float) -> Job:
+def job_of(
+    ids: list[int], seed: int, choices: int, max_tokens: int, temperature: float
+) -> Job[TextWork]:
     params = SamplingParams(temperature=temperature, top_p=0.9 if seed % 2 else 1.0)
     rows = [
         WriteRow(params=params, seed=seed, choice=choice, max_tokens=max_tokens, detail_top=2)
@@ -160,10 +163,10 @@ def job_of(ids: list[int], seed: int, choices: int, max_tokens: int, temperature
     if seed % 2:
         # Not counted, so that one choice may read it in the steps of others.
         read = ReadRow(read.tokens, np.zeros_like(read.targets), wants_continuation=True)
-    return Job([Work(read, rows)])
+    return Job([TextWork(read, rows)])
 
 
-def answer(job: Job) -> list[tuple[list[int], list[bytes], str | None]]:
+def answer(job: Job[TextWork]) -> list[tuple[list[int], list[bytes], str | None]]:
     return [
         (row.tokens, [x.top_logprobs.tobytes() for x in row.details], row.finish_reason)
         for row in job.work[0].write

@@ -14,8 +14,8 @@ from service.errors import ModelFailure
 from service.read_batch import _MAX_POSITIONS, _MAX_RESULT_FLOATS, ReadBatch
 from service.rows import Continuation, ReadRow, TokenDetails, WriteRow
 from service.sampling import SamplingParams
-from service.scheduler import Work
 from service.session import FloatArray, IdArray, States
+from service.text_runner import TextWork
 from service.write_batch import WriteBatch
 from tests.fakes import RARE, FakeSession, Run, answer, answer_alone
 
@@ -90,7 +90,7 @@ def test_a_read_is_the_same_in_any_chunking(
         batch.add(row)
         assert read_to_the_end(batch, sizes) == [row]
     assert whole.logprob == cut.logprob
-    assert whole.logprob == answer_alone(Work(counted(ids)), session).logprob
+    assert whole.logprob == answer_alone(TextWork(counted(ids)), session).logprob
     if top is not None:
         assert told(whole) == told(cut)
     if goes_on:
@@ -115,7 +115,7 @@ def test_the_order_in_which_a_text_is_summed_does_not_depend_on_its_chunks() -> 
         batch.add(row)
         read_to_the_end(batch, [chunk])
         totals.add(row.logprob)
-    assert totals == {answer_alone(Work(counted(ids)), session).logprob}
+    assert totals == {answer_alone(TextWork(counted(ids)), session).logprob}
 
 
 @several
@@ -133,7 +133,7 @@ def test_rows_that_join_at_different_times_read_what_they_read_alone(
         rows.append(counted(ids))
         batch.add(rows[-1])
     read_to_the_end(batch, [3])
-    alone = [answer_alone(Work(counted(ids)), session).logprob for ids, _ in arrivals]
+    alone = [answer_alone(TextWork(counted(ids)), session).logprob for ids, _ in arrivals]
     assert [row.logprob for row in rows] == alone
 
 
@@ -201,7 +201,7 @@ def test_nothing_moves_when_a_run_raises() -> None:
     assert (good.position, bad.position) == (2, 2)
     batch.remove([bad])
     assert read_to_the_end(batch, [4]) == [good]
-    expected = answer_alone(Work(counted([4, 5, 6, 7, 8, 4])), FakeSession()).logprob
+    expected = answer_alone(TextWork(counted([4, 5, 6, 7, 8, 4])), FakeSession()).logprob
     assert good.logprob == expected
 
 
@@ -217,7 +217,7 @@ def test_nan_fails_the_row_that_meets_it_and_no_other(goes_on: bool, top: int | 
     assert done == [good]
     assert [(row, type(error)) for row, error in failed] == [(bad, ModelFailure)]
     assert batch.rows == []
-    assert good.logprob == answer_alone(Work(counted([4, 5, 6])), FakeSession()).logprob
+    assert good.logprob == answer_alone(TextWork(counted([4, 5, 6])), FakeSession()).logprob
 
 
 def test_nan_after_an_uncounted_prompt_fails_it_before_anything_is_written() -> None:
@@ -295,7 +295,7 @@ def test_rows_that_join_at_different_times_write_what_they_write_alone(
         writes = [writer(choice=i, max_tokens=max_tokens) for i in range(choices)]
         for write in writes:
             batch.add(write, read.continuation)
-        work.append(Work(read, writes))
+        work.append(TextWork(read, writes))
     write_to_the_end(batch)
     for piece in work:
         assert answer(piece) == answer_alone(piece, session)
@@ -331,8 +331,8 @@ def test_rows_with_different_options_write_what_they_write_alone(
     alone = [
         writer(choice=x.choice, max_tokens=x.max_tokens, how=x.params, stop=x.stop) for x in rows
     ]
-    expected = answer_alone(Work(counted(prompt), alone), session)
-    assert answer(Work(read, rows)).choices == expected.choices
+    expected = answer_alone(TextWork(counted(prompt), alone), session)
+    assert answer(TextWork(read, rows)).choices == expected.choices
 
 
 def test_nan_while_writing_fails_that_row_and_no_other() -> None:
@@ -438,8 +438,8 @@ def test_a_long_text_is_written_block_by_block_as_token_by_token() -> None:
         if batch.rows:
             batch.run()
     alone = [writer(choice=i, max_tokens=600 + 100 * i) for i in range(2)]
-    expected = answer_alone(Work(counted([5], goes_on=True), alone), session)
-    assert answer(Work(read, long)).choices == expected.choices
+    expected = answer_alone(TextWork(counted([5], goes_on=True), alone), session)
+    assert answer(TextWork(read, long)).choices == expected.choices
 
 
 def stepping(choice: int) -> WriteRow:
@@ -459,7 +459,7 @@ def test_a_prompt_that_is_read_in_steps_is_continued_as_one_that_is_read_alone(
 ) -> None:
     session = FakeSession()
     batch = WriteBatch(session, 2)
-    works: list[Work] = []
+    works: list[TextWork] = []
     for ids, steps_before in prompts:
         for _ in range(steps_before):
             if batch.rows:
@@ -472,7 +472,7 @@ def test_a_prompt_that_is_read_in_steps_is_continued_as_one_that_is_read_alone(
             start = continued(session, ids[:-1]).continuation
             assert start is not None
             read.resume(len(ids), start.states)
-        works.append(Work(read, [stepping(len(works))]))
+        works.append(TextWork(read, [stepping(len(works))]))
         batch.add_reading(works[-1].write[0], read)
     while batch.rows:
         batch.sample()
@@ -480,7 +480,7 @@ def test_a_prompt_that_is_read_in_steps_is_continued_as_one_that_is_read_alone(
             assert batch.run() == []
     for (ids, _), work in zip(prompts, works, strict=True):
         (row,) = work.write
-        alone = Work(counted(ids, goes_on=True), [stepping(row.choice)])
+        alone = TextWork(counted(ids, goes_on=True), [stepping(row.choice)])
         assert answer(work).choices == answer_alone(alone, session).choices
         assert len(row.details) == (len(row.tokens) if row.detail_top is not None else 0)
         after = continued(session, ids).continuation
@@ -523,10 +523,10 @@ def test_a_row_that_is_removed_keeps_what_it_has() -> None:
     assert (len(rows[0].tokens), rows[0].finish_reason) == (7, None)
     write_to_the_end(batch)
     expected = answer_alone(
-        Work(counted([5]), [writer(choice=i, max_tokens=50) for i in range(3)]), session
+        TextWork(counted([5]), [writer(choice=i, max_tokens=50) for i in range(3)]), session
     )
     assert tuple(rows[0].tokens) == expected.choices[0][0][:7]
-    assert answer(Work(read, rows[1:])).choices == expected.choices[1:]
+    assert answer(TextWork(read, rows[1:])).choices == expected.choices[1:]
 
 
 @pytest.mark.parametrize("joins_at", [249, 250, 256, 260])
@@ -536,21 +536,21 @@ def test_a_prompt_is_read_while_the_block_of_another_row_ends(joins_at: int) -> 
     first = continued(session, [5])
     assert first.continuation is not None
     batch = WriteBatch(session, 4)
-    works = [Work(first, [writer(max_tokens=300)])]
+    works = [TextWork(first, [writer(max_tokens=300)])]
     batch.add(works[0].write[0], first.continuation)
     for _ in range(joins_at):
         batch.sample()
         batch.run()
     tokens = np.array([BOS_ID, *[6] * 9], np.uint16)
     read = ReadRow(tokens, np.full_like(tokens, PAD_ID), wants_continuation=True)
-    works.append(Work(read, [writer(choice=1, max_tokens=280)]))
+    works.append(TextWork(read, [writer(choice=1, max_tokens=280)]))
     batch.add_reading(works[1].write[0], read)
     write_to_the_end(batch)
     for work, ids, row in (
         (works[0], [5], writer(max_tokens=300)),
         (works[1], [6] * 9, writer(choice=1, max_tokens=280)),
     ):
-        alone = Work(counted(ids, goes_on=True), [row])
+        alone = TextWork(counted(ids, goes_on=True), [row])
         assert answer(work).choices == answer_alone(alone, session).choices
 
 
@@ -580,8 +580,8 @@ def test_texts_that_end_beside_the_end_of_a_block_are_whole() -> None:
     write_to_the_end(batch)
     assert [len(row.tokens) for row in together] == [n for n in ENDS for _ in range(2)]
     assert [len(row.details) for row in together] == [len(row.tokens) for row in together]
-    expected = answer_alone(Work(counted([5]), rows()), session)
-    assert answer(Work(read, together)).choices == expected.choices
+    expected = answer_alone(TextWork(counted([5]), rows()), session)
+    assert answer(TextWork(read, together)).choices == expected.choices
 
 
 @pytest.mark.parametrize("before", [253, 254, 255, 256, 510, 511])
@@ -606,5 +606,5 @@ def test_a_row_that_is_removed_where_a_block_ends_keeps_what_it_has(steps: int) 
         batch.sample()
         batch.run()
     batch.remove([row])
-    (expected,) = answer_alone(Work(counted([5]), [writer(max_tokens=steps)]), session).choices
+    (expected,) = answer_alone(TextWork(counted([5]), [writer(max_tokens=steps)]), session).choices
     assert tuple(row.tokens) == expected[0]

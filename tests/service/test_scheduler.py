@@ -13,13 +13,13 @@ from service.bundle import BOS_ID, PAD_ID
 from service.errors import EngineStopped, ModelFailure, QueueFull
 from service.rows import ReadRow, WriteRow
 from service.sampling import SamplingParams
-from service.scheduler import (
+from service.scheduler import Job, Scheduler
+from service.text_runner import (
     MAX_STEPPED_PROMPT,
     READ_CHUNK,
     READ_CHUNK_WHILE_WRITING,
-    Job,
-    Scheduler,
-    Work,
+    TextRunner,
+    TextWork,
 )
 from tests.fakes import (
     RARE,
@@ -44,7 +44,7 @@ def work(
     seed: int = 1,
     stop: tuple[tuple[int, ...], ...] = (),
     counts: bool = True,
-) -> Work:
+) -> TextWork:
     """A text that is read and counted, or read alone, and so many choices after it."""
     tokens = np.array([BOS_ID, *ids], np.uint16)
     targets = np.append(tokens[1:], np.uint16(PAD_ID))
@@ -54,10 +54,10 @@ def work(
         WriteRow(params=SamplingParams(), seed=seed, choice=i, max_tokens=max_tokens, stop=stop)
         for i in range(choices)
     ]
-    return Work(ReadRow(tokens, targets, wants_continuation=choices > 0), rows)
+    return TextWork(ReadRow(tokens, targets, wants_continuation=choices > 0), rows)
 
 
-def endless(choices: int = 1, ids: Sequence[int] = (4, 5)) -> Work:
+def endless(choices: int = 1, ids: Sequence[int] = (4, 5)) -> TextWork:
     """Choices that eos does not end while a test looks at them."""
     for seed in range(1000):
         piece = work(ids, choices=choices, max_tokens=40, seed=seed)
@@ -67,7 +67,7 @@ def endless(choices: int = 1, ids: Sequence[int] = (4, 5)) -> Work:
     raise AssertionError("no seed writes for long enough")
 
 
-def assert_as_alone(*jobs: Job) -> None:
+def assert_as_alone(*jobs: Job[TextWork]) -> None:
     """Every answer is, to the bit, what the work gives without company."""
     for job in jobs:
         assert job.error is None
@@ -471,7 +471,12 @@ def test_stopping_tells_everyone_who_waits() -> None:
 
 def test_a_scheduler_that_was_not_started_takes_no_work() -> None:
     scheduler = Scheduler(
-        FakeSession(), Inbox(), name="x", max_rows=1, max_queue_rows=1, max_queue_tokens=1
+        TextRunner(FakeSession(), 1, name="x"),
+        Inbox(),
+        name="x",
+        max_rows=1,
+        max_queue_rows=1,
+        max_queue_tokens=1,
     )
     assert not scheduler.alive
     with pytest.raises(EngineStopped):
@@ -618,7 +623,7 @@ events = st.one_of(
 schedules = st.lists(events, min_size=1, max_size=24)
 
 
-def submitted(event: Submit, seed: int) -> Job:
+def submitted(event: Submit, seed: int) -> Job[TextWork]:
     # A lone choice after a text that is not counted may read it in the steps of others.
     return Job(
         [
@@ -630,9 +635,9 @@ def submitted(event: Submit, seed: int) -> Job:
 
 def play(
     schedule: Iterable[Submit | Cancel | Step], scheduler: Scheduler, gate: Gate
-) -> tuple[list[Job], set[int]]:
+) -> tuple[list[Job[TextWork]], set[int]]:
     """The jobs that were taken, and the places of those that were given up."""
-    jobs: list[Job] = []
+    jobs: list[Job[TextWork]] = []
     given_up: set[int] = set()
     for event in schedule:
         if isinstance(event, Step):

@@ -88,7 +88,9 @@ def tiny_corpus(config: Config, folder: Path, text: str = FABLE) -> Corpus:
     return corpora.prepare(config.data, folder, folder / "corpus")
 
 
-def tiny_trainer(folder: Path, text: str = FABLE, /, **sections: Mapping[str, Any]) -> Trainer[LanguageModel]:
+def tiny_trainer(
+    folder: Path, text: str = FABLE, /, **sections: Mapping[str, Any]
+) -> Trainer[LanguageModel]:
     """A trainer whose run folder is `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     config = tiny_config(**sections)

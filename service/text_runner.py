@@ -1,0 +1,176 @@
+"""What a language model does with admitted work: rows that read beside rows that write."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from service.errors import ServiceError
+from service.read_batch import ReadBatch
+from service.rows import ReadRow, WriteRow
+from service.scheduler import run_failed
+from service.session import Session
+from service.write_batch import WriteBatch
+
+# Tokens a row reads in one run: few while others write, so that a long prompt holds them up by a
+# few steps only. The results do not depend on it.
+READ_CHUNK = 64
+READ_CHUNK_WHILE_WRITING = 8
+# A prompt of at most this many tokens is read in steps that other rows take anyway.
+MAX_STEPPED_PROMPT = 64
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class TextWork:
+    """One input of a request: a text to read, then the choices to write after it."""
+
+    read: ReadRow
+    write: list[WriteRow] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """Rows that it holds at most at one time."""
+        return max(1, len(self.write))
+
+    @property
+    def steps_its_prompt(self) -> bool:
+        """Whether its one choice can read the prompt in the steps of the rows that write."""
+        read = self.read
+        plain = read.wants_continuation and read.uncounted == len(read.tokens)
+        waits = [row for row in self.write if row.finish_reason is None]
+        return plain and len(waits) == len(self.write) == 1 and read.remaining <= MAX_STEPPED_PROMPT
+
+    @property
+    def queued_tokens(self) -> int:
+        """What it adds to the queue's bound on tokens."""
+        return len(self.read.tokens) + sum(row.max_tokens for row in self.write)
+
+
+Ended = list[tuple[TextWork, ServiceError | None]]
+
+
+class TextRunner:
+    """One chunk for the rows that read, one step for the rows that write."""
+
+    def __init__(self, session: Session, max_rows: int, *, name: str) -> None:
+        self._name = name
+        self._reading = ReadBatch(session)
+        self._writing = WriteBatch(session, max_rows)
+        self._work_of_row: dict[int, TextWork] = {}  # by id of the row
+        self._used_rows = 0
+        self._ended: Ended = []
+
+    @property
+    def used_rows(self) -> int:
+        """Rows that the admitted work holds now."""
+        return self._used_rows
+
+    def admit(self, work: Sequence[TextWork]) -> None:
+        """Put each piece's prompt where it is read."""
+        for piece in work:
+            self._used_rows += piece.rows
+            self._work_of_row[id(piece.read)] = piece
+        for piece in work:
+            self._begin(piece)
+
+    def _begin(self, work: TextWork) -> None:
+        if not work.read.remaining:
+            # All of it was known before.
+            self._end_read(work.read)
+        elif self._writing.rows and work.steps_its_prompt:
+            (write,) = work.write
+            del self._work_of_row[id(work.read)]
+            self._work_of_row[id(write)] = work
+            self._writing.add_reading(write, work.read)
+        else:
+            self._reading.add(work.read)
+
+    def run(self) -> Ended:
+        """One iteration; the work that ended has left."""
+        if self._reading.rows:
+            self._read()
+        if self._writing.rows:
+            self._write()
+        ended, self._ended = self._ended, []
+        return ended
+
+    def drop(self, work: Sequence[TextWork]) -> None:
+        """Let every row of the work leave."""
+        ids = {id(piece) for piece in work}
+        rows = {row for row, owner in self._work_of_row.items() if id(owner) in ids}
+        reads = [row for row in self._reading.rows if id(row) in rows]
+        writes = [row for row in self._writing.rows if id(row) in rows]
+        for read in reads:
+            self._used_rows -= self._work_of_row.pop(id(read)).rows
+        for write in writes:
+            del self._work_of_row[id(write)]
+            self._used_rows -= 1
+        if reads:
+            self._reading.remove(reads)
+        if writes:
+            self._writing.remove(writes)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._work_of_row.clear()
+        self._used_rows = 0
+        self._reading.rows.clear()
+        self._writing.rows.clear()
+
+    def _read(self) -> None:
+        chunk = READ_CHUNK_WHILE_WRITING if self._writing.rows else READ_CHUNK
+        try:
+            done, failed = self._reading.run(chunk)
+        except Exception:  # whatever the runtime raises fails these rows, and them alone
+            logger.exception("engine %s: a model run raised", self._name)
+            rows = list(self._reading.rows)
+            done, failed = [], [(row, run_failed()) for row in rows]
+            self._reading.remove(rows)
+        for row in done:
+            self._end_read(row)
+        for row, error in failed:
+            self._fail(row, error)
+
+    def _write(self) -> None:
+        for row in self._writing.sample():
+            self._end_write(row)
+        if not self._writing.rows:
+            return
+        try:
+            failed = self._writing.run()
+        except Exception:  # the same
+            logger.exception("engine %s: a model run raised", self._name)
+            rows = list(self._writing.rows)
+            failed = [(row, run_failed()) for row in rows]
+            self._writing.remove(rows)
+        for row, error in failed:
+            self._fail(row, error)
+
+    def _end_read(self, row: ReadRow) -> None:
+        work = self._work_of_row.pop(id(row))
+        pending = [write for write in work.write if write.finish_reason is None]
+        if not pending or row.continuation is None:
+            self._used_rows -= work.rows
+            self._ended.append((work, None))
+            return
+        self._used_rows -= work.rows - len(pending)
+        for write in pending:
+            self._work_of_row[id(write)] = work
+            self._writing.add(write, row.continuation)
+
+    def _end_write(self, row: WriteRow) -> None:
+        work = self._work_of_row.pop(id(row))
+        self._used_rows -= 1
+        # Not by finish_reason: several rows may end in one step, and the work ends once.
+        if not any(id(write) in self._work_of_row for write in work.write):
+            self._ended.append((work, None))
+
+    def _fail(self, row: ReadRow | WriteRow, error: ServiceError) -> None:
+        """Let all of a piece of work leave one of whose rows has failed."""
+        if id(row) not in self._work_of_row:
+            return
+        work = self._work_of_row.pop(id(row))
+        self._used_rows -= work.rows if row is work.read else 1
+        self.drop([work])
+        self._ended.append((work, error))
