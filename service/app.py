@@ -4,9 +4,10 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -14,14 +15,26 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.bundle import Bundle, BundleError, read_bundle
+from service.bundle import (
+    Bundle,
+    BundleError,
+    EncoderDecoderBundle,
+    Precision,
+    read_any_bundle,
+)
 from service.cpus import usable_cpus
 from service.engine import Engine
 from service.errors import FieldError, ServiceError
+from service.graphs import GoldenMismatch
+from service.pair_session import OnnxPairSession
 from service.routes import router
-from service.schemas import FieldErrorOut, Problem
-from service.session import GoldenMismatch, OnnxSession
+from service.schemas import AnyEngine, FieldErrorOut, Problem
+from service.session import OnnxSession
 from service.settings import Settings
+from service.translator import Translator
+
+AnyBundle = TypeVar("AnyBundle", Bundle, EncoderDecoderBundle)
+Opened = TypeVar("Opened")
 
 # Python's lock is held for a tenth of a step or two: more threads than this wait for each other.
 MAX_DEFAULT_THREADS = 4
@@ -31,7 +44,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 logger = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, engines: Sequence[Engine] | None = None) -> FastAPI:
+def create_app(settings: Settings, engines: Sequence[AnyEngine] | None = None) -> FastAPI:
     """A plain ASGI application. `engines` are taken instead of the settings' models folder.
 
     Everything is started and ended in the lifespan. Raises BundleError there when a bundle cannot
@@ -68,33 +81,41 @@ def create_app(settings: Settings, engines: Sequence[Engine] | None = None) -> F
     return app
 
 
-def load_engines(settings: Settings) -> list[Engine]:
+def load_engines(settings: Settings) -> list[AnyEngine]:
     """An engine for every bundle in the models folder. Raises BundleError for the first bad one."""
     share = max(1, usable_cpus() // settings.workers)
     threads = settings.engine_threads or min(share, MAX_DEFAULT_THREADS)
-    engines = []
-    for folder in bundle_folders(settings.models_dir):
-        bundle = read_bundle(folder)
-        session = open_session(bundle, settings)
-        engines.append(
-            Engine(bundle, session, settings, precision=session.precision, threads=threads)
-        )
-    return engines
+    folders = bundle_folders(settings.models_dir)
+    return [open_engine(read_any_bundle(folder), settings, threads) for folder in folders]
 
 
-def open_session(bundle: Bundle, settings: Settings) -> OnnxSession:
+def open_engine(
+    bundle: Bundle | EncoderDecoderBundle, settings: Settings, threads: int
+) -> AnyEngine:
+    """The engine of a bundle, with so many threads. Raises BundleError."""
+    if isinstance(bundle, Bundle):
+        session = open_session(bundle, settings, OnnxSession)
+        return Engine(bundle, session, settings, precision=session.precision, threads=threads)
+    pair_session = open_session(bundle, settings, OnnxPairSession)
+    precision = pair_session.precision
+    return Translator(bundle, pair_session, settings, precision=precision, threads=threads)
+
+
+def open_session(
+    bundle: AnyBundle, settings: Settings, kind: Callable[[AnyBundle, Precision], Opened]
+) -> Opened:
     """The bundle in the precision of the settings, or in fp32 where this machine fails its int8.
 
     Raises BundleError where there is no such precision, or fp32 fails, too.
     """
     wanted = bundle.manifest.precision if settings.precision == "auto" else settings.precision
     try:
-        return OnnxSession(bundle, wanted)
+        return kind(bundle, wanted)
     except GoldenMismatch as mismatch:
         if wanted == "fp32":
             raise
         logger.error("%s; it is served in fp32 instead", mismatch)  # noqa: TRY400 (told, not a bug)
-        return OnnxSession(bundle, "fp32")
+        return kind(bundle, "fp32")
 
 
 def bundle_folders(models_dir: Path) -> list[Path]:

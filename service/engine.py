@@ -3,35 +3,28 @@
 Text becomes ids, ids become rows, the scheduler fills them in, and they become text again.
 """
 
-import asyncio
 import math
 import secrets
-import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from service.bundle import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Bundle, Precision, normalize
-from service.errors import DeadlineExceeded, InvalidRequest
+from service.errors import InvalidRequest
 from service.prefixes import MIN_SHARED_TOKENS, PrefixCache, shared_prefixes
 from service.rows import ReadRow, TokenDetails, WriteRow
 from service.sampling import SamplingParams
-from service.scheduler import Job, Scheduler
 from service.session import Session
 from service.settings import Settings
 from service.text_runner import TextRunner, TextWork
+from service.workers import SEED_BITS, Workers, at_most, off_loop, worker_names
 
 UnknownPolicy: TypeAlias = Literal["unk", "error", "skip"]
-Result = TypeVar("Result")
 
-# Characters of one request from which work on text leaves the event loop's thread.
-LARGE_CHARS = 8192
 DEFAULT_MAX_TOKENS = 128
-_SEED_BITS = 48  # a seed survives JSON readers that hold numbers as doubles
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,8 +124,8 @@ class Scored:
         return math.exp(exponent) if exponent < math.log(np.finfo(np.float64).max) else None
 
 
-class Engine:
-    """One model: its bundle, its scheduler and the tasks on text."""
+class Engine(Workers[TextWork]):
+    """One language model: its bundle, its workers and the tasks on text."""
 
     def __init__(
         self,
@@ -147,43 +140,15 @@ class Engine:
         self.precision = precision
         self._vocab = bundle.vocab
         self._id_of_token = {token: i for i, token in enumerate(bundle.vocab.tokens)}
-        self._settings = settings
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._waiting: dict[Job[TextWork], asyncio.Future[None]] = {}
         self._prefixes = PrefixCache(settings.prefix_cache_bytes)
-        self.schedulers = [
-            Scheduler(
-                TextRunner(session, settings.max_rows, name=name),
-                self._deliver,
-                name=name,
-                max_rows=settings.max_rows,
-                # What a thread's share rounds down to must still hold a row.
-                max_queue_rows=max(1, settings.max_queue_rows // threads),
-                max_queue_tokens=max(1, settings.max_queue_tokens // threads),
-            )
-            for name in worker_names(bundle.manifest.name, threads)
-        ]
-
-    def start(self) -> None:
-        """Start the workers; call it in the event loop that requests run in."""
-        self._loop = asyncio.get_running_loop()
-        for scheduler in self.schedulers:
-            scheduler.start()
-
-    async def stop(self) -> None:
-        """End the workers."""
-        for scheduler in self.schedulers:
-            await asyncio.to_thread(scheduler.stop)
-
-    @property
-    def alive(self) -> bool:
-        """Whether every worker takes work."""
-        return all(scheduler.alive for scheduler in self.schedulers)
+        names = worker_names(bundle.manifest.name, threads)
+        runners = [TextRunner(session, settings.max_rows, name=name) for name in names]
+        super().__init__(runners, names, settings)
 
     @property
     def max_tokens(self) -> int:
         """Most tokens that one choice may generate: the service's limit or the bundle's."""
-        return min(self._settings.max_tokens, self.manifest.limits.max_tokens)
+        return min(self.settings.max_tokens, self.manifest.limits.max_tokens)
 
     # --- generate -------------------------------------------------------------------------------
 
@@ -196,13 +161,13 @@ class Engine:
             options = replace(options, max_tokens=min(DEFAULT_MAX_TOKENS, self.max_tokens))
         self._check_generate(prompts, options)
         options = replace(options, sampling=self._with_bias(options))
-        seed = secrets.randbits(_SEED_BITS) if options.seed is None else options.seed
+        seed = secrets.randbits(SEED_BITS) if options.seed is None else options.seed
         size = sum(map(len, prompts))
-        works = await _off_loop(size, lambda: self._generate_work(prompts, options, seed))
+        works = await off_loop(size, lambda: self._generate_work(prompts, options, seed))
         reused = await self._run(works)
         answer_size = size if options.echo else 0
         answer_size += sum(len(row.tokens) for work in works for row in work.write)
-        return await _off_loop(
+        return await off_loop(
             answer_size * (1 + (options.logprobs or 0)),
             lambda: [
                 self._generated(prompt, work, options, seed, cached)
@@ -211,17 +176,17 @@ class Engine:
         )
 
     def _check_generate(self, prompts: Sequence[str], options: GenerateOptions) -> None:
-        settings = self._settings
+        settings = self.settings
         max_tokens = options.max_tokens or 0
-        _at_most("/max_tokens", max_tokens, self.max_tokens, "tokens")
+        at_most("/max_tokens", max_tokens, self.max_tokens, "tokens")
         cost = len(prompts) * options.n * max_tokens
-        _at_most("/max_tokens", cost, settings.max_cost_tokens, "prompts · n · max_tokens")
+        at_most("/max_tokens", cost, settings.max_cost_tokens, "prompts · n · max_tokens")
         for prompt in prompts:
-            _at_most("/prompt", len(prompt), settings.max_prompt_chars, "characters a prompt")
+            at_most("/prompt", len(prompt), settings.max_prompt_chars, "characters a prompt")
         if options.logprobs is not None:
             # Every choice repeats its prompt.
             told = cost + (sum(map(len, prompts)) * options.n if options.echo else 0)
-            _at_most("/logprobs", told, settings.max_detail_chars, "tokens with logprobs")
+            at_most("/logprobs", told, settings.max_detail_chars, "tokens with logprobs")
 
     def _with_bias(self, options: GenerateOptions) -> SamplingParams:
         """The sampling options, with the bias by token id."""
@@ -273,13 +238,13 @@ class Engine:
         prefix = prompt if options.echo else ""
         before: tuple[ScoredToken, ...] = ()
         if options.echo and options.logprobs is not None:
-            before = self._scored_tokens(work.read.tokens[1:], work.read.details)
+            before = scored_tokens(self._vocab.tokens, work.read.tokens[1:], work.read.details)
         choices = []
         for row in work.write:
             kept = len(row.tokens) - row.stop_tokens
             tokens = None
             if options.logprobs is not None:
-                tokens = before + self._scored_tokens(row.tokens, row.details)
+                tokens = before + scored_tokens(self._vocab.tokens, row.tokens, row.details)
             choices.append(
                 Choice(
                     text=prefix + self._vocab.decode(row.tokens[:kept]),
@@ -304,12 +269,12 @@ class Engine:
         """
         size = sum(map(len, texts)) + sum(map(len, contexts))
         # One context can stand before every text of a list: the body does not bound this.
-        limit = self._settings.max_queue_tokens
-        _at_most("/text", size, limit, "characters, contexts included")
+        limit = self.settings.max_queue_tokens
+        at_most("/text", size, limit, "characters, contexts included")
         if options.tokens:
-            limit = self._settings.max_detail_chars
-            _at_most("/text", sum(map(len, texts)), limit, "characters with tokens")
-        plans = await _off_loop(
+            limit = self.settings.max_detail_chars
+            at_most("/text", sum(map(len, texts)), limit, "characters with tokens")
+        plans = await off_loop(
             size,
             lambda: [
                 self._plan(text, context, options)
@@ -320,7 +285,7 @@ class Engine:
         reused = await self._run([TextWork(plan.row) for plan in reading if plan.row is not None])
         cached = {id(plan): tokens for plan, tokens in zip(reading, reused, strict=True)}
         detail_size = size * (1 + options.top_logprobs) if options.tokens else 0
-        return await _off_loop(
+        return await off_loop(
             detail_size,
             lambda: [self._scored(plan, options, cached.get(id(plan), 0)) for plan in plans],
         )
@@ -346,12 +311,7 @@ class Engine:
     ) -> tuple[npt.NDArray[np.uint16], tuple[int, ...]]:
         unknown = np.flatnonzero(ids == UNK_ID)
         if policy == "error" and len(unknown):
-            shown = ", ".join(map(str, unknown[:16].tolist()))
-            raise InvalidRequest.at(
-                pointer,
-                f"{len(unknown)} characters are not in the model's vocabulary, at positions "
-                f"{shown}{', …' if len(unknown) > 16 else ''} of the normalized text",
-            )
+            raise unknown_text(pointer, unknown.tolist())
         if policy == "skip":
             ids = ids[ids != UNK_ID]
         return ids, tuple(unknown.tolist())
@@ -371,7 +331,7 @@ class Engine:
                 for i in counted[:uncounted]
             )
             details = [] if row is None else row.details
-            tokens = first + self._scored_tokens(counted[uncounted:], details)
+            tokens = first + scored_tokens(self._vocab.tokens, counted[uncounted:], details)
         return Scored(
             logprob=0.0 if row is None else row.logprob,
             chars=len(plan.ids) - uncounted,
@@ -388,105 +348,27 @@ class Engine:
     def _encode(self, text: str) -> npt.NDArray[np.uint16]:
         return self._vocab.encode(normalize(text, self.manifest.normalization))
 
-    def _scored_tokens(
-        self, ids: Sequence[int] | npt.NDArray[np.uint16], parts: Sequence[TokenDetails]
-    ) -> tuple[ScoredToken, ...]:
-        if len(ids) == 0:
-            return ()
-        details = TokenDetails.joined(parts)
-        names = self._vocab.tokens
-        columns = zip(
-            ids,
-            details.logprob.tolist(),
-            (details.entropy / math.log(2)).tolist(),
-            details.rank.tolist(),
-            details.top_ids.tolist(),
-            details.top_logprobs.tolist(),
-            strict=True,
-        )
-        return tuple(
-            ScoredToken(
-                names[token],
-                logprob,
-                entropy_bits,
-                rank,
-                tuple(Alternative(names[i], x) for i, x in zip(top_ids, top_logprobs, strict=True)),
-            )
-            for token, logprob, entropy_bits, rank, top_ids, top_logprobs in columns
-        )
-
     async def _run(self, works: Sequence[TextWork]) -> list[int]:
         """Run all the work to its end; how many tokens of each read needed no run of its own.
 
         A caller that is cancelled takes its rows along.
         """
-        async with self._deadline():
+        async with self.deadline():
             size = sum(len(work.read.tokens) for work in works)
-            levels = await _off_loop(size, lambda: self._plan_prefixes(works))
+            levels = await off_loop(size, lambda: self._plan_prefixes(works))
             ran = [0] * len(works)  # tokens of prefixes, run for one of those that begin with them
             for level in levels:
                 for prefix in level:
                     ran[prefix.members[0]] += prefix.work.read.remaining
-                await self._run_jobs([x.work for x in level if x.work.read.remaining])
+                await self.run([x.work for x in level if x.work.read.remaining])
                 for prefix in level:
                     prefix.hand_on()
                     self._remember(prefix.work.read)
             reused = [work.read.position - tokens for work, tokens in zip(works, ran, strict=True)]
-            await self._run_jobs(works)
+            await self.run(works)
             for work in works:
                 self._remember(work.read)
         return reused
-
-    async def _run_jobs(self, works: Sequence[TextWork]) -> None:
-        if self._loop is None:
-            raise RuntimeError("start the engine first")
-        futures: dict[Job[TextWork], asyncio.Future[None]] = {}
-        shares = self._shared_out(works)
-        try:
-            for scheduler, share in shares:
-                job = Job(share)
-                futures[job] = self._waiting[job] = self._loop.create_future()
-                scheduler.submit(job)
-            pending = set(futures.values())
-            while pending:
-                if len(pending) == 1:
-                    await pending.pop()
-                else:
-                    _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                for job in futures:
-                    if job.error is not None:
-                        raise job.error
-        finally:
-            for (scheduler, _), (job, future) in zip(shares, futures.items(), strict=False):
-                del self._waiting[job]
-                if not future.done() or future.cancelled():
-                    scheduler.cancel(job)
-
-    def _shared_out(
-        self, works: Sequence[TextWork]
-    ) -> list[tuple[Scheduler[TextWork], list[TextWork]]]:
-        """Each piece of work to the worker with the least to do.
-
-        By length, since rows that are read together should end together.
-        """
-        if not works:
-            return []
-        loads = [scheduler.load for scheduler in self.schedulers]
-        shares: list[list[TextWork]] = [[] for _ in self.schedulers]
-        for work in sorted(works, key=lambda work: work.read.remaining, reverse=True):
-            least = loads.index(min(loads))
-            loads[least] += work.rows
-            shares[least].append(work)
-        return [pair for pair in zip(self.schedulers, shares, strict=True) if pair[1]]
-
-    @asynccontextmanager
-    async def _deadline(self) -> AsyncIterator[None]:
-        limit = self._settings.request_timeout_s
-        try:
-            async with asyncio.timeout(limit):
-                yield
-        except TimeoutError as error:
-            raise DeadlineExceeded(f"a request may take {limit:g} s on this server") from error
 
     def _plan_prefixes(self, works: Sequence[TextWork]) -> "list[list[_Prefix]]":
         """What the works share, to be read before them, level by level; and what is known."""
@@ -536,20 +418,43 @@ class Engine:
         if row.continuation is not None and row.uncounted == len(row.tokens):
             self._prefixes.put(row.tokens, row.continuation)
 
-    def _deliver(self, jobs: list[Job[TextWork]]) -> None:
-        """Called in the worker's thread, once an iteration."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._resolve, jobs)
 
-    def _resolve(self, jobs: list[Job[TextWork]]) -> None:
-        for job in jobs:
-            future = self._waiting.get(job)
-            if future is not None and not future.done():
-                future.set_result(None)
+def unknown_text(pointer: str, positions: Sequence[int]) -> InvalidRequest:
+    """The error of a text that holds what the model does not know."""
+    shown = ", ".join(map(str, positions[:16]))
+    return InvalidRequest.at(
+        pointer,
+        f"{len(positions)} characters are not in the model's vocabulary, at positions "
+        f"{shown}{', …' if len(positions) > 16 else ''} of the normalized text",
+    )
 
-    def age_s(self) -> float:
-        """Seconds since the engine's last step."""
-        return time.monotonic() - max(scheduler.last_step for scheduler in self.schedulers)
+
+def scored_tokens(
+    names: Sequence[str], ids: Sequence[int] | npt.NDArray[np.uint16], parts: Sequence[TokenDetails]
+) -> tuple[ScoredToken, ...]:
+    """Tokens with what the model thought of them; `names` are the printed tokens."""
+    if len(ids) == 0:
+        return ()
+    details = TokenDetails.joined(parts)
+    columns = zip(
+        ids,
+        details.logprob.tolist(),
+        (details.entropy / math.log(2)).tolist(),
+        details.rank.tolist(),
+        details.top_ids.tolist(),
+        details.top_logprobs.tolist(),
+        strict=True,
+    )
+    return tuple(
+        ScoredToken(
+            names[token],
+            logprob,
+            entropy_bits,
+            rank,
+            tuple(Alternative(names[i], x) for i, x in zip(top_ids, top_logprobs, strict=True)),
+        )
+        for token, logprob, entropy_bits, rank, top_ids, top_logprobs in columns
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -583,22 +488,7 @@ class _Prefix:
                 row.details = list(read.details)
 
 
-def worker_names(model: str, threads: int) -> list[str]:
-    """What the logs call each worker of a model."""
-    return [model] if threads == 1 else [f"{model}-{i}" for i in range(threads)]
-
-
 def _pairs(row: ReadRow, length: int) -> npt.NDArray[np.uint32]:
     """What a row reads and what it counts there: equal where two rows can be read as one."""
     tokens, targets = row.tokens[:length], row.targets[:length]
     return tokens.astype(np.uint32) << np.uint32(16) | targets
-
-
-def _at_most(pointer: str, value: int, limit: int, unit: str) -> None:
-    if value > limit:
-        raise InvalidRequest.at(pointer, f"too many {unit}; at most {limit} are allowed")
-
-
-async def _off_loop(size: int, function: Callable[[], Result]) -> Result:
-    """Call the function: at once for a small request, else in a thread, so that no one waits."""
-    return function() if size <= LARGE_CHARS else await asyncio.to_thread(function)

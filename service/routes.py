@@ -8,9 +8,11 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from service.body import body_documentation, read_body
-from service.engine import LARGE_CHARS, Engine
+from service.engine import Engine, Scored
 from service.errors import ClientGone, InvalidRequest, ModelNotFound
 from service.schemas import (
+    AnyEngine,
+    EncoderDecoderDetail,
     EngineState,
     GenerateRequest,
     GenerateResponse,
@@ -22,8 +24,12 @@ from service.schemas import (
     Ready,
     ScoreRequest,
     ScoreResponse,
+    TranslateRequest,
+    TranslateResponse,
 )
 from service.settings import Settings
+from service.translator import Translator
+from service.workers import LARGE_CHARS
 
 Result = TypeVar("Result")
 
@@ -53,6 +59,7 @@ _GENERATE_EXAMPLE = {
     "temperature": 0.7,
     "seed": 1,
 }
+_TRANSLATE_EXAMPLE = {"model": "g2p-en", "source": ["unroll", "recurrent"], "beam_size": 5}
 _SCORE_EXAMPLE = {
     "model": "alice-lstm",
     "text": ["the white rabbit", "the whjte rabbit"],
@@ -71,6 +78,8 @@ async def generate(request: Request) -> Response:
     """Continue a prompt, or every prompt of a list."""
     body = await read_body(request, GenerateRequest)
     engine = _engine(request, body.model)
+    if not isinstance(engine, Engine):
+        raise InvalidRequest.at("/model", "an encoder-decoder answers /translate and /score")
     prompts = _list(body.prompt, "/prompt", request)
     _check_choices(body, request.app.state.settings)
     results = await _unless_gone(request, engine.generate(prompts, body.options()))
@@ -81,6 +90,27 @@ async def generate(request: Request) -> Response:
 
 
 @router.post(
+    "/translate",
+    response_model=TranslateResponse,
+    responses=_PROBLEMS,
+    openapi_extra=body_documentation(TranslateRequest, _TRANSLATE_EXAMPLE),
+    tags=["models"],
+)
+async def translate(request: Request) -> Response:
+    """Translate a source, or every source of a list."""
+    body = await read_body(request, TranslateRequest)
+    engine = _engine(request, body.model)
+    if not isinstance(engine, Translator):
+        raise InvalidRequest.at("/model", "a language model translates nothing; see /models")
+    sources = _list(body.source, "/source", request)
+    prefixes = body.prefixes(len(sources))
+    results = await _unless_gone(request, engine.translate(sources, prefixes, body.options()))
+    size = sum(len(x.text) for result in results for x in result.hypotheses)
+    size *= 64 if body.return_alignments else 1
+    return await _json(size, lambda: TranslateResponse.of(engine, results))
+
+
+@router.post(
     "/score",
     response_model=ScoreResponse,
     responses=_PROBLEMS,
@@ -88,14 +118,36 @@ async def generate(request: Request) -> Response:
     tags=["models"],
 )
 async def score(request: Request) -> Response:
-    """The probability of a text, or of every text of a list."""
+    """The probability of a text, or of every text of a list; given its source, where it has one."""
     body = await read_body(request, ScoreRequest)
     engine = _engine(request, body.model)
     texts = _list(body.text, "/text", request)
-    contexts = body.contexts(len(texts))
-    results = await _unless_gone(request, engine.score(texts, contexts, body.options()))
+    if isinstance(engine, Translator):
+        results = await _unless_gone(request, _score_pairs(engine, body, texts))
+    else:
+        results = await _unless_gone(request, _score_texts(engine, body, texts))
     size = sum(map(len, texts)) * (1 + body.top_logprobs) if body.tokens else 0
     return await _json(size, lambda: ScoreResponse.of(engine, results))
+
+
+def _score_texts(
+    engine: Engine, body: ScoreRequest, texts: list[str]
+) -> Coroutine[Any, Any, list[Scored]]:
+    if body.source is not None:
+        raise InvalidRequest.at("/source", "a language model takes `context`, and no source")
+    return engine.score(texts, body.contexts(len(texts)), body.options())
+
+
+def _score_pairs(
+    engine: Translator, body: ScoreRequest, texts: list[str]
+) -> Coroutine[Any, Any, list[Scored]]:
+    if body.source is None:
+        raise InvalidRequest.at("/source", "an encoder-decoder scores a text given its source")
+    if body.context or not body.bos:
+        pointer = "/context" if body.context else "/bos"
+        raise InvalidRequest.at(pointer, "an encoder-decoder scores a target from its beginning")
+    eos = True if body.eos is None else body.eos
+    return engine.score(body.sources(len(texts)), texts, body.options(), eos=eos)
 
 
 @router.get("/models", tags=["models"])
@@ -107,9 +159,12 @@ async def models(request: Request) -> ModelList:
 
 # "4XX" and not 404: else FastAPI documents a 422 of its own that no name can cause.
 @router.get("/models/{name}", responses={"4XX": _PROBLEMS[404]}, tags=["models"])
-async def model(name: str, request: Request) -> ModelDetail:
+async def model(name: str, request: Request) -> ModelDetail | EncoderDecoderDetail:
     """One model: what it is, what it was trained on and what it is worth."""
-    return ModelDetail.of(_engine(request, name))
+    engine = _engine(request, name)
+    if isinstance(engine, Translator):
+        return EncoderDecoderDetail.of_translator(engine)
+    return ModelDetail.of_engine(engine)
 
 
 @router.get("/livez", tags=["health"])
@@ -121,7 +176,7 @@ async def livez() -> Live:
 @router.get("/readyz", responses={503: {"model": Ready}}, tags=["health"])
 async def readyz(request: Request, response: Response) -> Ready:
     """Whether to send traffic, why not, and the age of each engine's last step."""
-    engines: dict[str, Engine] = request.app.state.engines
+    engines: dict[str, AnyEngine] = request.app.state.engines
     states = [
         EngineState(model=name, ready=engine.alive, last_step_age_s=engine.age_s())
         for name, engine in sorted(engines.items())
@@ -134,9 +189,9 @@ async def readyz(request: Request, response: Response) -> Ready:
     return Ready(status="not ready" if reasons else "ready", reasons=reasons, engines=states)
 
 
-def _engine(request: Request, name: str | None) -> Engine:
+def _engine(request: Request, name: str | None) -> AnyEngine:
     """An engine by its model's name, looked up in memory."""
-    engines: dict[str, Engine] = request.app.state.engines
+    engines: dict[str, AnyEngine] = request.app.state.engines
     if name is None and len(engines) == 1:
         return next(iter(engines.values()))
     served = ", ".join(sorted(engines))

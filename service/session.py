@@ -3,7 +3,6 @@
 B batch, T time, V vocabulary.
 """
 
-import os
 from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
@@ -11,14 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from service.bundle import PAD_ID, Bundle, BundleError, Graph, Precision, Role, Tensor
+from service.bundle import PAD_ID, Bundle, BundleError, Graph, Precision, Role
+from service.graphs import Declared, GoldenMismatch, check_declared, open_graph
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 IdArray: TypeAlias = npt.NDArray[np.int64]
 Lengths: TypeAlias = npt.NDArray[np.int32]
 States: TypeAlias = tuple[FloatArray, ...]
-
-_ONNX_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "int32": "tensor(int32)"}
 
 
 class Stepper(Protocol):
@@ -138,44 +136,15 @@ class OnnxSession:
         found = bundle.graph(precision, role)
         if found is None:
             return None
-        graph, data = found
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Left alone, a graph from bytes takes weights from any file, from the working folder on.
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", os.devnull
-        )
-        try:
-            # From bytes, so that the checksum holds for what runs.
-            session = onnxruntime.InferenceSession(
-                data, options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's errors have no common base
-            line = str(error).splitlines()[0]
-            raise BundleError(f"{self._name}: {graph.file}: not a usable graph: {line}") from error
-        self._check_interface(graph, session)
+        session = open_graph(self._name, *found)
+        self._check_declared(f"{self._name}: {found[0].file}", found[0])
         return session
-
-    def _check_interface(self, graph: Graph, session: onnxruntime.InferenceSession) -> None:
-        where = f"{self._name}: {graph.file}"
-        for kind, declared, actual in (
-            ("input", graph.inputs, session.get_inputs()),
-            ("output", graph.outputs, session.get_outputs()),
-        ):
-            found = {x.name: (x.type, x.shape) for x in actual}
-            expected = {x.name: (_ONNX_TYPES[x.dtype], x.shape) for x in declared}
-            if found != expected:
-                raise BundleError(f"{where}: its {kind}s are not the manifest's: {found}")
-        self._check_declared(where, graph)
 
     def _check_declared(self, where: str, graph: Graph) -> None:
         """The manifest's graph must be the graph that this code feeds."""
         states = list(zip(self._state_names, self._state_shapes, strict=True))
-        inputs: dict[str, tuple[str, list[int | str]]]
-        outputs: dict[str, tuple[str, list[int | str]]]
+        inputs: Declared
+        outputs: Declared
         if graph.role == "sequence":
             inputs = {
                 "tokens": ("int64", ["B", "T"]),
@@ -191,12 +160,7 @@ class OnnxSession:
             outputs = {"logprobs": ("float32", ["B", self._vocab_size])}
         inputs |= {name: ("float32", ["B", *shape]) for name, shape in states}
         outputs |= {f"{name}_out": ("float32", ["B", *shape]) for name, shape in states}
-        for kind, declared, needed in (
-            ("input", graph.inputs, inputs),
-            ("output", graph.outputs, outputs),
-        ):
-            if _by_name(declared) != needed:
-                raise BundleError(f"{where}: {kind}s must be {needed}")
+        check_declared(where, graph, inputs, outputs)
 
     def _check_golden(self, bundle: Bundle) -> None:
         for index, vector in enumerate(bundle.manifest.golden):
@@ -231,10 +195,6 @@ class OnnxSession:
             stepper.step(1)
             stepped[i] = stepper.logprobs[0, targets[i]]
         return all(map(np.array_equal, (stepped, *stepper.states), (picked, *states)))
-
-
-class GoldenMismatch(BundleError):
-    """The graphs run, but not to the numbers that the bundle knows."""
 
 
 class OnnxStepper:
@@ -321,7 +281,3 @@ class OnnxStepper:
 def _shared(array: npt.NDArray[np.generic]) -> onnxruntime.OrtValue:
     """onnxruntime's view of an array: the same memory."""
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
-
-
-def _by_name(tensors: Sequence[Tensor]) -> dict[str, tuple[str, list[int | str]]]:
-    return {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}

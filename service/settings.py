@@ -44,7 +44,8 @@ class Settings(BaseModel):
         20_000, description="most tokens with details (`tokens`, `logprobs`), a request"
     )
     max_tokens: Count = Field(4096, description="most tokens that one choice may generate")
-    max_n: Count = Field(16, description="most choices a prompt")
+    max_n: Count = Field(16, description="most choices a prompt, and hypotheses a source")
+    max_beam_size: Count = Field(32, description="widest beam of /translate")
     max_cost_tokens: Count = Field(
         262_144, description="most tokens that one request may generate: inputs · n · max_tokens"
     )

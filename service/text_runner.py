@@ -42,6 +42,11 @@ class TextWork:
         return plain and len(waits) == len(self.write) == 1 and read.remaining <= MAX_STEPPED_PROMPT
 
     @property
+    def remaining(self) -> int:
+        """Tokens still to read."""
+        return self.read.remaining
+
+    @property
     def queued_tokens(self) -> int:
         """What it adds to the queue's bound on tokens."""
         return len(self.read.tokens) + sum(row.max_tokens for row in self.write)

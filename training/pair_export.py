@@ -100,6 +100,7 @@ def export_pairs(
         precision=precision,
         states=state_tensors(model),
         memory=memory_tensors(model),
+        memory_stride=config.model.pool_stride if config.model.encoder == "crnn" else 1,
         model=model_shape(model),
         limits=PairLimits(
             max_source_tokens=config.data.max_source_tokens,

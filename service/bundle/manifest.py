@@ -362,6 +362,9 @@ class EncoderDecoderManifest(Heading):
     memory: list[MemoryTensor] = Field(
         description="What the decoder attends to; empty without attention."
     )
+    memory_stride: int = Field(
+        ge=1, description="Source tokens that one position of the memory stands for."
+    )
     model: EncoderDecoderShape = Field(description="What the model is.")
     limits: PairLimits = Field(description="What the bundle allows.")
     data: PairSource = Field(description="What it was trained on.")
@@ -374,7 +377,7 @@ class EncoderDecoderManifest(Heading):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        names = [tensor.name for tensor in [*self.states, *self.memory]]
+        names = [x.name for x in self.states] + [x.name for x in self.memory]
         if len(set(names)) != len(names):
             raise ValueError("states, memory: every name may stand once")
         sides = [_side_files(self.source), _side_files(self.target)]

@@ -131,9 +131,9 @@ class Subwords:
         tokenizer = tokenizers.Tokenizer(
             tokenizers.models.BPE(unk_token=SPECIAL_TOKENS[UNK_ID], fuse_unk=False)
         )
-        metaspace = {"replacement": cls.WORD_START, "prepend_scheme": "always"}
-        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(**metaspace)
-        tokenizer.decoder = tokenizers.decoders.Metaspace(**metaspace)
+        start, scheme = cls.WORD_START, "always"
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(start, prepend_scheme=scheme)
+        tokenizer.decoder = tokenizers.decoders.Metaspace(start, prepend_scheme=scheme)
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=min_count,

@@ -11,9 +11,10 @@ import httpx
 import pytest
 
 from service.app import create_app
-from service.engine import LARGE_CHARS, Engine, GenerateOptions, ScoreOptions, _off_loop
+from service.engine import Engine, GenerateOptions, ScoreOptions
 from service.errors import DeadlineExceeded, EngineStopped, InvalidRequest, ModelFailure
 from service.settings import Settings
+from service.workers import LARGE_CHARS, off_loop
 from tests.bundles import ALPHABET, in_memory, plain_files
 from tests.fakes import AppClient, FakeSession, Gate, eventually
 
@@ -165,7 +166,7 @@ def test_a_score_of_nothing_needs_no_model() -> None:
 
 def test_work_on_large_texts_leaves_the_event_loops_thread_and_on_small_ones_stays() -> None:
     async def threads() -> list[int]:
-        return [await _off_loop(size, threading.get_ident) for size in (0, LARGE_CHARS, 10**6)]
+        return [await off_loop(size, threading.get_ident) for size in (0, LARGE_CHARS, 10**6)]
 
     here = threading.get_ident()
     assert [thread == here for thread in asyncio.run(threads())] == [True, True, False]

@@ -1,0 +1,428 @@
+"""Targets of many sources, a token a step, all rows at once: beams, samples, given targets.
+
+N sources, K rows of each (its width), B = N · K, M memory positions, V target vocabulary, T tokens.
+
+Sources stand together whose sources have one padded length and whose widths are equal: so every
+row meets the same shapes, and with them the same bits, alone or in company. The K rows of a source
+are its beams, or its samples; a target to score has one row.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from service.bundle import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from service.errors import ModelFailure
+from service.pair_session import Encoded, FloatArray, IdArray, PairSession, Tensors
+from service.rows import TokenDetails
+from service.sampling import NOISE_BLOCK, Sampler, SamplingParams, noise_block
+
+FinishReason: TypeAlias = Literal["stop", "length", "repetition"]
+
+# A hypothesis whose end is a cycle of at most this many tokens goes round in it for ever, …
+LONGEST_CYCLE = 16
+# … once the cycle has come this often, and over this many tokens. Looked at every so many tokens.
+CYCLE_REPEATS = 4
+CYCLE_TOKENS = 24
+_LOOK_EVERY = 8
+_NEVER = (PAD_ID, BOS_ID)  # tokens without text that no target has
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """A target that was found, or one that was given."""
+
+    tokens: tuple[int, ...]  # eos is the last one where it ended
+    token_logprobs: tuple[float, ...]  # nats
+    logprob: float  # nats, summed one by one in order
+    finish_reason: FinishReason
+    row: int  # which of its source's rows wrote it: for a sample, the choice
+    attention: FloatArray | None  # [T, M] where it was asked for
+
+    def score(self, length_penalty: float) -> float:
+        """sum logprob / length ** p, eos counted."""
+        return self.logprob / math.pow(max(1, len(self.tokens)), length_penalty)
+
+
+@dataclass(slots=True, eq=False)
+class Search:
+    """A source on its way to targets. `params` samples its rows; None searches with beams."""
+
+    source: npt.NDArray[np.uint16]  # ids, eos the last
+    width: int
+    max_tokens: int  # of a target, eos counted
+    forced: tuple[int, ...] = ()  # how every target begins
+    given: bool = False  # `forced` is the whole target: there is nothing to search for
+    params: SamplingParams | None = None
+    seed: int = 0
+    num_hypotheses: int = 1
+    length_penalty: float = 1.0
+    writes_unknown: bool = False
+    detail_top: int | None = None  # alternatives a given token; None for no details
+    wants_attention: bool = False
+    # What the search fills in:
+    hypotheses: list[Hypothesis] = field(default_factory=list)
+    details: list[TokenDetails] = field(default_factory=list)  # of a given target
+    position: int = 0  # tokens that every row has
+    trace: list[tuple[IdArray, FloatArray]] = field(default_factory=list)  # origins, attention
+    noise: npt.NDArray[np.float64] | None = None  # [K, NOISE_BLOCK] of the block it is in
+
+    @property
+    def rows(self) -> int:
+        """Rows that it holds."""
+        return self.width
+
+    @property
+    def remaining(self) -> int:
+        """Tokens to read."""
+        return len(self.source)
+
+    @property
+    def queued_tokens(self) -> int:
+        """What it adds to the queue's bound on tokens."""
+        return len(self.source) + self.width * self.max_tokens
+
+    def best(self) -> list[Hypothesis]:
+        """The samples in order, or the best hypotheses: those that ended, then the others."""
+        if self.params is not None:
+            return sorted(self.hypotheses, key=lambda x: x.row)
+
+        def rank(hypothesis: Hypothesis) -> tuple[bool, float]:
+            return hypothesis.finish_reason != "stop", -hypothesis.score(self.length_penalty)
+
+        return sorted(self.hypotheses, key=rank)[: self.num_hypotheses]
+
+
+class SearchBatch:
+    """Searches of one padded source length and one width."""
+
+    def __init__(self, session: PairSession, width: int) -> None:
+        self._session = session
+        self._width = width
+        self.searches: list[Search] = []
+        self._states: Tensors = ()  # [B, …] each
+        self._memory: Tensors = ()  # [N, …] each
+        self._tokens = np.empty(0, np.int64)  # [B] what each row reads next
+        self._sums = np.empty((0, width))  # [N, K] nats; -inf for a row that is done or unused
+        self._written = np.empty((0, 0), np.uint16)  # [B, T]
+        self._picked = np.empty((0, 0), np.float32)  # [B, T] the tokens' log-probabilities
+        self._sampler: Sampler | None = None
+        self._derived = False
+
+    def add(self, searches: Sequence[Search], encoded: Encoded) -> None:
+        """Let sources join that were read together."""
+        width, count = self._width, len(searches)
+        states = tuple(np.repeat(state, width, axis=0) for state in encoded.states)
+        room = max([self._written.shape[1], *(x.max_tokens for x in searches)])
+        blank = np.zeros((count * width, room), np.uint16)
+        sums = np.full((count, width), -np.inf)
+        for row, search in zip(sums, searches, strict=True):
+            # Beams start as one, since the others would be its copies; samples start as many.
+            row[: 1 if search.params is None else width] = 0.0
+        start = np.full(count * width, BOS_ID, np.int64)
+        if not self.searches:
+            self._states, self._memory = states, encoded.memory
+            self._tokens, self._sums = start, sums
+            self._written, self._picked = blank, blank.astype(np.float32)
+        else:
+            self._states = _joined(self._states, states)
+            self._memory = _joined(self._memory, encoded.memory)
+            self._tokens = np.concatenate((self._tokens, start))
+            self._sums = np.concatenate((self._sums, sums))
+            self._written = np.concatenate((_widened(self._written, room), blank))
+            picked = blank.astype(np.float32)
+            self._picked = np.concatenate((_widened(self._picked, room), picked))
+        self.searches += searches
+        self._derived = False
+
+    def remove(self, gone: Sequence[Search]) -> None:
+        """Let sources leave."""
+        ids = {id(search) for search in gone}
+        self._keep([i for i, search in enumerate(self.searches) if id(search) not in ids])
+
+    def run(self) -> tuple[list[Search], list[tuple[Search, ModelFailure]]]:
+        """One token for every row; the searches that are done, and those that failed, have left.
+
+        Raises what the session raises; then no row has moved.
+        """
+        if not self._derived:
+            self._derive()
+        attention = any(search.wants_attention for search in self.searches)
+        step = self._session.step(self._tokens, self._states, self._memory, attention=attention)
+        count, width = len(self.searches), self._width
+        finite = [bool(np.isfinite(x).all()) for x in step.logprobs.reshape(count, -1)]
+        logprobs = step.logprobs.reshape(count, width, -1)  # [N, K, V]
+        origins = np.tile(np.arange(width), (count, 1))  # [N, K] of each row's new token
+        chosen = np.full((count, width), EOS_ID, np.int64)
+        for i in self._forced:
+            chosen[i] = self.searches[i].forced[self.searches[i].position]
+        if self._sampled:
+            self._sample(logprobs, chosen)
+        before = self._sums
+        self._sums = before + np.take_along_axis(logprobs, chosen[..., None], 2)[..., 0]
+        endings = self._extend_beams(logprobs, before, origins, chosen) if self._beams else []
+        if step.attention is not None:
+            self._remember_attention(origins, step.attention.reshape(count, width, -1))
+        self._record_endings(endings, logprobs)
+        self._states = step.states
+        self._advance(origins, chosen, logprobs)
+        return self._finish(finite, logprobs)
+
+    def _derive(self) -> None:
+        """Who does what at the next step; it changes when a source joins, leaves or is freed."""
+        forced = [search.position < len(search.forced) for search in self.searches]
+        self._forced = [i for i, x in enumerate(forced) if x]
+        free = [i for i, x in enumerate(forced) if not x]
+        self._beams = [i for i in free if self.searches[i].params is None]
+        self._sampled = [i for i in free if self.searches[i].params is not None]
+        params = [self.searches[i].params for i in self._sampled for _ in range(self._width)]
+        self._sampler = None
+        if params:
+            kept = [x for x in params if x is not None]
+            self._sampler = Sampler(kept, self._session.vocab_size)
+        self._derived = not self._forced
+
+    # --- choosing -------------------------------------------------------------------------------
+
+    def _sample(self, logprobs: npt.NDArray[np.float32], chosen: IdArray) -> None:
+        """Draw a token for every row that samples, into `chosen`."""
+        if self._sampler is None:
+            return
+        uniform = np.concatenate([self._noise(self.searches[i]) for i in self._sampled])
+        rows = logprobs[self._sampled].reshape(len(uniform), -1)
+        counts = np.empty((0, rows.shape[1]), np.int64)
+        drawn = self._sampler.choose(rows, uniform, counts)
+        chosen[self._sampled] = drawn.reshape(len(self._sampled), self._width)
+
+    def _noise(self, search: Search) -> npt.NDArray[np.float64]:
+        """One uniform number for each of its rows, [K]: by seed, choice and position alone."""
+        block, inside = divmod(search.position, NOISE_BLOCK)
+        if search.noise is None or inside == 0:
+            blocks = [noise_block(search.seed, choice, block) for choice in range(self._width)]
+            search.noise = np.stack(blocks)
+        return search.noise[:, inside]
+
+    def _extend_beams(
+        self,
+        logprobs: npt.NDArray[np.float32],
+        before: npt.NDArray[np.float64],
+        origins: IdArray,
+        chosen: IdArray,
+    ) -> list[tuple[int, int, float]]:
+        """The K likeliest extensions of each beam search go on, into `origins` and `chosen`.
+
+        Of the 2 K likeliest those that end, and rank among the first K, are endings: (source, the
+        row that ended, nats). Ties go to the lower row and the lower token.
+        """
+        width = self._width
+        beams = np.array(self._beams)
+        scores = logprobs[beams].astype(np.float64)  # [N', K, V]
+        scores[..., _NEVER] = -np.inf
+        plain = [j for j, i in enumerate(self._beams) if not self.searches[i].writes_unknown]
+        scores[plain, :, UNK_ID] = -np.inf
+        scores += before[beams][..., None]
+        vocab_size = scores.shape[2]
+        flat = scores.reshape(len(beams), -1)  # [N', K · V]
+        kept = min(2 * width, flat.shape[1])
+        places = np.argpartition(-flat, kept - 1, axis=1)[:, :kept]
+        places.sort(axis=1)
+        totals = np.take_along_axis(flat, places, axis=1)
+        order = np.argsort(-totals, axis=1, kind="stable")
+        places = np.take_along_axis(places, order, axis=1)  # [N', 2 K] likeliest first
+        totals = np.take_along_axis(totals, order, axis=1)
+        from_row, token = places // vocab_size, places % vocab_size
+        possible = totals > -np.inf
+        ends = possible & (token == EOS_ID)
+        goes_on = possible & ~ends
+        # Those that go on to the front, still likeliest first.
+        front = np.argsort(~goes_on, axis=1, kind="stable")[:, :width]
+        origins[beams] = np.take_along_axis(from_row, front, axis=1)
+        chosen[beams] = np.take_along_axis(token, front, axis=1)
+        self._sums[beams] = np.where(
+            np.take_along_axis(goes_on, front, axis=1),
+            np.take_along_axis(totals, front, axis=1),
+            -np.inf,
+        )
+        ended = np.argwhere(ends[:, :width]).tolist()
+        return [
+            (self._beams[i], int(from_row[i, rank]), float(totals[i, rank])) for i, rank in ended
+        ]
+
+    # --- moving on ------------------------------------------------------------------------------
+
+    def _remember_attention(self, origins: IdArray, attention: FloatArray) -> None:
+        for i, search in enumerate(self.searches):
+            if search.wants_attention:
+                search.trace.append((origins[i], attention[i]))
+
+    def _record_endings(
+        self,
+        endings: Sequence[tuple[int, int, float]],
+        logprobs: npt.NDArray[np.float32],
+    ) -> None:
+        """Keep the beams that end with this step."""
+        for i, row, total in endings:
+            search = self.searches[i]
+            place = i * self._width + row
+            tokens = (*self._written[place, : search.position].tolist(), EOS_ID)
+            last = float(logprobs[i, row, EOS_ID])
+            picked = (*self._picked[place, : search.position].tolist(), last)
+            attention = _traced(search, row, len(search.trace) - 1)
+            search.hypotheses.append(Hypothesis(tokens, picked, total, "stop", row, attention))
+
+    def _advance(
+        self, origins: IdArray, chosen: IdArray, logprobs: npt.NDArray[np.float32]
+    ) -> None:
+        """Let every row follow its origin and take its token."""
+        count, width = origins.shape
+        picked = logprobs[np.arange(count)[:, None], origins, chosen]  # [N, K]
+        if width > 1 and self._beams:
+            index = (np.arange(count)[:, None] * width + origins).ravel()  # [B]
+            self._states = tuple(state.take(index, axis=0) for state in self._states)
+            self._written = self._written.take(index, axis=0)
+            self._picked = self._picked.take(index, axis=0)
+        self._tokens = chosen.ravel()
+        positions = np.repeat([search.position for search in self.searches], width)
+        rows = np.arange(count * width)
+        self._written[rows, positions] = self._tokens
+        self._picked[rows, positions] = picked.ravel()
+        for search in self.searches:
+            search.position += 1
+
+    def _finish(
+        self, finite: list[bool], logprobs: npt.NDArray[np.float32]
+    ) -> tuple[list[Search], list[tuple[Search, ModelFailure]]]:
+        """Let the searches leave that are done or have failed."""
+        done: list[Search] = []
+        failed: list[tuple[Search, ModelFailure]] = []
+        stay = []
+        for i, search in enumerate(self.searches):
+            if not finite[i]:
+                error = ModelFailure("the model gave a log-probability that is not finite")
+                failed.append((search, error))
+            elif self._is_done(i, search, logprobs[i]):
+                done.append(search)
+            else:
+                stay.append(i)
+        if len(stay) < len(self.searches):
+            self._keep(stay)
+        return done, failed
+
+    def _is_done(self, i: int, search: Search, logprobs: npt.NDArray[np.float32]) -> bool:
+        if search.position <= len(search.forced):
+            return self._follow(i, search, logprobs)
+        if search.position % _LOOK_EVERY == 0 and search.position >= CYCLE_TOKENS:
+            self._end_rows(i, self._going_round(i, search), "repetition")
+        if search.params is not None:
+            self._end_rows(i, np.flatnonzero(self._row_tokens(i) == EOS_ID), "stop")
+        if search.position >= search.max_tokens:
+            self._end_rows(i, np.arange(self._width), "length")
+        if not np.isfinite(self._sums[i]).any():
+            return True
+        return search.params is None and self._beaten(i, search)
+
+    def _follow(self, i: int, search: Search, logprobs: npt.NDArray[np.float32]) -> bool:
+        """After a given token: count it, and see whether it was the last."""
+        self._derived = False
+        if search.detail_top is not None:
+            target = np.array([search.forced[search.position - 1]])
+            search.details.append(TokenDetails.of(logprobs[:1], target, search.detail_top))
+        if search.given and search.position == len(search.forced):
+            self._end_rows(i, np.arange(1), "stop")
+            return True
+        if search.position >= search.max_tokens:
+            self._end_rows(i, np.arange(self._width), "length")
+            return True
+        return False
+
+    def _row_tokens(self, i: int) -> IdArray:
+        return self._tokens[i * self._width : (i + 1) * self._width]
+
+    def _end_rows(self, i: int, rows: IdArray, reason: FinishReason) -> None:
+        """Make hypotheses of live rows, and let them write no more."""
+        search = self.searches[i]
+        for row in rows.tolist():
+            total = float(self._sums[i, row])
+            if total == -math.inf:
+                continue
+            place = i * self._width + row
+            hypothesis = Hypothesis(
+                tuple(self._written[place, : search.position].tolist()),
+                tuple(self._picked[place, : search.position].tolist()),
+                total,
+                reason,
+                row,
+                self._attention_of(search, row),
+            )
+            search.hypotheses.append(hypothesis)
+            self._sums[i, row] = -math.inf
+
+    def _attention_of(self, search: Search, row: int) -> FloatArray | None:
+        """Weights behind the tokens of a row that has taken its latest one."""
+        if not search.trace:
+            return None
+        origins, _ = search.trace[-1]
+        return _traced(search, int(origins[row]), len(search.trace) - 1)
+
+    def _going_round(self, i: int, search: Search) -> IdArray:
+        """The rows that end in a cycle."""
+        rows = slice(i * self._width, (i + 1) * self._width)
+        written = self._written[rows, : search.position]
+        found = np.zeros(self._width, np.bool_)
+        for cycle in range(1, LONGEST_CYCLE + 1):
+            span = max(CYCLE_REPEATS * cycle, CYCLE_TOKENS)
+            if span <= search.position:
+                tail = written[:, -span:]
+                found |= (tail[:, cycle:] == tail[:, :-cycle]).all(axis=1)
+        return np.flatnonzero(found)
+
+    def _beaten(self, i: int, search: Search) -> bool:
+        """Whether no live beam can be among the hypotheses that are asked for.
+
+        K have ended, or as many as are asked for are no worse than what the best live beam would
+        have if it lost nothing more up to its limit.
+        """
+        ended = [x for x in search.hypotheses if x.finish_reason == "stop"]
+        if len(ended) >= self._width:
+            return True
+        if len(ended) < search.num_hypotheses:
+            return False
+        scores = sorted((x.score(search.length_penalty) for x in ended), reverse=True)
+        bound = float(self._sums[i].max()) / math.pow(search.max_tokens, search.length_penalty)
+        return bool(scores[search.num_hypotheses - 1] >= bound)
+
+    def _keep(self, places: list[int]) -> None:
+        """Only the sources at these places stay."""
+        if len(places) == len(self.searches):
+            return
+        index = np.array(places, np.int64)
+        rows = (index[:, None] * self._width + np.arange(self._width)).ravel()
+        self._states = tuple(state.take(rows, axis=0) for state in self._states)
+        self._memory = tuple(tensor.take(index, axis=0) for tensor in self._memory)
+        self._tokens, self._sums = self._tokens[rows], self._sums[index]
+        self._written, self._picked = self._written[rows], self._picked[rows]
+        self.searches = [self.searches[i] for i in places]
+        self._derived = False
+
+
+def _traced(search: Search, row: int, step: int) -> FloatArray | None:
+    """Attention [T, M] behind the tokens of a row, from its latest step back to the first."""
+    if not search.trace:
+        return None
+    weights = [search.trace[step][1][row]]
+    for origins, attention in reversed(search.trace[:step]):
+        row = int(origins[row])
+        weights.append(attention[row])
+    return np.stack(weights[::-1])
+
+
+def _joined(before: Tensors, coming: Tensors) -> Tensors:
+    return tuple(np.concatenate(pair) for pair in zip(before, coming, strict=True))
+
+
+def _widened(array: npt.NDArray[np.generic], columns: int) -> npt.NDArray[np.generic]:
+    return np.pad(array, ((0, 0), (0, columns - array.shape[1])))

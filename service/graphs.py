@@ -1,0 +1,64 @@
+"""A bundle's graphs in onnxruntime: opened from bytes, checked against the manifest."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import onnxruntime
+
+from service.bundle import BundleError, Graph, Tensor
+
+# Inputs or outputs by name: element type and shape.
+Declared: TypeAlias = Mapping[str, tuple[str, Sequence[int | str]]]
+
+_ONNX_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "int32": "tensor(int32)"}
+
+
+class GoldenMismatch(BundleError):
+    """The graphs run, but not to the numbers that the bundle knows."""
+
+
+def open_graph(name: str, graph: Graph, data: bytes) -> onnxruntime.InferenceSession:
+    """The graph on one thread: the caller is an engine's own thread. Raises BundleError.
+
+    Its inputs and outputs are the manifest's, or it is refused.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Left alone, a graph from bytes takes weights from any file, from the working folder on.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", os.devnull
+    )
+    where = f"{name}: {graph.file}"
+    try:
+        # From bytes, so that the checksum holds for what runs.
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common base
+        line = str(error).splitlines()[0]
+        raise BundleError(f"{where}: not a usable graph: {line}") from error
+    for kind, declared, actual in (
+        ("input", graph.inputs, session.get_inputs()),
+        ("output", graph.outputs, session.get_outputs()),
+    ):
+        found = {x.name: (x.type, x.shape) for x in actual}
+        expected = {x.name: (_ONNX_TYPES[x.dtype], x.shape) for x in declared}
+        if found != expected:
+            raise BundleError(f"{where}: its {kind}s are not the manifest's: {found}")
+    return session
+
+
+def check_declared(where: str, graph: Graph, inputs: Declared, outputs: Declared) -> None:
+    """The manifest's graph must be the graph that this code feeds. Raises BundleError."""
+    for kind, declared, needed in (
+        ("input", graph.inputs, inputs),
+        ("output", graph.outputs, outputs),
+    ):
+        if _by_name(declared) != needed:
+            raise BundleError(f"{where}: {kind}s must be {needed}")
+
+
+def _by_name(tensors: Sequence[Tensor]) -> dict[str, tuple[str, list[int | str]]]:
+    return {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}

@@ -1,0 +1,356 @@
+"""The tasks of an encoder-decoder on text: translate, and score pairs. No HTTP in here."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from service.beam_search import FinishReason, Hypothesis, Search
+from service.bundle import (
+    EOS_ID,
+    UNK_ID,
+    EncoderDecoderBundle,
+    Precision,
+    TextSide,
+    Tokenizer,
+    normalize,
+)
+from service.engine import Scored, ScoreOptions, UnknownPolicy, scored_tokens, unknown_text
+from service.errors import InvalidRequest
+from service.pair_session import PairSession
+from service.sampling import SamplingParams
+from service.search_runner import SearchRunner
+from service.settings import Settings
+from service.workers import SEED_BITS, Workers, at_most, off_loop, worker_names
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TranslateOptions:
+    """What `/translate` may be asked for, besides sources and prefixes."""
+
+    beam_size: int = 5
+    num_hypotheses: int = 1
+    length_penalty: float = 1.0
+    max_tokens: int | None = None  # None: what the bundle allows for the source
+    sampling: SamplingParams | None = None  # None searches with beams
+    seed: int | None = None  # None draws one
+    tokens: bool = False
+    alignments: bool = False
+    unknown: UnknownPolicy = "unk"
+    copy_unknown: bool = False
+
+    @property
+    def width(self) -> int:
+        """Rows of a source."""
+        return self.num_hypotheses if self.sampling is not None else self.beam_size
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of a hypothesis."""
+
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """One hypothesis as text."""
+
+    text: str
+    logprob: float
+    score: float
+    finish_reason: FinishReason
+    tokens: tuple[TokenLogprob, ...] | None
+    alignment: npt.NDArray[np.float32] | None  # [T, M]
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """What became of one source."""
+
+    hypotheses: tuple[Translation, ...]
+    unknown: tuple[int, ...]  # positions in the normalized source
+    source_tokens: tuple[str, ...] | None  # of each memory position, with alignments
+    seed: int | None  # of samples
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A source on its way into the model."""
+
+    pieces: tuple[str, ...]  # what each token stands for in the normalized text
+    ids: npt.NDArray[np.uint16]  # eos the last
+    unknown: tuple[int, ...]
+
+
+class Translator(Workers[Search]):
+    """One encoder-decoder: its bundle, its workers and the tasks on text."""
+
+    def __init__(
+        self,
+        bundle: EncoderDecoderBundle,
+        session: PairSession,
+        settings: Settings,
+        *,
+        precision: Precision,
+        threads: int = 1,
+    ) -> None:
+        self.manifest = bundle.manifest
+        self.precision = precision
+        self._source = bundle.source
+        self._target = bundle.target
+        names = worker_names(bundle.manifest.name, threads)
+        runners = [SearchRunner(session, name=name) for name in names]
+        super().__init__(runners, names, settings)
+
+    # --- translate ------------------------------------------------------------------------------
+
+    async def translate(
+        self, texts: Sequence[str], prefixes: Sequence[str], options: TranslateOptions
+    ) -> list[Translated]:
+        """Targets of every source, each beginning with its prefix.
+
+        Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
+        """
+        self._check(options)
+        seed = None
+        if options.sampling is not None:
+            seed = secrets.randbits(SEED_BITS) if options.seed is None else options.seed
+        size = sum(map(len, texts)) + sum(map(len, prefixes))
+        sources = await off_loop(
+            size, lambda: [self._read_source(text, options.unknown) for text in texts]
+        )
+        searches = [
+            self._search(source, prefix, options, seed or 0)
+            for source, prefix in zip(sources, prefixes, strict=True)
+        ]
+        cost = sum(search.width * search.max_tokens for search in searches)
+        limit = self.settings.max_cost_tokens
+        at_most("/source", cost, limit, "tokens: beam_size · max_tokens, over all sources")
+        if options.tokens or options.alignments:
+            told = sum(search.num_hypotheses * search.max_tokens for search in searches)
+            at_most("/tokens", told, self.settings.max_detail_chars, "tokens with details")
+        async with self.deadline():
+            await self.run(searches)
+        written = sum(len(x.tokens) for search in searches for x in search.best())
+        return await off_loop(
+            written * (64 if options.alignments else 1),
+            lambda: [
+                self._translated(source, search, options, seed)
+                for source, search in zip(sources, searches, strict=True)
+            ],
+        )
+
+    def _check(self, options: TranslateOptions) -> None:
+        settings = self.settings
+        at_most("/beam_size", options.beam_size, settings.max_beam_size, "beams")
+        if options.sampling is not None:
+            at_most("/num_hypotheses", options.num_hypotheses, settings.max_n, "hypotheses")
+            if options.copy_unknown:
+                raise InvalidRequest.at("/copy_unknown", "it needs temperature 0")
+        elif options.num_hypotheses > options.beam_size:
+            raise InvalidRequest.at("/num_hypotheses", "there are at most beam_size hypotheses")
+        if not self.manifest.memory and (options.alignments or options.copy_unknown):
+            pointer = "/return_alignments" if options.alignments else "/copy_unknown"
+            raise InvalidRequest.at(pointer, "this model has no attention, and so no alignment")
+
+    def _search(self, source: _Source, prefix: str, options: TranslateOptions, seed: int) -> Search:
+        bound = self.manifest.limits.max_tokens(len(source.ids))
+        bound = min(bound, self.settings.max_tokens)
+        max_tokens = bound if options.max_tokens is None else min(bound, options.max_tokens)
+        forced = self._forced(prefix)
+        if len(forced) >= max_tokens:
+            raise InvalidRequest.at(
+                "/target_prefix",
+                f"the prefix has {len(forced)} tokens; a target of this source has at most "
+                f"{max_tokens}, with one for its end",
+            )
+        return Search(
+            source.ids,
+            options.width,
+            max_tokens,
+            forced=forced,
+            params=options.sampling,
+            seed=seed,
+            num_hypotheses=options.num_hypotheses,
+            length_penalty=options.length_penalty,
+            writes_unknown=options.copy_unknown,
+            wants_attention=options.alignments or options.copy_unknown,
+        )
+
+    def _forced(self, prefix: str) -> tuple[int, ...]:
+        text = normalize(prefix, self.manifest.target.normalization)
+        ids = self._target.encode(text)
+        self._refuse_unknown("/target_prefix", ids, self._target, text)
+        return tuple(ids.tolist())
+
+    def _translated(
+        self, source: _Source, search: Search, options: TranslateOptions, seed: int | None
+    ) -> Translated:
+        stride = self.manifest.memory_stride
+        positions = -(-len(source.ids) // stride)
+        pieces = (*source.pieces, self._source.tokens[EOS_ID])
+        places = [pieces[i * stride : (i + 1) * stride] for i in range(positions)]
+        return Translated(
+            tuple(
+                self._translation(source, hypothesis, options, positions)
+                for hypothesis in search.best()
+            ),
+            source.unknown,
+            tuple("".join(x) for x in places) if options.alignments else None,
+            seed,
+            len(source.pieces),
+        )
+
+    def _translation(
+        self, source: _Source, found: Hypothesis, options: TranslateOptions, positions: int
+    ) -> Translation:
+        attention = None if found.attention is None else found.attention[:, :positions]
+        pieces = [self._target.tokens[i] for i in found.tokens]
+        if options.copy_unknown and attention is not None:
+            pieces = self._copied(source, found, pieces, attention)
+        ended = found.tokens[-1:] == (EOS_ID,)
+        text_pieces = pieces[:-1] if ended else pieces
+        tokens = None
+        if options.tokens:
+            tokens = tuple(
+                TokenLogprob(self._target.tokens[token], logprob)
+                for token, logprob in zip(found.tokens, found.token_logprobs, strict=True)
+            )
+        return Translation(
+            text=self._target.join(text_pieces),
+            logprob=found.logprob,
+            score=found.score(options.length_penalty),
+            finish_reason=found.finish_reason,
+            tokens=tokens,
+            alignment=attention if options.alignments else None,
+            completion_tokens=len(found.tokens),
+        )
+
+    def _copied(
+        self,
+        source: _Source,
+        found: Hypothesis,
+        pieces: list[str],
+        attention: npt.NDArray[np.float32],
+    ) -> list[str]:
+        """The pieces, with what the source has where the model attends for every unknown one."""
+        stride = self.manifest.memory_stride
+        copied = []
+        for token, piece, weights in zip(found.tokens, pieces, attention, strict=True):
+            if token != UNK_ID:
+                copied.append(piece)
+                continue
+            first = int(weights.argmax()) * stride
+            copied.append("".join(source.pieces[first : first + stride]))
+        return copied
+
+    # --- score ----------------------------------------------------------------------------------
+
+    async def score(
+        self, sources: Sequence[str], targets: Sequence[str], options: ScoreOptions, *, eos: bool
+    ) -> list[Scored]:
+        """log P(target | source) of every pair; with `eos` its end is counted.
+
+        Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
+        """
+        size = sum(map(len, sources)) + sum(map(len, targets))
+        at_most("/text", size, self.settings.max_queue_tokens, "characters, sources included")
+        if options.tokens:
+            limit = self.settings.max_detail_chars
+            at_most("/text", sum(map(len, targets)), limit, "characters with tokens")
+        plans = await off_loop(
+            size,
+            lambda: [
+                self._plan(source, target, options, eos=eos)
+                for source, target in zip(sources, targets, strict=True)
+            ],
+        )
+        async with self.deadline():
+            await self.run([plan.search for plan in plans if plan.search.forced])
+        return await off_loop(
+            size * (1 + options.top_logprobs) if options.tokens else 0,
+            lambda: [self._scored(plan, options, eos=eos) for plan in plans],
+        )
+
+    def _plan(self, source: str, target: str, options: ScoreOptions, *, eos: bool) -> "_PairPlan":
+        read = self._read_source(source, options.unknown)
+        text = normalize(target, self.manifest.target.normalization)
+        ids = self._target.encode(text)
+        positions = self._unknown(ids, self._target, text)
+        if options.unknown == "error" and positions:
+            raise unknown_text("/text", positions)
+        if options.unknown == "skip":
+            ids = ids[ids != UNK_ID]
+        forced = (*ids.tolist(), *([EOS_ID] if eos else []))
+        at_most("/text", len(forced), self.settings.max_tokens, "tokens in a target")
+        detail_top = options.top_logprobs if options.tokens else None
+        search = Search(
+            read.ids, 1, max(1, len(forced)), forced=forced, given=True, detail_top=detail_top
+        )
+        chars = len(text) - (len(positions) if options.unknown == "skip" else 0)
+        return _PairPlan(search, chars, positions, len(read.pieces) + len(ids))
+
+    def _scored(self, plan: "_PairPlan", options: ScoreOptions, *, eos: bool) -> Scored:
+        search = plan.search
+        tokens = None
+        if options.tokens:
+            tokens = scored_tokens(self._target.tokens, search.forced, search.details)
+        return Scored(
+            logprob=search.hypotheses[0].logprob if search.forced else 0.0,
+            chars=plan.chars,
+            bos=True,
+            eos=eos,
+            unknown=plan.unknown,
+            tokens=tokens,
+            prompt_tokens=plan.prompt_tokens,
+            cached_tokens=0,
+        )
+
+    # --- shared ---------------------------------------------------------------------------------
+
+    def _read_source(self, text: str, policy: UnknownPolicy) -> _Source:
+        side: TextSide = self.manifest.source
+        normalized = normalize(text, side.normalization)
+        ids = self._source.encode(normalized)
+        pieces = tuple(normalized[start:end] for start, end in self._source.spans(normalized))
+        positions = self._unknown(ids, self._source, normalized)
+        if policy == "error" and positions:
+            raise unknown_text("/source", positions)
+        if policy == "skip" and positions:
+            pieces = tuple(x for x, token in zip(pieces, ids, strict=True) if token != UNK_ID)
+            ids = ids[ids != UNK_ID]
+        at_most("/source", len(ids), self.manifest.limits.max_source_tokens, "tokens in a source")
+        return _Source(pieces, np.append(ids, np.uint16(EOS_ID)), positions)
+
+    def _unknown(
+        self, ids: npt.NDArray[np.uint16], tokenizer: Tokenizer, text: str
+    ) -> tuple[int, ...]:
+        """Where in the text the characters begin that the vocabulary does not have."""
+        places = np.flatnonzero(ids == UNK_ID)
+        if not len(places):
+            return ()
+        spans = tokenizer.spans(text)
+        return tuple(spans[i][0] for i in places.tolist())
+
+    def _refuse_unknown(
+        self, pointer: str, ids: npt.NDArray[np.uint16], tokenizer: Tokenizer, text: str
+    ) -> None:
+        positions = self._unknown(ids, tokenizer, text)
+        if positions:
+            raise unknown_text(pointer, positions)
+
+
+@dataclass(frozen=True, slots=True)
+class _PairPlan:
+    """A pair on its way to be scored."""
+
+    search: Search
+    chars: int
+    unknown: tuple[int, ...]  # positions in the normalized target
+    prompt_tokens: int
