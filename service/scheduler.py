@@ -43,14 +43,21 @@ class Runner(Protocol[WorkT]):
     def used_rows(self) -> int:
         """Rows that the admitted work holds now."""
 
+    @property
+    def free(self) -> bool:
+        """Whether it holds no work and no row, counted apart from `used_rows`."""
+
     def admit(self, work: Sequence[WorkT]) -> None:
         """Let work join before the next step."""
 
     def run(self) -> list[tuple[WorkT, ServiceError | None]]:
-        """One step. The work that ended has left: done, or with the error it ended by."""
+        """One step. The work that ended has left: done, or with the error it ended by.
+
+        A model run that raises fails the work in it; what this raises ends the worker.
+        """
 
     def drop(self, work: Sequence[WorkT]) -> None:
-        """Let admitted work leave unfinished."""
+        """Let admitted work leave unfinished; what ended in this step has left already."""
 
     def clear(self) -> None:
         """Forget everything: the worker has ended."""
@@ -127,7 +134,7 @@ class Scheduler(Generic[WorkT]):
     @property
     def free(self) -> bool:
         """Whether no row is queued or held: what must hold whenever nobody waits."""
-        return not (self._queue or self._active or self._runner.used_rows)
+        return self._runner.free and not (self._queue or self._active)
 
     def submit(self, job: Job[WorkT]) -> None:
         """Queue a job, whole or not at all. Raises QueueFull and EngineStopped."""
@@ -248,10 +255,11 @@ class Scheduler(Generic[WorkT]):
     def _drop(self, job: Job[WorkT]) -> None:
         """Let all active work of a job leave."""
         dropped = [work for owner, work in self._active.values() if owner is job]
+        if dropped:
+            # First: the job is still told where this raises.
+            self._runner.drop(dropped)
         for work in dropped:
             del self._active[id(work)]
-        if dropped:
-            self._runner.drop(dropped)
 
     def _hand_back(self) -> None:
         if self._ended:

@@ -37,6 +37,11 @@ class SearchRunner:
         """Rows that the admitted work holds now."""
         return self._used_rows
 
+    @property
+    def free(self) -> bool:
+        """Whether it holds nothing."""
+        return not (self._waiting or self._batches or self._used_rows)
+
     def admit(self, work: Sequence[Search]) -> None:
         """Let sources be read before the next step."""
         self._waiting += work

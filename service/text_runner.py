@@ -71,6 +71,12 @@ class TextRunner:
         """Rows that the admitted work holds now."""
         return self._used_rows
 
+    @property
+    def free(self) -> bool:
+        """Whether it holds no work and no row, counted apart from `used_rows`."""
+        rows = [*self._reading.rows, *self._writing.rows]
+        return not (self._work_of_row or self._used_rows or rows)
+
     def admit(self, work: Sequence[TextWork]) -> None:
         """Put each piece's prompt where it is read."""
         for piece in work:
@@ -102,15 +108,13 @@ class TextRunner:
 
     def drop(self, work: Sequence[TextWork]) -> None:
         """Let every row of the work leave."""
-        ids = {id(piece) for piece in work}
-        rows = {row for row, owner in self._work_of_row.items() if id(owner) in ids}
-        reads = [row for row in self._reading.rows if id(row) in rows]
-        writes = [row for row in self._writing.rows if id(row) in rows]
-        for read in reads:
-            self._used_rows -= self._work_of_row.pop(id(read)).rows
-        for write in writes:
-            del self._work_of_row[id(write)]
-            self._used_rows -= 1
+        reads, writes = [], []
+        for piece in work:
+            if self._work_of_row.pop(id(piece.read), None) is not None:
+                self._used_rows -= piece.rows
+                reads.append(piece.read)
+            writes += [x for x in piece.write if self._work_of_row.pop(id(x), None) is not None]
+        self._used_rows -= len(writes)
         if reads:
             self._reading.remove(reads)
         if writes:
@@ -172,10 +176,8 @@ class TextRunner:
             self._ended.append((work, None))
 
     def _fail(self, row: ReadRow | WriteRow, error: ServiceError) -> None:
-        """Let all of a piece of work leave one of whose rows has failed."""
-        if id(row) not in self._work_of_row:
-            return
-        work = self._work_of_row.pop(id(row))
-        self._used_rows -= work.rows if row is work.read else 1
-        self.drop([work])
-        self._ended.append((work, error))
+        """End the work of a row that has left its batch; its other rows leave, too."""
+        work = self._work_of_row.get(id(row))
+        if work is not None:  # else another of its rows has failed in this run
+            self.drop([work])
+            self._ended.append((work, error))

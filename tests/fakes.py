@@ -22,7 +22,7 @@ from service.bundle import EOS_ID, PAD_ID
 from service.errors import ServiceError
 from service.rows import WriteRow
 from service.sampling import NOISE_BLOCK, Sampler, SamplingParams, noise_block
-from service.scheduler import Job, Scheduler
+from service.scheduler import Job, Scheduler, WorkT
 from service.session import FloatArray, IdArray, Session, States
 from service.text_runner import TextRunner, TextWork
 
@@ -208,11 +208,11 @@ class Inbox:
     """What a scheduler delivers."""
 
     def __init__(self, *, raises: int = 0) -> None:
-        self.jobs: list[Job[TextWork]] = []
+        self.jobs: list[Job[Any]] = []
         self._raises = raises  # that many deliveries fail first
         self._news = threading.Condition()
 
-    def __call__(self, jobs: list[Job[TextWork]]) -> None:
+    def __call__(self, jobs: list[Job[Any]]) -> None:
         with self._news:
             if self._raises:
                 self._raises -= 1
@@ -220,7 +220,7 @@ class Inbox:
             self.jobs.extend(jobs)
             self._news.notify_all()
 
-    def wait_for(self, *jobs: Job[TextWork]) -> None:
+    def wait_for(self, *jobs: Job[Any]) -> None:
         """Until every one of the jobs was delivered."""
         with self._news:
             assert self._news.wait_for(lambda: set(jobs) <= set(self.jobs), PATIENCE_S)
@@ -235,7 +235,7 @@ def running(
     max_queue_rows: int = 100,
     max_queue_tokens: int = 10_000,
 ) -> Iterator[Scheduler[TextWork]]:
-    """A scheduler at work; stopped in the end, and then it holds no row."""
+    """A scheduler of texts at work."""
     scheduler = Scheduler(
         TextRunner(session, max_rows, name="fake"),
         inbox,
@@ -244,11 +244,17 @@ def running(
         max_queue_rows=max_queue_rows,
         max_queue_tokens=max_queue_tokens,
     )
+    with at_work(scheduler, getattr(session, "gate", None)):
+        yield scheduler
+
+
+@contextmanager
+def at_work(scheduler: Scheduler[WorkT], gate: Gate | None) -> Iterator[None]:
+    """Start a scheduler; stopped in the end, and then it holds no row."""
     scheduler.start()
     try:
-        yield scheduler
+        yield
     finally:
-        gate = getattr(session, "gate", None)
         if gate is not None:
             gate.open()
         scheduler.stop()
@@ -319,7 +325,7 @@ def _next(session: FakeSession, token: int, states: States) -> tuple[FloatArray,
     return logprobs[0, 0], states
 
 
-def failure(job: Job[TextWork]) -> type[ServiceError] | None:
+def failure(job: Job[Any]) -> type[ServiceError] | None:
     """The class of a job's error."""
     return None if job.error is None else type(job.error)
 

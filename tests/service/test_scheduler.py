@@ -634,7 +634,7 @@ def submitted(event: Submit, seed: int) -> Job[TextWork]:
 
 
 def play(
-    schedule: Iterable[Submit | Cancel | Step], scheduler: Scheduler, gate: Gate
+    schedule: Iterable[Submit | Cancel | Step], scheduler: Scheduler[TextWork], gate: Gate
 ) -> tuple[list[Job[TextWork]], set[int]]:
     """The jobs that were taken, and the places of those that were given up."""
     jobs: list[Job[TextWork]] = []
