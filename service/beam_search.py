@@ -154,7 +154,9 @@ class SearchBatch:
         attention = any(search.wants_attention for search in self.searches)
         step = self._session.step(self._tokens, self._states, self._memory, attention=attention)
         count, width = len(self.searches), self._width
-        finite = [bool(np.isfinite(x).all()) for x in step.logprobs.reshape(count, -1)]
+        finite = (
+            np.isfinite(step.logprobs).reshape(count, -1).all(axis=1, keepdims=True)[:, 0].tolist()
+        )
         logprobs = step.logprobs.reshape(count, width, -1)  # [N, K, V]
         origins = np.tile(np.arange(width), (count, 1))  # [N, K] of each row's new token
         chosen = np.full((count, width), EOS_ID, np.int64)
@@ -300,11 +302,12 @@ class SearchBatch:
         done: list[Search] = []
         failed: list[tuple[Search, ModelFailure]] = []
         stay = []
+        best = self._sums.max(axis=1).tolist()
         for i, search in enumerate(self.searches):
             if not finite[i]:
                 error = ModelFailure("the model gave a log-probability that is not finite")
                 failed.append((search, error))
-            elif self._is_done(i, search, logprobs[i]):
+            elif self._is_done(i, search, logprobs[i], best[i]):
                 done.append(search)
             else:
                 stay.append(i)
@@ -312,7 +315,10 @@ class SearchBatch:
             self._keep(stay)
         return done, failed
 
-    def _is_done(self, i: int, search: Search, logprobs: npt.NDArray[np.float32]) -> bool:
+    def _is_done(
+        self, i: int, search: Search, logprobs: npt.NDArray[np.float32], best: float
+    ) -> bool:
+        """Whether nothing is left to find; `best` are the nats of its likeliest live row."""
         if search.position <= len(search.forced):
             return self._follow(i, search, logprobs)
         if search.position % _LOOK_EVERY == 0 and search.position >= CYCLE_TOKENS:
@@ -321,9 +327,12 @@ class SearchBatch:
             self._end_rows(i, np.flatnonzero(self._row_tokens(i) == EOS_ID), "stop")
         if search.position >= search.max_tokens:
             self._end_rows(i, np.arange(self._width), "length")
-        if not np.isfinite(self._sums[i]).any():
             return True
-        return search.params is None and self._beaten(i, search)
+        if search.params is not None or search.position % _LOOK_EVERY == 0:
+            best = float(self._sums[i].max())
+        if best == -math.inf:
+            return True
+        return search.params is None and self._beaten(search, best)
 
     def _follow(self, i: int, search: Search, logprobs: npt.NDArray[np.float32]) -> bool:
         """After a given token: count it, and see whether it was the last."""
@@ -380,19 +389,21 @@ class SearchBatch:
                 found |= (tail[:, cycle:] == tail[:, :-cycle]).all(axis=1)
         return np.flatnonzero(found)
 
-    def _beaten(self, i: int, search: Search) -> bool:
+    def _beaten(self, search: Search, best: float) -> bool:
         """Whether no live beam can be among the hypotheses that are asked for.
 
         K have ended, or as many as are asked for are no worse than what the best live beam would
         have if it lost nothing more up to its limit.
         """
+        if len(search.hypotheses) < search.num_hypotheses:
+            return False
         ended = [x for x in search.hypotheses if x.finish_reason == "stop"]
         if len(ended) >= self._width:
             return True
         if len(ended) < search.num_hypotheses:
             return False
         scores = sorted((x.score(search.length_penalty) for x in ended), reverse=True)
-        bound = float(self._sums[i].max()) / math.pow(search.max_tokens, search.length_penalty)
+        bound = best / math.pow(search.max_tokens, search.length_penalty)
         return bool(scores[search.num_hypotheses - 1] >= bound)
 
     def _keep(self, places: list[int]) -> None:

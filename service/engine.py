@@ -143,7 +143,7 @@ class Engine(Workers[TextWork]):
         self._prefixes = PrefixCache(settings.prefix_cache_bytes)
         names = worker_names(bundle.manifest.name, threads)
         runners = [TextRunner(session, settings.max_rows, name=name) for name in names]
-        super().__init__(runners, names, settings)
+        super().__init__(runners, names, settings, max_rows=settings.max_rows)
 
     @property
     def max_tokens(self) -> int:

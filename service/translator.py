@@ -106,7 +106,7 @@ class Translator(Workers[Search]):
         self._target = bundle.target
         names = worker_names(bundle.manifest.name, threads)
         runners = [SearchRunner(session, name=name) for name in names]
-        super().__init__(runners, names, settings)
+        super().__init__(runners, names, settings, max_rows=settings.max_search_rows)
 
     # --- translate ------------------------------------------------------------------------------
 

@@ -32,7 +32,12 @@ class Workers(Generic[WorkT]):
     """One scheduler a thread, each with a runner of its own; a request's work is dealt out."""
 
     def __init__(
-        self, runners: Sequence[Runner[WorkT]], names: Sequence[str], settings: Settings
+        self,
+        runners: Sequence[Runner[WorkT]],
+        names: Sequence[str],
+        settings: Settings,
+        *,
+        max_rows: int,
     ) -> None:
         self.settings = settings
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -42,7 +47,7 @@ class Workers(Generic[WorkT]):
                 runner,
                 self._deliver,
                 name=name,
-                max_rows=settings.max_rows,
+                max_rows=max_rows,
                 # What a thread's share rounds down to must still hold a row.
                 max_queue_rows=max(1, settings.max_queue_rows // len(runners)),
                 max_queue_tokens=max(1, settings.max_queue_tokens // len(runners)),

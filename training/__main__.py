@@ -171,8 +171,10 @@ def _train(options: argparse.Namespace) -> None:
         )
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / BASE_FILE).write_text(str(options.config.resolve().parent))
-    train = _train_pairs if isinstance(config, PairConfig) else _train_language_model
-    train(config, run_dir, options)
+    if isinstance(config, PairConfig):
+        _train_pairs(config, run_dir, options)
+    else:
+        _train_language_model(config, run_dir, options)
 
 
 def _train_language_model(config: Config, run_dir: Path, options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ N sources, K beams, B = N · K rows, M memory positions, V target vocabulary. Th
 same on exported graphs; here it serves validation and is what the service is compared with.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ class Hypothesis:
 
     def score(self, length_penalty: float) -> float:
         """sum logprob / length ** p (Wu et al. 2016 in its simplest form), eos counted."""
-        return self.logprob / max(1, len(self.tokens)) ** length_penalty
+        return self.logprob / math.pow(max(1, len(self.tokens)), length_penalty)
 
 
 def max_target_tokens(source_tokens: int, ratio: float, extra: int) -> int:
@@ -154,7 +155,7 @@ def _extend(
     width: int,
 ) -> list[tuple[float, int, int]]:
     """The first K extensions that go on; those that end are added to `ended`."""
-    live = []
+    live: list[tuple[float, int, int]] = []
     for rank, (total, origin, choice) in enumerate(ranked):
         if total == -float("inf"):
             break

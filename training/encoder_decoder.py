@@ -103,7 +103,7 @@ class Convolutions(nn.Module):
         )
         for layer in self.highways:
             # Open gates carry the input through at first, as the paper advises.
-            nn.init.constant_(layer.bias[self.size :], -1.0)  # type: ignore[arg-type, index]
+            nn.init.constant_(layer.bias[self.size :], -1.0)  # type: ignore[index]
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """`x` [S, B, E] to [M, B, F], and the lengths there: ⌈length / stride⌉."""
@@ -111,7 +111,7 @@ class Convolutions(nn.Module):
         channels = (x * inside.unsqueeze(2)).permute(1, 2, 0)  # [B, E, S]
         parts = []
         for convolution in self.convolutions:
-            width = convolution.kernel_size[0]  # type: ignore[index]
+            width = int(convolution.kernel_size[0])  # type: ignore[index, arg-type]
             padded = functional.pad(channels, ((width - 1) // 2, width // 2))
             parts.append(functional.relu(convolution(padded)))
         # Nothing is below zero, so that zeros past the end never win.
@@ -295,7 +295,8 @@ class Decoder(nn.Module):
 
         if not (config.input_feeding or scheduled):
             return run(tokens, states)
-        parts, all_weights = [], []
+        parts: list[Tensor] = []
+        all_weights: list[Tensor | None] = []
         after: States = tuple(states)
         for t in range(tokens.shape[1]):
             token = tokens[:, t : t + 1]

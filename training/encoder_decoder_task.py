@@ -162,7 +162,7 @@ class EncoderDecoderTask:
             loss=loss,
             # Of equals, such as all that make no mistake, the one that is surest.
             rank=(rank_of(options.select_by, values), loss),
-            values=dict(values),
+            values={str(name): value for name, value in values.items()},
             line=", ".join(f"{name} {value:.4f}" for name, value in values.items()),
         )
 

@@ -86,11 +86,9 @@ class LanguageModelTask:
         self, tokens: Tensor, targets: Tensor, reset: Tensor, predicted: int
     ) -> list[ShareLoss[LanguageModel]]:
         """Each replica's lanes of a window: `tokens` and `targets` [B, T], `reset` [B]."""
-        chunks = [x.chunk(len(self.replicas)) for x in (tokens, targets, reset)]
-        return [
-            self._share(index, *share, predicted)
-            for index, share in enumerate(zip(*chunks, strict=True))
-        ]
+        count = len(self.replicas)
+        chunks = zip(tokens.chunk(count), targets.chunk(count), reset.chunk(count), strict=True)
+        return [self._share(index, *share, predicted) for index, share in enumerate(chunks)]
 
     def _share(
         self, index: int, tokens: Tensor, targets: Tensor, reset: Tensor, predicted: int

@@ -1,6 +1,7 @@
 """What translations are worth: exact match, error rates, BLEU and chrF."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import sacrebleu
 
@@ -42,13 +43,15 @@ def measure(
     if corpus_metrics:
         deepest = max(map(len, references))
         # sacrebleu takes one list a reference, with None where a source has fewer.
-        lists = [[x[i] if i < len(x) else None for x in references] for i in range(deepest)]
+        lists: list[Any] = [
+            [x[i] if i < len(x) else None for x in references] for i in range(deepest)
+        ]
         found["bleu"] = sacrebleu.corpus_bleu(hypotheses, lists).score
         found["chrf"] = sacrebleu.corpus_chrf(hypotheses, lists).score
     return found
 
 
-def rank_of(metric: MetricName, values: Mapping[str, float]) -> float:
+def rank_of(metric: MetricName, values: Mapping[MetricName, float]) -> float:
     """The metric's value where less is better."""
     return values[metric] if metric in ERRORS else -values[metric]
 

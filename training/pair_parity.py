@@ -5,7 +5,7 @@ N sources, K rows of one source, S source positions, T target positions, V targe
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ _PARITY_SHAPES = ((1, 1), (2, 1), (5, 3), (17, 1), (33, 5))
 _CHECKED_PAIRS = 512  # of the held-out split, for the losses of each precision
 
 Floats: TypeAlias = list[npt.NDArray[np.float32]]
+Inputs: TypeAlias = tuple[IdArray, IdArray, IdArray]  # sources, lengths, tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class OnnxEncoderDecoder:
         outputs = ["logprobs", *(f"{name}_out" for name in self.state_names)]
         steps = []
         for t in range(tokens.shape[1]):
-            feeds = {"tokens": np.repeat(tokens[:, t], rows)}
+            feeds: dict[str, npt.NDArray[Any]] = {"tokens": np.repeat(tokens[:, t], rows)}
             feeds |= dict(zip(self.state_names, states, strict=True))
             feeds |= dict(zip(self.memory_names, memory, strict=True))
             found, *states = self.decoder.run(outputs, feeds)
@@ -92,7 +93,7 @@ def check_pair_parity(
     worst = 0.0
     for count, rows in _PARITY_SHAPES:
         batch = pair_batch(held_out, [i % len(held_out) for i in range(count)])
-        parts = (batch.sources, batch.lengths, batch.tokens)
+        parts: Inputs = (batch.sources, batch.lengths, batch.tokens)
         with torch.no_grad():
             logits = model(*(torch.from_numpy(x) for x in parts))
         expected = torch.log_softmax(logits, dim=2).numpy()  # [N, T, V]
@@ -121,11 +122,12 @@ def check_company(onnx_model: OnnxEncoderDecoder, held_out: PairSplit) -> None:
     for size in set(sizes):
         # Only sources of one padded length are read together.
         chosen = [i for i, own in enumerate(sizes) if own == size]
-        parts = (batch.sources[chosen], batch.lengths[chosen], batch.tokens[chosen])
+        parts: Inputs = (batch.sources[chosen], batch.lengths[chosen], batch.tokens[chosen])
         together = onnx_model.logprobs(*parts, rows=rows)
         for place in range(len(chosen)):
             only = slice(place, place + 1)
-            alone = onnx_model.logprobs(*(x[only] for x in parts), rows=rows)
+            own: Inputs = (parts[0][only], parts[1][only], parts[2][only])
+            alone = onnx_model.logprobs(*own, rows=rows)
             if not np.array_equal(together[place * rows : (place + 1) * rows], alone):
                 raise ExportError("the graphs' results depend on the sources beside a source")
 

@@ -216,8 +216,9 @@ def _learn(config: TextSideConfig, texts: Iterable[str]) -> Tokenizer:
     frequent = [token for token, count in counts.items() if token and count >= config.min_count]
     if not set(frequent) - set(SPECIAL_TOKENS):
         raise ConfigError("data: min_count leaves no token of the training split")
-    characters = config.tokenization == "character"
-    return Characters.of_characters(frequent) if characters else Symbols.of_symbols(frequent)
+    if config.tokenization == "character":
+        return Characters([*SPECIAL_TOKENS, *sorted(set(frequent) - set(SPECIAL_TOKENS))])
+    return Symbols.of_symbols(frequent)
 
 
 class _Encoder:

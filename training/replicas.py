@@ -58,7 +58,7 @@ class Replicas(Generic[Model]):
         At most as many shares as replicas.
         """
         work = list(zip(self._replicas, shares, strict=False))
-        pending = [self._pool.submit(_backward, *arguments) for arguments in work[1:]]
+        pending = [self._pool.submit(_backward, replica, share) for replica, share in work[1:]]
         losses = [_backward(*work[0]), *(future.result() for future in pending)]
         # Added in the order of the shares, whichever was done first.
         for replica, _ in work[1:]:
