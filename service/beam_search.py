@@ -154,10 +154,8 @@ class SearchBatch:
         attention = any(search.wants_attention for search in self.searches)
         step = self._session.step(self._tokens, self._states, self._memory, attention=attention)
         count, width = len(self.searches), self._width
-        finite = (
-            np.isfinite(step.logprobs).reshape(count, -1).all(axis=1, keepdims=True)[:, 0].tolist()
-        )
         logprobs = step.logprobs.reshape(count, width, -1)  # [N, K, V]
+        finite = np.asarray(np.isfinite(logprobs).all(axis=(1, 2)), np.bool_)  # [N]
         origins = np.tile(np.arange(width), (count, 1))  # [N, K] of each row's new token
         chosen = np.full((count, width), EOS_ID, np.int64)
         for i in self._forced:
@@ -296,7 +294,7 @@ class SearchBatch:
             search.position += 1
 
     def _finish(
-        self, finite: list[bool], logprobs: npt.NDArray[np.float32]
+        self, finite: npt.NDArray[np.bool_], logprobs: npt.NDArray[np.float32]
     ) -> tuple[list[Search], list[tuple[Search, ModelFailure]]]:
         """Let the searches leave that are done or have failed."""
         done: list[Search] = []

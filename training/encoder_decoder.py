@@ -111,7 +111,7 @@ class Convolutions(nn.Module):
         channels = (x * inside.unsqueeze(2)).permute(1, 2, 0)  # [B, E, S]
         parts = []
         for convolution in self.convolutions:
-            width = int(convolution.kernel_size[0])  # type: ignore[index, arg-type]
+            width = int(convolution.kernel_size[0])  # type: ignore[index]
             padded = functional.pad(channels, ((width - 1) // 2, width // 2))
             parts.append(functional.relu(convolution(padded)))
         # Nothing is below zero, so that zeros past the end never win.
