@@ -51,9 +51,10 @@ lock: ## Resolve the pinned requirements anew (needs uv).
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 		--extra service --output-file requirements/service.txt pyproject.toml
 	rm -rf .venv/lock && $(PYTHON) -m venv .venv/lock
-	.venv/lock/bin/pip install --quiet --require-hashes -r requirements/service.txt
+	.venv/lock/bin/pip install --quiet --no-deps --require-hashes -r requirements/service.txt
 	.venv/lock/bin/pip install --quiet $$(sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 	.venv/lock/bin/pip install --quiet '.[service,training,bench,dev]'
+	.venv/lock/bin/pip uninstall --quiet --yes huggingface-hub hf-xet httpx2 httpcore2 truststore
 	.venv/lock/bin/pip freeze --exclude unroll --exclude torch > requirements/development.txt
 	rm -rf .venv/lock
 
@@ -62,13 +63,14 @@ clean: ## Remove the environments.
 
 $(SERVICE_ENV)/.done: requirements/service.txt
 	$(PYTHON) -m venv $(SERVICE_ENV)
-	$(SERVICE_ENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	$(SERVICE_ENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
 	touch $@
 
+# The lists are whole: without --no-deps pip would add what pyproject.toml's [tool.uv] leaves out.
 # torch first and by version alone: its wheel differs by platform, and the plain name can be another.
 $(DEVELOPMENT_ENV)/.done: requirements/service.txt requirements/development.txt pyproject.toml
 	$(PYTHON) -m venv $(DEVELOPMENT_ENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check \
 		$$(sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/development.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/development.txt
 	touch $@
