@@ -23,6 +23,8 @@ from training.sampling import sample
 from training.task import Curve, Evaluation, TrainingError, open_device
 from training.windows import Windows
 
+_LARGEST_EXPONENT = 700.0  # exp of more overflows a double
+
 
 class LanguageModelTask:
     """Truncated backpropagation through time over a corpus."""
@@ -116,16 +118,18 @@ class LanguageModelTask:
     def evaluate(self, model: LanguageModel) -> Evaluation:
         """Score the validation split."""
         score = evaluate(model, self.corpus.valid, self.device)
+        # A diverged model's has no number; the trainer stops it by its loss.
+        perplexity = score.perplexity if score.loss < _LARGEST_EXPONENT else math.inf
         return Evaluation(
             loss=score.loss,
             rank=(score.loss,),
             values={
                 "loss": score.loss,
                 "bits_per_char": score.bits_per_char,
-                "perplexity": score.perplexity,
+                "perplexity": perplexity,
             },
             line=f"loss {score.loss:.4f}, {score.bits_per_char:.4f} bits/char, "
-            f"perplexity {score.perplexity:.3f}",
+            f"perplexity {perplexity:.3f}",
         )
 
     def show(self, model: LanguageModel, step: int) -> Sequence[str]:

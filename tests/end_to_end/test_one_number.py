@@ -13,7 +13,7 @@ from service.bundle import BOS_ID, EOS_ID, Vocabulary, normalize, read_bundle
 from service.session import OnnxSession
 from tests.end_to_end.server import ROOT, Server, serve
 from training.__main__ import main
-from training.trainer import load_best
+from training.language_model_task import load_best
 
 CELLS = ("rnn", "gru", "lstm")
 MAX_DIFFERENCE = 1e-5  # nats a token

@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 
 from service.app import open_session
 from service.bundle import BOS_ID, Bundle, BundleError, Manifest, Precision, Tensor
-from service.session import GoldenMismatch, OnnxSession
+from service.graphs import GoldenMismatch
+from service.session import OnnxSession
 from service.settings import Settings
 from tests.bundles import ALPHABET, HIDDEN, in_memory, tiny_files
 from training.export import describe
@@ -355,7 +356,7 @@ def test_a_machine_that_fails_the_int8_vectors_serves_fp32_and_says_so(
     bundle: Bundle, wanted: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = Settings.model_validate({"precision": wanted})
-    session = open_session(spoiled(bundle, "int8"), settings)
+    session = open_session(spoiled(bundle, "int8"), settings, OnnxSession)
     assert session.precision == "fp32"
     (record,) = caplog.records
     assert record.levelname == "ERROR"
@@ -369,7 +370,7 @@ def test_a_machine_that_fails_the_fp32_vectors_does_not_serve(
 ) -> None:
     bad = spoiled(spoiled(bundle, "int8"), "fp32")
     with pytest.raises(GoldenMismatch, match="in fp32, at most"):
-        open_session(bad, Settings.model_validate({"precision": wanted}))
+        open_session(bad, Settings.model_validate({"precision": wanted}), OnnxSession)
     # Only where something else was wanted is there anything to tell.
     assert len(caplog.records) == (wanted != "fp32")
 
@@ -388,7 +389,7 @@ def test_a_setting_goes_before_what_the_export_chose(
 ) -> None:
     changed = with_manifest(bundle, lambda x: x.update(precision=chosen))
     settings = Settings.model_validate({"precision": setting})
-    assert open_session(changed, settings).precision == served
+    assert open_session(changed, settings, OnnxSession).precision == served
 
 
 @pytest.mark.parametrize("name", ["output_bias", "output_weight", "table", "recurrent1_scale"])

@@ -12,6 +12,7 @@ from training import corpus as corpora
 from training.config import Config, ModelConfig
 from training.corpus import Corpus, Split
 from training.language_model import LanguageModel
+from training.language_model_task import LanguageModelTask
 from training.trainer import Trainer
 
 # Two of Aesop's fables (public domain), line by line; 31 different characters.
@@ -96,6 +97,12 @@ def tiny_trainer(
     config = tiny_config(**sections)
     task = LanguageModelTask(config, tiny_corpus(config, folder, text))
     return Trainer(config, task, folder)
+
+
+def task_of(run: Trainer[LanguageModel]) -> LanguageModelTask:
+    """What a language model's trainer trains."""
+    assert isinstance(run.task, LanguageModelTask)
+    return run.task
 
 
 def split_of(documents: Sequence[Sequence[int]]) -> Split:

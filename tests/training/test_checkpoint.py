@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.training.helpers import tiny_model, tiny_trainer
 from training import checkpoint
 from training.checkpoint import CheckpointError
-from training.trainer import load_best
+from training.language_model_task import load_best
 
 
 def some_tensors() -> dict[str, Tensor]:

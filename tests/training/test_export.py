@@ -21,21 +21,20 @@ from tests.training.helpers import FABLE, tiny_document, write_toml
 from training import corpus as corpora
 from training import onnx_graph
 from training.__main__ import main
+from training.bundle_parts import MAX_DIFFERENCE, MAX_INT8_DIFFERENCE, ExportError
 from training.corpus import Corpus
 from training.evaluation import Score, evaluate
 from training.export import build_graphs, export, gate
 from training.language_model import LanguageModel
+from training.language_model_task import load_best
 from training.parity import (
-    MAX_DIFFERENCE,
-    MAX_INT8_DIFFERENCE,
-    ExportError,
     OnnxModel,
     check_int8,
     golden_vectors,
     onnx_score,
 )
 from training.quantization import reference_logprobs
-from training.trainer import load_best, parameter_count
+from training.trainer import parameter_count
 
 KINDS = [
     (cell, num_layers, tied)

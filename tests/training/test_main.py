@@ -18,8 +18,8 @@ from training import __main__ as command_line
 from training import trainer
 from training.__main__ import main
 from training.corpus import Split
+from training.language_model_task import load_best
 from training.run_log import read_log
-from training.trainer import load_best
 
 Main = Callable[..., tuple[int, str, str]]
 
@@ -161,7 +161,7 @@ def test_resuming_with_a_changed_text_is_refused(tmp_path: Path, call: Main) -> 
     configured(tmp_path, text=FABLE + "more")
     status, _, stderr = call("train", config, "--run", tmp_path / "run", "--resume")
     assert status == 1
-    assert_one_line(stderr, "the text has changed since the checkpoint was written")
+    assert_one_line(stderr, "the data have changed since the checkpoint was written")
 
 
 def test_there_must_be_something_to_resume(tmp_path: Path, call: Main) -> None:
@@ -411,6 +411,14 @@ def test_a_text_that_cannot_be_read_is_one_line(
     assert_one_line(stderr, "Permission denied", "text.txt")
 
 
+def test_a_split_that_there_is_not_is_told_with_those_that_there_are(
+    trained: Path, call: Main
+) -> None:
+    status, _, stderr = call("evaluate", trained, "--split", "all")
+    assert status == 1
+    assert_one_line(stderr, "--split: there are train, valid, test")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -419,7 +427,6 @@ def test_a_text_that_cannot_be_read_is_one_line(
         ["train"],
         ["train", "a.toml", "--device", "tpu"],
         ["train", "a.toml", "--steps", "3"],
-        ["evaluate", "run", "--split", "all"],
         ["sample", "run", "--seed", "one"],
         ["sample", "run", "--seed", "-1"],
         ["sample", "run", "--seed", "99999999999999999999"],

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from service.bundle import Precision, Role
 from tests.training.helpers import tiny_model
 from training import onnx_graph
+from training.bundle_parts import MAX_DIFFERENCE
 from training.language_model import LanguageModel
-from training.parity import MAX_DIFFERENCE, OnnxModel, States
+from training.onnx_builder import OPSET
+from training.parity import OnnxModel, States
 from training.quantization import reference_logprobs
 
 CELLS = ("rnn", "gru", "lstm")
@@ -232,7 +234,7 @@ def test_a_graph_has_operators_of_the_default_domain_and_no_external_data(
 ) -> None:
     model = tiny_model(cell=cell, num_layers=num_layers)
     proto = onnx.load_model_from_string(onnx_graph.build(model, *kind))
-    assert [(x.domain, x.version) for x in proto.opset_import] == [("", onnx_graph.OPSET)]
+    assert [(x.domain, x.version) for x in proto.opset_import] == [("", OPSET)]
     assert {node.domain for node in nodes_of(proto.graph)} == {""}
     assert not proto.functions
     assert {x.data_location for x in proto.graph.initializer} == {onnx.TensorProto.DEFAULT}

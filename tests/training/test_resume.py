@@ -20,8 +20,11 @@ import torch
 from tests.training.helpers import FABLE, tiny_document, tiny_trainer, write_toml
 from training import checkpoint
 from training.__main__ import main
+from training.checkpoint import BEST, LAST
+from training.language_model import LanguageModel
 from training.run_log import read_log
-from training.trainer import BEST, LAST, Trainer, TrainingError
+from training.task import TrainingError
+from training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 # All that holds state: moving average, dropout and weight-drop generators, restarts, replicas.
@@ -51,7 +54,7 @@ BROKEN_OFF = ("terminated", "killed")
 # --- between two steps --------------------------------------------------------------------------
 
 
-def losses(run: Trainer, count: int) -> list[float]:
+def losses(run: Trainer[LanguageModel], count: int) -> list[float]:
     return [run.train_step()[0] for _ in range(count)]
 
 
@@ -136,7 +139,7 @@ def test_a_changed_configuration_is_refused(
 def test_a_changed_text_is_refused(tmp_path: Path, text: str) -> None:
     saved(tmp_path)
     changed = tiny_trainer(tmp_path, text)
-    with pytest.raises(TrainingError, match="the text has changed"):
+    with pytest.raises(TrainingError, match="the data have changed"):
         changed.resume()
 
 

@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 
 from tests.training.helpers import tiny_trainer
 from training.run_log import RunLog, read_log
+from training.task import Curve
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -54,7 +55,7 @@ def test_tensorboard_has_the_same_scalars(tmp_path: Path) -> None:
 def test_the_learning_curve_is_a_png(tmp_path: Path) -> None:
     log = RunLog(tmp_path, resume_step=None)
     log.add("valid", 1, {"bits_per_char": 2.0})
-    log.draw("a run")
+    log.draw("a run", Curve("bits_per_char", "bits a character"))
     log.close()
     assert (tmp_path / "curve.png").read_bytes().startswith(PNG_SIGNATURE)
 
@@ -100,7 +101,7 @@ def test_the_curve_of_a_resumed_run_has_all_its_points(
     monkeypatch.setattr("matplotlib.axes.Axes.legend", lambda _: None)
     log = RunLog(tmp_path, resume_step=2)
     log.add("train", 4, {"bits_per_char": 0.5})
-    log.draw("a run")
+    log.draw("a run", Curve("bits_per_char", "bits a character"))
     log.close()
     assert drawn == [((1, 2, 4), (2.0, 1.0, 0.5))]
 

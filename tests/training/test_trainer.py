@@ -11,23 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.training.helpers import tiny_config, tiny_trainer
-from training import checkpoint, trainer
+from tests.training.helpers import task_of, tiny_config, tiny_trainer
+from training import checkpoint, language_model_task, trainer
+from training.checkpoint import BEST, LAST
 from training.config import TrainingConfig
 from training.corpus import Split
 from training.evaluation import Score, evaluate
 from training.language_model import LanguageModel
-from training.replicas import Replicas
+from training.language_model_task import load_best
 from training.run_log import read_log
-from training.trainer import (
-    BEST,
-    LAST,
-    Trainer,
-    TrainingError,
-    learning_rate,
-    load_best,
-    parameter_count,
-)
+from training.task import TrainingError
+from training.trainer import Trainer, learning_rate, parameter_count
 
 CPU = torch.device("cpu")
 
@@ -42,7 +36,7 @@ GOLDEN = {
 GOLDEN_TOLERANCE = 1e-4
 
 
-def golden_trainer(folder: Path, cell: str) -> Trainer:
+def golden_trainer(folder: Path, cell: str) -> Trainer[LanguageModel]:
     return tiny_trainer(
         folder,
         model={
@@ -64,7 +58,7 @@ def golden_trainer(folder: Path, cell: str) -> Trainer:
     )
 
 
-def step_losses(run: Trainer, count: int) -> list[float]:
+def step_losses(run: Trainer[LanguageModel], count: int) -> list[float]:
     return [nats / predicted for nats, predicted in (run.train_step() for _ in range(count))]
 
 
@@ -79,7 +73,7 @@ def weights_of(model: LanguageModel) -> dict[str, Tensor]:
 def test_thirty_steps_reach_the_golden_loss(tmp_path: Path, cell: str) -> None:
     run = golden_trainer(tmp_path, cell)
     last = step_losses(run, 30)[-1]
-    valid = evaluate(run.evaluated_model, run.corpus.valid, CPU).loss
+    valid = evaluate(run.evaluated_model, task_of(run).corpus.valid, CPU).loss
     assert (last, valid) == pytest.approx(GOLDEN[cell], abs=GOLDEN_TOLERANCE)
 
 
@@ -102,7 +96,7 @@ def test_a_short_text_is_learned_by_heart(tmp_path: Path, cell: str) -> None:
         model={"cell": cell, "hidden_size": 24},
         training={"steps": 150, "learning_rate": 0.02, "warmup_steps": 10, "eval_every": 150},
     )
-    before = evaluate(run.model, run.corpus.valid, CPU).loss
+    before = evaluate(run.model, task_of(run).corpus.valid, CPU).loss
     after = run.run().loss
     assert before > 2.0
     assert after < 0.2
@@ -110,12 +104,14 @@ def test_a_short_text_is_learned_by_heart(tmp_path: Path, cell: str) -> None:
 
 def test_the_first_loss_is_about_uniform_guessing(tmp_path: Path) -> None:
     run = tiny_trainer(tmp_path)
-    assert step_losses(run, 1)[0] == pytest.approx(math.log(len(run.corpus.vocab)), abs=0.5)
+    assert step_losses(run, 1)[0] == pytest.approx(
+        math.log(len(task_of(run).corpus.vocab)), abs=0.5
+    )
 
 
 def test_lines_are_trained_on_in_shuffled_order(tmp_path: Path) -> None:
     run = tiny_trainer(tmp_path, data={"documents": "line"})
-    assert run.windows.state()["documents_taken"] == 4
+    assert task_of(run).windows.state()["documents_taken"] == 4
 
 
 # --- learning rate ------------------------------------------------------------------------------
@@ -201,13 +197,17 @@ def test_replicas_share_their_weights_through_a_whole_run(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("dropout", "same"), [(0.0, True), (0.5, False)])
-def test_replicas_that_read_the_same_drop_other_units(dropout: float, same: bool) -> None:
-    model = LanguageModel(tiny_config(model={"dropout_input": dropout}).model, 9)
-    replicas = Replicas(model, 2, 2, seed=1, threads=1)
+def test_replicas_that_read_the_same_drop_other_units(
+    tmp_path: Path, dropout: float, same: bool
+) -> None:
+    run = tiny_trainer(
+        tmp_path, model={"dropout_input": dropout}, training={"batch_size": 2, "replicas": 2}
+    )
+    task = task_of(run)
     tokens = torch.tensor([[4, 5, 6]] * 2)
-    replicas.backward(tokens, tokens, torch.tensor([True, True]))
-    replicas.close()
-    states = replicas.state()
+    task.replicas.backward(task.shares(tokens, tokens, torch.tensor([True, True]), 6))
+    task.close()
+    states, _ = task.state()
     assert torch.equal(states["0.states.0"], states["1.states.0"]) == same
 
 
@@ -224,12 +224,12 @@ def test_weight_decay_shrinks_what_no_gradient_reaches(tmp_path: Path) -> None:
 
 def test_the_state_is_carried_from_window_to_window(tmp_path: Path) -> None:
     run = tiny_trainer(tmp_path, training={"learning_rate": 1e-12, "weight_decay": 0.0})
-    start = copy.deepcopy(run.windows.state())
+    start = copy.deepcopy(task_of(run).windows.state())
     losses = step_losses(run, 2)
-    run.windows.restore(start)
+    task_of(run).windows.restore(start)
     model, states = run.model.eval(), run.model.initial_states(4)
     for loss in losses:
-        window = run.windows.next()
+        window = task_of(run).windows.next()
         keep = torch.from_numpy(~window.reset)[:, None]
         with torch.no_grad():
             logits, states = model(torch.from_numpy(window.tokens), [x * keep for x in states])
@@ -301,9 +301,9 @@ class ScriptedEvaluation:
 
 def run_scripted(
     folder: Path, monkeypatch: pytest.MonkeyPatch, losses: list[float], **training: Any
-) -> tuple[Trainer, ScriptedEvaluation]:
+) -> tuple[Trainer[LanguageModel], ScriptedEvaluation]:
     evaluation = ScriptedEvaluation(losses)
-    monkeypatch.setattr(trainer, "evaluate", evaluation)
+    monkeypatch.setattr(language_model_task, "evaluate", evaluation)
     run = tiny_trainer(folder, training={"eval_every": 2, "steps": 20, **training})
     run.run()
     return run, evaluation
@@ -315,7 +315,7 @@ def test_training_stops_when_evaluations_stop_improving(
     losses = [3.0, 2.5, 2.6, 2.4, 2.4, 2.5, 2.45, 9.0]  # the last is the final one
     run, evaluation = run_scripted(tmp_path, monkeypatch, losses, patience=3)
     assert (run.step, run.best_step) == (14, 8)
-    assert run.best_loss == pytest.approx(2.4)
+    assert run.best_rank == pytest.approx((2.4,))
     assert len(evaluation.weights) == 8
 
 
@@ -357,10 +357,11 @@ def test_the_last_step_is_evaluated_wherever_it_falls(tmp_path: Path) -> None:
 
 
 def test_the_result_is_the_best_weights_score(tmp_path: Path) -> None:
-    score = tiny_trainer(tmp_path, training={"steps": 10, "eval_every": 5}).run()
+    found = tiny_trainer(tmp_path, training={"steps": 10, "eval_every": 5}).run()
     _, model, record = load_best(tmp_path)
-    assert score == evaluate(model, tiny_trainer(tmp_path).corpus.valid, CPU)
-    assert score.loss == record["loss"]
+    score = evaluate(model, task_of(tiny_trainer(tmp_path)).corpus.valid, CPU)
+    assert found.loss == score.loss == record["loss"]
+    assert found.values["bits_per_char"] == score.bits_per_char
 
 
 # --- divergence ---------------------------------------------------------------------------------
