@@ -106,6 +106,7 @@ def read_any_bundle(folder: Path) -> Bundle | EncoderDecoderBundle:
     if isinstance(manifest, Manifest):
         tokens = _read_vocab(folder, manifest.vocab)
         vocab = _parsed(name, manifest.vocab.file, lambda: Vocabulary(tokens))
+        _check_size(name, manifest.vocab, tokens)
         return Bundle(manifest, vocab, _read_graphs(folder, manifest.graphs))
     source, target = (_read_side(folder, side) for side in (manifest.source, manifest.target))
     return EncoderDecoderBundle(manifest, source, target, _read_graphs(folder, manifest.graphs))
@@ -174,24 +175,30 @@ def _read_vocab(folder: Path, info: VocabFile) -> list[str]:
     tokens = _parsed(folder.name, info.file, lambda: json.loads(data))
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise BundleError(f"{folder.name}: {info.file}: it must be a list of strings")
+    return tokens
+
+
+def _check_size(name: str, info: VocabFile, tokens: Sequence[str]) -> None:
     if len(tokens) != info.size:
         raise BundleError(
-            f"{folder.name}: {info.file}: {len(tokens)} tokens, the manifest has {info.size}"
+            f"{name}: {info.file}: {len(tokens)} tokens, the manifest has {info.size}"
         )
-    return tokens
 
 
 def _read_side(folder: Path, side: TextSide) -> Tokenizer:
     tokens = _read_vocab(folder, side.vocab)
     if side.tokenizer is None:
         kind = Characters if side.tokenization == "character" else Symbols
-        return _parsed(folder.name, side.vocab.file, lambda: kind(tokens))
+        tokenizer = _parsed(folder.name, side.vocab.file, lambda: kind(tokens))
+        _check_size(folder.name, side.vocab, tokens)
+        return tokenizer
     info = side.tokenizer
     data = _read_file(folder, info.file, MAX_VOCAB_BYTES)
     _check_sha256(folder.name, info.file, data, info.sha256)
     subwords = _parsed(folder.name, info.file, lambda: Subwords(data.decode()))
     if list(subwords.tokens) != tokens:
         raise BundleError(f"{folder.name}: {info.file}: its tokens are not the vocabulary's")
+    _check_size(folder.name, side.vocab, tokens)
     return subwords
 
 

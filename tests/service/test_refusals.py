@@ -250,7 +250,7 @@ def test_a_field_of_generate_that_does_not_hold_is_refused_at_its_place(
         ({"tokens": True, "top_logprobs": -1}, "/top_logprobs"),
         ({"top_logprobs": 1}, ""),
         ({"bos": "yes"}, "/bos"),
-        ({"eos": None}, "/eos"),
+        ({"eos": "true"}, "/eos"),
         ({"unknown": MARKER}, "/unknown"),
         ({"unknown": None}, "/unknown"),
     ],
