@@ -56,7 +56,6 @@ def _search(model: EncoderDecoder, memory: Memory, width: int, max_tokens: int) 
     sums[:, 0] = 0.0
     tokens = torch.full((count * width, 1), BOS_ID)
     written = torch.zeros((count, width, max_tokens), dtype=torch.long)
-    ended = torch.zeros(count, dtype=torch.long)
     best = torch.full((count,), -torch.inf)
     found: list[list[int]] = [[] for _ in range(count)]
     active = torch.arange(count)
@@ -74,7 +73,6 @@ def _search(model: EncoderDecoder, memory: Memory, width: int, max_tokens: int) 
         for i, rank in (ends[:, :width] & (totals[:, :width] > -torch.inf)).nonzero().tolist():
             score = float(totals[i, rank]) / (step + 1)
             source = int(active[i])
-            ended[source] += 1
             if score > best[source]:
                 best[source] = score
                 found[source] = written[i, origins[i, rank], :step].tolist()
@@ -83,7 +81,8 @@ def _search(model: EncoderDecoder, memory: Memory, width: int, max_tokens: int) 
         origin, choice = origins.gather(1, front), choices.gather(1, front)
         written = written.gather(1, origin.unsqueeze(2).expand(-1, -1, max_tokens))
         written[:, :, step] = choice
-        stay = (ended[active] < width).nonzero().flatten()
+        # What goes on must be able to beat the best ending, losing nothing more up to the limit.
+        stay = (sums.amax(dim=1) / max_tokens > best[active]).nonzero().flatten()
         if not len(stay):
             break
         index = (stay.unsqueeze(1) * width + origin[stay]).flatten()

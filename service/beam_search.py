@@ -390,14 +390,14 @@ class SearchBatch:
     def _beaten(self, search: Search, best: float) -> bool:
         """Whether no live beam can be among the hypotheses that are asked for.
 
-        K have ended, or as many as are asked for are no worse than what the best live beam would
-        have if it lost nothing more up to its limit.
+        As many have ended as are asked for, and none of them is worse than the best live beam
+        would be if it lost nothing more up to its limit. To stop as soon as K have ended, as many
+        do, is wrong where the model is sure: then what ends early is what it takes for impossible,
+        and five such endings stood in for a target with probability one.
         """
         if len(search.hypotheses) < search.num_hypotheses:
             return False
         ended = [x for x in search.hypotheses if x.finish_reason == "stop"]
-        if len(ended) >= self._width:
-            return True
         if len(ended) < search.num_hypotheses:
             return False
         scores = sorted((x.score(search.length_penalty) for x in ended), reverse=True)

@@ -44,11 +44,12 @@ def translate(
     sources: Sequence[Ids],
     *,
     beam_size: int,
+    num_hypotheses: int = 1,
     length_penalty: float = 1.0,
     max_tokens: Sequence[int],
     device: torch.device,
 ) -> list[list[Hypothesis]]:
-    """Hypotheses of every source, best first; at most `max_tokens` tokens for each, eos counted.
+    """The best hypotheses of every source; at most `max_tokens` tokens for each, eos counted.
 
     Sources of like lengths are decoded together.
     """
@@ -63,89 +64,91 @@ def translate(
         memory = model.encode(
             torch.from_numpy(padded).to(device), torch.from_numpy(lengths).to(device)
         )
-        found = _beam_search(
-            model, memory, beam_size, length_penalty, [max_tokens[i] for i in chosen]
-        )
+        search = _Search(beam_size, num_hypotheses, length_penalty)
+        found = search.run(model, memory, [max_tokens[i] for i in chosen])
         for i, hypotheses in zip(chosen, found, strict=True):
             results[i] = hypotheses
     model.train(was_training)
     return results
 
 
-def _beam_search(
-    model: EncoderDecoder,
-    memory: Memory,
-    beam_size: int,
-    length_penalty: float,
-    max_tokens: Sequence[int],
-) -> list[list[Hypothesis]]:
+@dataclass(frozen=True, slots=True)
+class _Search:
     """Beam search (Sutskever et al. 2014), a source's beams side by side.
 
     Of the 2 K likeliest extensions of a source those that end and rank among the first K are
-    hypotheses; the first K that do not end go on. A source is done when K hypotheses have ended,
-    or at its limit, where what still goes on is a hypothesis, too.
+    hypotheses; the first K that do not end go on. A source is done when none that goes on can be
+    among the hypotheses that are asked for, or at its limit, where those become hypotheses, too.
     """
-    states = list(model.decoder.initial_states(memory.summary))
-    sources, width = len(memory.summary), beam_size
-    states = [state.repeat_interleave(width, 0) for state in states]  # [B, …]
-    memory = Memory(*(x.repeat_interleave(width, 0) for x in _tensors(memory)))
-    device = memory.summary.device
-    tokens = torch.full((sources * width, 1), BOS_ID, device=device)
-    # One live beam at first: the others would be its copies.
-    sums = torch.full((sources, width), -torch.inf, dtype=torch.float64, device=device)
-    sums[:, 0] = 0.0
-    written = torch.zeros((sources * width, 0), dtype=torch.long, device=device)
-    ended: list[list[Hypothesis]] = [[] for _ in range(sources)]
-    active = list(range(sources))
-    for step in range(max(max_tokens)):
-        logits, after, _ = model.decoder(tokens, states, memory)
-        logprobs = torch.log_softmax(logits[:, 0], dim=1)  # [B, V]
-        logprobs[:, _NEVER] = -torch.inf
-        totals = sums.unsqueeze(2) + logprobs.view(len(active), width, -1)  # [N, K, V]
-        vocab_size = totals.shape[2]
-        candidates = min(2 * width, width * vocab_size)
-        best, places = totals.flatten(1).topk(candidates, dim=1)  # [N, 2 K]
-        origins, choices = places // vocab_size, places % vocab_size
-        stays, parents, following, going = [], [], [], []
-        for row, source in enumerate(active):
-            live = _extend(
-                ended[source],
-                [written[row * width + k].tolist() for k in range(width)],
-                list(
-                    zip(
-                        best[row].tolist(),
-                        origins[row].tolist(),
-                        choices[row].tolist(),
-                        strict=True,
-                    )
-                ),
-                width,
-            )
-            full = len(ended[source]) >= width or not live
-            if step + 1 == max_tokens[source] and not full:
-                for total, origin, choice in live:
-                    so_far = written[row * width + origin].tolist()
-                    ended[source].append(Hypothesis((*so_far, choice), total))
-                full = True
-            if not full:
+
+    width: int
+    num_hypotheses: int
+    length_penalty: float
+
+    def run(
+        self, model: EncoderDecoder, memory: Memory, max_tokens: Sequence[int]
+    ) -> list[list[Hypothesis]]:
+        """The best hypotheses of every source."""
+        width = self.width
+        sources = len(memory.summary)
+        device = memory.summary.device
+        starts = model.decoder.initial_states(memory.summary)
+        states = [state.repeat_interleave(width, 0) for state in starts]  # [B, …]
+        memory = Memory(*(x.repeat_interleave(width, 0) for x in _tensors(memory)))
+        tokens = torch.full((sources * width, 1), BOS_ID, device=device)
+        # One live beam at first: the others would be its copies.
+        sums = torch.full((sources, width), -torch.inf, dtype=torch.float64, device=device)
+        sums[:, 0] = 0.0
+        written = torch.zeros((sources * width, 0), dtype=torch.long, device=device)
+        ended: list[list[Hypothesis]] = [[] for _ in range(sources)]
+        active = list(range(sources))
+        while active:
+            logits, after, _ = model.decoder(tokens, states, memory)
+            logprobs = torch.log_softmax(logits[:, 0], dim=1)  # [B, V]
+            logprobs[:, _NEVER] = -torch.inf
+            totals = sums.unsqueeze(2) + logprobs.view(len(active), width, -1)  # [N, K, V]
+            vocab_size = totals.shape[2]
+            best, places = totals.flatten(1).topk(min(2, vocab_size) * width, dim=1)  # [N, 2 K]
+            ranked = torch.stack((places // vocab_size, places % vocab_size), dim=2).tolist()
+            texts = written.tolist()
+            stays, parents, following, going = [], [], [], []
+            for row, (source, scores) in enumerate(zip(active, best.tolist(), strict=True)):
+                candidates = [(x, *y) for x, y in zip(scores, ranked[row], strict=True)]
+                own = texts[row * width : (row + 1) * width]
+                live = _extend(ended[source], own, candidates, width)
+                if written.shape[1] + 1 == max_tokens[source]:
+                    ended[source] += [
+                        Hypothesis((*own[origin], choice), total) for total, origin, choice in live
+                    ]
+                    live = []
+                if not live or self._beaten(ended[source], live[0][0], max_tokens[source]):
+                    continue
                 stays.append(source)
                 live += [(-float("inf"), 0, EOS_ID)] * (width - len(live))
                 going.append([total for total, _, _ in live])
                 parents += [row * width + origin for _, origin, _ in live]
                 following += [choice for _, _, choice in live]
-        active = stays
-        if not active:
-            break
-        index = torch.tensor(parents, device=device)
-        tokens = torch.tensor(following, device=device).unsqueeze(1)
-        sums = torch.tensor(going, dtype=torch.float64, device=device)
-        states = [state[index] for state in after]
-        written = torch.cat((written[index], tokens), dim=1)
-        memory = Memory(*(x[index] for x in _tensors(memory)))
-    return [
-        sorted(hypotheses, key=lambda x: (-_finished(x), -x.score(length_penalty)))[:width]
-        for hypotheses in ended
-    ]
+            active = stays
+            index = torch.tensor(parents, dtype=torch.long, device=device)
+            tokens = torch.tensor(following, dtype=torch.long, device=device).unsqueeze(1)
+            sums = torch.tensor(going, dtype=torch.float64, device=device)
+            states = [state[index] for state in after]
+            written = torch.cat((written[index], tokens), dim=1)
+            memory = Memory(*(x[index] for x in _tensors(memory)))
+        return [self._best(hypotheses) for hypotheses in ended]
+
+    def _beaten(self, ended: Sequence[Hypothesis], live: float, max_tokens: int) -> bool:
+        """Whether the best live beam, losing nothing more, is no better than what has ended."""
+        if len(ended) < self.num_hypotheses:
+            return False
+        last = self._best(ended)[-1].score(self.length_penalty)
+        return last >= live / math.pow(max_tokens, self.length_penalty)
+
+    def _best(self, hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
+        def rank(hypothesis: Hypothesis) -> tuple[bool, float]:
+            return not _finished(hypothesis), -hypothesis.score(self.length_penalty)
+
+        return sorted(hypotheses, key=rank)[: self.num_hypotheses]
 
 
 def _extend(

@@ -1,18 +1,23 @@
 """Tiny corpora, configurations and runs; nothing in here takes a second."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from service.bundle import BOS_ID, EOS_ID, Vocabulary
 from training import corpus as corpora
-from training.config import Config, ModelConfig
+from training.config import Config, EncoderDecoderConfig, ModelConfig, PairConfig
 from training.corpus import Corpus, Split
+from training.encoder_decoder import EncoderDecoder
+from training.encoder_decoder_task import EncoderDecoderTask
 from training.language_model import LanguageModel
 from training.language_model_task import LanguageModelTask
+from training.pairs import PairSplit, prepare_pairs
 from training.trainer import Trainer
 
 # Two of Aesop's fables (public domain), line by line; 31 different characters.
@@ -136,3 +141,85 @@ def tiny_model(vocab_size: int = 11, **options: Any) -> LanguageModel:
     """A model with random weights, in evaluation mode."""
     config = ModelConfig(**{"hidden_size": 8, "embedding_dim": 5, **options})
     return LanguageModel(config, vocab_size).eval()
+
+
+# --- pairs --------------------------------------------------------------------------------------
+
+# Every different word of the fables, and the same word backwards.
+WORDS = sorted(set(re.findall("[a-z]+", FABLE)))
+BACKWARDS = "".join(f"{word}\t{word[::-1]}\n" for word in WORDS)
+
+
+TINY_SIZES: dict[str, Any] = {
+    "encoder_hidden_size": 6,
+    "hidden_size": 12,
+    "embedding_dim": 5,
+    "conv_widths": [1, 2, 3],
+    "conv_filters": [3, 4, 5],
+    "pool_stride": 2,
+}
+
+
+def tiny_pair_document(**sections: Mapping[str, Any]) -> dict[str, Any]:
+    """A small configuration of pairs as a document; keyword arguments change its sections."""
+    document: dict[str, Any] = {
+        "task": "encoder_decoder",
+        "name": "tiny-pairs",
+        "data": {"files": ["pairs.tsv"], "valid_fraction": 0.15, "test_fraction": 0.15},
+        "model": {**TINY_SIZES},
+        "training": {
+            "steps": 10,
+            "batch_size": 16,
+            "warmup_steps": 3,
+            "eval_every": 5,
+            "log_every": 1,
+            "checkpoint_every": 5,
+            "beam_size": 2,
+            "show": 0,
+            "threads": 1,
+        },
+    }
+    for name, section in sections.items():
+        document[name] = {**document[name], **section}
+    return document
+
+
+def tiny_pair_trainer(
+    folder: Path, text: str = BACKWARDS, /, **sections: Mapping[str, Any]
+) -> Trainer[EncoderDecoder]:
+    """A trainer of pairs whose run folder is `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pairs.tsv").write_text(text, encoding="utf-8")
+    config = PairConfig.model_validate(tiny_pair_document(**sections))
+    corpus = prepare_pairs(config.data, folder)
+    return Trainer(config, EncoderDecoderTask(config, corpus), folder)
+
+
+def pair_task_of(run: Trainer[EncoderDecoder]) -> EncoderDecoderTask:
+    """What an encoder-decoder's trainer trains."""
+    assert isinstance(run.task, EncoderDecoderTask)
+    return run.task
+
+
+def pair_split_of(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> PairSplit:
+    """A split in memory from ids; its texts are the ids in words."""
+    return PairSplit(
+        "made",
+        [(" ".join(map(str, source)), " ".join(map(str, target))) for source, target in pairs],
+        [np.array(source, np.uint16) for source, _ in pairs],
+        [np.array(target, np.uint16) for _, target in pairs],
+    )
+
+
+def tiny_encoder_decoder(
+    source_vocab_size: int = 11, target_vocab_size: int = 9, *, scale: float = 2.0, **options: Any
+) -> EncoderDecoder:
+    """A model with random weights, in evaluation mode; `scale` makes them tell inputs apart."""
+    config = EncoderDecoderConfig(**{**TINY_SIZES, **options})
+    model = EncoderDecoder(config, source_vocab_size, target_vocab_size).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale)
+            if parameter.dim() == 1:
+                parameter.add_(torch.empty_like(parameter).uniform_(-0.3, 0.3))
+    return model
