@@ -6,7 +6,11 @@ BIN := $(DEVELOPMENT_ENV)/bin
 # A spinning thread pool costs a shared machine 10 to 45 times.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help serve test lint format bench bench-peers bundles shakespeare lock clean
+LANGUAGE_MODELS := alice-lstm alice-gru alice-rnn
+PAIR_MODELS := dates-en-de dates-iso g2p-en strings-en-de
+
+.PHONY: help serve test lint format bench bench-peers bench-translate bench-g2p bundles shakespeare \
+	lock clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,11 +38,20 @@ bench: $(DEVELOPMENT_ENV)/.done ## Measure the engine and the HTTP path (a quart
 bench-peers: $(DEVELOPMENT_ENV)/.done ## Measure Unroll beside its peers (builds their environments first).
 	$(BIN)/python -m bench.side_by_side
 
-bundles: $(DEVELOPMENT_ENV)/.done ## Train and export the shipped bundles anew (about half an hour).
-	for name in alice-lstm alice-gru alice-rnn; do \
+bench-translate: $(DEVELOPMENT_ENV)/.done ## Measure /translate beside loops in PyTorch (needs runs/g2p-en).
+	$(BIN)/python -m bench.translate
+
+bench-g2p: $(DEVELOPMENT_ENV)/.done ## Train SIGMORPHON 2020's languages, beside the official baseline.
+	$(BIN)/python -m bench.g2p
+
+bundles: $(addprefix data/,g2p-en dates strings-en-de) ## Train and export the shipped bundles anew (two hours).
+	for name in $(LANGUAGE_MODELS) $(PAIR_MODELS); do \
 		$(BIN)/python -m training train training/configs/$$name.toml && \
 		$(BIN)/python -m training export runs/$$name || exit 1; \
 	done
+
+data/%: $(DEVELOPMENT_ENV)/.done ## Fetch and prepare pairs: g2p-en, dates, strings-en-de, bible-en-es, ding-en-de.
+	$(BIN)/python -m training.datasets $* $@
 
 shakespeare: $(DEVELOPMENT_ENV)/.done ## Train on ../shared/data/tinyshakespeare.txt: 10 minutes, then an hour.
 	$(BIN)/python -m training train training/configs/shakespeare-10min.toml

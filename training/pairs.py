@@ -154,14 +154,14 @@ def _lines(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8: {error.reason}") from error
-    # Not splitlines: U+2028 and its like stand inside of texts.
+    # CR LF and CR are LF by now. Not splitlines: U+2028 and its like stand inside of texts.
     lines = text.split("\n")
     return lines[:-1] if lines[-1] == "" else lines
 
 
 def _tsv(path: Path) -> Iterator[Pair]:
     for number, line in enumerate(_lines(path), start=1):
-        fields = line.removesuffix("\r").split("\t")
+        fields = line.split("\t")
         if len(fields) != 2:
             raise ConfigError(
                 f"{path}, line {number}: it has {len(fields)} fields; source, tab, target are two"
@@ -201,10 +201,13 @@ def _hold_out(splits: dict[str, list[Pair]], counts: Counter[str]) -> None:
 
 def _tokenizers(config: PairDataConfig, train: Sequence[Pair]) -> tuple[Tokenizer, Tokenizer]:
     sources, targets = [x for x, _ in train], [x for _, x in train]
-    if config.share_vocab:
-        shared = _learn(config.source, [*dict.fromkeys(sources), *targets])
-        return shared, shared
-    return _learn(config.source, list(dict.fromkeys(sources))), _learn(config.target, targets)
+    try:
+        if config.share_vocab:
+            shared = _learn(config.source, [*dict.fromkeys(sources), *targets])
+            return shared, shared
+        return _learn(config.source, list(dict.fromkeys(sources))), _learn(config.target, targets)
+    except ValueError as error:
+        raise ConfigError(f"data: {error}; a higher min_count leaves fewer") from error
 
 
 def _learn(config: TextSideConfig, texts: Iterable[str]) -> Tokenizer:

@@ -71,9 +71,7 @@ def test_a_tab_in_aligned_files_is_a_part_of_the_text(tmp_path: Path) -> None:
     assert ("one\ttwo", "eins\tzwei") in corpus.train.pairs
 
 
-@pytest.mark.parametrize(
-    ("line", "fields"), [("alone", 1), ("", 1), ("a\tb\tc", 3), ("a\tb\t", 3)]
-)
+@pytest.mark.parametrize(("line", "fields"), [("alone", 1), ("", 1), ("a\tb\tc", 3), ("a\tb\t", 3)])
 def test_a_wrong_number_of_fields_is_refused_with_the_file_and_the_line(
     tmp_path: Path, line: str, fields: int
 ) -> None:
@@ -119,7 +117,7 @@ def test_a_byte_order_mark_and_line_ends_are_no_text(tmp_path: Path, encoded: st
     )
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_line_ends_of_aligned_files_are_no_text(tmp_path: Path, end: str) -> None:
     written(tmp_path, a=TSV, en=f"\ufeffone{end}two{end}", de=f"eins{end}zwei{end}")
     sides = {"normalization": {"newlines": False}}
@@ -197,17 +195,18 @@ def test_limits_that_leave_nothing_are_named(tmp_path: Path) -> None:
         prepared(written(tmp_path, a=TSV), files=["a.tsv"], max_source_tokens=1)
 
 
-@pytest.mark.parametrize("options", [{"valid_fraction": 0.0}, {"files": [], "train_files": []}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"files": ["a.tsv"], "valid_fraction": 0.0},
+        {"train_files": ["a.tsv"], "valid_files": ["a.tsv"]},  # all of it is held out
+    ],
+)
 def test_there_must_be_pairs_to_train_on_and_to_validate_on(
     tmp_path: Path, options: Mapping[str, Any]
 ) -> None:
-    written(tmp_path, a=TSV, b="\n")
-    files = {"files": ["a.tsv"]} if "files" not in options else {"valid_files": ["a.tsv"]}
-    options = {**files, **options}
-    if not options["files"]:
-        options["train_files"] = ["a.tsv"]  # all of it is held out
     with pytest.raises(ConfigError, match="no pair is left to train on, or none to validate on"):
-        prepared(tmp_path, **options)
+        prepared(written(tmp_path, a=TSV), **options)
 
 
 # --- splits -------------------------------------------------------------------------------------
@@ -227,10 +226,9 @@ tsvs = st.lists(st.tuples(texts, texts), max_size=30).map(
 def test_no_source_is_in_two_splits_whatever_the_files(
     files: dict[str, str], valid_fraction: float, test_fraction: float
 ) -> None:
-    with TemporaryDirectory() as folder:
-        written(Path(folder), sure=TSV, **files)
+    with TemporaryDirectory() as name:
         corpus = prepared(
-            Path(folder),
+            written(Path(name), sure=TSV, kept="kept\tx\n", **files),
             files=["files.tsv"],
             train_files=["train.tsv", "sure.tsv"],
             valid_files=["valid.tsv", "kept.tsv"],
@@ -238,11 +236,10 @@ def test_no_source_is_in_two_splits_whatever_the_files(
             extra_tests={"one": ["one.tsv"], "two": ["two.tsv"]},
             valid_fraction=valid_fraction,
             test_fraction=test_fraction,
-        ) if written(Path(folder), kept="kept\tx\n") else None
-    assert corpus is not None
+        )
     seen = [source for split in splits(corpus) for source in split.references]
     assert len(seen) == len(set(seen))
-    # Nothing is lost: every source is where the last list that has it puts it.
+    # Nothing is lost.
     everything = {line.split("\t")[0] for text in files.values() for line in text.splitlines()}
     assert everything <= set(seen)
 
@@ -256,7 +253,7 @@ def test_pairs_of_one_source_stay_together_and_are_its_references(tmp_path: Path
 
 
 def test_a_source_keeps_its_split_when_others_come_and_go(tmp_path: Path) -> None:
-    written(tmp_path, a=TSV, b="".join(f"{i} pears\t{i}\n" for i in range(100)) + TSV[:500])
+    written(tmp_path, a=TSV, b="".join(f"{i} pears\t{i}\n" for i in range(100)))
     before = prepared(tmp_path, files=["a.tsv"])
     after = prepared(tmp_path, files=["b.tsv", "a.tsv"])
     for old, new in zip(splits(before), splits(after), strict=True):
@@ -275,25 +272,20 @@ def test_fractions_are_about_the_shares_of_the_sources(tmp_path: Path) -> None:
 def test_extra_tests_are_held_out_of_training_and_counted(tmp_path: Path) -> None:
     held = "".join(line + "\n" for line in TSV.splitlines()[:50])
     written(tmp_path, a=TSV, held=held)
-    corpus = prepared(
-        tmp_path,
-        train_files=["a.tsv"],
-        valid_files=["held.tsv"],
-        extra_tests={"held": ["held.tsv"], "later": ["held.tsv"]},
-        valid_fraction=0.0,
-        test_fraction=0.0,
-        files=[],
-    ) if False else prepared(
-        tmp_path,
-        files=["a.tsv"],
-        extra_tests={"held": ["held.tsv"]},
-    )
+    corpus = prepared(tmp_path, files=["a.tsv"], extra_tests={"held": ["held.tsv"]})
     assert corpus.tests[-1].name == "held"
     assert len(corpus.tests[-1]) == 50
     held_out = set(corpus.tests[-1].references)
     assert not held_out & set(corpus.train.references)
     counts = corpus.counts
     assert sum(counts[x] for x in counts if x.startswith("dropped: held out elsewhere, from")) == 50
+
+
+def test_of_two_extra_tests_with_the_same_sources_the_last_has_them(tmp_path: Path) -> None:
+    written(tmp_path, a=TSV, one="x\ty\nz\ty\n", two="x\tw\n")
+    extra = {"one": ["one.tsv"], "two": ["two.tsv"]}
+    corpus = prepared(tmp_path, files=["a.tsv"], extra_tests=extra)
+    assert [list(split.references) for split in corpus.tests[-2:]] == [["z"], ["x"]]
 
 
 def test_held_out_splits_are_the_tests_or_else_the_validation(tmp_path: Path) -> None:
@@ -344,8 +336,11 @@ def test_subwords_need_their_document() -> None:
 
 
 def test_a_shared_vocabulary_is_one_and_has_both_sides(tmp_path: Path) -> None:
-    corpus = prepared(written(tmp_path, a="".join(
-        f"{i}a\t{i}z\n" for i in range(100))), files=["a.tsv"], share_vocab=True)
+    corpus = prepared(
+        written(tmp_path, a="".join(f"{i}a\t{i}z\n" for i in range(100))),
+        files=["a.tsv"],
+        share_vocab=True,
+    )
     assert corpus.source is corpus.target
     assert {"a", "z"} <= set(corpus.source.tokens)
 
@@ -373,9 +368,7 @@ def test_vocabularies_are_of_the_training_split_alone(tmp_path: Path) -> None:
 
 def test_a_source_with_many_targets_counts_once_for_its_vocabulary(tmp_path: Path) -> None:
     written(tmp_path, a=TSV, b="§ apples\tx\n§ apples\ty\n")
-    corpus = prepared(
-        tmp_path, files=["a.tsv"], train_files=["b.tsv"], source={"min_count": 2}
-    )
+    corpus = prepared(tmp_path, files=["a.tsv"], train_files=["b.tsv"], source={"min_count": 2})
     assert "§" not in corpus.source.tokens
 
 
