@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from service.bundle import read_bundle
+from service.bundle import EncoderDecoderBundle, read_any_bundle, read_bundle
+from service.pair_session import OnnxPairSession
 from service.session import OnnxSession
 from tests import bundle_reference
 from tests.end_to_end.server import ROOT
 
 BUNDLES = ("alice-gru", "alice-lstm", "alice-rnn")
 MAX_BUNDLE_BYTES = 4 * 10**6
+PAIR_BUNDLES = ("dates-en-de", "dates-iso", "g2p-en")
+MAX_PAIR_BUNDLE_BYTES = 8 * 10**6
 
 
 @pytest.mark.parametrize("name", BUNDLES)
@@ -20,6 +23,35 @@ def test_a_shipped_bundle_loads_and_is_small(name: str) -> None:
     for precision in ("fp32", "int8"):
         OnnxSession(read_bundle(folder), precision)
     assert sum(path.stat().st_size for path in folder.iterdir()) <= MAX_BUNDLE_BYTES
+
+
+@pytest.mark.parametrize("name", PAIR_BUNDLES)
+def test_a_shipped_encoder_decoder_loads_and_is_small(name: str) -> None:
+    folder = ROOT / "models" / name
+    bundle = read_any_bundle(folder)
+    assert isinstance(bundle, EncoderDecoderBundle)
+    for precision in bundle.precisions:
+        OnnxPairSession(bundle, precision)
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= MAX_PAIR_BUNDLE_BYTES
+
+
+@pytest.mark.parametrize("name", PAIR_BUNDLES)
+def test_the_readme_states_the_figures_of_the_encoder_decoders(name: str) -> None:
+    bundle = read_any_bundle(ROOT / "models" / name)
+    assert isinstance(bundle, EncoderDecoderBundle)
+    assert len(bundle.manifest.examples) == 10
+    rows = [x for x in (ROOT / "README.md").read_text().splitlines() if x.startswith(f"| `{name}`")]
+    assert len(rows) == len(bundle.manifest.metrics)
+    for row, metrics in zip(rows, bundle.manifest.metrics, strict=True):
+        values = {x.name: x.values for x in metrics.measurements}
+        assert {"greedy", "beam 5", "copy", "nearest source"} <= set(values)
+        assert f"{metrics.sources:,}" in row
+        for found in (values["beam 5"], values["copy"], values["nearest source"]):
+            if "bleu" not in found:
+                assert f"WER {100 * found['word_error_rate']:.1f} %" in row
+                assert f"PER {100 * found['symbol_error_rate']:.1f} %" in row
+            else:
+                assert f"{100 * found['exact_match']:.1f} % exact" in row
 
 
 @pytest.mark.parametrize("name", BUNDLES)
