@@ -96,6 +96,19 @@ class Search:
 
         return sorted(self.hypotheses, key=rank)[: self.num_hypotheses]
 
+    def keep(self, hypothesis: Hypothesis) -> None:
+        """Remember a hypothesis; of beams the best alone, since one may end at every step."""
+        self.hypotheses.append(hypothesis)
+        if self.params is None:
+            self.hypotheses = self.best()
+
+    def has_better(self, score: float) -> bool:
+        """Whether as many beams as are asked for have ended, and none of them scores less."""
+        if len(self.hypotheses) < self.num_hypotheses:
+            return False
+        last = self.hypotheses[-1]
+        return last.finish_reason == "stop" and last.score(self.length_penalty) >= score
+
 
 class SearchBatch:
     """Searches of one padded source length and one width."""
@@ -164,7 +177,11 @@ class SearchBatch:
             self._sample(logprobs, chosen)
         before = self._sums
         self._sums = before + np.take_along_axis(logprobs, chosen[..., None], 2)[..., 0]
-        endings = self._extend_beams(logprobs, before, origins, chosen) if self._beams else []
+        endings: list[tuple[int, int, float]] = []
+        if self._beams:
+            # What is not finite fails below; until then it must not touch the others.
+            usable = logprobs if finite.all() else np.where(finite[:, None, None], logprobs, -1.0)
+            endings = self._extend_beams(usable, before, origins, chosen)
         if step.attention is not None:
             self._remember_attention(origins, step.attention.reshape(count, width, -1))
         self._record_endings(endings, logprobs)
@@ -227,9 +244,7 @@ class SearchBatch:
         scores += before[beams][..., None]
         vocab_size = scores.shape[2]
         flat = scores.reshape(len(beams), -1)  # [N', K · V]
-        kept = min(2 * width, flat.shape[1])
-        places = np.argpartition(-flat, kept - 1, axis=1)[:, :kept]
-        places.sort(axis=1)
+        places = _likeliest(flat, min(2 * width, flat.shape[1]))
         totals = np.take_along_axis(flat, places, axis=1)
         order = np.argsort(-totals, axis=1, kind="stable")
         places = np.take_along_axis(places, order, axis=1)  # [N', 2 K] likeliest first
@@ -257,7 +272,8 @@ class SearchBatch:
     def _remember_attention(self, origins: IdArray, attention: FloatArray) -> None:
         for i, search in enumerate(self.searches):
             if search.wants_attention:
-                search.trace.append((origins[i], attention[i]))
+                # Copies: a view would keep the weights of all sources.
+                search.trace.append((origins[i].copy(), attention[i].copy()))
 
     def _record_endings(
         self,
@@ -267,12 +283,15 @@ class SearchBatch:
         """Keep the beams that end with this step."""
         for i, row, total in endings:
             search = self.searches[i]
+            length = search.position + 1
+            if search.has_better(total / math.pow(length, search.length_penalty)):
+                continue
             place = i * self._width + row
             tokens = (*self._written[place, : search.position].tolist(), EOS_ID)
             last = float(logprobs[i, row, EOS_ID])
             picked = (*self._picked[place, : search.position].tolist(), last)
             attention = _traced(search, row, len(search.trace) - 1)
-            search.hypotheses.append(Hypothesis(tokens, picked, total, "stop", row, attention))
+            search.keep(Hypothesis(tokens, picked, total, "stop", row, attention))
 
     def _advance(
         self, origins: IdArray, chosen: IdArray, logprobs: npt.NDArray[np.float32]
@@ -365,7 +384,7 @@ class SearchBatch:
                 row,
                 self._attention_of(search, row),
             )
-            search.hypotheses.append(hypothesis)
+            search.keep(hypothesis)
             self._sums[i, row] = -math.inf
 
     def _attention_of(self, search: Search, row: int) -> FloatArray | None:
@@ -395,14 +414,7 @@ class SearchBatch:
         do, is wrong where the model is sure: then what ends early is what it takes for impossible,
         and five such endings stood in for a target with probability one.
         """
-        if len(search.hypotheses) < search.num_hypotheses:
-            return False
-        ended = [x for x in search.hypotheses if x.finish_reason == "stop"]
-        if len(ended) < search.num_hypotheses:
-            return False
-        scores = sorted((x.score(search.length_penalty) for x in ended), reverse=True)
-        bound = best / math.pow(search.max_tokens, search.length_penalty)
-        return bool(scores[search.num_hypotheses - 1] >= bound)
+        return search.has_better(best / math.pow(search.max_tokens, search.length_penalty))
 
     def _keep(self, places: list[int]) -> None:
         """Only the sources at these places stay."""
@@ -416,6 +428,18 @@ class SearchBatch:
         self._written, self._picked = self._written[rows], self._picked[rows]
         self.searches = [self.searches[i] for i in places]
         self._derived = False
+
+
+def _likeliest(scores: npt.NDArray[np.float64], count: int) -> IdArray:
+    """Places of the `count` largest of each row, [N, count], first to last; of equals the first."""
+    least = np.partition(scores, -count, axis=1)[:, -count, None]  # [N, 1] that is among them
+    chosen = scores >= least
+    if np.count_nonzero(chosen) > chosen.shape[0] * count:
+        above = scores > least
+        level = chosen & ~above
+        spare = count - np.count_nonzero(above, axis=1)[:, None]
+        chosen = above | (level & (np.cumsum(level, axis=1) <= spare))
+    return np.nonzero(chosen)[1].reshape(len(scores), count)
 
 
 def _traced(search: Search, row: int, step: int) -> FloatArray | None:

@@ -10,9 +10,9 @@ from pydantic import BaseModel
 from service.body import body_documentation, read_body
 from service.engine import Engine, Scored
 from service.errors import ClientGone, InvalidRequest, ModelNotFound
+from service.pair_schemas import EncoderDecoderDetail, TranslateRequest, TranslateResponse
 from service.schemas import (
     AnyEngine,
-    EncoderDecoderDetail,
     EngineState,
     GenerateRequest,
     GenerateResponse,
@@ -24,8 +24,6 @@ from service.schemas import (
     Ready,
     ScoreRequest,
     ScoreResponse,
-    TranslateRequest,
-    TranslateResponse,
 )
 from service.settings import Settings
 from service.translator import Translator

@@ -7,16 +7,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from service.bundle import (
     DataSource,
-    EncoderDecoderShape,
-    Example,
     Limits,
     Manifest,
     Metrics,
     ModelShape,
     Normalization,
-    PairLimits,
-    PairMetrics,
-    PairSource,
     TrainingRecord,
 )
 from service.engine import (
@@ -30,7 +25,7 @@ from service.engine import (
     ScoreOptions,
 )
 from service.sampling import SamplingParams
-from service.translator import Translated, TranslateOptions, Translation, Translator
+from service.translator import Translator
 
 AnyEngine: TypeAlias = Engine | Translator
 
@@ -52,7 +47,9 @@ Texts = Annotated[str | TextList, AfterValidator(_not_empty)]
 BiasKey = Annotated[str, Field(min_length=1, max_length=1)]
 
 
-class _Request(BaseModel):
+class RequestBody(BaseModel):
+    """What every request has: strict, no unknown fields, and a model."""
+
     # strict: a bool is no integer and "8" is no 8.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -61,11 +58,13 @@ class _Request(BaseModel):
     )
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """No unknown fields, no NaN or Infinity."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class GenerateRequest(_Request):
+class GenerateRequest(RequestBody):
     """Continue one prompt or a list of prompts."""
 
     prompt: Texts = Field(description="A text or a list of texts; it may be empty.")
@@ -136,89 +135,7 @@ class GenerateRequest(_Request):
         )
 
 
-class TranslateRequest(_Request):
-    """Translate one source or a list of sources."""
-
-    source: Texts = Field(description="A text or a list of texts; it may be empty.")
-    beam_size: int = Field(
-        5, ge=1, description="Hypotheses that are kept at each step; 1 is greedy."
-    )
-    num_hypotheses: int = Field(
-        1, ge=1, description="Hypotheses a source to answer: of the beam, or samples."
-    )
-    length_penalty: float = Field(
-        1.0, ge=0.0, le=10.0, description="p in score = sum logprob / length ** p, eos counted."
-    )
-    max_tokens: int | None = Field(
-        None,
-        ge=1,
-        description="Most tokens of a target, eos counted. The bundle's own bound, "
-        "max_tokens_ratio · source tokens + max_tokens_extra, holds besides.",
-    )
-    temperature: float = Field(
-        0.0, ge=0.0, le=1e9, description="Above 0 hypotheses are samples, and beam_size is unused."
-    )
-    top_k: int | None = Field(None, ge=1, description="Samples: keep this many tokens.")
-    top_p: float = Field(
-        1.0, ge=0.0, le=1.0, description="Samples: keep the smallest set with this probability."
-    )
-    seed: int | None = Field(
-        None, ge=0, lt=2**63, description="Same seed, same samples. Drawn where it is left out."
-    )
-    target_prefix: str | TextList = Field(
-        "", description="How every target begins: one for all, or one a source."
-    )
-    tokens: bool = Field(False, description="Tell about every token of a hypothesis.")
-    return_alignments: bool = Field(
-        False, description="Give the attention weights behind each token of a hypothesis."
-    )
-    unknown: Literal["unk", "error", "skip"] = Field(
-        "unk",
-        description="Source characters outside the vocabulary: read them as the unknown token, "
-        "refuse the source, or leave them out.",
-    )
-    copy_unknown: bool = Field(
-        False,
-        description="Let the model write the unknown token, and put there what the source has "
-        "where the model attends most.",
-    )
-
-    @model_validator(mode="after")
-    def _fields_agree(self) -> Self:
-        sources = [self.source] if isinstance(self.source, str) else self.source
-        if isinstance(self.target_prefix, list) and len(self.target_prefix) != len(sources):
-            raise ValueError("a list of target prefixes holds one for each source")
-        if self.temperature == 0.0:
-            given = self.model_fields_set & {"top_k", "top_p", "seed"}
-            if given:
-                raise ValueError(f"{', '.join(sorted(given))}: only with a temperature above 0")
-        elif "beam_size" in self.model_fields_set:
-            raise ValueError("beam_size: only with temperature 0")
-        return self
-
-    def prefixes(self, count: int) -> list[str]:
-        """One prefix a source."""
-        prefix = self.target_prefix
-        return prefix if isinstance(prefix, list) else [prefix] * count
-
-    def options(self) -> TranslateOptions:
-        """What the engine takes."""
-        sampling = SamplingParams(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
-        return TranslateOptions(
-            beam_size=self.beam_size,
-            num_hypotheses=self.num_hypotheses,
-            length_penalty=self.length_penalty,
-            max_tokens=self.max_tokens,
-            sampling=sampling if self.temperature > 0.0 else None,
-            seed=self.seed,
-            tokens=self.tokens,
-            alignments=self.return_alignments,
-            unknown=self.unknown,
-            copy_unknown=self.copy_unknown,
-        )
-
-
-class ScoreRequest(_Request):
+class ScoreRequest(RequestBody):
     """The probability of one text or of a list of texts, for an encoder-decoder given sources."""
 
     text: Texts = Field(description="A text or a list of texts; it may be empty.")
@@ -280,7 +197,7 @@ class ScoreRequest(_Request):
         )
 
 
-class Usage(_Answer):
+class Usage(Answer):
     """What the request cost, over all inputs."""
 
     prompt_tokens: int = Field(description="Characters read, contexts included.")
@@ -290,14 +207,14 @@ class Usage(_Answer):
     )
 
 
-class AlternativeOut(_Answer):
+class AlternativeOut(Answer):
     """A token that could have stood there."""
 
     token: str = Field(description="The character; eos and its like print as U+E000 to U+E003.")
     logprob: float = Field(description="Natural log of its probability.")
 
 
-class GeneratedToken(_Answer):
+class GeneratedToken(Answer):
     """A token of a choice, or of an echoed prompt."""
 
     token: str = Field(description="The character; eos prints as U+E002.")
@@ -305,7 +222,7 @@ class GeneratedToken(_Answer):
     top: list[AlternativeOut] = Field(description="The likeliest tokens there, likeliest first.")
 
 
-class ChoiceOut(_Answer):
+class ChoiceOut(Answer):
     """One continuation."""
 
     text: str = Field(description="The text, without the stop string that ended it.")
@@ -328,13 +245,13 @@ class ChoiceOut(_Answer):
         )
 
 
-class GenerateResult(_Answer):
+class GenerateResult(Answer):
     """The continuations of one prompt."""
 
     choices: list[ChoiceOut] = Field(description="`n` of them.")
 
 
-class GenerateResponse(_Answer):
+class GenerateResponse(Answer):
     """Answer of `/generate`."""
 
     model: str = Field(description="The model that answered.")
@@ -360,7 +277,7 @@ class GenerateResponse(_Answer):
         )
 
 
-class ScoreToken(_Answer):
+class ScoreToken(Answer):
     """A counted token."""
 
     token: str = Field(description="The character; eos prints as U+E002, an unknown one as U+E003.")
@@ -371,7 +288,7 @@ class ScoreToken(_Answer):
     top: list[AlternativeOut] = Field(description="The likeliest tokens there, likeliest first.")
 
 
-class ScoreResult(_Answer):
+class ScoreResult(Answer):
     """The probability of one text."""
 
     logprob: float = Field(description="Natural log of the text's probability.")
@@ -402,7 +319,7 @@ class ScoreResult(_Answer):
         )
 
 
-class ScoreResponse(_Answer):
+class ScoreResponse(Answer):
     """Answer of `/score`."""
 
     model: str = Field(description="The model that answered.")
@@ -425,82 +342,7 @@ class ScoreResponse(_Answer):
         )
 
 
-class HypothesisToken(_Answer):
-    """A token of a hypothesis."""
-
-    token: str = Field(description="The token; eos prints as U+E002, an unknown one as U+E003.")
-    logprob: float = Field(description="Natural log of its probability.")
-
-
-class HypothesisOut(_Answer):
-    """One translation."""
-
-    text: str = Field(description="The text, its prefix included.")
-    logprob: float = Field(
-        description="log P(text | source), nats; with eos where finish_reason is `stop`."
-    )
-    score: float = Field(description="logprob / length ** length_penalty, eos counted.")
-    finish_reason: Literal["stop", "length", "repetition"] = Field(
-        description="`stop`: end of text. `length`: max_tokens. `repetition`: its end went round "
-        "in a cycle."
-    )
-    tokens: list[HypothesisToken] | None = Field(description="Its tokens, where asked for.")
-    alignment: list[list[float]] | None = Field(
-        description="A row a token, eos included: the weight of each of `source_tokens`. Rows sum "
-        "to 1. Only where asked for."
-    )
-
-
-class TranslateResult(_Answer):
-    """The translations of one source."""
-
-    hypotheses: list[HypothesisOut] = Field(
-        description="Best score first, those that ended before all others; samples in order."
-    )
-    unknown: list[int] = Field(
-        description="Positions, in the normalized source, of characters outside the vocabulary."
-    )
-    source_tokens: list[str] | None = Field(
-        description="With alignments: what each column of one stands for; the last has eos."
-    )
-    seed: int | None = Field(description="Of samples: asks for the same ones again.")
-
-    @classmethod
-    def of(cls, result: Translated) -> "TranslateResult":
-        """From the engine's result."""
-        return cls.model_construct(
-            hypotheses=[_hypothesis(x) for x in result.hypotheses],
-            unknown=list(result.unknown),
-            source_tokens=None if result.source_tokens is None else list(result.source_tokens),
-            seed=result.seed,
-        )
-
-
-class TranslateResponse(_Answer):
-    """Answer of `/translate`."""
-
-    model: str = Field(description="The model that answered.")
-    precision: str = Field(description="Its arithmetic.")
-    results: list[TranslateResult] = Field(description="One a source, in order.")
-    usage: Usage = Field(description="Counts over the whole request.")
-
-    @classmethod
-    def of(cls, engine: Translator, results: Sequence[Translated]) -> "TranslateResponse":
-        """From the engine's results."""
-        written = sum(x.completion_tokens for result in results for x in result.hypotheses)
-        return cls.model_construct(
-            model=engine.manifest.name,
-            precision=engine.precision,
-            results=[TranslateResult.of(result) for result in results],
-            usage=Usage(
-                prompt_tokens=sum(result.prompt_tokens for result in results),
-                completion_tokens=written,
-                cached_tokens=0,
-            ),
-        )
-
-
-class ModelSummary(_Answer):
+class ModelSummary(Answer):
     """One line of `/models`."""
 
     name: str = Field(description="What requests call it.")
@@ -520,7 +362,7 @@ class ModelSummary(_Answer):
         )
 
 
-class ModelList(_Answer):
+class ModelList(Answer):
     """Answer of `/models`."""
 
     models: list[ModelSummary] = Field(description="Every served model, by name.")
@@ -559,48 +401,13 @@ class ModelDetail(ModelSummary):
         )
 
 
-class EncoderDecoderDetail(ModelSummary):
-    """Answer of `/models/{name}` for an encoder-decoder: the manifest's public part."""
-
-    license: str = Field(description="Terms of the weights.")
-    created: str = Field(description="When it was exported.")
-    precisions: list[str] = Field(description="Decoders in the bundle.")
-    source_lang: str = Field(description="Language of the sources.")
-    target_lang: str = Field(description="Language of the targets.")
-    model: EncoderDecoderShape = Field(description="What the model is.")
-    limits: PairLimits = Field(description="What the bundle allows.")
-    data: PairSource = Field(description="What it was trained on.")
-    metrics: list[PairMetrics] = Field(description="What it is worth, beside the baselines.")
-    examples: list[Example] = Field(description="Held-out sources, unpicked.")
-    training: TrainingRecord = Field(description="How it was trained.")
-
-    @classmethod
-    def of_translator(cls, engine: Translator) -> "EncoderDecoderDetail":
-        """From an engine."""
-        manifest = engine.manifest
-        return cls(
-            **ModelSummary.of(engine).model_dump(),
-            license=manifest.license,
-            created=manifest.created,
-            precisions=sorted({x.precision for x in manifest.graphs if x.role == "decoder"}),
-            source_lang=manifest.source.lang,
-            target_lang=manifest.target.lang,
-            model=manifest.model,
-            limits=manifest.limits,
-            data=manifest.data,
-            metrics=manifest.metrics,
-            examples=manifest.examples,
-            training=manifest.training,
-        )
-
-
-class Live(_Answer):
+class Live(Answer):
     """Answer of `/livez`."""
 
     status: Literal["live"] = Field(description="The process answers.")
 
 
-class EngineState(_Answer):
+class EngineState(Answer):
     """One model's engine."""
 
     model: str = Field(description="The model.")
@@ -608,7 +415,7 @@ class EngineState(_Answer):
     last_step_age_s: float = Field(description="Seconds since its last step; it idles between.")
 
 
-class Ready(_Answer):
+class Ready(Answer):
     """Answer of `/readyz`, with 200 or 503."""
 
     status: Literal["ready", "not ready"] = Field(description="Whether to send traffic.")
@@ -616,14 +423,14 @@ class Ready(_Answer):
     engines: list[EngineState] = Field(description="Every engine.")
 
 
-class FieldErrorOut(_Answer):
+class FieldErrorOut(Answer):
     """One mistake in the body."""
 
     pointer: str = Field(description="Where: a JSON pointer (RFC 6901).")
     detail: str = Field(description="What is allowed there.")
 
 
-class Problem(_Answer):
+class Problem(Answer):
     """An error, as RFC 9457 has it. It never holds what the client sent."""
 
     type: str = Field(description="Stable name of the kind of error.")
@@ -649,22 +456,6 @@ def _score_token(token: ScoredToken) -> ScoreToken:
         entropy_bits=token.entropy_bits,
         rank=token.rank,
         top=_alternatives(token),
-    )
-
-
-def _hypothesis(found: Translation) -> HypothesisOut:
-    tokens = None
-    if found.tokens is not None:
-        tokens = [
-            HypothesisToken.model_construct(token=x.token, logprob=x.logprob) for x in found.tokens
-        ]
-    return HypothesisOut.model_construct(
-        text=found.text,
-        logprob=found.logprob,
-        score=found.score,
-        finish_reason=found.finish_reason,
-        tokens=tokens,
-        alignment=None if found.alignment is None else found.alignment.tolist(),
     )
 
 

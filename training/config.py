@@ -6,16 +6,11 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from service.bundle import Normalization
+from service.bundle import MetricName, Normalization, Tokenization
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Cell: TypeAlias = Literal["rnn", "gru", "lstm"]
-Tokenization: TypeAlias = Literal["character", "bpe", "whitespace"]
-# Of translations: all but `loss` count decoded targets against every target that a source has.
-MetricName: TypeAlias = Literal[
-    "loss", "exact_match", "word_error_rate", "symbol_error_rate", "bleu", "chrf"
-]
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"  # of a run and its bundle: the manifest's
 
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from service.bundle import PAD_ID
+from service.bundle import PAD_ID, MetricName
 from service.bundle.tokenization import Subwords, Tokenizer
 from training import checkpoint
-from training.config import MetricName, PairConfig, TextSideConfig
+from training.config import PairConfig, TextSideConfig
 from training.decoding import max_target_tokens, translate
 from training.encoder_decoder import EncoderDecoder
 from training.metrics import measure, rank_of

@@ -5,7 +5,7 @@ from typing import Any
 
 import sacrebleu
 
-from training.config import MetricName
+from service.bundle import MetricName
 
 # Symbols of a text that an error rate counts.
 Split = Callable[[str], Sequence[str]]

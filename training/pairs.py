@@ -220,7 +220,7 @@ def _learn(config: TextSideConfig, texts: Iterable[str]) -> Tokenizer:
     if not set(frequent) - set(SPECIAL_TOKENS):
         raise ConfigError("data: min_count leaves no token of the training split")
     if config.tokenization == "character":
-        return Characters([*SPECIAL_TOKENS, *sorted(set(frequent) - set(SPECIAL_TOKENS))])
+        return Characters.of_characters(frequent)
     return Symbols.of_symbols(frequent)
 
 

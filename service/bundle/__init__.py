@@ -8,32 +8,35 @@ library, pydantic, numpy and tokenizers only.
 from service.bundle.manifest import (
     FORMAT_VERSION,
     DataSource,
-    EncoderDecoderManifest,
-    EncoderDecoderShape,
-    Example,
     GoldenVector,
     Graph,
     Limits,
     Manifest,
     Measurement,
-    MemoryTensor,
     Metrics,
     ModelShape,
+    Precision,
+    Role,
+    StateTensor,
+    Tensor,
+    TrainingRecord,
+    VocabFile,
+)
+from service.bundle.padding import padded_length
+from service.bundle.pair_manifest import (
+    EncoderDecoderManifest,
+    EncoderDecoderShape,
+    Example,
+    MemoryTensor,
+    MetricName,
     PairGoldenVector,
     PairLimits,
     PairMeasurement,
     PairMetrics,
     PairSource,
-    Precision,
-    Role,
-    StateTensor,
-    Tensor,
     TextSide,
     TokenizerFile,
-    TrainingRecord,
-    VocabFile,
 )
-from service.bundle.padding import padded_length
 from service.bundle.store import (
     Bundle,
     BundleError,
@@ -52,7 +55,7 @@ from service.bundle.text import (
     Vocabulary,
     normalize,
 )
-from service.bundle.tokenization import Characters, Subwords, Symbols, Tokenizer
+from service.bundle.tokenization import Characters, Subwords, Symbols, Tokenization, Tokenizer
 
 __all__ = [
     "BOS_ID",
@@ -75,6 +78,7 @@ __all__ = [
     "Manifest",
     "Measurement",
     "MemoryTensor",
+    "MetricName",
     "Metrics",
     "ModelShape",
     "Normalization",
@@ -90,6 +94,7 @@ __all__ = [
     "Symbols",
     "Tensor",
     "TextSide",
+    "Tokenization",
     "Tokenizer",
     "TokenizerFile",
     "TrainingRecord",

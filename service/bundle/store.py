@@ -14,16 +14,8 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from service.bundle.manifest import (
-    AnyManifest,
-    EncoderDecoderManifest,
-    Graph,
-    Manifest,
-    Precision,
-    Role,
-    TextSide,
-    VocabFile,
-)
+from service.bundle.manifest import Graph, Manifest, Precision, Role, VocabFile
+from service.bundle.pair_manifest import AnyManifest, EncoderDecoderManifest, TextSide
 from service.bundle.text import Vocabulary
 from service.bundle.tokenization import Characters, Subwords, Symbols, Tokenizer
 

@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +77,7 @@ class Vocabulary:
         self._id_of_code_point[code_points] = np.arange(first_id, len(self.tokens))
 
     @classmethod
-    def of_characters(cls, characters: Iterable[str]) -> "Vocabulary":
+    def of_characters(cls, characters: Iterable[str]) -> Self:
         """The special tokens and then the characters, sorted; private-use collisions dropped."""
         return cls([*SPECIAL_TOKENS, *sorted(set(characters) - set(SPECIAL_TOKENS))])
 
