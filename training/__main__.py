@@ -32,6 +32,7 @@ from training import corpus as corpora
 from training.bundle_parts import ExportError
 from training.checkpoint import LAST, CheckpointError
 from training.config import NAME_PATTERN, Config, ConfigError, PairConfig, load_config
+from training.encoder_decoder import EncoderDecoder
 from training.encoder_decoder_task import (
     EncoderDecoderTask,
     LengthLimit,
@@ -226,8 +227,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     if _is_pairs(options.run):
         _evaluate_pairs(options)
         return
-    config, model, _ = load_best(options.run)
+    config, model, record = load_best(options.run)
     corpus = _open_corpus(config, options.run)
+    if corpus.sha256 != record["corpus_sha256"]:
+        raise ConfigError(f"{options.run}: the prepared text is not the one the weights come from")
     name = options.split or held_out_split(corpus)[0]
     if name not in corpora.SPLITS:
         raise ConfigError(f"--split: there are {', '.join(corpora.SPLITS)}")
@@ -239,8 +242,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _evaluate_pairs(options: argparse.Namespace) -> None:
-    config, model, _, _, _ = load_best_pairs(options.run)
-    corpus = _open_pairs(config, options.run)
+    config, model, corpus = _open_run(options.run)
     known = {x.name: x for x in (corpus.train, corpus.valid, *corpus.tests)}
     if options.split and options.split not in known:
         raise ConfigError(f"--split: there are {', '.join(known)}")
@@ -269,8 +271,7 @@ def _sample(options: argparse.Namespace) -> None:
 def _translate(options: argparse.Namespace) -> None:
     if not _is_pairs(options.run):
         raise ConfigError(f"{options.run}: a language model; `sample` is its command")
-    config, model, _, _, _ = load_best_pairs(options.run)
-    corpus = _open_pairs(config, options.run)
+    config, model, corpus = _open_run(options.run)
     rules = config.data.source.normalization
     texts = [normalize(text, rules).strip() for text in options.source]
     limit = LengthLimit.of(corpus.train)
@@ -344,6 +345,15 @@ def _is_pairs(run_dir: Path) -> bool:
     """Whether a run's weights are an encoder-decoder's."""
     _, record = checkpoint.read(run_dir / checkpoint.BEST)
     return bool(record["config"].get("task") == "encoder_decoder")
+
+
+def _open_run(run_dir: Path) -> tuple[PairConfig, EncoderDecoder, PairCorpus]:
+    """A run's best weights and the pairs that they come from."""
+    config, model, _, _, record = load_best_pairs(run_dir)
+    corpus = _open_pairs(config, run_dir)
+    if corpus.sha256 != record["corpus_sha256"]:
+        raise ConfigError(f"{run_dir}: the prepared pairs are not those the weights come from")
+    return config, model, corpus
 
 
 def _open_pairs(config: PairConfig, run_dir: Path) -> PairCorpus:

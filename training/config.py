@@ -229,6 +229,8 @@ def load_config(path: Path) -> Config | PairConfig:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
+    if document.get("task", "language_model") not in ("language_model", "encoder_decoder"):
+        raise ConfigError(f'{path}: task: it is "language_model" or "encoder_decoder"')
     try:
         return parse_config(document)
     except ValidationError as error:

@@ -41,7 +41,9 @@ from training.bundle_parts import (
 from training.config import PairConfig, TextSideConfig
 from training.encoder_decoder import EncoderDecoder
 from training.encoder_decoder_task import LengthLimit, load_best_pairs, translate_texts
-from training.onnx_encoder_decoder import build_decoder, build_encoder, memory_shapes, state_sizes
+from training.onnx_decoder import build_decoder
+from training.onnx_encoder import build_encoder
+from training.onnx_interface import memory_shapes, state_sizes
 from training.pair_parity import (
     OnnxEncoderDecoder,
     check_pair_int8,

@@ -23,7 +23,7 @@ from service.bundle import (
 )
 from training.bundle_parts import MAX_DIFFERENCE, MAX_INT8_DIFFERENCE, ExportError, open_session
 from training.encoder_decoder import EncoderDecoder
-from training.onnx_encoder_decoder import memory_shapes, state_sizes
+from training.onnx_interface import memory_shapes, state_sizes
 from training.pair_batches import IdArray, pair_batch
 from training.pair_quantization import reference_logprobs
 from training.pairs import PairSplit

@@ -1,0 +1,218 @@
+"""The decoder's graph: one token a row.
+
+N sources, K rows of one source, B = N · K rows, M memory positions, V target vocabulary,
+E embedding, H hidden, A attention, R readout, G gates of the cell.
+
+Inputs `tokens` [B], the states [B, …] and the memory [N, …]; outputs `logprobs` [B, V], `attention`
+[B, M] and the states after. Rows of one source stand together and share its memory. In eight bits
+the products have the fixed scales of `quantization`: the states, and the readout that is fed back,
+lie within one, as tanh and the cells see to it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import TensorProto, helper
+from torch import nn
+
+from service.bundle import Precision
+from training.encoder_decoder import FEED, EncoderDecoder
+from training.onnx_builder import FloatArray, GraphBuilder, array, finish_model
+from training.onnx_cells import (
+    add_cell,
+    add_gru_split,
+    add_int8_matrix,
+    add_state_steps,
+    int8_product,
+    int8_steps,
+)
+from training.onnx_interface import add_axes, affine, float_info, memory_shapes, state_sizes
+from training.quantization import QuantizedMatrix, input_bias
+
+
+def build_decoder(model: EncoderDecoder, precision: Precision) -> bytes:
+    """The decoder's graph, checked by ONNX's own checker."""
+    graph = GraphBuilder()
+    add_axes(graph)
+    decoder = model.decoder
+    products = _Products(graph, precision)
+    names = decoder.recurrent_names
+    bias = _add_embedding_products(graph, model)
+    bounded = [FEED] if model.config.input_feeding else []
+    output = ""
+    for i in range(model.config.decoder_layers):
+        output = _add_decoder_layer(graph, model, products, i, bias=bias, bounded=bounded)
+        bias, bounded = "", [output]
+    readout = _add_readout(graph, model, products, output)  # [B, R]
+    if model.config.input_feeding:
+        graph.add("Identity", [readout], f"{FEED}_out")
+    _rename(graph, {f"{x}_before": x for x in names} | {f"{x}_new": f"{x}_out" for x in names})
+    graph.constant("output_weight", array(decoder.output.weight).T)  # [R, V]
+    graph.constant("output_bias", array(decoder.output.bias))
+    # In three dimensions, as everywhere: a product of two matrices and a bias becomes a Gemm, whose
+    # kernel depends on the number of rows.
+    graph.add("Unsqueeze", [readout, "axis_1"], "readouts")  # [B, 1, R]
+    graph.add("MatMul", ["readouts", "output_weight"], "output_product")
+    graph.add("Add", ["output_product", "output_bias"], "logits")
+    graph.add("LogSoftmax", ["logits"], "all_logprobs", axis=-1)
+    graph.add("Squeeze", ["all_logprobs", "axis_1"], "logprobs")  # [B, V]
+    states = [float_info(name, ["B", size]) for name, size in state_sizes(model).items()]
+    after = [float_info(f"{name}_out", ["B", size]) for name, size in state_sizes(model).items()]
+    inputs = [helper.make_tensor_value_info("tokens", TensorProto.INT64, ["B"]), *states]
+    outputs = [float_info("logprobs", ["B", decoder.vocab_size]), *after]
+    if decoder.attention is not None:
+        outputs.append(float_info("attention", ["B", "M"]))
+    inputs += [float_info(name, ["N", *shape]) for name, shape in memory_shapes(model).items()]
+    return finish_model(graph, inputs, outputs)
+
+
+class _Products:
+    """Products of what lies within one with weights, in the graph's precision."""
+
+    def __init__(self, graph: GraphBuilder, precision: Precision) -> None:
+        self._graph = graph
+        self._int8 = precision == "int8"
+        if self._int8:
+            add_state_steps(graph)
+
+    def add(self, name: str, inputs: Sequence[str], weight: FloatArray) -> str:
+        """The product [B, n] of `inputs`, one beside the other, with `weight` [K, n]."""
+        graph = self._graph
+        if self._int8:
+            add_int8_matrix(graph, name, QuantizedMatrix.of(weight))
+            steps = [int8_steps(graph, x, f"{name}_{x}_steps") for x in inputs]
+            whole = steps[0]
+            if len(steps) > 1:
+                whole = graph.add("Concat", steps, f"{name}_steps", axis=-1)
+            return int8_product(graph, whole, name)
+        graph.constant(f"{name}_weight", weight)
+        whole = inputs[0]
+        if len(inputs) > 1:
+            whole = graph.add("Concat", list(inputs), f"{name}_inputs", axis=-1)
+        graph.add("Unsqueeze", [whole, "axis_1"], f"{name}_rows")
+        graph.add("MatMul", [f"{name}_rows", f"{name}_weight"], f"{name}_products")
+        return graph.add("Squeeze", [f"{name}_products", "axis_1"], f"{name}_product")
+
+
+def _add_embedding_products(graph: GraphBuilder, model: EncoderDecoder) -> str:
+    """What the first layer adds for each token read, biases included, [B, G·H]."""
+    decoder, layer = model.decoder, model.decoder.recurrent_layers[0]
+    embedding = array(decoder.embedding.weight)  # [V, E]
+    weight = array(layer.weight_ih)[:, : model.config.embedding_dim].T  # [E, G·H]
+    bias = input_bias(model.config.cell, layer)
+    if table_is_smaller(decoder.vocab_size, *weight.shape):
+        table = embedding.astype(np.float64) @ weight + bias
+        graph.constant("table", table.astype(np.float32))
+        return graph.add("Gather", ["table", "tokens"], "token_sums")
+    graph.constant("embedding", embedding)
+    graph.constant("embedding_weight", weight)
+    graph.constant("embedding_bias", bias)
+    graph.add("Gather", ["embedding", "tokens"], "embedded")
+    graph.add("Unsqueeze", ["embedded", "axis_1"], "embedded_rows")
+    graph.add("MatMul", ["embedded_rows", "embedding_weight"], "embedding_products")
+    graph.add("Add", ["embedding_products", "embedding_bias"], "embedding_sums")
+    return graph.add("Squeeze", ["embedding_sums", "axis_1"], "token_sums")
+
+
+def table_is_smaller(vocab_size: int, embedding_dim: int, sums: int) -> bool:
+    """Whether a table of input products [V, G·H] is smaller than what it is made of."""
+    return vocab_size * sums <= vocab_size * embedding_dim + embedding_dim * sums
+
+
+def _add_decoder_layer(
+    graph: GraphBuilder,
+    model: EncoderDecoder,
+    products: _Products,
+    i: int,
+    *,
+    bias: str,
+    bounded: Sequence[str],
+) -> str:
+    """One layer's step from its `bounded` inputs [B, …].
+
+    The first layer's `bias` [B, G·H] has what the token adds; the others' is their own.
+    """
+    config, layer = model.config, model.decoder.recurrent_layers[i]
+    h = f"h{i}_before"
+    weight_ih, weight_hh = array(layer.weight_ih).T, array(layer.weight_hh).T
+    weight_in = weight_ih[config.embedding_dim :] if i == 0 else weight_ih
+    bias = bias or graph.constant(f"bias{i}", input_bias(config.cell, layer))
+    if config.cell == "gru":
+        if i == 0:
+            add_gru_split(graph, config.hidden_size)
+        candidate_bias = np.split(array(layer.bias_hh), 3)[2]
+        graph.constant(f"candidate_bias{i}", candidate_bias)
+        sums = bias
+        if bounded:
+            product = products.add(f"input{i}", bounded, weight_in)
+            sums = graph.add("Add", [product, bias], f"input{i}_sum")
+        recurrent = products.add(f"recurrent{i}", [h], weight_hh)
+        return add_cell(graph, config.cell, i, sums, recurrent)
+    weight = np.concatenate([weight_in, weight_hh]) if bounded else weight_hh
+    product = products.add(f"recurrent{i}", [*bounded, h], weight)
+    return add_cell(graph, config.cell, i, graph.add("Add", [product, bias], f"total{i}"))
+
+
+def _add_readout(graph: GraphBuilder, model: EncoderDecoder, products: _Products, h: str) -> str:
+    """tanh(W [context; h]) [B, R]; the context's part is added up over the memory's values."""
+    decoder = model.decoder
+    attended = 0 if decoder.attention is None else 2 * model.config.encoder_hidden_size
+    graph.constant("readout_bias", array(decoder.readout.bias))
+    own = products.add("readout", [h], array(decoder.readout.weight)[:, attended:].T)
+    total = graph.add("Add", [own, "readout_bias"], "readout_own")
+    if decoder.attention is not None:
+        context = _add_attention(graph, model, h)
+        total = graph.add("Add", [total, context], "readout_total")
+    return graph.add("Tanh", [total], "readout_output")
+
+
+def _add_attention(graph: GraphBuilder, model: EncoderDecoder, h: str) -> str:
+    """The weighted sum of the memory's values [B, R]; makes `attention` [B, M]."""
+    attention = model.decoder.attention
+    if attention is None:
+        raise ValueError("the model has no attention")
+    graph.add("Shape", ["mask"], "sources", start=0, end=1)
+    graph.add("Shape", ["mask"], "positions", start=1, end=2)
+    graph.constant("rest", np.array([-1], np.int64))
+    graph.constant("hidden_size", np.array([model.config.hidden_size], np.int64))
+    graph.constant("readout_size", np.array([model.decoder.readout_size], np.int64))
+    graph.add("Concat", ["sources", "rest", "hidden_size"], "query_shape", axis=0)
+    graph.add("Concat", ["rest", "positions"], "attention_shape", axis=0)
+    graph.add("Concat", ["rest", "readout_size"], "context_shape", axis=0)
+    if attention.kind == "additive":
+        scores = _add_additive_scores(graph, attention.query, attention.score, h)
+    else:
+        queries = graph.add("Reshape", [h, "query_shape"], "queries")  # [N, K, H]
+        scores = graph.add("MatMul", [queries, "keys"], "scores")  # [N, K, M]
+    graph.add("Unsqueeze", ["mask", "axis_1"], "mask_rows")  # [N, 1, M]
+    graph.add("Add", [scores, "mask_rows"], "masked_scores")
+    graph.add("Softmax", ["masked_scores"], "weights", axis=-1)
+    graph.add("Reshape", ["weights", "attention_shape"], "attention")  # [B, M]
+    graph.add("MatMul", ["weights", "values"], "contexts")  # [N, K, R]
+    return graph.add("Reshape", ["contexts", "context_shape"], "context")
+
+
+def _add_additive_scores(graph: GraphBuilder, query: nn.Linear, score: nn.Linear, h: str) -> str:
+    """u·tanh(W_h h + keys) [N, K, M]."""
+    graph.add("Unsqueeze", [h, "axis_1"], "query_rows")
+    weight, bias = array(query.weight).T, array(query.bias)
+    projected = affine(graph, "query", "query_rows", weight, bias)  # [B, 1, A]
+    graph.add("Reshape", [projected, "query_shape"], "queries")  # [N, K, A]
+    graph.add("Unsqueeze", ["queries", "axis_2"], "queries_wide")  # [N, K, 1, A]
+    graph.add("Unsqueeze", ["keys", "axis_1"], "keys_wide")  # [N, 1, M, A]
+    graph.add("Add", ["queries_wide", "keys_wide"], "score_sums")
+    graph.add("Tanh", ["score_sums"], "score_inputs")
+    graph.constant("score_weight", array(score.weight).T)
+    graph.add("MatMul", ["score_inputs", "score_weight"], "score_columns")  # [N, K, M, 1]
+    graph.constant("axis_3", np.array([3], np.int64))
+    return graph.add("Squeeze", ["score_columns", "axis_3"], "scores")
+
+
+def _rename(graph: GraphBuilder, names: dict[str, str]) -> None:
+    """The cells call a state before and after otherwise than the graph does."""
+    for node in graph.nodes:
+        inputs = [names.get(name, name) for name in node.input]
+        outputs = [names.get(name, name) for name in node.output]
+        del node.input[:], node.output[:]
+        node.input.extend(inputs)
+        node.output.extend(outputs)
