@@ -176,7 +176,9 @@ class SearchBatch:
         if self._sampled:
             self._sample(logprobs, chosen)
         before = self._sums
-        self._sums = before + np.take_along_axis(logprobs, chosen[..., None], 2)[..., 0]
+        rows = np.arange(count)[:, None]
+        if self._forced or self._sampled:
+            self._sums = before + logprobs[rows, origins, chosen]
         endings: list[tuple[int, int, float]] = []
         if self._beams:
             # What is not finite fails below; until then it must not touch the others.
@@ -195,6 +197,8 @@ class SearchBatch:
         self._forced = [i for i, x in enumerate(forced) if x]
         free = [i for i, x in enumerate(forced) if not x]
         self._beams = [i for i in free if self.searches[i].params is None]
+        # Of the beams, those that must not write the unknown token.
+        self._plain = [j for j, i in enumerate(self._beams) if not self.searches[i].writes_unknown]
         self._sampled = [i for i in free if self.searches[i].params is not None]
         params = [self.searches[i].params for i in self._sampled for _ in range(self._width)]
         self._sampler = None
@@ -236,32 +240,29 @@ class SearchBatch:
         row that ended, nats). Ties go to the lower row and the lower token.
         """
         width = self._width
-        beams = np.array(self._beams)
+        everyone = len(self._beams) == len(self.searches)
+        beams = slice(None) if everyone else np.array(self._beams)
         scores = logprobs[beams].astype(np.float64)  # [N', K, V]
         scores[..., _NEVER] = -np.inf
-        plain = [j for j, i in enumerate(self._beams) if not self.searches[i].writes_unknown]
-        scores[plain, :, UNK_ID] = -np.inf
+        scores[self._plain, :, UNK_ID] = -np.inf
         scores += before[beams][..., None]
         vocab_size = scores.shape[2]
-        flat = scores.reshape(len(beams), -1)  # [N', K · V]
+        flat = scores.reshape(len(self._beams), -1)  # [N', K · V]
+        rows = np.arange(len(flat))[:, None]
         places = _likeliest(flat, min(2 * width, flat.shape[1]))
-        totals = np.take_along_axis(flat, places, axis=1)
-        order = np.argsort(-totals, axis=1, kind="stable")
-        places = np.take_along_axis(places, order, axis=1)  # [N', 2 K] likeliest first
-        totals = np.take_along_axis(totals, order, axis=1)
-        from_row, token = places // vocab_size, places % vocab_size
-        possible = totals > -np.inf
-        ends = possible & (token == EOS_ID)
-        goes_on = possible & ~ends
+        order = np.argsort(-flat[rows, places], axis=1, kind="stable")
+        places = places[rows, order]  # [N', 2 K] likeliest first
+        totals = flat[rows, places]
+        from_row, token = np.divmod(places, vocab_size)
+        ends = token == EOS_ID
+        goes_on = totals > -np.inf
+        ends &= goes_on
+        goes_on &= ~ends
         # Those that go on to the front, still likeliest first.
         front = np.argsort(~goes_on, axis=1, kind="stable")[:, :width]
-        origins[beams] = np.take_along_axis(from_row, front, axis=1)
-        chosen[beams] = np.take_along_axis(token, front, axis=1)
-        self._sums[beams] = np.where(
-            np.take_along_axis(goes_on, front, axis=1),
-            np.take_along_axis(totals, front, axis=1),
-            -np.inf,
-        )
+        origins[beams] = from_row[rows, front]
+        chosen[beams] = token[rows, front]
+        self._sums[beams] = np.where(goes_on[rows, front], totals[rows, front], -np.inf)
         ended = np.argwhere(ends[:, :width]).tolist()
         return [
             (self._beams[i], int(from_row[i, rank]), float(totals[i, rank])) for i, rank in ended

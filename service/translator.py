@@ -148,13 +148,14 @@ class Translator(Workers[Search]):
 
     def _check(self, options: TranslateOptions) -> None:
         settings = self.settings
-        at_most("/beam_size", options.beam_size, settings.max_beam_size, "beams")
-        if options.sampling is not None:
+        if options.sampling is None:
+            at_most("/beam_size", options.beam_size, settings.max_beam_size, "beams")
+            if options.num_hypotheses > options.beam_size:
+                raise InvalidRequest.at("/num_hypotheses", "there are at most beam_size hypotheses")
+        else:
             at_most("/num_hypotheses", options.num_hypotheses, settings.max_n, "hypotheses")
             if options.copy_unknown:
                 raise InvalidRequest.at("/copy_unknown", "it needs temperature 0")
-        elif options.num_hypotheses > options.beam_size:
-            raise InvalidRequest.at("/num_hypotheses", "there are at most beam_size hypotheses")
         if not self.manifest.memory and (options.alignments or options.copy_unknown):
             pointer = "/return_alignments" if options.alignments else "/copy_unknown"
             raise InvalidRequest.at(pointer, "this model has no attention, and so no alignment")
@@ -282,7 +283,8 @@ class Translator(Workers[Search]):
         read = self._read_source(source, options.unknown)
         text = normalize(target, self.manifest.target.normalization)
         ids = self._target.encode(text)
-        positions = self._unknown(ids, self._target, text)
+        unknown = self._unknown(ids, self._target, text)
+        positions = _starts(unknown)
         if options.unknown == "error" and positions:
             raise unknown_text("/text", positions)
         if options.unknown == "skip":
@@ -293,7 +295,8 @@ class Translator(Workers[Search]):
         search = Search(
             read.ids, 1, max(1, len(forced)), forced=forced, given=True, detail_top=detail_top
         )
-        chars = len(text) - (len(positions) if options.unknown == "skip" else 0)
+        skipped = unknown if options.unknown == "skip" else []
+        chars = len(text) - sum(end - start for start, end in skipped)
         return _PairPlan(search, chars, positions, len(read.pieces) + len(ids))
 
     def _scored(self, plan: "_PairPlan", options: ScoreOptions, *, eos: bool) -> Scored:
@@ -319,7 +322,7 @@ class Translator(Workers[Search]):
         normalized = normalize(text, side.normalization)
         ids = self._source.encode(normalized)
         pieces = tuple(normalized[start:end] for start, end in self._source.spans(normalized))
-        positions = self._unknown(ids, self._source, normalized)
+        positions = _starts(self._unknown(ids, self._source, normalized))
         if policy == "error" and positions:
             raise unknown_text("/source", positions)
         if policy == "skip" and positions:
@@ -330,20 +333,24 @@ class Translator(Workers[Search]):
 
     def _unknown(
         self, ids: npt.NDArray[np.uint16], tokenizer: Tokenizer, text: str
-    ) -> tuple[int, ...]:
-        """Where in the text the characters begin that the vocabulary does not have."""
+    ) -> list[tuple[int, int]]:
+        """Where in the text the characters stand that the vocabulary does not have."""
         places = np.flatnonzero(ids == UNK_ID)
         if not len(places):
-            return ()
+            return []
         spans = tokenizer.spans(text)
-        return tuple(spans[i][0] for i in places.tolist())
+        return [spans[i] for i in places.tolist()]
 
     def _refuse_unknown(
         self, pointer: str, ids: npt.NDArray[np.uint16], tokenizer: Tokenizer, text: str
     ) -> None:
-        positions = self._unknown(ids, tokenizer, text)
+        positions = _starts(self._unknown(ids, tokenizer, text))
         if positions:
             raise unknown_text(pointer, positions)
+
+
+def _starts(spans: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    return tuple(start for start, _ in spans)
 
 
 @dataclass(frozen=True, slots=True)
