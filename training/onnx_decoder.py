@@ -47,7 +47,7 @@ def build_decoder(model: EncoderDecoder, precision: Precision) -> bytes:
     if model.config.input_feeding:
         graph.add("Identity", [readout], f"{FEED}_out")
     _rename(graph, {f"{x}_before": x for x in names} | {f"{x}_new": f"{x}_out" for x in names})
-    graph.constant("output_weight", array(decoder.output.weight).T)  # [R, V]
+    _add_output_weight(graph, model)  # [R, V]
     graph.constant("output_bias", array(decoder.output.bias))
     # In three dimensions, as everywhere: a product of two matrices and a bias becomes a Gemm, whose
     # kernel depends on the number of rows.
@@ -112,6 +112,16 @@ def _add_embedding_products(graph: GraphBuilder, model: EncoderDecoder) -> str:
     graph.add("MatMul", ["embedded_rows", "embedding_weight"], "embedding_products")
     graph.add("Add", ["embedding_products", "embedding_bias"], "embedding_sums")
     return graph.add("Squeeze", ["embedding_sums", "axis_1"], "token_sums")
+
+
+def _add_output_weight(graph: GraphBuilder, model: EncoderDecoder) -> None:
+    """`output_weight` [R, V]: where it is the embedding, the file has it once."""
+    weight = array(model.decoder.output.weight)
+    if model.config.tie_embeddings and "embedding" in {x.name for x in graph.constants}:
+        # onnxruntime turns it around once, when it opens the graph.
+        graph.add("Transpose", ["embedding"], "output_weight", perm=[1, 0])
+    else:
+        graph.constant("output_weight", weight.T)
 
 
 def table_is_smaller(vocab_size: int, embedding_dim: int, sums: int) -> bool:
