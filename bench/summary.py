@@ -11,9 +11,15 @@ _SMALL = "lstm-2x128"
 
 def lines() -> list[str]:
     """The table as lines of Markdown."""
-    engine, peers = (json.loads((RESULTS / x).read_text()) for x in ("engine.json", "peers.json"))
+    engine, peers, translate = (
+        json.loads((RESULTS / x).read_text())
+        for x in ("engine.json", "peers.json", "translate.json")
+    )
     table = [
-        f"{engine['machine']}; `make bench` on {engine['date']}, `make bench-peers` on {peers['date']}.",
+        (
+            f"{engine['machine']}; `make bench` on {engine['date']}, `make bench-peers` on "
+            f"{peers['date']}, `make bench-translate` on {translate['date']}."
+        ),
         "",
         "| what | measured | against |",
         "| --- | --- | --- |",
@@ -40,6 +46,12 @@ def lines() -> list[str]:
         ("idle server with three models", "idle server with three models, processor"),
     ):
         table.append(_line(what, _row(engine, start, prefix=True)))
+    for name, what in (
+        ("512 words, beam 5: /translate", "`/translate`, 512 words in one request, beam 5"),
+        ("32 clients, one word, beam 5: /translate", "`/translate`, 32 clients, one word, beam 5"),
+        ("one client, one word, greedy, p50", "`/translate`, 1 client, one word, greedy, p50"),
+    ):
+        table.append(_line(what, _row(translate, name)))
     memory = json.loads((RESULTS / "memory.json").read_text())["rows"][0]
     table.append(_line("memory that scoring 100 MB of text in requests of 1 MB adds", memory))
     return table

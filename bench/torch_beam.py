@@ -25,7 +25,7 @@ from training.pair_batches import pad_sources
 from training.pairs import Ids
 
 _NEVER = [PAD_ID, BOS_ID, UNK_ID]
-# Searched together. Words a second for 32, 64, 128, 256 and 512, beside other work: 470, 600, 640, 840, 640.
+# Searched together; words a second for 32 to 512, beside other work: 470, 600, 640, 840, 640.
 MAX_SOURCES = 256
 
 
