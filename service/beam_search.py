@@ -415,7 +415,9 @@ class SearchBatch:
         do, is wrong where the model is sure: then what ends early is what it takes for impossible,
         and five such endings stood in for a target with probability one.
         """
-        return search.has_better(best / math.pow(search.max_tokens, search.length_penalty))
+        # One beam is greedy: it ends where the end is the likeliest token.
+        bound = -math.inf if self._width == 1 else best
+        return search.has_better(bound / math.pow(search.max_tokens, search.length_penalty))
 
     def _keep(self, places: list[int]) -> None:
         """Only the sources at these places stay."""

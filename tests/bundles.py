@@ -1,7 +1,8 @@
 """Small bundles: one without a real graph for the store, and untrained models for the rest."""
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,19 +11,42 @@ from service.bundle import (
     BOS_ID,
     EOS_ID,
     Bundle,
+    Characters,
+    EncoderDecoderBundle,
+    EncoderDecoderManifest,
     GoldenVector,
     Graph,
     Limits,
     Manifest,
     Normalization,
+    Precision,
     StateTensor,
+    Subwords,
+    Symbols,
+    TextSide,
+    Tokenizer,
     Vocabulary,
 )
 from service.bundle.store import sha256, vocab_bytes
-from training.config import ModelConfig
+from training.bundle_parts import describe_graph
+from training.config import EncoderDecoderConfig, ModelConfig, TextSideConfig
 from training.corpus import Split
+from training.encoder_decoder import EncoderDecoder
 from training.export import build_graphs, describe, file_name
 from training.language_model import LanguageModel
+from training.onnx_decoder import build_decoder
+from training.onnx_encoder import build_encoder
+from training.pair_export import (
+    ENCODER_FILE,
+    decoder_file,
+    describe_decoder,
+    describe_side,
+    memory_tensors,
+    model_shape,
+    state_tensors,
+)
+from training.pair_parity import pair_golden_vectors
+from training.pairs import PairSplit
 from training.parity import golden_vectors
 
 ALPHABET = "\n !',.?abcdefghijklmnopqrstuvwxyzABC\x00\x85\u2028é\u0301ß\U0001f407"
@@ -144,3 +168,145 @@ def in_memory(manifest: Manifest, files: Mapping[str, bytes], characters: str = 
     """The bundle as a reader would give it."""
     graphs = {graph.file: files[graph.file] for graph in manifest.graphs}
     return Bundle(manifest, Vocabulary.of_characters(characters), graphs)
+
+
+# --- encoder-decoders -----------------------------------------------------------------------------
+
+Tokenization = Literal["character", "whitespace", "bpe"]
+
+TEXTS = ("the white rabbit", "alice was late", "a cat in a hat", "tea at three, rabbit!")
+SYMBOLS = ("AA", "AH", "B", "EH", "K", "L", "S", "T", "Z\u0301", "+")
+MAX_SOURCE_TOKENS = 60
+POOL_STRIDE = 2
+
+
+def tiny_tokenizer(tokenization: Tokenization) -> Tokenizer:
+    """A small vocabulary of a kind: of `TEXTS`, or of `SYMBOLS`."""
+    if tokenization == "character":
+        return Characters.of_characters("".join(TEXTS))
+    if tokenization == "whitespace":
+        return Symbols.of_symbols(SYMBOLS)
+    return Subwords.learn(TEXTS, vocab_size=64, min_count=1)
+
+
+def tiny_pair_model(
+    source_size: int, target_size: int, *, scale: float = 1.5, **options: Any
+) -> EncoderDecoder:
+    """An untrained encoder-decoder with opinions; its targets end sooner or later."""
+    sizes: dict[str, Any] = {
+        "encoder_hidden_size": 6,
+        "hidden_size": HIDDEN,
+        "embedding_dim": 5,
+        "decoder_layers": 2,
+        "conv_widths": [1, 2, 3],
+        "conv_filters": [3, 4, 5],
+        "pool_stride": POOL_STRIDE,
+    }
+    config = EncoderDecoderConfig.model_validate(sizes | options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(23)
+        model = EncoderDecoder(config, source_size, target_size)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(scale)
+                if parameter.dim() == 1:
+                    parameter.add_(torch.empty_like(parameter).uniform_(-0.3, 0.3))
+            model.decoder.output.bias[EOS_ID] += 1.0
+    return model.eval()
+
+
+def tiny_pair_files(
+    cell: str = "lstm",
+    *,
+    name: str = "tiny-pairs",
+    source: Tokenizer | None = None,
+    target: Tokenizer | None = None,
+    tokenization: Tokenization = "character",
+    shared: bool = False,
+    changes: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> tuple[EncoderDecoderManifest, dict[str, bytes]]:
+    """An untrained encoder-decoder as the exporter would write it.
+
+    `tokenization` is that of the target, and of the source where the files are `shared`; `options`
+    are the model's, `changes` replace fields of the manifest.
+    """
+    target = target or tiny_tokenizer(tokenization)
+    source = target if shared else source or tiny_tokenizer("character")
+    model = tiny_pair_model(len(source), len(target), cell=cell, **options)
+    precisions: tuple[Precision, ...] = ("fp32", "int8")
+    encoder = build_encoder(model)
+    decoders = {precision: build_decoder(model, precision) for precision in precisions}
+    files = {ENCODER_FILE: encoder} | {decoder_file(x): data for x, data in decoders.items()}
+    sides = []
+    for label, tokenizer in (("source", source), ("target", target)):
+        config = TextSideConfig(lang=label, tokenization=_tokenization_of(tokenizer))
+        side, own = describe_side("both" if shared else label, config, tokenizer)
+        sides.append(side)
+        files |= own
+    document: dict[str, Any] = {
+        "format_version": 2,
+        "name": name,
+        "description": "A bundle for tests.",
+        "license": "CC0-1.0",
+        "created": "2026-01-01T00:00:00+00:00",
+        "task": "encoder_decoder",
+        "source": sides[0],
+        "target": sides[1],
+        "graphs": [
+            describe_graph("fp32", "encoder", ENCODER_FILE, encoder),
+            *(describe_decoder(x, data) for x, data in decoders.items()),
+        ],
+        "precision": "int8",
+        "states": state_tensors(model),
+        "memory": memory_tensors(model),
+        "memory_stride": POOL_STRIDE if model.config.encoder == "crnn" else 1,
+        "model": model_shape(model),
+        "limits": {
+            "max_source_tokens": MAX_SOURCE_TOKENS,
+            "max_tokens_ratio": 1.5,
+            "max_tokens_extra": 20,
+        },
+        "data": {
+            "name": "nothing",
+            "source": "nowhere",
+            "license": "CC0-1.0",
+            "sha256": "0" * 64,
+            "train_pairs": 1,
+            "valid_pairs": 1,
+        },
+        "metrics": [{"split": "test", "pairs": 1, "sources": 1, "measurements": []}],
+        "examples": [],
+        "training": {"config": {}, "seed": 1, "steps": 0, "git_commit": None, "versions": {}},
+        "golden": pair_golden_vectors(model, _golden_pairs(source, target), precisions),
+    }
+    return EncoderDecoderManifest.model_validate(document | dict(changes or {})), files
+
+
+def pairs_in_memory(
+    manifest: EncoderDecoderManifest, files: Mapping[str, bytes]
+) -> EncoderDecoderBundle:
+    """The bundle as a reader would give it."""
+    graphs = {graph.file: files[graph.file] for graph in manifest.graphs}
+    source, target = (_tokenizer_of(side, files) for side in (manifest.source, manifest.target))
+    return EncoderDecoderBundle(manifest, source, target, graphs)
+
+
+def _tokenization_of(tokenizer: Tokenizer) -> Tokenization:
+    if isinstance(tokenizer, Subwords):
+        return "bpe"
+    return "whitespace" if isinstance(tokenizer, Symbols) else "character"
+
+
+def _tokenizer_of(side: TextSide, files: Mapping[str, bytes]) -> Tokenizer:
+    if side.tokenizer is not None:
+        return Subwords(files[side.tokenizer.file].decode())
+    kind = Characters if side.tokenization == "character" else Symbols
+    return kind(json.loads(files[side.vocab.file]))
+
+
+def _golden_pairs(source: Tokenizer, target: Tokenizer) -> PairSplit:
+    """Two pairs of different lengths, of the vocabularies' own tokens."""
+    ids = [np.arange(4, 4 + length, dtype=np.uint16) for length in (3, 5)]
+    pairs = [(source.decode(x), target.decode(x)) for x in ids]
+    return PairSplit("made", pairs, ids, ids)

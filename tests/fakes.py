@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import FastAPI
 
-from service.bundle import EOS_ID, PAD_ID
+from service.bundle import BOS_ID, EOS_ID, PAD_ID, UNK_ID, padded_length
 from service.errors import ServiceError
+from service.pair_session import Encoded, Step, Tensors
 from service.rows import WriteRow
 from service.sampling import NOISE_BLOCK, Sampler, SamplingParams, noise_block
 from service.scheduler import Job, Scheduler, WorkT
@@ -189,6 +190,109 @@ class FakeStepper:
         self._sets.reverse()
         for state, new in zip(self.states, after, strict=True):
             state[:rows] = new
+
+
+# --- encoder-decoders -----------------------------------------------------------------------------
+
+# Source tokens at which a FakePairSession breaks.
+ENCODER_RAISES, DECODER_RAISES, GIVES_NAN = 40, 41, 42
+
+
+@dataclass(frozen=True)
+class PairRun:
+    """A run of an encoder, or of a decoder, with so many rows a source."""
+
+    kind: str
+    sources: int
+    rows: int  # of them all
+    positions: int
+
+
+@dataclass
+class FakePairSession:
+    """Log-probabilities that depend on the source and every token of the row so far, alone.
+
+    States: a rolling hash [B, 1] and a count of tokens [B, 2, 2]. Memory: the source's ids with
+    the pads [N, M], and where it is [N, M]. Sources that hold certain tokens break a run, or give
+    NaN. With a `cycle` every target goes round in so many tokens; with `levels` log-probabilities
+    have so few values that most searches meet ties.
+    """
+
+    vocab_size: int = 10
+    cycle: int | None = None
+    levels: int | None = None
+    gate: Gate | None = None
+    runs: list[PairRun] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        scores = np.random.default_rng(7).normal(scale=1.5, size=(_TABLE_ROWS, self.vocab_size))
+        # As models have it: what no target has is rare. And targets are a few tokens long.
+        scores[:, [PAD_ID, BOS_ID, UNK_ID]] -= 4.0
+        if self.levels is not None:
+            # Exactly: multiples of a power of two add up to the bit.
+            self._table = -np.floor(np.abs(scores) % self.levels).astype(np.float32) - 0.5
+            return
+        scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
+        self._table = scores.astype(np.float32)
+
+    def encode(self, tokens: npt.NDArray[np.int64], lengths: Lengths) -> Encoded:
+        if self.gate is not None:
+            self.gate.enter()
+        sources, positions = tokens.shape
+        self.runs.append(PairRun("encode", sources, sources, positions))
+        assert tokens.dtype == np.dtype(np.int64)
+        assert lengths.dtype == np.dtype(np.int32)
+        assert lengths.shape == (sources,)
+        assert {padded_length(int(length)) for length in lengths} == {positions}
+        inside = np.arange(positions) < lengths[:, None]  # [N, M]
+        assert ((tokens != PAD_ID) == inside).all()
+        assert (tokens[np.arange(sources), lengths - 1] == EOS_ID).all()
+        if (tokens == ENCODER_RAISES).any():
+            raise RuntimeError("the encoder broke")
+        hashes = np.zeros(sources, np.int64)
+        for column, there in zip(tokens.T, inside.T, strict=True):
+            hashes = np.where(there, (hashes * 37 + column) % _MODULUS, hashes)
+        states = (hashes.astype(np.float32)[:, None], np.zeros((sources, 2, 2), np.float32))
+        return Encoded(states, (tokens.astype(np.float32), inside.astype(np.float32)))
+
+    def step(
+        self, tokens: npt.NDArray[np.int64], states: Tensors, memory: Tensors, *, attention: bool
+    ) -> Step:
+        if self.gate is not None:
+            self.gate.enter()
+        ids, inside = memory
+        sources, positions = ids.shape
+        rows = len(tokens)
+        self.runs.append(PairRun("step", sources, rows, positions))
+        assert tokens.shape == (rows,)
+        assert tokens.dtype == np.dtype(np.int64)
+        assert rows % sources == 0
+        assert [state.shape for state in states] == [(rows, 1), (rows, 2, 2)]
+        assert all(tensor.dtype == np.float32 for tensor in (*states, *memory))
+        if (ids == DECODER_RAISES).any():
+            raise RuntimeError("the decoder broke")
+        ids, inside = (np.repeat(tensor, rows // sources, axis=0) for tensor in memory)  # [B, M]
+        counts = states[1] + 1.0
+        before = states[0][:, 0].astype(np.int64)
+        hashes = (before * 31 + tokens * 7 + ids.astype(np.int64).sum(axis=1)) % _MODULUS  # [B]
+        logprobs = self._table[hashes % _TABLE_ROWS]  # [B, V]
+        if self.cycle is not None:
+            place = 4 + (states[1][:, 0, 0].astype(np.int64) % self.cycle)
+            logprobs = np.minimum(logprobs - 8.0, -8.0).astype(np.float32)
+            logprobs[np.arange(rows), place] = -0.01
+        logprobs[(ids == GIVES_NAN).any(axis=1), -1] = np.nan
+        after = (hashes.astype(np.float32)[:, None], counts)
+        weights = None
+        if attention:
+            # Whole numbers below 2 ** 24: their sum is exact in any order.
+            shares = ((hashes[:, None] + 13 * np.arange(positions)) % 97 + 1) * inside
+            shares = shares.astype(np.float32)
+            weights = shares / shares.sum(axis=1, keepdims=True)
+        return Step(logprobs, after, weights)
+
+    def sizes(self, kind: str) -> list[int]:
+        """Rows of each run of a kind."""
+        return [run.rows for run in self.runs if run.kind == kind]
 
 
 def sample(

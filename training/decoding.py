@@ -141,6 +141,9 @@ class _Search:
         """Whether the best live beam, losing nothing more, is no better than what has ended."""
         if len(ended) < self.num_hypotheses:
             return False
+        if self.width == 1:
+            # One beam is greedy: it ends where the end is the likeliest token.
+            return True
         last = self._best(ended)[-1].score(self.length_penalty)
         return last >= live / math.pow(max_tokens, self.length_penalty)
 

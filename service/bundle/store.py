@@ -92,7 +92,11 @@ def read_any_bundle(folder: Path) -> Bundle | EncoderDecoderBundle:
         # The names of unknown fields can hold anything, and the cause is one line.
         parts = [str(part)[:64].encode("unicode_escape").decode() for part in places]
         where = ".".join(parts) or "the document"
-        raise BundleError(f"{name}: {MANIFEST_FILE}: {where}: {first['msg']}") from error
+        cause = first["msg"]
+        if first["type"] == "union_tag_invalid":
+            # Its message repeats the task, and that can hold anything, too.
+            cause = f"task must be one of {first['ctx']['expected_tags']}"
+        raise BundleError(f"{name}: {MANIFEST_FILE}: {where}: {cause}") from error
     if manifest.name != name:
         raise BundleError(f"{name}: {MANIFEST_FILE} names another bundle, {manifest.name}")
     if isinstance(manifest, Manifest):

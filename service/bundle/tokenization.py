@@ -127,7 +127,11 @@ class Subwords:
 
     @classmethod
     def learn(cls, texts: Iterable[str], vocab_size: int, min_count: int) -> "Subwords":
-        """Learn at most so many tokens from texts; a merge must occur `min_count` times."""
+        """Learn at most so many tokens from texts; a merge must occur `min_count` times.
+
+        Of more characters than that the frequent ones are kept. The printed forms of the special
+        tokens are no text, and are not learned from.
+        """
         tokenizer = tokenizers.Tokenizer(
             tokenizers.models.BPE(unk_token=SPECIAL_TOKENS[UNK_ID], fuse_unk=False)
         )
@@ -137,10 +141,12 @@ class Subwords:
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=min_count,
+            limit_alphabet=vocab_size - len(SPECIAL_TOKENS),
             special_tokens=list(SPECIAL_TOKENS),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(texts, trainer)
+        dropped = str.maketrans("", "", "".join(SPECIAL_TOKENS))
+        tokenizer.train_from_iterator((text.translate(dropped) for text in texts), trainer)
         document = json.loads(tokenizer.to_str())
         # Special tokens are never read from a text: there they are unknown characters.
         document["added_tokens"] = []

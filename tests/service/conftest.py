@@ -1,10 +1,15 @@
 """The untrained bundles, and the service that serves all of them."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# As in tests/training: tiny exports gain nothing from a second thread that spins.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
+import torch
 
 from service.app import create_app
 from service.bundle import Precision, write_bundle
@@ -13,6 +18,12 @@ from tests.bundles import tiny_files
 from tests.fakes import AppClient
 
 CELLS = ("rnn", "gru", "lstm")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """For the exports."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,24 @@
 """The TOML configuration: what is refused, and that the message says what is allowed."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.training.helpers import tiny_document, write_toml
+from tests.training.helpers import tiny_document, tiny_pair_document, write_toml
 from training.config import (
     BaselineConfig,
     Config,
     ConfigError,
     DataConfig,
+    EncoderDecoderConfig,
     ModelConfig,
+    PairConfig,
+    PairDataConfig,
+    PairTrainingConfig,
+    TextSideConfig,
     TrainingConfig,
     load_config,
 )
@@ -189,6 +194,159 @@ def test_a_configuration_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=r"No such file|Is a directory"):
         load_config(tmp_path / name)
+
+
+# --- pairs --------------------------------------------------------------------------------------
+
+
+def test_a_good_configuration_of_pairs_loads(tmp_path: Path) -> None:
+    config = load_config(write_toml(tmp_path / "config.toml", tiny_pair_document()))
+    assert isinstance(config, PairConfig)
+    assert (config.name, config.training.steps, config.data.files) == (
+        "tiny-pairs",
+        10,
+        ["pairs.tsv"],
+    )
+
+
+def test_pairs_need_a_name_files_and_steps_and_no_more(tmp_path: Path) -> None:
+    document = {
+        "task": "encoder_decoder",
+        "name": "x",
+        "data": {"train_files": ["a"]},
+        "training": {"steps": 1},
+    }
+    config = load_config(write_toml(tmp_path / "config.toml", document))
+    assert config.model == EncoderDecoderConfig()
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"), [("language_model", Config), ("encoder_decoder", PairConfig)]
+)
+def test_the_task_says_what_is_trained(tmp_path: Path, task: str, kind: type) -> None:
+    document = tiny_document() if kind is Config else tiny_pair_document()
+    config = load_config(write_toml(tmp_path / "config.toml", {**document, "task": task}))
+    assert type(config) is kind
+    assert config.task == task
+
+
+def test_without_a_task_it_is_a_language_models(tmp_path: Path) -> None:
+    assert load_config(write_toml(tmp_path / "config.toml", tiny_document())).task == (
+        "language_model"
+    )
+
+
+@pytest.mark.parametrize("task", ["seq2seq", "", 3])
+@pytest.mark.parametrize("make", [tiny_document, tiny_pair_document])
+def test_an_unknown_task_is_one_mistake_that_names_both(
+    tmp_path: Path, task: object, make: Callable[[], dict[str, Any]]
+) -> None:
+    message = refusal(tmp_path, {**make(), "task": task})
+    assert message.endswith('config.toml: task: it is "language_model" or "encoder_decoder"')
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("section", "allowed"),
+    [
+        ("data", PairDataConfig),
+        ("model", EncoderDecoderConfig),
+        ("training", PairTrainingConfig),
+    ],
+)
+def test_an_unknown_option_of_pairs_is_refused_and_its_neighbours_are_named(
+    tmp_path: Path, section: str, allowed: type[PairDataConfig]
+) -> None:
+    message = refusal(tmp_path, tiny_pair_document(**{section: {"hiden_size": 3}}))
+    assert message.endswith(
+        f"{section}.hiden_size: no such option; there are {', '.join(allowed.model_fields)}"
+    )
+
+
+def test_an_unknown_option_of_a_side_is_refused_and_its_neighbours_are_named(
+    tmp_path: Path,
+) -> None:
+    message = refusal(tmp_path, tiny_pair_document(data={"source": {"language": "en"}}))
+    assert message.endswith(
+        f"data.source.language: no such option; there are {', '.join(TextSideConfig.model_fields)}"
+    )
+    normalization = {"normalization": {"nfd": True}}
+    message = refusal(tmp_path, tiny_pair_document(data={"target": normalization}))
+    assert message.endswith("there are newlines, lowercase, ascii_fold, nfc")
+
+
+@pytest.mark.parametrize(
+    ("section", "option", "value"),
+    [
+        ("data", "files", "pairs.tsv"),
+        ("data", "extra_tests", ["pairs.tsv"]),
+        ("data", "extra_tests", {"more": "pairs.tsv"}),
+        ("data", "source", {"tokenization": "words"}),
+        ("data", "source", {"vocab_size": 63}),
+        ("data", "target", {"vocab_size": 65_001}),
+        ("data", "max_source_tokens", 0),
+        ("data", "max_length_ratio", 1.0),
+        ("model", "encoder", "cnn"),
+        ("model", "attention", "luong"),
+        ("model", "pool_stride", 0),
+        ("model", "conv_widths", [0]),
+        ("model", "highway_layers", -1),
+        ("model", "dropout_embedding", 1.0),
+        ("training", "batch_size", 0),
+        ("training", "label_smoothing", 1.0),
+        ("training", "teacher_forcing", 1.1),
+        ("training", "select_by", "accuracy"),
+        ("training", "beam_size", 0),
+        ("training", "max_valid_sources", 0),
+        ("training", "show", -1),
+        ("training", "bptt_len", 12),
+    ],
+)
+def test_a_value_of_pairs_out_of_range_is_refused(
+    tmp_path: Path, section: str, option: str, value: object
+) -> None:
+    message = refusal(tmp_path, tiny_pair_document(**{section: {option: value}}))
+    assert f"config.toml: {section}.{option}" in message
+
+
+@pytest.mark.parametrize(
+    ("section", "options", "message"),
+    [
+        ("data", {"files": []}, "files or train_files must name something to train on"),
+        ("data", {"valid_fraction": 0.5, "test_fraction": 0.5}, "must leave a training split"),
+        (
+            "data",
+            {"share_vocab": True, "source": {"tokenization": "bpe"}},
+            "share_vocab needs the same options in source and target",
+        ),
+        (
+            "model",
+            {"attention": "dot", "hidden_size": 12, "encoder_hidden_size": 8},
+            'attention "dot" needs hidden_size = 2 · encoder_hidden_size',
+        ),
+        ("model", {"conv_widths": [1, 2]}, "conv_filters must have one number for each of"),
+    ],
+)
+def test_options_of_pairs_that_contradict_each_other_are_refused(
+    tmp_path: Path, section: str, options: dict[str, Any], message: str
+) -> None:
+    assert message in refusal(tmp_path, tiny_pair_document(**{section: options}))
+
+
+def test_sides_that_share_a_vocabulary_may_have_different_languages(tmp_path: Path) -> None:
+    data = {"share_vocab": True, "source": {"lang": "en"}, "target": {"lang": "de"}}
+    path = write_toml(tmp_path / "config.toml", tiny_pair_document(data=data))
+    config = load_config(path)
+    assert isinstance(config, PairConfig)
+    assert config.data.share_vocab
+
+
+def test_a_batch_of_pairs_need_not_be_a_multiple_of_the_replicas(tmp_path: Path) -> None:
+    document = tiny_pair_document(training={"batch_size": 5, "replicas": 2})
+    assert load_config(write_toml(tmp_path / "config.toml", document)).training.replicas == 2
+
+
+# --- what is shipped ----------------------------------------------------------------------------
 
 
 def test_there_are_configurations_to_start_from() -> None:

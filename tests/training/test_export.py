@@ -30,6 +30,7 @@ from training.language_model_task import load_best
 from training.parity import (
     OnnxModel,
     check_int8,
+    check_parity,
     golden_vectors,
     onnx_score,
 )
@@ -454,6 +455,17 @@ def test_the_int8_golden_vectors_are_what_the_step_graph_writes(trained: Path) -
         # Other numbers than those of fp32, except after bos alone: the zero state has no rounding.
         same = np.abs(np.array(exact.logprobs) - golden.logprobs) < 1e-7
         assert same.tolist() == [True] + [False] * (len(found) - 1)
+
+
+def test_weights_that_are_no_numbers_are_not_written(run: Path) -> None:
+    _, model, _ = load_best(run)
+    sequence = OnnxModel.load(build_graphs(model)["fp32", "sequence"], model.state_names)
+    held_out = corpus_of(run).test
+    check_parity(model, sequence, held_out)
+    with torch.no_grad():
+        model.output.bias[4] = float("nan")
+    with pytest.raises(ExportError, match="differ by nan"):
+        check_parity(model, sequence, held_out)
 
 
 def test_a_step_graph_of_other_weights_is_not_written(run: Path, tmp_path: Path) -> None:

@@ -308,6 +308,15 @@ def test_a_bundle_can_be_given_another_name(trained: Path, tmp_path: Path, call:
     assert [x.name for x in tmp_path.iterdir()] == ["other"]
 
 
+def test_evaluating_on_a_changed_text_is_refused(tmp_path: Path, call: Main) -> None:
+    config = configured(tmp_path, training={"steps": 1})
+    call("train", config, "--run", tmp_path / "run")
+    configured(tmp_path, text="0123456789" + FABLE)
+    status, _, stderr = call("evaluate", tmp_path / "run")
+    assert status == 1
+    assert_one_line(stderr, "the prepared text is not the one the weights come from")
+
+
 def test_a_bundle_of_a_changed_text_is_refused(tmp_path: Path, call: Main) -> None:
     config = configured(tmp_path, training={"steps": 1})
     call("train", config, "--run", tmp_path / "run")

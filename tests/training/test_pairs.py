@@ -219,7 +219,7 @@ tsvs = st.lists(st.tuples(texts, texts), max_size=30).map(
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.fixed_dictionaries({x: tsvs for x in ("files", "train", "valid", "test", "one", "two")}),
+    st.fixed_dictionaries(dict.fromkeys(("files", "train", "valid", "test", "one", "two"), tsvs)),
     st.sampled_from([0.0, 0.3]),
     st.sampled_from([0.0, 0.3]),
 )
