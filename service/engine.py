@@ -4,7 +4,6 @@ Text becomes ids, ids become rows, the scheduler fills them in, and they become 
 """
 
 import math
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
@@ -20,7 +19,7 @@ from service.sampling import SamplingParams
 from service.session import Session
 from service.settings import Settings
 from service.text_runner import TextRunner, TextWork
-from service.workers import SEED_BITS, Workers, at_most, off_loop, worker_names
+from service.workers import Workers, at_most, drawn_seed, off_loop, worker_names
 
 UnknownPolicy: TypeAlias = Literal["unk", "error", "skip"]
 
@@ -161,7 +160,7 @@ class Engine(Workers[TextWork]):
             options = replace(options, max_tokens=min(DEFAULT_MAX_TOKENS, self.max_tokens))
         self._check_generate(prompts, options)
         options = replace(options, sampling=self._with_bias(options))
-        seed = secrets.randbits(SEED_BITS) if options.seed is None else options.seed
+        seed = drawn_seed(options.seed)
         size = sum(map(len, prompts))
         works = await off_loop(size, lambda: self._generate_work(prompts, options, seed))
         reused = await self._run(works)

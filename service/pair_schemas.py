@@ -15,15 +15,24 @@ from service.bundle import (
 )
 from service.sampling import SamplingParams
 from service.schemas import Answer, ModelSummary, RequestBody, TextList, Texts, Usage
-from service.translator import Translated, TranslateOptions, Translation, Translator
+from service.translator import (
+    DEFAULT_BEAM_SIZE,
+    Translated,
+    TranslateOptions,
+    Translation,
+    Translator,
+)
 
 
 class TranslateRequest(RequestBody):
     """Translate one source or a list of sources."""
 
     source: Texts = Field(description="A text or a list of texts; it may be empty.")
-    beam_size: int = Field(
-        5, ge=1, description="Hypotheses that are kept at each step; 1 is greedy."
+    beam_size: int | None = Field(
+        None,
+        ge=1,
+        description="Hypotheses that are kept at each step; 1 is greedy. Left out, it is "
+        f"{DEFAULT_BEAM_SIZE}, or the service's limit where that is less.",
     )
     num_hypotheses: int = Field(
         1, ge=1, description="Hypotheses a source to answer: of the beam, or samples."
@@ -74,7 +83,7 @@ class TranslateRequest(RequestBody):
             given = self.model_fields_set & {"top_k", "top_p", "seed"}
             if given:
                 raise ValueError(f"{', '.join(sorted(given))}: only with a temperature above 0")
-        elif "beam_size" in self.model_fields_set:
+        elif self.beam_size is not None:
             raise ValueError("beam_size: only with temperature 0")
         return self
 

@@ -26,7 +26,7 @@ from service.schemas import (
     ScoreResponse,
 )
 from service.settings import Settings
-from service.translator import Translator
+from service.translator import ALIGNMENT_SIZE, Translator
 from service.workers import LARGE_CHARS
 
 Result = TypeVar("Result")
@@ -104,7 +104,7 @@ async def translate(request: Request) -> Response:
     prefixes = body.prefixes(len(sources))
     results = await _unless_gone(request, engine.translate(sources, prefixes, body.options()))
     size = sum(len(x.text) for result in results for x in result.hypotheses)
-    size *= 64 if body.return_alignments else 1
+    size *= ALIGNMENT_SIZE if body.return_alignments else 1
     return await _json(size, lambda: TranslateResponse.of(engine, results))
 
 

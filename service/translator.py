@@ -1,8 +1,7 @@
 """The tasks of an encoder-decoder on text: translate, and score pairs. No HTTP in here."""
 
-import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ from service.bundle import (
     UNK_ID,
     EncoderDecoderBundle,
     Precision,
+    Symbols,
     TextSide,
     Tokenizer,
     normalize,
@@ -23,14 +23,18 @@ from service.pair_session import PairSession
 from service.sampling import SamplingParams
 from service.search_runner import SearchRunner
 from service.settings import Settings
-from service.workers import SEED_BITS, Workers, at_most, off_loop, worker_names
+from service.workers import Workers, at_most, drawn_seed, off_loop, worker_names
+
+DEFAULT_BEAM_SIZE = 5
+# Weights of one token's row in an alignment, about: what an answer with them costs to write.
+ALIGNMENT_SIZE = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TranslateOptions:
     """What `/translate` may be asked for, besides sources and prefixes."""
 
-    beam_size: int = 5
+    beam_size: int | None = None  # None: DEFAULT_BEAM_SIZE, or the limit where that is less
     num_hypotheses: int = 1
     length_penalty: float = 1.0
     max_tokens: int | None = None  # None: what the bundle allows for the source
@@ -44,7 +48,9 @@ class TranslateOptions:
     @property
     def width(self) -> int:
         """Rows of a source."""
-        return self.num_hypotheses if self.sampling is not None else self.beam_size
+        if self.sampling is not None or self.beam_size is None:
+            return self.num_hypotheses
+        return self.beam_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +89,10 @@ class Translated:
 class _Source:
     """A source on its way into the model."""
 
-    pieces: tuple[str, ...]  # what each token stands for in the normalized text
+    text: str  # normalized
     ids: npt.NDArray[np.uint16]  # eos the last
-    unknown: tuple[int, ...]
+    unknown: tuple[int, ...]  # positions in the text
+    skips_unknown: bool  # those have no id
 
 
 class Translator(Workers[Search]):
@@ -117,40 +124,55 @@ class Translator(Workers[Search]):
 
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
+        if options.beam_size is None:
+            options = replace(
+                options, beam_size=min(DEFAULT_BEAM_SIZE, self.settings.max_beam_size)
+            )
         self._check(options)
-        seed = None
-        if options.sampling is not None:
-            seed = secrets.randbits(SEED_BITS) if options.seed is None else options.seed
+        seed = None if options.sampling is None else drawn_seed(options.seed)
         size = sum(map(len, texts)) + sum(map(len, prefixes))
-        sources = await off_loop(
-            size, lambda: [self._read_source(text, options.unknown) for text in texts]
+        sources, searches = await off_loop(
+            size, lambda: self._plan_searches(texts, prefixes, options, seed or 0)
         )
-        searches = [
-            self._search(source, prefix, options, seed or 0)
-            for source, prefix in zip(sources, prefixes, strict=True)
-        ]
         cost = sum(search.width * search.max_tokens for search in searches)
         limit = self.settings.max_cost_tokens
         at_most("/source", cost, limit, "tokens: beam_size · max_tokens, over all sources")
         if options.tokens or options.alignments:
             told = sum(search.num_hypotheses * search.max_tokens for search in searches)
-            at_most("/tokens", told, self.settings.max_detail_chars, "tokens with details")
+            pointer = "/tokens" if options.tokens else "/return_alignments"
+            at_most(pointer, told, self.settings.max_detail_chars, "tokens with details")
         async with self.deadline():
             await self.run(searches)
         written = sum(len(x.tokens) for search in searches for x in search.best())
         return await off_loop(
-            written * (64 if options.alignments else 1),
+            written * (ALIGNMENT_SIZE if options.alignments else 1),
             lambda: [
                 self._translated(source, search, options, seed)
                 for source, search in zip(sources, searches, strict=True)
             ],
         )
 
+    def _plan_searches(
+        self,
+        texts: Sequence[str],
+        prefixes: Sequence[str],
+        options: TranslateOptions,
+        seed: int,
+    ) -> tuple[list[_Source], list[Search]]:
+        sources = [self._read_source(text, options.unknown) for text in texts]
+        # One prefix can stand before the targets of all sources.
+        forced = {prefix: self._forced(prefix) for prefix in dict.fromkeys(prefixes)}
+        searches = [
+            self._search(source, forced[prefix], options, seed)
+            for source, prefix in zip(sources, prefixes, strict=True)
+        ]
+        return sources, searches
+
     def _check(self, options: TranslateOptions) -> None:
         settings = self.settings
         if options.sampling is None:
-            at_most("/beam_size", options.beam_size, settings.max_beam_size, "beams")
-            if options.num_hypotheses > options.beam_size:
+            at_most("/beam_size", options.width, settings.max_beam_size, "beams")
+            if options.num_hypotheses > options.width:
                 raise InvalidRequest.at("/num_hypotheses", "there are at most beam_size hypotheses")
         else:
             at_most("/num_hypotheses", options.num_hypotheses, settings.max_n, "hypotheses")
@@ -160,11 +182,12 @@ class Translator(Workers[Search]):
             pointer = "/return_alignments" if options.alignments else "/copy_unknown"
             raise InvalidRequest.at(pointer, "this model has no attention, and so no alignment")
 
-    def _search(self, source: _Source, prefix: str, options: TranslateOptions, seed: int) -> Search:
+    def _search(
+        self, source: _Source, forced: tuple[int, ...], options: TranslateOptions, seed: int
+    ) -> Search:
         bound = self.manifest.limits.max_tokens(len(source.ids))
         bound = min(bound, self.settings.max_tokens)
         max_tokens = bound if options.max_tokens is None else min(bound, options.max_tokens)
-        forced = self._forced(prefix)
         if len(forced) >= max_tokens:
             raise InvalidRequest.at(
                 "/target_prefix",
@@ -187,34 +210,42 @@ class Translator(Workers[Search]):
     def _forced(self, prefix: str) -> tuple[int, ...]:
         text = normalize(prefix, self.manifest.target.normalization)
         ids = self._target.encode(text)
-        self._refuse_unknown("/target_prefix", ids, self._target, text)
+        positions = _starts(self._unknown(ids, self._target, text))
+        if positions:
+            raise unknown_text("/target_prefix", positions)
         return tuple(ids.tolist())
 
     def _translated(
         self, source: _Source, search: Search, options: TranslateOptions, seed: int | None
     ) -> Translated:
-        stride = self.manifest.memory_stride
-        positions = -(-len(source.ids) // stride)
-        pieces = (*source.pieces, self._source.tokens[EOS_ID])
-        places = [pieces[i * stride : (i + 1) * stride] for i in range(positions)]
+        places = self._places(source) if search.wants_attention else []
+        shown = [*places[:-1], places[-1] + self._source.tokens[EOS_ID]] if places else []
         return Translated(
-            tuple(
-                self._translation(source, hypothesis, options, positions)
-                for hypothesis in search.best()
-            ),
+            tuple(self._translation(places, found, options) for found in search.best()),
             source.unknown,
-            tuple("".join(x) for x in places) if options.alignments else None,
+            tuple(shown) if options.alignments else None,
             seed,
-            len(source.pieces),
+            len(source.ids) - 1,
         )
 
+    def _places(self, source: _Source) -> list[str]:
+        """The text that each position of the memory stands for; eos has none."""
+        stride = self.manifest.memory_stride
+        skipped = set(source.unknown) if source.skips_unknown else set()
+        spans = [x for x in self._source.spans(source.text) if x[0] not in skipped]
+        pieces = [source.text[start:end] for start, end in spans] + [""]
+        # A span of a subword has the blank before it; symbols have none in theirs.
+        blank = " " if isinstance(self._source, Symbols) else ""
+        parts = [pieces[i : i + stride] for i in range(0, len(pieces), stride)]
+        return [blank.join(x for x in part if x) for part in parts]
+
     def _translation(
-        self, source: _Source, found: Hypothesis, options: TranslateOptions, positions: int
+        self, places: list[str], found: Hypothesis, options: TranslateOptions
     ) -> Translation:
-        attention = None if found.attention is None else found.attention[:, :positions]
+        attention = None if found.attention is None else found.attention[:, : len(places)]
         pieces = [self._target.tokens[i] for i in found.tokens]
         if options.copy_unknown and attention is not None:
-            pieces = self._copied(source, found, pieces, attention)
+            pieces = _copied(places, found, pieces, attention)
         ended = found.tokens[-1:] == (EOS_ID,)
         text_pieces = pieces[:-1] if ended else pieces
         tokens = None
@@ -232,24 +263,6 @@ class Translator(Workers[Search]):
             alignment=attention if options.alignments else None,
             completion_tokens=len(found.tokens),
         )
-
-    def _copied(
-        self,
-        source: _Source,
-        found: Hypothesis,
-        pieces: list[str],
-        attention: npt.NDArray[np.float32],
-    ) -> list[str]:
-        """The pieces, with what the source has where the model attends for every unknown one."""
-        stride = self.manifest.memory_stride
-        copied = []
-        for token, piece, weights in zip(found.tokens, pieces, attention, strict=True):
-            if token != UNK_ID:
-                copied.append(piece)
-                continue
-            first = int(weights.argmax()) * stride
-            copied.append("".join(source.pieces[first : first + stride]))
-        return copied
 
     # --- score ----------------------------------------------------------------------------------
 
@@ -297,7 +310,7 @@ class Translator(Workers[Search]):
         )
         skipped = unknown if options.unknown == "skip" else []
         chars = len(text) - sum(end - start for start, end in skipped)
-        return _PairPlan(search, chars, positions, len(read.pieces) + len(ids))
+        return _PairPlan(search, chars, positions, len(read.ids) - 1 + len(ids))
 
     def _scored(self, plan: "_PairPlan", options: ScoreOptions, *, eos: bool) -> Scored:
         search = plan.search
@@ -321,15 +334,14 @@ class Translator(Workers[Search]):
         side: TextSide = self.manifest.source
         normalized = normalize(text, side.normalization)
         ids = self._source.encode(normalized)
-        pieces = tuple(normalized[start:end] for start, end in self._source.spans(normalized))
         positions = _starts(self._unknown(ids, self._source, normalized))
         if policy == "error" and positions:
             raise unknown_text("/source", positions)
-        if policy == "skip" and positions:
-            pieces = tuple(x for x, token in zip(pieces, ids, strict=True) if token != UNK_ID)
+        if policy == "skip":
             ids = ids[ids != UNK_ID]
         at_most("/source", len(ids), self.manifest.limits.max_source_tokens, "tokens in a source")
-        return _Source(pieces, np.append(ids, np.uint16(EOS_ID)), positions)
+        ids = np.append(ids, np.uint16(EOS_ID))
+        return _Source(normalized, ids, positions, skips_unknown=policy == "skip")
 
     def _unknown(
         self, ids: npt.NDArray[np.uint16], tokenizer: Tokenizer, text: str
@@ -341,12 +353,21 @@ class Translator(Workers[Search]):
         spans = tokenizer.spans(text)
         return [spans[i] for i in places.tolist()]
 
-    def _refuse_unknown(
-        self, pointer: str, ids: npt.NDArray[np.uint16], tokenizer: Tokenizer, text: str
-    ) -> None:
-        positions = _starts(self._unknown(ids, tokenizer, text))
-        if positions:
-            raise unknown_text(pointer, positions)
+
+def _copied(
+    places: Sequence[str],
+    found: Hypothesis,
+    pieces: Sequence[str],
+    attention: npt.NDArray[np.float32],
+) -> list[str]:
+    """The pieces, with what the source has where the model attends for every unknown one."""
+    likeliest = attention.argmax(axis=1).tolist()
+    copied = [
+        places[place] if token == UNK_ID else piece
+        for token, piece, place in zip(found.tokens, pieces, likeliest, strict=True)
+    ]
+    # The end of the source has no text to copy.
+    return [piece for piece in copied if piece]
 
 
 def _starts(spans: Sequence[tuple[int, int]]) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """A model's workers as the event loop sees them: work handed out, awaited and taken back."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ from service.settings import Settings
 
 # Characters of one request from which work on text leaves the event loop's thread.
 LARGE_CHARS = 8192
-SEED_BITS = 48  # a seed survives JSON readers that hold numbers as doubles
+_SEED_BITS = 48  # a seed survives JSON readers that hold numbers as doubles
 
 Result = TypeVar("Result")
 
@@ -139,6 +140,11 @@ class Workers(Generic[WorkT]):
             future = self._waiting.get(job)
             if future is not None and not future.done():
                 future.set_result(None)
+
+
+def drawn_seed(seed: int | None) -> int:
+    """The seed that was given, or a fresh one."""
+    return secrets.randbits(_SEED_BITS) if seed is None else seed
 
 
 def worker_names(model: str, threads: int) -> list[str]:

@@ -35,7 +35,7 @@ from training.config import NAME_PATTERN, Config, ConfigError, PairConfig, load_
 from training.encoder_decoder import EncoderDecoder
 from training.encoder_decoder_task import (
     EncoderDecoderTask,
-    LengthLimit,
+    length_limits,
     load_best_pairs,
     translate_texts,
 )
@@ -274,10 +274,10 @@ def _translate(options: argparse.Namespace) -> None:
     config, model, corpus = _open_run(options.run)
     rules = config.data.source.normalization
     texts = [normalize(text, rules).strip() for text in options.source]
-    limit = LengthLimit.of(corpus.train)
+    limits = length_limits(corpus.train, config.data.max_source_tokens)
     beam_size = options.beam_size or config.training.beam_size
     device = torch.device("cpu")
-    for line in translate_texts(model, corpus, texts, limit, beam_size=beam_size, device=device):
+    for line in translate_texts(model, corpus, texts, limits, beam_size=beam_size, device=device):
         _say(line)
 
 
@@ -343,7 +343,7 @@ def _baselines(options: argparse.Namespace) -> None:
 
 def _is_pairs(run_dir: Path) -> bool:
     """Whether a run's weights are an encoder-decoder's."""
-    _, record = checkpoint.read(run_dir / checkpoint.BEST)
+    record = checkpoint.read_record(run_dir / checkpoint.BEST)
     return bool(record["config"].get("task") == "encoder_decoder")
 
 

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +33,36 @@ def save(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and record of a checkpoint. Raises CheckpointError when it is not one of ours."""
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, _record(path, file)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record alone. Raises CheckpointError when it is not one of ours."""
+    with _opened(path) as file:
+        return _record(path, file)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: there is no checkpoint") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a checkpoint: {error}") from error
+
+
+def _record(path: Path, file: Any) -> dict[str, Any]:
     try:
-        return tensors, json.loads(metadata["record"])
+        record: dict[str, Any] = json.loads((file.metadata() or {})["record"])
     except (KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path}: a safetensors file, but not a checkpoint of this project"
         ) from error
+    return record
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

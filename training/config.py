@@ -2,15 +2,14 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from service.bundle import MetricName, Normalization, Tokenization
+from service.bundle import Attention, Cell, MetricName, Normalization, Tokenization
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
-Cell: TypeAlias = Literal["rnn", "gru", "lstm"]
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"  # of a run and its bundle: the manifest's
 
 
@@ -183,7 +182,7 @@ class EncoderDecoderConfig(_Section):
     decoder_layers: PositiveInt = 1
     hidden_size: PositiveInt = 256  # of the decoder
     embedding_dim: PositiveInt = 128
-    attention: Literal["none", "dot", "general", "additive"] = "general"
+    attention: Attention = "general"
     input_feeding: bool = False
     tie_embeddings: bool = False  # the decoder's output weights are its embeddings
     dropout_embedding: Probability = 0.0  # variational, on the embeddings

@@ -33,11 +33,6 @@ class Hypothesis:
         return self.logprob / math.pow(max(1, len(self.tokens)), length_penalty)
 
 
-def max_target_tokens(source_tokens: int, ratio: float, extra: int) -> int:
-    """The bound on a target's length: ratio · source length + extra."""
-    return int(ratio * source_tokens) + extra
-
-
 @torch.no_grad()
 def translate(
     model: EncoderDecoder,

@@ -5,7 +5,6 @@ B batch, T target positions, V target vocabulary.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from service.bundle import PAD_ID, MetricName
+from service.bundle import PAD_ID, MetricName, PairLimits
 from service.bundle.tokenization import Subwords, Tokenizer
 from training import checkpoint
 from training.config import PairConfig, TextSideConfig
-from training.decoding import max_target_tokens, translate
+from training.decoding import translate
 from training.encoder_decoder import EncoderDecoder
 from training.metrics import measure, rank_of
 from training.pair_batches import PairBatch, PairBatches, pair_batch
@@ -31,29 +30,18 @@ _EXTRA_TOKENS = 10
 _VALID_TOKENS = 8192  # target positions of one validation batch
 
 
-@dataclass(frozen=True, slots=True)
-class LengthLimit:
-    """At most `ratio` · source tokens + `extra` target tokens, eos counted."""
-
-    ratio: float
-    extra: int
-
-    @classmethod
-    def of(cls, split: PairSplit) -> "LengthLimit":
-        """What holds for every pair of a split, and a little more."""
-        pairs = zip(split.sources, split.targets, strict=True)
-        ratio = max((len(target) + 1) / (len(source) + 1) for source, target in pairs)
-        # The rarest pairs would make the bound useless for all others: half of it is additive.
-        ratio = math.ceil(20 * min(ratio, 3.0)) / 20
-        over = max(
-            len(target) + 1 - int(ratio * (len(source) + 1))
-            for source, target in zip(split.sources, split.targets, strict=True)
-        )
-        return cls(ratio, max(0, over) + _EXTRA_TOKENS)
-
-    def tokens(self, source_tokens: int) -> int:
-        """For a source of so many tokens, eos counted."""
-        return max_target_tokens(source_tokens, self.ratio, self.extra)
+def length_limits(split: PairSplit, max_source_tokens: int) -> PairLimits:
+    """What holds for every pair of a split, and a little more."""
+    sizes = [(len(x) + 1, len(y) + 1) for x, y in zip(split.sources, split.targets, strict=True)]
+    ratio = max(target / source for source, target in sizes)
+    # The rarest pairs would make the bound useless for all others: what is over three is additive.
+    ratio = math.ceil(20 * min(ratio, 3.0)) / 20
+    over = max(target - int(ratio * source) for source, target in sizes)
+    return PairLimits(
+        max_source_tokens=max_source_tokens,
+        max_tokens_ratio=ratio,
+        max_tokens_extra=max(0, over) + _EXTRA_TOKENS,
+    )
 
 
 class EncoderDecoderTask:
@@ -77,7 +65,7 @@ class EncoderDecoderTask:
             threads=options.threads,
             device=self.device,
         )
-        self.limit = LengthLimit.of(corpus.train)
+        self.limits = length_limits(corpus.train, config.data.max_source_tokens)
 
     @property
     def model(self) -> EncoderDecoder:
@@ -182,7 +170,7 @@ class EncoderDecoderTask:
             model,
             self.corpus,
             texts,
-            self.limit,
+            self.limits,
             beam_size=beam_size,
             length_penalty=length_penalty,
             device=self.device,
@@ -192,12 +180,11 @@ class EncoderDecoderTask:
     def show(self, model: EncoderDecoder, step: int) -> Sequence[str]:
         """Some sources of the validation split, others at each step, and their translations."""
         rng = np.random.default_rng(step)
-        references = self.corpus.valid.references
-        count = min(self._config.training.show, len(references))
-        chosen = rng.choice(len(references), count, replace=False).tolist()
-        texts = [list(references)[i] for i in chosen]
+        sources = list(self.corpus.valid.references)
+        count = min(self._config.training.show, len(sources))
+        texts = [sources[i] for i in rng.choice(len(sources), count, replace=False)]
         found = translate_texts(
-            model, self.corpus, texts, self.limit, beam_size=1, device=self.device
+            model, self.corpus, texts, self.limits, beam_size=1, device=self.device
         )
         return [f"    {text}  ->  {target}" for text, target in zip(texts, found, strict=True)]
 
@@ -249,7 +236,7 @@ def translate_texts(
     model: EncoderDecoder,
     corpus: PairCorpus,
     texts: Sequence[str],
-    limit: LengthLimit,
+    limits: PairLimits,
     *,
     beam_size: int,
     length_penalty: float = 1.0,
@@ -262,7 +249,7 @@ def translate_texts(
         sources,
         beam_size=beam_size,
         length_penalty=length_penalty,
-        max_tokens=[limit.tokens(len(source) + 1) for source in sources],
+        max_tokens=[limits.max_tokens(len(source) + 1) for source in sources],
         device=device,
     )
     return [corpus.target.decode(found[0].tokens) for found in hypotheses]

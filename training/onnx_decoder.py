@@ -116,12 +116,11 @@ def _add_embedding_products(graph: GraphBuilder, model: EncoderDecoder) -> str:
 
 def _add_output_weight(graph: GraphBuilder, model: EncoderDecoder) -> None:
     """`output_weight` [R, V]: where it is the embedding, the file has it once."""
-    weight = array(model.decoder.output.weight)
     if model.config.tie_embeddings and "embedding" in {x.name for x in graph.constants}:
         # onnxruntime turns it around once, when it opens the graph.
         graph.add("Transpose", ["embedding"], "output_weight", perm=[1, 0])
     else:
-        graph.constant("output_weight", weight.T)
+        graph.constant("output_weight", array(model.decoder.output.weight).T)
 
 
 def table_is_smaller(vocab_size: int, embedding_dim: int, sums: int) -> bool:

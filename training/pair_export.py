@@ -40,7 +40,7 @@ from training.bundle_parts import (
 )
 from training.config import PairConfig, TextSideConfig
 from training.encoder_decoder import EncoderDecoder
-from training.encoder_decoder_task import LengthLimit, load_best_pairs, translate_texts
+from training.encoder_decoder_task import length_limits, load_best_pairs, translate_texts
 from training.onnx_decoder import build_decoder
 from training.onnx_encoder import build_encoder
 from training.onnx_interface import memory_shapes, state_sizes
@@ -77,7 +77,7 @@ def export_pairs(
     decoders = {x: data for x, data in decoders.items() if precision == "int8" or x == "fp32"}
     graphs = [describe_graph("fp32", "encoder", ENCODER_FILE, encoder)]
     graphs += [describe_decoder(x, data) for x, data in decoders.items()]
-    limit = LengthLimit.of(corpus.train)
+    limits = length_limits(corpus.train, config.data.max_source_tokens)
     files: dict[str, bytes] = {ENCODER_FILE: encoder}
     files |= {decoder_file(x): data for x, data in decoders.items()}
     shared = config.data.share_vocab
@@ -104,11 +104,7 @@ def export_pairs(
         memory=memory_tensors(model),
         memory_stride=config.model.pool_stride if config.model.encoder == "crnn" else 1,
         model=model_shape(model),
-        limits=PairLimits(
-            max_source_tokens=config.data.max_source_tokens,
-            max_tokens_ratio=limit.ratio,
-            max_tokens_extra=limit.extra,
-        ),
+        limits=limits,
         data=PairSource(
             name=config.data.title,
             source=config.data.origin,
@@ -118,7 +114,7 @@ def export_pairs(
             valid_pairs=len(corpus.valid),
         ),
         metrics=_metrics(run_dir, losses),
-        examples=_examples(config, model, corpus, limit, held_out),
+        examples=_examples(config, model, corpus, limits, held_out),
         training=TrainingRecord(
             config=record["config"],
             seed=config.training.seed,
@@ -240,7 +236,7 @@ def _examples(
     config: PairConfig,
     model: EncoderDecoder,
     corpus: PairCorpus,
-    limit: LengthLimit,
+    limits: PairLimits,
     held_out: PairSplit,
 ) -> list[Example]:
     """Held-out sources in the order of their SHA-256: nobody picks them."""
@@ -248,7 +244,7 @@ def _examples(
     texts = texts[:EXAMPLES]
     beam_size = config.training.beam_size
     device = torch.device("cpu")
-    found = translate_texts(model, corpus, texts, limit, beam_size=beam_size, device=device)
+    found = translate_texts(model, corpus, texts, limits, beam_size=beam_size, device=device)
     return [
         Example(source=text, targets=held_out.references[text], translation=translation)
         for text, translation in zip(texts, found, strict=True)

@@ -7,6 +7,7 @@ library, pydantic, numpy and tokenizers only.
 
 from service.bundle.manifest import (
     FORMAT_VERSION,
+    Cell,
     DataSource,
     GoldenVector,
     Graph,
@@ -24,6 +25,7 @@ from service.bundle.manifest import (
 )
 from service.bundle.padding import padded_length
 from service.bundle.pair_manifest import (
+    Attention,
     EncoderDecoderManifest,
     EncoderDecoderShape,
     Example,
@@ -64,8 +66,10 @@ __all__ = [
     "PAD_ID",
     "SPECIAL_TOKENS",
     "UNK_ID",
+    "Attention",
     "Bundle",
     "BundleError",
+    "Cell",
     "Characters",
     "DataSource",
     "EncoderDecoderBundle",

@@ -109,7 +109,7 @@ class PairSource(Record):
 class PairMeasurement(Record):
     """One model or baseline measured on a test set."""
 
-    name: str = Field(description="`fp32, beam 5`, `copy`, `nearest source` and so on.")
+    name: str = Field(description="`greedy` and `beam 5`, searched in PyTorch; `copy` and so on.")
     kind: Literal["model", "baseline"] = Field(description="The bundle itself, or a floor.")
     values: dict[MetricName, float] = Field(
         description=(

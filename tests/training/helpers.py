@@ -2,9 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from training.language_model import LanguageModel
 from training.language_model_task import LanguageModelTask
 from training.pairs import PairSplit, prepare_pairs
 from training.trainer import Trainer
+
+# Runs a command of `python -m training`: exit status, standard output, standard error.
+Main: TypeAlias = Callable[..., tuple[int, str, str]]
 
 # Two of Aesop's fables (public domain), line by line; 31 different characters.
 FABLE = """\

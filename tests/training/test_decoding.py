@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.bundle import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from service.bundle import BOS_ID, EOS_ID, PAD_ID, UNK_ID, PairLimits
 from tests.training.helpers import tiny_encoder_decoder
 from training import decoding
-from training.decoding import Hypothesis, max_target_tokens, translate
+from training.decoding import Hypothesis, translate
 from training.encoder_decoder import EncoderDecoder
 from training.pair_batches import pad_sources
 from training.pairs import Ids
@@ -261,9 +261,10 @@ def test_the_length_penalty_prefers_longer_targets() -> None:
     assert long.score(1.0) == pytest.approx(-0.75)
 
 
-@pytest.mark.parametrize(("ratio", "extra", "bound"), [(1.5, 3, 18), (0.25, 0, 2), (0.0, 7, 7)])
+@pytest.mark.parametrize(("ratio", "extra", "bound"), [(1.5, 3, 18), (0.25, 1, 3), (0.0, 7, 7)])
 def test_the_bound_is_a_ratio_and_some_more(ratio: float, extra: int, bound: int) -> None:
-    assert max_target_tokens(10, ratio, extra) == bound
+    limits = PairLimits(max_source_tokens=10, max_tokens_ratio=ratio, max_tokens_extra=extra)
+    assert limits.max_tokens(10) == bound
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -23,7 +23,7 @@ from training import checkpoint, encoder_decoder_task
 from training.checkpoint import BEST, LAST
 from training.encoder_decoder import EncoderDecoder
 from training.encoder_decoder_task import (
-    LengthLimit,
+    length_limits,
     load_best_pairs,
     mean_loss,
     translate_texts,
@@ -367,11 +367,11 @@ lists = st.lists(st.integers(3, 9), max_size=40)
 def test_the_limit_holds_for_every_pair_it_is_made_from(
     pairs: list[tuple[list[int], list[int]]],
 ) -> None:
-    limit = LengthLimit.of(pair_split_of(pairs))
+    limits = length_limits(pair_split_of(pairs), 40)
     for source, target in pairs:
-        assert len(target) + 1 < limit.tokens(len(source) + 1)
+        assert len(target) + 1 < limits.max_tokens(len(source) + 1)
 
 
 def test_one_long_target_does_not_stretch_all_others() -> None:
     pairs = [([3] * 10, [4] * 10)] * 20 + [([3], [4] * 80)]
-    assert LengthLimit.of(pair_split_of(pairs)).tokens(101) < 450
+    assert length_limits(pair_split_of(pairs), 40).max_tokens(101) < 450

@@ -6,34 +6,20 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.bundle import read_bundle
-from tests.training.helpers import FABLE, tiny_document, write_toml
+from tests.training.helpers import FABLE, Main, tiny_document, write_toml
 from training import __main__ as command_line
 from training import trainer
 from training.__main__ import main
 from training.corpus import Split
 from training.language_model_task import load_best
 from training.run_log import read_log
-
-Main = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Main:
-    """Run a command: exit status, standard output, standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def configured(folder: Path, text: str = FABLE, **sections: Mapping[str, Any]) -> Path:

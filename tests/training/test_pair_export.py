@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from service.bundle import (
 from tests.training.helpers import (
     BACKWARDS,
     FABLE,
+    Main,
     tiny_document,
     tiny_pair_document,
     write_toml,
@@ -27,21 +28,8 @@ from training.encoder_decoder_task import load_best_pairs
 from training.pair_export import EXAMPLES, gate
 from training.pairs import PairCorpus, prepare_pairs
 
-Main = Callable[..., tuple[int, str, str]]
 TRAINING = {"steps": 30, "eval_every": 15, "learning_rate": 0.02, "select_by": "exact_match"}
 MORE = "".join(f"{a}{b}\t{b}{a}\n" for a in "abc" for b in "xyz")
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Main:
-    """Run a command: exit status, standard output, standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def configured(folder: Path, text: str = BACKWARDS, **sections: Mapping[str, Any]) -> Path:
