@@ -25,14 +25,13 @@ from service.bundle import (
     write_bundle,
 )
 from service.bundle.store import vocab_bytes
+from training.bundle_parts import describe_graph, file_name
 from training.config import ModelConfig
 from training.corpus import Split
 from training.export import (
     VOCAB_FILE,
     build_graphs,
-    describe,
     describe_vocab,
-    file_name,
     model_shape,
     state_tensors,
 )
@@ -96,7 +95,7 @@ def _write_bundle(folder: Path, model: LanguageModel) -> None:
         tokenization="character",
         normalization=Normalization(),
         vocab=describe_vocab(vocab),
-        graphs=[describe(*kind, data) for kind, data in graphs.items()],
+        graphs=[describe_graph(*kind, data) for kind, data in graphs.items()],
         precision="int8",
         states=state_tensors(model),
         model=model_shape(model),

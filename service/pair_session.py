@@ -89,7 +89,7 @@ class OnnxPairSession:
         }
         self._encoder = self._open(
             bundle,
-            "fp32",
+            precision,
             "encoder",
             {"tokens": ("int64", ["N", "S"]), "lengths": ("int32", ["N"])},
             {**memory, **sources_out},

@@ -28,23 +28,14 @@ from service.bundle import (
     Vocabulary,
 )
 from service.bundle.store import sha256, vocab_bytes
-from training.bundle_parts import describe_graph
+from training.bundle_parts import describe_graph, file_name
 from training.config import EncoderDecoderConfig, ModelConfig, TextSideConfig
 from training.corpus import Split
 from training.encoder_decoder import EncoderDecoder
-from training.export import build_graphs, describe, file_name
+from training.export import build_graphs
 from training.language_model import LanguageModel
-from training.onnx_decoder import build_decoder
-from training.onnx_encoder import build_encoder
-from training.pair_export import (
-    ENCODER_FILE,
-    decoder_file,
-    describe_decoder,
-    describe_side,
-    memory_tensors,
-    model_shape,
-    state_tensors,
-)
+from training.pair_export import build_graphs as build_pair_graphs
+from training.pair_export import describe_side, memory_tensors, model_shape, state_tensors
 from training.pair_parity import pair_golden_vectors
 from training.pairs import PairSplit
 from training.parity import golden_vectors
@@ -158,7 +149,7 @@ def tiny_files(
         "golden": golden_vectors(model, held_out, vocab, ["fp32", "int8"]),
         "precision": "int8",
     }
-    described = [describe(*kind, data) for kind, data in graphs.items()]
+    described = [describe_graph(*kind, data) for kind, data in graphs.items()]
     manifest = manifest_of(vocab, described, **(options | changes))
     files = {file_name(*kind): data for kind, data in graphs.items()}
     return manifest, {"vocab.json": vocab_bytes(vocab), **files}
@@ -235,9 +226,8 @@ def tiny_pair_files(
     source = target if shared else source or tiny_tokenizer("character")
     model = tiny_pair_model(len(source), len(target), cell=cell, **options)
     precisions: tuple[Precision, ...] = ("fp32", "int8")
-    encoder = build_encoder(model)
-    decoders = {precision: build_decoder(model, precision) for precision in precisions}
-    files = {ENCODER_FILE: encoder} | {decoder_file(x): data for x, data in decoders.items()}
+    graphs = build_pair_graphs(model)
+    files = {file_name(*kind): data for kind, data in graphs.items()}
     sides = []
     for label, tokenizer in (("source", source), ("target", target)):
         config = TextSideConfig(lang=label, tokenization=_tokenization_of(tokenizer))
@@ -253,10 +243,7 @@ def tiny_pair_files(
         "task": "encoder_decoder",
         "source": sides[0],
         "target": sides[1],
-        "graphs": [
-            describe_graph("fp32", "encoder", ENCODER_FILE, encoder),
-            *(describe_decoder(x, data) for x, data in decoders.items()),
-        ],
+        "graphs": [describe_graph(*kind, data) for kind, data in graphs.items()],
         "precision": "int8",
         "states": state_tensors(model),
         "memory": memory_tensors(model),

@@ -2,7 +2,9 @@
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -19,17 +21,25 @@ MAX_INT8_DIFFERENCE = 1e-3
 MAX_QUANTIZATION_LOSS = 0.002  # bits per character, or target token, that int8 may be worse
 
 
+Graphs: TypeAlias = Mapping[tuple[Precision, Role], bytes]
+
+
 class ExportError(Exception):
     """Nothing was written; the message says why."""
 
 
-def describe_graph(precision: Precision, role: Role, file: str, graph: bytes) -> Graph:
+def file_name(precision: Precision, role: Role) -> str:
+    """A graph's file in the bundle."""
+    return f"{role}.{precision}.onnx"
+
+
+def describe_graph(precision: Precision, role: Role, graph: bytes) -> Graph:
     """A graph as the manifest writes it."""
     proto = onnx.load_model_from_string(graph)
     return Graph(
         role=role,
         precision=precision,
-        file=file,
+        file=file_name(precision, role),
         sha256=sha256(graph),
         size_bytes=len(graph),
         opset=OPSET,

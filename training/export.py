@@ -13,14 +13,12 @@ import torch
 from service.bundle import (
     FORMAT_VERSION,
     DataSource,
-    Graph,
     Limits,
     Manifest,
     Measurement,
     Metrics,
     ModelShape,
     Precision,
-    Role,
     StateTensor,
     TrainingRecord,
     VocabFile,
@@ -33,7 +31,9 @@ from training.bundle_parts import (
     MAX_DIFFERENCE,
     MAX_QUANTIZATION_LOSS,
     ExportError,
+    Graphs,
     describe_graph,
+    file_name,
     git_commit,
     versions,
 )
@@ -53,8 +53,6 @@ from training.trainer import parameter_count
 
 VOCAB_FILE = "vocab.json"
 _DEFAULT_MAX_TOKENS = 4096
-
-Graphs = Mapping[tuple[Precision, Role], bytes]
 
 
 def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None = None) -> Path:
@@ -83,7 +81,7 @@ def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None 
         tokenization="character",
         normalization=config.data.normalization,
         vocab=describe_vocab(vocab),
-        graphs=[describe(*kind, data) for kind, data in graphs.items()],
+        graphs=[describe_graph(*kind, data) for kind, data in graphs.items()],
         precision=precision,
         states=state_tensors(model),
         model=model_shape(model),
@@ -148,19 +146,9 @@ def gate(scores: Mapping[Precision, Score]) -> Precision:
     return "int8" if loss <= MAX_QUANTIZATION_LOSS else "fp32"
 
 
-def file_name(precision: Precision, role: Role) -> str:
-    """A graph's file in the bundle."""
-    return f"{role}.{precision}.onnx"
-
-
 def held_out_split(corpus: Corpus) -> tuple[str, Split]:
     """The split that figures are reported on: test where there is one, else validation."""
     return ("test", corpus.test) if corpus.test.chars else ("valid", corpus.valid)
-
-
-def describe(precision: Precision, role: Role, graph: bytes) -> Graph:
-    """A graph as the manifest writes it."""
-    return describe_graph(precision, role, file_name(precision, role), graph)
 
 
 def describe_vocab(vocab: Vocabulary) -> VocabFile:

@@ -4,9 +4,7 @@ N sources, K rows of one source, B = N · K rows, M memory positions, V target v
 E embedding, H hidden, A attention, R readout, G gates of the cell.
 
 Inputs `tokens` [B], the states [B, …] and the memory [N, …]; outputs `logprobs` [B, V], `attention`
-[B, M] and the states after. Rows of one source stand together and share its memory. In eight bits
-the products have the fixed scales of `quantization`: the states, and the readout that is fed back,
-lie within one, as tanh and the cells see to it.
+[B, M] and the states after. Rows of one source stand together and share its memory.
 """
 
 from collections.abc import Sequence
@@ -17,17 +15,18 @@ from torch import nn
 
 from service.bundle import Precision
 from training.encoder_decoder import FEED, EncoderDecoder
-from training.onnx_builder import FloatArray, GraphBuilder, array, finish_model
-from training.onnx_cells import (
-    add_cell,
-    add_gru_split,
-    add_int8_matrix,
-    add_state_steps,
-    int8_product,
-    int8_steps,
+from training.onnx_builder import GraphBuilder, array, finish_model
+from training.onnx_cells import add_cell, add_gru_split
+from training.onnx_interface import (
+    add_axes,
+    affine,
+    float_info,
+    memory_shapes,
+    state_sizes,
+    table_is_smaller,
 )
-from training.onnx_interface import add_axes, affine, float_info, memory_shapes, state_sizes
-from training.quantization import QuantizedMatrix, input_bias
+from training.onnx_products import Products
+from training.quantization import input_bias
 
 
 def build_decoder(model: EncoderDecoder, precision: Precision) -> bytes:
@@ -35,7 +34,7 @@ def build_decoder(model: EncoderDecoder, precision: Precision) -> bytes:
     graph = GraphBuilder()
     add_axes(graph)
     decoder = model.decoder
-    products = _Products(graph, precision)
+    products = Products(graph, precision)
     names = decoder.recurrent_names
     bias = _add_embedding_products(graph, model)
     bounded = [FEED] if model.config.input_feeding else []
@@ -64,34 +63,6 @@ def build_decoder(model: EncoderDecoder, precision: Precision) -> bytes:
         outputs.append(float_info("attention", ["B", "M"]))
     inputs += [float_info(name, ["N", *shape]) for name, shape in memory_shapes(model).items()]
     return finish_model(graph, inputs, outputs)
-
-
-class _Products:
-    """Products of what lies within one with weights, in the graph's precision."""
-
-    def __init__(self, graph: GraphBuilder, precision: Precision) -> None:
-        self._graph = graph
-        self._int8 = precision == "int8"
-        if self._int8:
-            add_state_steps(graph)
-
-    def add(self, name: str, inputs: Sequence[str], weight: FloatArray) -> str:
-        """The product [B, n] of `inputs`, one beside the other, with `weight` [K, n]."""
-        graph = self._graph
-        if self._int8:
-            add_int8_matrix(graph, name, QuantizedMatrix.of(weight))
-            steps = [int8_steps(graph, x, f"{name}_{x}_steps") for x in inputs]
-            whole = steps[0]
-            if len(steps) > 1:
-                whole = graph.add("Concat", steps, f"{name}_steps", axis=-1)
-            return int8_product(graph, whole, name)
-        graph.constant(f"{name}_weight", weight)
-        whole = inputs[0]
-        if len(inputs) > 1:
-            whole = graph.add("Concat", list(inputs), f"{name}_inputs", axis=-1)
-        graph.add("Unsqueeze", [whole, "axis_1"], f"{name}_rows")
-        graph.add("MatMul", [f"{name}_rows", f"{name}_weight"], f"{name}_products")
-        return graph.add("Squeeze", [f"{name}_products", "axis_1"], f"{name}_product")
 
 
 def _add_embedding_products(graph: GraphBuilder, model: EncoderDecoder) -> str:
@@ -123,15 +94,10 @@ def _add_output_weight(graph: GraphBuilder, model: EncoderDecoder) -> None:
         graph.constant("output_weight", array(model.decoder.output.weight).T)
 
 
-def table_is_smaller(vocab_size: int, embedding_dim: int, sums: int) -> bool:
-    """Whether a table of input products [V, G·H] is smaller than what it is made of."""
-    return vocab_size * sums <= vocab_size * embedding_dim + embedding_dim * sums
-
-
 def _add_decoder_layer(
     graph: GraphBuilder,
     model: EncoderDecoder,
-    products: _Products,
+    products: Products,
     i: int,
     *,
     bias: str,
@@ -153,21 +119,21 @@ def _add_decoder_layer(
         graph.constant(f"candidate_bias{i}", candidate_bias)
         sums = bias
         if bounded:
-            product = products.add(f"input{i}", bounded, weight_in)
+            product = products.add_rows(f"input{i}", bounded, weight_in)
             sums = graph.add("Add", [product, bias], f"input{i}_sum")
-        recurrent = products.add(f"recurrent{i}", [h], weight_hh)
+        recurrent = products.add_rows(f"recurrent{i}", [h], weight_hh)
         return add_cell(graph, config.cell, i, sums, recurrent)
     weight = np.concatenate([weight_in, weight_hh]) if bounded else weight_hh
-    product = products.add(f"recurrent{i}", [*bounded, h], weight)
+    product = products.add_rows(f"recurrent{i}", [*bounded, h], weight)
     return add_cell(graph, config.cell, i, graph.add("Add", [product, bias], f"total{i}"))
 
 
-def _add_readout(graph: GraphBuilder, model: EncoderDecoder, products: _Products, h: str) -> str:
+def _add_readout(graph: GraphBuilder, model: EncoderDecoder, products: Products, h: str) -> str:
     """tanh(W [context; h]) [B, R]; the context's part is added up over the memory's values."""
     decoder = model.decoder
     attended = 0 if decoder.attention is None else 2 * model.config.encoder_hidden_size
     graph.constant("readout_bias", array(decoder.readout.bias))
-    own = products.add("readout", [h], array(decoder.readout.weight)[:, attended:].T)
+    own = products.add_rows("readout", [h], array(decoder.readout.weight)[:, attended:].T)
     total = graph.add("Add", [own, "readout_bias"], "readout_own")
     if decoder.attention is not None:
         context = _add_attention(graph, model, h)

@@ -1,13 +1,17 @@
 """The encoder's graph: sources to their memory and the decoder's first states.
 
 N sources, S source positions, M memory positions, E embedding, H hidden, A attention, R readout,
-D width of the memory, F features of the convolutions.
+D width of the memory, F features of the convolutions, G gates of the cell.
 
 Inputs `tokens` [N, S] and `lengths` [N]; outputs the memory (`keys`, `values`, `mask`, none of them
 without attention) and the decoder's first states `<state>_out` [N, …]. What no step of the decoder
 changes is computed here, once: the keys that queries are compared with, and the values already
 multiplied by the readout's weights, so that a step adds up R numbers a position and multiplies
 nothing more.
+
+Layers are onnxruntime's operators where they are exact, in single precision for LSTM and GRU, and
+Scans of small operators elsewhere: for the tanh RNN, whose operator is not exact at one row, and in
+eight bits.
 """
 
 from collections.abc import Sequence
@@ -15,8 +19,11 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto, helper
 
+from service.bundle import Precision
 from training.encoder_decoder import FEED, BidirectionalLayer, Convolutions, EncoderDecoder
+from training.language_model import STATE_NAMES
 from training.onnx_builder import FloatArray, GraphBuilder, array, finish_model, reordered_gates
+from training.onnx_cells import add_cell, add_gru_split
 from training.onnx_interface import (
     ValueInfo,
     add_axes,
@@ -25,36 +32,51 @@ from training.onnx_interface import (
     float_info,
     memory_shapes,
     state_sizes,
+    table_is_smaller,
 )
+from training.onnx_products import Products
+from training.quantization import input_bias
 
 OUTSIDE = -1e30  # added to the score of a position past the source's end: exp gives an exact zero
 
 
-def build_encoder(model: EncoderDecoder) -> bytes:
+def build_encoder(model: EncoderDecoder, precision: Precision) -> bytes:
     """The encoder's graph, checked by ONNX's own checker."""
     graph = GraphBuilder()
     add_axes(graph)
+    products = Products(graph, precision)
     config = model.config
+    scans = config.cell == "rnn" or precision == "int8"
+    if scans and config.cell == "gru":
+        add_gru_split(graph, config.encoder_hidden_size)
     graph.add("Cast", ["lengths"], "lengths_64", to=TensorProto.INT64)
-    graph.constant("embedding", array(model.encoder.embedding.weight))
     graph.add("Transpose", ["tokens"], "tokens_by_time", perm=[1, 0])  # [S, N]
-    x = graph.add("Gather", ["embedding", "tokens_by_time"], "embedded")  # [S, N, E]
-    lengths = "lengths_64"
+    x, lengths = "tokens_by_time", "lengths_64"
     if model.encoder.convolutions is not None:
-        x, lengths = _add_convolutions(graph, model.encoder.convolutions, x)
+        x, lengths = _add_convolutions(graph, model.encoder.convolutions, _embed(graph, model))
     inside = add_inside(graph, x, lengths, "memory")  # [M, N]
     graph.add("Cast", [lengths], "memory_lengths", to=TensorProto.INT32)
     summary: list[str] = []
     for i, layer in enumerate(model.encoder.bidirectional_layers):
-        add = _add_scanned_layer if config.cell == "rnn" else _add_operator_layer
-        x, summary = add(graph, i, layer, x, inside)  # [M, N, D] and twice [N, D / 2]
+        if scans:
+            sums = _add_input_sums(graph, model, products, i, x)
+            x, summary = _add_scanned_layer(graph, products, i, layer, inputs=sums, inside=inside)
+        else:
+            embedded = x if i or model.encoder.convolutions is not None else _embed(graph, model)
+            x, summary = _add_operator_layer(graph, i, layer, embedded)
     graph.add("Concat", summary, "summary", axis=-1)  # [N, D]
-    outputs = _add_memory(graph, model, x, inside) + _add_bridges(graph, model)
+    outputs = _add_memory(graph, model, products, x, inside) + _add_bridges(graph, model, products)
     inputs = [
         helper.make_tensor_value_info("tokens", TensorProto.INT64, ["N", "S"]),
         helper.make_tensor_value_info("lengths", TensorProto.INT32, ["N"]),
     ]
     return finish_model(graph, inputs, outputs)
+
+
+def _embed(graph: GraphBuilder, model: EncoderDecoder) -> str:
+    """Embeddings [S, N, E] of the tokens."""
+    graph.constant("embedding", array(model.encoder.embedding.weight))
+    return graph.add("Gather", ["embedding", "tokens_by_time"], "embedded")
 
 
 def _add_convolutions(graph: GraphBuilder, front: Convolutions, x: str) -> tuple[str, str]:
@@ -82,13 +104,22 @@ def _add_convolutions(graph: GraphBuilder, front: Convolutions, x: str) -> tuple
     graph.constant("all_of_it", np.array(1.0, np.float32))
     for i, layer in enumerate(front.highways):
         both = affine(graph, f"highway{i}", x, array(layer.weight).T, array(layer.bias))  # type: ignore[arg-type]
-        graph.add("Split", [both], f"candidate{i}_sum", f"gate{i}_sum", axis=-1, num_outputs=2)
-        graph.add("Relu", [f"candidate{i}_sum"], f"candidate{i}")
-        graph.add("Sigmoid", [f"gate{i}_sum"], f"gate{i}")
-        graph.add("Sub", ["all_of_it", f"gate{i}"], f"carry{i}")
-        graph.add("Mul", [f"gate{i}", f"candidate{i}"], f"transformed{i}")
-        graph.add("Mul", [f"carry{i}", x], f"carried{i}")
-        x = graph.add("Add", [f"transformed{i}", f"carried{i}"], f"highway{i}_output")
+        graph.add(
+            "Split",
+            [both],
+            f"highway{i}_candidate_sum",
+            f"highway{i}_gate_sum",
+            axis=-1,
+            num_outputs=2,
+        )
+        graph.add("Relu", [f"highway{i}_candidate_sum"], f"highway{i}_candidate")
+        graph.add("Sigmoid", [f"highway{i}_gate_sum"], f"highway{i}_gate")
+        graph.add("Sub", ["all_of_it", f"highway{i}_gate"], f"highway{i}_carry")
+        graph.add("Mul", [f"highway{i}_gate", f"highway{i}_candidate"], f"highway{i}_transformed")
+        graph.add("Mul", [f"highway{i}_carry", x], f"highway{i}_carried")
+        x = graph.add(
+            "Add", [f"highway{i}_transformed", f"highway{i}_carried"], f"highway{i}_output"
+        )
     graph.constant("stride", np.array(front.stride, np.int64))
     graph.constant("stride_less_one", np.array(front.stride - 1, np.int64))
     graph.add("Add", ["lengths_64", "stride_less_one"], "lengths_up")
@@ -96,7 +127,7 @@ def _add_convolutions(graph: GraphBuilder, front: Convolutions, x: str) -> tuple
 
 
 def _add_operator_layer(
-    graph: GraphBuilder, i: int, layer: BidirectionalLayer, x: str, _: str
+    graph: GraphBuilder, i: int, layer: BidirectionalLayer, x: str
 ) -> tuple[str, list[str]]:
     """ONNX's bidirectional LSTM or GRU: outputs [M, N, D], and its last states [N, D / 2] twice."""
     both = (layer.forwards, layer.backwards)
@@ -129,63 +160,99 @@ def _add_operator_layer(
     return x, squeezed
 
 
+def _add_input_sums(
+    graph: GraphBuilder, model: EncoderDecoder, products: Products, i: int, x: str
+) -> list[str]:
+    """What a layer's input adds in each direction, biases included: twice [M, N, G·H].
+
+    `x` is the tokens [S, N] below the first layer of a recurrent encoder, else [M, N, …].
+    """
+    layer = model.encoder.bidirectional_layers[i]
+    directions = {f"forward{i}": layer.forwards, f"backward{i}": layer.backwards}
+    biases = {name: input_bias(layer.cell, each) for name, each in directions.items()}
+    weights = {name: array(each.weight_ih).T for name, each in directions.items()}  # [.., G·H]
+    if i:
+        return [
+            graph.add(
+                "Add",
+                [
+                    products.add_positions(f"{name}_input", x, weights[name]),
+                    graph.constant(f"{name}_bias", biases[name]),
+                ],
+                f"{name}_sums",
+            )
+            for name in directions
+        ]
+    embedding = array(model.encoder.embedding.weight)
+    reads_tokens = model.encoder.convolutions is None
+    if reads_tokens and table_is_smaller(len(embedding), *weights["forward0"].shape):
+        for name in directions:
+            table = embedding.astype(np.float64) @ weights[name] + biases[name]
+            graph.constant(f"{name}_table", table.astype(np.float32))
+        return [graph.add("Gather", [f"{name}_table", x], f"{name}_sums") for name in directions]
+    # Neither embeddings nor features of convolutions have a bound.
+    x = _embed(graph, model) if reads_tokens else x
+    return [affine(graph, f"{name}_input", x, weights[name], biases[name]) for name in directions]
+
+
 def _add_scanned_layer(
-    graph: GraphBuilder, i: int, layer: BidirectionalLayer, x: str, inside: str
+    graph: GraphBuilder,
+    products: Products,
+    i: int,
+    layer: BidirectionalLayer,
+    *,
+    inputs: Sequence[str],
+    inside: str,
 ) -> tuple[str, list[str]]:
-    """The tanh RNN as two Scans: onnxruntime's operator is not exact at one row."""
-    outputs, last = [], []
+    """Both directions in one Scan: outputs [M, N, D], and the last states [N, D / 2] of each.
+
+    The second direction's Scan begins at the last position of the batch; until a row's own last
+    position its states stay zeros.
+    """
     hidden = layer.forwards.weight_hh.shape[1]
+    vector: list[str | int] = ["N", hidden]
     graph.add("Unsqueeze", [inside, "axis_2"], f"inside{i}")  # [M, N, 1]
-    for name, direction in (("forward", layer.forwards), ("backward", layer.backwards)):
-        prefix = f"{name}{i}"
-        product = affine(
-            graph,
-            prefix,
-            x,
-            array(direction.weight_ih).T,
-            array(direction.bias_ih) + array(direction.bias_hh),
-        )  # [M, N, H]
-        if name == "backward":
-            product = _reverse(graph, product, f"{prefix}_reversed")
-        zeros = _add_zeros(graph, x, f"{prefix}_zeros", hidden)
-        graph.constant(f"{prefix}_recurrent", array(direction.weight_hh).T)
-        body = GraphBuilder()
-        body.add("MatMul", ["h_before", f"{prefix}_recurrent"], "recurrent")
-        body.add("Add", ["recurrent", "projected"], "total")
-        body.add("Tanh", ["total"], "h_new")
-        body.add("Where", ["inside", "h_new", "h_before"], "h_next")
-        body.add("Identity", ["h_new"], "output")
-        vector: list[str | int] = ["N", hidden]
-        subgraph = helper.make_graph(
-            body.nodes,
-            "step",
-            [
-                float_info("h_before", vector),
-                float_info("projected", vector),
-                helper.make_tensor_value_info("inside", TensorProto.BOOL, ["N", 1]),
-            ],
-            [float_info("h_next", vector), float_info("output", vector)],
-        )
-        graph.add(
-            "Scan",
-            [zeros, product, f"inside{i}"],
-            f"{prefix}_last",
-            f"{prefix}_outputs",
-            num_scan_inputs=2,
-            body=subgraph,
-        )
-        output = f"{prefix}_outputs"
-        if name == "backward":
-            output = _reverse(graph, output, f"{prefix}_restored")
-        outputs.append(output)
-        last.append(f"{prefix}_last")
-    return graph.add("Concat", outputs, f"outputs{i}", axis=-1), last
-
-
-def _reverse(graph: GraphBuilder, x: str, name: str) -> str:
-    """Each row's own positions turned around."""
-    graph.add("Cast", ["memory_lengths"], f"{name}_lengths", to=TensorProto.INT64)
-    return graph.add("ReverseSequence", [x, f"{name}_lengths"], name, batch_axis=1, time_axis=0)
+    zeros = _add_zeros(graph, inputs[0], f"zeros{i}", hidden)
+    body = GraphBuilder()
+    before, sums, after, outputs = [], [], [], []
+    for own, direction in enumerate((layer.forwards, layer.backwards)):
+        # The cells number layers; here every direction is one.
+        k = 2 * i + own
+        states = [f"{name}{k}" for name in STATE_NAMES[layer.cell]]
+        weight = array(direction.weight_hh).T
+        product = products.add_rows(f"recurrent{k}", [f"h{k}_before"], weight, body)
+        if layer.cell == "gru":
+            graph.constant(f"candidate_bias{k}", np.split(array(direction.bias_hh), 3)[2])
+            h = add_cell(body, layer.cell, k, f"input_sums{k}", product)
+        else:
+            total = body.add("Add", [product, f"input_sums{k}"], f"total{k}")
+            h = add_cell(body, layer.cell, k, total)
+        for state in states:
+            choice = [f"inside{k}", f"{state}_new", f"{state}_before"]
+            body.add("Where", choice, f"{state}_next")
+        body.add("Identity", [h], f"output{k}")
+        before += [float_info(f"{state}_before", vector) for state in states]
+        sums.append(float_info(f"input_sums{k}", ["N", direction.weight_hh.shape[0]]))
+        after += [float_info(f"{state}_next", vector) for state in states]
+        outputs.append(float_info(f"output{k}", vector))
+    insides = [
+        helper.make_tensor_value_info(f"inside{k}", TensorProto.BOOL, ["N", 1])
+        for k in (2 * i, 2 * i + 1)
+    ]
+    graph.add(
+        "Scan",
+        [*[zeros] * len(before), *inputs, f"inside{i}", f"inside{i}"],
+        *(f"{value.name}_last" for value in after),
+        f"forward{i}_outputs",
+        f"backward{i}_outputs",
+        num_scan_inputs=4,
+        scan_input_directions=[0, 1, 0, 1],
+        scan_output_directions=[0, 1],
+        body=helper.make_graph(body.nodes, "step", [*before, *sums, *insides], [*after, *outputs]),
+    )
+    both = [f"forward{i}_outputs", f"backward{i}_outputs"]
+    last = [f"h{k}_next_last" for k in (2 * i, 2 * i + 1)]
+    return graph.add("Concat", both, f"outputs{i}", axis=-1), last
 
 
 def _add_zeros(graph: GraphBuilder, x: str, name: str, size: int) -> str:
@@ -197,7 +264,9 @@ def _add_zeros(graph: GraphBuilder, x: str, name: str, size: int) -> str:
     return graph.add("ConstantOfShape", [f"{name}_shape"], name, value=zero)
 
 
-def _add_memory(graph: GraphBuilder, model: EncoderDecoder, x: str, inside: str) -> list[ValueInfo]:
+def _add_memory(
+    graph: GraphBuilder, model: EncoderDecoder, products: Products, x: str, inside: str
+) -> list[ValueInfo]:
     """Keys, values and mask of `x` [M, N, D]."""
     attention = model.decoder.attention
     if attention is None:
@@ -205,15 +274,14 @@ def _add_memory(graph: GraphBuilder, model: EncoderDecoder, x: str, inside: str)
     rows = graph.add("Transpose", [x], "memory_rows", perm=[1, 0, 2])  # [N, M, D]
     keys = rows
     if attention.kind != "dot":
-        graph.constant("key_weight", array(attention.key.weight).T)
-        keys = graph.add("MatMul", [rows, "key_weight"], "key_product")  # [N, M, A]
+        keys = products.add_positions("key", rows, array(attention.key.weight).T)  # [N, M, A]
     if attention.kind == "additive":
         graph.add("Identity", [keys], "keys")
     else:
         graph.add("Transpose", [keys], "keys", perm=[0, 2, 1])  # [N, A, M]
     size = 2 * model.config.encoder_hidden_size
-    graph.constant("value_weight", array(model.decoder.readout.weight)[:, :size].T)  # [D, R]
-    graph.add("MatMul", [rows, "value_weight"], "values")  # [N, M, R]
+    weight = array(model.decoder.readout.weight)[:, :size].T  # [D, R]
+    graph.add("Identity", [products.add_positions("value", rows, weight)], "values")  # [N, M, R]
     graph.constant("score_inside", np.array(0.0, np.float32))
     graph.constant("score_outside", np.array(OUTSIDE, np.float32))
     graph.add("Transpose", [inside], "memory_inside_rows", perm=[1, 0])  # [N, M]
@@ -221,15 +289,16 @@ def _add_memory(graph: GraphBuilder, model: EncoderDecoder, x: str, inside: str)
     return [float_info(name, ["N", *shape]) for name, shape in memory_shapes(model).items()]
 
 
-def _add_bridges(graph: GraphBuilder, model: EncoderDecoder) -> list[ValueInfo]:
+def _add_bridges(graph: GraphBuilder, model: EncoderDecoder, products: Products) -> list[ValueInfo]:
     """The decoder's first states from `summary` [N, D]."""
-    graph.add("Unsqueeze", ["summary", "axis_1"], "summaries")  # [N, 1, D]
     for name, bridge in model.decoder.bridges.items():
-        weight, bias = array(bridge.weight).T, array(bridge.bias)  # type: ignore[arg-type]
-        state = affine(graph, f"bridge_{name}", "summaries", weight, bias)
+        product = products.add_rows(f"bridge_{name}", ["summary"], array(bridge.weight).T)  # type: ignore[arg-type]
+        graph.constant(f"bridge_{name}_bias", array(bridge.bias))  # type: ignore[arg-type]
         if name.startswith("h"):
-            state = graph.add("Tanh", [state], f"bridge_{name}_bounded")
-        graph.add("Squeeze", [state, "axis_1"], f"{name}_out")
+            graph.add("Add", [product, f"bridge_{name}_bias"], f"bridge_{name}_sum")
+            graph.add("Tanh", [f"bridge_{name}_sum"], f"{name}_out")
+        else:
+            graph.add("Add", [product, f"bridge_{name}_bias"], f"{name}_out")
     if model.config.input_feeding:
         size = model.decoder.readout_size
         graph.add("Transpose", ["tokens"], "tokens_again", perm=[1, 0])

@@ -59,6 +59,11 @@ def add_inside(graph: GraphBuilder, x: str, lengths: str, name: str) -> str:
     return graph.add("Less", [f"{name}_column", lengths], f"{name}_inside")
 
 
+def table_is_smaller(vocab_size: int, embedding_dim: int, sums: int) -> bool:
+    """Whether a table of input products [V, G·H] is smaller than what it is made of."""
+    return vocab_size * sums <= vocab_size * embedding_dim + embedding_dim * sums
+
+
 def float_info(name: str, shape: Sequence[int | str]) -> ValueInfo:
     """An input or output in single precision."""
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))

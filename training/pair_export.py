@@ -14,13 +14,13 @@ from service.bundle import (
     EncoderDecoderManifest,
     EncoderDecoderShape,
     Example,
-    Graph,
     MemoryTensor,
     PairLimits,
     PairMeasurement,
     PairMetrics,
     PairSource,
     Precision,
+    Role,
     StateTensor,
     Subwords,
     TextSide,
@@ -34,7 +34,9 @@ from service.bundle.store import sha256, vocab_bytes
 from training.bundle_parts import (
     MAX_QUANTIZATION_LOSS,
     ExportError,
+    Graphs,
     describe_graph,
+    file_name,
     git_commit,
     versions,
 )
@@ -54,7 +56,6 @@ from training.pair_parity import (
 from training.pairs import PairCorpus, PairSplit
 from training.trainer import parameter_count
 
-ENCODER_FILE = "encoder.fp32.onnx"
 EXAMPLES = 10
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 
@@ -64,30 +65,26 @@ def export_pairs(
 ) -> Path:
     """Write a run's best weights as a bundle. Raises ExportError, and nothing is written.
 
-    The int8 decoder is in it where it is at most MAX_QUANTIZATION_LOSS worse on held-out pairs.
+    The int8 graphs are in it where they are at most MAX_QUANTIZATION_LOSS worse on held-out pairs.
     """
     config, model, source, target, record = load_best_pairs(run_dir)
     if corpus.sha256 != record["corpus_sha256"] or corpus.target.tokens != target.tokens:
         raise ExportError(f"{run_dir}: the prepared pairs are not those the weights come from")
     held_out = corpus.held_out[0]
-    encoder = build_encoder(model)
-    decoders = {x: build_decoder(model, x) for x in _PRECISIONS}
-    losses = checked_losses(model, encoder, decoders, held_out)
+    graphs = build_graphs(model)
+    losses = checked_losses(model, graphs, held_out)
     precision = gate(losses)
-    decoders = {x: data for x, data in decoders.items() if precision == "int8" or x == "fp32"}
-    graphs = [describe_graph("fp32", "encoder", ENCODER_FILE, encoder)]
-    graphs += [describe_decoder(x, data) for x, data in decoders.items()]
+    kept = {kind: data for kind, data in graphs.items() if kind[0] in {"fp32", precision}}
     limits = length_limits(corpus.train, config.data.max_source_tokens)
-    files: dict[str, bytes] = {ENCODER_FILE: encoder}
-    files |= {decoder_file(x): data for x, data in decoders.items()}
+    files = {file_name(*kind): data for kind, data in kept.items()}
     shared = config.data.share_vocab
     sides = []
     for label, side, tokenizer in (
         ("source", config.data.source, source),
         ("target", config.data.target, target),
     ):
-        described, side_files = describe_side("both" if shared else label, side, tokenizer)
-        sides.append(described)
+        text_side, side_files = describe_side("both" if shared else label, side, tokenizer)
+        sides.append(text_side)
         files |= side_files
     manifest = EncoderDecoderManifest(
         format_version=FORMAT_VERSION,
@@ -98,7 +95,7 @@ def export_pairs(
         task="encoder_decoder",
         source=sides[0],
         target=sides[1],
-        graphs=graphs,
+        graphs=[describe_graph(*kind, data) for kind, data in kept.items()],
         precision=precision,
         states=state_tensors(model),
         memory=memory_tensors(model),
@@ -122,20 +119,28 @@ def export_pairs(
             git_commit=git_commit(),
             versions=versions(),
         ),
-        golden=pair_golden_vectors(model, held_out, list(decoders)),
+        golden=pair_golden_vectors(model, held_out, sorted({"fp32", precision})),
     )
     return write_bundle(models_dir, manifest, files)
 
 
+def build_graphs(model: EncoderDecoder) -> Graphs:
+    """Every graph of a model, by precision and role."""
+    graphs: dict[tuple[Precision, Role], bytes] = {}
+    for precision in _PRECISIONS:
+        graphs[precision, "encoder"] = build_encoder(model, precision)
+        graphs[precision, "decoder"] = build_decoder(model, precision)
+    return graphs
+
+
 def checked_losses(
-    model: EncoderDecoder,
-    encoder: bytes,
-    decoders: Mapping[Precision, bytes],
-    held_out: PairSplit,
+    model: EncoderDecoder, graphs: Graphs, held_out: PairSplit
 ) -> dict[Precision, float]:
     """The held-out loss of each precision, after every parity check. Raises ExportError."""
-    fp32 = OnnxEncoderDecoder.load(model, encoder, decoders["fp32"])
-    int8 = OnnxEncoderDecoder.load(model, encoder, decoders["int8"])
+    fp32, int8 = (
+        OnnxEncoderDecoder.load(model, graphs[x, "encoder"], graphs[x, "decoder"])
+        for x in _PRECISIONS
+    )
     check_pair_parity(model, fp32, held_out)
     check_pair_int8(model, int8, held_out)
     return {"fp32": onnx_loss(fp32, held_out), "int8": onnx_loss(int8, held_out)}
@@ -145,16 +150,6 @@ def gate(losses: Mapping[Precision, float]) -> Precision:
     """What a bundle is served in unless a setting says otherwise."""
     worse_bits = (losses["int8"] - losses["fp32"]) / math.log(2)
     return "int8" if worse_bits <= MAX_QUANTIZATION_LOSS else "fp32"
-
-
-def decoder_file(precision: Precision) -> str:
-    """A decoder's file in the bundle."""
-    return f"decoder.{precision}.onnx"
-
-
-def describe_decoder(precision: Precision, graph: bytes) -> Graph:
-    """A decoder as the manifest writes it."""
-    return describe_graph(precision, "decoder", decoder_file(precision), graph)
 
 
 def describe_side(

@@ -146,7 +146,7 @@ def check_pair_int8(
     difference = float(np.abs(picked - wanted)[batch.targets != PAD_ID].mean())
     if not difference <= MAX_INT8_DIFFERENCE:
         raise ExportError(
-            f"the int8 decoder and its reference differ by {difference:.2e} nats a token; "
+            f"the int8 graphs and their reference differ by {difference:.2e} nats a token; "
             f"at most {MAX_INT8_DIFFERENCE} is allowed"
         )
     check_company(onnx_model, held_out)

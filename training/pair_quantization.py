@@ -1,6 +1,10 @@
-"""The reference of the eight-bit decoder, in double precision, written from the formulas.
+"""The reference of the eight-bit graphs, in double precision, written from the formulas.
 
-B batch, S source positions, M memory positions, T target positions, V target vocabulary.
+B batch, S source positions, M memory positions, T target positions, V target vocabulary, D width of
+the memory, R readout, G gates of the cell, H hidden.
+
+Quantized are the products of what lies within one: of states, of layers' outputs, and of the
+readout that is fed back. Embeddings, convolutions, attention and the output are not.
 """
 
 import copy
@@ -19,19 +23,76 @@ from training.quantization import QuantizedMatrix, quantized_product
 def reference_logprobs(
     model: EncoderDecoder, sources: Tensor, lengths: Tensor, tokens: Tensor
 ) -> Tensor:
-    """log p [B, T, V] after each of `tokens` [B, T] with the decoder's products in eight bits.
-
-    The products of states, of layers' outputs and of the readout that is fed back are quantized;
-    embeddings, attention and the output are not. The encoder is in double precision.
-    """
+    """log p [B, T, V] after each of `tokens` [B, T] with the bounded products in eight bits."""
     exact = copy.deepcopy(model).double().eval()
-    memory = exact.encode(sources, lengths)
-    states = list(exact.decoder.initial_states(memory.summary))
+    values, mask, summary = _encode(model, exact, sources, lengths)
+    memory = _attended(model, values, mask, summary)
+    states = _initial_states(model, summary)
     steps = []
     for t in range(tokens.shape[1]):
         logits, states = _step(model, exact, tokens[:, t], states, memory)
         steps.append(torch.log_softmax(logits, dim=1))
     return torch.stack(steps, dim=1)
+
+
+def _encode(
+    model: EncoderDecoder, exact: EncoderDecoder, sources: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The last layer's outputs [B, M, D], where they lie inside [B, M], the last states [B, D]."""
+    x = exact.encoder.embedding(sources.t())  # [S, B, E]
+    if exact.encoder.convolutions is not None:
+        x, lengths = exact.encoder.convolutions(x, lengths)
+    inside = torch.arange(len(x)).unsqueeze(1) < lengths  # [M, B]
+    last: list[Tensor] = []
+    for i, layer in enumerate(model.encoder.bidirectional_layers):
+        outputs, last = [], []
+        for direction in (layer.forwards, layer.backwards):
+            weight = direction.weight_ih.detach()
+            sums = quantized_product(x, _of(weight.numpy().T)) if i else x @ weight.double().T
+            steps = range(len(x)) if direction is layer.forwards else reversed(range(len(x)))
+            found, end = _run(layer.cell, direction, sums, inside, list(steps))
+            outputs.append(found)
+            last.append(end)
+        x = torch.cat(outputs, dim=2)
+    return x.transpose(0, 1), inside.t(), torch.cat(last, dim=1)
+
+
+def _run(
+    cell: str, layer: RecurrentLayer, sums: Tensor, inside: Tensor, steps: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Outputs [M, B, H] of one direction, and its last h [B, H], from its inputs' `sums`."""
+    hidden = layer.weight_hh.shape[1]
+    states = [sums.new_zeros(sums.shape[1], hidden) for _ in STATE_NAMES[cell]]
+    outputs = sums.new_zeros(*sums.shape[:2], hidden)
+    for t in steps:
+        after = _layer(cell, layer, states, plain=sums[t], bounded=[])
+        outputs[t] = after[0]
+        kept = inside[t].unsqueeze(1)
+        states = [torch.where(kept, *pair) for pair in zip(after, states, strict=True)]
+    return outputs, states[0]
+
+
+def _attended(model: EncoderDecoder, values: Tensor, mask: Tensor, summary: Tensor) -> Memory:
+    """The memory, its values already through the readout's weights: [B, M, R]."""
+    attention = model.decoder.attention
+    if attention is None:
+        return Memory(values, values, mask, summary)
+    keys = values
+    if attention.kind != "dot":
+        keys = quantized_product(values, _of(attention.key.weight.detach().numpy().T))
+    weight = model.decoder.readout.weight.detach().numpy()[:, : values.shape[2]]
+    return Memory(quantized_product(values, _of(weight.T)), keys, mask, summary)
+
+
+def _initial_states(model: EncoderDecoder, summary: Tensor) -> list[Tensor]:
+    states = []
+    for name, bridge in model.decoder.bridges.items():
+        weight, bias = (x.detach() for x in bridge.parameters())
+        state = quantized_product(summary, _of(weight.numpy().T)) + bias.double()
+        states.append(torch.tanh(state) if name.startswith("h") else state)
+    if model.config.input_feeding:
+        states.append(summary.new_zeros(len(summary), model.decoder.readout_size))
+    return states
 
 
 def _step(
@@ -57,8 +118,7 @@ def _step(
     total = quantized_product(x, QuantizedMatrix.of(weight[:, attended:].T)) + decoder.readout.bias
     if decoder.attention is not None:
         weights = decoder.attention(x.unsqueeze(1), memory)  # [B, 1, M]
-        context = (weights @ memory.values).squeeze(1)
-        total = total + context @ decoder.readout.weight[:, :attended].T
+        total = total + (weights @ memory.values).squeeze(1)
     readout = torch.tanh(total)
     if config.input_feeding:
         after.append(readout)

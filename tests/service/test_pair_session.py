@@ -224,7 +224,7 @@ def as_described(bundle: EncoderDecoderBundle, file: str) -> EncoderDecoderBundl
     def tell(document: dict[str, Any]) -> None:
         (place,) = (i for i, x in enumerate(document["graphs"]) if x["file"] == file)
         graph = document["graphs"][place]
-        told = describe_graph(graph["precision"], graph["role"], file, bundle.graphs[file])
+        told = describe_graph(graph["precision"], graph["role"], bundle.graphs[file])
         document["graphs"][place] = told.model_dump()
 
     return with_manifest(bundle, tell)
@@ -336,4 +336,4 @@ def test_a_precision_that_is_not_there_is_refused(bundle: EncoderDecoderBundle) 
         document["precision"] = "fp32"
 
     message = refusal(with_manifest(bundle, leave_out), "int8")
-    assert message == "tiny-pairs: no int8 decoder; it has fp32"
+    assert message == "tiny-pairs: no int8 encoder; it has fp32"

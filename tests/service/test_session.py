@@ -15,7 +15,7 @@ from service.graphs import GoldenMismatch
 from service.session import OnnxSession
 from service.settings import Settings
 from tests.bundles import ALPHABET, HIDDEN, in_memory, tiny_files
-from training.export import describe
+from training.bundle_parts import describe_graph
 
 SEQUENCE = "sequence.fp32.onnx"
 Change = Callable[[dict[str, Any]], object]
@@ -44,7 +44,7 @@ def with_graph(bundle: Bundle, change: Callable[[onnx.ModelProto], object]) -> B
 def with_graph_as_described(bundle: Bundle, change: Callable[[onnx.ModelProto], object]) -> Bundle:
     """Another graph, and a manifest that tells the truth about it."""
     changed = with_graph(bundle, change)
-    described = describe("fp32", "sequence", changed.graphs[SEQUENCE])
+    described = describe_graph("fp32", "sequence", changed.graphs[SEQUENCE])
 
     def tell(document: dict[str, Any]) -> None:
         others = [x for x in document["graphs"] if x["file"] != SEQUENCE]

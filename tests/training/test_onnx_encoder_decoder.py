@@ -19,9 +19,9 @@ from tests.training.helpers import pair_split_of, tiny_encoder_decoder
 from training import onnx_decoder, pair_parity
 from training.bundle_parts import MAX_DIFFERENCE, MAX_INT8_DIFFERENCE, ExportError
 from training.encoder_decoder import EncoderDecoder
-from training.onnx_decoder import build_decoder, table_is_smaller
+from training.onnx_decoder import build_decoder
 from training.onnx_encoder import build_encoder
-from training.onnx_interface import memory_shapes, state_sizes
+from training.onnx_interface import memory_shapes, state_sizes, table_is_smaller
 from training.pair_batches import PairBatch, pair_batch
 from training.pair_parity import (
     OnnxEncoderDecoder,
@@ -77,7 +77,9 @@ def held_out() -> PairSplit:
 
 
 def loaded(model: EncoderDecoder, precision: Precision) -> OnnxEncoderDecoder:
-    return OnnxEncoderDecoder.load(model, build_encoder(model), build_decoder(model, precision))
+    return OnnxEncoderDecoder.load(
+        model, build_encoder(model, precision), build_decoder(model, precision)
+    )
 
 
 def parts(batch: PairBatch) -> tuple[Any, Any, Any]:
@@ -105,7 +107,7 @@ def test_the_graphs_are_pytorch_in_single_precision(kind: dict[str, Any]) -> Non
 
 
 @every_kind
-def test_the_int8_decoder_is_its_reference(kind: dict[str, Any]) -> None:
+def test_the_int8_graphs_are_their_reference(kind: dict[str, Any]) -> None:
     model = made(**kind)
     difference = check_pair_int8(model, loaded(model, "int8"), held_out())
     assert 0.0 < difference <= MAX_INT8_DIFFERENCE
@@ -215,12 +217,11 @@ def test_a_changed_weight_is_caught(name: str) -> None:
         check_pair_parity(nudged(model, name), loaded(model, "fp32"), held_out())
 
 
-@pytest.mark.parametrize(
-    "name", ["decoder.layers.0.weight_hh", "decoder.readout.weight", "decoder.output.bias"]
-)
+# A twentieth of a query weighs less than a step of a state here, and is not quantized.
+@pytest.mark.parametrize("name", [x for x in parameters(**CRNN) if "query" not in x])
 def test_a_changed_weight_is_caught_in_eight_bits(name: str) -> None:
-    model = made()
-    with pytest.raises(ExportError, match="the int8 decoder and its reference differ"):
+    model = made(**CRNN)
+    with pytest.raises(ExportError, match="the int8 graphs and their reference differ"):
         check_pair_int8(nudged(model, name), loaded(model, "int8"), held_out())
 
 
@@ -243,11 +244,11 @@ def test_graphs_pass_onnx_own_checker_with_the_shapes_that_the_bundle_states(
 ) -> None:
     model = made(**kind)
     states, memory = state_sizes(model), memory_shapes(model)
-    encoder = onnx.load_model_from_string(build_encoder(model))
-    onnx.checker.check_model(encoder, full_check=True)
-    assert [x.name for x in encoder.graph.input] == ["tokens", "lengths"]
-    assert {x.name for x in encoder.graph.output} == {f"{x}_out" for x in states} | set(memory)
     for precision in PRECISIONS:
+        encoder = onnx.load_model_from_string(build_encoder(model, precision))
+        onnx.checker.check_model(encoder, full_check=True)
+        assert [x.name for x in encoder.graph.input] == ["tokens", "lengths"]
+        assert {x.name for x in encoder.graph.output} == {f"{x}_out" for x in states} | set(memory)
         decoder = onnx.load_model_from_string(build_decoder(model, precision))
         onnx.checker.check_model(decoder, full_check=True)
         assert [x.name for x in decoder.graph.input] == ["tokens", *states, *memory]
@@ -305,7 +306,7 @@ def test_a_table_of_products_gives_what_the_products_give(
         names = {x.name for x in onnx.load_model_from_string(graph).graph.initializer}
         assert ("table" in names) is smaller
         assert ("embedding_weight" in names) is not smaller
-        onnx_model = OnnxEncoderDecoder.load(model, build_encoder(model), graph)
+        onnx_model = OnnxEncoderDecoder.load(model, build_encoder(model, precision), graph)
         found[smaller] = onnx_model.logprobs(*parts(batch))[batch.targets != PAD_ID]
     difference = np.abs(found[True] - found[False])
     # In eight bits a sum between two steps may be rounded either way.

@@ -1,0 +1,63 @@
+"""Products of what lies within one with weights, in a graph's precision.
+
+In eight bits they have the fixed scales of `quantization`: the states of the cells and the readout,
+whatever they come from, lie within one.
+"""
+
+from collections.abc import Sequence
+
+from service.bundle import Precision
+from training.onnx_builder import FloatArray, GraphBuilder
+from training.onnx_cells import add_int8_matrix, add_state_steps, int8_product, int8_steps
+from training.quantization import QuantizedMatrix
+
+
+class Products:
+    """Writes products into `graph`, which has the constants `axis_0` to `axis_2`."""
+
+    def __init__(self, graph: GraphBuilder, precision: Precision) -> None:
+        self._graph = graph
+        self._int8 = precision == "int8"
+        if self._int8:
+            add_state_steps(graph)
+
+    def add_rows(
+        self,
+        name: str,
+        inputs: Sequence[str],
+        weight: FloatArray,
+        body: GraphBuilder | None = None,
+    ) -> str:
+        """The product [B, n] of `inputs` [B, …], one beside the other, with `weight` [K, n].
+
+        Its nodes go to `body`, the inside of a Scan, where there is one.
+        """
+        nodes = self._graph if body is None else body
+        if self._int8:
+            return self._add_int8(name, inputs, weight, nodes)
+        self._graph.constant(f"{name}_weight", weight)
+        whole = inputs[0]
+        if len(inputs) > 1:
+            whole = nodes.add("Concat", list(inputs), f"{name}_inputs", axis=-1)
+        # In three dimensions: a product of two matrices and a bias becomes a Gemm, whose kernel
+        # depends on the number of rows.
+        nodes.add("Unsqueeze", [whole, "axis_1"], f"{name}_rows")
+        nodes.add("MatMul", [f"{name}_rows", f"{name}_weight"], f"{name}_products")
+        return nodes.add("Squeeze", [f"{name}_products", "axis_1"], f"{name}_product")
+
+    def add_positions(self, name: str, x: str, weight: FloatArray) -> str:
+        """The product [.., .., n] of `x` [.., .., K] with `weight` [K, n]."""
+        if self._int8:
+            return self._add_int8(name, [x], weight, self._graph)
+        self._graph.constant(f"{name}_weight", weight)
+        return self._graph.add("MatMul", [x, f"{name}_weight"], f"{name}_product")
+
+    def _add_int8(
+        self, name: str, inputs: Sequence[str], weight: FloatArray, nodes: GraphBuilder
+    ) -> str:
+        add_int8_matrix(self._graph, name, QuantizedMatrix.of(weight))
+        steps = [int8_steps(nodes, x, f"{name}_{x}_steps") for x in inputs]
+        whole = steps[0]
+        if len(steps) > 1:
+            whole = nodes.add("Concat", steps, f"{name}_steps", axis=-1)
+        return int8_product(nodes, whole, name)
