@@ -123,6 +123,10 @@ class SearchBatch:
         self._sums = np.empty((0, width))  # [N, K] nats; -inf for a row that is done or unused
         self._written = np.empty((0, 0), np.uint16)  # [B, T]
         self._picked = np.empty((0, 0), np.float32)  # [B, T] the tokens' log-probabilities
+        # What a live beam's nats are divided by for the best score that it can reach, and the score
+        # that it has to beat: -inf until as many have ended as are asked for. [N] each.
+        self._reach = np.empty(0)
+        self._floors = np.empty(0)
         self._sampler: Sampler | None = None
         self._derived = False
 
@@ -136,16 +140,21 @@ class SearchBatch:
         for row, search in zip(sums, searches, strict=True):
             # Beams start as one, since the others would be its copies; samples start as many.
             row[: 1 if search.params is None else width] = 0.0
+        reach = np.array([math.pow(x.max_tokens, x.length_penalty) for x in searches])
+        floors = np.full(count, -np.inf)
         start = np.full(count * width, BOS_ID, np.int64)
         if not self.searches:
             self._states, self._memory = states, encoded.memory
             self._tokens, self._sums = start, sums
+            self._reach, self._floors = reach, floors
             self._written, self._picked = blank, blank.astype(np.float32)
         else:
             self._states = _joined(self._states, states)
             self._memory = _joined(self._memory, encoded.memory)
             self._tokens = np.concatenate((self._tokens, start))
             self._sums = np.concatenate((self._sums, sums))
+            self._reach = np.concatenate((self._reach, reach))
+            self._floors = np.concatenate((self._floors, floors))
             self._written = np.concatenate((_widened(self._written, room), blank))
             picked = blank.astype(np.float32)
             self._picked = np.concatenate((_widened(self._picked, room), picked))
@@ -428,6 +437,7 @@ class SearchBatch:
         self._states = tuple(state.take(rows, axis=0) for state in self._states)
         self._memory = tuple(tensor.take(index, axis=0) for tensor in self._memory)
         self._tokens, self._sums = self._tokens[rows], self._sums[index]
+        self._reach, self._floors = self._reach[index], self._floors[index]
         self._written, self._picked = self._written[rows], self._picked[rows]
         self.searches = [self.searches[i] for i in places]
         self._derived = False

@@ -3,6 +3,7 @@
 N sources, K rows of each, B = N · K, S source positions, M memory positions, V target vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -22,6 +23,9 @@ from service.bundle import (
 from service.graphs import Declared, GoldenMismatch, check_declared, open_graph
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
+# Sources are read together whose lengths lie within as many positions: fewer are more runs.
+_READ_STEP = 4
+
 IdArray: TypeAlias = npt.NDArray[np.int64]
 Tensors: TypeAlias = tuple[FloatArray, ...]
 
@@ -79,6 +83,9 @@ class OnnxPairSession:
         self._has_attention = bool(manifest.memory)
         self._state_names = [state.name for state in manifest.states]
         self._memory_names = [tensor.name for tensor in manifest.memory]
+        self._position_axes = [tensor.shape.index("M") for tensor in manifest.memory]
+        # Pads can change the last bits of convolutions.
+        self._has_own_positions = manifest.model.encoder == "recurrent"
         self._states_out = [f"{name}_out" for name in self._state_names]
         states = {x.name: ("float32", x.shape) for x in manifest.states}
         memory: Declared = {x.name: ("float32", ["N", *x.shape]) for x in manifest.memory}
@@ -112,11 +119,26 @@ class OnnxPairSession:
         return self._vocab_size
 
     def encode(self, tokens: IdArray, lengths: npt.NDArray[np.int32]) -> Encoded:
-        """Read sources [N, S], padded."""
-        outputs = [*self._states_out, *self._memory_names]
-        found = self._encoder.run(outputs, {"tokens": tokens, "lengths": lengths})
-        count = len(self._states_out)
-        return Encoded(tuple(found[:count]), tuple(found[count:]))
+        """Read sources [N, S], padded.
+
+        A recurrent encoder runs over a source's own positions, about: zeros after them are as good
+        as what it would make of pads, and nobody sees the difference.
+        """
+        if not self._has_own_positions:
+            return self._encode(tokens, lengths)
+        sizes = -(-lengths // _READ_STEP) * _READ_STEP
+        parts = [np.flatnonzero(sizes == size) for size in np.unique(sizes)]
+        found = [self._encode(tokens[x, : int(sizes[x[0]])], lengths[x]) for x in parts]
+        rows = np.argsort(np.concatenate(parts))
+        states = zip(*(part.states for part in found), strict=True)
+        memory = zip(*(part.memory for part in found), strict=True)
+        return Encoded(
+            tuple(np.concatenate(state)[rows] for state in states),
+            tuple(
+                _stacked(tensors, 1 + axis, tokens.shape[1])[rows]
+                for tensors, axis in zip(memory, self._position_axes, strict=True)
+            ),
+        )
 
     def step(self, tokens: IdArray, states: Tensors, memory: Tensors, *, attention: bool) -> Step:
         """Read one token in each of B rows."""
@@ -131,6 +153,12 @@ class OnnxPairSession:
             return Step(logprobs, tuple(after), weights)
         logprobs, *after = self._decoder.run(outputs, feeds)
         return Step(logprobs, tuple(after), None)
+
+    def _encode(self, tokens: IdArray, lengths: npt.NDArray[np.int32]) -> Encoded:
+        outputs = [*self._states_out, *self._memory_names]
+        found = self._encoder.run(outputs, {"tokens": tokens, "lengths": lengths})
+        count = len(self._states_out)
+        return Encoded(tuple(found[:count]), tuple(found[count:]))
 
     def _open(
         self,
@@ -166,6 +194,20 @@ class OnnxPairSession:
                 f"{difference:.2e} nats a token in {self.precision}, at most "
                 f"{vector.tolerance} is allowed"
             )
+
+
+def _stacked(parts: Sequence[FloatArray], axis: int, positions: int) -> FloatArray:
+    """Memory tensors of several runs one after another, as `positions` long on their `axis`."""
+    shape = list(parts[0].shape)
+    shape[0], shape[axis] = sum(map(len, parts)), positions
+    whole = np.zeros(shape, np.float32)
+    start = 0
+    for part in parts:
+        place = [slice(start, start + len(part)), *[slice(None)] * (len(shape) - 1)]
+        place[axis] = slice(part.shape[axis])
+        whole[tuple(place)] = part
+        start += len(part)
+    return whole
 
 
 def pad_sources(sources: list[npt.NDArray[np.generic]]) -> IdArray:

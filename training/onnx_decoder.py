@@ -28,6 +28,8 @@ from training.onnx_interface import (
 from training.onnx_products import Products
 from training.quantization import input_bias
 
+FAR_DOWN = 1e30  # taken from the score of a position past the source's end: exp gives exact zeros
+
 
 def build_decoder(model: EncoderDecoder, precision: Precision) -> bytes:
     """The decoder's graph, checked by ONNX's own checker."""
@@ -146,8 +148,8 @@ def _add_attention(graph: GraphBuilder, model: EncoderDecoder, h: str) -> str:
     attention = model.decoder.attention
     if attention is None:
         raise ValueError("the model has no attention")
-    graph.add("Shape", ["mask"], "sources", start=0, end=1)
-    graph.add("Shape", ["mask"], "positions", start=1, end=2)
+    graph.add("Shape", ["inside"], "sources", start=0, end=1)
+    graph.add("Shape", ["inside"], "positions", start=1, end=2)
     graph.constant("rest", np.array([-1], np.int64))
     graph.constant("hidden_size", np.array([model.config.hidden_size], np.int64))
     graph.constant("readout_size", np.array([model.decoder.readout_size], np.int64))
@@ -159,8 +161,12 @@ def _add_attention(graph: GraphBuilder, model: EncoderDecoder, h: str) -> str:
     else:
         queries = graph.add("Reshape", [h, "query_shape"], "queries")  # [N, K, H]
         scores = graph.add("MatMul", [queries, "keys"], "scores")  # [N, K, M]
-    graph.add("Unsqueeze", ["mask", "axis_1"], "mask_rows")  # [N, 1, M]
-    graph.add("Add", [scores, "mask_rows"], "masked_scores")
+    graph.constant("within", np.array(1.0, np.float32))
+    graph.constant("far_down", np.array(FAR_DOWN, np.float32))
+    graph.add("Sub", ["inside", "within"], "outside")  # [N, M] -1 past the source's end
+    graph.add("Mul", ["outside", "far_down"], "penalty")
+    graph.add("Unsqueeze", ["penalty", "axis_1"], "penalty_rows")  # [N, 1, M]
+    graph.add("Add", [scores, "penalty_rows"], "masked_scores")
     graph.add("Softmax", ["masked_scores"], "weights", axis=-1)
     graph.add("Reshape", ["weights", "attention_shape"], "attention")  # [B, M]
     graph.add("MatMul", ["weights", "values"], "contexts")  # [N, K, R]

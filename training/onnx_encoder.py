@@ -3,11 +3,11 @@
 N sources, S source positions, M memory positions, E embedding, H hidden, A attention, R readout,
 D width of the memory, F features of the convolutions, G gates of the cell.
 
-Inputs `tokens` [N, S] and `lengths` [N]; outputs the memory (`keys`, `values`, `mask`, none of them
-without attention) and the decoder's first states `<state>_out` [N, …]. What no step of the decoder
-changes is computed here, once: the keys that queries are compared with, and the values already
-multiplied by the readout's weights, so that a step adds up R numbers a position and multiplies
-nothing more.
+Inputs `tokens` [N, S] and `lengths` [N]; outputs the memory (`keys`, `values`, `inside`, none of
+them without attention) and the decoder's first states `<state>_out` [N, …]. What no step of the
+decoder changes is computed here, once: the keys that queries are compared with, and the values
+already multiplied by the readout's weights, so that a step adds up R numbers a position and
+multiplies nothing more.
 
 Layers are onnxruntime's operators where they are exact, in single precision for LSTM and GRU, and
 Scans of small operators elsewhere: for the tanh RNN, whose operator is not exact at one row, and in
@@ -36,8 +36,6 @@ from training.onnx_interface import (
 )
 from training.onnx_products import Products
 from training.quantization import input_bias
-
-OUTSIDE = -1e30  # added to the score of a position past the source's end: exp gives an exact zero
 
 
 def build_encoder(model: EncoderDecoder, precision: Precision) -> bytes:
@@ -267,7 +265,7 @@ def _add_zeros(graph: GraphBuilder, x: str, name: str, size: int) -> str:
 def _add_memory(
     graph: GraphBuilder, model: EncoderDecoder, products: Products, x: str, inside: str
 ) -> list[ValueInfo]:
-    """Keys, values and mask of `x` [M, N, D]."""
+    """Keys and values of `x` [M, N, D], and where it is: 1 inside a source, 0 past its end."""
     attention = model.decoder.attention
     if attention is None:
         return []
@@ -282,10 +280,8 @@ def _add_memory(
     size = 2 * model.config.encoder_hidden_size
     weight = array(model.decoder.readout.weight)[:, :size].T  # [D, R]
     graph.add("Identity", [products.add_positions("value", rows, weight)], "values")  # [N, M, R]
-    graph.constant("score_inside", np.array(0.0, np.float32))
-    graph.constant("score_outside", np.array(OUTSIDE, np.float32))
     graph.add("Transpose", [inside], "memory_inside_rows", perm=[1, 0])  # [N, M]
-    graph.add("Where", ["memory_inside_rows", "score_inside", "score_outside"], "mask")
+    graph.add("Cast", ["memory_inside_rows"], "inside", to=TensorProto.FLOAT)
     return [float_info(name, ["N", *shape]) for name, shape in memory_shapes(model).items()]
 
 

@@ -31,7 +31,7 @@ def memory_shapes(model: EncoderDecoder) -> dict[str, list[int | str]]:
     size = size if attention.kind == "dot" else model.config.hidden_size
     # Keys lie as the products take them: a position a column for Luong's scores.
     keys: list[int | str] = ["M", size] if attention.kind == "additive" else [size, "M"]
-    return {"keys": keys, "values": ["M", model.decoder.readout_size], "mask": ["M"]}
+    return {"keys": keys, "values": ["M", model.decoder.readout_size], "inside": ["M"]}
 
 
 def add_axes(graph: GraphBuilder) -> None:

@@ -59,11 +59,13 @@ class MemoryTensor(Record):
 
     name: str = Field(description="Output of the encoder and input of the decoder.")
     dtype: Literal["float32"] = Field(description="Element type.")
-    shape: list[int | str] = Field(description="Sizes after axis 0; M stands for its positions.")
+    shape: list[int | str] = Field(
+        description="Sizes after axis 0; M stands for its positions: zeros may follow the source's."
+    )
 
 
 class EncoderDecoderShape(Record):
-    """What the model is, for people to read: the service needs none of it."""
+    """What the model is; the service needs only to know whether there are convolutions."""
 
     cell: Cell = Field(description="Recurrent cell.")
     encoder: Literal["recurrent", "crnn"] = Field(
