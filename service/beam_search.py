@@ -102,12 +102,13 @@ class Search:
         if self.params is None:
             self.hypotheses = self.best()
 
-    def has_better(self, score: float) -> bool:
-        """Whether as many beams as are asked for have ended, and none of them scores less."""
+    @property
+    def floor(self) -> float:
+        """What a beam must score to be kept: -inf until as many have ended as are asked for."""
         if len(self.hypotheses) < self.num_hypotheses:
-            return False
+            return -math.inf
         last = self.hypotheses[-1]
-        return last.finish_reason == "stop" and last.score(self.length_penalty) >= score
+        return last.score(self.length_penalty) if last.finish_reason == "stop" else -math.inf
 
 
 class SearchBatch:
@@ -123,8 +124,8 @@ class SearchBatch:
         self._sums = np.empty((0, width))  # [N, K] nats; -inf for a row that is done or unused
         self._written = np.empty((0, 0), np.uint16)  # [B, T]
         self._picked = np.empty((0, 0), np.float32)  # [B, T] the tokens' log-probabilities
-        # What a live beam's nats are divided by for the best score that it can reach, and the score
-        # that it has to beat: -inf until as many have ended as are asked for. [N] each.
+        # Of each search, [N]: its position, its limit as its score's divisor, and its floor.
+        self._positions = np.empty(0, np.int64)
         self._reach = np.empty(0)
         self._floors = np.empty(0)
         self._sampler: Sampler | None = None
@@ -142,17 +143,19 @@ class SearchBatch:
             row[: 1 if search.params is None else width] = 0.0
         reach = np.array([math.pow(x.max_tokens, x.length_penalty) for x in searches])
         floors = np.full(count, -np.inf)
+        positions = np.zeros(count, np.int64)
         start = np.full(count * width, BOS_ID, np.int64)
         if not self.searches:
             self._states, self._memory = states, encoded.memory
             self._tokens, self._sums = start, sums
-            self._reach, self._floors = reach, floors
+            self._positions, self._reach, self._floors = positions, reach, floors
             self._written, self._picked = blank, blank.astype(np.float32)
         else:
             self._states = _joined(self._states, states)
             self._memory = _joined(self._memory, encoded.memory)
             self._tokens = np.concatenate((self._tokens, start))
             self._sums = np.concatenate((self._sums, sums))
+            self._positions = np.concatenate((self._positions, positions))
             self._reach = np.concatenate((self._reach, reach))
             self._floors = np.concatenate((self._floors, floors))
             self._written = np.concatenate((_widened(self._written, room), blank))
@@ -204,6 +207,9 @@ class SearchBatch:
         """Who does what at the next step; it changes when a source joins, leaves or is freed."""
         forced = [search.position < len(search.forced) for search in self.searches]
         self._forced = [i for i, x in enumerate(forced) if x]
+        self._limits = np.array([search.max_tokens for search in self.searches])  # [N]
+        samples = [search.params is not None for search in self.searches]
+        self._watched = np.array(forced, np.bool_) | np.array(samples, np.bool_)  # [N]
         free = [i for i, x in enumerate(forced) if not x]
         self._beams = [i for i in free if self.searches[i].params is None]
         # Of the beams, those that must not write the unknown token.
@@ -246,7 +252,7 @@ class SearchBatch:
         """The K likeliest extensions of each beam search go on, into `origins` and `chosen`.
 
         Of the 2 K likeliest those that end, and rank among the first K, are endings: (source, the
-        row that ended, nats). Ties go to the lower row and the lower token.
+        row that ended, nats), less those below the floor. Ties go to the lower row and token.
         """
         width = self._width
         everyone = len(self._beams) == len(self.searches)
@@ -272,10 +278,19 @@ class SearchBatch:
         origins[beams] = from_row[rows, front]
         chosen[beams] = token[rows, front]
         self._sums[beams] = np.where(goes_on[rows, front], totals[rows, front], -np.inf)
-        ended = np.argwhere(ends[:, :width]).tolist()
-        return [
-            (self._beams[i], int(from_row[i, rank]), float(totals[i, rank])) for i, rank in ended
-        ]
+        ended, rank = np.nonzero(ends[:, :width])
+        sources, nats = np.array(self._beams)[ended], totals[ended, rank]
+        kept = ~(self._floors[sources] >= nats / self._divisors(sources))
+        ended, rank = ended[kept], rank[kept]
+        endings = (sources[kept], from_row[ended, rank], nats[kept])
+        return list(zip(*(x.tolist() for x in endings), strict=True))
+
+    def _divisors(self, sources: IdArray) -> npt.NDArray[np.float64]:
+        """What the scores of targets that end here divide by."""
+        # By Python's pow, as in a hypothesis's score: NumPy's may differ from it in the last bit.
+        lengths = (self._positions[sources] + 1).tolist()
+        penalties = [self.searches[i].length_penalty for i in sources.tolist()]
+        return np.array(list(map(math.pow, lengths, penalties)))
 
     # --- moving on ------------------------------------------------------------------------------
 
@@ -294,7 +309,7 @@ class SearchBatch:
         for i, row, total in endings:
             search = self.searches[i]
             length = search.position + 1
-            if search.has_better(total / math.pow(length, search.length_penalty)):
+            if search.floor >= total / math.pow(length, search.length_penalty):
                 continue
             place = i * self._width + row
             tokens = (*self._written[place, : search.position].tolist(), EOS_ID)
@@ -302,6 +317,7 @@ class SearchBatch:
             picked = (*self._picked[place, : search.position].tolist(), last)
             attention = _traced(search, row, len(search.trace) - 1)
             search.keep(Hypothesis(tokens, picked, total, "stop", row, attention))
+            self._floors[i] = search.floor
 
     def _advance(
         self, origins: IdArray, chosen: IdArray, logprobs: npt.NDArray[np.float32]
@@ -315,12 +331,13 @@ class SearchBatch:
             self._written = self._written.take(index, axis=0)
             self._picked = self._picked.take(index, axis=0)
         self._tokens = chosen.ravel()
-        positions = np.repeat([search.position for search in self.searches], width)
+        positions = np.repeat(self._positions, width)
         rows = np.arange(count * width)
         self._written[rows, positions] = self._tokens
         self._picked[rows, positions] = picked.ravel()
-        for search in self.searches:
-            search.position += 1
+        self._positions = self._positions + 1
+        for search, position in zip(self.searches, self._positions.tolist(), strict=True):
+            search.position = position
 
     def _finish(
         self, finite: npt.NDArray[np.bool_], logprobs: npt.NDArray[np.float32]
@@ -328,19 +345,33 @@ class SearchBatch:
         """Let the searches leave that are done or have failed."""
         done: list[Search] = []
         failed: list[tuple[Search, ModelFailure]] = []
-        stay = []
-        best = self._sums.max(axis=1).tolist()
-        for i, search in enumerate(self.searches):
+        left = np.zeros(len(self.searches), np.bool_)
+        best = self._sums.max(axis=1)  # [N]
+        for i in np.flatnonzero(self._may_be_done(finite, best)).tolist():
+            search = self.searches[i]
             if not finite[i]:
                 error = ModelFailure("the model gave a log-probability that is not finite")
                 failed.append((search, error))
-            elif self._is_done(i, search, logprobs[i], best[i]):
+                left[i] = True
+            elif self._is_done(i, search, logprobs[i], float(best[i])):
                 done.append(search)
-            else:
-                stay.append(i)
-        if len(stay) < len(self.searches):
-            self._keep(stay)
+                left[i] = True
+        self._keep(np.flatnonzero(~left).tolist())
         return done, failed
+
+    def _may_be_done(
+        self, finite: npt.NDArray[np.bool_], best: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.bool_]:
+        """The searches [N] that have to be looked at one by one after this step: few of many."""
+        positions = self._positions
+        looks = (positions >= CYCLE_TOKENS) & (positions % _LOOK_EVERY == 0)
+        # One beam is greedy: its first ending is its last.
+        beaten = (self._floors >= best / self._reach) | (self._width == 1)
+        beaten &= self._floors > -np.inf
+        some: npt.NDArray[np.bool_] = (
+            ~finite | self._watched | looks | beaten | (positions >= self._limits) | (best == -np.inf)
+        )
+        return some
 
     def _is_done(
         self, i: int, search: Search, logprobs: npt.NDArray[np.float32], best: float
@@ -395,6 +426,7 @@ class SearchBatch:
                 self._attention_of(search, row),
             )
             search.keep(hypothesis)
+            self._floors[i] = search.floor
             self._sums[i, row] = -math.inf
 
     def _attention_of(self, search: Search, row: int) -> FloatArray | None:
@@ -426,7 +458,8 @@ class SearchBatch:
         """
         # One beam is greedy: it ends where the end is the likeliest token.
         bound = -math.inf if self._width == 1 else best
-        return search.has_better(bound / math.pow(search.max_tokens, search.length_penalty))
+        reach = bound / math.pow(search.max_tokens, search.length_penalty)
+        return -math.inf < search.floor >= reach
 
     def _keep(self, places: list[int]) -> None:
         """Only the sources at these places stay."""
@@ -437,7 +470,8 @@ class SearchBatch:
         self._states = tuple(state.take(rows, axis=0) for state in self._states)
         self._memory = tuple(tensor.take(index, axis=0) for tensor in self._memory)
         self._tokens, self._sums = self._tokens[rows], self._sums[index]
-        self._reach, self._floors = self._reach[index], self._floors[index]
+        self._positions, self._reach = self._positions[index], self._reach[index]
+        self._floors = self._floors[index]
         self._written, self._picked = self._written[rows], self._picked[rows]
         self.searches = [self.searches[i] for i in places]
         self._derived = False

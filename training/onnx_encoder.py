@@ -60,8 +60,10 @@ def build_encoder(model: EncoderDecoder, precision: Precision) -> bytes:
             sums = _add_input_sums(graph, model, products, i, x)
             x, summary = _add_scanned_layer(graph, products, i, layer, inputs=sums, inside=inside)
         else:
-            embedded = x if i or model.encoder.convolutions is not None else _embed(graph, model)
-            x, summary = _add_operator_layer(graph, i, layer, embedded)
+            weights = [array(layer.forwards.weight_ih), array(layer.backwards.weight_ih)]
+            if i == 0 and model.encoder.convolutions is None:
+                x, weights = _read_tokens(graph, model, weights)
+            x, summary = _add_operator_layer(graph, i, layer, x, weights)
     graph.add("Concat", summary, "summary", axis=-1)  # [N, D]
     outputs = _add_memory(graph, model, products, x, inside) + _add_bridges(graph, model, products)
     inputs = [
@@ -75,6 +77,24 @@ def _embed(graph: GraphBuilder, model: EncoderDecoder) -> str:
     """Embeddings [S, N, E] of the tokens."""
     graph.constant("embedding", array(model.encoder.embedding.weight))
     return graph.add("Gather", ["embedding", "tokens_by_time"], "embedded")
+
+
+def _read_tokens(
+    graph: GraphBuilder, model: EncoderDecoder, weights: list[FloatArray]
+) -> tuple[str, list[FloatArray]]:
+    """The first operator's input [S, N, …], and what it is to be multiplied by [G·H, …].
+
+    Where that makes the file smaller, rows with a single one choose columns from a table of
+    products, to the bit: all else they add up are zeros.
+    """
+    embedding = array(model.encoder.embedding.weight)
+    if not table_is_smaller(*embedding.shape, sum(map(len, weights))):
+        return _embed(graph, model), weights
+    graph.constant("vocab_size", np.array(len(embedding), np.int64))
+    graph.constant("zero_and_one", np.array([0.0, 1.0], np.float32))
+    x = graph.add("OneHot", ["tokens_by_time", "vocab_size", "zero_and_one"], "chosen")
+    exact = embedding.astype(np.float64).T
+    return x, [(weight @ exact).astype(np.float32) for weight in weights]
 
 
 def _add_convolutions(graph: GraphBuilder, front: Convolutions, x: str) -> tuple[str, str]:
@@ -125,9 +145,12 @@ def _add_convolutions(graph: GraphBuilder, front: Convolutions, x: str) -> tuple
 
 
 def _add_operator_layer(
-    graph: GraphBuilder, i: int, layer: BidirectionalLayer, x: str
+    graph: GraphBuilder, i: int, layer: BidirectionalLayer, x: str, weights: list[FloatArray]
 ) -> tuple[str, list[str]]:
-    """ONNX's bidirectional LSTM or GRU: outputs [M, N, D], and its last states [N, D / 2] twice."""
+    """ONNX's bidirectional LSTM or GRU: outputs [M, N, D], and its last states [N, D / 2] twice.
+
+    `weights` [G·H, …] of each direction multiply `x` [M, N, …].
+    """
     both = (layer.forwards, layer.backwards)
 
     def stacked(parts: Sequence[Sequence[FloatArray]]) -> FloatArray:
@@ -136,7 +159,7 @@ def _add_operator_layer(
         )
 
     parameters = [
-        graph.constant(f"weight_ih{i}", stacked([[array(x.weight_ih)] for x in both])),
+        graph.constant(f"weight_ih{i}", stacked([[weight] for weight in weights])),
         graph.constant(f"weight_hh{i}", stacked([[array(x.weight_hh)] for x in both])),
         graph.constant(f"bias{i}", stacked([[array(x.bias_ih), array(x.bias_hh)] for x in both])),
     ]
