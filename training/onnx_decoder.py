@@ -21,9 +21,9 @@ from training.onnx_interface import (
     add_axes,
     affine,
     float_info,
+    has_target_table,
     memory_shapes,
     state_sizes,
-    table_is_smaller,
 )
 from training.onnx_products import Products
 from training.quantization import input_bias
@@ -38,7 +38,7 @@ def build_decoder(model: EncoderDecoder, precision: Precision) -> bytes:
     decoder = model.decoder
     products = Products(graph, precision)
     names = decoder.recurrent_names
-    bias = _add_embedding_products(graph, model)
+    bias = _add_embedding_products(graph, model, products)
     bounded = [FEED] if model.config.input_feeding else []
     output = ""
     for i in range(model.config.decoder_layers):
@@ -48,12 +48,12 @@ def build_decoder(model: EncoderDecoder, precision: Precision) -> bytes:
     if model.config.input_feeding:
         graph.add("Identity", [readout], f"{FEED}_out")
     _rename(graph, {f"{x}_before": x for x in names} | {f"{x}_new": f"{x}_out" for x in names})
-    _add_output_weight(graph, model)  # [R, V]
+    output_weight = _add_output_weight(graph, model, products)  # [R, V]
     graph.constant("output_bias", array(decoder.output.bias))
     # In three dimensions, as everywhere: a product of two matrices and a bias becomes a Gemm, whose
     # kernel depends on the number of rows.
     graph.add("Unsqueeze", [readout, "axis_1"], "readouts")  # [B, 1, R]
-    graph.add("MatMul", ["readouts", "output_weight"], "output_product")
+    graph.add("MatMul", ["readouts", output_weight], "output_product")
     graph.add("Add", ["output_product", "output_bias"], "logits")
     graph.add("LogSoftmax", ["logits"], "all_logprobs", axis=-1)
     graph.add("Squeeze", ["all_logprobs", "axis_1"], "logprobs")  # [B, V]
@@ -67,18 +67,19 @@ def build_decoder(model: EncoderDecoder, precision: Precision) -> bytes:
     return finish_model(graph, inputs, outputs)
 
 
-def _add_embedding_products(graph: GraphBuilder, model: EncoderDecoder) -> str:
+def _add_embedding_products(graph: GraphBuilder, model: EncoderDecoder, products: Products) -> str:
     """What the first layer adds for each token read, biases included, [B, G·H]."""
     decoder, layer = model.decoder, model.decoder.recurrent_layers[0]
     embedding = array(decoder.embedding.weight)  # [V, E]
     weight = array(layer.weight_ih)[:, : model.config.embedding_dim].T  # [E, G·H]
     bias = input_bias(model.config.cell, layer)
-    if table_is_smaller(decoder.vocab_size, *weight.shape):
+    if has_target_table(model):
         table = embedding.astype(np.float64) @ weight + bias
         graph.constant("table", table.astype(np.float32))
         return graph.add("Gather", ["table", "tokens"], "token_sums")
-    graph.constant("embedding", embedding)
-    graph.constant("embedding_weight", weight)
+    products.add_stored("embedding_columns", embedding.T)  # [E, V]
+    graph.add("Transpose", ["embedding_columns"], "embedding", perm=[1, 0])
+    products.add_stored("embedding_weight", weight)
     graph.constant("embedding_bias", bias)
     graph.add("Gather", ["embedding", "tokens"], "embedded")
     graph.add("Unsqueeze", ["embedded", "axis_1"], "embedded_rows")
@@ -87,13 +88,14 @@ def _add_embedding_products(graph: GraphBuilder, model: EncoderDecoder) -> str:
     return graph.add("Squeeze", ["embedding_sums", "axis_1"], "token_sums")
 
 
-def _add_output_weight(graph: GraphBuilder, model: EncoderDecoder) -> None:
-    """`output_weight` [R, V]: where it is the embedding, the file has it once."""
-    if model.config.tie_embeddings and "embedding" in {x.name for x in graph.constants}:
-        # onnxruntime turns it around once, when it opens the graph.
-        graph.add("Transpose", ["embedding"], "output_weight", perm=[1, 0])
-    else:
-        graph.constant("output_weight", array(model.decoder.output.weight).T)
+def _add_output_weight(graph: GraphBuilder, model: EncoderDecoder, products: Products) -> str:
+    """The output's weight [R, V]: where it is the embedding, the file has it once."""
+    weight = array(model.decoder.output.weight).T
+    if has_target_table(model):
+        return graph.constant("output_weight", weight)
+    if model.config.tie_embeddings:
+        return "embedding_columns"
+    return products.add_stored("output_weight", weight)
 
 
 def _add_decoder_layer(

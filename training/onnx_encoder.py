@@ -30,9 +30,9 @@ from training.onnx_interface import (
     add_inside,
     affine,
     float_info,
+    has_source_table,
     memory_shapes,
     state_sizes,
-    table_is_smaller,
 )
 from training.onnx_products import Products
 from training.quantization import input_bias
@@ -51,7 +51,9 @@ def build_encoder(model: EncoderDecoder, precision: Precision) -> bytes:
     graph.add("Transpose", ["tokens"], "tokens_by_time", perm=[1, 0])  # [S, N]
     x, lengths = "tokens_by_time", "lengths_64"
     if model.encoder.convolutions is not None:
-        x, lengths = _add_convolutions(graph, model.encoder.convolutions, _embed(graph, model))
+        x, lengths = _add_convolutions(
+            graph, model.encoder.convolutions, _embed(graph, model, products)
+        )
     inside = add_inside(graph, x, lengths, "memory")  # [M, N]
     graph.add("Cast", [lengths], "memory_lengths", to=TensorProto.INT32)
     summary: list[str] = []
@@ -62,7 +64,7 @@ def build_encoder(model: EncoderDecoder, precision: Precision) -> bytes:
         else:
             weights = [array(layer.forwards.weight_ih), array(layer.backwards.weight_ih)]
             if i == 0 and model.encoder.convolutions is None:
-                x, weights = _read_tokens(graph, model, weights)
+                x, weights = _read_tokens(graph, model, products, weights)
             x, summary = _add_operator_layer(graph, i, layer, x, weights)
     graph.add("Concat", summary, "summary", axis=-1)  # [N, D]
     outputs = _add_memory(graph, model, products, x, inside) + _add_bridges(graph, model, products)
@@ -73,14 +75,15 @@ def build_encoder(model: EncoderDecoder, precision: Precision) -> bytes:
     return finish_model(graph, inputs, outputs)
 
 
-def _embed(graph: GraphBuilder, model: EncoderDecoder) -> str:
+def _embed(graph: GraphBuilder, model: EncoderDecoder, products: Products) -> str:
     """Embeddings [S, N, E] of the tokens."""
-    graph.constant("embedding", array(model.encoder.embedding.weight))
+    products.add_stored("embedding_columns", array(model.encoder.embedding.weight).T)  # [E, V]
+    graph.add("Transpose", ["embedding_columns"], "embedding", perm=[1, 0])
     return graph.add("Gather", ["embedding", "tokens_by_time"], "embedded")
 
 
 def _read_tokens(
-    graph: GraphBuilder, model: EncoderDecoder, weights: list[FloatArray]
+    graph: GraphBuilder, model: EncoderDecoder, products: Products, weights: list[FloatArray]
 ) -> tuple[str, list[FloatArray]]:
     """The first operator's input [S, N, …], and what it is to be multiplied by [G·H, …].
 
@@ -88,8 +91,8 @@ def _read_tokens(
     products, to the bit: all else they add up are zeros.
     """
     embedding = array(model.encoder.embedding.weight)
-    if not table_is_smaller(*embedding.shape, sum(map(len, weights))):
-        return _embed(graph, model), weights
+    if not has_source_table(model):
+        return _embed(graph, model, products), weights
     graph.constant("vocab_size", np.array(len(embedding), np.int64))
     graph.constant("zero_and_one", np.array([0.0, 1.0], np.float32))
     x = graph.add("OneHot", ["tokens_by_time", "vocab_size", "zero_and_one"], "chosen")
@@ -205,15 +208,20 @@ def _add_input_sums(
             for name in directions
         ]
     embedding = array(model.encoder.embedding.weight)
-    reads_tokens = model.encoder.convolutions is None
-    if reads_tokens and table_is_smaller(len(embedding), *weights["forward0"].shape):
+    if has_source_table(model):
         for name in directions:
             table = embedding.astype(np.float64) @ weights[name] + biases[name]
             graph.constant(f"{name}_table", table.astype(np.float32))
         return [graph.add("Gather", [f"{name}_table", x], f"{name}_sums") for name in directions]
     # Neither embeddings nor features of convolutions have a bound.
-    x = _embed(graph, model) if reads_tokens else x
-    return [affine(graph, f"{name}_input", x, weights[name], biases[name]) for name in directions]
+    x = _embed(graph, model, products) if model.encoder.convolutions is None else x
+    sums = []
+    for name in directions:
+        graph.constant(f"{name}_bias", biases[name])
+        weight = products.add_stored(f"{name}_weight", weights[name])
+        graph.add("MatMul", [x, weight], f"{name}_product")
+        sums.append(graph.add("Add", [f"{name}_product", f"{name}_bias"], f"{name}_sums"))
+    return sums
 
 
 def _add_scanned_layer(

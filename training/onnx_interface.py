@@ -64,6 +64,23 @@ def table_is_smaller(vocab_size: int, embedding_dim: int, sums: int) -> bool:
     return vocab_size * sums <= vocab_size * embedding_dim + embedding_dim * sums
 
 
+def has_source_table(model: EncoderDecoder) -> bool:
+    """Whether the encoder looks up what its first layer adds for a token: in each direction."""
+    encoder = model.encoder
+    if encoder.convolutions is not None:
+        return False
+    sums = 2 * len(encoder.bidirectional_layers[0].forwards.weight_ih)
+    embedding = encoder.embedding
+    return table_is_smaller(embedding.num_embeddings, embedding.embedding_dim, sums)
+
+
+def has_target_table(model: EncoderDecoder) -> bool:
+    """Whether the decoder looks up what its first layer adds for a token."""
+    sums = len(model.decoder.recurrent_layers[0].weight_ih)
+    embedding = model.decoder.embedding
+    return table_is_smaller(embedding.num_embeddings, embedding.embedding_dim, sums)
+
+
 def float_info(name: str, shape: Sequence[int | str]) -> ValueInfo:
     """An input or output in single precision."""
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))

@@ -1,10 +1,13 @@
 """Products of what lies within one with weights, in a graph's precision.
 
 In eight bits they have the fixed scales of `quantization`: the states of the cells and the readout,
-whatever they come from, lie within one.
+whatever they come from, lie within one. What multiplies an embedding, which has no bound, is only
+stored in eight bits, and the products are in single precision.
 """
 
 from collections.abc import Sequence
+
+from onnx import TensorProto
 
 from service.bundle import Precision
 from training.onnx_builder import FloatArray, GraphBuilder
@@ -51,6 +54,19 @@ class Products:
             return self._add_int8(name, [x], weight, self._graph)
         self._graph.constant(f"{name}_weight", weight)
         return self._graph.add("MatMul", [x, f"{name}_weight"], f"{name}_product")
+
+    def add_stored(self, name: str, weight: FloatArray) -> str:
+        """`weight` [K, n] in single precision: in an eight-bit graph one scale a column stands by.
+
+        onnxruntime multiplies them out once, when it opens the graph.
+        """
+        if not self._int8:
+            return self._graph.constant(name, weight)
+        matrix = QuantizedMatrix.of(weight)
+        self._graph.constant(f"{name}_stored", matrix.values)
+        self._graph.constant(f"{name}_scale", matrix.scale)
+        self._graph.add("Cast", [f"{name}_stored"], f"{name}_steps", to=TensorProto.FLOAT)
+        return self._graph.add("Mul", [f"{name}_steps", f"{name}_scale"], name)
 
     def _add_int8(
         self, name: str, inputs: Sequence[str], weight: FloatArray, nodes: GraphBuilder

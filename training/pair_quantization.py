@@ -4,7 +4,8 @@ B batch, S source positions, M memory positions, T target positions, V target vo
 the memory, R readout, G gates of the cell, H hidden.
 
 Quantized are the products of what lies within one: of states, of layers' outputs, and of the
-readout that is fed back. Embeddings, convolutions, attention and the output are not.
+readout that is fed back. Embeddings that no table replaces, and what multiplies them, are stored in
+eight bits and multiplied as they are; convolutions, attention and the output are not quantized.
 """
 
 import copy
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from training.encoder_decoder import EncoderDecoder, Memory
 from training.language_model import GATES, STATE_NAMES, RecurrentLayer
+from training.onnx_interface import has_source_table, has_target_table
 from training.quantization import QuantizedMatrix, quantized_product
 
 
@@ -24,7 +26,7 @@ def reference_logprobs(
     model: EncoderDecoder, sources: Tensor, lengths: Tensor, tokens: Tensor
 ) -> Tensor:
     """log p [B, T, V] after each of `tokens` [B, T] with the bounded products in eight bits."""
-    exact = copy.deepcopy(model).double().eval()
+    exact = _with_stored_weights(model)
     values, mask, summary = _encode(model, exact, sources, lengths)
     memory = _attended(model, values, mask, summary)
     states = _initial_states(model, summary)
@@ -33,6 +35,30 @@ def reference_logprobs(
         logits, states = _step(model, exact, tokens[:, t], states, memory)
         steps.append(torch.log_softmax(logits, dim=1))
     return torch.stack(steps, dim=1)
+
+
+def _with_stored_weights(model: EncoderDecoder) -> EncoderDecoder:
+    """The model in double precision, with the weights that have eight bits in the files alone."""
+    exact = copy.deepcopy(model).double().eval()
+    encoder, decoder = exact.encoder, exact.decoder
+    if not has_source_table(model):
+        encoder.embedding.weight.copy_(_stored(encoder.embedding.weight))
+        layer = encoder.bidirectional_layers[0]
+        for weight in (layer.forwards.weight_ih, layer.backwards.weight_ih):
+            weight.copy_(_stored(weight))
+    if not has_target_table(model):
+        decoder.embedding.weight.copy_(_stored(decoder.embedding.weight))
+        if not model.config.tie_embeddings:
+            decoder.output.weight.copy_(_stored(decoder.output.weight))
+        own = decoder.recurrent_layers[0].weight_ih[:, : model.config.embedding_dim]
+        own.copy_(_stored(own))
+    return exact
+
+
+def _stored(weight: Tensor) -> Tensor:
+    """`weight` [n, K] with one scale a row."""
+    matrix = _of(weight.float().numpy().T)
+    return torch.from_numpy(matrix.values.T).double() * torch.from_numpy(matrix.scale[:, None])
 
 
 def _encode(
@@ -44,11 +70,15 @@ def _encode(
         x, lengths = exact.encoder.convolutions(x, lengths)
     inside = torch.arange(len(x)).unsqueeze(1) < lengths  # [M, B]
     last: list[Tensor] = []
+    first = exact.encoder.bidirectional_layers[0]
     for i, layer in enumerate(model.encoder.bidirectional_layers):
         outputs, last = [], []
         for direction in (layer.forwards, layer.backwards):
-            weight = direction.weight_ih.detach()
-            sums = quantized_product(x, _of(weight.numpy().T)) if i else x @ weight.double().T
+            if i:
+                sums = quantized_product(x, _of(direction.weight_ih.numpy().T))
+            else:
+                own = first.forwards if direction is layer.forwards else first.backwards
+                sums = x @ own.weight_ih.T
             steps = range(len(x)) if direction is layer.forwards else reversed(range(len(x)))
             found, end = _run(layer.cell, direction, sums, inside, list(steps))
             outputs.append(found)

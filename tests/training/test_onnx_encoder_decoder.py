@@ -16,7 +16,7 @@ import torch
 
 from service.bundle import EOS_ID, PAD_ID, Precision, padded_length
 from tests.training.helpers import pair_split_of, tiny_encoder_decoder
-from training import onnx_decoder, pair_parity
+from training import onnx_interface, pair_parity
 from training.bundle_parts import MAX_DIFFERENCE, MAX_INT8_DIFFERENCE, ExportError
 from training.encoder_decoder import EncoderDecoder
 from training.onnx_decoder import build_decoder
@@ -292,27 +292,25 @@ def test_the_graphs_attention_is_pytorchs(kind: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("feeding", [False, True])
-def test_a_table_of_products_gives_what_the_products_give(
-    monkeypatch: pytest.MonkeyPatch, cell: str, precision: Precision, *, feeding: bool
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_graphs_hold_with_tables_of_products_and_without(
+    monkeypatch: pytest.MonkeyPatch, cell: str, *, feeding: bool, tied: bool
 ) -> None:
-    model = made(cell=cell, input_feeding=feeding)
-    batch = pair_batch(held_out(), range(12))
-    found = {}
+    model = made(cell=cell, input_feeding=feeding, tie_embeddings=tied)
     for smaller in (True, False):
-        monkeypatch.setattr(onnx_decoder, "table_is_smaller", _always(answer=smaller))
-        graph = build_decoder(model, precision)
-        names = {x.name for x in onnx.load_model_from_string(graph).graph.initializer}
-        assert ("table" in names) is smaller
-        assert ("embedding_weight" in names) is not smaller
-        onnx_model = OnnxEncoderDecoder.load(model, build_encoder(model, precision), graph)
-        found[smaller] = onnx_model.logprobs(*parts(batch))[batch.targets != PAD_ID]
-    difference = np.abs(found[True] - found[False])
-    # In eight bits a sum between two steps may be rounded either way.
-    assert (difference.max() if precision == "fp32" else difference.mean()) < (
-        1e-5 if precision == "fp32" else MAX_INT8_DIFFERENCE
-    )
+        monkeypatch.setattr(onnx_interface, "table_is_smaller", _always(answer=smaller))
+        for precision in PRECISIONS:
+            graphs = build_encoder(model, precision), build_decoder(model, precision)
+            for graph in graphs:
+                names = {x.name for x in onnx.load_model_from_string(graph).graph.initializer}
+                stored = "embedding_columns_stored" if precision == "int8" else "embedding_columns"
+                assert (stored in names) is not smaller
+            onnx_model = OnnxEncoderDecoder.load(model, *graphs)
+            if precision == "fp32":
+                check_pair_parity(model, onnx_model, held_out())
+            else:
+                check_pair_int8(model, onnx_model, held_out())
 
 
 def _always(*, answer: bool) -> Callable[[int, int, int], bool]:
