@@ -369,7 +369,12 @@ class SearchBatch:
         beaten = (self._floors >= best / self._reach) | (self._width == 1)
         beaten &= self._floors > -np.inf
         some: npt.NDArray[np.bool_] = (
-            ~finite | self._watched | looks | beaten | (positions >= self._limits) | (best == -np.inf)
+            ~finite
+            | self._watched
+            | looks
+            | beaten
+            | (positions >= self._limits)
+            | (best == -np.inf)
         )
         return some
 

@@ -63,6 +63,12 @@ class MemoryTensor(Record):
         description="Sizes after axis 0; M stands for its positions: zeros may follow the source's."
     )
 
+    @model_validator(mode="after")
+    def _has_positions(self) -> Self:
+        if [size for size in self.shape if isinstance(size, str)] != ["M"]:
+            raise ValueError("shape: numbers, and M once")
+        return self
+
 
 class EncoderDecoderShape(Record):
     """What the model is; the service needs only to know whether there are convolutions."""

@@ -20,7 +20,7 @@ from service.bundle import (
     EncoderDecoderManifest,
     Precision,
 )
-from service.graphs import GoldenMismatch
+from service.graphs import GoldenMismatch, open_graph
 from service.pair_session import Encoded, OnnxPairSession, Step, pad_sources
 from service.search_runner import SearchRunner
 from service.settings import Settings
@@ -105,6 +105,40 @@ def test_a_sources_rows_are_in_company_what_they_are_alone(
                 states = own.states
                 for ours, theirs in zip(tensors(own), tensors(beside), strict=True):
                     np.testing.assert_array_equal(ours, theirs[rows])
+
+
+@every_kind
+@both_precisions
+def test_pads_are_zeros_and_change_nothing_of_a_source(
+    kind: dict[str, Any], precision: Precision
+) -> None:
+    """What the session makes of sources is what the graph makes of them whole, but for pads."""
+    bundle = bundle_of(kind)
+    session = OnnxPairSession(bundle, precision)
+    graph = bundle.graph(precision, "encoder")
+    assert graph is not None
+    whole = open_graph("whole", *graph)
+    states = [f"{state.name}_out" for state in bundle.manifest.states]
+    memory = {x.name: x.shape.index("M") for x in bundle.manifest.memory}
+    stride = bundle.manifest.memory_stride
+    for longest in (16, 48):
+        sources = sources_like(np.random.default_rng(4), len(bundle.source), 9, longest)
+        found = encode(session, sources)
+        lengths = np.array([len(source) for source in sources], np.int32)
+        feeds = {"tokens": pad_sources(list(sources)), "lengths": lengths}
+        expected = whole.run([*states, *memory], feeds)
+        for ours, theirs in zip(found.states, expected, strict=False):
+            np.testing.assert_array_equal(ours, theirs)
+        for ours, theirs, axis in zip(
+            found.memory, expected[len(states) :], memory.values(), strict=True
+        ):
+            assert ours.shape == theirs.shape
+            for row, other, length in zip(ours, theirs, lengths, strict=True):
+                inside = slice(-(-int(length) // stride))
+                mine, its = (np.moveaxis(x, axis, 0) for x in (row, other))
+                np.testing.assert_array_equal(mine[inside], its[inside])
+                if kind["encoder"] == "recurrent":
+                    assert not mine[-(-int(length) // 4) * 4 :].any()
 
 
 @every_kind
@@ -300,7 +334,7 @@ def nudge(proto: onnx.ModelProto, name: str) -> None:
     constant.CopyFrom(onnx.numpy_helper.from_array(values, name))
 
 
-@pytest.mark.parametrize(("file", "name"), [(ENCODER, "embedding"), (DECODER, "output_bias")])
+@pytest.mark.parametrize(("file", "name"), [(ENCODER, "embedding_columns"), (DECODER, "output_bias")])
 def test_graphs_with_other_numbers_are_refused(
     bundle: EncoderDecoderBundle, file: str, name: str
 ) -> None:
