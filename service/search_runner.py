@@ -16,6 +16,10 @@ from service.scheduler import run_failed
 
 # Source positions of one run of the encoder: bounds what the graph holds meanwhile.
 _MAX_POSITIONS = 4096
+# Sources wait for others so long as these are few beside those that are searched, and for so many
+# steps at most: a run of the encoder for one source costs half as much as one for four.
+_FEW = 1 / 4
+_MOST_STEPS = 4
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +33,7 @@ class SearchRunner:
         self._session = session
         self._name = name
         self._waiting: list[Search] = []  # to be read
+        self._waited = 0  # steps since the first of them came
         self._batches: dict[tuple[int, int], SearchBatch] = {}  # by padded length and width
         self._used_rows = 0
 
@@ -43,13 +48,13 @@ class SearchRunner:
         return not (self._waiting or self._batches or self._used_rows)
 
     def admit(self, work: Sequence[Search]) -> None:
-        """Let sources be read before the next step."""
+        """Let sources be read soon: before the next step, or together with others that come."""
         self._waiting += work
         self._used_rows += sum(search.width for search in work)
 
     def run(self) -> Ended:
-        """Read what came, then one step for every batch; the work that ended has left."""
-        ended = self._read() if self._waiting else []
+        """Read what came, one step for every batch; the work that ended has left."""
+        ended = self._read() if self._reads_now() else []
         for batch in self._batches.values():
             try:
                 done, failed = batch.run()
@@ -80,13 +85,22 @@ class SearchRunner:
         self._batches.clear()
         self._used_rows = 0
 
+    def _reads_now(self) -> bool:
+        """Whether to read what waits before this step."""
+        if not self._waiting:
+            self._waited = 0
+            return False
+        self._waited += 1
+        searching = sum(len(batch.searches) for batch in self._batches.values())
+        return len(self._waiting) >= _FEW * searching or self._waited > _MOST_STEPS
+
     def _read(self) -> Ended:
         """Read the sources that wait, those of one padded length together."""
         ended: Ended = []
         by_length: dict[int, list[Search]] = {}
         for search in self._waiting:
             by_length.setdefault(padded_length(len(search.source)), []).append(search)
-        self._waiting = []
+        self._waiting, self._waited = [], 0
         for length, searches in by_length.items():
             size = max(1, _MAX_POSITIONS // length)
             for start in range(0, len(searches), size):

@@ -74,6 +74,55 @@ def test_sources_of_one_padded_length_are_read_in_one_run() -> None:
     assert_as_alone(*short, wide, *long)
 
 
+def reads(session: FakePairSession) -> list[int]:
+    return [run.sources for run in session.runs if run.kind == "encode"]
+
+
+def test_few_sources_wait_for_company_and_not_for_long() -> None:
+    session = FakePairSession()
+    runner = SearchRunner(session, name="fake")
+    runner.admit([endless() for _ in range(12)])
+    runner.run()
+    assert reads(session) == [12]  # nobody waits where nothing runs
+    first, second = search(4, 5), search(5, 6)
+    runner.admit([first])
+    runner.run()
+    runner.admit([second])
+    for _ in range(3):
+        runner.run()
+    assert reads(session) == [12]
+    runner.run()
+    assert reads(session) == [12, 2]
+    third = [search(4, i % 6 + 4) for i in range(4)]
+    runner.admit(third)
+    runner.run()
+    assert reads(session) == [12, 2, 4]  # enough of them do not wait
+    for _ in range(20):
+        runner.run()
+    assert_as_alone(first, second, *third)
+
+
+def test_a_source_that_left_before_it_was_read_makes_nobody_wait() -> None:
+    session = FakePairSession()
+    runner = SearchRunner(session, name="fake")
+    runner.admit([endless() for _ in range(12)])
+    runner.run()
+    gone, later = search(4, 5), search(5, 6)
+    runner.admit([gone])
+    runner.run()
+    runner.drop([gone])
+    runner.run()
+    runner.admit([later])
+    for _ in range(4):
+        runner.run()
+    assert reads(session) == [12]
+    runner.run()
+    assert reads(session) == [12, 1]
+    for _ in range(20):
+        runner.run()
+    assert_as_alone(later)
+
+
 def test_very_many_sources_are_read_in_several_runs() -> None:
     session = FakePairSession()
     runner = SearchRunner(session, name="fake")
