@@ -334,7 +334,9 @@ def nudge(proto: onnx.ModelProto, name: str) -> None:
     constant.CopyFrom(onnx.numpy_helper.from_array(values, name))
 
 
-@pytest.mark.parametrize(("file", "name"), [(ENCODER, "embedding_columns"), (DECODER, "output_bias")])
+@pytest.mark.parametrize(
+    ("file", "name"), [(ENCODER, "embedding_columns"), (DECODER, "output_bias")]
+)
 def test_graphs_with_other_numbers_are_refused(
     bundle: EncoderDecoderBundle, file: str, name: str
 ) -> None:
