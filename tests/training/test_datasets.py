@@ -1,4 +1,5 @@
 import io
+import json
 import re
 import sys
 import tarfile
@@ -243,6 +244,8 @@ def test_a_string_is_cleaned_on_both_sides(source: str, target: str, pair: Pair)
         ("<b>Save</b>", "<b>Speichern</b>", "markup"),
         ("the `save` button", "der Knopf `save`", "markup"),
         ("see :ref:x", "siehe :ref:x", "markup"),
+        ("see [here](x)", "siehe [hier](x)", "markup"),
+        ("[%key:common::save%]", "Speichern", "placeholder"),
         ("See https://example.org", "Siehe https://example.org", "address"),
         ("Mail to a@example.org", "Mail an a@example.org", "address"),
         ("set file_name", "file_name setzen", "identifier"),
@@ -266,9 +269,9 @@ def test_a_catalog_keeps_singulars_and_drops_fuzzy_and_obsolete_entries(tmp_path
     catalog.append(entry("File", "", msgid_plural="Files", msgstr_plural=plural))
     catalog.save(str(path))
 
-    pairs, dropped = strings.collect(polib.pofile(str(path)))
+    pairs, dropped = strings.collect(map(strings.entry_pair, polib.pofile(str(path))))
 
-    assert pairs == [("Save", "Speichern"), ("File", "Datei")]
+    assert list(pairs) == [("Save", "Speichern"), ("File", "Datei")]
     assert dropped == {"fuzzy or obsolete": 2}
 
 
@@ -285,9 +288,34 @@ def test_a_compiled_catalog_is_read_only_where_there_is_no_source(tmp_path: Path
         wheel.writestr("x/locale/fr/LC_MESSAGES/both.po", "not read")
 
     with zipfile.ZipFile(tmp_path / "x.whl") as wheel:
-        found = [strings.collect(catalog)[0] for catalog in strings.catalogs(wheel)]
+        found = list(strings.messages(wheel))
 
-    assert found == [[("Save", "Speichern")], [("Save", "Sichern")]]
+    assert found == [("Save", "Speichern"), ("Save", "Sichern")]
+
+
+@pytest.mark.parametrize(
+    ("english", "german"),
+    [
+        ("x/components/hue/translations/en.json", "x/components/hue/translations/de.json"),
+        (f"x/translations/en-{'0a' * 16}.json", f"x/translations/de-{'b1' * 16}.json"),
+        (f"x/translations/app/en-{'0a' * 16}.json", f"x/translations/app/de-{'b1' * 16}.json"),
+        ("x/i18n/locales/en/dags.json", "x/i18n/locales/de/dags.json"),
+    ],
+)
+def test_messages_in_json_meet_by_their_keys(tmp_path: Path, english: str, german: str) -> None:
+    with zipfile.ZipFile(tmp_path / "x.whl", "w") as wheel:
+        document = {"a": {"save": "Save", "only": "Only"}, "open": "Open {x}", "count": 3}
+        wheel.writestr(english, json.dumps(document))
+        document = {"a": {"save": "Speichern"}, "open": "Öffne {x}", "more": "Mehr", "count": 3}
+        wheel.writestr(german, json.dumps(document))
+        # Neither another language nor one without the other is read.
+        for name in (german.replace("de", "fr"), "y/translations/de.json", f"{german}.gz"):
+            wheel.writestr(name, "not read")
+
+    with zipfile.ZipFile(tmp_path / "x.whl") as wheel:
+        found = list(strings.messages(wheel))
+
+    assert found == [("Save", "Speichern"), "placeholder"]
 
 
 def test_every_package_is_pinned_once() -> None:
@@ -377,7 +405,7 @@ def test_pronunciations_are_written_with_and_without_stress(
     assert (tmp_path / "NOTICES.txt").read_text() == "BSD"
 
 
-def test_the_package_held_out_keeps_what_no_other_says(
+def test_what_the_package_held_out_says_is_taken_from_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fake_wheel(wheel: Wheel, _: Path) -> zipfile.ZipFile:
@@ -397,11 +425,12 @@ def test_the_package_held_out_keeps_what_no_other_says(
 
     lines = DATASETS["strings-en-de"](tmp_path)
 
-    assert (tmp_path / "package.tsv").read_text() == f"Word of {strings.HELD_OUT}\tWort\n"
+    own = f"Word of {strings.HELD_OUT}\tWort\nsave\tSpeichern\n"
+    assert (tmp_path / "package.tsv").read_text() == own
     written = (tmp_path / "strings.tsv").read_text().splitlines()
-    assert written[0] == "Save\tSpeichern"
-    assert len(written) == len(strings.PACKAGES)
-    assert any(f"({strings.HELD_OUT}; 1 more are in strings.tsv)" in line for line in lines)
+    assert written[0] == "Word of apache-airflow-core\tWort"
+    assert len(written) == len(strings.PACKAGES) - 1
+    assert any(f"(1 more have a source of {strings.HELD_OUT})" in line for line in lines)
     notices = (tmp_path / "NOTICES.txt").read_text()
     assert all(package.wheel.name in notices for package in strings.PACKAGES)
     assert "terms of django\n" in notices

@@ -1,10 +1,13 @@
 """Interface strings, English to German, with the terms, numbers and dates to stand beside them.
 
-Source: the gettext catalogs in the wheels of `PACKAGES`, all BSD or MIT; `NOTICES.txt` holds
-their licences. Strings come in families ("Delete page", "Delete pages"), so that a split by source
-alone flatters: the package `HELD_OUT` is kept apart, less what the others say too.
+Source: the message catalogs in the wheels of `PACKAGES`, all BSD, MIT or Apache; `NOTICES.txt`
+holds their licences. Gettext's catalogs hold both languages; of the catalogs in JSON there is one a
+language, and a message has one key in both. Strings come in families ("Delete page", "Delete
+pages"), so that a split by source alone flatters: the package `HELD_OUT` is kept apart, and what it
+says is taken out of the others.
 """
 
+import json
 import re
 import zipfile
 from collections import Counter
@@ -112,14 +115,53 @@ PACKAGES = (
         "acf31919aab389d2bea253efa97a901bf55e96046a252f23a7a742e495848a5e",
         "BSD-3-Clause",
     ),
+    _package(
+        "homeassistant",
+        "2026.11.0",
+        "7ca5fbde9dea879ac7723949fc84347aac5182e6309c357b2e4973fd391b00f7",
+        "Apache-2.0",
+        "LICENSE.md",
+    ),
+    _package(
+        "home-assistant-frontend",
+        "20261028.8",
+        "6df9f0fd2c39d108ad7ce6cffae42f3ca421a226e3328f3dec1111515f44f06d",
+        "Apache-2.0",
+        "LICENSE.md",
+    ),
+    _package(
+        "apache-superset",
+        "6.1.0",
+        "4b5886b2d6389a32df790aeae2532ad72529bce1af93b6edf2d1b2a8bf658748",
+        "Apache-2.0",
+        "LICENSE.txt",
+    ),
+    _package(
+        "apache-airflow-core",
+        "3.3.2",
+        "99258922bccec15be4700ff89f3c942b8acd93407e263c287ce863e671bb3c50",
+        "Apache-2.0",
+    ),
+    _package(
+        "trac",
+        "1.6",
+        "5ff2f3394ebee7cc5b8ee465871cfdecb78ee492a74215b47b6d9ddbcc93b5f7",
+        "BSD-3-Clause",
+        "COPYING",
+    ),
 )
 HELD_OUT = "django-cms"
 
-_CATALOG = re.compile(r"/locale/(?:de|de_DE)/LC_MESSAGES/[^/]+\.(?:po|mo)$")
+_CATALOG = re.compile(r"/(?:locale|translations)/(?:de|de_DE)/LC_MESSAGES/[^/]+\.(?:po|mo)$")
+# `translations/de.json` and `translations/config/de-<checksum>.json`; `locales/de/dags.json`.
+_JSON_CATALOG = re.compile(
+    r"(?P<folder>.*/translations/(?:[\w-]+/)?)(?P<language>de|en)(?:-[0-9a-f]{32})?\.json"
+    r"|(?P<locales>.*/locales/)(?P<locale>de|en)/(?P<name>[^/]+)\.json"
+)
 _UNWANTED = (  # (reason, what in the source or the target is unwanted), in this order
     ("line break", re.compile(r"[\n\r\t]")),
-    ("placeholder", re.compile(r"%\(|%%|%[a-zA-Z0-9]|\$\w|\$\{|[{}]|\(ENTER\)")),
-    ("markup", re.compile(r"[<>`|*]|:\w+:|&#?\w+;|\\")),
+    ("placeholder", re.compile(r"%\(|%%|%[a-zA-Z0-9]|\[%|\$\w|\$\{|[{}]|\(ENTER\)")),
+    ("markup", re.compile(r"[<>`|*]|:\w+:|&#?\w+;|\\|\]\(")),
     ("address", re.compile(r"\w://|\bwww\.|\w@\w", re.IGNORECASE)),
     ("identifier", re.compile(r"\w_\w|\w\(\)|[a-z]\.[a-z]|^--?\w|/\w+/|[\^~]")),
 )
@@ -141,19 +183,51 @@ def catalogs(wheel: zipfile.ZipFile) -> Iterator[polib.POFile | polib.MOFile]:
                 yield polib.mofile(str(path))
 
 
+def json_catalogs(wheel: zipfile.ZipFile) -> Iterator[list[Pair]]:
+    """The German catalogs of a wheel that are in JSON, as English and German by common keys."""
+    found: dict[tuple[str, ...], dict[str, str]] = {}  # by what the languages share, by language
+    for name in wheel.namelist():
+        match = _JSON_CATALOG.fullmatch(name)
+        if match is not None:
+            shared = tuple(match[x] or "" for x in ("folder", "locales", "name"))
+            found.setdefault(shared, {})[match["language"] or match["locale"]] = name
+    for shared in sorted(found):
+        names = found[shared]
+        if len(names) == len(("en", "de")):
+            english, german = (_messages(json.loads(wheel.read(names[x]))) for x in ("en", "de"))
+            yield [(english[key], german[key]) for key in english if key in german]
+
+
+def _messages(document: object, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
+    """The texts in a document by the keys that lead to them."""
+    if isinstance(document, str):
+        return {path: document}
+    if not isinstance(document, dict):
+        return {}
+    parts = (_messages(value, (*path, key)) for key, value in document.items())
+    return {key: text for part in parts for key, text in part.items()}
+
+
 def entry_pair(entry: polib.POEntry | polib.MOEntry) -> Pair | str:
     """What an entry says, cleaned; a word for why not, where it is of no use here.
 
-    Of an entry with plurals, the singular; accelerator marks are taken away and runs of blanks
-    made one.
+    Of an entry with plurals, the singular.
     """
     # A compiled catalog holds neither fuzzy nor obsolete entries, and its entries no such field.
     if isinstance(entry, polib.POEntry) and (entry.fuzzy or entry.obsolete):
         return "fuzzy or obsolete"
     target = entry.msgstr_plural.get(0, "") if entry.msgid_plural else entry.msgstr
+    return clean_pair(entry.msgid, target)
+
+
+def clean_pair(source: str, target: str) -> Pair | str:
+    """A message cleaned; a word for why not, where it is of no use here.
+
+    Accelerator marks are taken away and runs of blanks made one.
+    """
     if not target.strip():
         return "untranslated"
-    pair = entry.msgid.strip(), target.strip()
+    pair = source.strip(), target.strip()
     for reason, pattern in _UNWANTED:
         if any(pattern.search(text) for text in pair):
             return reason
@@ -168,17 +242,24 @@ def entry_pair(entry: polib.POEntry | polib.MOEntry) -> Pair | str:
     return source, target
 
 
-def collect(catalog: Iterable[polib.POEntry | polib.MOEntry]) -> tuple[list[Pair], Counter[str]]:
-    """The pairs of a catalog, and how many entries were dropped for what reason."""
-    pairs: list[Pair] = []
+def collect(cleaned: Iterable[Pair | str]) -> tuple[dict[Pair, None], Counter[str]]:
+    """The pairs in order, each once, and how many messages were dropped for what reason."""
+    pairs: dict[Pair, None] = {}
     dropped: Counter[str] = Counter()
-    for entry in catalog:
-        found = entry_pair(entry)
+    for found in cleaned:
         if isinstance(found, str):
             dropped[found] += 1
         else:
-            pairs.append(found)
+            pairs[found] = None
     return pairs, dropped
+
+
+def messages(wheel: zipfile.ZipFile) -> Iterator[Pair | str]:
+    """Every message of a wheel's catalogs, cleaned."""
+    for catalog in catalogs(wheel):
+        yield from map(entry_pair, catalog)
+    for pairs in json_catalogs(wheel):
+        yield from (clean_pair(*pair) for pair in pairs)
 
 
 def build(folder: Path) -> list[str]:
@@ -188,24 +269,20 @@ def build(folder: Path) -> list[str]:
     strings: dict[Pair, None] = {}  # in order, each once
     held_out: dict[Pair, None] = {}
     for package in PACKAGES:
-        found: dict[Pair, None] = {}
-        entries = 0
-        dropped: Counter[str] = Counter()
         with open_wheel(package.wheel, cache_beside(folder)) as wheel:
-            for catalog in catalogs(wheel):
-                entries += len(catalog)
-                pairs, reasons = collect(catalog)
-                dropped += reasons
-                found |= dict.fromkeys(pairs)
+            cleaned = list(messages(wheel))
             notices.append(_notice(package, wheel))
+        found, dropped = collect(cleaned)
         (held_out if package.wheel.name == HELD_OUT else strings).update(found)
         name = f"{package.wheel.name} {package.wheel.version} ({package.licence})"
-        lines.append(f"{name}: {entries:,} entries, {len(found):,} pairs{dropped_text(dropped)}")
-    known = {source.casefold() for source, _ in strings}
-    apart = [pair for pair in held_out if pair[0].casefold() not in known]
-    lines.append(write_pairs(folder / "strings.tsv", sorted(strings)))
-    line = write_pairs(folder / "package.tsv", sorted(apart))
-    lines.append(f"{line} ({HELD_OUT}; {len(held_out) - len(apart):,} more are in strings.tsv)")
+        lines.append(
+            f"{name}: {len(cleaned):,} entries, {len(found):,} pairs{dropped_text(dropped)}"
+        )
+    apart = {source.casefold() for source, _ in held_out}
+    others = [pair for pair in strings if pair[0].casefold() not in apart]
+    line = write_pairs(folder / "strings.tsv", sorted(others))
+    lines.append(f"{line} ({len(strings) - len(others):,} more have a source of {HELD_OUT})")
+    lines.append(write_pairs(folder / "package.tsv", sorted(held_out)))
     lines.append(write_pairs(folder / "terms.tsv", terms.names()))
     lines.append(write_pairs(folder / "numbers.tsv", terms.numbers()))
     lines.append(write_pairs(folder / "dates.tsv", dates.en_de()["train"][:DATE_PAIRS]))
@@ -217,9 +294,10 @@ def build(folder: Path) -> list[str]:
 
 def _notice(package: Package, wheel: zipfile.ZipFile) -> str:
     head = f"{package.wheel.name} {package.wheel.version}: {package.licence}\n"
-    ending = f".dist-info/licenses/{package.licence_file}"
+    # Older wheels have no folder of licences.
+    endings = tuple(f".dist-info/{x}{package.licence_file}" for x in ("licenses/", ""))
     for name in wheel.namelist():
-        if package.licence_file is not None and name.endswith(ending):
+        if package.licence_file is not None and name.endswith(endings):
             return f"{head}\n{wheel.read(name).decode().strip()}\n"
         if package.licence_file is None and name.endswith(".dist-info/METADATA"):
             metadata = wheel.read(name).decode().splitlines()
