@@ -26,6 +26,8 @@ from service.settings import Settings
 from service.workers import Workers, at_most, drawn_seed, off_loop, worker_names
 
 DEFAULT_BEAM_SIZE = 5
+# Steps of few rows cost what their Python costs, and threads take turns at that.
+_PACKED_ROWS = 256
 # Weights of one token's row in an alignment, about: what an answer with them costs to write.
 ALIGNMENT_SIZE = 64
 
@@ -113,7 +115,9 @@ class Translator(Workers[Search]):
         self._target = bundle.target
         names = worker_names(bundle.manifest.name, threads)
         runners = [SearchRunner(session, name=name) for name in names]
-        super().__init__(runners, names, settings, max_rows=settings.max_search_rows)
+        super().__init__(
+            runners, names, settings, max_rows=settings.max_search_rows, packed_rows=_PACKED_ROWS
+        )
 
     # --- translate ------------------------------------------------------------------------------
 

@@ -39,8 +39,11 @@ class Workers(Generic[WorkT]):
         settings: Settings,
         *,
         max_rows: int,
+        packed_rows: int = 0,
     ) -> None:
+        """`packed_rows`: lone pieces of work share a worker up to so many rows of it."""
         self.settings = settings
+        self._packed_rows = packed_rows
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: dict[Job[WorkT], asyncio.Future[None]] = {}
         self.schedulers = [
@@ -118,11 +121,16 @@ class Workers(Generic[WorkT]):
     def _shared_out(self, works: Sequence[WorkT]) -> list[tuple[Scheduler[WorkT], list[WorkT]]]:
         """Each piece of work to the worker with the least to do.
 
-        By length, since rows that are read together should end together.
+        By length, since rows that are read together should end together. A lone piece joins the
+        busiest worker that has room for it among its packed rows.
         """
         if not works:
             return []
         loads = [scheduler.load for scheduler in self.schedulers]
+        if len(works) == 1:
+            room = self._packed_rows - works[0].rows
+            busiest = max((load for load in loads if load <= room), default=min(loads))
+            return [(self.schedulers[loads.index(busiest)], list(works))]
         shares: list[list[WorkT]] = [[] for _ in self.schedulers]
         for work in sorted(works, key=lambda work: work.remaining, reverse=True):
             least = loads.index(min(loads))
