@@ -13,7 +13,7 @@ from tests.end_to_end.server import ROOT
 
 BUNDLES = ("alice-gru", "alice-lstm", "alice-rnn")
 MAX_BUNDLE_BYTES = 4 * 10**6
-PAIR_BUNDLES = ("dates-en-de", "dates-iso", "g2p-en")
+PAIR_BUNDLES = ("dates-en-de", "dates-iso", "g2p-en", "strings-en-de")
 MAX_PAIR_BUNDLE_BYTES = 8 * 10**6
 
 
@@ -52,6 +52,10 @@ def test_the_readme_states_the_figures_of_the_encoder_decoders(name: str) -> Non
                 assert f"PER {100 * found['symbol_error_rate']:.1f} %" in row
             else:
                 assert f"{100 * found['exact_match']:.1f} % exact" in row
+            if name == "strings-en-de":
+                assert f"BLEU {found['bleu']:.1f}, chrF {found['chrf']:.1f}, " in row
+        size = sum(path.stat().st_size for path in (ROOT / "models" / name).iterdir())
+        assert f"| {size / 1e6:.1f} MB |" in row
 
 
 @pytest.mark.parametrize("name", BUNDLES)
