@@ -55,7 +55,8 @@ def build_encoder(model: EncoderDecoder, precision: Precision) -> bytes:
             graph, model.encoder.convolutions, _embed(graph, model, products)
         )
     inside = add_inside(graph, x, lengths, "memory")  # [M, N]
-    graph.add("Cast", [lengths], "memory_lengths", to=TensorProto.INT32)
+    if not scans:
+        graph.add("Cast", [lengths], "memory_lengths", to=TensorProto.INT32)
     summary: list[str] = []
     for i, layer in enumerate(model.encoder.bidirectional_layers):
         if scans:
@@ -195,32 +196,24 @@ def _add_input_sums(
     directions = {f"forward{i}": layer.forwards, f"backward{i}": layer.backwards}
     biases = {name: input_bias(layer.cell, each) for name, each in directions.items()}
     weights = {name: array(each.weight_ih).T for name, each in directions.items()}  # [.., G·H]
-    if i:
-        return [
-            graph.add(
-                "Add",
-                [
-                    products.add_positions(f"{name}_input", x, weights[name]),
-                    graph.constant(f"{name}_bias", biases[name]),
-                ],
-                f"{name}_sums",
-            )
-            for name in directions
-        ]
-    embedding = array(model.encoder.embedding.weight)
-    if has_source_table(model):
+    if i == 0 and has_source_table(model):
+        embedding = array(model.encoder.embedding.weight).astype(np.float64)
         for name in directions:
-            table = embedding.astype(np.float64) @ weights[name] + biases[name]
+            table = embedding @ weights[name] + biases[name]
             graph.constant(f"{name}_table", table.astype(np.float32))
         return [graph.add("Gather", [f"{name}_table", x], f"{name}_sums") for name in directions]
-    # Neither embeddings nor features of convolutions have a bound.
-    x = _embed(graph, model, products) if model.encoder.convolutions is None else x
+    if i == 0 and model.encoder.convolutions is None:
+        x = _embed(graph, model, products)
     sums = []
     for name in directions:
         graph.constant(f"{name}_bias", biases[name])
-        weight = products.add_stored(f"{name}_weight", weights[name])
-        graph.add("MatMul", [x, weight], f"{name}_product")
-        sums.append(graph.add("Add", [f"{name}_product", f"{name}_bias"], f"{name}_sums"))
+        if i:
+            product = products.add_positions(f"{name}_input", x, weights[name])
+        else:
+            # Neither embeddings nor features of convolutions have a bound.
+            weight = products.add_stored(f"{name}_weight", weights[name])
+            product = graph.add("MatMul", [x, weight], f"{name}_product")
+        sums.append(graph.add("Add", [product, f"{name}_bias"], f"{name}_sums"))
     return sums
 
 
