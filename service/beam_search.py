@@ -119,7 +119,7 @@ class SearchBatch:
         self._width = width
         self.searches: list[Search] = []
         self._states: Tensors = ()  # [B, …] each
-        self._memory: Tensors = ()  # [N, …] each
+        self._memory: Tensors = ()  # [N, …] each, and room for more
         self._tokens = np.empty(0, np.int64)  # [B] what each row reads next
         self._sums = np.empty((0, width))  # [N, K] nats; -inf for a row that is done or unused
         self._written = np.empty((0, 0), np.uint16)  # [B, T]
@@ -152,7 +152,10 @@ class SearchBatch:
             self._written, self._picked = blank, blank.astype(np.float32)
         else:
             self._states = _joined(self._states, states)
-            self._memory = _joined(self._memory, encoded.memory)
+            self._memory = tuple(
+                _appended(tensor, len(self.searches), coming)
+                for tensor, coming in zip(self._memory, encoded.memory, strict=True)
+            )
             self._tokens = np.concatenate((self._tokens, start))
             self._sums = np.concatenate((self._sums, sums))
             self._positions = np.concatenate((self._positions, positions))
@@ -177,8 +180,9 @@ class SearchBatch:
         if not self._derived:
             self._derive()
         attention = any(search.wants_attention for search in self.searches)
-        step = self._session.step(self._tokens, self._states, self._memory, attention=attention)
         count, width = len(self.searches), self._width
+        memory = tuple(tensor[:count] for tensor in self._memory)
+        step = self._session.step(self._tokens, self._states, memory, attention=attention)
         logprobs = step.logprobs.reshape(count, width, -1)  # [N, K, V]
         finite = np.asarray(np.isfinite(logprobs).all(axis=(1, 2)), np.bool_)  # [N]
         origins = np.tile(np.arange(width), (count, 1))  # [N, K] of each row's new token
@@ -467,18 +471,25 @@ class SearchBatch:
         return -math.inf < search.floor >= reach
 
     def _keep(self, places: list[int]) -> None:
-        """Only the sources at these places stay."""
+        """Only the sources at these places stay; the last ones move to where others have left.
+
+        So what is kept for a source, and large, is moved only where it must be.
+        """
         if len(places) == len(self.searches):
             return
-        index = np.array(places, np.int64)
+        index = np.arange(len(places))
+        stays = np.array(places, np.int64)
+        left = np.setdiff1d(index, stays)
+        index[left] = stays[stays >= len(places)]
+        for tensor in self._memory:
+            tensor[left] = tensor[index[left]]
         rows = (index[:, None] * self._width + np.arange(self._width)).ravel()
         self._states = tuple(state.take(rows, axis=0) for state in self._states)
-        self._memory = tuple(tensor.take(index, axis=0) for tensor in self._memory)
         self._tokens, self._sums = self._tokens[rows], self._sums[index]
         self._positions, self._reach = self._positions[index], self._reach[index]
         self._floors = self._floors[index]
         self._written, self._picked = self._written[rows], self._picked[rows]
-        self.searches = [self.searches[i] for i in places]
+        self.searches = [self.searches[i] for i in index.tolist()]
         self._derived = False
 
 
@@ -507,6 +518,17 @@ def _traced(search: Search, row: int, step: int) -> FloatArray | None:
 
 def _joined(before: Tensors, coming: Tensors) -> Tensors:
     return tuple(np.concatenate(pair) for pair in zip(before, coming, strict=True))
+
+
+def _appended(tensor: FloatArray, count: int, coming: FloatArray) -> FloatArray:
+    """The first `count` of the tensor, then what comes: in its place where there is room."""
+    needed = count + len(coming)
+    if needed > len(tensor):
+        wider = np.empty((max(needed, 2 * count), *tensor.shape[1:]), tensor.dtype)
+        wider[:count] = tensor[:count]
+        tensor = wider
+    tensor[count:needed] = coming
+    return tensor
 
 
 def _widened(array: npt.NDArray[np.generic], columns: int) -> npt.NDArray[np.generic]:
