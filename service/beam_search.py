@@ -88,6 +88,8 @@ class Search:
 
     def best(self) -> list[Hypothesis]:
         """The samples in order, or the best hypotheses: those that ended, then the others."""
+        if len(self.hypotheses) == 1:
+            return self.hypotheses
         if self.params is not None:
             return sorted(self.hypotheses, key=lambda x: x.row)
 

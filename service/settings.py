@@ -53,7 +53,7 @@ class Settings(BaseModel):
     max_stop_chars: Count = Field(256, description="longest stop string")
     max_rows: Count = Field(64, description="rows that step together, a model")
     max_search_rows: Count = Field(
-        512, description="rows of beams that step together, an encoder-decoder"
+        1024, description="rows of beams that step together, an encoder-decoder"
     )
     max_queue_rows: Count = Field(4096, description="rows that may wait, a model")
     max_queue_tokens: Count = Field(16 * 2**20, description="tokens that may wait, a model")

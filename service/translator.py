@@ -344,18 +344,19 @@ class Translator(Workers[Search]):
         if policy == "skip":
             ids = ids[ids != UNK_ID]
         at_most("/source", len(ids), self.manifest.limits.max_source_tokens, "tokens in a source")
-        ids = np.append(ids, np.uint16(EOS_ID))
-        return _Source(normalized, ids, positions, skips_unknown=policy == "skip")
+        ended = np.empty(len(ids) + 1, np.uint16)
+        ended[:-1], ended[-1] = ids, EOS_ID
+        return _Source(normalized, ended, positions, skips_unknown=policy == "skip")
 
     def _unknown(
         self, ids: npt.NDArray[np.uint16], tokenizer: Tokenizer, text: str
     ) -> list[tuple[int, int]]:
         """Where in the text the characters stand that the vocabulary does not have."""
-        places = np.flatnonzero(ids == UNK_ID)
-        if not len(places):
+        unknown = ids == UNK_ID
+        if not unknown.any():
             return []
         spans = tokenizer.spans(text)
-        return [spans[i] for i in places.tolist()]
+        return [spans[i] for i in np.flatnonzero(unknown).tolist()]
 
 
 def _copied(
