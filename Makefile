@@ -44,7 +44,7 @@ bench-translate: $(DEVELOPMENT_ENV)/.done ## Measure /translate beside loops in 
 bench-g2p: $(DEVELOPMENT_ENV)/.done ## Train SIGMORPHON 2020's languages, beside the official baseline.
 	$(BIN)/python -m bench.g2p
 
-bundles: $(addprefix data/,g2p-en dates strings-en-de) ## Train and export the shipped bundles anew (three hours).
+bundles: $(addprefix data/,g2p-en dates strings-en-de) ## Train and export the shipped bundles anew (two hours).
 	for name in $(LANGUAGE_MODELS) $(PAIR_MODELS); do \
 		$(BIN)/python -m training train training/configs/$$name.toml && \
 		$(BIN)/python -m training export runs/$$name || exit 1; \

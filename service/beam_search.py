@@ -314,8 +314,9 @@ class SearchBatch:
         """Keep the beams that end with this step."""
         for i, row, total in endings:
             search = self.searches[i]
-            length = search.position + 1
-            if search.floor >= total / math.pow(length, search.length_penalty):
+            # An ending of the same step may have raised the floor.
+            divisor = math.pow(search.position + 1, search.length_penalty)
+            if self._floors[i] >= total / divisor:
                 continue
             place = i * self._width + row
             tokens = (*self._written[place, : search.position].tolist(), EOS_ID)
@@ -401,7 +402,7 @@ class SearchBatch:
             best = float(self._sums[i].max())
         if best == -math.inf:
             return True
-        return search.params is None and self._beaten(search, best)
+        return search.params is None and self._beaten(i, best)
 
     def _follow(self, i: int, search: Search, logprobs: npt.NDArray[np.float32]) -> bool:
         """After a given token: count it, and see whether it was the last."""
@@ -459,7 +460,7 @@ class SearchBatch:
                 found |= (tail[:, cycle:] == tail[:, :-cycle]).all(axis=1)
         return np.flatnonzero(found)
 
-    def _beaten(self, search: Search, best: float) -> bool:
+    def _beaten(self, i: int, best: float) -> bool:
         """Whether no live beam can be among the hypotheses that are asked for.
 
         As many have ended as are asked for, and none of them is worse than the best live beam
@@ -468,9 +469,8 @@ class SearchBatch:
         and five such endings stood in for a target with probability one.
         """
         # One beam is greedy: it ends where the end is the likeliest token.
-        bound = -math.inf if self._width == 1 else best
-        reach = bound / math.pow(search.max_tokens, search.length_penalty)
-        return -math.inf < search.floor >= reach
+        reach = -math.inf if self._width == 1 else best / float(self._reach[i])
+        return -math.inf < float(self._floors[i]) >= reach
 
     def _keep(self, places: list[int]) -> None:
         """Only the sources at these places stay; the last ones move to where others have left.

@@ -121,7 +121,8 @@ class HypothesisOut(Answer):
 
     text: str = Field(description="The text, its prefix included.")
     logprob: float = Field(
-        description="log P(text | source), nats; with eos where finish_reason is `stop`."
+        description="log P(tokens | source), nats; with eos where finish_reason is `stop`. A model "
+        "of subwords can write a text in other tokens than those that `/score` reads it in."
     )
     score: float = Field(description="logprob / length ** length_penalty, eos counted.")
     finish_reason: Literal["stop", "length", "repetition"] = Field(

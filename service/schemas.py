@@ -200,7 +200,9 @@ class ScoreRequest(RequestBody):
 class Usage(Answer):
     """What the request cost, over all inputs."""
 
-    prompt_tokens: int = Field(description="Characters read, contexts included.")
+    prompt_tokens: int = Field(
+        description="Characters read, contexts included; with sources, tokens of both sides."
+    )
     completion_tokens: int = Field(description="Tokens generated, eos counted.")
     cached_tokens: int = Field(
         description="Of `prompt_tokens`: not run, as they were read before or with another input."

@@ -47,7 +47,9 @@ class Settings(BaseModel):
     max_n: Count = Field(16, description="most choices a prompt, and hypotheses a source")
     max_beam_size: Count = Field(32, description="widest beam of /translate")
     max_cost_tokens: Count = Field(
-        262_144, description="most tokens that one request may generate: inputs · n · max_tokens"
+        262_144,
+        description="most tokens that one request may generate: inputs · n · max_tokens, and "
+        "sources · beam_size · max_tokens",
     )
     max_stop: Count = Field(16, description="most stop strings")
     max_stop_chars: Count = Field(256, description="longest stop string")

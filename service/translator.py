@@ -140,7 +140,8 @@ class Translator(Workers[Search]):
         )
         cost = sum(search.width * search.max_tokens for search in searches)
         limit = self.settings.max_cost_tokens
-        at_most("/source", cost, limit, "tokens: beam_size · max_tokens, over all sources")
+        rows = "num_hypotheses" if options.sampling is not None else "beam_size"
+        at_most("/source", cost, limit, f"tokens: {rows} · max_tokens, over all sources")
         if options.tokens or options.alignments:
             told = sum(search.num_hypotheses * search.max_tokens for search in searches)
             pointer = "/tokens" if options.tokens else "/return_alignments"
@@ -176,12 +177,11 @@ class Translator(Workers[Search]):
         settings = self.settings
         if options.sampling is None:
             at_most("/beam_size", options.width, settings.max_beam_size, "beams")
-            if options.num_hypotheses > options.width:
-                raise InvalidRequest.at("/num_hypotheses", "there are at most beam_size hypotheses")
-        else:
-            at_most("/num_hypotheses", options.num_hypotheses, settings.max_n, "hypotheses")
-            if options.copy_unknown:
-                raise InvalidRequest.at("/copy_unknown", "it needs temperature 0")
+            beams = "hypotheses: as many as beams (beam_size)"
+            at_most("/num_hypotheses", options.num_hypotheses, options.width, beams)
+        elif options.copy_unknown:
+            raise InvalidRequest.at("/copy_unknown", "it needs temperature 0")
+        at_most("/num_hypotheses", options.num_hypotheses, settings.max_n, "hypotheses")
         if not self.manifest.memory and (options.alignments or options.copy_unknown):
             pointer = "/return_alignments" if options.alignments else "/copy_unknown"
             raise InvalidRequest.at(pointer, "this model has no attention, and so no alignment")

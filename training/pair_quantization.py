@@ -145,7 +145,7 @@ def _step(
         x = after[i * per_layer]
     attended = 0 if decoder.attention is None else 2 * config.encoder_hidden_size
     weight = model.decoder.readout.weight.detach().numpy()
-    total = quantized_product(x, QuantizedMatrix.of(weight[:, attended:].T)) + decoder.readout.bias
+    total = quantized_product(x, _of(weight[:, attended:].T)) + decoder.readout.bias
     if decoder.attention is not None:
         weights = decoder.attention(x.unsqueeze(1), memory)  # [B, 1, M]
         total = total + (weights @ memory.values).squeeze(1)
@@ -163,7 +163,11 @@ def _layer(
     plain: Tensor | None,
     bounded: Sequence[Tensor],
 ) -> list[Tensor]:
-    """A layer's states after a step; the first one alone has `plain` sums [B, G·H] of the token."""
+    """A layer's states after a step.
+
+    `plain` sums [B, G·H] are those of the input that no product of `bounded` inputs gives: of the
+    token in the decoder's first layer, of all that an encoder's layer reads.
+    """
     weight_ih, weight_hh = (x.detach().numpy() for x in (layer.weight_ih, layer.weight_hh))
     bias_ih, bias_hh = (x.detach().double() for x in (layer.bias_ih, layer.bias_hh))
     width = sum(x.shape[1] for x in bounded)

@@ -173,7 +173,11 @@ class Subwords:
 
     def spans(self, text: str) -> Spans:
         """Where each subword lies in the text."""
-        return list(self._tokenizer.encode(text).offsets)
+        spans = list(self._tokenizer.encode(text).offsets)
+        if len(spans) > 1 and spans[0][1] > spans[1][0]:
+            # The mark before the first word, where it is a token, has no character of its own.
+            spans[0] = (0, 0)
+        return spans
 
     def decode(self, ids: Iterable[int]) -> str:
         """The words of the ids."""

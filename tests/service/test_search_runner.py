@@ -78,11 +78,17 @@ def reads(session: FakePairSession) -> list[int]:
     return [run.sources for run in session.runs if run.kind == "encode"]
 
 
-def test_few_sources_wait_for_company_and_not_for_long() -> None:
-    session = FakePairSession()
+def busy_runner(session: FakePairSession) -> SearchRunner:
+    """It searches twelve sources, for as long as a test looks at it."""
     runner = SearchRunner(session, name="fake")
     runner.admit([endless() for _ in range(12)])
     runner.run()
+    return runner
+
+
+def test_few_sources_wait_for_company_and_not_for_long() -> None:
+    session = FakePairSession()
+    runner = busy_runner(session)
     assert reads(session) == [12]  # nobody waits where nothing runs
     first, second = search(4, 5), search(5, 6)
     runner.admit([first])
@@ -104,9 +110,7 @@ def test_few_sources_wait_for_company_and_not_for_long() -> None:
 
 def test_a_source_that_left_before_it_was_read_makes_nobody_wait() -> None:
     session = FakePairSession()
-    runner = SearchRunner(session, name="fake")
-    runner.admit([endless() for _ in range(12)])
-    runner.run()
+    runner = busy_runner(session)
     gone, later = search(4, 5), search(5, 6)
     runner.admit([gone])
     runner.run()

@@ -463,12 +463,9 @@ def refused(client: AppClient, path: str, pointer: str, words: str, **body: Any)
         ("/beam_size", "at most 8 are allowed", {"beam_size": 9}),
         ("/beam_size", "greater than or equal to 1", {"beam_size": 0}),
         ("/beam_size", "valid integer", {"beam_size": "5"}),
-        ("/num_hypotheses", "at most beam_size hypotheses", {"num_hypotheses": 6}),
-        (
-            "/num_hypotheses",
-            "at most beam_size hypotheses",
-            {"num_hypotheses": 3, "beam_size": 2},
-        ),
+        ("/num_hypotheses", "at most 5 are allowed", {"num_hypotheses": 6}),
+        ("/num_hypotheses", "(beam_size); at most 2", {"num_hypotheses": 3, "beam_size": 2}),
+        ("/num_hypotheses", "at most 6 are allowed", {"num_hypotheses": 7, "beam_size": 8}),
         (
             "/num_hypotheses",
             "at most 6 are allowed",

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 from service.settings import Settings
@@ -24,15 +25,18 @@ def loads_of(*asked: tuple[int, TranslateOptions]) -> list[int]:
         engine.start()
         loop = asyncio.get_running_loop()
         tasks = []
-        for sources, options in asked:
+        rows = 0
+        for place, (sources, options) in enumerate(asked):
             call: Coroutine[Any, Any, Any] = engine.translate(
                 ["ab"] * sources, [""] * sources, options
             )
             tasks.append(loop.create_task(call))
-            await asyncio.sleep(0)
-            await asyncio.to_thread(eventually, lambda: all(x.load for x in busy(engine)))
-        await asyncio.to_thread(gate.wait)
-        found.extend(scheduler.load for scheduler in engine.schedulers)
+            rows += sources * options.width
+            # Between queue and runner a worker's rows are counted nowhere for a moment.
+            await asyncio.to_thread(eventually, partial(has_rows, engine, rows))
+            if not place:
+                await asyncio.to_thread(gate.wait)
+        found.extend(loads(engine))
         gate.open()
         await asyncio.gather(*tasks)
         await engine.stop()
@@ -41,8 +45,12 @@ def loads_of(*asked: tuple[int, TranslateOptions]) -> list[int]:
     return found
 
 
-def busy(engine: Translator) -> list[Any]:
-    return [x for x in engine.schedulers if not x.free]
+def has_rows(engine: Translator, rows: int) -> bool:
+    return sum(loads(engine)) == rows
+
+
+def loads(engine: Translator) -> list[int]:
+    return [scheduler.load for scheduler in engine.schedulers]
 
 
 def test_lone_sources_share_a_worker_and_its_steps() -> None:

@@ -1,5 +1,6 @@
 """Characters, symbols and subwords: round trips, spans, and what is no token."""
 
+import itertools
 import json
 from collections.abc import Callable
 
@@ -79,7 +80,14 @@ def test_every_token_has_one_span_in_order_and_inside_the_text(text: str) -> Non
         ids, spans = tokenizer.encode(text), tokenizer.spans(text)
         assert len(ids) == len(spans)
         assert spans == sorted(spans)
-        assert all(0 <= start < end <= len(text) for start, end in spans)
+        assert all(0 <= start <= end <= len(text) for start, end in spans)
+        assert all(start < end for start, end in spans[1:])
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+
+
+def test_the_mark_of_a_word_that_is_cut_off_has_no_text() -> None:
+    assert SUBWORDS.tokens[SUBWORDS.encode("§")[0]] == Subwords.WORD_START
+    assert SUBWORDS.spans("§") == [(0, 0), (0, 1)]
 
 
 @given(anything)
