@@ -7,7 +7,7 @@ Scan: the same operators on the same numbers, so that the two agree to the bit (
 a zero, which onnxruntime's `Where` drops). Every operator computes a row from that row alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
@@ -26,6 +26,8 @@ from training.quantization import (
 
 # Appends a step's nodes: takes `projected` [B, G·H] and `<state>_before`, makes `<state>_new`.
 Step = Callable[[GraphBuilder, str], str]
+
+LSTM_GATES = ("in", "forget", "candidate", "out")  # in torch's order
 
 
 def float_rnn_step(graph: GraphBuilder, model: LanguageModel) -> Step:
@@ -147,15 +149,18 @@ def add_cell(body: GraphBuilder, cell: str, i: int, sums: str, recurrent: str = 
     """
     if cell == "rnn":
         return body.add("Tanh", [sums], f"h{i}_new")
-    return _add_lstm(body, i, sums) if cell == "lstm" else _add_gru(body, i, sums, recurrent)
+    if cell == "gru":
+        return _add_gru(body, i, sums, recurrent)
+    gate_sums = [f"{gate}{i}_sum" for gate in LSTM_GATES]
+    body.add("Split", [sums], *gate_sums, axis=-1, num_outputs=len(gate_sums))
+    return add_lstm(body, i, gate_sums)
 
 
-def _add_lstm(body: GraphBuilder, i: int, sums: str) -> str:
-    # torch's order of the gates.
-    names = [f"{gate}{i}_sum" for gate in ("in", "forget", "candidate", "out")]
-    body.add("Split", [sums], *names, axis=-1, num_outputs=len(names))
-    gate = {x: body.add("Sigmoid", [f"{x}{i}_sum"], f"{x}{i}") for x in ("in", "forget", "out")}
-    candidate = body.add("Tanh", [f"candidate{i}_sum"], f"candidate{i}")
+def add_lstm(body: GraphBuilder, i: int, gate_sums: Sequence[str]) -> str:
+    """The LSTM of layer i from what each of `LSTM_GATES` sums up, [B, H]; like `add_cell`."""
+    sums = dict(zip(LSTM_GATES, gate_sums, strict=True))
+    gate = {x: body.add("Sigmoid", [sums[x]], f"{x}{i}") for x in ("in", "forget", "out")}
+    candidate = body.add("Tanh", [sums["candidate"]], f"candidate{i}")
     kept = body.add("Mul", [gate["forget"], f"c{i}_before"], f"kept{i}")
     added = body.add("Mul", [gate["in"], candidate], f"added{i}")
     c = body.add("Add", [kept, added], f"c{i}_new")
@@ -210,6 +215,10 @@ def add_state_steps(graph: GraphBuilder) -> None:
     """The constants that turn what lies within one into seven bits."""
     graph.constant("state_scale", np.array(1.0 / STATE_STEPS, np.float32))
     graph.constant("state_zero", np.array(STATE_ZERO, np.uint8))
+    # The same scale once more, as a number that onnxruntime does not fold into the weights' scales:
+    # it runs a product as one operator only where it finds the two scales apart.
+    graph.constant("one_step", np.array(1, np.int8))
+    graph.add("DequantizeLinear", ["one_step", "state_scale"], "step_scale")
 
 
 def int8_steps(body: GraphBuilder, h: str, output: str) -> str:
@@ -218,17 +227,21 @@ def int8_steps(body: GraphBuilder, h: str, output: str) -> str:
 
 
 def int8_product(body: GraphBuilder, steps: str, name: str) -> str:
-    """An exact integer product, then the scales in single precision."""
+    """An exact integer product, then the scales in single precision.
+
+    onnxruntime makes one operator of the four, and of a bias that is added next.
+    """
     inputs = [steps, f"{name}_weight", "state_zero"]
     sums = body.add("MatMulInteger", inputs, f"{name}_integers")
     cast = body.add("Cast", [sums], f"{name}_floats", to=TensorProto.FLOAT)
-    return body.add("Mul", [cast, f"{name}_scale"], f"{name}_product")
+    scale = body.add("Mul", ["step_scale", f"{name}_scale"], f"{name}_step_scale")
+    return body.add("Mul", [cast, scale], f"{name}_product")
 
 
 def add_int8_matrix(graph: GraphBuilder, name: str, matrix: QuantizedMatrix) -> None:
     """The constants of a product of seven-bit steps with a matrix."""
     graph.constant(f"{name}_weight", matrix.values)
-    graph.constant(f"{name}_scale", matrix.scale / np.float32(STATE_STEPS))
+    graph.constant(f"{name}_scale", matrix.scale)
 
 
 def _add_time_mask(graph: GraphBuilder) -> None:

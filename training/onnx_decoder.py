@@ -16,7 +16,7 @@ from torch import nn
 from service.bundle import Precision
 from training.encoder_decoder import FEED, EncoderDecoder
 from training.onnx_builder import GraphBuilder, array, finish_model
-from training.onnx_cells import add_cell, add_gru_split
+from training.onnx_cells import LSTM_GATES, add_cell, add_gru_split, add_lstm
 from training.onnx_interface import (
     add_axes,
     affine,
@@ -38,13 +38,13 @@ def build_decoder(model: EncoderDecoder, precision: Precision) -> bytes:
     decoder = model.decoder
     products = Products(graph, precision)
     names = decoder.recurrent_names
-    bias = _add_embedding_products(graph, model, products)
-    bounded = [FEED] if model.config.input_feeding else []
+    sums = _add_token_sums(graph, model, products)
+    operand = products.operand(FEED) if model.config.input_feeding else ""
     output = ""
     for i in range(model.config.decoder_layers):
-        output = _add_decoder_layer(graph, model, products, i, bias=bias, bounded=bounded)
-        bias, bounded = "", [output]
-    readout = _add_readout(graph, model, products, output)  # [B, R]
+        output = _add_decoder_layer(graph, model, products, i, sums=sums, operand=operand)
+        sums, operand = [], products.operand(output)
+    readout = _add_readout(graph, model, products, output, operand)  # [B, R]
     if model.config.input_feeding:
         graph.add("Identity", [readout], f"{FEED}_out")
     _rename(graph, {f"{x}_before": x for x in names} | {f"{x}_new": f"{x}_out" for x in names})
@@ -67,16 +67,27 @@ def build_decoder(model: EncoderDecoder, precision: Precision) -> bytes:
     return finish_model(graph, inputs, outputs)
 
 
-def _add_embedding_products(graph: GraphBuilder, model: EncoderDecoder, products: Products) -> str:
-    """What the first layer adds for each token read, biases included, [B, G·H]."""
+def _parts(cell: str) -> Sequence[str]:
+    """What a cell's sums are cut into: an LSTM's gates are computed apart, [B, H] each.
+
+    So they need not be copied out of one tensor of them all.
+    """
+    return LSTM_GATES if cell == "lstm" else ("all",)
+
+
+def _add_token_sums(graph: GraphBuilder, model: EncoderDecoder, products: Products) -> list[str]:
+    """What the first layer adds for each token read, biases included: by part, [B, …]."""
+    cell = model.config.cell
     decoder, layer = model.decoder, model.decoder.recurrent_layers[0]
+    parts = _parts(cell)
     embedding = array(decoder.embedding.weight)  # [V, E]
     weight = array(layer.weight_ih)[:, : model.config.embedding_dim].T  # [E, G·H]
-    bias = input_bias(model.config.cell, layer)
+    bias = input_bias(cell, layer)
     if has_target_table(model):
-        table = embedding.astype(np.float64) @ weight + bias
-        graph.constant("table", table.astype(np.float32))
-        return graph.add("Gather", ["table", "tokens"], "token_sums")
+        table = (embedding.astype(np.float64) @ weight + bias).astype(np.float32)
+        for part, columns in zip(parts, np.split(table, len(parts), axis=1), strict=True):
+            graph.constant(f"{part}_table", columns)
+        return [graph.add("Gather", [f"{x}_table", "tokens"], f"{x}_token") for x in parts]
     products.add_stored("embedding_columns", embedding.T)  # [E, V]
     graph.add("Transpose", ["embedding_columns"], "embedding", perm=[1, 0])
     products.add_stored("embedding_weight", weight)
@@ -85,7 +96,12 @@ def _add_embedding_products(graph: GraphBuilder, model: EncoderDecoder, products
     graph.add("Unsqueeze", ["embedded", "axis_1"], "embedded_rows")
     graph.add("MatMul", ["embedded_rows", "embedding_weight"], "embedding_products")
     graph.add("Add", ["embedding_products", "embedding_bias"], "embedding_sums")
-    return graph.add("Squeeze", ["embedding_sums", "axis_1"], "token_sums")
+    sums = graph.add("Squeeze", ["embedding_sums", "axis_1"], "token_sums")
+    if len(parts) == 1:
+        return [sums]
+    names = [f"{part}_token" for part in parts]
+    graph.add("Split", [sums], *names, axis=-1, num_outputs=len(parts))
+    return names
 
 
 def _add_output_weight(graph: GraphBuilder, model: EncoderDecoder, products: Products) -> str:
@@ -104,40 +120,52 @@ def _add_decoder_layer(
     products: Products,
     i: int,
     *,
-    bias: str,
-    bounded: Sequence[str],
+    sums: Sequence[str],
+    operand: str,
 ) -> str:
-    """One layer's step from its `bounded` inputs [B, …].
+    """One layer's step from the `operand` [B, …] of its inputs that lie within one, or from none.
 
-    The first layer's `bias` [B, G·H] has what the token adds; the others' is their own.
+    `sums` has what the token adds in the first layer, by part; the others add their biases alone.
     """
     config, layer = model.config, model.decoder.recurrent_layers[i]
-    h = f"h{i}_before"
+    parts = _parts(config.cell)
+    h = products.operand(f"h{i}_before")
     weight_ih, weight_hh = array(layer.weight_ih).T, array(layer.weight_hh).T
     weight_in = weight_ih[config.embedding_dim :] if i == 0 else weight_ih
-    bias = bias or graph.constant(f"bias{i}", input_bias(config.cell, layer))
+    if i:
+        biases = np.split(input_bias(config.cell, layer), len(parts))
+        sums = [graph.constant(f"{x}{i}_bias", b) for x, b in zip(parts, biases, strict=True)]
     if config.cell == "gru":
         if i == 0:
             add_gru_split(graph, config.hidden_size)
         candidate_bias = np.split(array(layer.bias_hh), 3)[2]
         graph.constant(f"candidate_bias{i}", candidate_bias)
-        sums = bias
-        if bounded:
-            product = products.add_rows(f"input{i}", bounded, weight_in)
-            sums = graph.add("Add", [product, bias], f"input{i}_sum")
-        recurrent = products.add_rows(f"recurrent{i}", [h], weight_hh)
-        return add_cell(graph, config.cell, i, sums, recurrent)
-    weight = np.concatenate([weight_in, weight_hh]) if bounded else weight_hh
-    product = products.add_rows(f"recurrent{i}", [*bounded, h], weight)
-    return add_cell(graph, config.cell, i, graph.add("Add", [product, bias], f"total{i}"))
+        total = sums[0]
+        if operand:
+            product = products.add_rows(f"input{i}", operand, weight_in)
+            total = graph.add("Add", [product, total], f"input{i}_sum")
+        recurrent = products.add_rows(f"recurrent{i}", h, weight_hh)
+        return add_cell(graph, config.cell, i, total, recurrent)
+    weight = np.concatenate([weight_in, weight_hh]) if operand else weight_hh
+    whole = products.beside([operand, h], f"operand{i}") if operand else h
+    totals = []
+    columns = np.split(weight, len(parts), axis=1)
+    for part, column, added in zip(parts, columns, sums, strict=True):
+        product = products.add_rows(f"{part}{i}", whole, column)
+        totals.append(graph.add("Add", [product, added], f"{part}{i}_total"))
+    if config.cell == "lstm":
+        return add_lstm(graph, i, totals)
+    return add_cell(graph, config.cell, i, totals[0])
 
 
-def _add_readout(graph: GraphBuilder, model: EncoderDecoder, products: Products, h: str) -> str:
+def _add_readout(
+    graph: GraphBuilder, model: EncoderDecoder, products: Products, h: str, operand: str
+) -> str:
     """tanh(W [context; h]) [B, R]; the context's part is added up over the memory's values."""
     decoder = model.decoder
     attended = 0 if decoder.attention is None else 2 * model.config.encoder_hidden_size
     graph.constant("readout_bias", array(decoder.readout.bias))
-    own = products.add_rows("readout", [h], array(decoder.readout.weight)[:, attended:].T)
+    own = products.add_rows("readout", operand, array(decoder.readout.weight)[:, attended:].T)
     total = graph.add("Add", [own, "readout_bias"], "readout_own")
     if decoder.attention is not None:
         context = _add_attention(graph, model, h)

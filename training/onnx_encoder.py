@@ -21,7 +21,6 @@ from onnx import TensorProto, helper
 
 from service.bundle import Precision
 from training.encoder_decoder import FEED, BidirectionalLayer, Convolutions, EncoderDecoder
-from training.language_model import STATE_NAMES
 from training.onnx_builder import FloatArray, GraphBuilder, array, finish_model, reordered_gates
 from training.onnx_cells import add_cell, add_gru_split
 from training.onnx_interface import (
@@ -36,6 +35,10 @@ from training.onnx_interface import (
 )
 from training.onnx_products import Products
 from training.quantization import input_bias
+
+# What a step takes of the step before, but for the operand of h.
+_SCANNED_STATES = {"rnn": (), "gru": ("h",), "lstm": ("c",)}
+_ZERO = helper.make_tensor("zero", TensorProto.FLOAT, [1], [0.0])
 
 
 def build_encoder(model: EncoderDecoder, precision: Precision) -> bytes:
@@ -67,7 +70,7 @@ def build_encoder(model: EncoderDecoder, precision: Precision) -> bytes:
             if i == 0 and model.encoder.convolutions is None:
                 x, weights = _read_tokens(graph, model, products, weights)
             x, summary = _add_operator_layer(graph, i, layer, x, weights)
-    graph.add("Concat", summary, "summary", axis=-1)  # [N, D]
+    products.beside(summary, "summary")  # [N, D]
     outputs = _add_memory(graph, model, products, x, inside) + _add_bridges(graph, model, products)
     inputs = [
         helper.make_tensor_value_info("tokens", TensorProto.INT64, ["N", "S"]),
@@ -190,7 +193,8 @@ def _add_input_sums(
 ) -> list[str]:
     """What a layer's input adds in each direction, biases included: twice [M, N, G·H].
 
-    `x` is the tokens [S, N] below the first layer of a recurrent encoder, else [M, N, …].
+    `x` is the tokens [S, N] below the first layer of a recurrent encoder, features [M, N, F] below
+    that of another one, and above it the operand [M, N, D] of the outputs there.
     """
     layer = model.encoder.bidirectional_layers[i]
     directions = {f"forward{i}": layer.forwards, f"backward{i}": layer.backwards}
@@ -226,44 +230,56 @@ def _add_scanned_layer(
     inputs: Sequence[str],
     inside: str,
 ) -> tuple[str, list[str]]:
-    """Both directions in one Scan: outputs [M, N, D], and the last states [N, D / 2] of each.
+    """Both directions in one Scan: operands of the outputs [M, N, D] and of the last h.
 
     The second direction's Scan begins at the last position of the batch; until a row's own last
-    position its states stay zeros.
+    position its states stay zeros. The first direction's h stays at a row's last position as it is;
+    its other states go on, and nobody reads them.
     """
     hidden = layer.forwards.weight_hh.shape[1]
-    vector: list[str | int] = ["N", hidden]
     graph.add("Unsqueeze", [inside, "axis_2"], f"inside{i}")  # [M, N, 1]
-    zeros = _add_zeros(graph, inputs[0], f"zeros{i}", hidden)
+    first_operand = _add_filled(graph, inputs[0], f"operand{i}", hidden, products.zero)
+    first_state = _add_filled(graph, inputs[0], f"state{i}", hidden, _ZERO)
     body = GraphBuilder()
-    before, sums, after, outputs = [], [], [], []
+    first, before, sums, after, outputs = [], [], [], [], []
+
+    def vector(name: str, element: int = TensorProto.FLOAT) -> ValueInfo:
+        return helper.make_tensor_value_info(name, element, ["N", hidden])
+
     for own, direction in enumerate((layer.forwards, layer.backwards)):
         # The cells number layers; here every direction is one.
         k = 2 * i + own
-        states = [f"{name}{k}" for name in STATE_NAMES[layer.cell]]
         weight = array(direction.weight_hh).T
-        product = products.add_rows(f"recurrent{k}", [f"h{k}_before"], weight, body)
+        product = products.add_rows(f"recurrent{k}", f"operand{k}_before", weight, body)
         if layer.cell == "gru":
             graph.constant(f"candidate_bias{k}", np.split(array(direction.bias_hh), 3)[2])
             h = add_cell(body, layer.cell, k, f"input_sums{k}", product)
         else:
             total = body.add("Add", [product, f"input_sums{k}"], f"total{k}")
             h = add_cell(body, layer.cell, k, total)
-        for state in states:
-            choice = [f"inside{k}", f"{state}_new", f"{state}_before"]
-            body.add("Where", choice, f"{state}_next")
-        body.add("Identity", [h], f"output{k}")
-        before += [float_info(f"{state}_before", vector) for state in states]
+        choice = [f"inside{k}", products.operand(h, body), f"operand{k}_before"]
+        body.add("Where", choice, f"operand{k}_next")
+        body.add("Identity", [f"operand{k}_next"], f"output{k}")
+        first.append(first_operand)
+        before.append(vector(f"operand{k}_before", products.zero.data_type))
+        after.append(vector(f"operand{k}_next", products.zero.data_type))
+        outputs.append(vector(f"output{k}", products.zero.data_type))
         sums.append(float_info(f"input_sums{k}", ["N", direction.weight_hh.shape[0]]))
-        after += [float_info(f"{state}_next", vector) for state in states]
-        outputs.append(float_info(f"output{k}", vector))
+        for state in (f"{name}{k}" for name in _SCANNED_STATES[layer.cell]):
+            new = f"{state}_new"
+            if direction is layer.backwards:
+                choice = [f"inside{k}", new, f"{state}_before"]
+                new = body.add("Where", choice, f"{state}_next")
+            first.append(first_state)
+            before.append(vector(f"{state}_before"))
+            after.append(vector(new))
     insides = [
         helper.make_tensor_value_info(f"inside{k}", TensorProto.BOOL, ["N", 1])
         for k in (2 * i, 2 * i + 1)
     ]
     graph.add(
         "Scan",
-        [*[zeros] * len(before), *inputs, f"inside{i}", f"inside{i}"],
+        [*first, *inputs, f"inside{i}", f"inside{i}"],
         *(f"{value.name}_last" for value in after),
         f"forward{i}_outputs",
         f"backward{i}_outputs",
@@ -272,30 +288,30 @@ def _add_scanned_layer(
         scan_output_directions=[0, 1],
         body=helper.make_graph(body.nodes, "step", [*before, *sums, *insides], [*after, *outputs]),
     )
+    last = [f"operand{k}_next_last" for k in (2 * i, 2 * i + 1)]
     both = [f"forward{i}_outputs", f"backward{i}_outputs"]
-    last = [f"h{k}_next_last" for k in (2 * i, 2 * i + 1)]
-    return graph.add("Concat", both, f"outputs{i}", axis=-1), last
+    return products.beside(both, f"outputs{i}"), last
 
 
-def _add_zeros(graph: GraphBuilder, x: str, name: str, size: int) -> str:
-    """Zeros [N, size], N from `x` [M, N, …]."""
+def _add_filled(graph: GraphBuilder, x: str, name: str, size: int, value: TensorProto) -> str:
+    """A tensor [N, size] of one number, N from `x` [M, N, …]."""
     graph.add("Shape", [x], f"{name}_rows", start=1, end=2)
     graph.constant(f"{name}_size", np.array([size], np.int64))
     graph.add("Concat", [f"{name}_rows", f"{name}_size"], f"{name}_shape", axis=0)
-    zero = helper.make_tensor("zero", TensorProto.FLOAT, [1], [0.0])
-    return graph.add("ConstantOfShape", [f"{name}_shape"], name, value=zero)
+    return graph.add("ConstantOfShape", [f"{name}_shape"], name, value=value)
 
 
 def _add_memory(
     graph: GraphBuilder, model: EncoderDecoder, products: Products, x: str, inside: str
 ) -> list[ValueInfo]:
-    """Keys and values of `x` [M, N, D], and where it is: 1 inside a source, 0 past its end."""
+    """Keys and values of the operand `x` [M, N, D], and where it is: 1 inside, 0 past the end."""
     attention = model.decoder.attention
     if attention is None:
         return []
     rows = graph.add("Transpose", [x], "memory_rows", perm=[1, 0, 2])  # [N, M, D]
-    keys = rows
-    if attention.kind != "dot":
+    if attention.kind == "dot":
+        keys = products.add_numbers(rows, "key_numbers")
+    else:
         keys = products.add_positions("key", rows, array(attention.key.weight).T)  # [N, M, A]
     if attention.kind == "additive":
         graph.add("Identity", [keys], "keys")
@@ -310,9 +326,9 @@ def _add_memory(
 
 
 def _add_bridges(graph: GraphBuilder, model: EncoderDecoder, products: Products) -> list[ValueInfo]:
-    """The decoder's first states from `summary` [N, D]."""
+    """The decoder's first states from the operand `summary` [N, D]."""
     for name, bridge in model.decoder.bridges.items():
-        product = products.add_rows(f"bridge_{name}", ["summary"], array(bridge.weight).T)  # type: ignore[arg-type]
+        product = products.add_rows(f"bridge_{name}", "summary", array(bridge.weight).T)  # type: ignore[arg-type]
         graph.constant(f"bridge_{name}_bias", array(bridge.bias))  # type: ignore[arg-type]
         if name.startswith("h"):
             graph.add("Add", [product, f"bridge_{name}_bias"], f"bridge_{name}_sum")
@@ -322,5 +338,5 @@ def _add_bridges(graph: GraphBuilder, model: EncoderDecoder, products: Products)
     if model.config.input_feeding:
         size = model.decoder.readout_size
         graph.add("Transpose", ["tokens"], "tokens_again", perm=[1, 0])
-        _add_zeros(graph, "tokens_again", f"{FEED}_out", size)
+        _add_filled(graph, "tokens_again", f"{FEED}_out", size, _ZERO)
     return [float_info(f"{name}_out", ["N", size]) for name, size in state_sizes(model).items()]

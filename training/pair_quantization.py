@@ -18,7 +18,7 @@ from torch import Tensor
 from training.encoder_decoder import EncoderDecoder, Memory
 from training.language_model import GATES, STATE_NAMES, RecurrentLayer
 from training.onnx_interface import has_source_table, has_target_table
-from training.quantization import QuantizedMatrix, quantized_product
+from training.quantization import STATE_STEPS, QuantizedMatrix, quantized_product
 
 
 @torch.no_grad()
@@ -107,8 +107,9 @@ def _attended(model: EncoderDecoder, values: Tensor, mask: Tensor, summary: Tens
     attention = model.decoder.attention
     if attention is None:
         return Memory(values, values, mask, summary)
-    keys = values
-    if attention.kind != "dot":
+    if attention.kind == "dot":
+        keys = torch.round(values * STATE_STEPS) / STATE_STEPS
+    else:
         keys = quantized_product(values, _of(attention.key.weight.detach().numpy().T))
     weight = model.decoder.readout.weight.detach().numpy()[:, : values.shape[2]]
     return Memory(quantized_product(values, _of(weight.T)), keys, mask, summary)
