@@ -80,9 +80,15 @@ class TranslateRequest(RequestBody):
         if isinstance(self.target_prefix, list) and len(self.target_prefix) != len(sources):
             raise ValueError("a list of target prefixes holds one for each source")
         if self.temperature == 0.0:
-            given = self.model_fields_set & {"top_k", "top_p", "seed"}
+            # A client that sends every field, defaults too, asks for nothing more.
+            neutral = {
+                "seed": self.seed is None,
+                "top_k": self.top_k is None,
+                "top_p": self.top_p == 1,
+            }
+            given = ", ".join(name for name, unset in neutral.items() if not unset)
             if given:
-                raise ValueError(f"{', '.join(sorted(given))}: only with a temperature above 0")
+                raise ValueError(f"{given}: only with a temperature above 0")
         elif self.beam_size is not None:
             raise ValueError("beam_size: only with temperature 0")
         return self

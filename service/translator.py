@@ -142,9 +142,14 @@ class Translator(Workers[Search]):
         limit = self.settings.max_cost_tokens
         rows = "num_hypotheses" if options.sampling is not None else "beam_size"
         at_most("/source", cost, limit, f"tokens: {rows} · max_tokens, over all sources")
-        if options.tokens or options.alignments:
+        detailed = {
+            "/tokens": options.tokens,
+            "/return_alignments": options.alignments,
+            "/copy_unknown": options.copy_unknown,
+        }
+        if any(detailed.values()):
             told = sum(search.num_hypotheses * search.max_tokens for search in searches)
-            pointer = "/tokens" if options.tokens else "/return_alignments"
+            pointer = next(name for name, asked in detailed.items() if asked)
             at_most(pointer, told, self.settings.max_detail_chars, "tokens with details")
         async with self.deadline():
             await self.run(searches)

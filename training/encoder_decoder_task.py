@@ -27,20 +27,28 @@ from training.task import Curve, Evaluation, open_device
 
 # What validation lets a target have: enough for any of the training split, and a way to end.
 _EXTRA_TOKENS = 10
+_MAX_RATIO = 3
 _VALID_TOKENS = 8192  # target positions of one validation batch
 
 
 def length_limits(split: PairSplit, max_source_tokens: int) -> PairLimits:
-    """What holds for every pair of a split, and a little more."""
-    sizes = [(len(x) + 1, len(y) + 1) for x, y in zip(split.sources, split.targets, strict=True)]
-    ratio = max(target / source for source, target in sizes)
-    # The rarest pairs would make the bound useless for all others: what is over three is additive.
-    ratio = math.ceil(20 * min(ratio, 3.0)) / 20
-    over = max(target - int(ratio * source) for source, target in sizes)
+    """The bound ratio · source + extra that holds for every pair of a split, and a little more.
+
+    Of those the least for a source of mean length: a search ends where nothing under the bound can
+    beat what it has, so what is allowed in vain is searched in vain. The ratio is that of the means
+    at least, so that it holds for longer sources, too.
+    """
+    sources = np.array([len(x) + 1 for x in split.sources])
+    targets = np.array([len(y) + 1 for y in split.targets])
+    least = math.ceil(20 * targets.mean() / sources.mean())
+    ratios = np.arange(least, max(least, 20 * _MAX_RATIO) + 1) / 20
+    extras = [int((targets - np.floor(ratio * sources)).max()) for ratio in ratios]
+    extras = np.maximum(extras, 0) + _EXTRA_TOKENS
+    best = int(np.argmin(ratios * sources.mean() + extras))
     return PairLimits(
         max_source_tokens=max_source_tokens,
-        max_tokens_ratio=ratio,
-        max_tokens_extra=max(0, over) + _EXTRA_TOKENS,
+        max_tokens_ratio=float(ratios[best]),
+        max_tokens_extra=int(extras[best]),
     )
 
 

@@ -496,6 +496,11 @@ def refused(client: AppClient, path: str, pointer: str, words: str, **body: Any)
         ("/source", "too many texts; at most 5", {"source": ["a"] * 6}),
         ("/source", "over all sources; at most 4000", {"source": ["a" * 60] * 5, "beam_size": 8}),
         ("/tokens", "tokens with details; at most 300", {"source": ["a" * 60] * 5, "tokens": True}),
+        (
+            "/copy_unknown",
+            "tokens with details; at most 300",
+            {"source": ["a" * 60] * 5, "copy_unknown": True},
+        ),
         ("/unknown", "'unk', 'error' or 'skip'", {"unknown": MARKER}),
         ("/copy_unknown", "it needs temperature 0", {"copy_unknown": True, "temperature": 1.0}),
         ("/copy_unknown", "no attention", {"copy_unknown": True, "model": "plain"}),
@@ -732,3 +737,10 @@ def test_the_tokenizers_of_the_models_are_of_every_kind() -> None:
     assert set(made["crnn"].target.tokens[4:]) == set(SYMBOLS)
     assert isinstance(made["plain"].target, Subwords)
     assert made["plain"].source.tokens == made["plain"].target.tokens
+
+
+def test_defaults_that_are_sent_are_as_good_as_left_out(client: AppClient) -> None:
+    body = {"model": MODELS[0], "source": "abc"}
+    defaults = {"top_k": None, "top_p": 1.0, "seed": None, "temperature": 0.0, "beam_size": None}
+    first = client.post("/translate", json=body).json()
+    assert client.post("/translate", json=body | defaults).json()["results"] == first["results"]

@@ -375,3 +375,19 @@ def test_the_limit_holds_for_every_pair_it_is_made_from(
 def test_one_long_target_does_not_stretch_all_others() -> None:
     pairs = [([3] * 10, [4] * 10)] * 20 + [([3], [4] * 80)]
     assert length_limits(pair_split_of(pairs), 40).max_tokens(101) < 450
+
+
+def test_of_the_limits_that_hold_the_least_is_taken() -> None:
+    pairs = [([3] * n, [4] * (n + extra)) for n in range(5, 15) for extra in (0, 4)] + [
+        ([3] * 6, [4] * 18)
+    ]
+    limits = length_limits(pair_split_of(pairs), 40)
+    # By ratio alone the last pair would ask for 19 / 7 of every source.
+    assert limits.max_tokens(15) < 2 * 15 + 10
+    assert limits.max_tokens(41) > 41 + 10
+
+
+def test_the_ratio_is_that_of_the_means_at_least() -> None:
+    limits = length_limits(pair_split_of([([3] * 9, [4] * 39)] * 3), 40)
+    assert limits.max_tokens_ratio == 4.0
+    assert limits.max_tokens_extra == 10
