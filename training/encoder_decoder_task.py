@@ -42,8 +42,8 @@ def length_limits(split: PairSplit, max_source_tokens: int) -> PairLimits:
     targets = np.array([len(y) + 1 for y in split.targets])
     least = math.ceil(20 * targets.mean() / sources.mean())
     ratios = np.arange(least, max(least, 20 * _MAX_RATIO) + 1) / 20
-    extras = [int((targets - np.floor(ratio * sources)).max()) for ratio in ratios]
-    extras = np.maximum(extras, 0) + _EXTRA_TOKENS
+    over = [(targets - np.floor(ratio * sources)).max() for ratio in ratios]
+    extras = np.maximum(over, 0) + _EXTRA_TOKENS
     best = int(np.argmin(ratios * sources.mean() + extras))
     return PairLimits(
         max_source_tokens=max_source_tokens,
