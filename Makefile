@@ -60,6 +60,11 @@ shakespeare: $(DEVELOPMENT_ENV)/.done ## Train on ../shared/data/tinyshakespeare
 models/README.md: $(DEVELOPMENT_ENV)/.done service/bundle/*.py ## Write the bundle's documentation from the schema.
 	$(BIN)/python -m tests.bundle_reference > $@
 
+openapi.json: $(DEVELOPMENT_ENV)/.done service/*.py tests/examples.py ## Write the examples and the OpenAPI document.
+	$(BIN)/python -m tests.examples
+	$(BIN)/python -c 'import json; from service.app import create_app; from service.settings import Settings; \
+		print(json.dumps(create_app(Settings(), []).openapi(), indent=1, ensure_ascii=False))' > $@
+
 lock: ## Resolve the pinned requirements anew (needs uv).
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 		--extra service --output-file requirements/service.txt pyproject.toml

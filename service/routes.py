@@ -45,26 +45,12 @@ from service.translator import ALIGNMENT_SIZE, TranslatedToken, TranslateOptions
 
 router = APIRouter()
 
-_GENERATE_EXAMPLE = {
-    "model": "alice-lstm",
-    "prompt": "Alice was ",
-    "max_tokens": 80,
-    "temperature": 0.7,
-    "seed": 1,
-}
-_TRANSLATE_EXAMPLE = {"model": "g2p-en", "source": ["unroll", "recurrent"], "beam_size": 5}
-_SCORE_EXAMPLE = {
-    "model": "alice-lstm",
-    "text": ["the white rabbit", "the whjte rabbit"],
-    "context": "Alice saw ",
-}
-
 
 @router.post(
     "/generate",
     response_model=GenerateResponse,
     responses=PROBLEMS,
-    openapi_extra=body_documentation(GenerateRequest, _GENERATE_EXAMPLE),
+    openapi_extra=body_documentation(GenerateRequest),
     tags=["models"],
 )
 async def generate(request: Request) -> Response:
@@ -104,7 +90,7 @@ async def _generate_events(
     "/translate",
     response_model=TranslateResponse,
     responses=PROBLEMS,
-    openapi_extra=body_documentation(TranslateRequest, _TRANSLATE_EXAMPLE),
+    openapi_extra=body_documentation(TranslateRequest),
     tags=["models"],
 )
 async def translate(request: Request) -> Response:
@@ -141,7 +127,7 @@ async def _translate_events(
     "/score",
     response_model=ScoreResponse,
     responses=PROBLEMS,
-    openapi_extra=body_documentation(ScoreRequest, _SCORE_EXAMPLE),
+    openapi_extra=body_documentation(ScoreRequest),
     tags=["models"],
 )
 async def score(request: Request) -> Response:
