@@ -25,13 +25,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-def without_end(server: Server) -> dict[str, object]:
+def without_end() -> dict[str, object]:
     """A request whose text is long: eos is forbidden."""
     return {**BODY, "logit_bias": {"\ue002": -1000.0}}
 
 
 def test_the_first_tokens_come_long_before_the_last(server: Server) -> None:
-    body = without_end(server) | {"stream": True}
+    body = without_end() | {"stream": True}
     with server.client() as client, client.stream("POST", "/generate", json=body) as answer:
         assert answer.headers["transfer-encoding"] == "chunked"
         chunks = answer.iter_raw()
@@ -44,7 +44,7 @@ def test_the_first_tokens_come_long_before_the_last(server: Server) -> None:
     assert events[-1].name == "done"
     text = "".join(json.loads(event.data)["text"] for event in events[:-1])
     with server.client() as client:
-        plain = client.post("/generate", json=without_end(server)).json()
+        plain = client.post("/generate", json=without_end()).json()
     assert text == plain["results"][0]["choices"][0]["text"]
 
 
@@ -55,7 +55,7 @@ def test_a_client_that_goes_stops_the_engine(server: Server) -> None:
         ages = {engine["model"]: engine["last_step_age_s"] for engine in engines}
         return float(ages["tiny-lstm"])
 
-    body = {**without_end(server), "n": 8, "stream": True}
+    body = {**without_end(), "n": 8, "stream": True}
     with server.client() as client, client.stream("POST", "/generate", json=body) as answer:
         next(answer.iter_raw())
     deadline = time.monotonic() + 20
