@@ -2,6 +2,7 @@
 PYTHON ?= python3
 SERVICE_ENV := .venv/service
 DEVELOPMENT_ENV := .venv/development
+CLIENTS_ENV := .venv/clients
 BIN := $(DEVELOPMENT_ENV)/bin
 # A spinning thread pool costs a shared machine 10 to 45 times.
 export OMP_WAIT_POLICY := passive
@@ -18,7 +19,7 @@ help: ## Show this list.
 serve: $(SERVICE_ENV)/.done ## Serve every bundle under models/ on 127.0.0.1:8000.
 	exec $(SERVICE_ENV)/bin/python -m service
 
-test: $(DEVELOPMENT_ENV)/.done ## Run every test, with the coverage gate.
+test: $(DEVELOPMENT_ENV)/.done $(CLIENTS_ENV)/.done ## Run every test, with the coverage gate.
 	$(BIN)/pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 lint: $(DEVELOPMENT_ENV)/.done ## Check format, style, types and import boundaries.
@@ -91,4 +92,10 @@ $(DEVELOPMENT_ENV)/.done: requirements/service.txt requirements/development.txt 
 	$(BIN)/pip install --quiet --disable-pip-version-check \
 		$$(sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/development.txt
+	touch $@
+
+# What other people's clients need, and what they would pull in of models and GPUs is left out.
+$(CLIENTS_ENV)/.done: requirements/clients.txt
+	$(PYTHON) -m venv $(CLIENTS_ENV)
+	$(CLIENTS_ENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
 	touch $@

@@ -12,7 +12,16 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from service.bundle import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Bundle, Precision, normalize
+from service.bundle import (
+    BOS_ID,
+    EOS_ID,
+    PAD_ID,
+    SPECIAL_TOKENS,
+    UNK_ID,
+    Bundle,
+    Precision,
+    normalize,
+)
 from service.errors import InvalidRequest
 from service.prefixes import MIN_SHARED_TOKENS, PrefixCache, shared_prefixes
 from service.rows import ReadRow, TokenDetails, WriteRow
@@ -24,6 +33,8 @@ from service.text_runner import TextRunner, TextWork
 from service.workers import Workers, at_most, drawn_seed, off_loop, worker_names
 
 UnknownPolicy: TypeAlias = Literal["unk", "error", "skip"]
+# A text, or the ids of one; bos comes before it by itself.
+Prompt: TypeAlias = str | tuple[int, ...]
 
 DEFAULT_MAX_TOKENS = 128
 
@@ -181,13 +192,29 @@ class Engine(Workers[TextWork]):
         super().__init__(runners, names, settings, max_rows=settings.max_rows)
 
     @property
+    def tokens(self) -> tuple[str, ...]:
+        """Printed tokens; the index is the id."""
+        return self._vocab.tokens
+
+    def token_ids(self, text: str, _side: str = "") -> list[int]:
+        """The ids of a text, in which printed special tokens are read as such."""
+        normalized = normalize(text, self.manifest.normalization)
+        return special_ids(self._vocab.encode(normalized).tolist(), normalized)
+
+    def text_of(self, ids: Sequence[int], _side: str = "") -> str:
+        """The printed tokens of ids, one after another."""
+        return "".join(self._vocab.tokens[i] for i in ids)
+
+    @property
     def max_tokens(self) -> int:
         """Most tokens that one choice may generate: the service's limit or the bundle's."""
         return min(self.settings.max_tokens, self.manifest.limits.max_tokens)
 
     # --- generate -------------------------------------------------------------------------------
 
-    async def generate(self, prompts: Sequence[str], options: GenerateOptions) -> list[Generated]:
+    async def generate(
+        self, prompts: Sequence[Prompt], options: GenerateOptions
+    ) -> list[Generated]:
         """Continue every prompt. The same seed gives the same text, whatever runs beside it.
 
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
@@ -208,7 +235,7 @@ class Engine(Workers[TextWork]):
         )
 
     async def stream(
-        self, prompts: Sequence[str], options: GenerateOptions
+        self, prompts: Sequence[Prompt], options: GenerateOptions
     ) -> AsyncGenerator[StreamEvent, None]:
         """What `generate` gives, token by token, as it is written; the usage comes last.
 
@@ -221,7 +248,9 @@ class Engine(Workers[TextWork]):
         works = await off_loop(size, lambda: self._generate_work(prompts, options, seed))
         feed: Feed[tuple[_StreamedChoice, _Told | None]] = Feed()
         choices = [
-            _StreamedChoice(feed, self._vocab.tokens, i, prompt if options.echo else "", work, row)
+            _StreamedChoice(
+                feed, self.tokens, i, self._prompt_text(prompt) if options.echo else "", work, row
+            )
             for i, (prompt, work) in enumerate(zip(prompts, works, strict=True))
             for row in work.write
         ]
@@ -245,14 +274,14 @@ class Engine(Workers[TextWork]):
             cached_tokens=sum(map(min, reused, prompt_tokens)),
         )
 
-    def _checked(self, prompts: Sequence[str], options: GenerateOptions) -> GenerateOptions:
+    def _checked(self, prompts: Sequence[Prompt], options: GenerateOptions) -> GenerateOptions:
         """The options with what was left out. Raises InvalidRequest."""
         if options.max_tokens is None:
             options = replace(options, max_tokens=min(DEFAULT_MAX_TOKENS, self.max_tokens))
         self._check_generate(prompts, options)
         return replace(options, sampling=self._with_bias(options))
 
-    def _check_generate(self, prompts: Sequence[str], options: GenerateOptions) -> None:
+    def _check_generate(self, prompts: Sequence[Prompt], options: GenerateOptions) -> None:
         settings = self.settings
         max_tokens = options.max_tokens or 0
         at_most("/max_tokens", max_tokens, self.max_tokens, "tokens")
@@ -280,14 +309,14 @@ class Engine(Workers[TextWork]):
         return replace(options.sampling, logit_bias=tuple(bias))
 
     def _generate_work(
-        self, prompts: Sequence[str], options: GenerateOptions, seed: int
+        self, prompts: Sequence[Prompt], options: GenerateOptions, seed: int
     ) -> list[TextWork]:
         stop = tuple(tuple(int(i) for i in self._encode(text)) for text in options.stop)
         # A stop string with a character that the model cannot write can never end a text.
         stop = tuple(sequence for sequence in stop if UNK_ID not in sequence)
         work = []
         for prompt in prompts:
-            tokens = np.append(np.uint16(BOS_ID), self._encode(prompt))
+            tokens = np.append(np.uint16(BOS_ID), self._prompt_ids(prompt))
             if options.echo and options.logprobs is not None:
                 targets = np.append(tokens[1:], np.uint16(PAD_ID))
                 detail_top = options.logprobs
@@ -310,9 +339,9 @@ class Engine(Workers[TextWork]):
         return work
 
     def _generated(
-        self, prompt: str, work: TextWork, options: GenerateOptions, seed: int, cached: int
+        self, prompt: Prompt, work: TextWork, options: GenerateOptions, seed: int, cached: int
     ) -> Generated:
-        prefix = prompt if options.echo else ""
+        prefix = self._prompt_text(prompt) if options.echo else ""
         before: tuple[ScoredToken, ...] = ()
         if options.echo and options.logprobs is not None:
             before = scored_tokens(self._vocab.tokens, work.read.tokens[1:], work.read.details)
@@ -422,6 +451,12 @@ class Engine(Workers[TextWork]):
 
     # --- shared ---------------------------------------------------------------------------------
 
+    def _prompt_ids(self, prompt: Prompt) -> npt.NDArray[np.uint16]:
+        return self._encode(prompt) if isinstance(prompt, str) else np.array(prompt, np.uint16)
+
+    def _prompt_text(self, prompt: Prompt) -> str:
+        return prompt if isinstance(prompt, str) else self._vocab.decode(prompt)
+
     def _encode(self, text: str) -> npt.NDArray[np.uint16]:
         return self._vocab.encode(normalize(text, self.manifest.normalization))
 
@@ -494,6 +529,14 @@ class Engine(Workers[TextWork]):
         """Keep where an uncounted text leads."""
         if row.continuation is not None and row.uncounted == len(row.tokens):
             self._prefixes.put(row.tokens, row.continuation)
+
+
+def special_ids(ids: list[int], text: str) -> list[int]:
+    """The ids of a text's characters, where printed special tokens stand for themselves."""
+    return [
+        SPECIAL_TOKENS.index(character) if character in SPECIAL_TOKENS else i
+        for i, character in zip(ids, text, strict=True)
+    ]
 
 
 def unknown_text(pointer: str, positions: Sequence[int]) -> InvalidRequest:
