@@ -101,7 +101,10 @@ def evaluated(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Any:
     for name, task in TASKS.items():
         lines = "\n".join(json.dumps(row) for row in rows[name])
         (folder / f"{name}.jsonl").write_text(lines + "\n")
-        head = f"task: {name}\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {folder}/{name}.jsonl\ntest_split: test\n"
+        head = (
+            f"task: {name}\ndataset_path: json\ndataset_kwargs:\n"
+            f"  data_files:\n    test: {folder}/{name}.jsonl\ntest_split: test\n"
+        )
         (folder / f"{name}.yaml").write_text(head + task.lstrip())
     output = used("use_lm_eval.py", server.url, MODEL, str(folder))
     return json.loads(output.splitlines()[-1])
