@@ -26,6 +26,8 @@ from service.cpus import usable_cpus
 from service.engine import Engine
 from service.errors import FieldError, ServiceError
 from service.graphs import GoldenMismatch
+from service.page_routes import read_page
+from service.page_routes import router as page_router
 from service.pair_session import OnnxPairSession
 from service.routes import router
 from service.schemas import AnyEngine, FieldErrorOut, Problem
@@ -70,10 +72,14 @@ def create_app(settings: Settings, engines: Sequence[AnyEngine] | None = None) -
         summary="Small recurrent sequence models, served exactly.",
         version="0.1.0",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
+        redoc_url=None,
     )
     app.state.settings = settings
     app.state.engines = {}
+    app.state.page = read_page()
     app.include_router(router)
+    app.include_router(page_router)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
