@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 from fastapi import Request, Response
 from pydantic import BaseModel
 
-from service.errors import ClientGone, InvalidRequest, ModelNotFound
-from service.schemas import AnyEngine, Problem
+from service.errors import ClientGone, InvalidRequest, ModelNotFound, ServiceError
+from service.schemas import AnyEngine, FieldErrorOut, Problem
+from service.sse import ServerSentEvent
 from service.workers import LARGE_CHARS
 
 Result = TypeVar("Result")
@@ -83,3 +84,20 @@ async def json_answer(size: int, build: Callable[[], BaseModel]) -> Response:
 
     content = render() if size <= LARGE_CHARS else await asyncio.to_thread(render)
     return Response(content, media_type="application/json")
+
+
+def problem_document(request: Request, error: ServiceError) -> Problem:
+    """An error as the client reads it."""
+    return Problem(
+        type=error.type,
+        title=error.title,
+        status=error.status,
+        detail=error.detail,
+        request_id=request.scope.get("unroll.request_id", ""),
+        errors=[FieldErrorOut(pointer=x.pointer, detail=x.detail) for x in error.errors],
+    )
+
+
+def error_event(request: Request, error: ServiceError) -> ServerSentEvent:
+    """The last event of a stream that broke."""
+    return ServerSentEvent(problem_document(request, error).model_dump_json(), "error")

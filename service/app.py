@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.answers import problem_document
 from service.bundle import (
     Bundle,
     BundleError,
@@ -24,13 +25,13 @@ from service.bundle import (
 )
 from service.cpus import usable_cpus
 from service.engine import Engine
-from service.errors import FieldError, ServiceError
+from service.errors import ServiceError
 from service.graphs import GoldenMismatch
 from service.page_routes import read_page
 from service.page_routes import router as page_router
 from service.pair_session import OnnxPairSession
 from service.routes import router
-from service.schemas import AnyEngine, FieldErrorOut, Problem
+from service.schemas import AnyEngine, Problem
 from service.session import OnnxSession
 from service.settings import Settings
 from service.translator import Translator
@@ -164,23 +165,20 @@ class RequestIds:
 
 
 def _problem(request: Request, error: ServiceError | HTTPException) -> Response:
-    errors: Sequence[FieldError] = ()
     if isinstance(error, ServiceError):
-        status, kind, title, detail = error.status, error.type, error.title, error.detail
-        errors, headers = error.errors, dict(error.headers)
+        problem, headers = problem_document(request, error), dict(error.headers)
     else:
-        status, kind, title = error.status_code, "http-error", "HTTP error"
-        detail = _HTTP_DETAILS.get(status, "the request cannot be answered")
+        problem = Problem(
+            type="http-error",
+            title="HTTP error",
+            status=error.status_code,
+            detail=_HTTP_DETAILS.get(error.status_code, "the request cannot be answered"),
+            request_id=request.scope.get("unroll.request_id", ""),
+            errors=[],
+        )
         headers = dict(error.headers or {})
-    problem = Problem(
-        type=kind,
-        title=title,
-        status=status,
-        detail=detail,
-        request_id=request.scope.get("unroll.request_id", ""),
-        errors=[FieldErrorOut(pointer=x.pointer, detail=x.detail) for x in errors],
-    )
-    return Response(problem.model_dump_json(), status, headers, "application/problem+json")
+    content = problem.model_dump_json()
+    return Response(content, problem.status, headers, "application/problem+json")
 
 
 _HTTP_DETAILS = {404: "there is no such path", 405: "the path does not take this method"}

@@ -4,7 +4,8 @@ Text becomes ids, ids become rows, the scheduler fills them in, and they become 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
@@ -18,6 +19,7 @@ from service.rows import ReadRow, TokenDetails, WriteRow
 from service.sampling import SamplingParams
 from service.session import Session
 from service.settings import Settings
+from service.streams import Feed
 from service.text_runner import TextRunner, TextWork
 from service.workers import Workers, at_most, drawn_seed, off_loop, worker_names
 
@@ -79,6 +81,40 @@ class Choice:
     seed: int
     tokens: tuple[ScoredToken, ...] | None
     completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """A token of a choice that is being written, or what was echoed before it."""
+
+    prompt: int
+    choice: int
+    text: str  # empty for what ends the text: eos, or a stop string's tokens
+    offset: int  # characters of the choice's text before it
+    token: ScoredToken | None  # None for an echoed prompt without log-probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceEnd:
+    """A choice has all its tokens."""
+
+    prompt: int
+    choice: int
+    finish_reason: Literal["stop", "length"]
+    seed: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamUsage:
+    """All choices have; this is the last event."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+StreamEvent: TypeAlias = TokenEvent | ChoiceEnd | StreamUsage
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +192,7 @@ class Engine(Workers[TextWork]):
 
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
-        if options.max_tokens is None:
-            options = replace(options, max_tokens=min(DEFAULT_MAX_TOKENS, self.max_tokens))
-        self._check_generate(prompts, options)
-        options = replace(options, sampling=self._with_bias(options))
+        options = self._checked(prompts, options)
         seed = drawn_seed(options.seed)
         size = sum(map(len, prompts))
         works = await off_loop(size, lambda: self._generate_work(prompts, options, seed))
@@ -173,6 +206,51 @@ class Engine(Workers[TextWork]):
                 for prompt, work, cached in zip(prompts, works, reused, strict=True)
             ],
         )
+
+    async def stream(
+        self, prompts: Sequence[str], options: GenerateOptions
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """What `generate` gives, token by token, as it is written; the usage comes last.
+
+        What could still become a stop string is held back. Raises what `generate` raises; close it,
+        and the rows leave before the next step.
+        """
+        options = self._checked(prompts, options)
+        seed = drawn_seed(options.seed)
+        size = sum(map(len, prompts))
+        works = await off_loop(size, lambda: self._generate_work(prompts, options, seed))
+        feed: Feed[tuple[_StreamedChoice, _Told | None]] = Feed()
+        choices = [
+            _StreamedChoice(feed, self._vocab.tokens, i, prompt if options.echo else "", work, row)
+            for i, (prompt, work) in enumerate(zip(prompts, works, strict=True))
+            for row in work.write
+        ]
+        reused: list[int] = []
+
+        async def run() -> None:
+            reused.extend(await self._run(works))
+
+        async with aclosing(feed.during(run())) as told:
+            async for choice, news in told:
+                for event in choice.events(news):
+                    yield event
+        for choice in choices:
+            if not choice.has_ended:  # it had no token to write
+                for event in choice.events(None):
+                    yield event
+        prompt_tokens = [len(work.read.tokens) - 1 for work in works]
+        yield StreamUsage(
+            prompt_tokens=sum(prompt_tokens),
+            completion_tokens=sum(len(row.tokens) for work in works for row in work.write),
+            cached_tokens=sum(map(min, reused, prompt_tokens)),
+        )
+
+    def _checked(self, prompts: Sequence[str], options: GenerateOptions) -> GenerateOptions:
+        """The options with what was left out. Raises InvalidRequest."""
+        if options.max_tokens is None:
+            options = replace(options, max_tokens=min(DEFAULT_MAX_TOKENS, self.max_tokens))
+        self._check_generate(prompts, options)
+        return replace(options, sampling=self._with_bias(options))
 
     def _check_generate(self, prompts: Sequence[str], options: GenerateOptions) -> None:
         settings = self.settings
@@ -454,6 +532,102 @@ def scored_tokens(
         )
         for token, logprob, entropy_bits, rank, top_ids, top_logprobs in columns
     )
+
+
+_Told: TypeAlias = tuple[int, TokenDetails]  # a token that was written
+
+
+class _StreamedChoice:
+    """One choice's row on one side, its events on the other."""
+
+    def __init__(  # noqa: PLR0917 (what a choice is made of)
+        self,
+        feed: "Feed[tuple[_StreamedChoice, _Told | None]]",
+        names: Sequence[str],
+        prompt: int,
+        echoed: str,
+        work: TextWork,
+        row: WriteRow,
+    ) -> None:
+        self._feed = feed
+        self._names = names
+        self._prompt = prompt
+        self._echoed = echoed
+        self._work = work
+        self._row = row
+        self._held: list[_Told] = []  # might be a stop string's tokens
+        self._offset = 0
+        self._began = False
+        self._count = 0
+        self.has_ended = False
+        row.listener = self
+        row.detail_top = row.detail_top or 0
+
+    def wrote(self, token: int, details: TokenDetails) -> None:
+        """From the worker: a token."""
+        self._feed.put((self, (token, details)))
+
+    def ended(self) -> None:
+        """From the worker: no token follows."""
+        self._feed.put((self, None))
+
+    def events(self, told: _Told | None) -> Iterator[TokenEvent | ChoiceEnd]:
+        """What a token, or the end, lets be known."""
+        if not self._began:
+            self._began = True
+            yield from self._echo()
+        if told is not None:
+            self._count += 1
+            self._held.append(told)
+            held = self._stop_length()
+            sure = len(self._held) - held
+            yield from self._release(sure, with_text=sure)
+            return
+        self.has_ended = True
+        yield from self._release(len(self._held), len(self._held) - self._row.stop_tokens)
+        yield ChoiceEnd(
+            self._prompt,
+            self._row.choice,
+            self._row.finish_reason or "length",
+            self._row.seed,
+            self._count,
+        )
+
+    def _echo(self) -> Iterator[TokenEvent]:
+        read = self._work.read
+        if not self._echoed:
+            return
+        if read.detail_top is None:
+            yield TokenEvent(self._prompt, self._row.choice, self._echoed, 0, None)
+        else:
+            # The normalized prompt can have other characters than the one that is echoed: each
+            # token stands for one of the former, and the last for what is left of the latter.
+            tokens = scored_tokens(self._names, read.tokens[1:], read.details)
+            for i, token in enumerate(tokens):
+                end = i + 1 if i + 1 < len(tokens) else len(self._echoed)
+                text = self._echoed[i:end]
+                yield TokenEvent(self._prompt, self._row.choice, text, i, token)
+        self._offset = len(self._echoed)
+
+    def _release(self, count: int, with_text: int) -> Iterator[TokenEvent]:
+        """The first tokens that are held, of which so many have a text."""
+        for i, (token, details) in enumerate(self._held[:count]):
+            (scored,) = scored_tokens(self._names, [token], [details])
+            text = scored.token if i < with_text else ""
+            yield TokenEvent(self._prompt, self._row.choice, text, self._offset, scored)
+            self._offset += len(text)
+        del self._held[:count]
+
+    def _stop_length(self) -> int:
+        """How many tokens at the end of those that are held could begin a stop string."""
+        tokens = tuple(token for token, _ in self._held)
+        longest = max(map(len, self._row.stop), default=0)
+        for length in range(min(longest, len(tokens)), 0, -1):
+            end = tokens[-length:]
+            if any(sequence[:length] == end for sequence in self._row.stop):
+                return length
+        # The end of the text has no text.
+        return int(tokens[-1] == EOS_ID)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,28 @@
 """The native endpoints: schema in, engine call, schema out."""
 
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from service.answers import PROBLEMS, engine_named, json_answer, texts_within, unless_gone
+from service.answers import (
+    PROBLEMS,
+    engine_named,
+    error_event,
+    json_answer,
+    texts_within,
+    unless_gone,
+)
 from service.body import body_documentation, read_body
-from service.engine import Engine, Scored
+from service.engine import ChoiceEnd, Engine, GenerateOptions, Scored, TokenEvent
 from service.errors import InvalidRequest
 from service.pair_schemas import EncoderDecoderDetail, TranslateRequest, TranslateResponse
 from service.schemas import (
     AnyEngine,
     EngineState,
+    GenerateDone,
     GenerateRequest,
     GenerateResponse,
     Live,
@@ -22,8 +32,10 @@ from service.schemas import (
     Ready,
     ScoreRequest,
     ScoreResponse,
+    StreamedToken,
 )
 from service.settings import Settings
+from service.sse import ServerSentEvent, event_response
 from service.translator import ALIGNMENT_SIZE, Translator
 
 router = APIRouter()
@@ -58,11 +70,29 @@ async def generate(request: Request) -> Response:
         raise InvalidRequest.at("/model", "an encoder-decoder answers /translate and /score")
     prompts = texts_within(body.prompt, "/prompt", request)
     _check_choices(body, request.app.state.settings)
+    if body.stream:
+        events = _generate_events(engine, prompts, body.options())
+        return await event_response(request, events, partial(error_event, request))
     results = await unless_gone(request, engine.generate(prompts, body.options()))
     size = sum(len(choice.text) for result in results for choice in result.choices)
     return await json_answer(
         size * (1 + (body.logprobs or 0)), lambda: GenerateResponse.of(engine, results)
     )
+
+
+async def _generate_events(
+    engine: Engine, prompts: list[str], options: GenerateOptions
+) -> AsyncGenerator[ServerSentEvent, None]:
+    ends: list[ChoiceEnd] = []
+    async with aclosing(engine.stream(prompts, options)) as events:
+        async for event in events:
+            if isinstance(event, TokenEvent):
+                yield ServerSentEvent(StreamedToken.of(event).model_dump_json(), "token")
+            elif isinstance(event, ChoiceEnd):
+                ends.append(event)
+            else:
+                done = GenerateDone.of(engine, ends, event)
+                yield ServerSentEvent(done.model_dump_json(), "done")
 
 
 @router.post(

@@ -5,7 +5,7 @@ T time, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,17 @@ class TokenDetails:
             rank=1 + (logprobs > picked).sum(axis=1),
             top_ids=order,
             top_logprobs=np.take_along_axis(logprobs, order, axis=1),
+        )
+
+    def of_one(self, index: int, top: int) -> "TokenDetails":
+        """Those of one token, with so many alternatives."""
+        one = slice(index, index + 1)
+        return TokenDetails(
+            logprob=self.logprob[one],
+            entropy=self.entropy[one],
+            rank=self.rank[one],
+            top_ids=self.top_ids[one, :top],
+            top_logprobs=self.top_logprobs[one, :top],
         )
 
     @classmethod
@@ -92,6 +103,16 @@ class ReadRow:
         return len(self.tokens) - self.position
 
 
+class Listener(Protocol):
+    """Who is told of a choice while it is written, in the worker's thread."""
+
+    def wrote(self, token: int, details: TokenDetails) -> None:
+        """A token was written; `details` are of it alone."""
+
+    def ended(self) -> None:
+        """No token follows; the row knows why."""
+
+
 @dataclass(slots=True)
 class WriteRow:
     """A choice to write, from a continuation on."""
@@ -102,6 +123,7 @@ class WriteRow:
     max_tokens: int
     stop: tuple[tuple[int, ...], ...] = ()  # token sequences that end the text
     detail_top: int | None = None
+    listener: Listener | None = None  # is told the details, which the row then does not keep
     # What writing fills in:
     tokens: list[int] = field(default_factory=list)
     details: list[TokenDetails] = field(default_factory=list)

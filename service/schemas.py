@@ -17,12 +17,15 @@ from service.bundle import (
 from service.engine import (
     DEFAULT_MAX_TOKENS,
     Choice,
+    ChoiceEnd,
     Engine,
     Generated,
     GenerateOptions,
     Scored,
     ScoredToken,
     ScoreOptions,
+    StreamUsage,
+    TokenEvent,
 )
 from service.sampling import SamplingParams
 from service.translator import Translator
@@ -112,6 +115,11 @@ class GenerateRequest(RequestBody):
         le=MAX_ALTERNATIVES,
         description="Give each token's log-probability and this many alternatives: the model's "
         "own, before temperature and filters.",
+    )
+    stream: bool = Field(
+        False,
+        description="Answer with server-sent events: `token` as it is written, then `done`, or "
+        "`error`.",
     )
 
     def options(self) -> GenerateOptions:
@@ -275,6 +283,79 @@ class GenerateResponse(Answer):
                 prompt_tokens=sum(result.prompt_tokens for result in results),
                 completion_tokens=sum(x.completion_tokens for r in results for x in r.choices),
                 cached_tokens=sum(result.cached_tokens for result in results),
+            ),
+        )
+
+
+class StreamedToken(Answer):
+    """Data of a `token` event: a token of a choice, or what was echoed before it."""
+
+    index: int = Field(description="The prompt's place in the list.")
+    choice: int = Field(description="The choice's place among `n`.")
+    text: str = Field(description="Its text; empty for what ends the text.")
+    offset: int = Field(description="Characters of the choice's text before it.")
+    token: str | None = Field(description="The character; eos prints as U+E002; null for an echo.")
+    logprob: float | None = Field(description="Natural log of its probability.")
+    entropy_bits: float | None = Field(description="Expected surprisal before it was drawn.")
+    rank: int | None = Field(description="1 is the likeliest token.")
+    top: list[AlternativeOut] = Field(description="The likeliest tokens there, likeliest first.")
+
+    @classmethod
+    def of(cls, event: TokenEvent) -> "StreamedToken":
+        """From the engine's event."""
+        token = event.token
+        return cls.model_construct(
+            index=event.prompt,
+            choice=event.choice,
+            text=event.text,
+            offset=event.offset,
+            token=None if token is None else token.token,
+            logprob=None if token is None else token.logprob,
+            entropy_bits=None if token is None else token.entropy_bits,
+            rank=None if token is None else token.rank,
+            top=[] if token is None else _alternatives(token),
+        )
+
+
+class StreamedEnd(Answer):
+    """How one choice ended."""
+
+    index: int = Field(description="The prompt's place in the list.")
+    choice: int = Field(description="The choice's place among `n`.")
+    finish_reason: Literal["stop", "length"] = Field(description="As without a stream.")
+    seed: int = Field(description="The seed of the request, given or drawn.")
+
+    @classmethod
+    def of(cls, event: ChoiceEnd) -> "StreamedEnd":
+        """From the engine's event."""
+        return cls.model_construct(
+            index=event.prompt,
+            choice=event.choice,
+            finish_reason=event.finish_reason,
+            seed=event.seed,
+        )
+
+
+class GenerateDone(Answer):
+    """Data of the `done` event of `/generate`."""
+
+    model: str = Field(description="The model that answered.")
+    precision: str = Field(description="Its arithmetic.")
+    choices: list[StreamedEnd] = Field(description="Every choice of every prompt, in order.")
+    usage: Usage = Field(description="Counts over the whole request.")
+
+    @classmethod
+    def of(cls, engine: Engine, ends: Sequence[ChoiceEnd], usage: StreamUsage) -> "GenerateDone":
+        """From the engine's events."""
+        ordered = sorted(ends, key=lambda end: (end.prompt, end.choice))
+        return cls.model_construct(
+            model=engine.manifest.name,
+            precision=engine.precision,
+            choices=list(map(StreamedEnd.of, ordered)),
+            usage=Usage(
+                prompt_tokens=usage.prompt_tokens,
+                completion_tokens=usage.completion_tokens,
+                cached_tokens=usage.cached_tokens,
             ),
         )
 

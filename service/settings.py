@@ -60,6 +60,9 @@ class Settings(BaseModel):
     max_queue_rows: Count = Field(4096, description="rows that may wait, a model")
     max_queue_tokens: Count = Field(16 * 2**20, description="tokens that may wait, a model")
     request_timeout_s: float = Field(120.0, gt=0, description="longest time for one request")
+    heartbeat_s: float = Field(
+        10.0, gt=0, description="a stream without an event for so long gets a comment"
+    )
 
 
 def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:

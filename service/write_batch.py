@@ -46,11 +46,9 @@ class WriteBatch:
         self._sampler = Sampler([row.params for row in self.rows], self._session.vocab_size)
         self._feeding = [i for i, row in enumerate(self.rows) if row.prompt is not None]
         # Rows that look at their own tokens one by one.
-        self._watching = [
-            i
-            for i, row in enumerate(self.rows)
-            if row.prompt is None and (row.stop or row.detail_top is not None)
-        ]
+        writing = [(i, row) for i, row in enumerate(self.rows) if row.prompt is None]
+        self._watching = [i for i, row in writing if row.stop]
+        self._telling = [(i, x.detail_top) for i, x in writing if x.detail_top is not None]
         self._advance = np.ones(rows, np.int64)
         self._advance[self._feeding] = 0
         adjusted = self._sampler.adjusted
@@ -125,6 +123,8 @@ class WriteBatch:
     def _end(self, chosen: IndexArray) -> list[WriteRow]:
         """Let the rows leave that end with these tokens."""
         ended = chosen == EOS_ID
+        if self._telling:
+            self._tell(chosen)
         for i in self._watching:
             ended[i] |= self._watch(i, int(chosen[i]))
         for i in self._feeding:
@@ -172,16 +172,21 @@ class WriteBatch:
                 row.prompt = None
                 self._derived = False
 
+    def _tell(self, chosen: IndexArray) -> None:
+        """Give the rows that ask for them the details of their tokens."""
+        places = [place for place, _ in self._telling]
+        most = max(top for _, top in self._telling)
+        details = TokenDetails.of(self._stepper.logprobs[places], chosen[places], most)
+        for index, (place, top) in enumerate(self._telling):
+            row, own = self.rows[place], details.of_one(index, top)
+            if row.listener is None:
+                row.details.append(own)
+            else:
+                row.listener.wrote(int(chosen[place]), own)
+
     def _watch(self, place: int, token: int) -> bool:
         """Tell a row of its token, and see whether a stop string ends its text."""
         row = self.rows[place]
-        if row.detail_top is not None:
-            one = slice(place, place + 1)
-            target = np.array([token])
-            details = TokenDetails.of(self._stepper.logprobs[one], target, row.detail_top)
-            row.details.append(details)
-        if not row.stop:
-            return False
         row.tail = (*row.tail, token)[-max(map(len, row.stop)) :]
         if token == EOS_ID:
             return True
@@ -197,6 +202,8 @@ class WriteBatch:
         if token == EOS_ID:
             row.stop_tokens = 1
         row.finish_reason = "stop" if row.stop_tokens else "length"
+        if row.listener is not None:
+            row.listener.ended()
         return row
 
     def _turn(self) -> None:
