@@ -75,9 +75,11 @@ function summary(one) {
 
 function view(one, detail) {
   const node = el("p", { class: "charmap" });
-  const map = new CharacterMap(node, `${one.title}: characters by surprisal`, (i) => one.chart?.pointAt(i));
-  map.append(one.tokens);
-  return { ...one, detail, map, surprisals: one.tokens.map((token) => token.surprisal_bits ?? 0), linked: one };
+  const surprisals = one.tokens.map((token) => token.surprisal_bits ?? 0);
+  const shown = { ...one, detail, surprisals, chart: null };
+  shown.map = new CharacterMap(node, `${one.title}: characters by surprisal`, (i) => shown.chart?.pointAt(i));
+  shown.map.append(one.tokens);
+  return shown;
 }
 
 function page(views) {
@@ -159,7 +161,7 @@ function curve(views) {
     },
     onLeave: hideSoon,
   });
-  for (const one of views) one.linked.chart = { pointAt };
+  for (const one of views) one.chart = { pointAt };
   const keys = views.map((one, i) =>
     el("span", {}, el("i", { class: `key ${"ab"[i]}` }), ` ${one.title === "Text" ? "" : `${one.title}, `}mean of ${window} characters`),
   );

@@ -41,9 +41,11 @@ export function startWrite(models) {
     const text = written.map((token) => token.text).join("");
     // All at once, and only now: a live region that is fed by the character cannot be listened to.
     byId("write-plain").textContent = text && `Written text: ${text}`;
-    const bits = written.reduce((sum, token) => sum + surprisal(token.logprob), 0);
-    const rate = written.length ? `, ${bitsPerChar(bits / written.length)} on average` : "";
-    return `${what} (${why}): ${plural(written.length, "character")}${rate}, seed ${byId("write-seed").value}.`;
+    // The end of the text is a token, too, but no character.
+    const counted = written.filter((token) => token.text !== "");
+    const bits = counted.reduce((sum, token) => sum + surprisal(token.logprob), 0);
+    const rate = counted.length ? `, ${bitsPerChar(bits / counted.length)} on average` : "";
+    return `${what} (${why}): ${plural(counted.length, "character")}${rate}, seed ${byId("write-seed").value}.`;
   }
 }
 
