@@ -3,21 +3,21 @@
 import { el, svg } from "./dom.js";
 
 const HEIGHT = 210;
-const EDGE = { left: 46, right: 14, top: 12, bottom: 34 };
+const EDGE = { left: 46, right: 14, top: 24, bottom: 34 };
 const TICKS = 5;
 
 /**
  * A line chart that draws itself anew when its size changes.
  *
  * `series`: [{name, points: [[x, y], …], kind}], kinds "raw", "a", "b" and "dots" of the style sheet.
- * `onPoint(x)` follows the pointer.
+ * `marks`: upright lines. `onPoint(x)` follows the pointer.
  */
-export function lineChart({ label, xLabel, yLabel, series, marks = [], onPoint = null, onLeave = null }) {
+export function lineChart({ label, xLabel, yLabel, series, marks = [], fromZero = true, onPoint = null, onLeave = null }) {
   const node = el("div", { class: "chart" });
   let scale = null;
   const observer = new ResizeObserver(() => {
     const width = node.clientWidth;
-    if (width) scale = draw(node, width, { label, xLabel, yLabel, series, marks });
+    if (width) scale = draw(node, width, { label, xLabel, yLabel, series, marks, fromZero });
   });
   observer.observe(node);
   if (onPoint) {
@@ -37,11 +37,11 @@ export function lineChart({ label, xLabel, yLabel, series, marks = [], onPoint =
   return { node, pointAt };
 }
 
-function draw(node, width, { label, xLabel, yLabel, series, marks }) {
+function draw(node, width, { label, xLabel, yLabel, series, marks, fromZero }) {
   const xs = series.flatMap((one) => one.points.map(([x]) => x));
   const ys = series.flatMap((one) => one.points.map(([, y]) => y));
   const x = axis(xs, EDGE.left, width - EDGE.right);
-  const y = axis([0, ...ys], HEIGHT - EDGE.bottom, EDGE.top);
+  const y = axis(fromZero ? [0, ...ys] : ys, HEIGHT - EDGE.bottom, EDGE.top);
   const parts = [];
   for (const tick of y.ticks) {
     parts.push(
@@ -53,8 +53,8 @@ function draw(node, width, { label, xLabel, yLabel, series, marks }) {
     parts.push(svg("text", { x: x.to(tick), y: HEIGHT - EDGE.bottom + 16, "text-anchor": "middle" }, compact(tick)));
   }
   parts.push(
-    svg("text", { x: width - EDGE.right, y: HEIGHT - 4, "text-anchor": "end", class: "name" }, xLabel),
-    svg("text", { x: EDGE.left + 4, y: EDGE.top + 6, class: "name" }, yLabel),
+    svg("text", { x: width - EDGE.right, y: HEIGHT - 4, "text-anchor": "end" }, xLabel),
+    svg("text", { x: 4, y: 12 }, yLabel),
   );
   for (const mark of marks) {
     parts.push(svg("line", { class: "mark", x1: x.to(mark), x2: x.to(mark), y1: EDGE.top, y2: HEIGHT - EDGE.bottom }));

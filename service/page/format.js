@@ -49,8 +49,13 @@ export function surprisal(logprob) {
   return Math.max(0, -logprob / LN_2);
 }
 
+/** With a true minus sign. */
+export function fixed(value, digits) {
+  return value.toFixed(digits).replace("-", "−");
+}
+
 export function signed(value, digits) {
-  return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
+  return `${value < 0 ? "" : "+"}${fixed(value, digits)}`;
 }
 
 /** A token as it is shown in running text. */

@@ -110,6 +110,7 @@ function learningCurve({ curve, steps }) {
     yLabel: curve.unit,
     series: [{ points, kind: "dots" }],
     marks: [steps],
+    fromZero: false,
   });
   const rows = points.map(([step, value]) => [count(step), value.toPrecision(4)]);
   return el(

@@ -2,7 +2,7 @@
 
 import { modelDetail, postJson } from "./api.js";
 import { byId, el } from "./dom.js";
-import { percent, plural, tokenName } from "./format.js";
+import { fixed, percent, plural, tokenName } from "./format.js";
 import { alignmentMatrix } from "./matrix.js";
 import { choose, mirror, numberIn, onSubmit } from "./task.js";
 
@@ -62,7 +62,7 @@ function page({ hypotheses, source_tokens: sources }, detail) {
   const shown = el("div", { id: "translate-alignment" });
   const choices = hypotheses.map((hypothesis, i) => {
     const input = el("input", { type: "radio", name: "hypothesis", value: i, onchange: () => showOne(i), checked: i === 0 });
-    const facts = `score ${hypothesis.score.toFixed(3)}, log-probability ${hypothesis.logprob.toFixed(3)} nats, ${percent(Math.exp(hypothesis.logprob))}, ${REASONS[hypothesis.finish_reason]}`;
+    const facts = `score ${fixed(hypothesis.score, 3)}, log-probability ${fixed(hypothesis.logprob, 3)} nats, ${percent(Math.exp(hypothesis.logprob))}, ${REASONS[hypothesis.finish_reason]}`;
     return el("label", { class: "hypothesis" }, input, el("span", { class: "said" }, hypothesis.text || "(nothing)"), el("small", {}, facts));
   });
 

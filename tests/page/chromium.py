@@ -250,10 +250,9 @@ class Page:
         value: str = self.evaluate(f"document.querySelector({json.dumps(selector)}).innerText")
         return value
 
-    def screenshot(self, path: Path) -> None:
+    def screenshot(self) -> bytes:
         """What is in the window, as PNG."""
-        data = self.call("Page.captureScreenshot", format="png")["data"]
-        path.write_bytes(base64.b64decode(data))
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
     def accessible(self) -> list[tuple[str, str]]:
         """Role and name of everything that assistive technology is told of."""

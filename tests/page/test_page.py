@@ -1,13 +1,18 @@
 """The page in a real browser, against a real server with shipped bundles."""
 
+import io
+import itertools
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image
 
 from tests.end_to_end.server import ROOT, Server, serve
 from tests.page.chromium import Browser, Page, chromium
@@ -20,6 +25,7 @@ READY = "document.querySelector('#main[data-ready]') !== null"
 # Pictures for the README are written here, where it is set: `make screenshots`.
 SCREENSHOTS = os.environ.get("SCREENSHOTS_DIR")
 MAX_SCREENSHOT_BYTES = 150_000
+COLOURS = 128
 AA_TEXT = 4.5
 CONTROLS = {
     *("button", "checkbox", "combobox", "gridcell", "link", "radio", "slider", "spinbutton"),
@@ -85,6 +91,12 @@ def write(page: Page, **fields: str) -> str:
         "[...document.querySelectorAll('#write-map .ch')].map((x) => x.innerText).join('')"
     )
     return written
+
+
+def picture(page: Page, path: Path) -> None:
+    """What the window shows, in so few colours as these pictures need."""
+    with Image.open(io.BytesIO(page.screenshot())) as shown:
+        shown.convert("RGB").quantize(COLOURS).save(path, optimize=True)
 
 
 # --- write ---------------------------------------------------------------------------------------
@@ -295,7 +307,7 @@ def test_a_source_is_translated_and_aligned(page: Page, server: Server) -> None:
     shown = page.evaluate("[...document.querySelectorAll('.hypothesis')].map((x) => x.innerText)")
     for line, hypothesis in zip(shown, wanted, strict=True):
         assert hypothesis["text"] in line
-        assert f"score {hypothesis['score']:.3f}" in line
+        assert f"score {hypothesis['score']:.3f}".replace("-", "\N{MINUS SIGN}") in line
     rows, columns = page.evaluate(
         "[document.querySelectorAll('.matrix tbody tr').length,"
         " document.querySelectorAll('.matrix thead th').length]"
@@ -442,7 +454,8 @@ CONTRASTS = """(() => {
   const found = [];
   for (const node of document.querySelectorAll("body *")) {
     const own = [...node.childNodes].some((x) => x.nodeType === 3 && x.data.trim());
-    if (!own || !node.checkVisibility() || node.closest("svg, :disabled, .visually-hidden")) continue;
+    if (!own || !node.checkVisibility()) continue;
+    if (node.closest("svg, :disabled, .visually-hidden")) continue;
     const [a, b] = [channels(getComputedStyle(node).color), background(node)].map(luminance);
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (ratio < %s) found.push([node.tagName, node.className, node.innerText, ratio]);
@@ -505,6 +518,50 @@ def test_the_documentation_needs_nothing_from_elsewhere(browser: Browser, server
     tab.close()
 
 
+# --- its parts -----------------------------------------------------------------------------------
+
+
+def segments(scores: list[float]) -> list[tuple[int, int]]:
+    """All maximal scoring subsequences, from their definition."""
+    places = itertools.combinations(range(len(scores) + 1), 2)
+    best = max(places, key=lambda x: (sum(scores[x[0] : x[1]]), x[0] - x[1]), default=(0, 0))
+    if sum(scores[best[0] : best[1]]) <= 0:
+        return []
+    after = [(a + best[1], b + best[1]) for a, b in segments(scores[best[1] :])]
+    return [*segments(scores[: best[0]]), best, *after]
+
+
+def test_the_surprising_spans_are_all_maximal_segments(page: Page) -> None:
+    random = Random(5)
+    lists = [[random.uniform(-3, 3) for _ in range(random.randrange(24))] for _ in range(60)]
+    found = page.evaluate(
+        "import('/page/spans.js').then(({ maximalSegments }) =>"
+        f" {json.dumps(lists)}.map((x) => maximalSegments(x).map((y) => [y.start, y.end])))"
+    )
+    assert [[tuple(x) for x in places] for places in found] == [segments(x) for x in lists]
+
+
+def test_events_are_read_whatever_pieces_they_come_in(page: Page) -> None:
+    stream = (
+        ': heartbeat\n\nevent: token\ndata: {"é": 1}\n\nevent: done\r\ndata: a\r\ndata: b\r\n\r\n'
+    )
+    for size in (1, 2, 3, 7, 1000):
+        found = page.evaluate(
+            f"""import('/page/sse.js').then(async ({{ events }}) => {{
+              const bytes = new TextEncoder().encode({json.dumps(stream)});
+              const body = new ReadableStream({{ start(c) {{
+                for (let i = 0; i < bytes.length; i += {size})
+                  c.enqueue(bytes.slice(i, i + {size}));
+                c.close();
+              }} }});
+              const found = [];
+              for await (const event of events(body)) found.push([event.event, event.data]);
+              return found;
+            }})"""
+        )
+        assert found == [["token", '{"é": 1}'], ["done", "a\nb"]]
+
+
 # --- pictures ------------------------------------------------------------------------------------
 
 
@@ -513,23 +570,25 @@ def test_the_pictures_of_the_readme(page: Page, tmp_path: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write(page, max_tokens="420", prompt="Alice was ")
     page.hover("#write-map .s4, #write-map .s5")
-    page.screenshot(folder / "write.png")
+    picture(page, folder / "write.png")
     show(page, "score")
-    score(page, "“Oh dear!” said the White Rabbit, and looked at its wacth. passw0rd!")
+    score(page, "The Queen of Hearts, she made some tarts, and lost her pasword.")
     page.hover("#score-results .s5")
-    page.screenshot(folder / "score.png")
+    picture(page, folder / "score.png")
     show(page, "translate")
     page.fill("#translate-source", "recurrent")
     page.click("#translate-start")
     status(page, "translate", "3 hypotheses")
+    page.look(height=1000)
     page.hover(".matrix tbody tr:nth-child(4) td:nth-child(5)")
-    page.screenshot(folder / "translate.png")
-    page.look(dark=True)
+    picture(page, folder / "translate.png")
+    page.look(height=1000, dark=True)
     show(page, "models")
     page.wait("document.querySelectorAll('#models-results tbody tr').length === 4")
     page.click("#models-results tbody tr:nth-child(4) button")
     page.wait("document.querySelectorAll('#model-detail circle').length === 27")
-    page.screenshot(folder / "models.png")
+    page.evaluate("window.scrollTo(0, 0)")
+    picture(page, folder / "models.png")
     for path in folder.glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.stat().st_size < MAX_SCREENSHOT_BYTES
