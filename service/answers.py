@@ -7,28 +7,73 @@ from typing import Any, TypeVar
 from fastapi import Request, Response
 from pydantic import BaseModel
 
-from service.errors import ClientGone, InvalidRequest, ModelNotFound, ServiceError
+from service.errors import (
+    BadRequest,
+    BodyTooLarge,
+    ClientGone,
+    DeadlineExceeded,
+    EngineStopped,
+    InvalidRequest,
+    ModelFailure,
+    ModelNotFound,
+    QueueFull,
+    ServiceError,
+    UnsupportedMediaType,
+)
 from service.schemas import AnyEngine, FieldErrorOut, Problem
 from service.sse import ServerSentEvent
 from service.workers import LARGE_CHARS
 
 Result = TypeVar("Result")
 
-_PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-_STATUS = {
-    400: "The body is not JSON.",
-    404: "No served model has that name.",
-    413: "The body is over the limit.",
-    415: "The body is not application/json, or it is compressed.",
-    422: "A field or a limit; `errors` points at it.",
-    429: "The queue is full; see Retry-After.",
-    500: "The model run failed for this request.",
-    503: "The engine is not running; see Retry-After.",
-    504: "The request took too long.",
+# Of each status: what it means here, and an error as it is told.
+_DOCUMENTED: dict[ServiceError, str] = {
+    BadRequest("the body is not JSON"): "The body is not JSON.",
+    ModelNotFound(
+        "there is no such model; there are alice-lstm, g2p-en"
+    ): "No served model has that name.",
+    BodyTooLarge("the body may have 8388608 bytes at most"): "The body is over the limit.",
+    UnsupportedMediaType(
+        "send the body with Content-Type: application/json"
+    ): "The body is of another type than the operation takes, or it is compressed.",
+    InvalidRequest.at(
+        "/max_tokens", "too many tokens; at most 4096 are allowed"
+    ): "A field or a limit; `errors` points at it.",
+    QueueFull(
+        "the queue of this model holds 4096 rows and 20480 tokens; at most 4096 rows and 16777216 "
+        "tokens may wait"
+    ): "The queue is full; see Retry-After.",
+    ModelFailure(
+        "the model run failed; other requests go on"
+    ): "The model run failed for this request.",
+    EngineStopped(
+        "the engine of this model is not running"
+    ): "The engine is not running; see Retry-After.",
+    DeadlineExceeded("a request may take 120 s on this server"): "The request took too long.",
 }
+
+
+def _documented(error: ServiceError, text: str) -> dict[str, Any]:
+    schema = {"$ref": "#/components/schemas/Problem"}
+    example = problem_of(error, "4f0d3c8e9b1a4c5f8e7d6c5b4a392817").model_dump()
+    content = {"application/problem+json": {"schema": schema, "example": example}}
+    return {"description": text, "model": Problem, "content": content}
+
+
+def problem_of(error: ServiceError, request_id: str) -> Problem:
+    """An error as the client reads it."""
+    return Problem(
+        type=error.type,
+        title=error.title,
+        status=error.status,
+        detail=error.detail,
+        request_id=request_id,
+        errors=[FieldErrorOut(pointer=x.pointer, detail=x.detail) for x in error.errors],
+    )
+
+
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"description": text, "model": Problem, "content": _PROBLEM}
-    for status, text in _STATUS.items()
+    error.status: _documented(error, text) for error, text in _DOCUMENTED.items()
 }
 
 
@@ -87,15 +132,8 @@ async def json_answer(size: int, build: Callable[[], BaseModel]) -> Response:
 
 
 def problem_document(request: Request, error: ServiceError) -> Problem:
-    """An error as the client reads it."""
-    return Problem(
-        type=error.type,
-        title=error.title,
-        status=error.status,
-        detail=error.detail,
-        request_id=request.scope.get("unroll.request_id", ""),
-        errors=[FieldErrorOut(pointer=x.pointer, detail=x.detail) for x in error.errors],
-    )
+    """An error that a request met."""
+    return problem_of(error, request.scope.get("unroll.request_id", ""))
 
 
 def error_event(request: Request, error: ServiceError) -> ServerSentEvent:

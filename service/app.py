@@ -6,6 +6,7 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from service.bundle import (
     read_any_bundle,
 )
 from service.cpus import usable_cpus
+from service.documentation import document
 from service.engine import Engine
 from service.errors import ServiceError
 from service.graphs import GoldenMismatch
@@ -81,6 +83,7 @@ def create_app(settings: Settings, engines: Sequence[AnyEngine] | None = None) -
     app.state.page = read_page()
     app.include_router(router)
     app.include_router(page_router)
+    app.openapi = partial(document, app)  # type: ignore[method-assign]
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)

@@ -10,7 +10,7 @@ are its beams, or its samples; a target to score has one row.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,19 @@ class Hypothesis:
         return self.logprob / math.pow(max(1, len(self.tokens)), length_penalty)
 
 
+class SearchListener(Protocol):
+    """Who is told of a search while it goes on, in the worker's thread."""
+
+    def wrote(self, place: int, tokens: list[int], logprobs: list[float]) -> None:
+        """The target at this place of the answer goes on with these tokens, whatever follows.
+
+        A sample's place is its row; of beams the best is told, which is at place 0.
+        """
+
+    def ended(self) -> None:
+        """Nothing follows; the search has its hypotheses."""
+
+
 @dataclass(slots=True, eq=False)
 class Search:
     """A source on its way to targets. `params` samples its rows; None searches with beams."""
@@ -64,12 +77,14 @@ class Search:
     writes_unknown: bool = False
     detail_top: int | None = None  # alternatives a given token; None for no details
     wants_attention: bool = False
+    listener: SearchListener | None = None
     # What the search fills in:
     hypotheses: list[Hypothesis] = field(default_factory=list)
     details: list[TokenDetails] = field(default_factory=list)  # of a given target
     position: int = 0  # tokens that every row has
     trace: list[tuple[IdArray, FloatArray]] = field(default_factory=list)  # origins, attention
     noise: npt.NDArray[np.float64] | None = None  # [K, NOISE_BLOCK] of the block it is in
+    told: int = 0  # tokens of the best target that the listener knows
 
     @property
     def rows(self) -> int:
@@ -207,6 +222,8 @@ class SearchBatch:
         self._record_endings(endings, logprobs)
         self._states = step.states
         self._advance(origins, chosen, logprobs)
+        for i in self._listened:
+            self._tell(i, self.searches[i])
         return self._finish(finite, logprobs)
 
     def _derive(self) -> None:
@@ -216,6 +233,7 @@ class SearchBatch:
         self._limits = np.array([search.max_tokens for search in self.searches])  # [N]
         samples = [search.params is not None for search in self.searches]
         self._watched = np.array(forced, np.bool_) | np.array(samples, np.bool_)  # [N]
+        self._listened = [i for i, x in enumerate(self.searches) if x.listener is not None]
         free = [i for i, x in enumerate(forced) if not x]
         self._beams = [i for i in free if self.searches[i].params is None]
         # Of the beams, those that must not write the unknown token.
@@ -346,6 +364,34 @@ class SearchBatch:
         for search, position in zip(self.searches, self._positions.tolist(), strict=True):
             search.position = position
 
+    def _tell(self, i: int, search: Search) -> None:
+        """Tell the listener of a search what can no longer change."""
+        if search.listener is None:
+            return
+        begin = i * self._width
+        live = begin + np.flatnonzero(self._sums[i] > -np.inf)
+        if search.params is not None:
+            last = slice(search.position - 1, search.position)
+            for row in live.tolist():
+                tokens, logprobs = self._written[row, last], self._picked[row, last]
+                search.listener.wrote(row - begin, tokens.tolist(), logprobs.tolist())
+        elif len(live):
+            # Whatever is best in the end begins with what all that can still be have in common.
+            row, first, end = int(live[0]), search.told, search.position
+            written = self._written[live, first:end]
+            agreed = (written == written[0]).all(axis=0)
+            for hypothesis in search.hypotheses:
+                other = np.full(end - first, EOS_ID, np.uint16)
+                own = hypothesis.tokens[first:end]
+                other[: len(own)] = own
+                agreed[len(own) :] = False
+                agreed &= written[0] == other
+            search.told += int(agreed.argmin()) if not agreed.all() else end - first
+            if search.told > first:
+                new = slice(first, search.told)
+                tokens, logprobs = self._written[row, new], self._picked[row, new]
+                search.listener.wrote(0, tokens.tolist(), logprobs.tolist())
+
     def _finish(
         self, finite: npt.NDArray[np.bool_], logprobs: npt.NDArray[np.float32]
     ) -> tuple[list[Search], list[tuple[Search, ModelFailure]]]:
@@ -364,6 +410,9 @@ class SearchBatch:
                 done.append(search)
                 left[i] = True
         self._keep(np.flatnonzero(~left).tolist())
+        for search in done:
+            if search.listener is not None:
+                search.listener.ended()
         return done, failed
 
     def _may_be_done(

@@ -36,9 +36,9 @@ async def read_body(request: Request, schema: type[Schema]) -> Schema:
     return await asyncio.to_thread(_parse, schema, body)
 
 
-def body_documentation(schema: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
+def body_documentation(schema: type[BaseModel]) -> dict[str, Any]:
     """The OpenAPI entry of a body that `read_body` reads."""
-    content = {"schema": schema.model_json_schema(), "example": example}
+    content = {"schema": schema.model_json_schema()}
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 

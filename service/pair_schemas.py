@@ -18,6 +18,7 @@ from service.schemas import Answer, ModelSummary, RequestBody, TextList, Texts, 
 from service.translator import (
     DEFAULT_BEAM_SIZE,
     Translated,
+    TranslatedToken,
     TranslateOptions,
     Translation,
     Translator,
@@ -74,6 +75,12 @@ class TranslateRequest(RequestBody):
         "where the model attends most.",
     )
 
+    stream: bool = Field(
+        False,
+        description="Answer with server-sent events: `token` as it becomes sure, then `done`, or "
+        "`error`.",
+    )
+
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         sources = [self.source] if isinstance(self.source, str) else self.source
@@ -120,6 +127,29 @@ class HypothesisToken(Answer):
 
     token: str = Field(description="The token; eos prints as U+E002, an unknown one as U+E003.")
     logprob: float = Field(description="Natural log of its probability.")
+
+
+class StreamedTranslationToken(Answer):
+    """Data of a `token` event: a token that the translation has, whatever follows."""
+
+    index: int = Field(description="The source's place in the list.")
+    hypothesis: int = Field(description="Of samples its place; of beams the best is told, 0.")
+    text: str = Field(description="Its text; empty for eos.")
+    offset: int = Field(description="Characters of the translation before it.")
+    token: str = Field(description="The token; eos prints as U+E002, an unknown one as U+E003.")
+    logprob: float = Field(description="Natural log of its probability.")
+
+    @classmethod
+    def of(cls, event: TranslatedToken) -> "StreamedTranslationToken":
+        """From the engine's event."""
+        return cls.model_construct(
+            index=event.source,
+            hypothesis=event.hypothesis,
+            text=event.text,
+            offset=event.offset,
+            token=event.token.token,
+            logprob=event.token.logprob,
+        )
 
 
 class HypothesisOut(Answer):

@@ -18,7 +18,12 @@ from service.answers import (
 from service.body import body_documentation, read_body
 from service.engine import ChoiceEnd, Engine, GenerateOptions, Scored, TokenEvent
 from service.errors import InvalidRequest
-from service.pair_schemas import EncoderDecoderDetail, TranslateRequest, TranslateResponse
+from service.pair_schemas import (
+    EncoderDecoderDetail,
+    StreamedTranslationToken,
+    TranslateRequest,
+    TranslateResponse,
+)
 from service.schemas import (
     AnyEngine,
     EngineState,
@@ -36,30 +41,16 @@ from service.schemas import (
 )
 from service.settings import Settings
 from service.sse import ServerSentEvent, event_response
-from service.translator import ALIGNMENT_SIZE, Translator
+from service.translator import ALIGNMENT_SIZE, TranslatedToken, TranslateOptions, Translator
 
 router = APIRouter()
-
-_GENERATE_EXAMPLE = {
-    "model": "alice-lstm",
-    "prompt": "Alice was ",
-    "max_tokens": 80,
-    "temperature": 0.7,
-    "seed": 1,
-}
-_TRANSLATE_EXAMPLE = {"model": "g2p-en", "source": ["unroll", "recurrent"], "beam_size": 5}
-_SCORE_EXAMPLE = {
-    "model": "alice-lstm",
-    "text": ["the white rabbit", "the whjte rabbit"],
-    "context": "Alice saw ",
-}
 
 
 @router.post(
     "/generate",
     response_model=GenerateResponse,
     responses=PROBLEMS,
-    openapi_extra=body_documentation(GenerateRequest, _GENERATE_EXAMPLE),
+    openapi_extra=body_documentation(GenerateRequest),
     tags=["models"],
 )
 async def generate(request: Request) -> Response:
@@ -99,7 +90,7 @@ async def _generate_events(
     "/translate",
     response_model=TranslateResponse,
     responses=PROBLEMS,
-    openapi_extra=body_documentation(TranslateRequest, _TRANSLATE_EXAMPLE),
+    openapi_extra=body_documentation(TranslateRequest),
     tags=["models"],
 )
 async def translate(request: Request) -> Response:
@@ -110,17 +101,33 @@ async def translate(request: Request) -> Response:
         raise InvalidRequest.at("/model", "a language model translates nothing; see /models")
     sources = texts_within(body.source, "/source", request)
     prefixes = body.prefixes(len(sources))
+    if body.stream:
+        events = _translate_events(engine, sources, prefixes, body.options())
+        return await event_response(request, events, partial(error_event, request))
     results = await unless_gone(request, engine.translate(sources, prefixes, body.options()))
     size = sum(len(x.text) for result in results for x in result.hypotheses)
     size *= ALIGNMENT_SIZE if body.return_alignments else 1
     return await json_answer(size, lambda: TranslateResponse.of(engine, results))
 
 
+async def _translate_events(
+    engine: Translator, sources: list[str], prefixes: list[str], options: TranslateOptions
+) -> AsyncGenerator[ServerSentEvent, None]:
+    async with aclosing(engine.stream(sources, prefixes, options)) as events:
+        async for event in events:
+            if isinstance(event, TranslatedToken):
+                data = StreamedTranslationToken.of(event).model_dump_json()
+                yield ServerSentEvent(data, "token")
+            else:
+                done = TranslateResponse.of(engine, event)
+                yield ServerSentEvent(done.model_dump_json(), "done")
+
+
 @router.post(
     "/score",
     response_model=ScoreResponse,
     responses=PROBLEMS,
-    openapi_extra=body_documentation(ScoreRequest, _SCORE_EXAMPLE),
+    openapi_extra=body_documentation(ScoreRequest),
     tags=["models"],
 )
 async def score(request: Request) -> Response:

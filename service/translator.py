@@ -1,7 +1,9 @@
 """The tasks of an encoder-decoder on text: translate, and score pairs. No HTTP in here."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,7 @@ from service.pair_session import PairSession
 from service.sampling import SamplingParams
 from service.search_runner import SearchRunner
 from service.settings import Settings
+from service.streams import Feed
 from service.workers import Workers, at_most, drawn_seed, off_loop, worker_names
 
 DEFAULT_BEAM_SIZE = 5
@@ -88,6 +91,17 @@ class Translated:
 
 
 @dataclass(frozen=True, slots=True)
+class TranslatedToken:
+    """A token that a translation has, whatever follows it."""
+
+    source: int
+    hypothesis: int  # of beams the best, at place 0
+    text: str  # empty for eos
+    offset: int  # characters of the translation before it
+    token: TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
 class _Source:
     """A source on its way into the model."""
 
@@ -128,12 +142,55 @@ class Translator(Workers[Search]):
 
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
+        options, seed = self._checked(options)
+        sources, searches = await self._planned(texts, prefixes, options, seed)
+        async with self.deadline():
+            await self.run(searches)
+        return await self._answer(sources, searches, options, seed)
+
+    async def stream(
+        self, texts: Sequence[str], prefixes: Sequence[str], options: TranslateOptions
+    ) -> AsyncGenerator[TranslatedToken | list[Translated], None]:
+        """What `translate` gives, which comes last; before it its tokens, as they become sure.
+
+        A sample's tokens are sure at once. A token of a beam search is so when all that can still
+        be the best translation begins with it. Raises what `translate` raises.
+        """
+        options, seed = self._checked(options)
+        if options.copy_unknown:
+            raise InvalidRequest.at("/copy_unknown", "not together with stream")
+        sources, searches = await self._planned(texts, prefixes, options, seed)
+        feed: Feed[tuple[_StreamedSearch, _Told | None]] = Feed()
+        for i, search in enumerate(searches):
+            search.listener = _StreamedSearch(feed, self._target, i, search)
+
+        async def run() -> None:
+            async with self.deadline():
+                await self.run(searches)
+
+        async with aclosing(feed.during(run())) as told:
+            async for search_, news in told:
+                for event in search_.events(news):
+                    yield event
+        yield await self._answer(sources, searches, options, seed)
+
+    def _checked(self, options: TranslateOptions) -> tuple[TranslateOptions, int | None]:
+        """The options with what was left out, and the seed of samples. Raises InvalidRequest."""
         if options.beam_size is None:
             options = replace(
                 options, beam_size=min(DEFAULT_BEAM_SIZE, self.settings.max_beam_size)
             )
         self._check(options)
-        seed = None if options.sampling is None else drawn_seed(options.seed)
+        return options, None if options.sampling is None else drawn_seed(options.seed)
+
+    async def _planned(
+        self,
+        texts: Sequence[str],
+        prefixes: Sequence[str],
+        options: TranslateOptions,
+        seed: int | None,
+    ) -> tuple[list[_Source], list[Search]]:
+        """A search for every source, within the limits of one request."""
         size = sum(map(len, texts)) + sum(map(len, prefixes))
         sources, searches = await off_loop(
             size, lambda: self._plan_searches(texts, prefixes, options, seed or 0)
@@ -151,8 +208,15 @@ class Translator(Workers[Search]):
             told = sum(search.num_hypotheses * search.max_tokens for search in searches)
             pointer = next(name for name, asked in detailed.items() if asked)
             at_most(pointer, told, self.settings.max_detail_chars, "tokens with details")
-        async with self.deadline():
-            await self.run(searches)
+        return sources, searches
+
+    async def _answer(
+        self,
+        sources: Sequence[_Source],
+        searches: Sequence[Search],
+        options: TranslateOptions,
+        seed: int | None,
+    ) -> list[Translated]:
         written = sum(len(x.tokens) for search in searches for x in search.best())
         return await off_loop(
             written * (ALIGNMENT_SIZE if options.alignments else 1),
@@ -362,6 +426,63 @@ class Translator(Workers[Search]):
             return []
         spans = tokenizer.spans(text)
         return [spans[i] for i in np.flatnonzero(unknown).tolist()]
+
+
+_Told: TypeAlias = tuple[int, list[int], list[float]]  # place, tokens, log-probabilities
+
+
+class _StreamedSearch:
+    """One source's search on one side, its events on the other."""
+
+    def __init__(
+        self,
+        feed: "Feed[tuple[_StreamedSearch, _Told | None]]",
+        target: Tokenizer,
+        source: int,
+        search: Search,
+    ) -> None:
+        self._feed = feed
+        self._target = target
+        self._source = source
+        self._search = search
+        self._pieces: dict[int, list[str]] = {}  # of each place, as printed
+        self._texts: dict[int, str] = {}  # what they join to
+        self._counts: dict[int, int] = {}
+
+    def wrote(self, place: int, tokens: list[int], logprobs: list[float]) -> None:
+        """From the worker: tokens."""
+        self._feed.put((self, (place, tokens, logprobs)))
+
+    def ended(self) -> None:
+        """From the worker: the hypotheses are there."""
+        self._feed.put((self, None))
+
+    def events(self, told: _Told | None) -> Iterator[TranslatedToken]:
+        """What tokens, or the end, let be known."""
+        if told is not None:
+            yield from self._tokens(*told)
+            return
+        found = self._search.best()
+        # Of beams the best alone is told.
+        for place, hypothesis in enumerate(found if self._search.params else found[:1]):
+            rest = slice(self._counts.get(place, 0), None)
+            logprobs = list(hypothesis.token_logprobs[rest])
+            yield from self._tokens(place, list(hypothesis.tokens[rest]), logprobs)
+
+    def _tokens(
+        self, place: int, tokens: list[int], logprobs: list[float]
+    ) -> Iterator[TranslatedToken]:
+        pieces = self._pieces.setdefault(place, [])
+        self._counts[place] = self._counts.get(place, 0) + len(tokens)
+        for token, logprob in zip(tokens, logprobs, strict=True):
+            before = self._texts.get(place, "")
+            name = self._target.tokens[token]
+            if token != EOS_ID:
+                pieces.append(name)
+            # A text begins with the texts of its first tokens, in every kind of vocabulary.
+            whole = self._texts[place] = self._target.join(pieces)
+            told = TokenLogprob(name, logprob)
+            yield TranslatedToken(self._source, place, whole[len(before) :], len(before), told)
 
 
 def _copied(

@@ -1,12 +1,15 @@
 """`POST /translate`, and `/score` given a source: what is asked for is what comes back."""
 
 import itertools
+import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from service.app import create_app
 from service.beam_search import Search
@@ -28,6 +31,7 @@ from tests.bundles import (
     tiny_tokenizer,
 )
 from tests.fakes import DECODER_RAISES, GIVES_NAN, AppClient, FakePairSession, FakeSession
+from tests.service.events import parsed
 from tests.service.search_reference import Found, alone, source_of
 
 EOS, UNK = "\ue002", "\ue003"
@@ -744,3 +748,61 @@ def test_defaults_that_are_sent_are_as_good_as_left_out(client: AppClient) -> No
     defaults = {"top_k": None, "top_p": 1.0, "seed": None, "temperature": 0.0, "beam_size": None}
     first = client.post("/translate", json=body).json()
     assert client.post("/translate", json=body | defaults).json()["results"] == first["results"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sources=st.lists(st.text("abcde t", max_size=12), min_size=1, max_size=3),
+    options=st.one_of(
+        st.fixed_dictionaries(
+            {
+                "beam_size": st.integers(1, 5),
+                "max_tokens": st.integers(1, 30),
+                "target_prefix": st.sampled_from(["", "t", "ab"]),
+            }
+        ),
+        st.fixed_dictionaries(
+            {
+                "temperature": st.sampled_from([0.5, 2.0]),
+                "num_hypotheses": st.integers(1, 3),
+                "seed": st.integers(0, 99),
+            }
+        ),
+    ),
+    name=st.sampled_from(MODELS),
+)
+def test_the_events_say_what_the_plain_answer_says(
+    client: AppClient, sources: list[str], options: dict[str, Any], name: str
+) -> None:
+    body = {"model": name, "source": sources, "tokens": True, **options}
+    plain = client.post("/translate", json=body)
+    if plain.status_code == 422:  # the prefix is as long as the target may be
+        assert client.post("/translate", json=body | {"stream": True}).status_code == 422
+        return
+    *told, done = parsed(client.post("/translate", json=body | {"stream": True}).content)
+    assert done.name == "done"
+    assert json.loads(done.data) == plain.json()
+    tokens = [json.loads(event.data) for event in told]
+    for i, result in enumerate(plain.json()["results"]):
+        samples = "temperature" in options
+        for k, hypothesis in enumerate(result["hypotheses"][: None if samples else 1]):
+            own = [x for x in tokens if (x["index"], x["hypothesis"]) == (i, k)]
+            assert "".join(x["text"] for x in own) == hypothesis["text"]
+            assert [{"token": x["token"], "logprob": x["logprob"]} for x in own] == hypothesis[
+                "tokens"
+            ]
+            assert [x["offset"] for x in own] == [
+                len("".join(x["text"] for x in own[:j])) for j in range(len(own))
+            ]
+
+
+def test_copied_tokens_are_not_streamed(client: AppClient) -> None:
+    refused(
+        client,
+        "/translate",
+        "/copy_unknown",
+        "not together with stream",
+        source="abc",
+        copy_unknown=True,
+        stream=True,
+    )

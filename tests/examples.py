@@ -1,0 +1,86 @@
+"""`python -m tests.examples`: write service/examples.json, requests and what they are answered.
+
+The answers are the shipped bundles' own, from a fresh server. What differs from run to run is
+given a fixed value.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.end_to_end.server import ROOT, serve
+
+FILE = ROOT / "service" / "examples.json"
+
+_GENERATE = {"model": "alice-lstm", "prompt": "Alice was ", "max_tokens": 40, "seed": 1}
+_TRANSLATE = {"model": "g2p-en", "source": ["unroll", "recurrent"], "beam_size": 5}
+
+# Operations in the order in which they are asked: a method, a path as the document has it, a body,
+# and further bodies whose answers are shown by their media types.
+REQUESTS: list[tuple[str, str, dict[str, Any] | None, list[dict[str, Any]]]] = [
+    ("POST", "/generate", _GENERATE, [{**_GENERATE, "max_tokens": 3, "stream": True}]),
+    ("POST", "/translate", _TRANSLATE, [{**_TRANSLATE, "source": "unroll", "stream": True}]),
+    (
+        "POST",
+        "/score",
+        {"model": "alice-lstm", "text": ["the white rabbit", "the whjte rabbit"]},
+        [],
+    ),
+    ("GET", "/models", None, []),
+    ("GET", "/models/{name}", None, []),
+    ("GET", "/livez", None, []),
+    ("GET", "/readyz", None, []),
+]
+# Answers that a healthy server does not give.
+_OTHERS: dict[str, dict[str, dict[str, Any]]] = {
+    "GET /readyz": {
+        "503": {
+            "application/json": {
+                "status": "not ready",
+                "reasons": ["the engine of alice-lstm is not running"],
+                "engines": [{"model": "alice-lstm", "ready": False, "last_step_age_s": 31.5}],
+            }
+        }
+    }
+}
+_PARAMETERS = {"{name}": "alice-lstm"}
+_VOLATILE = [(re.compile(r'("last_step_age_s": ?)[0-9.e-]+'), r"\g<1>0.25")]
+
+
+def written() -> str:
+    """The file's content."""
+    with serve(ROOT / "models", engine_threads=1) as server, server.client() as client:
+        found = {f"{x[0]} {x[1]}": _asked(client, *x) for x in REQUESTS}
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+
+
+def _asked(
+    client: httpx.Client,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None,
+    further: list[dict[str, Any]],
+) -> dict[str, Any]:
+    url = path
+    for name, value in _PARAMETERS.items():
+        url = url.replace(name, value)
+    example: dict[str, Any] = {} if body is None else {"request": body}
+    answers: dict[str, dict[str, Any]] = {}
+    for each in [body, *further]:
+        answer = client.request(method, url, json=each)
+        assert answer.status_code == 200, answer.text
+        text = answer.text
+        for pattern, value in _VOLATILE:
+            text = pattern.sub(value, text)
+        media_type = answer.headers["content-type"].split(";")[0]
+        shown = json.loads(text) if media_type == "application/json" else text
+        answers.setdefault("200", {})[media_type] = shown
+    answers.update(_OTHERS.get(f"{method} {path}", {}))
+    return {**example, "answers": answers}
+
+
+if __name__ == "__main__":
+    Path(FILE).write_text(written(), "utf-8")
