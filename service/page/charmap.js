@@ -26,6 +26,7 @@ export class CharacterMap {
     this.tokens = [];
     this.cells = [];
     this.cursor = 0;
+    this.pointed = null;
     this.onCursor = onCursor;
     // A slider over positions: its value is spoken, and its children are not read one by one.
     for (const [name, value] of Object.entries({ role: "slider", "aria-label": label, "aria-valuemin": 0 })) {
@@ -39,7 +40,10 @@ export class CharacterMap {
       const i = this.#indexOf(event.target);
       if (i !== null) this.moveTo(i);
     });
-    node.addEventListener("pointerleave", () => hideSoon());
+    node.addEventListener("pointerleave", () => {
+      this.pointed = null;
+      hideSoon();
+    });
     this.clear("");
   }
 
@@ -86,7 +90,8 @@ export class CharacterMap {
 
   #point(event) {
     const i = this.#indexOf(event.target);
-    if (i === null || event.pointerType === "touch") return;
+    if (i === null || i === this.pointed || event.pointerType === "touch") return;
+    this.pointed = i;
     this.#look(i);
   }
 

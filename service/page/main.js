@@ -26,6 +26,7 @@ async function start() {
     hide();
     const first = pending.get(id);
     pending.delete(id);
+    if (first) byId(`${id}-problem`).hidden = true;
     try {
       await first?.();
     } catch (error) {

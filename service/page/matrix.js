@@ -32,7 +32,11 @@ export function alignmentMatrix(targets, sources, weights) {
   const at = [0, 0];
   if (cells.length) cells[0][0].tabIndex = 0;
 
+  let marked = null;
+
   function mark(t, s) {
+    if (marked === cells[t][s]) return;
+    marked = cells[t][s];
     for (const node of grid.querySelectorAll(".on")) node.classList.remove("on");
     for (const row of cells) row[s].classList.add("on");
     for (const cell of cells[t]) cell.classList.add("on");
@@ -60,12 +64,18 @@ export function alignmentMatrix(targets, sources, weights) {
     const place = placeOf(event.target);
     if (place) mark(...place);
   });
-  grid.addEventListener("pointerleave", hideSoon);
+  grid.addEventListener("pointerleave", () => {
+    marked = null;
+    hideSoon();
+  });
   grid.addEventListener("focusin", (event) => {
     const place = placeOf(event.target);
     if (place) mark(...place);
   });
-  grid.addEventListener("focusout", hide);
+  grid.addEventListener("focusout", () => {
+    marked = null;
+    hide();
+  });
   grid.addEventListener("click", (event) => {
     const place = placeOf(event.target);
     if (place) focus(...place);

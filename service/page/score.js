@@ -7,7 +7,7 @@ import { byId, el, table } from "./dom.js";
 import { bits, bitsPerChar, count, oneLine, plural, signed } from "./format.js";
 import { hideSoon } from "./inspector.js";
 import { surprisingSpans } from "./spans.js";
-import { choose, onSubmit } from "./task.js";
+import { choose, chooseModel, onSubmit } from "./task.js";
 
 const ALTERNATIVES = 5;
 const MOST_SPANS = 8;
@@ -16,13 +16,21 @@ const SPAN_CHARS = 60;
 export function startScore(models) {
   const names = models.map((model) => model.name);
   const tasks = new Map(models.map((model) => [model.name, model.task]));
-  choose(byId("score-model"), names, "alice-lstm");
-  choose(byId("score-model-b"), names, "alice-rnn");
-  const pairs = (id) => tasks.get(byId(id).value) === "encoder_decoder";
+  chooseModel("score", names, "alice-lstm", "model");
+  const isSourced = () => tasks.get(byId("score-model").value) === "encoder_decoder";
+  let kind = null;
 
+  /** Show the fields that the model and the comparison have. */
   function arrange() {
     const compare = byId("score-compare").value;
-    const sourced = pairs("score-model");
+    const sourced = isSourced();
+    if (kind !== sourced) {
+      kind = sourced;
+      // The service's own default: a translation has an end, a text may go on.
+      byId("score-eos").checked = sourced;
+      const alike = names.filter((name) => (tasks.get(name) === "encoder_decoder") === sourced);
+      choose(byId("score-model-b"), alike, alike.find((name) => name !== byId("score-model").value));
+    }
     byId("score-source-field").hidden = !sourced;
     byId("score-context-field").hidden = sourced;
     byId("score-text-b-field").hidden = compare !== "text";
@@ -35,7 +43,7 @@ export function startScore(models) {
     busy: "Scoring…",
     work: async (signal) => {
       byId("score-results").replaceChildren();
-      const scored = await ask(pairs("score-model"), signal);
+      const scored = await ask(isSourced(), signal);
       const details = await Promise.all(scored.map((one) => modelDetail(one.model)));
       const views = scored.map((one, i) => view(one, details[i]));
       byId("score-results").replaceChildren(...page(views));

@@ -55,7 +55,7 @@ export function showProblem(name, error) {
     const field = fieldOf(name, pointer);
     field?.setAttribute("aria-invalid", "true");
     field?.setAttribute("aria-errormessage", box.id);
-    return el("li", {}, el("strong", {}, `${labelOf(field) ?? pointer}: `), detail);
+    return el("li", {}, el("strong", {}, `${labelOf(field) ?? (pointer || "Request")}: `), detail);
   });
   const wait = error.retryAfter && `Try again in ${error.retryAfter} s.`;
   box.replaceChildren(
@@ -100,6 +100,14 @@ export function mirror(id, digits) {
   };
   field.addEventListener("input", show);
   show();
+}
+
+/** Fill a list of models. Where there is none of a kind, the form says so and starts nothing. */
+export function chooseModel(name, names, wanted, kind) {
+  choose(byId(`${name}-model`), names, wanted);
+  if (names.length) return;
+  byId(`${name}-start`).disabled = true;
+  byId(`${name}-status`).textContent = `This service has no ${kind}.`;
 }
 
 export function choose(select, names, wanted) {

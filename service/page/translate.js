@@ -4,13 +4,13 @@ import { modelDetail, postJson } from "./api.js";
 import { byId, el } from "./dom.js";
 import { fixed, percent, plural, tokenName } from "./format.js";
 import { alignmentMatrix } from "./matrix.js";
-import { choose, mirror, numberIn, onSubmit } from "./task.js";
+import { chooseModel, mirror, numberIn, onSubmit } from "./task.js";
 
 const REASONS = { stop: "whole", length: "cut off at its longest", repetition: "went round in circles" };
 
 export function startTranslate(models) {
   const names = models.filter((model) => model.task === "encoder_decoder").map((model) => model.name);
-  choose(byId("translate-model"), names, "g2p-en");
+  chooseModel("translate", names, "g2p-en", "encoder-decoder");
   mirror("translate-penalty", 1);
   const source = byId("translate-source");
   let suggested = "";

@@ -4,14 +4,14 @@ import { postStream } from "./api.js";
 import { CharacterMap } from "./charmap.js";
 import { byId } from "./dom.js";
 import { bitsPerChar, plural, surprisal } from "./format.js";
-import { choose, mirror, numberIn, onSubmit } from "./task.js";
+import { chooseModel, mirror, numberIn, onSubmit } from "./task.js";
 
 const ALTERNATIVES = 5;
 const REASONS = { stop: "the text ended", length: "the length is reached" };
 
 export function startWrite(models) {
   const names = models.filter((model) => model.task === "language_model").map((model) => model.name);
-  choose(byId("write-model"), names, "alice-lstm");
+  chooseModel("write", names, "alice-lstm", "language model");
   mirror("write-temperature", 2);
   mirror("write-top-p", 2);
   const map = new CharacterMap(byId("write-map"), "Written characters, by surprisal");

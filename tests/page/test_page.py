@@ -185,6 +185,32 @@ def test_an_error_is_told_in_words_beside_its_field(
     assert value(page, f"#write-{field}", "aria-invalid") is None
 
 
+def test_a_wrong_pattern_is_told_beside_its_field(page: Page, server: Server) -> None:
+    with server.client() as client:
+        schemas = client.get("/openapi.json").text
+    if '"pattern":{' not in schemas:
+        pytest.skip("this service does not constrain what it generates")
+    page.fill("#write-pattern", "(")
+    page.click("#write-start")
+    page.wait("!document.getElementById('write-problem').hidden")
+    assert "Pattern:" in page.text("#write-problem")
+
+
+def test_a_service_without_language_models_says_so(browser: Browser, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "models/dates-iso", tmp_path / "dates-iso")
+    with serve(tmp_path) as running:
+        tab = Page(browser)
+        tab.open(running.url, READY)
+        assert tab.text("#write-status") == "This service has no language model."
+        assert tab.evaluate("document.getElementById('write-start').disabled")
+        show(tab, "translate")
+        tab.wait("document.getElementById('translate-source').value !== ''")
+        tab.click("#translate-start")
+        status(tab, "translate", "3 hypotheses")
+        assert tab.complaints() == []
+        tab.close()
+
+
 def test_a_service_that_is_gone_is_told_in_words(page: Page) -> None:
     page.network(offline=True)
     page.click("#write-start")
@@ -268,10 +294,14 @@ def test_two_models_are_compared(page: Page) -> None:
 def test_a_translation_is_scored_given_its_source(page: Page) -> None:
     show(page, "score")
     page.select("#score-model", "g2p-en")
+    assert page.evaluate("document.getElementById('score-eos').checked")
     page.fill("#score-source", "cat")
     score(page, "K AE T")
     cells = page.evaluate("[...document.querySelectorAll('.charmap .ch')].map((x) => x.innerText)")
-    assert [cell for cell in cells if cell.strip()][:3] == ["K", "AE", "T"]
+    assert cells == ["K", "AE", "T", "∎"]
+    page.select("#score-compare", "model")
+    others = "[...document.querySelectorAll('#score-model-b option')].map((x) => x.value)"
+    assert page.evaluate(others) == ["dates-iso", "g2p-en"]
 
 
 def test_characters_that_the_model_does_not_know_and_the_empty_text(page: Page) -> None:
