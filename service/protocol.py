@@ -7,7 +7,7 @@ size.
 
 import asyncio
 import uuid
-from typing import Any, ClassVar
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -24,17 +24,14 @@ from service.errors import (
 from service.settings import Settings
 
 
-def protocol_of(settings: Settings) -> type[asyncio.Protocol]:
-    """The protocol class for uvicorn's `http` option."""
-    return type("BoundedProtocol", (_BoundedProtocol,), {"settings": settings})
+class BoundedProtocol(H11Protocol):
+    """For uvicorn's `http` option; the application is `create_app`'s, with nothing around it."""
 
-
-class _BoundedProtocol(H11Protocol):
-    settings: ClassVar[Settings]
     conn: "_Connection"
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.settings: Settings = self.app.state.settings
         self.conn = _Connection(self.settings)
         self._deadline: asyncio.TimerHandle | None = None
         self._awaits_body = False
