@@ -76,7 +76,7 @@ function about(detail) {
       row.kind === "baseline" ? `${row.name} (baseline)` : row.name,
       ...keys.map((key) => (key in row.values ? METRICS[key][1](row.values[key]) : "–")),
     ]);
-    return table(`Measured on ${title}`, ["", ...keys.map((key) => METRICS[key][0])], cells);
+    return table(`Measured on ${title}`, ["Measured", ...keys.map((key) => METRICS[key][0])], cells);
   });
   const shape = Object.entries(detail.model).map(([name, value]) => `${name.replaceAll("_", " ")} ${typeof value === "number" ? count(value) : value}`);
   return el(

@@ -95,7 +95,7 @@ function page(views) {
     el(
       "div",
       { class: "card" },
-      el("h2", {}, one.title, el("small", {}, ` ${one.model}, ${one.precision}`)),
+      el("h2", {}, one.title, el("small", {}, one.title === one.model ? ` ${one.precision}` : ` ${one.model}, ${one.precision}`)),
       el("p", { class: "figures" }, figures(one)),
       one.map.node,
       notes(one),
@@ -139,7 +139,7 @@ function comparison(views) {
     const difference = `${signed(b.bits_per_char - a.bits_per_char, 3)} bits/char`;
     rows.splice(1, 0, ["On average", bitsPerChar(a.bits_per_char), bitsPerChar(b.bits_per_char), difference]);
   }
-  const parts = [el("h2", {}, "Side by side"), table("Both results and their difference", ["", a.title, b.title, "Difference"], rows)];
+  const parts = [el("h2", {}, "Side by side"), table("Both results and their difference", ["Figure", a.title, b.title, "Difference"], rows)];
   if (a.chars === b.chars || a.model === b.model) {
     const likelier = a.bits <= b.bits ? a : b;
     const factor = Math.abs(a.bits - b.bits);
@@ -197,7 +197,8 @@ function spans(one, named) {
     ];
   });
   const head = ["Span", "At character", "Surprisal", "Above expectation"];
-  return [title, table("Spans by how far they exceed the entropy before them", head, rows)];
+  const caption = `Spans${named ? ` of ${one.title}` : ""} by how far they exceed the entropy before them`;
+  return [title, table(caption, head, rows)];
 }
 
 /** Every text beside what the models and their floors reach on held-out text. */

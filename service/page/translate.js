@@ -15,11 +15,13 @@ export function startTranslate(models) {
   const source = byId("translate-source");
   let suggested = "";
 
-  /** A held-out source of the model, unless the person has typed one. */
+  const isTheirs = () => source.value !== suggested || document.activeElement === source;
+
+  /** A held-out source of the model, unless the person types one. */
   async function suggest() {
-    if (!names.length || source.value !== suggested) return;
+    if (!names.length || isTheirs()) return;
     const { examples } = await modelDetail(byId("translate-model").value);
-    if (source.value !== suggested || !examples.length) return;
+    if (isTheirs() || !examples.length) return;
     suggested = examples[0].source;
     source.value = suggested;
   }
