@@ -85,10 +85,15 @@ function labelOf(field) {
   return field?.labels?.[0]?.firstChild.textContent.trim();
 }
 
-/** A whole number out of a field; what is no number goes to the server as it is, which says so. */
+/** The number in a field, null where it is empty. Raises Problem where JavaScript would change it. */
 export function numberIn(id) {
   const field = byId(id);
-  return field.value.trim() === "" ? null : Number(field.value);
+  const value = Number(field.value);
+  if (field.validity.badInput || (Number.isInteger(value) && !Number.isSafeInteger(value))) {
+    const detail = `on this page a whole number up to ${Number.MAX_SAFE_INTEGER}`;
+    throw new Problem({ title: "Invalid request", detail, errors: [{ pointer: `/${field.name}`, detail }] });
+  }
+  return field.value.trim() === "" ? null : value;
 }
 
 /** Show a slider's value beside it. */

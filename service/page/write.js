@@ -21,32 +21,43 @@ export function startWrite(models) {
   onSubmit("write", {
     busy: "Writing…",
     work: async (signal) => {
-      if (!byId("write-lock").checked) reroll();
+      if (!byId("write-lock").checked || isEmpty(byId("write-seed"))) reroll();
       written = [];
       map.clear(byId("write-prompt").value);
       byId("write-plain").textContent = "";
       let reason = "";
-      for await (const { event, value } of postStream("generate", request(), signal)) {
-        if (event === "done") [{ finish_reason: reason }] = value.choices;
-        if (event !== "token" || value.token === null) continue;
-        written.push(value);
-        map.append([value]);
+      try {
+        for await (const { event, value } of postStream("generate", request(), signal)) {
+          if (event === "done") [{ finish_reason: reason }] = value.choices;
+          if (event !== "token" || value.token === null) continue;
+          written.push(value);
+          map.append([value]);
+        }
+      } finally {
+        tell();
       }
       return told("Done", REASONS[reason] ?? reason);
     },
     stopped: () => told("Stopped", "as you asked"),
   });
 
-  function told(what, why) {
+  /** All at once, and only in the end: what is fed by the character cannot be listened to. */
+  function tell() {
     const text = written.map((token) => token.text).join("");
-    // All at once, and only now: a live region that is fed by the character cannot be listened to.
     byId("write-plain").textContent = text && `Written text: ${text}`;
+  }
+
+  function told(what, why) {
     // The end of the text is a token, too, but no character.
     const counted = written.filter((token) => token.text !== "");
     const bits = counted.reduce((sum, token) => sum + surprisal(token.logprob), 0);
     const rate = counted.length ? `, ${bitsPerChar(bits / counted.length)} on average` : "";
     return `${what} (${why}): ${plural(counted.length, "character")}${rate}, seed ${byId("write-seed").value}.`;
   }
+}
+
+function isEmpty(field) {
+  return field.value === "" && !field.validity.badInput;
 }
 
 function reroll() {

@@ -219,6 +219,25 @@ class Page:
             uploadThroughput=-1,
         )
 
+    def hold_back(self, pattern: str) -> None:
+        """Keep requests to such addresses from the server; `answer` answers the first."""
+        self.call("Fetch.enable", patterns=[{"urlPattern": pattern}])
+
+    def answer(self, status: int, headers: dict[str, str], body: str) -> None:
+        """Wait for the request that is held back, and answer it in the server's place."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not (held := self._browser.events(self._session, "Fetch.requestPaused")):
+            if time.monotonic() > deadline:
+                raise TimeoutError("nothing was asked for")
+            time.sleep(_POLL_S)
+        self.call(
+            "Fetch.fulfillRequest",
+            requestId=held[0]["requestId"],
+            responseCode=status,
+            responseHeaders=[{"name": name, "value": value} for name, value in headers.items()],
+            body=base64.b64encode(body.encode()).decode("ascii"),
+        )
+
     def open(self, url: str, ready: str) -> None:
         """Go there, and wait until the expression holds."""
         self.call("Page.navigate", url=url)

@@ -185,6 +185,19 @@ def test_an_error_is_told_in_words_beside_its_field(
     assert value(page, f"#write-{field}", "aria-invalid") is None
 
 
+def test_a_seed_that_the_page_cannot_hold_is_refused_and_none_is_drawn(page: Page) -> None:
+    page.fill("#write-seed", str(2**53 + 1))
+    page.click("#write-start")
+    page.wait("!document.getElementById('write-problem').hidden")
+    assert "Seed: on this page a whole number up to 9007199254740991" in page.text("#write-problem")
+    assert not any(url.endswith("/generate") for url in page.requested())
+    page.fill("#write-seed", "")
+    write(page, max_tokens="3")
+    drawn = page.evaluate("document.getElementById('write-seed').value")
+    assert drawn.isdigit()
+    assert f"seed {drawn}." in page.text("#write-status")
+
+
 def test_a_wrong_pattern_is_told_beside_its_field(page: Page, server: Server) -> None:
     with server.client() as client:
         schemas = client.get("/openapi.json").text
@@ -216,6 +229,68 @@ def test_a_service_that_is_gone_is_told_in_words(page: Page) -> None:
     page.click("#write-start")
     page.wait("!document.getElementById('write-problem').hidden")
     assert "cannot be reached" in page.text("#write-problem")
+
+
+TOKEN = {
+    "index": 0,
+    "choice": 0,
+    "text": "a",
+    "offset": 0,
+    "token": "a",
+    "logprob": -1.0,
+    "entropy_bits": 1.0,
+    "rank": 1,
+    "top": [],
+}
+PROBLEM = {"title": "Queue full", "status": 429, "detail": "come again", "errors": []}
+
+
+def events(**named: object) -> str:
+    """A stream of them."""
+    return "".join(f"event: {x}\ndata: {json.dumps(y)}\n\n" for x, y in named.items())
+
+
+@pytest.mark.parametrize(
+    ("status_code", "headers", "body", "told"),
+    [
+        (
+            200,
+            {"Content-Type": "text/event-stream"},
+            events(token=TOKEN, error=PROBLEM),
+            "Queue full come again",
+        ),
+        (
+            200,
+            {"Content-Type": "text/event-stream"},
+            events(token=TOKEN),
+            "Broken off The answer ended before it was whole.",
+        ),
+        (
+            429,
+            {"Content-Type": "application/problem+json", "Retry-After": "3"},
+            json.dumps(PROBLEM),
+            "Queue full come again Try again in 3 s.",
+        ),
+        (
+            502,
+            {"Content-Type": "text/html"},
+            "<h1>Bad gateway</h1>",
+            "Error The service answered with status 502.",
+        ),
+    ],
+)
+def test_what_goes_wrong_on_the_way_is_told_in_words(
+    page: Page, status_code: int, headers: dict[str, str], body: str, told: str
+) -> None:
+    page.hold_back("*/generate")
+    page.click("#write-start")
+    page.answer(status_code, headers, body)
+    page.wait("!document.getElementById('write-problem').hidden")
+    assert " ".join(page.text("#write-problem").split()) == told
+    # What had come by then stays.
+    shown = page.evaluate("document.querySelectorAll('#write-map .ch').length")
+    assert shown == (1 if "token" in body else 0)
+    assert page.evaluate("document.getElementById('write-stop').disabled")
 
 
 # --- score ---------------------------------------------------------------------------------------
