@@ -31,6 +31,8 @@ from service.documentation import document
 from service.engine import Engine
 from service.errors import ServiceError
 from service.graphs import GoldenMismatch
+from service.page_routes import read_page
+from service.page_routes import router as page_router
 from service.pair_session import OnnxPairSession
 from service.routes import router
 from service.schemas import AnyEngine, Problem
@@ -75,10 +77,13 @@ def create_app(settings: Settings, engines: Sequence[AnyEngine] | None = None) -
         summary="Small recurrent sequence models, served exactly.",
         version="0.1.0",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
+        redoc_url=None,
     )
     app.state.settings = settings
     app.state.engines = {}
-    for each in (router, token_routes.router, openai_routes.router):
+    app.state.page = read_page()
+    for each in (router, page_router, token_routes.router, openai_routes.router):
         app.include_router(each)
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     app.add_exception_handler(ServiceError, _service_error)
