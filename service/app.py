@@ -87,6 +87,7 @@ def create_app(settings: Settings, engines: Sequence[AnyEngine] | None = None) -
 
 def load_engines(settings: Settings) -> list[AnyEngine]:
     """An engine for every bundle in the models folder. Raises BundleError for the first bad one."""
+    settings = settings.with_state_key()  # one for all models, so that a foreign state is known
     share = max(1, usable_cpus() // settings.workers)
     threads = settings.engine_threads or min(share, MAX_DEFAULT_THREADS)
     folders = bundle_folders(settings.models_dir)
