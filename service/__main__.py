@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from service.app import create_app, load_engines
 from service.bundle import BundleError
+from service.protocol import BoundedProtocol
 from service.settings import PREFIX, Settings, SettingsError, load_settings
 
 GRACE_S = 10  # how long requests in flight may take to end
@@ -80,6 +81,9 @@ def _serve(app: FastAPI | str, settings: Settings) -> None:
         port=settings.port,
         log_level=settings.log_level,
         access_log=False,
+        http=BoundedProtocol,
+        # Nobody's word is taken for where a request comes from.
+        proxy_headers=False,
         timeout_graceful_shutdown=GRACE_S,
     )
 

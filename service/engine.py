@@ -13,7 +13,16 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from service.bundle import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Bundle, Precision, normalize
+from service.bundle import (
+    BOS_ID,
+    EOS_ID,
+    PAD_ID,
+    SPECIAL_TOKENS,
+    UNK_ID,
+    Bundle,
+    Precision,
+    normalize,
+)
 from service.errors import InvalidRequest
 from service.handles import Handle, NoisePlace, Seal
 from service.prefixes import MIN_SHARED_TOKENS, PrefixCache, shared_prefixes
@@ -26,6 +35,8 @@ from service.text_runner import TextRunner, TextWork
 from service.workers import Workers, at_most, drawn_seed, off_loop, worker_names
 
 UnknownPolicy: TypeAlias = Literal["unk", "error", "skip"]
+# A text, or the ids of one; bos comes before it by itself.
+Prompt: TypeAlias = str | tuple[int, ...]
 
 DEFAULT_MAX_TOKENS = 128
 
@@ -191,13 +202,29 @@ class Engine(Workers[TextWork]):
         super().__init__(runners, names, settings, max_rows=settings.max_rows)
 
     @property
+    def tokens(self) -> tuple[str, ...]:
+        """Printed tokens; the index is the id."""
+        return self._vocab.tokens
+
+    def token_ids(self, text: str, _side: str = "") -> list[int]:
+        """The ids of a text, in which printed special tokens are read as such."""
+        normalized = normalize(text, self.manifest.normalization)
+        return special_ids(self._vocab.encode(normalized).tolist(), normalized)
+
+    def text_of(self, ids: Sequence[int], _side: str = "") -> str:
+        """The printed tokens of ids, one after another."""
+        return "".join(self._vocab.tokens[i] for i in ids)
+
+    @property
     def max_tokens(self) -> int:
         """Most tokens that one choice may generate: the service's limit or the bundle's."""
         return min(self.settings.max_tokens, self.manifest.limits.max_tokens)
 
     # --- generate -------------------------------------------------------------------------------
 
-    async def generate(self, prompts: Sequence[str], options: GenerateOptions) -> list[Generated]:
+    async def generate(
+        self, prompts: Sequence[Prompt], options: GenerateOptions
+    ) -> list[Generated]:
         """Continue every prompt. The same seed gives the same text, whatever runs beside it.
 
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
@@ -221,7 +248,7 @@ class Engine(Workers[TextWork]):
         )
 
     async def stream(
-        self, prompts: Sequence[str], options: GenerateOptions
+        self, prompts: Sequence[Prompt], options: GenerateOptions
     ) -> AsyncGenerator[StreamEvent, None]:
         """What `generate` gives, token by token, as it is written; the usage comes last.
 
@@ -240,9 +267,9 @@ class Engine(Workers[TextWork]):
         choices = [
             _StreamedChoice(
                 feed,
-                self._vocab.tokens,
+                self.tokens,
                 (i, k),
-                prompt if options.echo else "",
+                self._prompt_text(prompt) if options.echo else "",
                 work,
                 row,
                 sealed,
@@ -263,21 +290,21 @@ class Engine(Workers[TextWork]):
             if not choice.has_ended:  # it had no token to write
                 for event in choice.events(None):
                     yield event
-        prompt_tokens = [len(_prompt_ids(work)) for work in works]
+        prompt_tokens = [len(_read_ids(work)) for work in works]
         yield StreamUsage(
             prompt_tokens=sum(prompt_tokens),
             completion_tokens=sum(len(row.tokens) for work in works for row in work.write),
             cached_tokens=sum(map(min, reused, prompt_tokens)),
         )
 
-    def _checked(self, prompts: Sequence[str], options: GenerateOptions) -> GenerateOptions:
+    def _checked(self, prompts: Sequence[Prompt], options: GenerateOptions) -> GenerateOptions:
         """The options with what was left out. Raises InvalidRequest."""
         if options.max_tokens is None:
             options = replace(options, max_tokens=min(DEFAULT_MAX_TOKENS, self.max_tokens))
         self._check_generate(prompts, options)
         return replace(options, sampling=self._with_bias(options))
 
-    def _check_generate(self, prompts: Sequence[str], options: GenerateOptions) -> None:
+    def _check_generate(self, prompts: Sequence[Prompt], options: GenerateOptions) -> None:
         settings = self.settings
         max_tokens = options.max_tokens or 0
         at_most("/max_tokens", max_tokens, self.max_tokens, "tokens")
@@ -322,14 +349,14 @@ class Engine(Workers[TextWork]):
         return replace(options.sampling, logit_bias=tuple(bias))
 
     def _generate_work(
-        self, prompts: Sequence[str], options: GenerateOptions, begin: "_Beginning"
+        self, prompts: Sequence[Prompt], options: GenerateOptions, begin: "_Beginning"
     ) -> list[TextWork]:
         stop = tuple(tuple(int(i) for i in self._encode(text)) for text in options.stop)
         # A stop string with a character that the model cannot write can never end a text.
         stop = tuple(sequence for sequence in stop if UNK_ID not in sequence)
         work = []
         for prompt in prompts:
-            tokens = self._encode(prompt)
+            tokens = self._prompt_ids(prompt)
             if begin.after is None:
                 tokens = np.append(np.uint16(BOS_ID), tokens)
             tells = options.echo and options.logprobs is not None
@@ -354,16 +381,16 @@ class Engine(Workers[TextWork]):
 
     def _generated(
         self,
-        prompt: str,
+        prompt: Prompt,
         work: TextWork,
         options: GenerateOptions,
         begin: "_Beginning",
         cached: int,
     ) -> Generated:
-        prefix = prompt if options.echo else ""
+        prefix = self._prompt_text(prompt) if options.echo else ""
         before: tuple[ScoredToken, ...] = ()
         if options.echo and options.logprobs is not None:
-            before = scored_tokens(self._vocab.tokens, _prompt_ids(work), work.read.details)
+            before = scored_tokens(self._vocab.tokens, _read_ids(work), work.read.details)
         choices = []
         for row in work.write:
             kept = len(row.tokens) - row.stop_tokens
@@ -382,7 +409,7 @@ class Engine(Workers[TextWork]):
                     state=state,
                 )
             )
-        prompt_tokens = len(_prompt_ids(work))
+        prompt_tokens = len(_read_ids(work))
         # bos is read, too, and counted nowhere.
         return Generated(tuple(choices), prompt_tokens, min(cached, prompt_tokens))
 
@@ -505,6 +532,12 @@ class Engine(Workers[TextWork]):
 
     # --- shared ---------------------------------------------------------------------------------
 
+    def _prompt_ids(self, prompt: Prompt) -> npt.NDArray[np.uint16]:
+        return self._encode(prompt) if isinstance(prompt, str) else np.array(prompt, np.uint16)
+
+    def _prompt_text(self, prompt: Prompt) -> str:
+        return prompt if isinstance(prompt, str) else self._vocab.decode(prompt)
+
     def _encode(self, text: str) -> npt.NDArray[np.uint16]:
         return self._vocab.encode(normalize(text, self.manifest.normalization))
 
@@ -584,6 +617,14 @@ class Engine(Workers[TextWork]):
         whole = row.after is None and row.uncounted == len(row.tokens)
         if whole and row.continuation is not None:
             self._prefixes.put(row.tokens, row.continuation)
+
+
+def special_ids(ids: list[int], text: str) -> list[int]:
+    """The ids of a text's characters, where printed special tokens stand for themselves."""
+    return [
+        SPECIAL_TOKENS.index(character) if character in SPECIAL_TOKENS else i
+        for i, character in zip(ids, text, strict=True)
+    ]
 
 
 def unknown_text(pointer: str, positions: Sequence[int]) -> InvalidRequest:
@@ -695,7 +736,7 @@ class _StreamedChoice:
         else:
             # The normalized prompt can have other characters than the one that is echoed: each
             # token stands for one of the former, and the last for what is left of the latter.
-            tokens = scored_tokens(self._names, _prompt_ids(self._work), read.details)
+            tokens = scored_tokens(self._names, _read_ids(self._work), read.details)
             for i, token in enumerate(tokens):
                 end = i + 1 if i + 1 < len(tokens) else len(self._echoed)
                 text = self._echoed[i:end]
@@ -805,7 +846,7 @@ def _read_after(
     )
 
 
-def _prompt_ids(work: TextWork) -> npt.NDArray[np.uint16]:
+def _read_ids(work: TextWork) -> npt.NDArray[np.uint16]:
     """The prompt's own tokens: bos is read before them where nothing else was."""
     read = work.read
     return read.tokens if read.after is not None else read.tokens[1:]

@@ -3,13 +3,17 @@
     ServiceError
     ├── BadRequest 400            the body is not JSON
     ├── ModelNotFound 404
+    ├── ReceiptTimeout 408        the head or the body came too slowly
     ├── BodyTooLarge 413
+    ├── UrlTooLong 414
     ├── UnsupportedMediaType 415
     ├── InvalidRequest 422        schema and limits; `errors` points at the fields
     ├── QueueFull 429             with Retry-After
+    ├── HeadersTooLarge 431
     ├── ClientGone 499            nobody reads it; it stands in the log
     ├── ModelFailure 500          the model run raised, or gave NaN
     ├── EngineStopped 503         with Retry-After
+    ├── TooManyConnections 503    with Retry-After
     └── DeadlineExceeded 504
 
 Messages say what was wrong and what is allowed. They never hold what the client sent.
@@ -60,10 +64,22 @@ class ModelNotFound(ServiceError):
     status, type, title = 404, "model-not-found", "Model not found"
 
 
+class ReceiptTimeout(ServiceError):
+    """The request came too slowly."""
+
+    status, type, title = 408, "receipt-timeout", "Receipt timeout"
+
+
 class BodyTooLarge(ServiceError):
     """The body is over the limit."""
 
     status, type, title = 413, "body-too-large", "Body too large"
+
+
+class UrlTooLong(ServiceError):
+    """The URL is over the limit."""
+
+    status, type, title = 414, "url-too-long", "URL too long"
 
 
 class UnsupportedMediaType(ServiceError):
@@ -89,6 +105,12 @@ class QueueFull(ServiceError):
     status, type, title = 429, "queue-full", "Queue full"
 
 
+class HeadersTooLarge(ServiceError):
+    """The headers are over the limit."""
+
+    status, type, title = 431, "headers-too-large", "Headers too large"
+
+
 class ClientGone(ServiceError):
     """The client closed the connection before it had its answer."""
 
@@ -105,6 +127,12 @@ class EngineStopped(ServiceError):
     """The engine is not running: starting, draining or dead."""
 
     status, type, title = 503, "engine-stopped", "Engine stopped"
+
+
+class TooManyConnections(ServiceError):
+    """The server holds as many connections as it may."""
+
+    status, type, title = 503, "too-many-connections", "Too many connections"
 
 
 class DeadlineExceeded(ServiceError):

@@ -38,6 +38,11 @@ class Settings(BaseModel):
         64 * 2**20, ge=0, description="memory for prefixes that were read before, a model; 0 is off"
     )
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="log level")
+    max_connections: Count = Field(1000, description="most connections, a process")
+    max_url_bytes: Count = Field(8192, description="longest URL")
+    max_header_bytes: Count = Field(16_384, description="largest headers of a request, in all")
+    header_timeout_s: float = Field(10.0, gt=0, description="longest time for a head to arrive")
+    body_timeout_s: float = Field(30.0, gt=0, description="longest time for a body to arrive")
     max_body_bytes: Count = Field(8 * 2**20, description="largest request body")
     max_inputs: Count = Field(1024, description="most texts in one request")
     max_prompt_chars: Count = Field(100_000, description="longest prompt of /generate")

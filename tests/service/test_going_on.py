@@ -198,6 +198,7 @@ def test_a_request_that_is_given_up_in_its_last_read_frees_its_rows(others: int)
         gate.open()
         inbox.wait_for(job)
         eventually(lambda: scheduler.free)
+        assert scheduler.alive
 
 
 def test_a_worker_that_ends_in_a_last_read_holds_nothing() -> None:

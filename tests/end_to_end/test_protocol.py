@@ -1,0 +1,173 @@
+"""What is received has bounds: connections, heads, and the time that they take. Raw sockets."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from typing import Any
+
+import pytest
+
+from service.bundle import write_bundle
+from tests.bundles import tiny_files
+from tests.end_to_end.server import Server, serve
+
+SLOW = {"header_timeout_s": 0.5, "body_timeout_s": 1.0, "max_connections": 40}
+BODY = json.dumps({"model": "tiny-lstm", "text": "a cat"}).encode()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("models")
+    write_bundle(folder, *tiny_files("lstm"))
+    with serve(folder, engine_threads=1, **SLOW) as running:
+        yield running
+
+
+def connected(server: Server) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def received(connection: socket.socket) -> bytes:
+    """Everything until the server closes."""
+    whole = b""
+    try:
+        while part := connection.recv(65536):
+            whole += part
+    except ConnectionResetError:
+        pass
+    return whole
+
+
+def answer(server: Server, request: bytes) -> tuple[int, Any]:
+    """The status and the body of what the server says before it closes."""
+    with closing(connected(server)) as connection:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(request)
+        head, _, body = received(connection).partition(b"\r\n\r\n")
+    assert head, "no answer"
+    assert b"x-request-id" in head.lower()
+    return int(head.split()[1]), json.loads(body)
+
+
+def goes_on(server: Server) -> None:
+    with server.client() as client:
+        assert (
+            client.post(
+                "/score", content=BODY, headers={"Content-Type": "application/json"}
+            ).status_code
+            == 200
+        )
+
+
+def head(*lines: str, path: str = "/score", method: str = "POST") -> bytes:
+    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: unroll", *lines, "", ""]).encode(
+        "latin-1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "request_"),
+    [
+        (431, "headers-too-large", head("X-Big: " + "a" * 16_000_000)),
+        (431, "headers-too-large", head(*(f"X-{i}: 1" for i in range(10_000)))),
+        (431, "headers-too-large", head("X-Big: " + "a" * 16_400)),
+        (414, "url-too-long", head(path="/" + "a" * 65_536)),
+        (414, "url-too-long", head(path="/" + "a" * 8_200)),
+        (400, "bad-request", head("Content-Length: 2", "Transfer-Encoding: chunked") + b"{}"),
+        (400, "bad-request", head("Content-Length: 2", "Content-Length: 3") + b"{}"),
+        (400, "bad-request", head("Content-Length: -1")),
+        (400, "bad-request", head("Content-Length: x")),
+        (400, "bad-request", b"not http at all\r\n\r\n"),
+        (400, "bad-request", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_head_that_cannot_be_is_refused_at_once(
+    server: Server, status: int, kind: str, request_: bytes
+) -> None:
+    found, problem = answer(server, request_)
+    assert (found, problem["type"]) == (status, kind)
+    assert problem["status"] == status
+    assert "aaaa" not in problem["detail"]
+    goes_on(server)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"POST /sco", head("X-Slow: 1")[:-2], b"POST /score HTTP/1.1\r\n"],
+    ids=["line", "headers", "first"],
+)
+def test_a_slow_head_is_closed_with_its_reason(server: Server, sent: bytes) -> None:
+    found, problem = answer(server, sent)
+    assert (found, problem["type"]) == (408, "receipt-timeout")
+    assert "0.5 s" in problem["detail"]
+    goes_on(server)
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 100", "Transfer-Encoding: chunked"])
+def test_a_slow_body_is_closed_with_its_reason(server: Server, length: str) -> None:
+    found, problem = answer(server, head("Content-Type: application/json", length))
+    assert (found, problem["type"]) == (408, "receipt-timeout")
+    assert "1 s" in problem["detail"]
+    goes_on(server)
+
+
+def test_a_body_that_drips_is_closed_all_the_same(server: Server) -> None:
+    with closing(connected(server)) as connection:
+        connection.sendall(head("Content-Type: application/json", "Content-Length: 1000"))
+        sent = 0
+        try:
+            while sent < 1000:
+                connection.sendall(b" ")
+                sent += 1
+                time.sleep(0.05)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        assert sent < 200
+    goes_on(server)
+
+
+def test_a_connection_that_says_nothing_is_closed(server: Server) -> None:
+    with closing(connected(server)) as connection:
+        assert received(connection) == b""
+
+
+def test_a_connection_lives_on_between_requests(server: Server) -> None:
+    request = head("Content-Type: application/json", f"Content-Length: {len(BODY)}") + BODY
+    with closing(connected(server)) as connection:
+        for _ in range(3):
+            connection.sendall(request)
+            whole = b""
+            while b"usage" not in whole:
+                whole += connection.recv(65536)
+            assert whole.startswith(b"HTTP/1.1 200 ")
+            time.sleep(0.7)  # longer than a head may take: between requests nothing is due
+        connection.sendall(request + request)  # pipelined
+        whole = b""
+        while whole.count(b"usage") < 2:
+            whole += connection.recv(65536)
+
+
+def test_connections_are_counted_and_the_next_one_is_refused(server: Server) -> None:
+    held = [connected(server) for _ in range(45)]
+    try:
+        statuses = []
+        for connection in held[40:]:
+            reply = received(connection)
+            statuses.append(reply[:12])
+            assert b"Retry-After: 1\r\n" in reply
+        assert set(statuses) == {b"HTTP/1.1 503"}
+    finally:
+        for connection in held:
+            connection.close()
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            goes_on(server)
+            break
+        except AssertionError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)

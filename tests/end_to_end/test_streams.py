@@ -1,0 +1,99 @@
+"""Streams over real sockets: written as they come about, and ended with their client."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.bundle import write_bundle
+from tests.bundles import tiny_files, tiny_pair_files
+from tests.end_to_end.server import Server, serve
+from tests.service.events import parsed
+
+BODY = {"model": "tiny-lstm", "prompt": "the ", "max_tokens": 1000, "seed": 1, "temperature": 3.0}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("models")
+    write_bundle(folder, *tiny_files("lstm"))
+    write_bundle(folder, *tiny_pair_files())
+    with serve(folder, engine_threads=1) as running:
+        yield running
+
+
+def without_end() -> dict[str, object]:
+    """A request whose text is long: eos is forbidden."""
+    return {**BODY, "logit_bias": {"\ue002": -1000.0}}
+
+
+def test_the_first_tokens_come_long_before_the_last(server: Server) -> None:
+    body = without_end() | {"stream": True}
+    with server.client() as client, client.stream("POST", "/generate", json=body) as answer:
+        assert answer.headers["transfer-encoding"] == "chunked"
+        chunks = answer.iter_raw()
+        first = next(chunks)
+        assert first.startswith(b"event: token\n")
+        whole = first + b"".join(chunks)
+    events = parsed(whole)
+    # What came first was a small part of it.
+    assert len(first) < len(whole) / 10
+    assert events[-1].name == "done"
+    text = "".join(json.loads(event.data)["text"] for event in events[:-1])
+    with server.client() as client:
+        plain = client.post("/generate", json=without_end()).json()
+    assert text == plain["results"][0]["choices"][0]["text"]
+
+
+def test_a_client_that_goes_stops_the_engine(server: Server) -> None:
+    def idle_for_s() -> float:
+        with server.client() as client:
+            engines = client.get("/readyz").json()["engines"]
+        ages = {engine["model"]: engine["last_step_age_s"] for engine in engines}
+        return float(ages["tiny-lstm"])
+
+    body = {**without_end(), "n": 8, "stream": True}
+    with server.client() as client, client.stream("POST", "/generate", json=body) as answer:
+        next(answer.iter_raw())
+    deadline = time.monotonic() + 20
+    while idle_for_s() < 0.2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_many_streams_at_once_each_have_their_own_text(server: Server) -> None:
+    plain = {}
+    with server.client() as client:
+        for seed in range(6):
+            body = {**BODY, "max_tokens": 200, "seed": seed}
+            answer = client.post("/generate", json=body).json()
+            plain[seed] = answer["results"][0]["choices"][0]["text"]
+
+        def streamed(seed: int) -> Iterator[str]:
+            body = {**BODY, "max_tokens": 200, "seed": seed, "stream": True}
+            with httpx.stream("POST", f"{server.url}/generate", json=body) as answer:
+                buffered = b"".join(answer.iter_raw())
+            for event in parsed(buffered)[:-1]:
+                yield json.loads(event.data)["text"]
+
+        found = {seed: "".join(streamed(seed)) for seed in plain}
+    assert found == plain
+
+
+def test_a_translation_streams(server: Server, tmp_path: Path) -> None:
+    del tmp_path
+    with server.client() as client:
+        (name,) = [
+            x["name"]
+            for x in client.get("/models").json()["models"]
+            if x["task"] == "encoder_decoder"
+        ]
+        body = {"model": name, "source": "a cat in a hat", "max_tokens": 30}
+        plain = client.post("/translate", json=body).json()
+        events = parsed(client.post("/translate", json=body | {"stream": True}).content)
+    assert json.loads(events[-1].data) == plain
+    text = "".join(json.loads(event.data)["text"] for event in events[:-1])
+    assert text == plain["results"][0]["hypotheses"][0]["text"]
