@@ -59,9 +59,8 @@ def create_worker() -> FastAPI:
 
 def _share_state_key(settings: Settings) -> None:
     """One key for all workers where none was given: they have this process's environment."""
-    drawn = settings.with_state_key().state_key
-    if settings.state_key is None and drawn is not None:
-        os.environ[f"{PREFIX}STATE_KEY"] = drawn.get_secret_value()
+    if settings.state_key is None:
+        os.environ[f"{PREFIX}STATE_KEY"] = settings.signing_key().get_secret_value()
 
 
 def _end_with_parent() -> None:

@@ -319,11 +319,13 @@ class Engine(Workers[TextWork]):
         if options.return_state:
             at_most("/return_state", len(prompts) * options.n, settings.max_states, "states")
         if options.state is not None:
-            for name in ("presence_penalty", "frequency_penalty"):
-                if getattr(options.sampling, name):
-                    raise InvalidRequest.at(
-                        f"/{name}", "after a state it is 0: a state has no counts of its tokens"
-                    )
+            sampling = options.sampling
+            if sampling.presence_penalty or sampling.frequency_penalty:
+                name = "presence" if sampling.presence_penalty else "frequency"
+                raise InvalidRequest.at(
+                    f"/{name}_penalty",
+                    "after a state it is 0: a state does not know which tokens its choice has",
+                )
 
     def _beginning(self, options: GenerateOptions) -> "_Beginning":
         """Where the choices begin, and their noise. Raises InvalidRequest."""
@@ -815,10 +817,7 @@ class _Prefix:
 
 
 def _seal_of(bundle: Bundle, precision: Precision, settings: Settings) -> Seal:
-    settings = settings.with_state_key()
-    if settings.state_key is None:
-        raise RuntimeError("there is no key")
-    key = settings.state_key.get_secret_value().encode()
+    key = settings.signing_key().get_secret_value().encode()
     return Seal(key, bundle.manifest, precision, max_age_s=settings.state_max_age_s)
 
 

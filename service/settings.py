@@ -4,7 +4,7 @@ import argparse
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
@@ -79,11 +79,9 @@ class Settings(BaseModel):
     state_max_age_s: float = Field(86_400.0, gt=0, description="how long a state handle is taken")
     max_states: Count = Field(256, description="most state handles in one answer")
 
-    def with_state_key(self) -> Self:
-        """These settings, with a key drawn where there was none."""
-        if self.state_key is not None:
-            return self
-        return self.model_copy(update={"state_key": SecretStr(secrets.token_urlsafe(32))})
+    def signing_key(self) -> SecretStr:
+        """What states are signed with: the key, or a fresh one where none was given."""
+        return self.state_key or SecretStr(secrets.token_urlsafe(32))
 
 
 def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:

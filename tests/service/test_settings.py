@@ -103,6 +103,8 @@ def test_an_unknown_flag_ends_with_status_two(capsys: pytest.CaptureFixture[str]
         ("REQUEST_TIMEOUT_S", "0"),
         ("REQUEST_TIMEOUT_S", "nan"),
         ("REQUEST_TIMEOUT_S", "inf"),
+        ("STATE_KEY", "fifteen letters"),
+        ("STATE_MAX_AGE_S", "0"),
     ],
 )
 def test_a_bad_value_is_named_by_its_setting(name: str, value: str) -> None:
@@ -111,6 +113,13 @@ def test_a_bad_value_is_named_by_its_setting(name: str, value: str) -> None:
     assert "\n" not in message
     flag = f"--{name.lower().replace('_', '-')}={value}"
     assert refusal([flag], {}) == message
+
+
+def test_a_key_that_is_refused_is_not_repeated() -> None:
+    message = refusal([], {"UNROLL_STATE_KEY": "too short"})
+    assert message.startswith("UNROLL_STATE_KEY: ")
+    assert "too short" not in message
+    assert "16" in message
 
 
 def test_every_bad_value_has_its_own_line() -> None:
