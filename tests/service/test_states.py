@@ -165,6 +165,21 @@ def test_a_seed_begins_fresh_noise(client: AppClient, model: str) -> None:
     assert plain["text"] == again[0]
 
 
+def test_no_tokens_leave_the_state_of_the_prompt(client: AppClient, model: str) -> None:
+    body = {"model": model, "prompt": "ab", "seed": 8, "n": 2, "return_state": True}
+    plain = client.ask("/generate", **body, max_tokens=0)["results"][0]["choices"]
+    streamed = end_of(client, **body, max_tokens=0)["choices"]
+    read = scored(client, model=model, text="ab", return_state=True)["state"]
+    for one, other in zip(plain, streamed, strict=True):
+        assert unsigned(one["state"]) == unsigned(other["state"])
+        # A score's is the same but for the noise, of which it has none.
+        assert unsigned(one["state"])[66:] == unsigned(read)[66:]
+    long = client.ask("/generate", **body, max_tokens=9)["results"][0]["choices"]
+    for one, whole in zip(plain, long, strict=True):
+        rest = choice_of(client, model=model, state=one["state"], max_tokens=9)
+        assert rest["text"] == whole["text"]
+
+
 def test_nothing_follows_the_end_of_a_text(client: AppClient, model: str) -> None:
     ends = {"model": model, "prompt": "ab", "logit_bias": {EOS: 1000.0}, "return_state": True}
     choice = choice_of(client, **ends, max_tokens=5)
