@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from service.app import create_app, load_engines
 from service.bundle import BundleError
 from service.protocol import BoundedProtocol
-from service.settings import Settings, SettingsError, load_settings
+from service.settings import PREFIX, Settings, SettingsError, load_settings
 
 GRACE_S = 10  # how long requests in flight may take to end
 
@@ -39,6 +39,7 @@ def main() -> int:
     if settings.workers > 1:
         # The engines were opened to refuse what cannot be served; each worker opens its own.
         engines.clear()
+        _share_state_key(settings)
         _serve("service.__main__:create_worker", settings)
     else:
         _serve(create_app(settings, engines), settings)
@@ -54,6 +55,12 @@ def create_worker() -> FastAPI:
     _log_to_stderr(settings)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     return create_app(settings)
+
+
+def _share_state_key(settings: Settings) -> None:
+    """One key for all workers where none was given: they have this process's environment."""
+    if settings.state_key is None:
+        os.environ[f"{PREFIX}STATE_KEY"] = settings.signing_key().get_secret_value()
 
 
 def _end_with_parent() -> None:

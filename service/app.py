@@ -96,6 +96,8 @@ def create_app(settings: Settings, engines: Sequence[AnyEngine] | None = None) -
 
 def load_engines(settings: Settings) -> list[AnyEngine]:
     """An engine for every bundle in the models folder. Raises BundleError for the first bad one."""
+    # One for all models, so that a state of another one is known as such.
+    settings = settings.model_copy(update={"state_key": settings.signing_key()})
     share = max(1, usable_cpus() // settings.workers)
     threads = settings.engine_threads or min(share, MAX_DEFAULT_THREADS)
     folders = bundle_folders(settings.models_dir)

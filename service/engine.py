@@ -4,7 +4,8 @@ Text becomes ids, ids become rows, the scheduler fills them in, and they become 
 """
 
 import math
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
@@ -23,8 +24,9 @@ from service.bundle import (
     normalize,
 )
 from service.errors import InvalidRequest
+from service.handles import Handle, NoisePlace, Seal
 from service.prefixes import MIN_SHARED_TOKENS, PrefixCache, shared_prefixes
-from service.rows import ReadRow, TokenDetails, WriteRow
+from service.rows import Continuation, ReadRow, TokenDetails, WriteRow
 from service.sampling import SamplingParams
 from service.session import Session, States
 from service.settings import Settings
@@ -51,6 +53,8 @@ class GenerateOptions:
     n: int = 1
     echo: bool = False
     logprobs: int | None = None  # alternatives a token; None for none of it
+    state: str | None = None  # a handle: every prompt is read after it, and begins no document
+    return_state: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +66,8 @@ class ScoreOptions:
     bos: bool = True  # the text begins a document
     eos: bool = False  # the text ends there, and that is counted
     unknown: UnknownPolicy = "unk"
+    state: str | None = None  # a handle: every text is scored after it, `bos` means nothing then
+    return_state: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,7 @@ class Choice:
     seed: int
     tokens: tuple[ScoredToken, ...] | None
     completion_tokens: int
+    state: str | None = None  # a handle; None after eos
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +121,7 @@ class ChoiceEnd:
     finish_reason: Literal["stop", "length"]
     seed: int
     completion_tokens: int
+    state: str | None = None  # a handle; None after eos
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +157,7 @@ class Scored:
     tokens: tuple[ScoredToken, ...] | None
     prompt_tokens: int
     cached_tokens: int  # of those: read before, or with another input
+    state: str | None = None  # a handle; None after eos, and where nothing was read
 
     @property
     def bits(self) -> float:
@@ -187,6 +196,7 @@ class Engine(Workers[TextWork]):
         self._vocab = bundle.vocab
         self._id_of_token = {token: i for i, token in enumerate(bundle.vocab.tokens)}
         self._prefixes = PrefixCache(settings.prefix_cache_bytes)
+        self._seal = _seal_of(bundle, precision, settings)
         names = worker_names(bundle.manifest.name, threads)
         runners = [TextRunner(session, settings.max_rows, name=name) for name in names]
         super().__init__(runners, names, settings, max_rows=settings.max_rows)
@@ -220,16 +230,19 @@ class Engine(Workers[TextWork]):
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
         options = self._checked(prompts, options)
-        seed = drawn_seed(options.seed)
+        begin = self._beginning(options)
         size = sum(map(len, prompts))
-        works = await off_loop(size, lambda: self._generate_work(prompts, options, seed))
+        works = await off_loop(size, lambda: self._generate_work(prompts, options, begin))
         reused = await self._run(works)
         answer_size = size if options.echo else 0
         answer_size += sum(len(row.tokens) for work in works for row in work.write)
+        answer_size *= 1 + (options.logprobs or 0)
+        if options.return_state:
+            answer_size += sum(len(work.write) for work in works) * self._seal.handle_chars
         return await off_loop(
-            answer_size * (1 + (options.logprobs or 0)),
+            answer_size,
             lambda: [
-                self._generated(prompt, work, options, seed, cached)
+                self._generated(prompt, work, options, begin, cached)
                 for prompt, work, cached in zip(prompts, works, reused, strict=True)
             ],
         )
@@ -243,16 +256,26 @@ class Engine(Workers[TextWork]):
         and the rows leave before the next step.
         """
         options = self._checked(prompts, options)
-        seed = drawn_seed(options.seed)
+        begin = self._beginning(options)
         size = sum(map(len, prompts))
-        works = await off_loop(size, lambda: self._generate_work(prompts, options, seed))
+        works = await off_loop(size, lambda: self._generate_work(prompts, options, begin))
         feed: Feed[tuple[_StreamedChoice, _Told | None]] = Feed()
+
+        def sealed(work: TextWork, row: WriteRow) -> str | None:
+            return self._sealed_choice(work, row, begin) if options.return_state else None
+
         choices = [
             _StreamedChoice(
-                feed, self.tokens, i, self._prompt_text(prompt) if options.echo else "", work, row
+                feed,
+                self.tokens,
+                (i, k),
+                self._prompt_text(prompt) if options.echo else "",
+                work,
+                row,
+                sealed,
             )
             for i, (prompt, work) in enumerate(zip(prompts, works, strict=True))
-            for row in work.write
+            for k, row in enumerate(work.write)
         ]
         reused: list[int] = []
 
@@ -267,7 +290,7 @@ class Engine(Workers[TextWork]):
             if not choice.has_ended:  # it had no token to write
                 for event in choice.events(None):
                     yield event
-        prompt_tokens = [len(work.read.tokens) - 1 for work in works]
+        prompt_tokens = [len(_read_ids(work)) for work in works]
         yield StreamUsage(
             prompt_tokens=sum(prompt_tokens),
             completion_tokens=sum(len(row.tokens) for work in works for row in work.write),
@@ -293,6 +316,25 @@ class Engine(Workers[TextWork]):
             # Every choice repeats its prompt.
             told = cost + (sum(map(len, prompts)) * options.n if options.echo else 0)
             at_most("/logprobs", told, settings.max_detail_chars, "tokens with logprobs")
+        if options.return_state:
+            at_most("/return_state", len(prompts) * options.n, settings.max_states, "states")
+        if options.state is not None:
+            sampling = options.sampling
+            if sampling.presence_penalty or sampling.frequency_penalty:
+                name = "presence" if sampling.presence_penalty else "frequency"
+                raise InvalidRequest.at(
+                    f"/{name}_penalty",
+                    "after a state it is 0: a state does not know which tokens its choice has",
+                )
+
+    def _beginning(self, options: GenerateOptions) -> "_Beginning":
+        """Where the choices begin, and their noise. Raises InvalidRequest."""
+        if options.state is None:
+            return _Beginning(NoisePlace(drawn_seed(options.seed), 0, 0))
+        handle = self._seal.open(options.state, now=time.time())
+        if options.seed is None and handle.noise is not None:
+            return _Beginning(handle.noise, handle)
+        return _Beginning(NoisePlace(drawn_seed(options.seed), 0, 0), handle)
 
     def _with_bias(self, options: GenerateOptions) -> SamplingParams:
         """The sampling options, with the bias by token id."""
@@ -309,25 +351,26 @@ class Engine(Workers[TextWork]):
         return replace(options.sampling, logit_bias=tuple(bias))
 
     def _generate_work(
-        self, prompts: Sequence[Prompt], options: GenerateOptions, seed: int
+        self, prompts: Sequence[Prompt], options: GenerateOptions, begin: "_Beginning"
     ) -> list[TextWork]:
         stop = tuple(tuple(int(i) for i in self._encode(text)) for text in options.stop)
         # A stop string with a character that the model cannot write can never end a text.
         stop = tuple(sequence for sequence in stop if UNK_ID not in sequence)
         work = []
         for prompt in prompts:
-            tokens = np.append(np.uint16(BOS_ID), self._prompt_ids(prompt))
-            if options.echo and options.logprobs is not None:
-                targets = np.append(tokens[1:], np.uint16(PAD_ID))
-                detail_top = options.logprobs
-            else:
-                targets, detail_top = np.full_like(tokens, PAD_ID), None
-            read = ReadRow(tokens, targets, detail_top=detail_top, wants_continuation=True)
+            tokens = self._prompt_ids(prompt)
+            if begin.after is None:
+                tokens = np.append(np.uint16(BOS_ID), tokens)
+            tells = options.echo and options.logprobs is not None
+            counted = tokens if tells else np.full_like(tokens, PAD_ID)
+            read = _read_after(begin.after, tokens, counted, options.logprobs if tells else None)
             rows = [
                 WriteRow(
                     params=options.sampling,
-                    seed=seed,
-                    choice=choice,
+                    seed=begin.noise.seed,
+                    choice=begin.noise.choice + choice,
+                    drawn=begin.noise.drawn,
+                    wants_continuation=options.return_state,
                     max_tokens=options.max_tokens or 0,
                     stop=stop,
                     detail_top=options.logprobs,
@@ -339,30 +382,48 @@ class Engine(Workers[TextWork]):
         return work
 
     def _generated(
-        self, prompt: Prompt, work: TextWork, options: GenerateOptions, seed: int, cached: int
+        self,
+        prompt: Prompt,
+        work: TextWork,
+        options: GenerateOptions,
+        begin: "_Beginning",
+        cached: int,
     ) -> Generated:
         prefix = self._prompt_text(prompt) if options.echo else ""
         before: tuple[ScoredToken, ...] = ()
         if options.echo and options.logprobs is not None:
-            before = scored_tokens(self._vocab.tokens, work.read.tokens[1:], work.read.details)
+            before = scored_tokens(self._vocab.tokens, _read_ids(work), work.read.details)
         choices = []
         for row in work.write:
             kept = len(row.tokens) - row.stop_tokens
-            tokens = None
+            tokens, state = None, None
+            if options.return_state:
+                state = self._sealed_choice(work, row, begin)
             if options.logprobs is not None:
                 tokens = before + scored_tokens(self._vocab.tokens, row.tokens, row.details)
             choices.append(
                 Choice(
                     text=prefix + self._vocab.decode(row.tokens[:kept]),
                     finish_reason=row.finish_reason or "length",
-                    seed=seed,
+                    seed=row.seed,
                     tokens=tokens,
                     completion_tokens=len(row.tokens),
+                    state=state,
                 )
             )
-        prompt_tokens = len(work.read.tokens) - 1
+        prompt_tokens = len(_read_ids(work))
         # bos is read, too, and counted nowhere.
         return Generated(tuple(choices), prompt_tokens, min(cached, prompt_tokens))
+
+    def _sealed_choice(self, work: TextWork, row: WriteRow, begin: "_Beginning") -> str | None:
+        """The handle of a choice that has ended; None after eos."""
+        read = work.read
+        continuation = row.continuation if row.tokens else read.continuation
+        if continuation is None:
+            return None
+        position = begin.position + len(read.tokens) + len(row.tokens)
+        noise = NoisePlace(row.seed, row.choice, row.drawn + len(row.tokens))
+        return self._seal.seal(Handle(continuation, position, noise), now=time.time())
 
     # --- score ----------------------------------------------------------------------------------
 
@@ -380,37 +441,50 @@ class Engine(Workers[TextWork]):
         if options.tokens:
             limit = self.settings.max_detail_chars
             at_most("/text", sum(map(len, texts)), limit, "characters with tokens")
+        if options.return_state:
+            at_most("/return_state", len(texts), self.settings.max_states, "states")
+        handle = None
+        if options.state is not None:
+            handle = self._seal.open(options.state, now=time.time())
         plans = await off_loop(
             size,
             lambda: [
-                self._plan(text, context, options)
+                self._plan(text, context, options, handle)
                 for text, context in zip(texts, contexts, strict=True)
             ],
         )
         reading = [plan for plan in plans if plan.row is not None]
         reused = await self._run([TextWork(plan.row) for plan in reading if plan.row is not None])
         cached = {id(plan): tokens for plan, tokens in zip(reading, reused, strict=True)}
-        detail_size = size * (1 + options.top_logprobs) if options.tokens else 0
+        answer_size = size * (1 + options.top_logprobs) if options.tokens else 0
+        if options.return_state:
+            answer_size += len(texts) * self._seal.handle_chars
         return await off_loop(
-            detail_size,
+            answer_size,
             lambda: [self._scored(plan, options, cached.get(id(plan), 0)) for plan in plans],
         )
 
-    def _plan(self, text: str, context: str, options: ScoreOptions) -> "_ScorePlan":
+    def _plan(
+        self, text: str, context: str, options: ScoreOptions, handle: Handle | None
+    ) -> "_ScorePlan":
         ids, positions = self._apply_policy(self._encode(text), options.unknown, "/text")
         before, _ = self._apply_policy(self._encode(context), options.unknown, "/context")
-        start = [BOS_ID] if options.bos else []
+        start = [BOS_ID] if options.bos and handle is None else []
         end = [EOS_ID] if options.eos else []
-        # Everything is read but the last token, after which nothing is asked.
         sequence = np.concatenate([start, before, ids, end]).astype(np.uint16)
-        uncounted = len(start) + len(before)
-        if len(sequence) == uncounted or len(sequence) < 2:
-            return _ScorePlan(None, ids, positions, len(before), lacks_first=uncounted == 0)
-        targets = sequence[1:].copy()
-        targets[: max(0, uncounted - 1)] = PAD_ID
-        detail_top = options.top_logprobs if options.tokens else None
-        row = ReadRow(sequence[:-1], targets, detail_top=detail_top)
-        return _ScorePlan(row, ids, positions, len(before), lacks_first=uncounted == 0)
+        counted = sequence.copy()
+        counted[: len(start) + len(before)] = PAD_ID
+        # Nothing follows eos; else the last token is read only where somebody goes on from it.
+        goes_on = options.return_state and not options.eos
+        tokens = sequence if goes_on else sequence[:-1]
+        row = None
+        if handle is not None or (len(tokens) and (goes_on or counted[1:].any())):
+            after = None if handle is None else handle.continuation
+            detail_top = options.top_logprobs if options.tokens else None
+            row = _read_after(after, tokens, counted, detail_top, goes_on=goes_on)
+        lacks_first = handle is None and not (start or len(before))
+        read_before = 0 if handle is None else handle.position
+        return _ScorePlan(row, ids, positions, len(before), lacks_first, read_before)
 
     def _apply_policy(
         self, ids: npt.NDArray[np.uint16], policy: UnknownPolicy, pointer: str
@@ -441,12 +515,13 @@ class Engine(Workers[TextWork]):
         return Scored(
             logprob=0.0 if row is None else row.logprob,
             chars=len(plan.ids) - uncounted,
-            bos=options.bos,
+            bos=options.bos and options.state is None,
             eos=options.eos and row is not None,
             unknown=plan.unknown,
             tokens=tokens,
             prompt_tokens=plan.context_tokens + len(plan.ids),
             cached_tokens=min(cached, plan.context_tokens + len(plan.ids)),
+            state=self._sealed_text(plan) if options.return_state else None,
         )
 
     def ids_of(self, text: str) -> npt.NDArray[np.uint16]:
@@ -500,6 +575,14 @@ class Engine(Workers[TextWork]):
             eos=ids is None,
         )
 
+    def _sealed_text(self, plan: "_ScorePlan") -> str | None:
+        """The handle of a text that was read to its end; None where none was asked for."""
+        row = plan.row
+        if row is None or row.continuation is None:
+            return None
+        position = plan.read_before + len(row.tokens)
+        return self._seal.seal(Handle(row.continuation, position), now=time.time())
+
     # --- shared ---------------------------------------------------------------------------------
 
     def _prompt_ids(self, prompt: Prompt) -> npt.NDArray[np.uint16]:
@@ -538,7 +621,7 @@ class Engine(Workers[TextWork]):
         rows = [work.read for work in works]
         # A context that is long enough is a prefix of its own, so that the next request finds it.
         contexts = [row for row in rows if MIN_SHARED_TOKENS <= row.uncounted < len(row.tokens)]
-        sequences = [_pairs(row, len(row.tokens) - 1) for row in rows]
+        sequences = [_pairs(row, max(0, len(row.tokens) - 1)) for row in rows]
         sequences += [_pairs(row, row.uncounted) for row in contexts]
         prefixes: list[_Prefix] = []
         levels: list[list[_Prefix]] = []
@@ -550,6 +633,9 @@ class Engine(Workers[TextWork]):
                 row.targets[: shared.length],
                 detail_top=row.detail_top,
                 wants_continuation=True,
+                # One for all rows of a request.
+                after=row.after,
+                first=row.first,
             )
             prefix = _Prefix(TextWork(read), members, [])
             prefixes.append(prefix)
@@ -568,6 +654,9 @@ class Engine(Workers[TextWork]):
 
     def _recall(self, row: ReadRow) -> None:
         """Start a row after the longest prefix that is known, of those it need not count."""
+        if row.after is not None:
+            # The cache knows texts from their beginnings.
+            return
         known = self._prefixes.longest(row.tokens, row.uncounted)
         if known is None:
             return
@@ -578,7 +667,8 @@ class Engine(Workers[TextWork]):
 
     def _remember(self, row: ReadRow) -> None:
         """Keep where an uncounted text leads."""
-        if row.continuation is not None and row.uncounted == len(row.tokens):
+        whole = row.after is None and row.uncounted == len(row.tokens)
+        if whole and row.continuation is not None:
             self._prefixes.put(row.tokens, row.continuation)
 
 
@@ -652,14 +742,16 @@ class _StreamedChoice:
         self,
         feed: "Feed[tuple[_StreamedChoice, _Told | None]]",
         names: Sequence[str],
-        prompt: int,
+        place: tuple[int, int],
         echoed: str,
         work: TextWork,
         row: WriteRow,
+        sealed: Callable[[TextWork, WriteRow], str | None],
     ) -> None:
         self._feed = feed
         self._names = names
-        self._prompt = prompt
+        self._prompt, self._choice = place
+        self._sealed = sealed
         self._echoed = echoed
         self._work = work
         self._row = row
@@ -695,10 +787,11 @@ class _StreamedChoice:
         yield from self._release(len(self._held), len(self._held) - self._row.stop_tokens)
         yield ChoiceEnd(
             self._prompt,
-            self._row.choice,
+            self._choice,
             self._row.finish_reason or "length",
             self._row.seed,
             self._count,
+            self._sealed(self._work, self._row),
         )
 
     def _echo(self) -> Iterator[TokenEvent]:
@@ -706,15 +799,15 @@ class _StreamedChoice:
         if not self._echoed:
             return
         if read.detail_top is None:
-            yield TokenEvent(self._prompt, self._row.choice, self._echoed, 0, None)
+            yield TokenEvent(self._prompt, self._choice, self._echoed, 0, None)
         else:
             # The normalized prompt can have other characters than the one that is echoed: each
             # token stands for one of the former, and the last for what is left of the latter.
-            tokens = scored_tokens(self._names, read.tokens[1:], read.details)
+            tokens = scored_tokens(self._names, _read_ids(self._work), read.details)
             for i, token in enumerate(tokens):
                 end = i + 1 if i + 1 < len(tokens) else len(self._echoed)
                 text = self._echoed[i:end]
-                yield TokenEvent(self._prompt, self._row.choice, text, i, token)
+                yield TokenEvent(self._prompt, self._choice, text, i, token)
         self._offset = len(self._echoed)
 
     def _release(self, count: int, with_text: int) -> Iterator[TokenEvent]:
@@ -722,7 +815,7 @@ class _StreamedChoice:
         for i, (token, details) in enumerate(self._held[:count]):
             (scored,) = scored_tokens(self._names, [token], [details])
             text = scored.token if i < with_text else ""
-            yield TokenEvent(self._prompt, self._row.choice, text, self._offset, scored)
+            yield TokenEvent(self._prompt, self._choice, text, self._offset, scored)
             self._offset += len(text)
         del self._held[:count]
 
@@ -739,6 +832,24 @@ class _StreamedChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class _Beginning:
+    """Where the choices of a request begin."""
+
+    noise: NoisePlace  # of the first choice; the others have the next ones' noise
+    handle: Handle | None = None
+
+    @property
+    def after(self) -> Continuation | None:
+        """What every prompt is read after."""
+        return None if self.handle is None else self.handle.continuation
+
+    @property
+    def position(self) -> int:
+        """Tokens read before the prompt."""
+        return 0 if self.handle is None else self.handle.position
+
+
+@dataclass(frozen=True, slots=True)
 class _ScorePlan:
     """A text on its way to be scored."""
 
@@ -747,6 +858,7 @@ class _ScorePlan:
     unknown: tuple[int, ...]
     context_tokens: int
     lacks_first: bool  # nothing stands before the first token
+    read_before: int  # tokens before the row's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -767,6 +879,41 @@ class _Prefix:
                 row.resume(len(read.tokens), read.continuation.states)
                 row.logprob = read.logprob
                 row.details = list(read.details)
+
+
+def _seal_of(bundle: Bundle, precision: Precision, settings: Settings) -> Seal:
+    key = settings.signing_key().get_secret_value().encode()
+    return Seal(key, bundle.manifest, precision, max_age_s=settings.state_max_age_s)
+
+
+def _read_after(
+    after: Continuation | None,
+    tokens: npt.NDArray[np.uint16],
+    counted: npt.NDArray[np.uint16],
+    detail_top: int | None,
+    *,
+    goes_on: bool = True,
+) -> ReadRow:
+    """The read of `tokens`, from the beginning or after a text.
+
+    `counted` has what is counted of them, pad elsewhere, and one more where the last is not read.
+    """
+    targets = np.append(counted[1:], np.uint16(PAD_ID))[: len(tokens)]
+    first = int(counted[0]) if after is not None and len(counted) else PAD_ID
+    return ReadRow(
+        tokens,
+        targets,
+        detail_top=detail_top,
+        wants_continuation=goes_on,
+        after=after,
+        first=first,
+    )
+
+
+def _read_ids(work: TextWork) -> npt.NDArray[np.uint16]:
+    """The prompt's own tokens: bos is read before them where nothing else was."""
+    read = work.read
+    return read.tokens if read.after is not None else read.tokens[1:]
 
 
 def _pairs(row: ReadRow, length: int) -> npt.NDArray[np.uint32]:

@@ -60,6 +60,8 @@ async def generate(request: Request) -> Response:
     engine = engine_named(request, body.model)
     if not isinstance(engine, Engine):
         raise InvalidRequest.at("/model", "an encoder-decoder answers /translate and /score")
+    if body.state is None and "prompt" not in body.model_fields_set:
+        raise InvalidRequest.at("/prompt", "a prompt or a state is required")
     prompts = texts_within(body.prompt, "/prompt", request)
     options = body.options()
     check_choices(options.n, "/n", options.stop, request.app.state.settings)
@@ -67,10 +69,10 @@ async def generate(request: Request) -> Response:
         events = _generate_events(engine, prompts, options)
         return await event_response(request, events, partial(error_event, request))
     results = await unless_gone(request, engine.generate(prompts, options))
-    size = sum(len(choice.text) for result in results for choice in result.choices)
-    return await json_answer(
-        size * (1 + (body.logprobs or 0)), lambda: GenerateResponse.of(engine, results)
-    )
+    choices = [choice for result in results for choice in result.choices]
+    size = sum(len(choice.text) for choice in choices) * (1 + (body.logprobs or 0))
+    size += sum(len(choice.state or "") for choice in choices)
+    return await json_answer(size, lambda: GenerateResponse.of(engine, results))
 
 
 async def _generate_events(
@@ -149,6 +151,7 @@ async def score(request: Request) -> Response:
     else:
         results = await unless_gone(request, _score_texts(engine, body, texts))
     size = sum(map(len, texts)) * (1 + body.top_logprobs) if body.tokens else 0
+    size += sum(len(result.state or "") for result in results)
     return await json_answer(size, lambda: ScoreResponse.of(engine, results))
 
 
@@ -157,6 +160,11 @@ def _score_texts(
 ) -> Coroutine[Any, Any, list[Scored]]:
     if body.source is not None:
         raise InvalidRequest.at("/source", "a language model takes `context`, and no source")
+    if body.state is not None:
+        if body.context:
+            raise InvalidRequest.at("/context", "a state stands in its place; leave it out")
+        if body.bos and "bos" in body.model_fields_set:
+            raise InvalidRequest.at("/bos", "a text after a state begins no document")
     return engine.score(texts, body.contexts(len(texts)), body.options())
 
 
@@ -168,6 +176,9 @@ def _score_pairs(
     if body.context or not body.bos:
         pointer = "/context" if body.context else "/bos"
         raise InvalidRequest.at(pointer, "an encoder-decoder scores a target from its beginning")
+    if body.state is not None or body.return_state:
+        pointer = "/state" if body.state is not None else "/return_state"
+        raise InvalidRequest.at(pointer, "an encoder-decoder has no states to go on from")
     eos = True if body.eos is None else body.eos
     return engine.score(body.sources(len(texts)), texts, body.options(), eos=eos)
 

@@ -76,11 +76,13 @@ class TokenDetails:
 class ReadRow:
     """A text to read: `targets[i]` is counted after reading `tokens[i]`; pad counts nothing."""
 
-    tokens: Ids  # [n], n >= 1
+    tokens: Ids  # [n], n >= 1 without `after`
     targets: Ids  # [n]
     start: States | None = None  # [1, …] each; None is the zero state
     detail_top: int | None = None  # alternatives a counted token; None for no details
     wants_continuation: bool = False
+    after: Continuation | None = None  # of a text that somebody read before; n may be 0 then
+    first: int = PAD_ID  # what is counted after `after`; pad counts nothing
     # What reading fills in:
     position: int = 0
     logprob: float = 0.0  # nats, summed one by one in order, so that chunks do not show
@@ -89,9 +91,22 @@ class ReadRow:
     uncounted: int = field(init=False)  # tokens from the start after which nothing is counted
 
     def __post_init__(self) -> None:
-        counted = self.targets != PAD_ID
-        first = int(counted.argmax())
-        self.uncounted = first if counted[first] else len(self.targets)
+        counted = np.flatnonzero(self.targets != PAD_ID)
+        self.uncounted = int(counted[0]) if len(counted) else len(self.targets)
+        if self.after is not None:
+            self._begin_after(self.after)
+
+    def _begin_after(self, before: Continuation) -> None:
+        self.start = before.states
+        if not len(self.tokens):
+            self.continuation = before
+        if self.first == PAD_ID:
+            return
+        self.logprob = float(before.logprobs[self.first])
+        if self.detail_top is not None:
+            target = np.array([self.first], np.int64)
+            details = TokenDetails.of(before.logprobs[None], target, self.detail_top)
+            self.details.append(details)
 
     def resume(self, length: int, states: States) -> None:
         """Begin after the first `length` tokens, which something else has read."""
@@ -124,6 +139,8 @@ class WriteRow:
     stop: tuple[tuple[int, ...], ...] = ()  # token sequences that end the text
     detail_top: int | None = None
     listener: Listener | None = None  # is told the details, which the row then does not keep
+    drawn: int = 0  # tokens of this choice that somebody drew before: where its noise goes on
+    wants_continuation: bool = False
     # What writing fills in:
     tokens: list[int] = field(default_factory=list)
     details: list[TokenDetails] = field(default_factory=list)
@@ -131,3 +148,5 @@ class WriteRow:
     stop_tokens: int = 0  # how many tokens at the end are a stop string
     tail: tuple[int, ...] = ()  # its last tokens, where there are stop strings
     prompt: ReadRow | None = None  # what it still reads, a token a step, before it writes
+    closing: ReadRow | None = None  # its last token, to be read where it wants a continuation
+    continuation: Continuation | None = None  # after its last token; none follows eos

@@ -70,7 +70,11 @@ class Answer(BaseModel):
 class GenerateRequest(RequestBody):
     """Continue one prompt or a list of prompts."""
 
-    prompt: Texts = Field(description="A text or a list of texts; it may be empty.")
+    prompt: Texts = Field(
+        "",
+        description="A text or a list of texts; it may be empty. With a `state` it is read after "
+        "that, and may be left out.",
+    )
     max_tokens: int | None = Field(
         None,
         ge=0,
@@ -121,6 +125,15 @@ class GenerateRequest(RequestBody):
         description="Answer with server-sent events: `token` as it is written, then `done`, or "
         "`error`.",
     )
+    state: str | None = Field(
+        None,
+        description="A state that this model answered: go on from there. Without a `seed` the "
+        "first choice goes on with the noise of its own, bit for bit as one longer call; penalties "
+        "must be 0, and `stop` looks at what is generated from here on.",
+    )
+    return_state: bool = Field(
+        False, description="Give each choice's state, to go on from it, here or on a replica."
+    )
 
     def options(self) -> GenerateOptions:
         """What the engine takes."""
@@ -140,6 +153,8 @@ class GenerateRequest(RequestBody):
             n=self.n,
             echo=self.echo,
             logprobs=self.logprobs,
+            state=self.state,
+            return_state=self.return_state,
         )
 
 
@@ -174,6 +189,14 @@ class ScoreRequest(RequestBody):
         description="Characters outside the vocabulary: score them as the unknown token, refuse "
         "the text, or leave them out.",
     )
+    state: str | None = Field(
+        None,
+        description="Language models: a state that this model answered. Every text is scored as "
+        "going on from there, in one batch; there is no bos and no context then.",
+    )
+    return_state: bool = Field(
+        False, description="Language models: give each text's state, to go on from it."
+    )
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -202,6 +225,8 @@ class ScoreRequest(RequestBody):
             bos=self.bos,
             eos=bool(self.eos),
             unknown=self.unknown,
+            state=self.state,
+            return_state=self.return_state,
         )
 
 
@@ -243,6 +268,10 @@ class ChoiceOut(Answer):
         description="The seed of the request, given or drawn; a choice is its seed and its place."
     )
     logprobs: list[GeneratedToken] | None = Field(description="Where they were asked for.")
+    state: str | None = Field(
+        description="Where it was asked for: all that was generated has been read there, a stop "
+        "string included. Null after the end of the text, which nothing follows."
+    )
 
     @classmethod
     def of(cls, choice: Choice) -> "ChoiceOut":
@@ -252,6 +281,7 @@ class ChoiceOut(Answer):
             finish_reason=choice.finish_reason,
             seed=choice.seed,
             logprobs=None if choice.tokens is None else list(map(_generated_token, choice.tokens)),
+            state=choice.state,
         )
 
 
@@ -324,6 +354,7 @@ class StreamedEnd(Answer):
     choice: int = Field(description="The choice's place among `n`.")
     finish_reason: Literal["stop", "length"] = Field(description="As without a stream.")
     seed: int = Field(description="The seed of the request, given or drawn.")
+    state: str | None = Field(description="As without a stream.")
 
     @classmethod
     def of(cls, event: ChoiceEnd) -> "StreamedEnd":
@@ -333,6 +364,7 @@ class StreamedEnd(Answer):
             choice=event.choice,
             finish_reason=event.finish_reason,
             seed=event.seed,
+            state=event.state,
         )
 
 
@@ -385,6 +417,10 @@ class ScoreResult(Answer):
         description="Positions, in the normalized text, of characters outside the vocabulary."
     )
     tokens: list[ScoreToken] | None = Field(description="Every counted token, where asked for.")
+    state: str | None = Field(
+        description="Where it was asked for. Null after the end of the text, which nothing "
+        "follows, and where nothing was read."
+    )
 
     @classmethod
     def of(cls, scored: Scored) -> "ScoreResult":
@@ -399,6 +435,7 @@ class ScoreResult(Answer):
             eos=scored.eos,
             unknown=list(scored.unknown),
             tokens=None if scored.tokens is None else list(map(_score_token, scored.tokens)),
+            state=scored.state,
         )
 
 

@@ -1,11 +1,12 @@
 """Settings: environment variables `UNROLL_<NAME>` and flags `--<name>`; a flag wins."""
 
 import argparse
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 PREFIX = "UNROLL_"
 
@@ -77,6 +78,19 @@ class Settings(BaseModel):
     heartbeat_s: float = Field(
         10.0, gt=0, description="a stream without an event for so long gets a comment"
     )
+    state_key: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="secret that state handles are signed with, the same on every replica; better "
+        "set in the environment, since others can read command lines; None draws one, and handles "
+        "end with the server",
+    )
+    state_max_age_s: float = Field(86_400.0, gt=0, description="how long a state handle is taken")
+    max_states: Count = Field(256, description="most state handles in one answer")
+
+    def signing_key(self) -> SecretStr:
+        """What states are signed with: the key, or a fresh one where none was given."""
+        return self.state_key or SecretStr(secrets.token_urlsafe(32))
 
 
 def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:

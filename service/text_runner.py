@@ -63,6 +63,7 @@ class TextRunner:
         self._reading = ReadBatch(session)
         self._writing = WriteBatch(session, max_rows)
         self._work_of_row: dict[int, TextWork] = {}  # by id of the row
+        self._closing: dict[int, WriteRow] = {}  # choices that are written, by id of their read
         self._used_rows = 0
         self._ended: Ended = []
 
@@ -75,7 +76,7 @@ class TextRunner:
     def free(self) -> bool:
         """Whether it holds no work and no row, counted apart from `used_rows`."""
         rows = [*self._reading.rows, *self._writing.rows]
-        return not (self._work_of_row or self._used_rows or rows)
+        return not (self._work_of_row or self._closing or self._used_rows or rows)
 
     def admit(self, work: Sequence[TextWork]) -> None:
         """Put each piece's prompt where it is read."""
@@ -115,6 +116,10 @@ class TextRunner:
                 reads.append(piece.read)
             writes += [x for x in piece.write if self._work_of_row.pop(id(x), None) is not None]
         self._used_rows -= len(writes)
+        for row in writes:
+            if row.closing is not None:
+                self._closing.pop(id(row.closing), None)
+                reads.append(row.closing)
         if reads:
             self._reading.remove(reads)
         if writes:
@@ -123,6 +128,7 @@ class TextRunner:
     def clear(self) -> None:
         """Forget everything."""
         self._work_of_row.clear()
+        self._closing.clear()
         self._used_rows = 0
         self._reading.rows.clear()
         self._writing.rows.clear()
@@ -143,7 +149,11 @@ class TextRunner:
 
     def _write(self) -> None:
         for row in self._writing.sample():
-            self._end_write(row)
+            if row.closing is None:
+                self._end_write(row)
+            else:
+                self._closing[id(row.closing)] = row
+                self._reading.add(row.closing)
         if not self._writing.rows:
             return
         try:
@@ -157,6 +167,11 @@ class TextRunner:
             self._fail(row, error)
 
     def _end_read(self, row: ReadRow) -> None:
+        written = self._closing.pop(id(row), None)
+        if written is not None:
+            written.continuation = row.continuation
+            self._end_write(written)
+            return
         work = self._work_of_row.pop(id(row))
         pending = [write for write in work.write if write.finish_reason is None]
         if not pending or row.continuation is None:
@@ -169,6 +184,8 @@ class TextRunner:
             self._writing.add(write, row.continuation)
 
     def _end_write(self, row: WriteRow) -> None:
+        if row.listener is not None:
+            row.listener.ended()
         work = self._work_of_row.pop(id(row))
         self._used_rows -= 1
         # Not by finish_reason: several rows may end in one step, and the work ends once.
@@ -177,7 +194,7 @@ class TextRunner:
 
     def _fail(self, row: ReadRow | WriteRow, error: ServiceError) -> None:
         """End the work of a row that has left its batch; its other rows leave, too."""
-        work = self._work_of_row.get(id(row))
+        work = self._work_of_row.get(id(self._closing.get(id(row), row)))
         if work is not None:  # else another of its rows has failed in this run
             self.drop([work])
             self._ended.append((work, error))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from service.bundle import EOS_ID
+from service.bundle import EOS_ID, PAD_ID
 from service.errors import ModelFailure
 from service.rows import Continuation, ReadRow, TokenDetails, WriteRow
 from service.sampling import NOISE_BLOCK, IndexArray, Sampler, noise_block
@@ -29,7 +29,8 @@ class WriteBatch:
 
     def _allocate(self, capacity: int) -> None:
         self._stepper = self._session.stepper(capacity)
-        self._written = np.zeros(capacity, np.int64)  # tokens that each row has
+        # Tokens that each row's choice has, and may have, those that were drawn before counted.
+        self._written = np.zeros(capacity, np.int64)
         self._max_tokens = np.zeros(capacity, np.int64)
         # Of the block of positions that each row is in:
         self._noise = np.zeros((capacity, NOISE_BLOCK))
@@ -78,9 +79,9 @@ class WriteBatch:
         for i, state in enumerate(self._stepper.states):
             state[place] = 0.0 if states is None else states[i][0]
         self._stepper.logprobs[place] = logprobs
-        self._written[place] = 0
-        self._max_tokens[place] = row.max_tokens
-        self._noise[place] = noise_block(row.seed, row.choice, 0)
+        self._written[place] = row.drawn
+        self._max_tokens[place] = row.drawn + row.max_tokens
+        self._noise[place] = noise_block(row.seed, row.choice, row.drawn // NOISE_BLOCK)
         if row.params.adjusts and not self._counts.size:
             shape = (self._stepper.capacity, self._session.vocab_size)
             self._counts = np.zeros(shape, np.int64)
@@ -202,30 +203,39 @@ class WriteBatch:
         if token == EOS_ID:
             row.stop_tokens = 1
         row.finish_reason = "stop" if row.stop_tokens else "length"
-        if row.listener is not None:
-            row.listener.ended()
+        if row.wants_continuation and token != EOS_ID:
+            row.closing = self._closing_read(place, token)
         return row
+
+    def _closing_read(self, place: int, token: int) -> ReadRow:
+        """The read of a row's last token, which it has drawn and will not read here."""
+        states = tuple(state[place : place + 1].copy() for state in self._stepper.states)
+        last = np.array([token], np.uint16)
+        return ReadRow(last, np.full_like(last, PAD_ID), start=states, wants_continuation=True)
 
     def _turn(self) -> None:
         """Hand rows their full blocks of tokens, and draw the noise of the next ones."""
         for i, row in enumerate(self.rows):
             block, inside = divmod(int(self._written[i]), NOISE_BLOCK)
-            if block and not inside:
-                self._hand_over(i, NOISE_BLOCK)
+            if not inside and self._hand_over(i):
                 self._noise[i] = noise_block(row.seed, row.choice, block)
         self._derived = False
 
-    def _hand_over(self, place: int, tokens: int) -> None:
-        """Append the first tokens of a row's block to the row."""
+    def _hand_over(self, place: int) -> int:
+        """Append to a row the tokens of its block that it has not got yet; how many they are."""
         row = self.rows[place]
-        row.tokens += self._block_tokens[place, :tokens].tolist()
+        before = row.drawn + len(row.tokens)
+        count = int(self._written[place]) - before
+        begin = before % NOISE_BLOCK
+        row.tokens += self._block_tokens[place, begin : begin + count].tolist()
+        return count
 
     def _leave(self, places: list[int]) -> None:
         """Let the rows at these ascending places leave; the last rows take their places."""
         if not places:
             return
         for i in places:
-            self._hand_over(i, int(self._written[i]) % NOISE_BLOCK)
+            self._hand_over(i)
         for i in reversed(places):
             last = len(self.rows) - 1
             if i < last:

@@ -128,6 +128,7 @@ def test_the_empty_text_is_certain_and_its_end_is_not(client: AppClient, model: 
         "eos": False,
         "unknown": [],
         "tokens": [],
+        "state": None,
     }
     assert str(nothing["bits"]) == "0.0"  # not -0.0
     ended = one(client, model, "", eos=True, tokens=True)

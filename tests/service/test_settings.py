@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from service.settings import Settings, SettingsError, load_settings
 
@@ -59,11 +60,15 @@ def test_every_setting_has_a_flag_a_variable_and_a_description(
     assert f"--{name.replace('_', '-')} VALUE" in shown
     assert f"UNROLL_{name.upper()}" in re.sub(r"\s", "", shown)
     words = {"host": "h", "models_dir": "m", "log_level": "error", "precision": "int8"}
+    words["state_key"] = "a key of enough characters"
     value = words.get(name, "7")
     by_flag = load_settings([f"--{name.replace('_', '-')}", value], {})
     by_variable = load_settings([], {f"UNROLL_{name.upper()}": value})
     assert by_flag == by_variable
-    assert str(getattr(by_flag, name)) in {value, "7.0"}
+    found = getattr(by_flag, name)
+    if isinstance(found, SecretStr):
+        found = found.get_secret_value()
+    assert str(found) in {value, "7.0"}
 
 
 def test_an_unknown_variable_is_refused_with_the_known_ones() -> None:
@@ -98,6 +103,8 @@ def test_an_unknown_flag_ends_with_status_two(capsys: pytest.CaptureFixture[str]
         ("REQUEST_TIMEOUT_S", "0"),
         ("REQUEST_TIMEOUT_S", "nan"),
         ("REQUEST_TIMEOUT_S", "inf"),
+        ("STATE_KEY", "fifteen letters"),
+        ("STATE_MAX_AGE_S", "0"),
     ],
 )
 def test_a_bad_value_is_named_by_its_setting(name: str, value: str) -> None:
@@ -106,6 +113,13 @@ def test_a_bad_value_is_named_by_its_setting(name: str, value: str) -> None:
     assert "\n" not in message
     flag = f"--{name.lower().replace('_', '-')}={value}"
     assert refusal([flag], {}) == message
+
+
+def test_a_key_that_is_refused_is_not_repeated() -> None:
+    message = refusal([], {"UNROLL_STATE_KEY": "too short"})
+    assert message.startswith("UNROLL_STATE_KEY: ")
+    assert "too short" not in message
+    assert "16" in message
 
 
 def test_every_bad_value_has_its_own_line() -> None:
