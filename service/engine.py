@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.bundle import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Bundle, Precision, normalize
+from service.constraints import Constraint, ConstraintCompiler, Rule
 from service.errors import InvalidRequest
 from service.prefixes import MIN_SHARED_TOKENS, PrefixCache, shared_prefixes
 from service.rows import ReadRow, TokenDetails, WriteRow
@@ -37,6 +38,7 @@ class GenerateOptions:
     logit_bias: Mapping[str, float] = field(default_factory=dict)  # by printed token
     seed: int | None = None  # None draws one
     stop: tuple[str, ...] = ()
+    rule: Rule | None = None  # what the text may be
     n: int = 1
     echo: bool = False
     logprobs: int | None = None  # alternatives a token; None for none of it
@@ -81,6 +83,7 @@ class Choice:
     seed: int
     tokens: tuple[ScoredToken, ...] | None
     completion_tokens: int
+    matched: bool | None = None  # whether the text obeys the rule; None where there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,7 @@ class ChoiceEnd:
     finish_reason: Literal["stop", "length"]
     seed: int
     completion_tokens: int
+    matched: bool | None = None  # whether the text obeys the rule; None where there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +179,7 @@ class Engine(Workers[TextWork]):
         self.precision = precision
         self._vocab = bundle.vocab
         self._id_of_token = {token: i for i, token in enumerate(bundle.vocab.tokens)}
+        self._constraints = ConstraintCompiler(bundle.vocab.tokens, settings)
         self._prefixes = PrefixCache(settings.prefix_cache_bytes)
         names = worker_names(bundle.manifest.name, threads)
         runners = [TextRunner(session, settings.max_rows, name=name) for name in names]
@@ -193,9 +198,12 @@ class Engine(Workers[TextWork]):
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
         options = self._checked(prompts, options)
+        constraint = await self._constraint(options)
         seed = drawn_seed(options.seed)
         size = sum(map(len, prompts))
-        works = await off_loop(size, lambda: self._generate_work(prompts, options, seed))
+        works = await off_loop(
+            size, lambda: self._generate_work(prompts, options, seed, constraint)
+        )
         reused = await self._run(works)
         answer_size = size if options.echo else 0
         answer_size += sum(len(row.tokens) for work in works for row in work.write)
@@ -216,9 +224,12 @@ class Engine(Workers[TextWork]):
         and the rows leave before the next step.
         """
         options = self._checked(prompts, options)
+        constraint = await self._constraint(options)
         seed = drawn_seed(options.seed)
         size = sum(map(len, prompts))
-        works = await off_loop(size, lambda: self._generate_work(prompts, options, seed))
+        works = await off_loop(
+            size, lambda: self._generate_work(prompts, options, seed, constraint)
+        )
         feed: Feed[tuple[_StreamedChoice, _Told | None]] = Feed()
         choices = [
             _StreamedChoice(feed, self._vocab.tokens, i, prompt if options.echo else "", work, row)
@@ -252,6 +263,19 @@ class Engine(Workers[TextWork]):
         self._check_generate(prompts, options)
         return replace(options, sampling=self._with_bias(options))
 
+    async def _constraint(self, options: GenerateOptions) -> Constraint | None:
+        """What the texts may be. Raises InvalidRequest, QueueFull and DeadlineExceeded."""
+        if options.rule is None:
+            return None
+        async with self.deadline():
+            constraint = await self._constraints.compiled(options.rule)
+        if constraint.shortest > (options.max_tokens or 0):
+            raise InvalidRequest.at(
+                "/max_tokens",
+                f"too few tokens; the shortest text that matches has {constraint.shortest}",
+            )
+        return constraint
+
     def _check_generate(self, prompts: Sequence[str], options: GenerateOptions) -> None:
         settings = self.settings
         max_tokens = options.max_tokens or 0
@@ -280,12 +304,19 @@ class Engine(Workers[TextWork]):
         return replace(options.sampling, logit_bias=tuple(bias))
 
     def _generate_work(
-        self, prompts: Sequence[str], options: GenerateOptions, seed: int
+        self,
+        prompts: Sequence[str],
+        options: GenerateOptions,
+        seed: int,
+        constraint: Constraint | None,
     ) -> list[TextWork]:
         stop = tuple(tuple(int(i) for i in self._encode(text)) for text in options.stop)
         # A stop string with a character that the model cannot write can never end a text.
         stop = tuple(sequence for sequence in stop if UNK_ID not in sequence)
-        work = []
+        ended = _ended_before(options.max_tokens or 0, constraint)
+        # One table for all of them.
+        held = 0 if constraint is None else constraint.cells
+        work: list[TextWork] = []
         for prompt in prompts:
             tokens = np.append(np.uint16(BOS_ID), self._encode(prompt))
             if options.echo and options.logprobs is not None:
@@ -302,11 +333,12 @@ class Engine(Workers[TextWork]):
                     max_tokens=options.max_tokens or 0,
                     stop=stop,
                     detail_top=options.logprobs,
-                    finish_reason=None if options.max_tokens else "length",
+                    constraint=constraint,
+                    finish_reason=ended,
                 )
                 for choice in range(options.n)
             ]
-            work.append(TextWork(read, rows))
+            work.append(TextWork(read, rows, held=0 if work else held))
         return work
 
     def _generated(
@@ -329,6 +361,7 @@ class Engine(Workers[TextWork]):
                     seed=seed,
                     tokens=tokens,
                     completion_tokens=len(row.tokens),
+                    matched=_matched(row.constraint, row.tokens[:kept]),
                 )
             )
         prompt_tokens = len(work.read.tokens) - 1
@@ -496,6 +529,19 @@ class Engine(Workers[TextWork]):
             self._prefixes.put(row.tokens, row.continuation)
 
 
+def _ended_before(
+    max_tokens: int, constraint: Constraint | None
+) -> Literal["stop", "length"] | None:
+    """How a text ends that has no token to write."""
+    if constraint is not None and constraint.is_closed[0]:
+        return "stop"
+    return None if max_tokens else "length"
+
+
+def _matched(constraint: Constraint | None, tokens: Sequence[int]) -> bool | None:
+    return None if constraint is None else constraint.matches(tokens)
+
+
 def unknown_text(pointer: str, positions: Sequence[int]) -> InvalidRequest:
     """The error of a text that holds what the model does not know."""
     shown = ", ".join(map(str, positions[:16]))
@@ -559,6 +605,7 @@ class _StreamedChoice:
         self._offset = 0
         self._began = False
         self._count = 0
+        self._state = 0  # where the text has led, where it is constrained
         self.has_ended = False
         row.listener = self
         row.detail_top = row.detail_top or 0
@@ -585,12 +632,14 @@ class _StreamedChoice:
             return
         self.has_ended = True
         yield from self._release(len(self._held), len(self._held) - self._row.stop_tokens)
+        constraint = self._row.constraint
         yield ChoiceEnd(
             self._prompt,
             self._row.choice,
             self._row.finish_reason or "length",
             self._row.seed,
             self._count,
+            None if constraint is None else constraint.accepts(self._state),
         )
 
     def _echo(self) -> Iterator[TokenEvent]:
@@ -614,6 +663,8 @@ class _StreamedChoice:
         for i, (token, details) in enumerate(self._held[:count]):
             (scored,) = scored_tokens(self._names, [token], [details])
             text = scored.token if i < with_text else ""
+            if text and self._row.constraint is not None:
+                self._state = self._row.constraint.after_one(self._state, token)
             yield TokenEvent(self._prompt, self._row.choice, text, self._offset, scored)
             self._offset += len(text)
         del self._held[:count]
