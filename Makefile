@@ -2,6 +2,7 @@
 PYTHON ?= python3
 SERVICE_ENV := .venv/service
 DEVELOPMENT_ENV := .venv/development
+CLIENTS_ENV := .venv/clients
 BIN := $(DEVELOPMENT_ENV)/bin
 # A spinning thread pool costs a shared machine 10 to 45 times.
 export OMP_WAIT_POLICY := passive
@@ -10,7 +11,7 @@ LANGUAGE_MODELS := alice-lstm alice-gru alice-rnn
 PAIR_MODELS := dates-en-de dates-iso g2p-en strings-en-de
 
 .PHONY: help serve test lint format bench bench-peers bench-translate bench-g2p bundles shakespeare \
-	lock clean
+	screenshots chromium lock clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -18,8 +19,19 @@ help: ## Show this list.
 serve: $(SERVICE_ENV)/.done ## Serve every bundle under models/ on 127.0.0.1:8000.
 	exec $(SERVICE_ENV)/bin/python -m service
 
-test: $(DEVELOPMENT_ENV)/.done ## Run every test, with the coverage gate.
+test: $(DEVELOPMENT_ENV)/.done $(CLIENTS_ENV)/.done chromium ## Run every test, with the coverage gate.
 	$(BIN)/pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+# Without it the tests of the page are skipped, and say so.
+chromium: ## Install Chromium for the tests of the page, where apt-get and root are at hand.
+	@if ! command -v chromium chromium-browser >/dev/null && command -v apt-get >/dev/null \
+		&& [ "$$(id -u)" = 0 ]; then \
+		{ apt-get -q update && apt-get -qy install --no-install-recommends chromium; } \
+			>/dev/null 2>&1 || echo "chromium: could not be installed"; \
+	fi
+
+screenshots: $(DEVELOPMENT_ENV)/.done chromium ## Write docs/screenshots/ anew, by the test of the page.
+	SCREENSHOTS_DIR=docs/screenshots $(BIN)/pytest tests/page -k pictures
 
 lint: $(DEVELOPMENT_ENV)/.done ## Check format, style, types and import boundaries.
 	$(BIN)/ruff format --check .
@@ -91,4 +103,10 @@ $(DEVELOPMENT_ENV)/.done: requirements/service.txt requirements/development.txt 
 	$(BIN)/pip install --quiet --disable-pip-version-check \
 		$$(sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/development.txt
+	touch $@
+
+# What other people's clients need, and what they would pull in of models and GPUs is left out.
+$(CLIENTS_ENV)/.done: requirements/clients.txt
+	$(PYTHON) -m venv $(CLIENTS_ENV)
+	$(CLIENTS_ENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
 	touch $@

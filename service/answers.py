@@ -1,7 +1,7 @@
 """What every route does besides its own: find the engine, mind the client, write the answer."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
@@ -21,6 +21,7 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.schemas import AnyEngine, FieldErrorOut, Problem
+from service.settings import Settings
 from service.sse import ServerSentEvent
 from service.workers import LARGE_CHARS
 
@@ -97,6 +98,18 @@ def texts_within(texts: str | list[str], pointer: str, request: Request) -> list
     if len(listed) > limit:
         raise InvalidRequest.at(pointer, f"too many texts; at most {limit} are allowed")
     return listed
+
+
+def check_choices(n: int, pointer: str, stops: Sequence[str], settings: Settings) -> None:
+    """Raise InvalidRequest for too many choices (`pointer` says where), or too much to stop at."""
+    if n > settings.max_n:
+        raise InvalidRequest.at(pointer, f"too many choices; at most {settings.max_n} are allowed")
+    if len(stops) > settings.max_stop:
+        limit = settings.max_stop
+        raise InvalidRequest.at("/stop", f"too many stop strings; at most {limit} are allowed")
+    if any(not 1 <= len(stop) <= settings.max_stop_chars for stop in stops):
+        limit = settings.max_stop_chars
+        raise InvalidRequest.at("/stop", f"a stop string has 1 to {limit} characters")
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import openai_routes, token_routes
 from service.answers import problem_document
 from service.bundle import (
     Bundle,
@@ -29,6 +31,8 @@ from service.documentation import document
 from service.engine import Engine
 from service.errors import ServiceError
 from service.graphs import GoldenMismatch
+from service.page_routes import read_page
+from service.page_routes import router as page_router
 from service.pair_session import OnnxPairSession
 from service.routes import router
 from service.schemas import AnyEngine, Problem
@@ -73,10 +77,14 @@ def create_app(settings: Settings, engines: Sequence[AnyEngine] | None = None) -
         summary="Small recurrent sequence models, served exactly.",
         version="0.1.0",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
+        redoc_url=None,
     )
     app.state.settings = settings
     app.state.engines = {}
-    app.include_router(router)
+    app.state.page = read_page()
+    for each in (router, page_router, token_routes.router, openai_routes.router):
+        app.include_router(each)
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -174,8 +182,16 @@ def _problem(request: Request, error: ServiceError | HTTPException) -> Response:
             errors=[],
         )
         headers = dict(error.headers or {})
+    for prefix, form in _ERROR_FORMS.items():
+        if request.url.path.startswith(prefix):
+            content = form(problem).model_dump_json()
+            return Response(content, problem.status, headers, "application/json")
     content = problem.model_dump_json()
     return Response(content, problem.status, headers, "application/problem+json")
+
+
+# Paths whose clients expect errors in another form.
+_ERROR_FORMS: dict[str, Callable[[Problem], BaseModel]] = {"/v1/": openai_routes.openai_error}
 
 
 _HTTP_DETAILS = {404: "there is no such path", 405: "the path does not take this method"}

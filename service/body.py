@@ -38,8 +38,21 @@ async def read_body(request: Request, schema: type[Schema]) -> Schema:
 
 def body_documentation(schema: type[BaseModel]) -> dict[str, Any]:
     """The OpenAPI entry of a body that `read_body` reads."""
-    content = {"schema": schema.model_json_schema()}
+    whole = schema.model_json_schema()
+    content = {"schema": _inlined(whole, whole.pop("$defs", {}))}
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
+    """A schema with the definitions in the place of references, which would lead nowhere here."""
+    if isinstance(node, list):
+        return [_inlined(each, definitions) for each in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        rest = {name: value for name, value in node.items() if name != "$ref"}
+        node = definitions[node["$ref"].removeprefix("#/$defs/")] | rest
+    return {name: _inlined(value, definitions) for name, value in node.items()}
 
 
 def _check_type(request: Request) -> None:

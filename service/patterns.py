@@ -44,6 +44,8 @@ _FLAGS_OF_CLASSES = re.IGNORECASE | re.DOTALL | re.ASCII
 # half a millisecond, they get it.
 _STEPS_IN_A_ROW = 2048
 _PAUSE_S = 1e-5
+# Python's engine draws up a table of a range's codepoints.
+_WIDTH_A_STEP = 4
 
 
 class PatternError(Exception):
@@ -146,11 +148,12 @@ class _Positions:
                 flags &= ~_KINDS_OF_CLASSES
             flags = (flags | added) & ~removed
             return self.sequence(list(item), flags, at_start=at_start, at_end=at_end)
-        return self._position(_class_text(kind, value), flags & _FLAGS_OF_CLASSES)
+        width = _width(value) if kind == "IN" else 0
+        return self._position(_class_text(kind, value), flags & _FLAGS_OF_CLASSES, width)
 
-    def _position(self, class_text: str, flags: int) -> _Fragment:
+    def _position(self, class_text: str, flags: int, width: int) -> _Fragment:
         """A position that reads one character of a class."""
-        members = self._members(class_text, flags)
+        members = self._members(class_text, flags, width)
         if not members:
             return _NOTHING
         if len(self._follow) == self._budget.states:
@@ -160,11 +163,11 @@ class _Positions:
         self._read_at[members] = self._read_at.get(members, 0) | bit
         return _Fragment(bit, bit, nullable=False)
 
-    def _members(self, class_text: str, flags: int) -> int:
+    def _members(self, class_text: str, flags: int, width: int) -> int:
         """The characters of a class, as bits."""
         key = (class_text, flags)
         if key not in self._known:
-            self._spend(len(self._characters))
+            self._spend(len(self._characters) + width // _WIDTH_A_STEP)
             matches = re.compile(class_text, flags).fullmatch
             found = (1 << i for i, x in enumerate(self._characters) if matches(x))
             self._known[key] = sum(found)
@@ -293,6 +296,11 @@ def _class_text(kind: str, value: Any) -> str:
         else:
             parts.append(_CATEGORIES[str(item)])
     return f"[{''.join(parts)}]"
+
+
+def _width(items: Sequence[Any]) -> int:
+    """How many codepoints the ranges of a class have."""
+    return sum(x[1][1] - x[1][0] for x in items if str(x[0]) == "RANGE")
 
 
 def _escaped(codepoint: int) -> str:

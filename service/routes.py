@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.answers import (
     PROBLEMS,
+    check_choices,
     engine_named,
     error_event,
     json_answer,
@@ -39,7 +40,6 @@ from service.schemas import (
     ScoreResponse,
     StreamedToken,
 )
-from service.settings import Settings
 from service.sse import ServerSentEvent, event_response
 from service.translator import ALIGNMENT_SIZE, TranslatedToken, TranslateOptions, Translator
 
@@ -60,11 +60,12 @@ async def generate(request: Request) -> Response:
     if not isinstance(engine, Engine):
         raise InvalidRequest.at("/model", "an encoder-decoder answers /translate and /score")
     prompts = texts_within(body.prompt, "/prompt", request)
-    _check_choices(body, request.app.state.settings)
+    options = body.options()
+    check_choices(options.n, "/n", options.stop, request.app.state.settings)
     if body.stream:
-        events = _generate_events(engine, prompts, body.options())
+        events = _generate_events(engine, prompts, options)
         return await event_response(request, events, partial(error_event, request))
-    results = await unless_gone(request, engine.generate(prompts, body.options()))
+    results = await unless_gone(request, engine.generate(prompts, options))
     size = sum(len(choice.text) for result in results for choice in result.choices)
     return await json_answer(
         size * (1 + (body.logprobs or 0)), lambda: GenerateResponse.of(engine, results)
@@ -200,15 +201,3 @@ async def readyz(request: Request, response: Response) -> Ready:
     if reasons:
         response.status_code = 503
     return Ready(status="not ready" if reasons else "ready", reasons=reasons, engines=states)
-
-
-def _check_choices(body: GenerateRequest, settings: Settings) -> None:
-    if body.n > settings.max_n:
-        raise InvalidRequest.at("/n", f"too many choices; at most {settings.max_n} are allowed")
-    stops = [body.stop] if isinstance(body.stop, str) else body.stop
-    if len(stops) > settings.max_stop:
-        limit = settings.max_stop
-        raise InvalidRequest.at("/stop", f"too many stop strings; at most {limit} are allowed")
-    if any(not 1 <= len(stop) <= settings.max_stop_chars for stop in stops):
-        limit = settings.max_stop_chars
-        raise InvalidRequest.at("/stop", f"a stop string has 1 to {limit} characters")

@@ -133,6 +133,21 @@ class Translator(Workers[Search]):
             runners, names, settings, max_rows=settings.max_search_rows, packed_rows=_PACKED_ROWS
         )
 
+    def side(self, side: str) -> Tokenizer:
+        """The vocabulary of "source" or "target"."""
+        return self._target if side == "target" else self._source
+
+    def token_ids(self, text: str, side: str) -> list[int]:
+        """The ids of a text on one side."""
+        rules = (self.manifest.target if side == "target" else self.manifest.source).normalization
+        ids: list[int] = self.side(side).encode(normalize(text, rules)).tolist()
+        return ids
+
+    def text_of(self, ids: Sequence[int], side: str) -> str:
+        """The printed tokens of ids, joined as a text of that side is."""
+        tokenizer = self.side(side)
+        return tokenizer.join([tokenizer.tokens[i] for i in ids])
+
     # --- translate ------------------------------------------------------------------------------
 
     async def translate(

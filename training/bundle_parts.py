@@ -11,9 +11,11 @@ import onnx
 import onnxruntime
 import torch
 
-from service.bundle import Graph, Precision, Role, Tensor
+from service.bundle import MAX_CURVE_POINTS, Graph, LearningCurve, Precision, Role, Tensor
 from service.bundle.store import sha256
 from training.onnx_builder import OPSET
+from training.run_log import LOG_FILE, read_log
+from training.task import Curve
 
 MAX_DIFFERENCE = 1e-5  # nats a token, PyTorch against onnxruntime in single precision
 # Where a sum lies between two steps of a state, rounding decides which it takes: mean nats a token.
@@ -64,6 +66,22 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+def learning_curve(run_dir: Path, curve: Curve) -> LearningCurve | None:
+    """What validation measured, from the run's log; None where there is none.
+
+    Of more than MAX_CURVE_POINTS measurements every second, third, … is left.
+    """
+    lines = [x for x in read_log(run_dir / LOG_FILE) if x["kind"] == "valid"]
+    lines = lines[:: -(-len(lines) // MAX_CURVE_POINTS) or 1]
+    if not lines:
+        return None
+    return LearningCurve(
+        unit=curve.label,
+        steps=[x["step"] for x in lines],
+        values=[x[curve.key] for x in lines],
+    )
 
 
 def versions() -> dict[str, str]:

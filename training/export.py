@@ -35,12 +35,13 @@ from training.bundle_parts import (
     describe_graph,
     file_name,
     git_commit,
+    learning_curve,
     versions,
 )
 from training.corpus import Corpus, Split
 from training.evaluation import Score, evaluate
 from training.language_model import LanguageModel
-from training.language_model_task import load_best
+from training.language_model_task import LanguageModelTask, load_best
 from training.parity import (
     OnnxModel,
     check_int8,
@@ -108,6 +109,7 @@ def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None 
             steps=record["step"],
             git_commit=git_commit(),
             versions=versions(),
+            curve=learning_curve(run_dir, LanguageModelTask.curve),
         ),
         golden=golden_vectors(model, held_out, vocab, precisions),
     )

@@ -38,11 +38,17 @@ from training.bundle_parts import (
     describe_graph,
     file_name,
     git_commit,
+    learning_curve,
     versions,
 )
 from training.config import PairConfig, TextSideConfig
 from training.encoder_decoder import EncoderDecoder
-from training.encoder_decoder_task import length_limits, load_best_pairs, translate_texts
+from training.encoder_decoder_task import (
+    EncoderDecoderTask,
+    length_limits,
+    load_best_pairs,
+    translate_texts,
+)
 from training.onnx_decoder import build_decoder
 from training.onnx_encoder import build_encoder
 from training.onnx_interface import memory_shapes, state_sizes
@@ -118,6 +124,7 @@ def export_pairs(
             steps=record["step"],
             git_commit=git_commit(),
             versions=versions(),
+            curve=learning_curve(run_dir, EncoderDecoderTask.curve),
         ),
         golden=pair_golden_vectors(model, held_out, sorted({"fp32", precision})),
     )

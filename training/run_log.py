@@ -13,6 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from training.task import Curve
 
+LOG_FILE = "log.jsonl"
+
 
 class RunLog:
     """`log.jsonl`, `tensorboard/` and `curve.png` in the run's folder.
@@ -21,7 +23,7 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, *, resume_step: int | None) -> None:
-        self._path = folder / "log.jsonl"
+        self._path = folder / LOG_FILE
         self._curve = folder / "curve.png"
         self._lines: list[dict[str, Any]] = []
         if resume_step is not None:

@@ -7,10 +7,12 @@ library, pydantic, numpy and tokenizers only.
 
 from service.bundle.manifest import (
     FORMAT_VERSION,
+    MAX_CURVE_POINTS,
     Cell,
     DataSource,
     GoldenVector,
     Graph,
+    LearningCurve,
     Limits,
     Manifest,
     Measurement,
@@ -63,6 +65,7 @@ __all__ = [
     "BOS_ID",
     "EOS_ID",
     "FORMAT_VERSION",
+    "MAX_CURVE_POINTS",
     "PAD_ID",
     "SPECIAL_TOKENS",
     "UNK_ID",
@@ -78,6 +81,7 @@ __all__ = [
     "Example",
     "GoldenVector",
     "Graph",
+    "LearningCurve",
     "Limits",
     "Manifest",
     "Measurement",

@@ -1,5 +1,6 @@
 """The manifest: everything the server must know about a bundle, written and never inferred."""
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -7,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from service.bundle.text import Normalization
 
 FORMAT_VERSION = 2
+MAX_CURVE_POINTS = 1000
 
 Cell: TypeAlias = Literal["rnn", "gru", "lstm"]
 Precision: TypeAlias = Literal["fp32", "int8"]
@@ -131,6 +133,24 @@ class Metrics(Record):
     measurements: list[Measurement] = Field(description="One entry a precision and a baseline.")
 
 
+class LearningCurve(Record):
+    """What validation measured on the way: `values[i]` after `steps[i]` optimizer steps."""
+
+    unit: str = Field(description="Of the values, such as `bits a character`.")
+    steps: list[int] = Field(max_length=MAX_CURVE_POINTS, description="Optimizer steps, rising.")
+    values: list[float] = Field(
+        max_length=MAX_CURVE_POINTS, description="The validation split's, one a step listed."
+    )
+
+    @model_validator(mode="after")
+    def _points_are_whole(self) -> Self:
+        if len(self.steps) != len(self.values):
+            raise ValueError("steps, values: as many of one as of the other")
+        if any(a >= b for a, b in pairwise(self.steps)):
+            raise ValueError("steps: each is greater than the one before")
+        return self
+
+
 class TrainingRecord(Record):
     """How the weights came to be."""
 
@@ -139,6 +159,9 @@ class TrainingRecord(Record):
     steps: int = Field(ge=0, description="Optimizer steps behind the exported weights.")
     git_commit: str | None = Field(description="Commit of the code, null outside a checkout.")
     versions: dict[str, str] = Field(description="Versions of Python and of the libraries.")
+    curve: LearningCurve | None = Field(
+        None, description="The learning curve; null in bundles that were written without one."
+    )
 
 
 class GoldenVector(Record):

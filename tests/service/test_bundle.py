@@ -581,3 +581,36 @@ def test_no_text_holds_a_special_token(subwords: Path, special: str) -> None:
     assert UNK_ID in ids
     assert not {PAD_ID, BOS_ID, EOS_ID} & set(ids)
     assert tokenizer.decode(ids) == "acat"
+
+
+# --- the learning curve --------------------------------------------------------------------------
+
+
+def test_a_bundle_without_a_learning_curve_is_as_good(folder: Path) -> None:
+    edit_manifest(folder, lambda x: x["training"].pop("curve"))
+    assert read_bundle(folder).manifest.training.curve is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "values", "cause"),
+    [
+        ([1, 2], [1.0], "as many of one as of the other"),
+        ([2, 2], [1.0, 1.0], "each is greater"),
+        ([2, 1], [1.0, 1.0], "each is greater"),
+        (list(range(1001)), [1.0] * 1001, "at most 1000 items"),
+    ],
+)
+def test_a_learning_curve_that_is_none_is_refused(
+    folder: Path, steps: list[int], values: list[float], cause: str
+) -> None:
+    curve = {"unit": "bits a character", "steps": steps, "values": values}
+    edit_manifest(folder, lambda x: x["training"].update(curve=curve))
+    assert cause in refusal(folder)
+
+
+def test_a_learning_curve_is_read(folder: Path) -> None:
+    curve = {"unit": "bits a character", "steps": [1, 5], "values": [3.0, 2.5]}
+    edit_manifest(folder, lambda x: x["training"].update(curve=curve))
+    read = read_bundle(folder).manifest.training.curve
+    assert read is not None
+    assert read.model_dump() == curve

@@ -154,6 +154,13 @@ def test_what_takes_too_many_steps_is_refused(pattern: str) -> None:
         compile_pattern(pattern, ALPHABET, Budget(2048, 800))
 
 
+def test_wide_ranges_cost_what_they_take_to_look_at() -> None:
+    ranges = [f"[{chr(0x4000 + i)}-\U0001ffff]" for i in range(20)]
+    compile_pattern("".join(ranges[:1] * 20), ALPHABET, Budget(2048, 100_000))
+    with pytest.raises(PatternError, match="too many steps"):
+        compile_pattern("".join(ranges), ALPHABET, Budget(2048, 100_000))
+
+
 @pytest.mark.parametrize("pattern", ["(){1000000}", "Q{1000000}", "((((){9999}){9999}){9999})*"])
 def test_what_no_character_is_read_for_costs_nothing(pattern: str) -> None:
     automaton = compile_pattern(pattern, ALPHABET, Budget(states=10, steps=1000))

@@ -16,12 +16,25 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from service.bundle import BOS_ID, EOS_ID, Bundle, Precision, Role, read_bundle
+from service.bundle import (
+    BOS_ID,
+    EOS_ID,
+    MAX_CURVE_POINTS,
+    Bundle,
+    Precision,
+    Role,
+    read_bundle,
+)
 from tests.training.helpers import FABLE, tiny_document, write_toml
 from training import corpus as corpora
 from training import onnx_graph
 from training.__main__ import main
-from training.bundle_parts import MAX_DIFFERENCE, MAX_INT8_DIFFERENCE, ExportError
+from training.bundle_parts import (
+    MAX_DIFFERENCE,
+    MAX_INT8_DIFFERENCE,
+    ExportError,
+    learning_curve,
+)
 from training.corpus import Corpus
 from training.evaluation import Score, evaluate
 from training.export import build_graphs, export, gate
@@ -35,6 +48,7 @@ from training.parity import (
     onnx_score,
 )
 from training.quantization import reference_logprobs
+from training.task import Curve
 from training.trainer import parameter_count
 
 KINDS = [
@@ -229,6 +243,36 @@ def test_the_manifest_says_what_it_was_trained_on_and_how(exported: Exported) ->
     assert (training.seed, training.steps) == (config.training.seed, record["step"])
     assert set(training.versions) == {"python", "torch", "onnx", "onnxruntime", "numpy"}
     assert training.git_commit is None or re.fullmatch(r"[0-9a-f]{40}", training.git_commit)
+
+
+def valid_line(step: int) -> str:
+    return json.dumps({"kind": "valid", "step": step, "bits_per_char": 1 / step}) + "\n"
+
+
+def test_the_learning_curve_is_what_the_log_has(exported: Exported) -> None:
+    run, bundle = exported
+    lines = [json.loads(x) for x in (run / "log.jsonl").read_text().splitlines()]
+    valid = [x for x in lines if x["kind"] == "valid"]
+    curve = bundle.manifest.training.curve
+    assert valid
+    assert curve is not None
+    assert curve.unit == "bits a character"
+    assert curve.steps == [x["step"] for x in valid]
+    assert curve.values == [x["bits_per_char"] for x in valid]
+
+
+def test_a_long_curve_is_thinned_and_a_run_without_a_log_has_none(tmp_path: Path) -> None:
+    key = Curve("bits_per_char", "bits")
+    assert learning_curve(tmp_path, key) is None
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"kind": "train", "step": 1, "loss": 2.0}\n')
+    assert learning_curve(tmp_path, key) is None
+    for count, left in ((MAX_CURVE_POINTS, 1000), (1001, 501), (2001, 667)):
+        log.write_text("".join(valid_line(step) for step in range(1, count + 1)))
+        curve = learning_curve(tmp_path, key)
+        assert curve is not None
+        assert len(curve.steps) == left <= MAX_CURVE_POINTS
+        assert curve.values == [1 / step for step in curve.steps]
 
 
 def test_the_vocabulary_is_the_corpuss(exported: Exported) -> None:

@@ -1,0 +1,244 @@
+"""OpenAI's completions over the engine's own calls."""
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from service.answers import (
+    PROBLEMS,
+    check_choices,
+    engine_named,
+    json_answer,
+    problem_document,
+    unless_gone,
+)
+from service.body import body_documentation, read_body
+from service.bundle import BOS_ID
+from service.engine import ChoiceEnd, Engine, Generated, GenerateOptions, Prompt, TokenEvent
+from service.errors import InvalidRequest, ServiceError
+from service.openai_schemas import (
+    Completion,
+    CompletionChoice,
+    CompletionRequest,
+    CompletionUsage,
+    LogprobsOut,
+    ModelOut,
+    ModelsOut,
+    OpenAIError,
+    OpenAIErrorAnswer,
+    best,
+    engine_prompt,
+    fingerprint,
+    logprobs_of,
+)
+from service.schemas import AnyEngine, Problem
+from service.sse import ServerSentEvent, event_response
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"])
+
+
+def openai_error(problem: Problem) -> OpenAIErrorAnswer:
+    """A problem in OpenAI's form."""
+    pointer = problem.errors[0].pointer if problem.errors else ""
+    return OpenAIErrorAnswer(
+        error=OpenAIError(
+            message=problem.detail,
+            type=problem.type,
+            param=pointer.strip("/").split("/")[0] or None,
+            code=problem.type,
+        )
+    )
+
+
+def _errors() -> dict[int | str, dict[str, Any]]:
+    documented: dict[int | str, dict[str, Any]] = {}
+    for status, entry in PROBLEMS.items():
+        problem = Problem(**entry["content"]["application/problem+json"]["example"])
+        content = {"application/json": {"example": openai_error(problem).model_dump()}}
+        documented[status] = {
+            "description": entry["description"],
+            "model": OpenAIErrorAnswer,
+            "content": content,
+        }
+    return documented
+
+
+@router.get("/models")
+async def models(request: Request) -> ModelsOut:
+    """Every served language model, in OpenAI's form."""
+    engines: dict[str, AnyEngine] = request.app.state.engines
+    return ModelsOut(
+        object="list",
+        data=[
+            ModelOut(
+                id=name,
+                object="model",
+                created=int(datetime.fromisoformat(engine.manifest.created).timestamp()),
+                owned_by="unroll",
+            )
+            for name, engine in sorted(engines.items())
+            if isinstance(engine, Engine)
+        ],
+    )
+
+
+@router.post(
+    "/completions",
+    response_model=Completion,
+    responses=_errors(),
+    openapi_extra=body_documentation(CompletionRequest),
+)
+async def completions(request: Request) -> Response:
+    """Complete a prompt, or every prompt of a list."""
+    body = await read_body(request, CompletionRequest)
+    engine = engine_named(request, body.model)
+    if not isinstance(engine, Engine):
+        raise InvalidRequest.at("/model", "an encoder-decoder translates; see /translate")
+    settings = request.app.state.settings
+    asked = body.prompts
+    if len(asked) > settings.max_inputs:
+        limit = settings.max_inputs
+        raise InvalidRequest.at("/prompt", f"too many prompts; at most {limit} are allowed")
+    options = body.options(engine.tokens)
+    check_choices(options.n, "/best_of" if body.best_of else "/n", options.stop, settings)
+    pairs = [engine_prompt(prompt, len(engine.tokens)) for prompt in asked]
+    prompts = [prompt for prompt, _ in pairs]
+    frame = _Frame(engine, body, [has_bos for _, has_bos in pairs])
+    if body.stream:
+        events = _events(engine, frame, prompts, options)
+        return await event_response(request, events, partial(_error_event, request))
+    results = await unless_gone(request, engine.generate(prompts, options))
+    size = sum(len(choice.text) for result in results for choice in result.choices)
+    return await json_answer(size * (1 + (body.logprobs or 0)), lambda: frame.answer(results))
+
+
+class _Frame:
+    """What every chunk of one answer repeats."""
+
+    def __init__(
+        self, engine: Engine, body: CompletionRequest, began_with_bos: Sequence[bool]
+    ) -> None:
+        self._engine = engine
+        self._body = body
+        self._began_with_bos = began_with_bos
+        self._count = body.n or 1
+        self._id = f"cmpl-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+
+    @property
+    def gives_usage(self) -> bool:
+        """Whether the stream ends with a chunk of usage."""
+        options = self._body.stream_options
+        return options is not None and bool(options.include_usage)
+
+    def index(self, prompt: int, choice: int) -> int:
+        """The place of a choice."""
+        return prompt * self._count + choice
+
+    def bos_of(self, prompt: int) -> str | None:
+        """The printed bos of a prompt that is echoed with it."""
+        echoed = self._began_with_bos[prompt] and bool(self._body.echo)
+        return self._engine.tokens[BOS_ID] if echoed else None
+
+    def answer(self, results: Sequence[Generated]) -> Completion:
+        """The whole answer."""
+        choices = []
+        for i, result in enumerate(results):
+            for k, choice in enumerate(best(result.choices, self._count)):
+                logprobs = None
+                if self._body.logprobs is not None:
+                    tokens = choice.tokens or ()
+                    offsets = _offsets(len(tokens), len(choice.text))
+                    logprobs = logprobs_of(tokens, offsets, after_bos=self.bos_of(i))
+                choices.append(
+                    CompletionChoice.model_construct(
+                        text=choice.text,
+                        index=self.index(i, k),
+                        logprobs=logprobs,
+                        finish_reason=choice.finish_reason,
+                    )
+                )
+        prompt_tokens = sum(result.prompt_tokens for result in results)
+        written = sum(x.completion_tokens for result in results for x in result.choices)
+        return self.chunk(choices, _usage(prompt_tokens, written))
+
+    def wants_logprobs(self) -> bool:
+        """Whether chunks tell them."""
+        return self._body.logprobs is not None
+
+    def chunk(
+        self, choices: list[CompletionChoice], usage: CompletionUsage | None = None
+    ) -> Completion:
+        """A part of the answer, or all of it."""
+        return Completion.model_construct(
+            id=self._id,
+            object="text_completion",
+            created=self._created,
+            model=self._engine.manifest.name,
+            system_fingerprint=fingerprint(self._engine),
+            choices=choices,
+            usage=usage,
+        )
+
+
+async def _events(
+    engine: Engine, frame: _Frame, prompts: Sequence[Prompt], options: GenerateOptions
+) -> AsyncGenerator[ServerSentEvent, None]:
+    began: set[int] = set()
+    async with aclosing(engine.stream(prompts, options)) as events:
+        async for event in events:
+            if isinstance(event, TokenEvent):
+                index = frame.index(event.prompt, event.choice)
+                bos = frame.bos_of(event.prompt) if index not in began else None
+                began.add(index)
+                yield _chunk_event(frame, _token_choice(frame, event, index, bos))
+            elif isinstance(event, ChoiceEnd):
+                end = CompletionChoice.model_construct(
+                    text="",
+                    index=frame.index(event.prompt, event.choice),
+                    logprobs=None,
+                    finish_reason=event.finish_reason,
+                )
+                yield _chunk_event(frame, end)
+            elif frame.gives_usage:
+                usage = _usage(event.prompt_tokens, event.completion_tokens)
+                yield ServerSentEvent(frame.chunk([], usage).model_dump_json())
+    yield ServerSentEvent("[DONE]")
+
+
+def _token_choice(
+    frame: _Frame, event: TokenEvent, index: int, bos: str | None
+) -> CompletionChoice:
+    logprobs: LogprobsOut | None = None
+    if frame.wants_logprobs() and event.token is not None:
+        logprobs = logprobs_of([event.token], [event.offset], after_bos=bos)
+    return CompletionChoice.model_construct(
+        text=event.text, index=index, logprobs=logprobs, finish_reason=None
+    )
+
+
+def _chunk_event(frame: _Frame, choice: CompletionChoice) -> ServerSentEvent:
+    return ServerSentEvent(frame.chunk([choice]).model_dump_json())
+
+
+def _error_event(request: Request, error: ServiceError) -> ServerSentEvent:
+    return ServerSentEvent(openai_error(problem_document(request, error)).model_dump_json())
+
+
+def _offsets(tokens: int, length: int) -> list[int]:
+    """Where the tokens begin in a text of so many characters: a token is one, or has none."""
+    return [min(i, length) for i in range(tokens)]
+
+
+def _usage(prompt_tokens: int, completion_tokens: int) -> CompletionUsage:
+    return CompletionUsage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=prompt_tokens + completion_tokens,
+    )

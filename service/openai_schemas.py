@@ -1,0 +1,266 @@
+"""OpenAI's completions: what requests and answers look like there (API reference, /v1/completions).
+
+Field names and shapes are theirs. What this service cannot do is refused and never ignored.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from service.bundle import BOS_ID, EOS_ID, PAD_ID
+from service.engine import Choice, Engine, GenerateOptions, Prompt, ScoredToken
+from service.errors import InvalidRequest
+from service.sampling import SamplingParams
+from service.schemas import MAX_ALTERNATIVES, MAX_BIASES, Answer, TextList
+
+DEFAULT_MAX_TOKENS = 16  # theirs
+
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
+Prompts: TypeAlias = str | TextList | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
+
+
+class StreamOptions(BaseModel):
+    """`stream_options`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    include_usage: bool | None = Field(None, description="End the stream with a chunk of usage.")
+    include_obfuscation: Literal[False] | None = Field(
+        None, description="Chunks are not padded here: false or left out."
+    )
+
+
+class CompletionRequest(BaseModel):
+    """Complete one prompt or several."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: str = Field(description="Name of a served language model.")
+    prompt: Prompts = Field(
+        description="A text, a list of texts, a list of token ids, or a list of such lists. A text "
+        "begins after an implicit bos; ids may begin with it."
+    )
+    best_of: int | None = Field(
+        None, ge=1, description="Write so many, answer the `n` with the best mean logprob a token."
+    )
+    echo: bool | None = Field(None, description="Put the prompt before each text.")
+    frequency_penalty: float | None = Field(
+        None, ge=-100.0, le=100.0, description="What a token loses each time the choice has it."
+    )
+    logit_bias: (
+        dict[
+            Annotated[str, Field(pattern=r"^[0-9]{1,5}$")],
+            Annotated[float, Field(ge=-1000.0, le=1000.0)],
+        ]
+        | None
+    ) = Field(None, max_length=MAX_BIASES, description="What a token gains in nats, by its id.")
+    logprobs: int | None = Field(
+        None, ge=0, le=MAX_ALTERNATIVES, description="Give each token's and so many alternatives'."
+    )
+    max_tokens: int | None = Field(
+        None, ge=0, description=f"Most tokens to generate; left out, {DEFAULT_MAX_TOKENS}."
+    )
+    n: int | None = Field(None, ge=1, description="Choices a prompt.")
+    presence_penalty: float | None = Field(
+        None, ge=-100.0, le=100.0, description="What a token loses once the choice has it."
+    )
+    seed: int | None = Field(None, ge=0, lt=2**63, description="Same seed, same text.")
+    stop: str | TextList | None = Field(None, description="Texts that end a choice.")
+    stream: bool | None = Field(None, description="Answer with server-sent events.")
+    stream_options: StreamOptions | None = Field(None, description="With `stream` alone.")
+    suffix: Literal[""] | None = Field(None, description="Not offered: empty or left out.")
+    temperature: float | None = Field(None, ge=0.0, le=1e9, description="0 takes the likeliest.")
+    top_p: float | None = Field(None, ge=0.0, le=1.0, description="As in /generate.")
+    top_k: int | None = Field(None, ge=1, description="As in /generate; an extension.")
+    min_p: float | None = Field(None, ge=0.0, le=1.0, description="As in /generate; an extension.")
+    user: str | None = Field(None, max_length=512, description="Accepted; nothing is kept of it.")
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: only with stream")
+        if self.best_of is not None:
+            if self.best_of < (self.n or 1):
+                raise ValueError("best_of: at least n")
+            if self.stream and self.best_of > (self.n or 1):
+                raise ValueError("best_of: not together with stream")
+        return self
+
+    @property
+    def written(self) -> int:
+        """Choices to write of each prompt, of which `n` are answered."""
+        return self.best_of or self.n or 1
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One or several prompts, each a text or ids."""
+        prompt = self.prompt
+        if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int):
+            return [prompt]  # type: ignore[list-item]
+        return list(prompt)
+
+    def options(self, names: Sequence[str]) -> GenerateOptions:
+        """What the engine takes; `names` are the printed tokens. Raises InvalidRequest."""
+        biases: dict[str, float] = {}
+        for key, gain in (self.logit_bias or {}).items():
+            if not int(key) < len(names):
+                raise InvalidRequest.at(
+                    "/logit_bias", f"every key is the id of a token, 0 to {len(names) - 1}"
+                )
+            biases[names[int(key)]] = gain
+        stop = self.stop or ()
+        # Which is best is told by the probabilities.
+        needs_logprobs = self.written > (self.n or 1)
+        return GenerateOptions(
+            max_tokens=DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens,
+            sampling=SamplingParams(
+                temperature=1.0 if self.temperature is None else self.temperature,
+                top_k=self.top_k,
+                top_p=1.0 if self.top_p is None else self.top_p,
+                min_p=self.min_p or 0.0,
+                presence_penalty=self.presence_penalty or 0.0,
+                frequency_penalty=self.frequency_penalty or 0.0,
+            ),
+            logit_bias=biases,
+            seed=self.seed,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            n=self.written,
+            echo=bool(self.echo),
+            logprobs=0 if needs_logprobs and self.logprobs is None else self.logprobs,
+        )
+
+
+def engine_prompt(prompt: str | list[int], vocab_size: int) -> tuple[Prompt, bool]:
+    """The prompt without a bos, which the engine has by itself, and whether it had one.
+
+    Raises InvalidRequest where an id is none of a text's.
+    """
+    if isinstance(prompt, str):
+        return prompt, False
+    has_bos = prompt[:1] == [BOS_ID]
+    ids = tuple(prompt[1:] if has_bos else prompt)
+    if any(i >= vocab_size or i in {PAD_ID, BOS_ID, EOS_ID} for i in ids):
+        raise InvalidRequest.at(
+            "/prompt",
+            f"a token id is {EOS_ID + 1} to {vocab_size - 1}, and the first may be {BOS_ID} (bos)",
+        )
+    return ids, has_bos
+
+
+class LogprobsOut(Answer):
+    """Four arrays of equal length, an entry a token."""
+
+    tokens: list[str] = Field(description="Printed tokens; eos prints as U+E002.")
+    token_logprobs: list[float | None] = Field(
+        description="Natural logs of their probabilities; null for a bos that the ids began with."
+    )
+    top_logprobs: list[dict[str, float] | None] = Field(
+        description="The likeliest tokens there, and the one that stands there."
+    )
+    text_offset: list[int] = Field(
+        description="Where each begins in the text; what has no text stands where it would be."
+    )
+
+
+class CompletionChoice(Answer):
+    """One completion."""
+
+    text: str = Field(description="The text.")
+    index: int = Field(description="Its place: prompt by prompt, `n` each.")
+    logprobs: LogprobsOut | None = Field(description="Where they were asked for.")
+    finish_reason: Literal["stop", "length"] | None = Field(
+        description="`stop`: end of text or a stop string. `length`: max_tokens."
+    )
+
+
+class CompletionUsage(Answer):
+    """What the request cost."""
+
+    prompt_tokens: int = Field(description="Characters of the prompts.")
+    completion_tokens: int = Field(description="Tokens generated, eos counted.")
+    total_tokens: int = Field(description="Both.")
+
+
+class Completion(Answer):
+    """Answer of `/v1/completions`, and with `stream` each of its chunks."""
+
+    id: str = Field(description="Of this answer.")
+    object: Literal["text_completion"] = Field(description="What it is.")
+    created: int = Field(description="When, in seconds since 1970.")
+    model: str = Field(description="The model that answered.")
+    system_fingerprint: str = Field(description="The arithmetic it is served in.")
+    choices: list[CompletionChoice] = Field(description="The completions.")
+    usage: CompletionUsage | None = Field(
+        description="Of a stream: in its last chunk, where it was asked for."
+    )
+
+
+class ModelOut(Answer):
+    """A served language model."""
+
+    id: str = Field(description="What requests call it.")
+    object: Literal["model"] = Field(description="What it is.")
+    created: int = Field(description="When it was exported, in seconds since 1970.")
+    owned_by: Literal["unroll"] = Field(description="Who serves it.")
+
+
+class ModelsOut(Answer):
+    """Answer of `/v1/models`."""
+
+    object: Literal["list"] = Field(description="What it is.")
+    data: list[ModelOut] = Field(description="Every served language model, by name.")
+
+
+class OpenAIError(Answer):
+    """An error in OpenAI's form."""
+
+    message: str = Field(description="What was wrong and what is allowed.")
+    type: str = Field(description="Stable name of the kind of error.")
+    param: str | None = Field(description="The field, where it was one.")
+    code: str | None = Field(description="The same as `type`, where their clients look for it.")
+
+
+class OpenAIErrorAnswer(Answer):
+    """The body of an error under /v1."""
+
+    error: OpenAIError = Field(description="The error.")
+
+
+def logprobs_of(
+    tokens: Sequence[ScoredToken], offsets: Sequence[int], *, after_bos: str | None = None
+) -> LogprobsOut:
+    """The four arrays; `after_bos` is the printed bos where the prompt's ids began with it."""
+    lead = [] if after_bos is None else [after_bos]
+    none: list[Any] = [None] * len(lead)
+    return LogprobsOut.model_construct(
+        tokens=lead + [token.token for token in tokens],
+        token_logprobs=none + [token.logprob for token in tokens],
+        top_logprobs=none + [_top(token) for token in tokens],
+        text_offset=[0] * len(lead) + list(offsets),
+    )
+
+
+def _top(token: ScoredToken) -> dict[str, float] | None:
+    if token.logprob is None:
+        return None
+    return {x.token: x.logprob for x in token.top} | {token.token: token.logprob}
+
+
+def best(choices: Sequence[Choice], count: int) -> list[Choice]:
+    """The choices with the best mean log-probability a token, best first; ties as they came."""
+    if len(choices) == count:
+        return list(choices)
+
+    def mean(choice: Choice) -> float:
+        generated = (choice.tokens or ())[-choice.completion_tokens :]
+        if not choice.completion_tokens:
+            return 0.0
+        return sum(x.logprob or 0.0 for x in generated) / choice.completion_tokens
+
+    return sorted(choices, key=mean, reverse=True)[:count]
+
+
+def fingerprint(engine: Engine) -> str:
+    """What tells one arithmetic of a model from another."""
+    return f"{engine.manifest.name}-{engine.precision}"

@@ -1,0 +1,78 @@
+// The service's native interface, and its errors as a person reads them.
+
+import { events } from "./sse.js";
+
+const BASE = new URL("../", import.meta.url);
+
+/** What the service answered instead of a result: a problem document, or none at all. */
+export class Problem extends Error {
+  constructor(document) {
+    super(document.detail);
+    this.title = document.title;
+    this.errors = document.errors ?? [];
+    this.requestId = document.request_id ?? "";
+    this.retryAfter = document.retryAfter ?? null;
+  }
+}
+
+export function isAbort(error) {
+  return error instanceof DOMException && error.name === "AbortError";
+}
+
+export async function getJson(path) {
+  return (await fetched(path, {})).json();
+}
+
+export async function postJson(path, body, signal) {
+  return (await fetched(path, post(body, signal))).json();
+}
+
+/** The events of a streamed answer, their data parsed. An `error` event is raised. */
+export async function* postStream(path, body, signal) {
+  const response = await fetched(path, post({ ...body, stream: true }, signal));
+  let ended = false;
+  for await (const { event, data } of events(response.body)) {
+    const value = JSON.parse(data);
+    if (event === "error") throw new Problem(value);
+    ended ||= event === "done";
+    yield { event, value };
+  }
+  if (!ended) throw new Problem({ title: "Broken off", detail: "The answer ended before it was whole." });
+}
+
+const details = new Map();
+
+/** What is known of a model; asked once. */
+export function modelDetail(name) {
+  if (!details.has(name)) {
+    const asked = getJson(`models/${encodeURIComponent(name)}`);
+    asked.catch(() => details.delete(name));
+    details.set(name, asked);
+  }
+  return details.get(name);
+}
+
+function post(body, signal) {
+  return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal };
+}
+
+async function fetched(path, options) {
+  let response;
+  try {
+    response = await fetch(new URL(path, BASE), { ...options, cache: "no-store" });
+  } catch (error) {
+    if (isAbort(error)) throw error;
+    throw new Problem({ title: "No answer", detail: "The service cannot be reached. Is it still running?" });
+  }
+  if (response.ok) return response;
+  throw await problemOf(response);
+}
+
+async function problemOf(response) {
+  const type = response.headers.get("content-type") ?? "";
+  if (!type.startsWith("application/problem+json")) {
+    return new Problem({ title: "Error", detail: `The service answered with status ${response.status}.` });
+  }
+  const retryAfter = response.headers.get("retry-after");
+  return new Problem({ ...(await response.json()), retryAfter });
+}

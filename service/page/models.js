@@ -1,0 +1,133 @@
+// Models: what is served, what it is worth beside its floors, what it was made of.
+
+import { modelDetail } from "./api.js";
+import { lineChart } from "./chart.js";
+import { byId, el, facts, table } from "./dom.js";
+import { count, plural } from "./format.js";
+
+const METRICS = {
+  loss: ["Loss", (x) => `${x.toPrecision(4)} nats/token`],
+  bits_per_char: ["Bits/char", (x) => x.toFixed(4)],
+  perplexity: ["Perplexity", (x) => x.toPrecision(4)],
+  exact_match: ["Exact", (x) => share(x)],
+  word_error_rate: ["Word errors", (x) => share(x)],
+  symbol_error_rate: ["Symbol errors", (x) => share(x)],
+  bleu: ["BLEU", (x) => x.toFixed(1)],
+  chrf: ["chrF", (x) => x.toFixed(1)],
+};
+// The first of these that a model was measured in stands in the table; true: more is better.
+const HEADLINES = [["bits_per_char", false], ["bleu", true], ["symbol_error_rate", false], ["exact_match", true]];
+
+const share = (x) => `${(100 * x).toFixed(1)} %`;
+
+export async function showModels(models) {
+  const details = await Promise.all(models.map((model) => modelDetail(model.name)));
+  const place = el("div", { id: "model-detail" });
+  const rows = details.map((detail) => {
+    const { measured, floor } = headline(detail);
+    const open = el("button", { type: "button", class: "link", "aria-controls": "model-detail" }, detail.name);
+    open.addEventListener("click", () => {
+      place.replaceChildren(about(detail));
+      place.firstChild.focus();
+    });
+    return [open, detail.description, kind(detail), count(detail.model.parameters), measured, floor, detail.data.name, detail.license];
+  });
+  const head = ["Model", "What it is", "Kind", "Parameters", "Held out", "Best baseline", "Trained on", "Licence"];
+  byId("models-results").replaceChildren(
+    el("div", { class: "card" }, el("h2", {}, "Models"), table(`${plural(details.length, "model")} served; press a name for the whole record`, head, rows)),
+    place,
+  );
+}
+
+function kind(detail) {
+  const { model } = detail;
+  if (detail.task === "language_model") return `${model.cell.toUpperCase()} language model, ${detail.precision}`;
+  return `${model.cell.toUpperCase()} encoder-decoder, ${detail.source_lang} → ${detail.target_lang}, ${detail.precision}`;
+}
+
+/** The first held-out set, as rows with the same `values` for both kinds of model. */
+function measuredSets(detail) {
+  const sets = Array.isArray(detail.metrics) ? detail.metrics : [detail.metrics];
+  return sets.map((set) => ({
+    title: set.chars ? `${set.split}: ${plural(set.chars, "character")}` : `${set.split}: ${plural(set.sources, "source")}, ${plural(set.pairs, "pair")}`,
+    rows: set.measurements.map(({ name, kind: of, values, ...flat }) => ({ name, kind: of, values: values ?? flat })),
+  }));
+}
+
+function headline(detail) {
+  const [{ rows }] = measuredSets(detail);
+  const [key, more] = HEADLINES.find(([name]) => rows.some((row) => name in row.values));
+  const best = (of) => {
+    const values = rows.filter((row) => row.kind === of && key in row.values);
+    values.sort((a, b) => (a.values[key] - b.values[key]) * (more ? -1 : 1));
+    return values.length ? `${METRICS[key][0]} ${METRICS[key][1](values[0].values[key])} (${values[0].name})` : "none";
+  };
+  return { measured: best("model"), floor: best("baseline") };
+}
+
+function about(detail) {
+  const { data, training } = detail;
+  const sizes = data.train_chars
+    ? `${plural(data.train_chars, "character")} to train on, ${count(data.valid_chars)} to validate, ${count(data.test_chars)} to test`
+    : `${plural(data.train_pairs, "pair")} to train on, ${count(data.valid_pairs)} to validate`;
+  const tables = measuredSets(detail).map(({ title, rows }) => {
+    const keys = Object.keys(METRICS).filter((key) => rows.some((row) => key in row.values));
+    const cells = rows.map((row) => [
+      row.kind === "baseline" ? `${row.name} (baseline)` : row.name,
+      ...keys.map((key) => (key in row.values ? METRICS[key][1](row.values[key]) : "–")),
+    ]);
+    return table(`Measured on ${title}`, ["Measured", ...keys.map((key) => METRICS[key][0])], cells);
+  });
+  const shape = Object.entries(detail.model).map(([name, value]) => `${name.replaceAll("_", " ")} ${typeof value === "number" ? count(value) : value}`);
+  return el(
+    "article",
+    { class: "card", tabindex: "-1", "aria-label": detail.name },
+    el("h2", {}, detail.name),
+    el("p", {}, detail.description),
+    facts([
+      ["Shape", shape.join(", ")],
+      ["Precision served", `${detail.precision} (in the bundle: ${detail.precisions.join(", ")})`],
+      ["Trained on", `${data.name}: ${sizes}`],
+      ["Taken from", data.source],
+      ["Licence of the data", data.license],
+      ["Licence of the weights", detail.license],
+      ["Exported", `${detail.created}, step ${count(training.steps)}, seed ${training.seed}, commit ${training.git_commit?.slice(0, 10) ?? "unknown"}`],
+    ]),
+    ...tables,
+    el("h3", {}, "Learning curve"),
+    learningCurve(training),
+    ...examples(detail),
+  );
+}
+
+function learningCurve({ curve, steps }) {
+  if (!curve) return el("p", {}, "There is no curve in this bundle.");
+  const points = curve.steps.map((step, i) => [step, curve.values[i]]);
+  const [first, last] = [points[0], points.at(-1)];
+  const { node } = lineChart({
+    label: `Validation, ${curve.unit}: ${first[1].toPrecision(4)} after ${count(first[0])} steps, ${last[1].toPrecision(4)} after ${count(last[0])}`,
+    xLabel: "steps",
+    yLabel: curve.unit,
+    series: [{ points, kind: "dots" }],
+    marks: [steps],
+    fromZero: false,
+  });
+  const rows = points.map(([step, value]) => [count(step), value.toPrecision(4)]);
+  return el(
+    "div",
+    {},
+    node,
+    el("p", { class: "note" }, `Validation, ${curve.unit}; the dashed line marks the exported weights.`),
+    el("details", {}, el("summary", {}, "The same as a table"), table("Learning curve", ["Step", curve.unit], rows)),
+  );
+}
+
+function examples({ examples: shown }) {
+  if (!shown?.length) return [];
+  const rows = shown.map(({ source, targets, translation }) => [
+    source,
+    targets.join(" · "),
+    targets.includes(translation) ? `${translation} ✓` : translation,
+  ]);
+  return [el("h3", {}, "Held-out examples, unpicked"), table("Examples", ["Source", "In the data", "The model, beam 5"], rows)];
+}

@@ -1,0 +1,231 @@
+// Score: how surprising a text is, character by character, and beside what.
+
+import { modelDetail, postJson } from "./api.js";
+import { CharacterMap, legend } from "./charmap.js";
+import { barTable, lineChart, smoothed } from "./chart.js";
+import { byId, el, table } from "./dom.js";
+import { bits, bitsPerChar, count, oneLine, plural, signed } from "./format.js";
+import { hideSoon } from "./inspector.js";
+import { surprisingSpans } from "./spans.js";
+import { choose, chooseModel, onSubmit } from "./task.js";
+
+const ALTERNATIVES = 5;
+const MOST_SPANS = 8;
+const SPAN_CHARS = 60;
+
+export function startScore(models) {
+  const names = models.map((model) => model.name);
+  const tasks = new Map(models.map((model) => [model.name, model.task]));
+  chooseModel("score", names, "alice-lstm", "model");
+  const isSourced = () => tasks.get(byId("score-model").value) === "encoder_decoder";
+  let kind = null;
+
+  /** Show the fields that the model and the comparison have. */
+  function arrange() {
+    const compare = byId("score-compare").value;
+    const sourced = isSourced();
+    if (kind !== sourced) {
+      kind = sourced;
+      // The service's own default: a translation has an end, a text may go on.
+      byId("score-eos").checked = sourced;
+      const alike = names.filter((name) => (tasks.get(name) === "encoder_decoder") === sourced);
+      choose(byId("score-model-b"), alike, alike.find((name) => name !== byId("score-model").value));
+    }
+    byId("score-source-field").hidden = !sourced;
+    byId("score-context-field").hidden = sourced;
+    byId("score-text-b-field").hidden = compare !== "text";
+    byId("score-model-b-field").hidden = compare !== "model";
+  }
+  byId("score-form").addEventListener("change", arrange);
+  arrange();
+
+  onSubmit("score", {
+    busy: "Scoring…",
+    work: async (signal) => {
+      byId("score-results").replaceChildren();
+      const scored = await ask(isSourced(), signal);
+      const details = await Promise.all(scored.map((one) => modelDetail(one.model)));
+      const views = scored.map((one, i) => view(one, details[i]));
+      byId("score-results").replaceChildren(...page(views));
+      return `Scored: ${scored.map(summary).join("; ")}.`;
+    },
+    stopped: () => "Stopped.",
+  });
+}
+
+/** One or two results, each with a title, its model and what was scored. */
+async function ask(sourced, signal) {
+  const compare = byId("score-compare").value;
+  const model = byId("score-model").value;
+  const texts = [byId("score-text").value];
+  if (compare === "text") texts.push(byId("score-text-b").value);
+  const body = {
+    text: texts,
+    tokens: true,
+    top_logprobs: ALTERNATIVES,
+    eos: byId("score-eos").checked,
+    ...(sourced ? { source: byId("score-source").value } : { context: byId("score-context").value }),
+  };
+  const names = compare === "model" ? [model, byId("score-model-b").value] : [model];
+  const answers = await Promise.all(names.map((name) => postJson("score", { ...body, model: name }, signal)));
+  const results = answers.flatMap((answer) =>
+    answer.results.map((result) => ({ ...result, model: answer.model, precision: answer.precision })),
+  );
+  if (results.length === 1) return [{ ...results[0], title: "Text" }];
+  return results.map((result, i) => ({ ...result, title: compare === "model" ? result.model : `Text ${"AB"[i]}` }));
+}
+
+function summary(one) {
+  const rate = one.bits_per_char === null ? "" : `, ${bitsPerChar(one.bits_per_char)}`;
+  const name = one.title === "Text" ? "" : `${one.title} `;
+  return `${name}${bits(one.bits, 1)} over ${plural(one.chars, "character")}${rate}`;
+}
+
+function view(one, detail) {
+  const node = el("p", { class: "charmap" });
+  const surprisals = one.tokens.map((token) => token.surprisal_bits ?? 0);
+  const shown = { ...one, detail, surprisals, chart: null };
+  shown.map = new CharacterMap(node, `${one.title}: characters by surprisal`, (i) => shown.chart?.pointAt(i));
+  shown.map.append(one.tokens);
+  return shown;
+}
+
+function page(views) {
+  const cards = views.map((one) =>
+    el(
+      "div",
+      { class: "card" },
+      el("h2", {}, one.title, el("small", {}, one.title === one.model ? ` ${one.precision}` : ` ${one.model}, ${one.precision}`)),
+      el("p", { class: "figures" }, figures(one)),
+      one.map.node,
+      notes(one),
+      el("div", { class: "legend" }, legend()),
+    ),
+  );
+  const parts = [el("div", { class: views.length > 1 ? "two" : "one" }, cards)];
+  if (views.length > 1) parts.push(el("div", { class: "card" }, comparison(views)));
+  parts.push(el("div", { class: "card" }, el("h2", {}, "Curve of bits"), curve(views)));
+  for (const one of views) parts.push(el("div", { class: "card" }, spans(one, views.length > 1)));
+  const floors = baselines(views);
+  if (floors) parts.push(el("div", { class: "card" }, floors));
+  return parts;
+}
+
+function figures(one) {
+  const items = [
+    [bits(one.bits, 1), "in all"],
+    [one.bits_per_char === null ? "–" : bitsPerChar(one.bits_per_char), "on average"],
+    [one.perplexity_per_char === null ? "–" : one.perplexity_per_char.toPrecision(4), "perplexity a character"],
+    [count(one.chars), one.chars === 1 ? "character" : "characters"],
+  ];
+  return items.map(([value, what]) => el("span", {}, el("strong", {}, value), ` ${what}`));
+}
+
+function notes(one) {
+  if (!one.unknown.length) return null;
+  const where = one.unknown.slice(0, 10).map((i) => count(i + 1)).join(", ");
+  const more = one.unknown.length > 10 ? ", …" : "";
+  const what = plural(one.unknown.length, "character is", "characters are");
+  return el("p", { class: "note" }, `${what} outside the vocabulary, at ${where}${more}.`);
+}
+
+function comparison(views) {
+  const [a, b] = views;
+  const rows = [
+    ["Bits", bits(a.bits, 1), bits(b.bits, 1), `${signed(b.bits - a.bits, 1)} bits`],
+    ["Characters", count(a.chars), count(b.chars), signed(b.chars - a.chars, 0)],
+  ];
+  if (a.bits_per_char !== null && b.bits_per_char !== null) {
+    const difference = `${signed(b.bits_per_char - a.bits_per_char, 3)} bits/char`;
+    rows.splice(1, 0, ["On average", bitsPerChar(a.bits_per_char), bitsPerChar(b.bits_per_char), difference]);
+  }
+  const parts = [el("h2", {}, "Side by side"), table("Both results and their difference", ["Figure", a.title, b.title, "Difference"], rows)];
+  if (a.chars === b.chars || a.model === b.model) {
+    const likelier = a.bits <= b.bits ? a : b;
+    const factor = Math.abs(a.bits - b.bits);
+    parts.push(el("p", {}, `${likelier.title} gives the likelier reading, by a factor of 2^${factor.toFixed(1)}.`));
+  }
+  return parts;
+}
+
+function curve(views) {
+  const longest = Math.max(...views.map((one) => one.surprisals.length));
+  const window = 2 * Math.max(2, Math.floor(longest / 80)) + 1;
+  const points = (values) => values.map((value, i) => [i, value]);
+  const series = views.flatMap((one, i) => [
+    ...(views.length === 1 ? [{ points: points(one.surprisals), kind: "raw" }] : []),
+    { points: points(smoothed(one.surprisals, window)), kind: "ab"[i] },
+  ]);
+  if (!longest) return el("p", {}, "There is no character to draw.");
+  const { node, pointAt } = lineChart({
+    label: `Surprisal by position; ${views.map(summary).join("; ")}`,
+    xLabel: "position, characters",
+    yLabel: "bits",
+    series,
+    onPoint: (x) => {
+      const i = Math.round(x);
+      pointAt(i);
+      views[0].map.peek(Math.min(i, views[0].surprisals.length - 1));
+    },
+    onLeave: hideSoon,
+  });
+  for (const one of views) one.chart = { pointAt };
+  const keys = views.map((one, i) =>
+    el("span", {}, el("i", { class: `key ${"ab"[i]}` }), ` ${one.title === "Text" ? "" : `${one.title}, `}mean of ${window} characters`),
+  );
+  if (views.length === 1) keys.unshift(el("span", {}, el("i", { class: "key raw" }), " each character"));
+  return el("div", {}, node, el("p", { class: "legend" }, keys));
+}
+
+function spans(one, named) {
+  const entropies = one.tokens.map((token) => token.entropy_bits ?? 0);
+  const found = surprisingSpans(one.surprisals, entropies, MOST_SPANS);
+  const title = el("h2", {}, "Most surprising spans", named ? el("small", {}, ` ${one.title}`) : "");
+  if (!found.length) return [title, el("p", {}, "Nothing surprised the model more than it expected.")];
+  const rows = found.map(({ start, end, bits: total, excess }) => {
+    const text = oneLine(one.tokens.slice(start, Math.min(end, start + SPAN_CHARS)).map((token) => token.token).join(""));
+    const cut = end - start > SPAN_CHARS ? "…" : "";
+    const go = () => {
+      one.map.node.focus();
+      one.map.moveTo(start);
+    };
+    return [
+      el("button", { type: "button", class: "span", onclick: go, "aria-label": `Show “${text}” in the text` }, text, cut),
+      count(start + 1),
+      bits(total, 1),
+      bits(excess, 1),
+    ];
+  });
+  const head = ["Span", "At character", "Surprisal", "Above expectation"];
+  const caption = `Spans${named ? ` of ${one.title}` : ""} by how far they exceed the entropy before them`;
+  return [title, table(caption, head, rows)];
+}
+
+/** Every text beside what the models and their floors reach on held-out text. */
+function baselines(views) {
+  const parts = [];
+  const seen = new Set();
+  for (const { detail } of views) {
+    if (detail.task !== "language_model" || seen.has(detail.name)) continue;
+    seen.add(detail.name);
+    const own = views
+      .filter((one) => one.model === detail.name && one.bits_per_char !== null)
+      .map((one) => ({ name: one.title === "Text" ? "This text" : one.title, value: one.bits_per_char, kind: "own" }));
+    const held = detail.metrics.measurements
+      .filter((row) => row.kind === "baseline" || row.name === detail.precision)
+      .map((row) => ({
+        name: row.kind === "baseline" ? row.name : `${detail.name} (${row.name}), held out`,
+        value: row.bits_per_char,
+        kind: row.kind,
+      }));
+    const rows = [...own, ...held].sort((a, b) => a.value - b.value);
+    parts.push(
+      barTable(
+        `${detail.name}: this text beside ${count(detail.metrics.chars)} held-out characters of its training data`,
+        "bits/char",
+        rows.map((row) => ({ ...row, text: row.value.toFixed(3) })),
+      ),
+    );
+  }
+  return parts.length ? [el("h2", {}, "Beside the baselines"), ...parts] : null;
+}

@@ -1,0 +1,121 @@
+// What the three forms share: one run at a time, Stop, status, and problems that name their field.
+
+import { isAbort, Problem } from "./api.js";
+import { byId, el } from "./dom.js";
+
+/**
+ * Run `work(signal)` on submit of `<name>-form`, until it ends or is stopped.
+ * `work` returns the line for the status; `stopped` tells what a stopped run has left.
+ */
+export function onSubmit(name, { busy, work, stopped }) {
+  const form = byId(`${name}-form`);
+  const status = byId(`${name}-status`);
+  const start = byId(`${name}-start`);
+  const stop = byId(`${name}-stop`);
+  let running = null;
+
+  stop.addEventListener("click", () => running?.abort());
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    running?.abort();
+    const mine = new AbortController();
+    running = mine;
+    clearProblem(name);
+    status.textContent = busy;
+    stop.disabled = false;
+    form.setAttribute("aria-busy", "true");
+    try {
+      const line = await work(mine.signal);
+      if (running === mine) status.textContent = line;
+    } catch (error) {
+      if (running !== mine) return;
+      status.textContent = isAbort(error) ? stopped() : "";
+      if (!isAbort(error)) showProblem(name, error);
+    } finally {
+      if (running === mine) {
+        running = null;
+        // A disabled button loses the focus, and with it the place of whoever uses the keyboard.
+        if (document.activeElement === stop) start.focus();
+        stop.disabled = true;
+        form.removeAttribute("aria-busy");
+      }
+    }
+  });
+}
+
+/** An error in words, beside the form; the fields it points at are marked. */
+export function showProblem(name, error) {
+  if (!(error instanceof Problem)) {
+    // A defect of this page: told, and left to the console.
+    showProblem(name, new Problem({ title: "This page failed", detail: "Reload it and try again." }));
+    throw error;
+  }
+  const box = byId(`${name}-problem`);
+  const items = error.errors.map(({ pointer, detail }) => {
+    const field = fieldOf(name, pointer);
+    field?.setAttribute("aria-invalid", "true");
+    field?.setAttribute("aria-errormessage", box.id);
+    return el("li", {}, el("strong", {}, `${labelOf(field) ?? (pointer || "Request")}: `), detail);
+  });
+  const wait = error.retryAfter && `Try again in ${error.retryAfter} s.`;
+  box.replaceChildren(
+    el("h2", {}, error.title),
+    items.length ? el("ul", {}, items) : el("p", {}, error.message),
+    ...[wait && el("p", {}, wait), error.requestId && el("small", {}, `Request ${error.requestId}`)].filter(Boolean),
+  );
+  box.hidden = false;
+}
+
+function clearProblem(name) {
+  const box = byId(`${name}-problem`);
+  box.hidden = true;
+  box.replaceChildren();
+  for (const field of byId(`${name}-form`).elements) {
+    field.removeAttribute("aria-invalid");
+    field.removeAttribute("aria-errormessage");
+  }
+}
+
+function fieldOf(name, pointer) {
+  const form = document.getElementById(`${name}-form`);
+  return form?.elements.namedItem(pointer.split("/")[1]) ?? null;
+}
+
+function labelOf(field) {
+  return field?.labels?.[0]?.firstChild.textContent.trim();
+}
+
+/** The number in a field, null where it is empty. Raises Problem where JavaScript would change it. */
+export function numberIn(id) {
+  const field = byId(id);
+  const value = Number(field.value);
+  if (field.validity.badInput || (Number.isInteger(value) && !Number.isSafeInteger(value))) {
+    const detail = `on this page a whole number up to ${Number.MAX_SAFE_INTEGER}`;
+    throw new Problem({ title: "Invalid request", detail, errors: [{ pointer: `/${field.name}`, detail }] });
+  }
+  return field.value.trim() === "" ? null : value;
+}
+
+/** Show a slider's value beside it. */
+export function mirror(id, digits) {
+  const field = byId(id);
+  const output = byId(`${id}-value`);
+  const show = () => {
+    output.value = Number(field.value).toFixed(digits);
+  };
+  field.addEventListener("input", show);
+  show();
+}
+
+/** Fill a list of models. Where there is none of a kind, the form says so and starts nothing. */
+export function chooseModel(name, names, wanted, kind) {
+  choose(byId(`${name}-model`), names, wanted);
+  if (names.length) return;
+  byId(`${name}-start`).disabled = true;
+  byId(`${name}-status`).textContent = `This service has no ${kind}.`;
+}
+
+export function choose(select, names, wanted) {
+  select.replaceChildren(...names.map((name) => el("option", { value: name }, name)));
+  if (names.includes(wanted)) select.value = wanted;
+}

@@ -1,0 +1,156 @@
+"""`/v1`: OpenAI's shapes over the engine's calls. The real package is in tests/clients."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.bundles import ALPHABET
+from tests.fakes import AppClient
+from tests.service.events import parsed
+
+MODEL = "tiny-lstm"
+
+
+def complete(client: AppClient, **body: Any) -> Any:
+    answer = client.post("/v1/completions", json={"model": MODEL, "prompt": "ab", **body})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def error(client: AppClient, **body: Any) -> Any:
+    answer = client.post("/v1/completions", json={"model": MODEL, "prompt": "ab", **body})
+    assert answer.headers["content-type"] == "application/json"
+    found = answer.json()["error"]
+    assert set(found) == {"message", "type", "param", "code"}
+    return answer.status_code, found["param"], found["message"]
+
+
+def test_the_models_are_listed_in_openais_form(client: AppClient) -> None:
+    answer = client.get("/v1/models").json()
+    assert answer["object"] == "list"
+    assert [x["id"] for x in answer["data"]] == ["tiny-gru", "tiny-lstm", "tiny-rnn"]
+
+
+def test_null_is_as_good_as_left_out(client: AppClient) -> None:
+    nulls = dict.fromkeys(
+        ("best_of", "echo", "frequency_penalty", "logit_bias", "logprobs", "max_tokens", "n",
+         "presence_penalty", "seed", "stop", "stream", "stream_options", "suffix", "temperature",
+         "top_p", "user")
+    )  # fmt: skip
+    assert complete(client, **nulls)["choices"][0]["logprobs"] is None
+    assert complete(client, **nulls)["usage"]["completion_tokens"] <= 16
+
+
+@pytest.mark.parametrize(
+    ("status", "param", "words", "body"),
+    [
+        (404, None, "there is no such model", {"model": "nothing"}),
+        (422, "model", "Field required", {"model": ...}),
+        (422, "prompt", "a token id is 3 to", {"prompt": [1, 1]}),
+        (422, "prompt", "a token id is 3 to", {"prompt": [[4], [2]]}),
+        (422, "prompt", "too many prompts", {"prompt": ["a"] * 1025}),
+        (422, "logit_bias", "every key is the id", {"logit_bias": {"9999": 1.0}}),
+        (422, "logit_bias", "one character of the model's", {"logit_bias": {"1": 1.0}}),
+        (422, "suffix", "''", {"suffix": "x"}),
+        (422, "n", "at most 16 are allowed", {"n": 17}),
+        (422, "best_of", "at most 16 are allowed", {"best_of": 17}),
+        (422, None, "best_of: at least n", {"best_of": 1, "n": 2}),
+        (422, None, "not together with stream", {"best_of": 2, "stream": True}),
+        (422, None, "only with stream", {"stream_options": {"include_usage": True}}),
+        (422, None, "there is no such field", {"messages": []}),
+    ],
+)
+def test_a_mistake_is_told_in_openais_form(
+    client: AppClient, status: int, param: str | None, words: str, body: dict[str, Any]
+) -> None:
+    if body.get("model") is ...:
+        answer = client.post("/v1/completions", json={"prompt": "ab"})
+        found = answer.status_code, answer.json()["error"]["param"]
+        message = answer.json()["error"]["message"]
+    else:
+        *found, message = error(client, **body)
+    assert tuple(found) == (status, param), message
+    assert words in message
+
+
+def test_ids_that_begin_with_bos_have_an_entry_for_it(client: AppClient) -> None:
+    ids = client.post("/tokenize", json={"model": MODEL, "prompt": "ab"}).json()["tokens"]
+    plain = complete(client, prompt=[ids], max_tokens=0, echo=True, logprobs=1)
+    begun = complete(client, prompt=[[1, *ids]], max_tokens=0, echo=True, logprobs=1)
+    assert plain["choices"][0]["text"] == begun["choices"][0]["text"] == "ab"
+    before, after = plain["choices"][0]["logprobs"], begun["choices"][0]["logprobs"]
+    assert after["token_logprobs"] == [None, *before["token_logprobs"]]
+    assert after["tokens"] == ["\ue001", "a", "b"]
+    assert after["text_offset"] == [0, 0, 1]
+    assert after["top_logprobs"][0] is None
+
+
+def test_a_stream_ends_with_done_and_mistakes_are_answers(client: AppClient) -> None:
+    body = {
+        "model": MODEL,
+        "prompt": [1, 4, 5],
+        "max_tokens": 5,
+        "seed": 1,
+        "echo": True,
+        "logprobs": 0,
+    }
+    events = parsed(client.post("/v1/completions", json={**body, "stream": True}).content)
+    assert events[-1].data == "[DONE]"
+    chunks = [json.loads(event.data) for event in events[:-1]]
+    assert all(chunk["usage"] is None for chunk in chunks)
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    whole = complete(client, **body)["choices"][0]
+    merged: dict[str, list[Any]] = {name: [] for name in whole["logprobs"]}
+    for chunk in chunks:
+        for name, values in (chunk["choices"][0]["logprobs"] or {}).items():
+            merged[name] += values
+    assert merged == whole["logprobs"]
+    assert error(client, stream=True, max_tokens=-1)[0] == 422
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+def test_tokens_go_there_and_back(client: AppClient) -> None:
+    for text in ("", "ab", "\ue001a\ue002", ALPHABET):
+        told = client.post("/tokenize", json={"model": MODEL, "prompt": text}).json()
+        assert told["count"] == len(told["tokens"]) == len(text)
+        back = client.post("/detokenize", json={"model": MODEL, "tokens": told["tokens"]}).json()
+        assert back["prompt"] == text
+    begun = client.post(
+        "/tokenize", json={"model": MODEL, "prompt": "a", "add_special_tokens": True}
+    ).json()
+    assert begun["tokens"][0] == 1
+    unknown = client.post("/tokenize", json={"model": MODEL, "prompt": "\u2603"}).json()
+    assert unknown["tokens"] == [3]
+
+
+def test_the_vocabulary_is_told(client: AppClient) -> None:
+    answer = client.get(f"/models/{MODEL}/vocab").json()
+    assert answer["side"] is None
+    assert [x["id"] for x in answer["tokens"]] == list(range(len(ALPHABET) + 4))
+    assert [x["special"] for x in answer["tokens"]].count(True) == 4
+    assert client.get("/models/nothing/vocab").status_code == 404
+    info = client.get("/tokenizer_info", params={"model": MODEL}).json()
+    assert (info["bos_token"], info["eos_token"]) == ("\ue001", "\ue002")
+    assert info["vocab_size"] == len(answer["tokens"])
+    assert client.get("/tokenizer_info").status_code == 422  # three models are served
+
+
+@pytest.mark.parametrize(
+    ("path", "pointer", "body"),
+    [
+        ("/detokenize", "/tokens", {"tokens": [9999]}),
+        ("/detokenize", "/tokens", {"tokens": [-1]}),
+        ("/detokenize", "/tokens", {"tokens": [4] * 100_001}),
+        ("/tokenize", "/prompt", {"prompt": "a" * 100_001}),
+        ("/tokenize", "/side", {"prompt": "a", "side": "both"}),
+    ],
+)
+def test_tokens_that_cannot_be_are_refused(
+    client: AppClient, path: str, pointer: str, body: dict[str, Any]
+) -> None:
+    answer = client.post(path, json={"model": MODEL, **body})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"].startswith(pointer)
