@@ -133,12 +133,13 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def json_answer(size: int, build: Callable[[], BaseModel]) -> Response:
+async def json_answer(
+    size: int, build: Callable[[], BaseModel], *, exclude: set[str] | None = None
+) -> Response:
     """The answer as JSON, built and written in a thread where it is large."""
 
     def render() -> str:
-        answer: BaseModel = build()
-        return answer.model_dump_json()
+        return build().model_dump_json(exclude=exclude)
 
     content = render() if size <= LARGE_CHARS else await asyncio.to_thread(render)
     return Response(content, media_type="application/json")

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import openai_routes, token_routes
+from service import libretranslate, open_inference, openai_routes, token_routes
 from service.answers import problem_document
 from service.bundle import (
     Bundle,
@@ -83,7 +83,8 @@ def create_app(settings: Settings, engines: Sequence[AnyEngine] | None = None) -
     app.state.settings = settings
     app.state.engines = {}
     app.state.page = read_page()
-    for each in (router, page_router, token_routes.router, openai_routes.router):
+    adapters = (token_routes, openai_routes, open_inference, libretranslate)
+    for each in (router, page_router, *(adapter.router for adapter in adapters)):
         app.include_router(each)
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     app.add_exception_handler(ServiceError, _service_error)
@@ -182,16 +183,21 @@ def _problem(request: Request, error: ServiceError | HTTPException) -> Response:
             errors=[],
         )
         headers = dict(error.headers or {})
-    for prefix, form in _ERROR_FORMS.items():
+    for prefix, (form, statuses) in _ERROR_FORMS.items():
         if request.url.path.startswith(prefix):
             content = form(problem).model_dump_json()
-            return Response(content, problem.status, headers, "application/json")
+            status = statuses.get(problem.status, problem.status)
+            return Response(content, status, headers, "application/json")
     content = problem.model_dump_json()
     return Response(content, problem.status, headers, "application/problem+json")
 
 
-# Paths whose clients expect errors in another form.
-_ERROR_FORMS: dict[str, Callable[[Problem], BaseModel]] = {"/v1/": openai_routes.openai_error}
+# Paths whose clients expect errors in another form, and some with other statuses.
+_ERROR_FORMS: dict[str, tuple[Callable[[Problem], BaseModel], dict[int, int]]] = {
+    "/v1/": (openai_routes.openai_error, {}),
+    "/v2/": (open_inference.open_inference_error, {}),
+    "/libretranslate/": (libretranslate.libretranslate_error, libretranslate.STATUS),
+}
 
 
 _HTTP_DETAILS = {404: "there is no such path", 405: "the path does not take this method"}

@@ -1,7 +1,8 @@
 """Request bodies: received with a bound, checked for their type, parsed off the event loop."""
 
 import asyncio
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -23,17 +24,24 @@ LARGE_BYTES = 64 * 1024
 _MAX_MISTAKES = 100
 
 
-async def read_body(request: Request, schema: type[Schema]) -> Schema:
-    """The body as `schema`. Raises the errors of 400, 413, 415 and 422.
+async def read_body(
+    request: Request, schema: type[Schema], media_types: Sequence[str] = ("application/json",)
+) -> Schema:
+    """The body as `schema`: JSON, whatever it is called. Raises the errors of 400, 413, 415, 422.
 
     Called by the route rather than injected: what FastAPI spends on a dependency is as much as the
     parsing itself.
     """
-    _check_type(request)
-    body = await _receive(request, request.app.state.settings.max_body_bytes)
+    body = await read_bytes(request, media_types)
     if len(body) <= LARGE_BYTES:
         return _parse(schema, body)
     return await asyncio.to_thread(_parse, schema, body)
+
+
+async def read_bytes(request: Request, media_types: Sequence[str]) -> bytes:
+    """The body, which must be of one of these types. Raises the errors of 413 and 415."""
+    _check_type(request, media_types)
+    return await _receive(request, request.app.state.settings.max_body_bytes)
 
 
 def body_documentation(schema: type[BaseModel]) -> dict[str, Any]:
@@ -55,10 +63,10 @@ def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
     return {name: _inlined(value, definitions) for name, value in node.items()}
 
 
-def _check_type(request: Request) -> None:
-    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaType("send the body with Content-Type: application/json")
+def _check_type(request: Request, media_types: Sequence[str]) -> None:
+    given = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if given not in media_types:
+        raise UnsupportedMediaType(f"send the body with Content-Type: {media_types[0]}")
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise UnsupportedMediaType("send the body without Content-Encoding")
 
@@ -89,15 +97,20 @@ def _parse(schema: type[Schema], body: bytes) -> Schema:
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
-        if error.error_count() > _MAX_MISTAKES:
-            raise InvalidRequest(f"the body holds {error.error_count()} mistakes") from error
-        mistakes = error.errors(include_url=False, include_input=False, include_context=False)
-        if mistakes[0]["type"] == "json_invalid":
-            raise _syntax_error(mistakes[0]["msg"]) from error
-        errors = [_field_error(schema, mistake) for mistake in mistakes]
-        raise InvalidRequest(
-            "; ".join(f"{x.pointer or 'the body'}: {x.detail}" for x in errors[:3]), errors=errors
-        ) from error
+        raise field_errors(schema, error) from error
+
+
+def field_errors(schema: type[BaseModel], error: ValidationError) -> BadRequest | InvalidRequest:
+    """What a body's mistakes are told as."""
+    if error.error_count() > _MAX_MISTAKES:
+        return InvalidRequest(f"the body holds {error.error_count()} mistakes")
+    mistakes = error.errors(include_url=False, include_input=False, include_context=False)
+    if mistakes[0]["type"] == "json_invalid":
+        return _syntax_error(mistakes[0]["msg"])
+    errors = [_field_error(schema, mistake) for mistake in mistakes]
+    return InvalidRequest(
+        "; ".join(f"{x.pointer or 'the body'}: {x.detail}" for x in errors[:3]), errors=errors
+    )
 
 
 def _syntax_error(message: str) -> BadRequest | InvalidRequest:
@@ -111,12 +124,24 @@ def _syntax_error(message: str) -> BadRequest | InvalidRequest:
 
 
 def _field_error(schema: type[BaseModel], mistake: ErrorDetails) -> FieldError:
-    location = mistake["loc"]
     detail = mistake["msg"].removeprefix("Value error, ")
+    parts: list[int | str] = []
+    inside = schema
+    for part in mistake["loc"]:
+        # Names of a union's branches and names that the client made up are no part of a pointer.
+        if isinstance(part, int):
+            parts.append(part)
+        elif part in inside.model_fields:
+            parts.append(part)
+            inside = _schema_in(inside.model_fields[part].annotation) or inside
     if mistake["type"] == "extra_forbidden":
-        # The name that the client made up is not repeated.
-        location = location[:-1]
-        detail = f"there is no such field; there are {', '.join(schema.model_fields)}"
-    # A union's location ends with names of its branches, which are not part of the document.
-    parts = [part for part in location if isinstance(part, int) or part in schema.model_fields]
+        detail = f"there is no such field; there are {', '.join(inside.model_fields)}"
     return FieldError("".join(f"/{part}" for part in parts), detail)
+
+
+def _schema_in(annotation: Any) -> type[BaseModel] | None:
+    """The schema that a field holds, or one of a union's; None where it holds none."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_schema_in(argument) for argument in get_args(annotation))
+    return next((each for each in found if each is not None), None)

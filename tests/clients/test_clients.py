@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.bundle import write_bundle
-from tests.bundles import tiny_files
+from tests.bundles import tiny_files, tiny_pair_files
 from tests.end_to_end.server import ROOT, Server, serve
 
 PYTHON = ROOT / ".venv" / "clients" / "bin" / "python"
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.skipif(
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("models")
     write_bundle(folder, *tiny_files("lstm"))
+    write_bundle(folder, *tiny_pair_files(name="tiny-pairs"))
     with serve(folder, engine_threads=1) as running:
         yield running
 
@@ -47,6 +48,10 @@ def used(script: str, *arguments: str) -> str:
 
 def test_the_openai_package(server: Server) -> None:
     assert used("use_openai.py", server.url, MODEL).count(": ok") == 8
+
+
+def test_tritons_client_and_libretranslates(server: Server) -> None:
+    assert used("use_others.py", server.url, MODEL, "tiny-pairs").count(": ok") == 2
 
 
 # --- lm-eval --------------------------------------------------------------------------------------
@@ -91,7 +96,16 @@ metric_list:
 
 
 @pytest.fixture(scope="module")
-def evaluated(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def lone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With one model: lm-eval asks for "the" tokenizer."""
+    folder = tmp_path_factory.mktemp("models")
+    write_bundle(folder, *tiny_files("lstm"))
+    with serve(folder, engine_threads=1) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def evaluated(lone_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("tasks")
     rows: dict[str, list[dict[str, Any]]] = {
         "unroll_rolling": [{"text": text} for text in TEXTS],
@@ -106,7 +120,7 @@ def evaluated(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Any:
             f"  data_files:\n    test: {folder}/{name}.jsonl\ntest_split: test\n"
         )
         (folder / f"{name}.yaml").write_text(head + task.lstrip())
-    output = used("use_lm_eval.py", server.url, MODEL, str(folder))
+    output = used("use_lm_eval.py", lone_server.url, MODEL, str(folder))
     return json.loads(output.splitlines()[-1])
 
 

@@ -472,7 +472,6 @@ def test_what_is_at_a_limit_is_taken(client: AppClient, path: str, options: dict
     [
         MARKER,
         "",
-        "..",
         "../fake",
         "fake/../fake",
         "/etc/passwd",
@@ -495,7 +494,6 @@ def test_a_model_that_is_not_served_is_not_found(client: AppClient, path: str, n
     "name",
     [
         MARKER,
-        "..",
         "%2e%2e",
         "..%2ffake",
         "fake%2f..%2ffake",
@@ -515,7 +513,7 @@ def test_a_model_page_that_does_not_exist_is_not_found(client: AppClient, name: 
     assert "X-Evil" not in answer.headers
 
 
-@pytest.mark.parametrize("path", ["/", f"/{MARKER}", "/generate/more", "/models/fake/more", "/v1"])
+@pytest.mark.parametrize("path", [f"/{MARKER}", "/generate/more", "/models/fake/more", "/v1"])
 def test_a_path_that_does_not_exist_is_not_found(client: AppClient, path: str) -> None:
     assert refused(client, client.get(path), 404)["detail"] == "there is no such path"
 
