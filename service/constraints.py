@@ -170,12 +170,26 @@ def trie(texts: Sequence[str]) -> Automaton:
     return Automaton(class_of, transitions, accepting)
 
 
+def check_size(rule: Rule, settings: Settings) -> None:
+    """Raise InvalidRequest where a rule is too long."""
+    match rule:
+        case Pattern(regex):
+            _check_length("/pattern", len(regex), settings.max_pattern_chars)
+        case Choices(texts):
+            limit = settings.max_choices
+            if len(texts) > limit:
+                detail = f"too many choices; at most {limit} are allowed"
+                raise InvalidRequest.at("/choices", detail)
+            _check_length("/choices", sum(map(len, texts)), settings.max_choices_chars)
+        case AllowedChars(allowed):
+            _check_length("/allowed_chars", len(allowed), settings.max_choices_chars)
+
+
 def compile_rule(rule: Rule, tokens: Sequence[str], settings: Settings) -> Constraint:
     """The constraint of a rule over a vocabulary. Raises InvalidRequest."""
     characters = tokens[_FIRST_CHARACTER_ID:]
     match rule:
         case Pattern(regex):
-            _check_length("/pattern", len(regex), settings.max_pattern_chars)
             pointer, nothing = "/pattern", "no text of the model's characters matches it"
             budget = Budget(settings.max_pattern_states, settings.max_pattern_steps)
             try:
@@ -184,11 +198,10 @@ def compile_rule(rule: Rule, tokens: Sequence[str], settings: Settings) -> Const
                 raise InvalidRequest.at(pointer, str(error)) from error
         case Choices(texts):
             pointer, nothing = "/choices", "there is none"
-            _check_choices(texts, characters, settings)
+            _check_characters(texts, characters)
             automaton = trie(texts)
         case AllowedChars(allowed):
             pointer, nothing = "/allowed_chars", "the model writes none of these characters"
-            _check_length(pointer, len(allowed), settings.max_choices_chars)
             wanted = set(allowed)
             class_of = dict.fromkeys((x for x in characters if x in wanted), 0)
             automaton = Automaton(class_of, [{0: 0} if class_of else {}], [bool(class_of)])
@@ -203,11 +216,7 @@ def _check_length(pointer: str, length: int, limit: int) -> None:
         raise InvalidRequest.at(pointer, f"too many characters; at most {limit} are allowed")
 
 
-def _check_choices(texts: Sequence[str], characters: Sequence[str], settings: Settings) -> None:
-    if len(texts) > settings.max_choices:
-        limit = settings.max_choices
-        raise InvalidRequest.at("/choices", f"too many choices; at most {limit} are allowed")
-    _check_length("/choices", sum(map(len, texts)), settings.max_choices_chars)
+def _check_characters(texts: Sequence[str], characters: Sequence[str]) -> None:
     known = set(characters)
     for i, text in enumerate(texts):
         if not known.issuperset(text):
@@ -232,6 +241,7 @@ class ConstraintCompiler:
 
     async def compiled(self, rule: Rule) -> Constraint:
         """The constraint of a rule. Raises InvalidRequest and QueueFull."""
+        check_size(rule, self._settings)
         known = self._recall(rule)
         if known is not None:
             return known

@@ -40,10 +40,11 @@ _CATEGORIES = {
 _KINDS_OF_CLASSES = re.ASCII | re.UNICODE  # one excludes the other
 _FLAGS_OF_CLASSES = re.IGNORECASE | re.DOTALL | re.ASCII
 
-# Threads of the engines wait for Python's lock between their steps: after so many of ours, about
-# half a millisecond, they get it.
+# The engines' threads need Python's lock between their steps: after so many of ours, about half a
+# millisecond, they get it. Of steps that take 0.19 ms at most in 99 of 100 cases, these then take
+# 0.7 ms beside a compilation, and without the pauses 9.4 ms.
 _STEPS_IN_A_ROW = 2048
-_PAUSE_S = 1e-5
+_PAUSE_S = 1e-4
 # Python's engine draws up a table of a range's codepoints.
 _WIDTH_A_STEP = 4
 

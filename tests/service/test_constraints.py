@@ -21,6 +21,7 @@ from service.constraints import (
     ConstraintCompiler,
     Pattern,
     Rule,
+    check_size,
     compile_rule,
 )
 from service.engine import Engine, GenerateOptions
@@ -65,7 +66,9 @@ RULES: list[Rule] = [
 
 
 def compiled(rule: Rule, **changes: Any) -> Constraint:
-    return compile_rule(rule, TOKENS, Settings(**changes))
+    settings = Settings(**changes)
+    check_size(rule, settings)
+    return compile_rule(rule, TOKENS, settings)
 
 
 def matching(rule: Rule) -> set[str]:
@@ -560,6 +563,8 @@ def test_requests_with_rules_are_answered_together_as_alone(client: AppClient) -
         ({"pattern": "QMARKER"}, "/pattern"),
         ({"pattern": "(a|b)*a(a|b){30}"}, "/pattern"),
         ({"pattern": "a" * 1025}, "/pattern"),
+        ({"choices": ["a"] * 1025}, "/choices"),
+        ({"allowed_chars": "a" * 8193}, "/allowed_chars"),
         ({"pattern": "a{1025}", "max_tokens": 1000}, "/max_tokens"),
     ],
 )
