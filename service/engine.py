@@ -23,6 +23,7 @@ from service.bundle import (
     Precision,
     normalize,
 )
+from service.constraints import Constraint, ConstraintCompiler, Rule
 from service.errors import InvalidRequest
 from service.handles import Handle, NoisePlace, Seal
 from service.prefixes import MIN_SHARED_TOKENS, PrefixCache, shared_prefixes
@@ -50,6 +51,7 @@ class GenerateOptions:
     logit_bias: Mapping[str, float] = field(default_factory=dict)  # by printed token
     seed: int | None = None  # None draws one
     stop: tuple[str, ...] = ()
+    rule: Rule | None = None  # what the text may be
     n: int = 1
     echo: bool = False
     logprobs: int | None = None  # alternatives a token; None for none of it
@@ -99,6 +101,7 @@ class Choice:
     tokens: tuple[ScoredToken, ...] | None
     completion_tokens: int
     state: str | None = None  # a handle; None after eos
+    matched: bool | None = None  # whether the text obeys the rule; None where there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,7 @@ class ChoiceEnd:
     seed: int
     completion_tokens: int
     state: str | None = None  # a handle; None after eos
+    matched: bool | None = None  # whether the text obeys the rule; None where there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +199,7 @@ class Engine(Workers[TextWork]):
         self.precision = precision
         self._vocab = bundle.vocab
         self._id_of_token = {token: i for i, token in enumerate(bundle.vocab.tokens)}
+        self._constraints = ConstraintCompiler(bundle.vocab.tokens, settings)
         self._prefixes = PrefixCache(settings.prefix_cache_bytes)
         self._seal = _seal_of(bundle, precision, settings)
         names = worker_names(bundle.manifest.name, threads)
@@ -230,9 +235,12 @@ class Engine(Workers[TextWork]):
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
         options = self._checked(prompts, options)
+        constraint = await self._constraint(options)
         begin = self._beginning(options)
         size = sum(map(len, prompts))
-        works = await off_loop(size, lambda: self._generate_work(prompts, options, begin))
+        works = await off_loop(
+            size, lambda: self._generate_work(prompts, options, begin, constraint)
+        )
         reused = await self._run(works)
         answer_size = size if options.echo else 0
         answer_size += sum(len(row.tokens) for work in works for row in work.write)
@@ -256,9 +264,12 @@ class Engine(Workers[TextWork]):
         and the rows leave before the next step.
         """
         options = self._checked(prompts, options)
+        constraint = await self._constraint(options)
         begin = self._beginning(options)
         size = sum(map(len, prompts))
-        works = await off_loop(size, lambda: self._generate_work(prompts, options, begin))
+        works = await off_loop(
+            size, lambda: self._generate_work(prompts, options, begin, constraint)
+        )
         feed: Feed[tuple[_StreamedChoice, _Told | None]] = Feed()
 
         def sealed(work: TextWork, row: WriteRow) -> str | None:
@@ -303,6 +314,19 @@ class Engine(Workers[TextWork]):
             options = replace(options, max_tokens=min(DEFAULT_MAX_TOKENS, self.max_tokens))
         self._check_generate(prompts, options)
         return replace(options, sampling=self._with_bias(options))
+
+    async def _constraint(self, options: GenerateOptions) -> Constraint | None:
+        """What the texts may be. Raises InvalidRequest, QueueFull and DeadlineExceeded."""
+        if options.rule is None:
+            return None
+        async with self.deadline():
+            constraint = await self._constraints.compiled(options.rule)
+        if constraint.shortest > (options.max_tokens or 0):
+            raise InvalidRequest.at(
+                "/max_tokens",
+                f"too few tokens; the shortest text that matches has {constraint.shortest}",
+            )
+        return constraint
 
     def _check_generate(self, prompts: Sequence[Prompt], options: GenerateOptions) -> None:
         settings = self.settings
@@ -351,12 +375,19 @@ class Engine(Workers[TextWork]):
         return replace(options.sampling, logit_bias=tuple(bias))
 
     def _generate_work(
-        self, prompts: Sequence[Prompt], options: GenerateOptions, begin: "_Beginning"
+        self,
+        prompts: Sequence[Prompt],
+        options: GenerateOptions,
+        begin: "_Beginning",
+        constraint: Constraint | None,
     ) -> list[TextWork]:
         stop = tuple(tuple(int(i) for i in self._encode(text)) for text in options.stop)
         # A stop string with a character that the model cannot write can never end a text.
         stop = tuple(sequence for sequence in stop if UNK_ID not in sequence)
-        work = []
+        ended = _ended_before(options.max_tokens or 0, constraint)
+        # One table for all of them.
+        held = 0 if constraint is None else constraint.cells
+        work: list[TextWork] = []
         for prompt in prompts:
             tokens = self._prompt_ids(prompt)
             if begin.after is None:
@@ -374,11 +405,12 @@ class Engine(Workers[TextWork]):
                     max_tokens=options.max_tokens or 0,
                     stop=stop,
                     detail_top=options.logprobs,
-                    finish_reason=None if options.max_tokens else "length",
+                    constraint=constraint,
+                    finish_reason=ended,
                 )
                 for choice in range(options.n)
             ]
-            work.append(TextWork(read, rows))
+            work.append(TextWork(read, rows, held=0 if work else held))
         return work
 
     def _generated(
@@ -409,6 +441,7 @@ class Engine(Workers[TextWork]):
                     tokens=tokens,
                     completion_tokens=len(row.tokens),
                     state=state,
+                    matched=_matched(row.constraint, row.tokens[:kept]),
                 )
             )
         prompt_tokens = len(_read_ids(work))
@@ -672,6 +705,19 @@ class Engine(Workers[TextWork]):
             self._prefixes.put(row.tokens, row.continuation)
 
 
+def _ended_before(
+    max_tokens: int, constraint: Constraint | None
+) -> Literal["stop", "length"] | None:
+    """How a text ends that has no token to write."""
+    if constraint is not None and constraint.is_closed[0]:
+        return "stop"
+    return None if max_tokens else "length"
+
+
+def _matched(constraint: Constraint | None, tokens: Sequence[int]) -> bool | None:
+    return None if constraint is None else constraint.matches(tokens)
+
+
 def special_ids(ids: list[int], text: str) -> list[int]:
     """The ids of a text's characters, where printed special tokens stand for themselves."""
     return [
@@ -759,6 +805,7 @@ class _StreamedChoice:
         self._offset = 0
         self._began = False
         self._count = 0
+        self._state = 0  # where the text has led, where it is constrained
         self.has_ended = False
         row.listener = self
         row.detail_top = row.detail_top or 0
@@ -785,6 +832,7 @@ class _StreamedChoice:
             return
         self.has_ended = True
         yield from self._release(len(self._held), len(self._held) - self._row.stop_tokens)
+        constraint = self._row.constraint
         yield ChoiceEnd(
             self._prompt,
             self._choice,
@@ -792,6 +840,7 @@ class _StreamedChoice:
             self._row.seed,
             self._count,
             self._sealed(self._work, self._row),
+            None if constraint is None else constraint.accepts(self._state),
         )
 
     def _echo(self) -> Iterator[TokenEvent]:
@@ -815,6 +864,8 @@ class _StreamedChoice:
         for i, (token, details) in enumerate(self._held[:count]):
             (scored,) = scored_tokens(self._names, [token], [details])
             text = scored.token if i < with_text else ""
+            if text and self._row.constraint is not None:
+                self._state = self._row.constraint.after_one(self._state, token)
             yield TokenEvent(self._prompt, self._choice, text, self._offset, scored)
             self._offset += len(text)
         del self._held[:count]

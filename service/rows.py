@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.bundle import PAD_ID
+from service.constraints import Constraint
 from service.sampling import SamplingParams
 from service.session import FloatArray, States
 
@@ -138,6 +139,7 @@ class WriteRow:
     max_tokens: int
     stop: tuple[tuple[int, ...], ...] = ()  # token sequences that end the text
     detail_top: int | None = None
+    constraint: Constraint | None = None  # what its text may be
     listener: Listener | None = None  # is told the details, which the row then does not keep
     drawn: int = 0  # tokens of this choice that somebody drew before: where its noise goes on
     wants_continuation: bool = False

@@ -7,6 +7,7 @@ and nothing is reduced over rows.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ LARGEST_UNIFORM = 1.0 - 2.0**-52
 
 FloatArray = npt.NDArray[np.float64]
 IndexArray = npt.NDArray[np.int64]
+# Rows [B'], and which tokens each of them may have, [B', V]: one at least.
+Mask: TypeAlias = tuple[IndexArray, npt.NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,16 +99,23 @@ class Sampler:
         return self._adjusted
 
     def choose(
-        self, logprobs: npt.NDArray[np.float32], uniform: FloatArray, counts: IndexArray
+        self,
+        logprobs: npt.NDArray[np.float32],
+        uniform: FloatArray,
+        counts: IndexArray,
+        masks: Sequence[Mask] = (),
     ) -> IndexArray:
         """One token id a row, [B], from `logprobs` [B, V] and one `uniform` number a row, [B].
 
-        `counts` [B', V] says how often each `adjusted` row has each token. Inverse transform
+        `counts` [B', V] says how often each `adjusted` row has each token; `masks` say of some rows
+        which tokens they may have, and everything acts on those alone. Inverse transform
         sampling: over ids in order where nothing is cut off, else over the tokens that stay,
         likeliest first.
         """
         scores = logprobs[:, _FIRST_ID:].astype(np.float64)  # [B, A]
         scores[:, _UNK_COLUMN] = -np.inf
+        for rows, allowed in masks:
+            scores[rows] = np.where(allowed[:, _FIRST_ID:], scores[rows], -np.inf)
         if len(self._adjusted):
             seen = counts[:, _FIRST_ID:]
             penalty = self._frequency * seen + self._presence * (seen > 0)

@@ -14,6 +14,7 @@ from service.bundle import (
     Normalization,
     TrainingRecord,
 )
+from service.constraints import AllowedChars, Choices, Pattern, Rule
 from service.engine import (
     DEFAULT_MAX_TOKENS,
     Choice,
@@ -47,7 +48,7 @@ TextList = Annotated[list[str], Field(fail_fast=True)]
 Texts = Annotated[str | TextList, AfterValidator(_not_empty)]
 
 
-BiasKey = Annotated[str, Field(min_length=1, max_length=1)]
+Character = Annotated[str, Field(min_length=1, max_length=1)]
 
 
 class RequestBody(BaseModel):
@@ -100,7 +101,7 @@ class GenerateRequest(RequestBody):
     frequency_penalty: float = Field(
         0.0, ge=-100.0, le=100.0, description="What it loses each time that the choice has it."
     )
-    logit_bias: dict[BiasKey, Annotated[float, Field(ge=-1000.0, le=1000.0)]] = Field(
+    logit_bias: dict[Character, Annotated[float, Field(ge=-1000.0, le=1000.0)]] = Field(
         default_factory=dict,
         max_length=MAX_BIASES,
         description="What a character's log-probability gains, in nats; U+E002 is the end of text.",
@@ -110,6 +111,22 @@ class GenerateRequest(RequestBody):
     )
     stop: str | TextList = Field(
         default_factory=list, description="Texts that end a choice; they are cut off."
+    )
+    pattern: str | None = Field(
+        None,
+        description="The whole generated text matches this regular expression (Python's `re`, "
+        "without lookarounds, backreferences and boundaries). Masked, not conditioned: tokens that "
+        "no match can go on with are not drawn, and the others keep the model's odds.",
+    )
+    choices: Annotated[TextList, Field(min_length=1)] | None = Field(
+        None,
+        description="The whole generated text is one of these: masked, not conditioned, as with "
+        "`pattern`.",
+    )
+    allowed_chars: str | Annotated[list[Character], Field(fail_fast=True)] | None = Field(
+        None,
+        description="The generated text has these characters alone, of those that the model knows: "
+        "masked, not conditioned.",
     )
     n: int = Field(1, ge=1, description="Choices a prompt.")
     echo: bool = Field(False, description="Put the prompt before each text, byte for byte.")
@@ -135,6 +152,21 @@ class GenerateRequest(RequestBody):
         False, description="Give each choice's state, to go on from it, here or on a replica."
     )
 
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        given = [x for x in (self.pattern, self.choices, self.allowed_chars) if x is not None]
+        if len(given) > 1:
+            raise ValueError("give one of pattern, choices and allowed_chars")
+        return self
+
+    def rule(self) -> Rule | None:
+        """What the text may be."""
+        if self.pattern is not None:
+            return Pattern(self.pattern)
+        if self.choices is not None:
+            return Choices(tuple(self.choices))
+        return None if self.allowed_chars is None else AllowedChars("".join(self.allowed_chars))
+
     def options(self) -> GenerateOptions:
         """What the engine takes."""
         return GenerateOptions(
@@ -150,6 +182,7 @@ class GenerateRequest(RequestBody):
             logit_bias=self.logit_bias,
             seed=self.seed,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
+            rule=self.rule(),
             n=self.n,
             echo=self.echo,
             logprobs=self.logprobs,
@@ -262,10 +295,15 @@ class ChoiceOut(Answer):
 
     text: str = Field(description="The text, without the stop string that ended it.")
     finish_reason: Literal["stop", "length"] = Field(
-        description="`stop`: end of text or a stop string. `length`: max_tokens."
+        description="`stop`: end of text, a stop string, or a match that nothing can follow. "
+        "`length`: max_tokens."
     )
     seed: int = Field(
         description="The seed of the request, given or drawn; a choice is its seed and its place."
+    )
+    matched: bool | None = Field(
+        description="Whether the generated text obeys `pattern`, `choices` or `allowed_chars`; "
+        "false only where a stop string cut it off. Null where none was given."
     )
     logprobs: list[GeneratedToken] | None = Field(description="Where they were asked for.")
     state: str | None = Field(
@@ -280,6 +318,7 @@ class ChoiceOut(Answer):
             text=choice.text,
             finish_reason=choice.finish_reason,
             seed=choice.seed,
+            matched=choice.matched,
             logprobs=None if choice.tokens is None else list(map(_generated_token, choice.tokens)),
             state=choice.state,
         )
@@ -355,6 +394,7 @@ class StreamedEnd(Answer):
     finish_reason: Literal["stop", "length"] = Field(description="As without a stream.")
     seed: int = Field(description="The seed of the request, given or drawn.")
     state: str | None = Field(description="As without a stream.")
+    matched: bool | None = Field(description="As without a stream.")
 
     @classmethod
     def of(cls, event: ChoiceEnd) -> "StreamedEnd":
@@ -365,6 +405,7 @@ class StreamedEnd(Answer):
             finish_reason=event.finish_reason,
             seed=event.seed,
             state=event.state,
+            matched=event.matched,
         )
 
 

@@ -59,6 +59,23 @@ class Settings(BaseModel):
     )
     max_stop: Count = Field(16, description="most stop strings")
     max_stop_chars: Count = Field(256, description="longest stop string")
+    max_pattern_chars: Count = Field(1024, description="longest pattern")
+    max_pattern_states: Count = Field(
+        2048,
+        description="most states of a pattern's automaton, and most characters of a pattern with "
+        "its repetitions written out",
+    )
+    max_pattern_steps: Count = Field(
+        1_000_000,
+        description="most steps that compiling a pattern may take (a million: about 0.3 s)",
+    )
+    max_choices: Count = Field(1024, description="most texts in `choices`")
+    max_choices_chars: Count = Field(
+        8192, description="most characters of all `choices`, and of `allowed_chars`"
+    )
+    pattern_cache_bytes: int = Field(
+        8 * 2**20, ge=0, description="memory for compiled patterns, a model; 0 is off"
+    )
     max_rows: Count = Field(64, description="rows that step together, a model")
     max_search_rows: Count = Field(
         1024, description="rows of beams that step together, an encoder-decoder"

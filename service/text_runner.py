@@ -27,6 +27,7 @@ class TextWork:
 
     read: ReadRow
     write: list[WriteRow] = field(default_factory=list)
+    held: int = 0  # numbers that it holds beside its tokens, such as a constraint's
 
     @property
     def rows(self) -> int:
@@ -49,7 +50,7 @@ class TextWork:
     @property
     def queued_tokens(self) -> int:
         """What it adds to the queue's bound on tokens."""
-        return len(self.read.tokens) + sum(row.max_tokens for row in self.write)
+        return len(self.read.tokens) + sum(row.max_tokens for row in self.write) + self.held
 
 
 Ended = list[tuple[TextWork, ServiceError | None]]

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from service.bundle import EOS_ID, PAD_ID
+from service.constraints import Constraint
 from service.errors import ModelFailure
 from service.rows import Continuation, ReadRow, TokenDetails, WriteRow
-from service.sampling import NOISE_BLOCK, IndexArray, Sampler, noise_block
+from service.sampling import NOISE_BLOCK, IndexArray, Mask, Sampler, noise_block
 from service.session import FloatArray, Session, States
 
 
@@ -37,6 +38,8 @@ class WriteBatch:
         self._block_tokens = np.zeros((capacity, NOISE_BLOCK), np.uint16)
         # How often a row has each token; there from the first row on that asks for penalties.
         self._counts = np.zeros((capacity, 0), np.int64)
+        # Where the text of a row with a constraint has led in its automaton.
+        self._state = np.zeros(capacity, np.int64)
         # Where each row's block begins in a flat view: taking and putting by one index is quicker.
         self._block_begin = np.arange(capacity) * NOISE_BLOCK
         self._derived = False
@@ -50,6 +53,7 @@ class WriteBatch:
         writing = [(i, row) for i, row in enumerate(self.rows) if row.prompt is None]
         self._watching = [i for i, row in writing if row.stop]
         self._telling = [(i, x.detail_top) for i, x in writing if x.detail_top is not None]
+        self._constrained = _by_constraint(writing)
         self._advance = np.ones(rows, np.int64)
         self._advance[self._feeding] = 0
         adjusted = self._sampler.adjusted
@@ -81,6 +85,7 @@ class WriteBatch:
         self._stepper.logprobs[place] = logprobs
         self._written[place] = row.drawn
         self._max_tokens[place] = row.drawn + row.max_tokens
+        self._state[place] = 0
         self._noise[place] = noise_block(row.seed, row.choice, row.drawn // NOISE_BLOCK)
         if row.params.adjusts and not self._counts.size:
             shape = (self._stepper.capacity, self._session.vocab_size)
@@ -104,6 +109,7 @@ class WriteBatch:
             self._stepper.logprobs[:rows],
             self._noise.reshape(-1).take(self._cursor),
             self._counts[adjusted] if len(adjusted) else self._counts,
+            self._masks() if self._constrained else (),
         )
         self._block_tokens.reshape(-1)[self._cursor] = chosen
         for i in self._feeding:
@@ -113,6 +119,14 @@ class WriteBatch:
         if len(self._counting):
             self._counts[self._counting, chosen[self._counting]] += 1
         return self._end(chosen)
+
+    def _masks(self) -> list[Mask]:
+        """The tokens that the rows with constraints may have."""
+        left = self._max_tokens - self._written
+        return [
+            (places, constraint.allowed(self._state[places], left[places]))
+            for constraint, places in self._constrained
+        ]
 
     def _next_of_prompt(self, place: int) -> int:
         prompt = self.rows[place].prompt
@@ -126,6 +140,9 @@ class WriteBatch:
         ended = chosen == EOS_ID
         if self._telling:
             self._tell(chosen)
+        for constraint, places in self._constrained:
+            self._state[places] = constraint.after(self._state[places], chosen[places])
+            ended[places] |= constraint.is_closed[self._state[places]]
         for i in self._watching:
             ended[i] |= self._watch(i, int(chosen[i]))
         for i in self._feeding:
@@ -202,7 +219,8 @@ class WriteBatch:
         row = self.rows[place]
         if token == EOS_ID:
             row.stop_tokens = 1
-        row.finish_reason = "stop" if row.stop_tokens else "length"
+        closed = row.constraint is not None and row.constraint.is_closed[self._state[place]]
+        row.finish_reason = "stop" if row.stop_tokens or closed else "length"
         if row.wants_continuation and token != EOS_ID:
             row.closing = self._closing_read(place, token)
         return row
@@ -253,6 +271,7 @@ class WriteBatch:
             stepper.logprobs,
             self._written,
             self._max_tokens,
+            self._state,
             self._noise,
             self._block_tokens,
             self._counts,
@@ -271,3 +290,16 @@ class WriteBatch:
         self._counts = counts
         for new, old in zip(self._arrays(), before, strict=True):
             new[:rows] = old[:rows]
+
+
+def _by_constraint(
+    rows: Sequence[tuple[int, WriteRow]],
+) -> list[tuple[Constraint, IndexArray]]:
+    """Each constraint, and the places of the rows that have it."""
+    places: dict[int, list[int]] = {}
+    constraints: dict[int, Constraint] = {}
+    for place, row in rows:
+        if row.constraint is not None:
+            constraints[id(row.constraint)] = row.constraint
+            places.setdefault(id(row.constraint), []).append(place)
+    return [(constraints[key], np.array(found)) for key, found in places.items()]

@@ -65,7 +65,14 @@ def test_eos_ends_a_text_and_is_counted_but_not_shown(client: AppClient, model: 
 
 def test_no_tokens_is_the_empty_text(client: AppClient, model: str) -> None:
     answer = generate(client, model, ["abc", ""], max_tokens=0, n=2, seed=5, logprobs=3)
-    empty = {"text": "", "finish_reason": "length", "seed": 5, "logprobs": [], "state": None}
+    empty = {
+        "text": "",
+        "finish_reason": "length",
+        "seed": 5,
+        "matched": None,
+        "logprobs": [],
+        "state": None,
+    }
     assert answer["results"] == [{"choices": [empty, empty]}] * 2
     usage = answer["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (3, 0)
