@@ -7,6 +7,7 @@ import math
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -21,6 +22,7 @@ from service.bundle import (
     Bundle,
     Precision,
     normalize,
+    special_ids,
 )
 from service.errors import InvalidRequest
 from service.prefixes import MIN_SHARED_TOKENS, PrefixCache, shared_prefixes
@@ -92,6 +94,7 @@ class Choice:
     seed: int
     tokens: tuple[ScoredToken, ...] | None
     completion_tokens: int
+    offsets: tuple[int, ...] = ()  # of each of `tokens`: characters of the text before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +202,7 @@ class Engine(Workers[TextWork]):
     def token_ids(self, text: str, _side: str = "") -> list[int]:
         """The ids of a text, in which printed special tokens are read as such."""
         normalized = normalize(text, self.manifest.normalization)
-        return special_ids(self._vocab.encode(normalized).tolist(), normalized)
+        return special_ids(self._vocab, normalized)
 
     def text_of(self, ids: Sequence[int], _side: str = "") -> str:
         """The printed tokens of ids, one after another."""
@@ -248,9 +251,7 @@ class Engine(Workers[TextWork]):
         works = await off_loop(size, lambda: self._generate_work(prompts, options, seed))
         feed: Feed[tuple[_StreamedChoice, _Told | None]] = Feed()
         choices = [
-            _StreamedChoice(
-                feed, self.tokens, i, self._prompt_text(prompt) if options.echo else "", work, row
-            )
+            _StreamedChoice(feed, self.tokens, i, prompt if options.echo else None, work, row)
             for i, (prompt, work) in enumerate(zip(prompts, works, strict=True))
             for row in work.write
         ]
@@ -341,16 +342,20 @@ class Engine(Workers[TextWork]):
     def _generated(
         self, prompt: Prompt, work: TextWork, options: GenerateOptions, seed: int, cached: int
     ) -> Generated:
-        prefix = self._prompt_text(prompt) if options.echo else ""
+        prefix = _text_of(prompt, self.tokens) if options.echo else ""
         before: tuple[ScoredToken, ...] = ()
+        pieces: tuple[str, ...] = ()
         if options.echo and options.logprobs is not None:
             before = scored_tokens(self._vocab.tokens, work.read.tokens[1:], work.read.details)
+            pieces = _pieces(prompt, self.tokens, len(before))
         choices = []
         for row in work.write:
             kept = len(row.tokens) - row.stop_tokens
-            tokens = None
+            tokens: tuple[ScoredToken, ...] | None = None
+            offsets: tuple[int, ...] = ()
             if options.logprobs is not None:
                 tokens = before + scored_tokens(self._vocab.tokens, row.tokens, row.details)
+                offsets = _offsets(prefix, pieces, len(row.tokens), kept)
             choices.append(
                 Choice(
                     text=prefix + self._vocab.decode(row.tokens[:kept]),
@@ -358,6 +363,7 @@ class Engine(Workers[TextWork]):
                     seed=seed,
                     tokens=tokens,
                     completion_tokens=len(row.tokens),
+                    offsets=offsets,
                 )
             )
         prompt_tokens = len(work.read.tokens) - 1
@@ -454,9 +460,6 @@ class Engine(Workers[TextWork]):
     def _prompt_ids(self, prompt: Prompt) -> npt.NDArray[np.uint16]:
         return self._encode(prompt) if isinstance(prompt, str) else np.array(prompt, np.uint16)
 
-    def _prompt_text(self, prompt: Prompt) -> str:
-        return prompt if isinstance(prompt, str) else self._vocab.decode(prompt)
-
     def _encode(self, text: str) -> npt.NDArray[np.uint16]:
         return self._vocab.encode(normalize(text, self.manifest.normalization))
 
@@ -531,12 +534,31 @@ class Engine(Workers[TextWork]):
             self._prefixes.put(row.tokens, row.continuation)
 
 
-def special_ids(ids: list[int], text: str) -> list[int]:
-    """The ids of a text's characters, where printed special tokens stand for themselves."""
-    return [
-        SPECIAL_TOKENS.index(character) if character in SPECIAL_TOKENS else i
-        for i, character in zip(ids, text, strict=True)
-    ]
+def _text_of(prompt: Prompt, names: Sequence[str]) -> str:
+    """A prompt as it is echoed: the text that came, or that of the ids that came."""
+    return prompt if isinstance(prompt, str) else "".join(_pieces(prompt, names, len(prompt)))
+
+
+def _pieces(prompt: Prompt, names: Sequence[str], count: int) -> tuple[str, ...]:
+    """An echoed prompt, shared out to its tokens.
+
+    A normalized text can have other characters than the one that is echoed: each token stands for
+    one of the latter, and the last for what is left of them. An id of no text has none.
+    """
+    if not isinstance(prompt, str):
+        return tuple(names[i] if i >= len(SPECIAL_TOKENS) else "" for i in prompt)
+    if not count:
+        return ()
+    return (*(prompt[i : i + 1] for i in range(count - 1)), prompt[count - 1 :])
+
+
+def _offsets(prefix: str, pieces: Sequence[str], written: int, kept: int) -> tuple[int, ...]:
+    """Characters of a choice's text before each token of its prompt, and before each written one.
+
+    What ends a text has no characters in it: eos, and the tokens of a stop string.
+    """
+    inside = accumulate(map(len, pieces[:-1]), initial=0) if pieces else ()
+    return (*inside, *(len(prefix) + min(i, kept) for i in range(written)))
 
 
 def unknown_text(pointer: str, positions: Sequence[int]) -> InvalidRequest:
@@ -588,7 +610,7 @@ class _StreamedChoice:
         feed: "Feed[tuple[_StreamedChoice, _Told | None]]",
         names: Sequence[str],
         prompt: int,
-        echoed: str,
+        echoed: Prompt | None,
         work: TextWork,
         row: WriteRow,
     ) -> None:
@@ -637,20 +659,22 @@ class _StreamedChoice:
         )
 
     def _echo(self) -> Iterator[TokenEvent]:
-        read = self._work.read
-        if not self._echoed:
+        if self._echoed is None:
             return
-        if read.detail_top is None:
-            yield TokenEvent(self._prompt, self._row.choice, self._echoed, 0, None)
-        else:
-            # The normalized prompt can have other characters than the one that is echoed: each
-            # token stands for one of the former, and the last for what is left of the latter.
+        read = self._work.read
+        tokens: tuple[ScoredToken, ...] = ()
+        if read.detail_top is not None:
             tokens = scored_tokens(self._names, read.tokens[1:], read.details)
-            for i, token in enumerate(tokens):
-                end = i + 1 if i + 1 < len(tokens) else len(self._echoed)
-                text = self._echoed[i:end]
-                yield TokenEvent(self._prompt, self._row.choice, text, i, token)
-        self._offset = len(self._echoed)
+        if tokens:
+            for piece, token in zip(
+                _pieces(self._echoed, self._names, len(tokens)), tokens, strict=True
+            ):
+                yield TokenEvent(self._prompt, self._row.choice, piece, self._offset, token)
+                self._offset += len(piece)
+        elif text := _text_of(self._echoed, self._names):
+            # Also of a text that is nothing when it is normalized.
+            yield TokenEvent(self._prompt, self._row.choice, text, 0, None)
+            self._offset = len(text)
 
     def _release(self, count: int, with_text: int) -> Iterator[TokenEvent]:
         """The first tokens that are held, of which so many have a text."""

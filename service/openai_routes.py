@@ -20,7 +20,15 @@ from service.answers import (
 )
 from service.body import body_documentation, read_body
 from service.bundle import BOS_ID
-from service.engine import ChoiceEnd, Engine, Generated, GenerateOptions, Prompt, TokenEvent
+from service.engine import (
+    ChoiceEnd,
+    Engine,
+    Generated,
+    GenerateOptions,
+    Prompt,
+    ScoredToken,
+    TokenEvent,
+)
 from service.errors import InvalidRequest, ServiceError
 from service.openai_schemas import (
     Completion,
@@ -154,8 +162,7 @@ class _Frame:
                 logprobs = None
                 if self._body.logprobs is not None:
                     tokens = choice.tokens or ()
-                    offsets = _offsets(len(tokens), len(choice.text))
-                    logprobs = logprobs_of(tokens, offsets, after_bos=self.bos_of(i))
+                    logprobs = logprobs_of(tokens, choice.offsets, after_bos=self.bos_of(i))
                 choices.append(
                     CompletionChoice.model_construct(
                         text=choice.text,
@@ -193,33 +200,35 @@ async def _events(
     began: set[int] = set()
     async with aclosing(engine.stream(prompts, options)) as events:
         async for event in events:
-            if isinstance(event, TokenEvent):
+            if isinstance(event, TokenEvent | ChoiceEnd):
                 index = frame.index(event.prompt, event.choice)
                 bos = frame.bos_of(event.prompt) if index not in began else None
                 began.add(index)
-                yield _chunk_event(frame, _token_choice(frame, event, index, bos))
-            elif isinstance(event, ChoiceEnd):
-                end = CompletionChoice.model_construct(
-                    text="",
-                    index=frame.index(event.prompt, event.choice),
-                    logprobs=None,
-                    finish_reason=event.finish_reason,
-                )
-                yield _chunk_event(frame, end)
+                yield _chunk_event(frame, _piece(frame, event, index, bos))
             elif frame.gives_usage:
                 usage = _usage(event.prompt_tokens, event.completion_tokens)
                 yield ServerSentEvent(frame.chunk([], usage).model_dump_json())
     yield ServerSentEvent("[DONE]")
 
 
-def _token_choice(
-    frame: _Frame, event: TokenEvent, index: int, bos: str | None
+def _piece(
+    frame: _Frame, event: TokenEvent | ChoiceEnd, index: int, bos: str | None
 ) -> CompletionChoice:
+    """A token of a choice, or its end; before the first of them the bos of its prompt."""
+    text, reason = "", None
+    tokens: list[ScoredToken] = []
+    offsets: list[int] = []
+    if isinstance(event, ChoiceEnd):
+        reason = event.finish_reason
+    else:
+        text = event.text
+        if event.token is not None:
+            tokens, offsets = [event.token], [event.offset]
     logprobs: LogprobsOut | None = None
-    if frame.wants_logprobs() and event.token is not None:
-        logprobs = logprobs_of([event.token], [event.offset], after_bos=bos)
+    if frame.wants_logprobs() and (tokens or bos is not None):
+        logprobs = logprobs_of(tokens, offsets, after_bos=bos)
     return CompletionChoice.model_construct(
-        text=event.text, index=index, logprobs=logprobs, finish_reason=None
+        text=text, index=index, logprobs=logprobs, finish_reason=reason
     )
 
 
@@ -229,11 +238,6 @@ def _chunk_event(frame: _Frame, choice: CompletionChoice) -> ServerSentEvent:
 
 def _error_event(request: Request, error: ServiceError) -> ServerSentEvent:
     return ServerSentEvent(openai_error(problem_document(request, error)).model_dump_json())
-
-
-def _offsets(tokens: int, length: int) -> list[int]:
-    """Where the tokens begin in a text of so many characters: a token is one, or has none."""
-    return [min(i, length) for i in range(tokens)]
 
 
 def _usage(prompt_tokens: int, completion_tokens: int) -> CompletionUsage:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.bundle import BOS_ID, EOS_ID, PAD_ID
+from service.bundle import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS
 from service.engine import Choice, Engine, GenerateOptions, Prompt, ScoredToken
 from service.errors import InvalidRequest
 from service.sampling import SamplingParams
@@ -39,7 +39,7 @@ class CompletionRequest(BaseModel):
     model: str = Field(description="Name of a served language model.")
     prompt: Prompts = Field(
         description="A text, a list of texts, a list of token ids, or a list of such lists. A text "
-        "begins after an implicit bos; ids may begin with it."
+        "begins after an implicit bos; ids may begin with it, and a text with its printed form."
     )
     best_of: int | None = Field(
         None, ge=1, description="Write so many, answer the `n` with the best mean logprob a token."
@@ -137,7 +137,9 @@ def engine_prompt(prompt: str | list[int], vocab_size: int) -> tuple[Prompt, boo
     Raises InvalidRequest where an id is none of a text's.
     """
     if isinstance(prompt, str):
-        return prompt, False
+        # Where clients make a text of ids again, bos stands in it in its printed form.
+        bos = SPECIAL_TOKENS[BOS_ID]
+        return prompt.removeprefix(bos), prompt.startswith(bos)
     has_bos = prompt[:1] == [BOS_ID]
     ids = tuple(prompt[1:] if has_bos else prompt)
     if any(i >= vocab_size or i in {PAD_ID, BOS_ID, EOS_ID} for i in ids):

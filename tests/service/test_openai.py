@@ -4,6 +4,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.bundles import ALPHABET
 from tests.fakes import AppClient
@@ -107,6 +109,77 @@ def test_a_stream_ends_with_done_and_mistakes_are_answers(client: AppClient) -> 
             merged[name] += values
     assert merged == whole["logprobs"]
     assert error(client, stream=True, max_tokens=-1)[0] == 422
+
+
+def told_by_the_stream(client: AppClient, **body: Any) -> dict[int, Any]:
+    """The choices of a stream, put together again."""
+    answer = client.post("/v1/completions", json={"model": MODEL, "stream": True, **body})
+    assert answer.status_code == 200, answer.text
+    found: dict[int, Any] = {}
+    for event in parsed(answer.content)[:-1]:
+        for piece in json.loads(event.data)["choices"]:
+            choice = found.setdefault(piece["index"], {"text": "", "logprobs": {}})
+            choice["text"] += piece["text"]
+            choice["finish_reason"] = piece["finish_reason"]
+            for name, told in (piece["logprobs"] or {}).items():
+                choice["logprobs"].setdefault(name, []).extend(told)
+    return found
+
+
+PIECES = [*ALPHABET[:6], "\r\n", "e\u0301", "\u05d0", "\ue001", "\ue002"]
+AWKWARD = st.lists(st.sampled_from(PIECES), max_size=6).map("".join)
+IDS = st.lists(st.integers(3, 9), max_size=6)
+BEGUN = st.builds(lambda ids: [1, *ids], IDS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    prompt=st.lists(AWKWARD, min_size=1, max_size=2)
+    | st.lists(IDS | BEGUN, min_size=1, max_size=2),
+    options=st.fixed_dictionaries(
+        {
+            "max_tokens": st.integers(0, 12),
+            "n": st.integers(1, 2),
+            "seed": st.integers(0, 99),
+            "echo": st.booleans(),
+            "logprobs": st.integers(0, 2),
+            "stop": st.lists(st.text(ALPHABET[:3], min_size=1, max_size=2), max_size=2),
+        }
+    ),
+)
+def test_a_stream_tells_what_the_plain_answer_tells_and_offsets_lie_in_its_text(
+    client: AppClient, prompt: list[Any], options: dict[str, Any]
+) -> None:
+    """Also where the prompt is another text once it is normalized, and where ids have no text."""
+    plain = complete(client, prompt=prompt, **options)
+    found = told_by_the_stream(client, prompt=prompt, **options)
+    for choice in plain["choices"]:
+        logprobs, text = choice["logprobs"], choice["text"]
+        told = found[choice["index"]]
+        assert (told["text"], told["finish_reason"]) == (text, choice["finish_reason"])
+        assert told["logprobs"] == (logprobs if logprobs["tokens"] else {})
+        offsets = logprobs["text_offset"]
+        assert {len(x) for x in logprobs.values()} == {len(offsets)}
+        assert offsets == sorted(offsets)
+        # From the end: every generated token is the character at its offset, or none.
+        assert all(0 <= offset <= len(text) for offset in offsets)
+        if choice["finish_reason"] == "length" and options["max_tokens"]:
+            written = len(text) - options["max_tokens"]
+            count = options["max_tokens"]
+            assert offsets[-count:] == list(range(written, len(text)))
+            assert "".join(logprobs["tokens"][-count:]) == text[written:]
+
+
+def test_a_text_that_begins_with_bos_is_read_as_ids_that_do(client: AppClient) -> None:
+    """lm-eval makes texts of ids again, and counts bos among them."""
+    ids = client.post("/tokenize", json={"model": MODEL, "prompt": "ab"}).json()["tokens"]
+    options: dict[str, Any] = {"max_tokens": 3, "echo": True, "logprobs": 1, "seed": 1}
+    begun = complete(client, prompt=[[1, *ids]], **options)["choices"]
+    assert complete(client, prompt="\ue001ab", **options)["choices"] == begun
+    # Anywhere else it is a character that the model does not know.
+    inside = complete(client, prompt="a\ue001b", **options)["choices"][0]
+    assert inside["text"].startswith("a\ue001b")
+    assert inside["logprobs"]["tokens"][:3] == ["a", "\ue003", "b"]
 
 
 # --- tokens ---------------------------------------------------------------------------------------
