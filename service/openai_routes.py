@@ -4,7 +4,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -29,7 +28,7 @@ from service.engine import (
     ScoredToken,
     TokenEvent,
 )
-from service.errors import InvalidRequest, ServiceError
+from service.errors import InvalidRequest, ModelNotFound, ServiceError
 from service.openai_schemas import (
     Completion,
     CompletionChoice,
@@ -47,6 +46,7 @@ from service.openai_schemas import (
 )
 from service.schemas import AnyEngine, Problem
 from service.sse import ServerSentEvent, event_response
+from service.workers import at_most, off_loop
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
@@ -77,29 +77,32 @@ def _errors() -> dict[int | str, dict[str, Any]]:
     return documented
 
 
+_ERRORS = _errors()
+
+
 @router.get("/models")
 async def models(request: Request) -> ModelsOut:
     """Every served language model, in OpenAI's form."""
     engines: dict[str, AnyEngine] = request.app.state.engines
-    return ModelsOut(
-        object="list",
-        data=[
-            ModelOut(
-                id=name,
-                object="model",
-                created=int(datetime.fromisoformat(engine.manifest.created).timestamp()),
-                owned_by="unroll",
-            )
-            for name, engine in sorted(engines.items())
-            if isinstance(engine, Engine)
-        ],
-    )
+    served = [engine for _, engine in sorted(engines.items())]
+    data = [ModelOut.of(engine) for engine in served if isinstance(engine, Engine)]
+    return ModelsOut(object="list", data=data)
+
+
+# "4XX" and not 404: else FastAPI documents a 422 of its own that no name can cause.
+@router.get("/models/{name}", responses={"4XX": _ERRORS[404]})
+async def model(name: str, request: Request) -> ModelOut:
+    """One served language model, in OpenAI's form."""
+    engine = engine_named(request, name)
+    if not isinstance(engine, Engine):
+        raise ModelNotFound("this is no language model; an encoder-decoder stands in /models")
+    return ModelOut.of(engine)
 
 
 @router.post(
     "/completions",
     response_model=Completion,
-    responses=_errors(),
+    responses=_ERRORS,
     openapi_extra=body_documentation(CompletionRequest),
 )
 async def completions(request: Request) -> Response:
@@ -113,9 +116,16 @@ async def completions(request: Request) -> Response:
     if len(asked) > settings.max_inputs:
         limit = settings.max_inputs
         raise InvalidRequest.at("/prompt", f"too many prompts; at most {limit} are allowed")
-    options = body.options(engine.tokens)
+    for prompt in asked:
+        at_most("/prompt", len(prompt), settings.max_prompt_chars, "characters a prompt")
+    options = body.options(engine)
     check_choices(options.n, "/best_of" if body.best_of else "/n", options.stop, settings)
-    pairs = [engine_prompt(prompt, len(engine.tokens)) for prompt in asked]
+    if body.logprobs is None and options.logprobs is not None:
+        told = len(asked) * options.n * (options.max_tokens or 0)
+        unit = "tokens of which the best are told: prompts · best_of · max_tokens"
+        at_most("/best_of", told, settings.max_detail_chars, unit)
+    size, vocab_size = sum(map(len, asked)), len(engine.tokens)
+    pairs = await off_loop(size, lambda: [engine_prompt(prompt, vocab_size) for prompt in asked])
     prompts = [prompt for prompt, _ in pairs]
     frame = _Frame(engine, body, [has_bos for _, has_bos in pairs])
     if body.stream:
