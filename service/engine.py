@@ -28,7 +28,7 @@ from service.errors import InvalidRequest
 from service.prefixes import MIN_SHARED_TOKENS, PrefixCache, shared_prefixes
 from service.rows import ReadRow, TokenDetails, WriteRow
 from service.sampling import SamplingParams
-from service.session import Session
+from service.session import Session, States
 from service.settings import Settings
 from service.streams import Feed
 from service.text_runner import TextRunner, TextWork
@@ -455,6 +455,57 @@ class Engine(Workers[TextWork]):
             cached_tokens=min(cached, plan.context_tokens + len(plan.ids)),
         )
 
+    def ids_of(self, text: str) -> npt.NDArray[np.uint16]:
+        """The ids of a text's normalized characters."""
+        return self._encode(text)
+
+    async def carry_on(
+        self,
+        carried: "CarriedScore",
+        ids: npt.NDArray[np.uint16] | None,
+        options: ScoreOptions,
+    ) -> "CarriedScore":
+        """The score of a text that comes in parts, with its next part; None is its end.
+
+        However it is cut, it is bitwise the score of the whole. Raises what `score` raises.
+        """
+        unknown = 0 if ids is None else int(np.count_nonzero(ids == UNK_ID))
+        if options.unknown == "error" and unknown:
+            raise InvalidRequest(
+                f"{unknown} characters are not in the model's vocabulary, among the "
+                f"{len(ids) if ids is not None else 0} after the first {carried.read}"
+            )
+        coming = np.array([EOS_ID], np.uint16) if ids is None else ids
+        if options.unknown == "skip":
+            coming = coming[coming != UNK_ID]
+        read = carried.read + (0 if ids is None else len(ids))
+        unknown += carried.unknown
+        last = carried.last if carried.read or not options.bos else BOS_ID
+        # What is read, and what is counted after it: everything but the last, after which nothing
+        # is known yet.
+        sequence = coming if last is None else np.append(np.uint16(last), coming)
+        if len(sequence) < 2:
+            chars = carried.chars
+            held = int(sequence[0]) if len(sequence) else last
+            return replace(
+                carried, last=held, chars=chars, read=read, unknown=unknown, bos=options.bos
+            )
+        row = ReadRow(sequence[:-1], sequence[1:], start=carried.states, wants_continuation=True)
+        row.logprob = carried.logprob
+        async with self.deadline():
+            await self.run([TextWork(row)])
+        states = None if row.continuation is None else row.continuation.states
+        return CarriedScore(
+            states=states,
+            last=int(sequence[-1]),
+            logprob=row.logprob,
+            chars=carried.chars + (0 if ids is None else len(sequence) - 1),
+            read=read,
+            unknown=unknown,
+            bos=options.bos,
+            eos=ids is None,
+        )
+
     # --- shared ---------------------------------------------------------------------------------
 
     def _prompt_ids(self, prompt: Prompt) -> npt.NDArray[np.uint16]:
@@ -597,6 +648,20 @@ def scored_tokens(
         )
         for token, logprob, entropy_bits, rank, top_ids, top_logprobs in columns
     )
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedScore:
+    """The score of a text so far, and where to go on."""
+
+    states: States | None = None  # None: nothing has been read
+    last: int | None = None  # the last token, which has not been read yet
+    logprob: float = 0.0  # nats
+    chars: int = 0  # counted
+    read: int = 0  # characters that came, counted or not
+    unknown: int = 0  # of them, outside the vocabulary
+    bos: bool = True
+    eos: bool = False
 
 
 _Told: TypeAlias = tuple[int, TokenDetails]  # a token that was written

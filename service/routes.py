@@ -40,6 +40,7 @@ from service.schemas import (
     ScoreResponse,
     StreamedToken,
 )
+from service.score_stream import is_stream, score_stream, stream_documentation
 from service.sse import ServerSentEvent, event_response
 from service.translator import ALIGNMENT_SIZE, TranslatedToken, TranslateOptions, Translator
 
@@ -128,11 +129,18 @@ async def _translate_events(
     "/score",
     response_model=ScoreResponse,
     responses=PROBLEMS,
-    openapi_extra=body_documentation(ScoreRequest),
+    openapi_extra=stream_documentation(body_documentation(ScoreRequest)),
     tags=["models"],
 )
 async def score(request: Request) -> Response:
-    """The probability of a text, or of every text of a list; given its source, where it has one."""
+    """The probability of a text, or of every text of a list; given its source, where it has one.
+
+    A body of `text/plain` or `application/x-ndjson` is a stream: every line is a text, and is
+    answered with a line as soon as it has come; the fields of the JSON request are query parameters
+    then. With `mode=total` the whole stream is one text, and the answer a running total.
+    """
+    if is_stream(request):
+        return await score_stream(request)
     body = await read_body(request, ScoreRequest)
     engine = engine_named(request, body.model)
     texts = texts_within(body.text, "/text", request)

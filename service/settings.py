@@ -65,6 +65,15 @@ class Settings(BaseModel):
     max_queue_rows: Count = Field(4096, description="rows that may wait, a model")
     max_queue_tokens: Count = Field(16 * 2**20, description="tokens that may wait, a model")
     request_timeout_s: float = Field(120.0, gt=0, description="longest time for one request")
+    max_line_bytes: Count = Field(
+        2**20, description="longest line of a streamed /score; longer ones are told and skipped"
+    )
+    stream_batch_bytes: Count = Field(
+        64 * 2**10, description="most bytes of a streamed /score that are scored together"
+    )
+    stream_idle_s: float = Field(
+        3600.0, gt=0, description="longest time for which a streamed body may stand still"
+    )
     heartbeat_s: float = Field(
         10.0, gt=0, description="a stream without an event for so long gets a comment"
     )

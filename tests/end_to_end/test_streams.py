@@ -1,6 +1,9 @@
 """Streams over real sockets: written as they come about, and ended with their client."""
 
 import json
+import shutil
+import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,3 +100,71 @@ def test_a_translation_streams(server: Server, tmp_path: Path) -> None:
     assert json.loads(events[-1].data) == plain
     text = "".join(json.loads(event.data)["text"] for event in events[:-1])
     assert text == plain["results"][0]["hypotheses"][0]["text"]
+
+
+# --- /score of streamed bodies --------------------------------------------------------------------
+
+LINES = {"Content-Type": "text/plain"}
+
+
+def test_a_line_is_answered_while_the_body_is_open(server: Server) -> None:
+    """As `tail -f log | curl -T . …`: one line in, one line out, for as long as it goes."""
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.skip("there is no curl")
+    url = f"{server.url}/score?model=tiny-lstm"
+    command = [curl, "-sN", "-X", "POST", "-T", ".", "-H", "Content-Type: text/plain", url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for number, text in enumerate(["a cat", "a hat", ""], 1):
+            process.stdin.write(f"{text}\n".encode())
+            process.stdin.flush()
+            answer = json.loads(process.stdout.readline())
+            assert (answer["line"], answer["chars"]) == (number, len(text))
+        process.stdin.close()
+        assert process.stdout.read() == b""
+    assert process.returncode == 0
+
+
+def test_a_large_stream_is_scored_in_constant_memory(server: Server, tmp_path: Path) -> None:
+    # curl: unlike httpx it reads while it writes, as the answers are longer than the lines.
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.skip("there is no curl")
+    line = b"the white rabbit was late for tea, and alice saw a cat in a hat\n"
+    url = f"{server.url}/score?model=tiny-lstm"
+
+    def streamed(lines: int) -> int:
+        (tmp_path / "text").write_bytes(line * lines)
+        command = [curl, "-sN", "-X", "POST", "-T", f"{tmp_path}/text", "-H", "Expect:"]
+        answer = subprocess.run(
+            [*command, "-H", "Content-Type: text/plain", url], capture_output=True, check=True
+        )
+        return len(answer.stdout.splitlines())
+
+    assert streamed(16_384) == 16_384  # 1 MiB, and what the allocator keeps for it
+    before = server.resident_bytes()
+    assert streamed(98_304) == 98_304  # 6 MiB, and 20 MiB of answers
+    assert server.resident_bytes() - before < 3 * 2**20
+
+
+def test_a_client_that_reads_nothing_is_not_read_from_either(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    head = "POST /score?model=tiny-lstm HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n"
+    piece = b"a cat in a hat\n" * 1000
+    before = server.resident_bytes()
+    with socket.create_connection((host, int(port)), timeout=3) as connection:
+        connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+        sent = 0
+        chunk = f"{len(piece):x}\r\n".encode() + piece + b"\r\n"
+        try:
+            while sent < 400 * len(piece):
+                connection.sendall(chunk)
+                sent += len(piece)
+        except TimeoutError:
+            pass
+        assert sent < 400 * len(piece)
+    assert server.resident_bytes() - before < 16 * 2**20
+    with server.client() as client:
+        assert client.get("/livez").status_code == 200

@@ -1,0 +1,111 @@
+"""Bytes that arrive in pieces, as lines or as one text, in bounded memory."""
+
+import codecs
+import unicodedata
+from dataclasses import dataclass
+
+# How far around a cut characters are looked at: what composes lies next to each other.
+_NEIGHBOURS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line without its end; `content` is None where it was too long."""
+
+    number: int  # from 1
+    content: bytes | None
+
+
+class LineSplitter:
+    """Lines from bytes. Of a line that is too long nothing is kept."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._held = bytearray()
+        self._too_long = False
+        self._number = 0
+        self._began = False
+
+    def feed(self, data: bytes) -> list[Line]:
+        """The lines that these bytes end."""
+        *ended, rest = data.split(b"\n")
+        lines = []
+        for part in ended:
+            self._hold(part)
+            lines.append(self._line())
+        if rest:
+            self._hold(rest)
+        return lines
+
+    def end(self) -> list[Line]:
+        """The last line, where bytes came after the last line's end."""
+        return [self._line()] if self._began else []
+
+    def _hold(self, part: bytes) -> None:
+        self._began = True
+        if not self._too_long and len(self._held) + len(part) <= self._max_bytes:
+            self._held += part
+        else:
+            self._too_long = True
+            self._held.clear()
+
+    def _line(self) -> Line:
+        self._number += 1
+        content = None if self._too_long else bytes(self._held).removesuffix(b"\r")
+        self._held.clear()
+        self._too_long = self._began = False
+        return Line(self._number, content)
+
+
+class TextSplitter:
+    """A text from UTF-8, in parts that can be normalized apart.
+
+    The parts' normal forms, one after another, are the normal form of the whole text: a part ends
+    before a blank or a line end, and where none comes for long between characters that do not
+    compose. Raises UnicodeDecodeError where the bytes are not UTF-8, and ValueError where
+    `max_chars` characters hold no place for a cut.
+    """
+
+    def __init__(self, max_chars: int) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("strict")
+        self._max_chars = max_chars
+        self._held = ""
+
+    def feed(self, data: bytes) -> str:
+        """As much of the text as is sure now; it may be empty."""
+        self._held += self._decoder.decode(data)
+        cut = self._last_cut()
+        part, self._held = self._held[:cut], self._held[cut:]
+        return part
+
+    def end(self) -> str:
+        """The rest."""
+        part = self._held + self._decoder.decode(b"", final=True)
+        self._held = ""
+        return part
+
+    def _last_cut(self) -> int:
+        for place in range(len(self._held) - 1, 0, -1):
+            if self._held[place] in " \n" and self._held[place - 1] != "\r":
+                return place
+            if len(self._held) - place > self._max_chars:
+                break
+        if len(self._held) <= self._max_chars:
+            return 0
+        for place in range(len(self._held) - _NEIGHBOURS, 0, -1):
+            if _parts_here(self._held, place):
+                return place
+            if len(self._held) - place > self._max_chars:
+                break
+        raise ValueError("the text holds no place to cut it")
+
+
+def _parts_here(text: str, place: int) -> bool:
+    """Whether the text before and the text after have the normal form of both together."""
+    before, after = text[max(0, place - _NEIGHBOURS) : place], text[place : place + _NEIGHBOURS]
+    if before.endswith("\r"):
+        return False
+    whole = unicodedata.normalize("NFC", before + after)
+    parts = unicodedata.normalize("NFC", before) + unicodedata.normalize("NFC", after)
+    # A sigma's lower case depends on what follows it, and combining marks on what they stand on.
+    return whole == parts and not unicodedata.combining(after[0]) and "\u03a3" not in before + after

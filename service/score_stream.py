@@ -1,0 +1,443 @@
+"""`/score` of a streamed body: lines or one text in, answers as lines out, in constant memory."""
+
+import asyncio
+import json
+import logging
+import math
+from collections.abc import AsyncGenerator, Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import Request, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.types import Message, Receive, Scope, Send
+
+from service.answers import engine_named, problem_document
+from service.body import field_errors
+from service.engine import CarriedScore, Engine, Scored, ScoreOptions
+from service.errors import (
+    ClientGone,
+    DeadlineExceeded,
+    InvalidRequest,
+    QueueFull,
+    ServiceError,
+    UnsupportedMediaType,
+)
+from service.line_reader import Line, LineSplitter, TextSplitter
+from service.schemas import AnyEngine
+from service.settings import Settings
+from service.translator import Translator
+
+TEXT, NDJSON = "text/plain", "application/x-ndjson"
+# A full queue is waited for: a stream is in no hurry.
+_RETRY_S = 0.05
+
+logger = logging.getLogger(__name__)
+
+
+class StreamQuery(BaseModel):
+    """The query parameters of a streamed `/score`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = Field(None, description="Name of a served model.")
+    mode: Literal["lines", "total"] = Field(
+        "lines", description="Every line is a text, or the whole stream is one (`text/plain`)."
+    )
+    bos: bool = Field(True, description="As in the JSON request.")
+    eos: bool | None = Field(None, description="As in the JSON request.")
+    unknown: Literal["unk", "error", "skip"] = Field("unk", description="As in the JSON request.")
+    every: int = Field(
+        65_536, ge=1, description="Mode `total`: characters from one running total to the next."
+    )
+
+
+class StreamedText(BaseModel):
+    """A line of an NDJSON body."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    text: str = Field(description="The text.")
+    context: str = Field("", description="Read before it and not counted.")
+    source: str | None = Field(None, description="Encoder-decoders: what it is a translation of.")
+    id: Annotated[str, Field(max_length=256)] | int | None = Field(
+        None, description="Given back with the answer."
+    )
+
+
+def stream_documentation(operation: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI entry of `/score`, with the bodies that are streams."""
+    whole = StreamedText.model_json_schema()
+    operation["requestBody"]["content"] |= {
+        TEXT: {"schema": {"type": "string"}, "example": "the white rabbit\nthe whjte rabbit\n"},
+        NDJSON: {
+            "schema": {"type": "string", "description": "Lines of JSON.", "x-line": whole},
+            "example": '{"text": "the white rabbit", "id": 1}\n',
+        },
+    }
+    properties = StreamQuery.model_json_schema()["properties"]
+    operation["parameters"] = [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": schema.pop("description") + " For streamed bodies.",
+            "schema": schema,
+        }
+        for name, schema in properties.items()
+    ]
+    return operation
+
+
+def is_stream(request: Request) -> bool:
+    """Whether the body is one that is scored while it comes."""
+    return _media_type(request)[0] in {TEXT, NDJSON}
+
+
+async def score_stream(request: Request) -> Response:
+    """Score the body as it comes. Raises the errors that come before it."""
+    media_type, charset = _media_type(request)
+    if charset not in {"", "utf-8", "utf8"}:
+        raise UnsupportedMediaType("a text is in UTF-8")
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise UnsupportedMediaType("send the body without Content-Encoding")
+    query = _query(request)
+    engine = engine_named(request, query.model)
+    if isinstance(engine, Translator) and (media_type == TEXT or query.mode == "total"):
+        raise InvalidRequest.at("/model", f"an encoder-decoder scores pairs: lines of {NDJSON}")
+    if query.mode == "total" and media_type != TEXT:
+        raise InvalidRequest.at("/mode", f"a total is of {TEXT}")
+    lift_deadline = request.scope.get("unroll.lift_deadline")
+    if lift_deadline is not None:
+        lift_deadline()
+    body = _Body(request)
+    if query.mode == "total" and isinstance(engine, Engine):
+        answers = _total(request, engine, query, body)
+    else:
+        answers = _lines(request, engine, query, body, is_json=media_type == NDJSON)
+    return _Lines(answers, body, request.app.state.settings)
+
+
+def _media_type(request: Request) -> tuple[str, str]:
+    media_type, _, parameters = request.headers.get("content-type", "").partition(";")
+    charset = parameters.strip().lower().removeprefix("charset=").strip('"')
+    return media_type.strip().lower(), charset
+
+
+def _query(request: Request) -> StreamQuery:
+    names = [name for name, _ in request.query_params.multi_items()]
+    if len(names) != len(set(names)):
+        raise InvalidRequest("a query parameter stands once")
+    try:
+        return StreamQuery.model_validate(dict(request.query_params))
+    except ValidationError as error:
+        raise field_errors(StreamQuery, error) from error
+
+
+class _Body:
+    """The body's pieces, one of them received ahead, so that a client that goes is noticed."""
+
+    def __init__(self, request: Request) -> None:
+        self._receive = request.receive
+        self._idle_s = request.app.state.settings.stream_idle_s
+        self._ended = False
+        self._ahead = asyncio.create_task(_message(self._receive))
+
+    async def piece(self) -> bytes | None:
+        """The next piece, and None after the last. Raises ClientGone and DeadlineExceeded."""
+        if self._ended:
+            return None
+        await asyncio.wait((self._ahead,), timeout=self._idle_s)
+        if not self._ahead.done():
+            raise DeadlineExceeded(f"a stream may stand still for {self._idle_s:g} s")
+        message = self._ahead.result()
+        if message["type"] == "http.disconnect":
+            raise ClientGone("the client closed the connection")
+        self._ended = not message.get("more_body", False)
+        self._ahead = asyncio.create_task(_message(self._receive))
+        data: bytes = message.get("body", b"")
+        return data
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the client has closed the connection."""
+        return self._ahead.done() and self._ahead.result()["type"] == "http.disconnect"
+
+    async def while_there(self, work: "asyncio.Task[Any]") -> None:
+        """Wait for the work; it is cancelled when the client goes. Raises ClientGone."""
+        try:
+            while not work.done():
+                waiting = {work} if self._ahead.done() else {work, self._ahead}
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if self.is_gone and not work.done():
+                    raise ClientGone("the client closed the connection")
+        finally:
+            work.cancel()
+
+    async def close(self) -> None:
+        """End what is received ahead."""
+        self._ahead.cancel()
+        await asyncio.wait((self._ahead,))
+
+
+async def _message(receive: Receive) -> Message:
+    return await receive()
+
+
+class _Lines(Response):
+    """Answers as lines, each written as soon as it is there."""
+
+    def __init__(
+        self, answers: AsyncGenerator[bytes, None], body: _Body, settings: Settings
+    ) -> None:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(None, 200, headers, NDJSON)
+        del self.headers["content-length"]
+        self._answers = answers
+        self._body = body
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Write the answers (ASGI 3)."""
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for content in self._answers:
+                # A client that takes nothing for so long is as good as gone.
+                async with asyncio.timeout(self._settings.request_timeout_s):
+                    await send({"type": "http.response.body", "body": content, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except TimeoutError:
+            logger.warning("a client took nothing of its stream for too long")
+        except ClientGone:
+            logger.info("a client went in the middle of its stream")
+        finally:
+            await self._answers.aclose()
+            await self._body.close()
+
+
+# --- a text a line --------------------------------------------------------------------------------
+
+
+async def _lines(
+    request: Request, engine: AnyEngine, query: StreamQuery, body: _Body, *, is_json: bool
+) -> AsyncGenerator[bytes, None]:
+    settings: Settings = request.app.state.settings
+    splitter = LineSplitter(settings.max_line_bytes)
+    try:
+        while True:
+            piece = await body.piece()
+            lines = splitter.end() if piece is None else splitter.feed(piece)
+            for batch in _batches(lines, settings):
+                yield await _answered(request, engine, query, body, batch, is_json=is_json)
+            if piece is None:
+                return
+    except ClientGone:
+        raise
+    except ServiceError as error:
+        # Of the whole stream: the line says so by having no number.
+        yield _json({"error": problem_document(request, error).model_dump()})
+
+
+def _batches(lines: Sequence[Line], settings: Settings) -> list[list[Line]]:
+    """Lines that are scored together: as many as came, within bounds."""
+    batches: list[list[Line]] = []
+    size = 0
+    for line in lines:
+        length = len(line.content or b"")
+        is_full = size + length > settings.stream_batch_bytes
+        if not batches or is_full or len(batches[-1]) >= settings.max_inputs:
+            batches.append([])
+            size = 0
+        batches[-1].append(line)
+        size += length
+    return batches
+
+
+async def _answered(
+    request: Request,
+    engine: AnyEngine,
+    query: StreamQuery,
+    body: _Body,
+    batch: Sequence[Line],
+    *,
+    is_json: bool,
+) -> bytes:
+    """The answers to some lines, in order."""
+    limit = request.app.state.settings.max_line_bytes
+    told: dict[int, dict[str, Any]] = {}
+    texts: dict[int, StreamedText] = {}
+    for line in batch:
+        try:
+            text = _read(line, limit, is_json=is_json)
+            if text is not None:
+                texts[line.number] = text
+                _check(engine, query, text)
+        except ServiceError as error:
+            told[line.number] = _error(request, line.number, texts.pop(line.number, None), error)
+    if texts:
+        told |= await _scored(request, engine, query, body, texts)
+    return b"".join(_json(told[number]) for number in sorted(told))
+
+
+def _read(line: Line, limit: int, *, is_json: bool) -> StreamedText | None:
+    """A line's text; None for an empty line of NDJSON. Raises InvalidRequest and BadRequest."""
+    if line.content is None:
+        raise InvalidRequest(f"a line may have {limit} bytes at most")
+    if is_json:
+        if not line.content.strip():
+            return None
+        try:
+            return StreamedText.model_validate_json(line.content)
+        except ValidationError as error:
+            raise field_errors(StreamedText, error) from error
+    try:
+        return StreamedText(text=line.content.decode())
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"the line is not UTF-8 from byte {error.start} on") from error
+
+
+def _check(engine: AnyEngine, query: StreamQuery, text: StreamedText) -> None:
+    if isinstance(engine, Engine):
+        if text.source is not None:
+            raise InvalidRequest.at("/source", "a language model takes `context`, and no source")
+    elif text.source is None:
+        raise InvalidRequest.at("/source", "an encoder-decoder scores a text given its source")
+    elif text.context or not query.bos:
+        pointer = "/context" if text.context else "/bos"
+        raise InvalidRequest.at(pointer, "an encoder-decoder scores a target from its beginning")
+
+
+async def _scored(
+    request: Request,
+    engine: AnyEngine,
+    query: StreamQuery,
+    body: _Body,
+    texts: dict[int, StreamedText],
+) -> dict[int, dict[str, Any]]:
+    """What the lines are worth; where one is refused, the others are asked for without it."""
+    try:
+        results = await _asked(engine, query, body, list(texts.values()))
+    except InvalidRequest as error:
+        if len(texts) == 1:
+            ((number, text),) = texts.items()
+            return {number: _error(request, number, text, error)}
+        told: dict[int, dict[str, Any]] = {}
+        for number, text in texts.items():
+            told |= await _scored(request, engine, query, body, {number: text})
+        return told
+    return {
+        number: _with_id({"line": number}, text) | _figures(result) | {"unknown": result.unknown}
+        for (number, text), result in zip(texts.items(), results, strict=True)
+    }
+
+
+async def _asked(
+    engine: AnyEngine, query: StreamQuery, body: _Body, texts: Sequence[StreamedText]
+) -> list[Scored]:
+    options = ScoreOptions(bos=query.bos, eos=bool(query.eos), unknown=query.unknown)
+    strings = [text.text for text in texts]
+    while True:
+        if isinstance(engine, Engine):
+            work = engine.score(strings, [text.context for text in texts], options)
+        else:
+            sources = [text.source or "" for text in texts]
+            eos = True if query.eos is None else query.eos
+            work = engine.score(sources, strings, options, eos=eos)
+        task = asyncio.create_task(work)
+        await body.while_there(task)
+        try:
+            return await task
+        except QueueFull:
+            await asyncio.sleep(_RETRY_S)
+
+
+def _error(
+    request: Request, number: int, text: StreamedText | None, error: ServiceError
+) -> dict[str, Any]:
+    told = {"line": number, "error": problem_document(request, error).model_dump()}
+    return told if text is None else _with_id(told, text)
+
+
+def _with_id(told: dict[str, Any], text: StreamedText) -> dict[str, Any]:
+    return told if text.id is None else told | {"id": text.id}
+
+
+# --- one text -------------------------------------------------------------------------------------
+
+
+async def _total(
+    request: Request, engine: Engine, query: StreamQuery, body: _Body
+) -> AsyncGenerator[bytes, None]:
+    splitter = TextSplitter(request.app.state.settings.max_line_bytes)
+    carried = CarriedScore(bos=query.bos)
+    options = ScoreOptions(bos=query.bos, eos=bool(query.eos), unknown=query.unknown)
+    try:
+        while True:
+            piece = await body.piece()
+            try:
+                part = splitter.end() if piece is None else splitter.feed(piece)
+            except UnicodeDecodeError as error:
+                raise InvalidRequest("the text is not UTF-8") from error
+            except ValueError as error:
+                raise InvalidRequest("the text holds no place to cut it for very long") from error
+            ids = engine.ids_of(part)
+            while len(ids):
+                # Totals stand at the same places however the bytes came.
+                size = query.every - carried.read % query.every
+                carried = await _carry(engine, body, carried, ids[:size], options)
+                ids = ids[size:]
+                if carried.read % query.every == 0:
+                    yield _json(_running(carried, is_done=False))
+            if piece is None:
+                if options.eos:
+                    carried = await _carry(engine, body, carried, None, options)
+                yield _json(_running(carried, is_done=True))
+                return
+    except ClientGone:
+        raise
+    except ServiceError as error:
+        yield _json({"error": problem_document(request, error).model_dump()})
+
+
+async def _carry(
+    engine: Engine, body: _Body, carried: CarriedScore, ids: Any, options: ScoreOptions
+) -> CarriedScore:
+    while True:
+        task = asyncio.create_task(engine.carry_on(carried, ids, options))
+        await body.while_there(task)
+        try:
+            return await task
+        except QueueFull:
+            await asyncio.sleep(_RETRY_S)
+
+
+def _running(carried: CarriedScore, *, is_done: bool) -> dict[str, Any]:
+    scored = Scored(
+        logprob=carried.logprob,
+        chars=carried.chars,
+        bos=carried.bos,
+        eos=carried.eos,
+        unknown=(),
+        tokens=None,
+        prompt_tokens=0,
+        cached_tokens=0,
+    )
+    return {"done": is_done} | _figures(scored) | {"unknown_chars": carried.unknown}
+
+
+def _figures(scored: Scored) -> dict[str, Any]:
+    perplexity = scored.perplexity_per_char
+    return {
+        "logprob": scored.logprob,
+        "bits": scored.bits,
+        "bits_per_char": scored.bits_per_char,
+        "perplexity_per_char": perplexity
+        if perplexity is None or math.isfinite(perplexity)
+        else None,
+        "chars": scored.chars,
+        "bos": scored.bos,
+        "eos": scored.eos,
+    }
+
+
+def _json(told: dict[str, Any]) -> bytes:
+    return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"

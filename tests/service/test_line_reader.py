@@ -1,0 +1,95 @@
+"""Bytes in any pieces: the same lines, and the same normal form."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.bundle import Normalization, normalize
+from service.line_reader import Line, LineSplitter, TextSplitter
+
+
+def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
+    places = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
+    return [data[a:b] for a, b in itertools.pairwise(places)]
+
+
+@given(
+    lines=st.lists(st.binary(max_size=12).map(lambda x: x.replace(b"\n", b"\r")), max_size=8),
+    ends=st.booleans(),
+    cuts=st.lists(st.integers(0, 120), max_size=12),
+)
+def test_any_pieces_give_the_same_lines(lines: list[bytes], ends: bool, cuts: list[int]) -> None:
+    data = b"\n".join(lines) + (b"\n" if ends and lines else b"")
+    splitter = LineSplitter(8)
+    found = [line for piece in pieces(data, cuts) for line in splitter.feed(piece)]
+    found += splitter.end()
+    wanted = data.split(b"\n")
+    if wanted[-1] == b"":
+        wanted.pop()
+    assert found == [
+        Line(i, x.removesuffix(b"\r") if len(x) <= 8 else None) for i, x in enumerate(wanted, 1)
+    ]
+
+
+def test_nothing_is_kept_of_a_line_that_is_too_long() -> None:
+    splitter = LineSplitter(10)
+    for _ in range(1000):
+        assert splitter.feed(b"x" * 1000) == []
+        assert len(splitter._held) == 0
+    assert splitter.feed(b"\nab\n") == [Line(1, None), Line(2, b"ab")]
+
+
+AWKWARD = (
+    "ae\u0301\u0308o\u0302 \u1100\u1161\u11a8\u0915\u093c\u00e9\u03a3\u03b1\u03a3\u03c2\r\n"
+    "\u212bIi\u0307\U0001f600\u0301"
+)
+
+
+@given(
+    text=st.text(st.sampled_from(AWKWARD), max_size=80),
+    cuts=st.lists(st.integers(0, 300), max_size=20),
+    rules=st.builds(
+        Normalization, newlines=st.booleans(), lowercase=st.booleans(), ascii_fold=st.booleans()
+    ),
+)
+def test_the_parts_normal_forms_are_the_wholes(
+    text: str, cuts: list[int], rules: Normalization
+) -> None:
+    splitter = TextSplitter(200)
+    parts = [splitter.feed(piece) for piece in pieces(text.encode(), cuts)] + [splitter.end()]
+    assert "".join(parts) == text
+    assert "".join(normalize(part, rules) for part in parts) == normalize(text, rules)
+
+
+DENSE = st.characters(exclude_categories=["Cs", "Zs"], exclude_characters="\n")
+
+
+@given(
+    text=st.text(DENSE, min_size=150, max_size=400),
+    cuts=st.lists(st.integers(0, 1600), min_size=4, max_size=20),
+)  # fmt: skip
+def test_text_without_blanks_is_cut_where_nothing_composes(text: str, cuts: list[int]) -> None:
+    splitter = TextSplitter(60)
+    rules = Normalization(lowercase=True)
+    try:
+        parts = [splitter.feed(piece) for piece in pieces(text.encode(), cuts)] + [splitter.end()]
+    except ValueError:
+        return  # no place for a cut; it says so
+    assert "".join(normalize(part, rules) for part in parts) == normalize(text, rules)
+
+
+def test_what_is_held_is_bounded() -> None:
+    splitter = TextSplitter(100)
+    for _ in range(200):
+        splitter.feed(("中文" * 50).encode())
+        assert len(splitter._held) <= 300
+    with pytest.raises(ValueError, match="no place"):
+        TextSplitter(100).feed(("\u0301" * 400).encode())
+    with pytest.raises(UnicodeDecodeError):
+        TextSplitter(100).feed(b"a\xff")
+    splitter = TextSplitter(100)
+    splitter.feed("é".encode()[:1])
+    with pytest.raises(UnicodeDecodeError):
+        splitter.end()
