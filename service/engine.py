@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -22,6 +23,7 @@ from service.bundle import (
     Bundle,
     Precision,
     normalize,
+    special_ids,
 )
 from service.constraints import Constraint, ConstraintCompiler, Rule
 from service.errors import InvalidRequest
@@ -102,6 +104,7 @@ class Choice:
     completion_tokens: int
     state: str | None = None  # a handle; None after eos
     matched: bool | None = None  # whether the text obeys the rule; None where there is none
+    offsets: tuple[int, ...] = ()  # of each of `tokens`: characters of the text before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +217,7 @@ class Engine(Workers[TextWork]):
     def token_ids(self, text: str, _side: str = "") -> list[int]:
         """The ids of a text, in which printed special tokens are read as such."""
         normalized = normalize(text, self.manifest.normalization)
-        return special_ids(self._vocab.encode(normalized).tolist(), normalized)
+        return special_ids(self._vocab, normalized)
 
     def text_of(self, ids: Sequence[int], _side: str = "") -> str:
         """The printed tokens of ids, one after another."""
@@ -277,13 +280,7 @@ class Engine(Workers[TextWork]):
 
         choices = [
             _StreamedChoice(
-                feed,
-                self.tokens,
-                (i, k),
-                self._prompt_text(prompt) if options.echo else "",
-                work,
-                row,
-                sealed,
+                feed, self.tokens, (i, k), prompt if options.echo else None, work, row, sealed
             )
             for i, (prompt, work) in enumerate(zip(prompts, works, strict=True))
             for k, row in enumerate(work.write)
@@ -421,18 +418,21 @@ class Engine(Workers[TextWork]):
         begin: "_Beginning",
         cached: int,
     ) -> Generated:
-        prefix = self._prompt_text(prompt) if options.echo else ""
+        prefix = _text_of(prompt, self.tokens) if options.echo else ""
         before: tuple[ScoredToken, ...] = ()
+        pieces: tuple[str, ...] = ()
         if options.echo and options.logprobs is not None:
             before = scored_tokens(self._vocab.tokens, _read_ids(work), work.read.details)
+            pieces = _pieces(prompt, self.tokens, len(before))
         choices = []
         for row in work.write:
             kept = len(row.tokens) - row.stop_tokens
-            tokens, state = None, None
-            if options.return_state:
-                state = self._sealed_choice(work, row, begin)
+            tokens: tuple[ScoredToken, ...] | None = None
+            offsets: tuple[int, ...] = ()
+            state = self._sealed_choice(work, row, begin) if options.return_state else None
             if options.logprobs is not None:
                 tokens = before + scored_tokens(self._vocab.tokens, row.tokens, row.details)
+                offsets = _offsets(prefix, pieces, len(row.tokens), kept)
             choices.append(
                 Choice(
                     text=prefix + self._vocab.decode(row.tokens[:kept]),
@@ -442,6 +442,7 @@ class Engine(Workers[TextWork]):
                     completion_tokens=len(row.tokens),
                     state=state,
                     matched=_matched(row.constraint, row.tokens[:kept]),
+                    offsets=offsets,
                 )
             )
         prompt_tokens = len(_read_ids(work))
@@ -621,9 +622,6 @@ class Engine(Workers[TextWork]):
     def _prompt_ids(self, prompt: Prompt) -> npt.NDArray[np.uint16]:
         return self._encode(prompt) if isinstance(prompt, str) else np.array(prompt, np.uint16)
 
-    def _prompt_text(self, prompt: Prompt) -> str:
-        return prompt if isinstance(prompt, str) else self._vocab.decode(prompt)
-
     def _encode(self, text: str) -> npt.NDArray[np.uint16]:
         return self._vocab.encode(normalize(text, self.manifest.normalization))
 
@@ -718,12 +716,31 @@ def _matched(constraint: Constraint | None, tokens: Sequence[int]) -> bool | Non
     return None if constraint is None else constraint.matches(tokens)
 
 
-def special_ids(ids: list[int], text: str) -> list[int]:
-    """The ids of a text's characters, where printed special tokens stand for themselves."""
-    return [
-        SPECIAL_TOKENS.index(character) if character in SPECIAL_TOKENS else i
-        for i, character in zip(ids, text, strict=True)
-    ]
+def _text_of(prompt: Prompt, names: Sequence[str]) -> str:
+    """A prompt as it is echoed: the text that came, or that of the ids that came."""
+    return prompt if isinstance(prompt, str) else "".join(_pieces(prompt, names, len(prompt)))
+
+
+def _pieces(prompt: Prompt, names: Sequence[str], count: int) -> tuple[str, ...]:
+    """An echoed prompt, shared out to its tokens.
+
+    A normalized text can have other characters than the one that is echoed: each token stands for
+    one of the latter, and the last for what is left of them. An id of no text has none.
+    """
+    if not isinstance(prompt, str):
+        return tuple(names[i] if i >= len(SPECIAL_TOKENS) else "" for i in prompt)
+    if not count:
+        return ()
+    return (*(prompt[i : i + 1] for i in range(count - 1)), prompt[count - 1 :])
+
+
+def _offsets(prefix: str, pieces: Sequence[str], written: int, kept: int) -> tuple[int, ...]:
+    """Characters of a choice's text before each token of its prompt, and before each written one.
+
+    What ends a text has no characters in it: eos, and the tokens of a stop string.
+    """
+    inside = accumulate(map(len, pieces[:-1]), initial=0) if pieces else ()
+    return (*inside, *(len(prefix) + min(i, kept) for i in range(written)))
 
 
 def unknown_text(pointer: str, positions: Sequence[int]) -> InvalidRequest:
@@ -789,7 +806,7 @@ class _StreamedChoice:
         feed: "Feed[tuple[_StreamedChoice, _Told | None]]",
         names: Sequence[str],
         place: tuple[int, int],
-        echoed: str,
+        echoed: Prompt | None,
         work: TextWork,
         row: WriteRow,
         sealed: Callable[[TextWork, WriteRow], str | None],
@@ -844,20 +861,20 @@ class _StreamedChoice:
         )
 
     def _echo(self) -> Iterator[TokenEvent]:
-        read = self._work.read
-        if not self._echoed:
+        if self._echoed is None:
             return
-        if read.detail_top is None:
-            yield TokenEvent(self._prompt, self._choice, self._echoed, 0, None)
-        else:
-            # The normalized prompt can have other characters than the one that is echoed: each
-            # token stands for one of the former, and the last for what is left of the latter.
-            tokens = scored_tokens(self._names, _read_ids(self._work), read.details)
-            for i, token in enumerate(tokens):
-                end = i + 1 if i + 1 < len(tokens) else len(self._echoed)
-                text = self._echoed[i:end]
-                yield TokenEvent(self._prompt, self._choice, text, i, token)
-        self._offset = len(self._echoed)
+        tokens: tuple[ScoredToken, ...] = ()
+        if self._work.read.detail_top is not None:
+            tokens = scored_tokens(self._names, _read_ids(self._work), self._work.read.details)
+        if tokens:
+            pieces = _pieces(self._echoed, self._names, len(tokens))
+            for piece, token in zip(pieces, tokens, strict=True):
+                yield TokenEvent(self._prompt, self._choice, piece, self._offset, token)
+                self._offset += len(piece)
+        elif text := _text_of(self._echoed, self._names):
+            # Also of a text that is nothing when it is normalized.
+            yield TokenEvent(self._prompt, self._choice, text, 0, None)
+            self._offset = len(text)
 
     def _release(self, count: int, with_text: int) -> Iterator[TokenEvent]:
         """The first tokens that are held, of which so many have a text."""

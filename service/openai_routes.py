@@ -4,7 +4,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -20,8 +19,16 @@ from service.answers import (
 )
 from service.body import body_documentation, read_body
 from service.bundle import BOS_ID
-from service.engine import ChoiceEnd, Engine, Generated, GenerateOptions, Prompt, TokenEvent
-from service.errors import InvalidRequest, ServiceError
+from service.engine import (
+    ChoiceEnd,
+    Engine,
+    Generated,
+    GenerateOptions,
+    Prompt,
+    ScoredToken,
+    TokenEvent,
+)
+from service.errors import InvalidRequest, ModelNotFound, ServiceError
 from service.openai_schemas import (
     Completion,
     CompletionChoice,
@@ -39,6 +46,7 @@ from service.openai_schemas import (
 )
 from service.schemas import AnyEngine, Problem
 from service.sse import ServerSentEvent, event_response
+from service.workers import at_most, off_loop
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
@@ -69,29 +77,32 @@ def _errors() -> dict[int | str, dict[str, Any]]:
     return documented
 
 
+_ERRORS = _errors()
+
+
 @router.get("/models")
 async def models(request: Request) -> ModelsOut:
     """Every served language model, in OpenAI's form."""
     engines: dict[str, AnyEngine] = request.app.state.engines
-    return ModelsOut(
-        object="list",
-        data=[
-            ModelOut(
-                id=name,
-                object="model",
-                created=int(datetime.fromisoformat(engine.manifest.created).timestamp()),
-                owned_by="unroll",
-            )
-            for name, engine in sorted(engines.items())
-            if isinstance(engine, Engine)
-        ],
-    )
+    served = [engine for _, engine in sorted(engines.items())]
+    data = [ModelOut.of(engine) for engine in served if isinstance(engine, Engine)]
+    return ModelsOut(object="list", data=data)
+
+
+# "4XX" and not 404: else FastAPI documents a 422 of its own that no name can cause.
+@router.get("/models/{name}", responses={"4XX": _ERRORS[404]})
+async def model(name: str, request: Request) -> ModelOut:
+    """One served language model, in OpenAI's form."""
+    engine = engine_named(request, name)
+    if not isinstance(engine, Engine):
+        raise ModelNotFound("this is no language model; an encoder-decoder stands in /models")
+    return ModelOut.of(engine)
 
 
 @router.post(
     "/completions",
     response_model=Completion,
-    responses=_errors(),
+    responses=_ERRORS,
     openapi_extra=body_documentation(CompletionRequest),
 )
 async def completions(request: Request) -> Response:
@@ -105,9 +116,16 @@ async def completions(request: Request) -> Response:
     if len(asked) > settings.max_inputs:
         limit = settings.max_inputs
         raise InvalidRequest.at("/prompt", f"too many prompts; at most {limit} are allowed")
-    options = body.options(engine.tokens)
+    for prompt in asked:
+        at_most("/prompt", len(prompt), settings.max_prompt_chars, "characters a prompt")
+    options = body.options(engine)
     check_choices(options.n, "/best_of" if body.best_of else "/n", options.stop, settings)
-    pairs = [engine_prompt(prompt, len(engine.tokens)) for prompt in asked]
+    if body.logprobs is None and options.logprobs is not None:
+        told = len(asked) * options.n * (options.max_tokens or 0)
+        unit = "tokens of which the best are told: prompts · best_of · max_tokens"
+        at_most("/best_of", told, settings.max_detail_chars, unit)
+    size, vocab_size = sum(map(len, asked)), len(engine.tokens)
+    pairs = await off_loop(size, lambda: [engine_prompt(prompt, vocab_size) for prompt in asked])
     prompts = [prompt for prompt, _ in pairs]
     frame = _Frame(engine, body, [has_bos for _, has_bos in pairs])
     if body.stream:
@@ -154,8 +172,7 @@ class _Frame:
                 logprobs = None
                 if self._body.logprobs is not None:
                     tokens = choice.tokens or ()
-                    offsets = _offsets(len(tokens), len(choice.text))
-                    logprobs = logprobs_of(tokens, offsets, after_bos=self.bos_of(i))
+                    logprobs = logprobs_of(tokens, choice.offsets, after_bos=self.bos_of(i))
                 choices.append(
                     CompletionChoice.model_construct(
                         text=choice.text,
@@ -193,33 +210,35 @@ async def _events(
     began: set[int] = set()
     async with aclosing(engine.stream(prompts, options)) as events:
         async for event in events:
-            if isinstance(event, TokenEvent):
+            if isinstance(event, TokenEvent | ChoiceEnd):
                 index = frame.index(event.prompt, event.choice)
                 bos = frame.bos_of(event.prompt) if index not in began else None
                 began.add(index)
-                yield _chunk_event(frame, _token_choice(frame, event, index, bos))
-            elif isinstance(event, ChoiceEnd):
-                end = CompletionChoice.model_construct(
-                    text="",
-                    index=frame.index(event.prompt, event.choice),
-                    logprobs=None,
-                    finish_reason=event.finish_reason,
-                )
-                yield _chunk_event(frame, end)
+                yield _chunk_event(frame, _piece(frame, event, index, bos))
             elif frame.gives_usage:
                 usage = _usage(event.prompt_tokens, event.completion_tokens)
                 yield ServerSentEvent(frame.chunk([], usage).model_dump_json())
     yield ServerSentEvent("[DONE]")
 
 
-def _token_choice(
-    frame: _Frame, event: TokenEvent, index: int, bos: str | None
+def _piece(
+    frame: _Frame, event: TokenEvent | ChoiceEnd, index: int, bos: str | None
 ) -> CompletionChoice:
+    """A token of a choice, or its end; before the first of them the bos of its prompt."""
+    text, reason = "", None
+    tokens: list[ScoredToken] = []
+    offsets: list[int] = []
+    if isinstance(event, ChoiceEnd):
+        reason = event.finish_reason
+    else:
+        text = event.text
+        if event.token is not None:
+            tokens, offsets = [event.token], [event.offset]
     logprobs: LogprobsOut | None = None
-    if frame.wants_logprobs() and event.token is not None:
-        logprobs = logprobs_of([event.token], [event.offset], after_bos=bos)
+    if frame.wants_logprobs() and (tokens or bos is not None):
+        logprobs = logprobs_of(tokens, offsets, after_bos=bos)
     return CompletionChoice.model_construct(
-        text=event.text, index=index, logprobs=logprobs, finish_reason=None
+        text=text, index=index, logprobs=logprobs, finish_reason=reason
     )
 
 
@@ -229,11 +248,6 @@ def _chunk_event(frame: _Frame, choice: CompletionChoice) -> ServerSentEvent:
 
 def _error_event(request: Request, error: ServiceError) -> ServerSentEvent:
     return ServerSentEvent(openai_error(problem_document(request, error)).model_dump_json())
-
-
-def _offsets(tokens: int, length: int) -> list[int]:
-    """Where the tokens begin in a text of so many characters: a token is one, or has none."""
-    return [min(i, length) for i in range(tokens)]
 
 
 def _usage(prompt_tokens: int, completion_tokens: int) -> CompletionUsage:

@@ -4,11 +4,12 @@ Field names and shapes are theirs. What this service cannot do is refused and ne
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from service.bundle import BOS_ID, EOS_ID, PAD_ID
+from service.bundle import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS
 from service.engine import Choice, Engine, GenerateOptions, Prompt, ScoredToken
 from service.errors import InvalidRequest
 from service.sampling import SamplingParams
@@ -17,7 +18,31 @@ from service.schemas import MAX_ALTERNATIVES, MAX_BIASES, Answer, TextList
 DEFAULT_MAX_TOKENS = 16  # theirs
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
-Prompts: TypeAlias = str | TextList | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
+PROMPT_FORMS = "a text, a list of texts, a list of token ids, or a list of such lists"
+
+
+def _form(prompt: Any) -> str | None:
+    """Which of the four forms a prompt has, by its first entry: a mistake is then told once."""
+    if isinstance(prompt, str):
+        return "text"
+    if not isinstance(prompt, list) or not prompt:
+        return None
+    if isinstance(prompt[0], str):
+        return "texts"
+    return "lists" if isinstance(prompt[0], list) else "ids"
+
+
+Prompts: TypeAlias = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[TextList, Tag("texts")]
+    | Annotated[TokenIds, Tag("ids")]
+    | Annotated[list[TokenIds], Field(fail_fast=True), Tag("lists")],
+    Discriminator(
+        _form,
+        custom_error_type="prompt_form",
+        custom_error_message=f"a prompt is {PROMPT_FORMS}, of one entry at least",
+    ),
+]
 
 
 class StreamOptions(BaseModel):
@@ -39,7 +64,7 @@ class CompletionRequest(BaseModel):
     model: str = Field(description="Name of a served language model.")
     prompt: Prompts = Field(
         description="A text, a list of texts, a list of token ids, or a list of such lists. A text "
-        "begins after an implicit bos; ids may begin with it."
+        "begins after an implicit bos; ids may begin with it, and a text with its printed form."
     )
     best_of: int | None = Field(
         None, ge=1, description="Write so many, answer the `n` with the best mean logprob a token."
@@ -59,7 +84,10 @@ class CompletionRequest(BaseModel):
         None, ge=0, le=MAX_ALTERNATIVES, description="Give each token's and so many alternatives'."
     )
     max_tokens: int | None = Field(
-        None, ge=0, description=f"Most tokens to generate; left out, {DEFAULT_MAX_TOKENS}."
+        None,
+        ge=0,
+        description=f"Most tokens to generate; left out, {DEFAULT_MAX_TOKENS}, or the model's "
+        "limit where that is less.",
     )
     n: int | None = Field(None, ge=1, description="Choices a prompt.")
     presence_penalty: float | None = Field(
@@ -96,12 +124,13 @@ class CompletionRequest(BaseModel):
     def prompts(self) -> list[str | list[int]]:
         """One or several prompts, each a text or ids."""
         prompt = self.prompt
-        if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int):
-            return [prompt]  # type: ignore[list-item]
+        if isinstance(prompt, str) or isinstance(prompt[0], int):
+            return [prompt]
         return list(prompt)
 
-    def options(self, names: Sequence[str]) -> GenerateOptions:
-        """What the engine takes; `names` are the printed tokens. Raises InvalidRequest."""
+    def options(self, engine: Engine) -> GenerateOptions:
+        """What the engine takes. Raises InvalidRequest."""
+        names = engine.tokens
         biases: dict[str, float] = {}
         for key, gain in (self.logit_bias or {}).items():
             if not int(key) < len(names):
@@ -113,7 +142,9 @@ class CompletionRequest(BaseModel):
         # Which is best is told by the probabilities.
         needs_logprobs = self.written > (self.n or 1)
         return GenerateOptions(
-            max_tokens=DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens,
+            max_tokens=min(DEFAULT_MAX_TOKENS, engine.max_tokens)
+            if self.max_tokens is None
+            else self.max_tokens,
             sampling=SamplingParams(
                 temperature=1.0 if self.temperature is None else self.temperature,
                 top_k=self.top_k,
@@ -137,7 +168,9 @@ def engine_prompt(prompt: str | list[int], vocab_size: int) -> tuple[Prompt, boo
     Raises InvalidRequest where an id is none of a text's.
     """
     if isinstance(prompt, str):
-        return prompt, False
+        # Where clients make a text of ids again, bos stands in it in its printed form.
+        bos = SPECIAL_TOKENS[BOS_ID]
+        return prompt.removeprefix(bos), prompt.startswith(bos)
     has_bos = prompt[:1] == [BOS_ID]
     ids = tuple(prompt[1:] if has_bos else prompt)
     if any(i >= vocab_size or i in {PAD_ID, BOS_ID, EOS_ID} for i in ids):
@@ -189,7 +222,9 @@ class Completion(Answer):
     object: Literal["text_completion"] = Field(description="What it is.")
     created: int = Field(description="When, in seconds since 1970.")
     model: str = Field(description="The model that answered.")
-    system_fingerprint: str = Field(description="The arithmetic it is served in.")
+    system_fingerprint: str = Field(
+        description="Of the weights and the arithmetic: with the same one, a seed gives the same."
+    )
     choices: list[CompletionChoice] = Field(description="The completions.")
     usage: CompletionUsage | None = Field(
         description="Of a stream: in its last chunk, where it was asked for."
@@ -203,6 +238,12 @@ class ModelOut(Answer):
     object: Literal["model"] = Field(description="What it is.")
     created: int = Field(description="When it was exported, in seconds since 1970.")
     owned_by: Literal["unroll"] = Field(description="Who serves it.")
+
+    @classmethod
+    def of(cls, engine: Engine) -> "ModelOut":
+        """From an engine."""
+        created = int(datetime.fromisoformat(engine.manifest.created).timestamp())
+        return cls(id=engine.manifest.name, object="model", created=created, owned_by="unroll")
 
 
 class ModelsOut(Answer):
@@ -262,5 +303,6 @@ def best(choices: Sequence[Choice], count: int) -> list[Choice]:
 
 
 def fingerprint(engine: Engine) -> str:
-    """What tells one arithmetic of a model from another."""
-    return f"{engine.manifest.name}-{engine.precision}"
+    """What tells the weights of a model, and their arithmetic, from others."""
+    graphs = [graph for graph in engine.manifest.graphs if graph.precision == engine.precision]
+    return f"{engine.precision}-{graphs[0].sha256[:12]}"

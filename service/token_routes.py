@@ -2,16 +2,16 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
-from service.answers import PROBLEMS, engine_named
+from service.answers import PROBLEMS, engine_named, json_answer
 from service.body import body_documentation, read_body
 from service.bundle import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS, UNK_ID
 from service.engine import Engine
 from service.errors import InvalidRequest
 from service.schemas import Answer, AnyEngine, RequestBody
-from service.workers import at_most, off_loop
+from service.workers import at_most
 
 Side = Literal["source", "target"]
 
@@ -79,17 +79,27 @@ class Vocab(Answer):
     tokens: list[VocabToken] = Field(description="Every token, by id.")
 
 
-@router.get("/models/{name}/vocab", responses={"4XX": PROBLEMS[404]})
+@router.get("/models/{name}/vocab", response_model=Vocab, responses={"4XX": PROBLEMS[404]})
 async def vocab(
-    name: str, request: Request, side: Annotated[Side, Query(description="See there.")] = "source"
-) -> Vocab:
+    name: str,
+    request: Request,
+    side: Annotated[Side, Query(description="Of an encoder-decoder.")] = "source",
+) -> Response:
     """Every token of a model; of an encoder-decoder those of one side."""
     engine = engine_named(request, name)
-    tokens = [
-        VocabToken(id=i, token=token, special=i < len(SPECIAL_TOKENS))
-        for i, token in enumerate(_tokens(engine, side))
-    ]
-    return Vocab(model=name, side=None if isinstance(engine, Engine) else side, tokens=tokens)
+    names = _tokens(engine, side)
+
+    def answer() -> Vocab:
+        return Vocab.model_construct(
+            model=engine.manifest.name,
+            side=None if isinstance(engine, Engine) else side,
+            tokens=[
+                VocabToken.model_construct(id=i, token=token, special=i < len(SPECIAL_TOKENS))
+                for i, token in enumerate(names)
+            ],
+        )
+
+    return await json_answer(len(names), answer)
 
 
 @router.post(
@@ -98,19 +108,23 @@ async def vocab(
     responses=PROBLEMS,
     openapi_extra=body_documentation(TokenizeRequest),
 )
-async def tokenize(request: Request) -> TokenizeResponse:
+async def tokenize(request: Request) -> Response:
     """A text's token ids."""
     body = await read_body(request, TokenizeRequest)
     engine = engine_named(request, body.model)
     settings = request.app.state.settings
     at_most("/prompt", len(body.prompt), settings.max_prompt_chars, "characters")
-    ids = await off_loop(len(body.prompt), lambda: engine.token_ids(body.prompt, body.side))
-    if body.add_special_tokens:
-        ids = [BOS_ID, *ids]
     longest = settings.max_prompt_chars
     if not isinstance(engine, Engine):
         longest = engine.manifest.limits.max_source_tokens
-    return TokenizeResponse(tokens=ids, count=len(ids), max_model_len=longest)
+
+    def answer() -> TokenizeResponse:
+        ids = engine.token_ids(body.prompt, body.side)
+        if body.add_special_tokens:
+            ids = [BOS_ID, *ids]
+        return TokenizeResponse.model_construct(tokens=ids, count=len(ids), max_model_len=longest)
+
+    return await json_answer(len(body.prompt), answer)
 
 
 @router.post(
@@ -119,15 +133,19 @@ async def tokenize(request: Request) -> TokenizeResponse:
     responses=PROBLEMS,
     openapi_extra=body_documentation(DetokenizeRequest),
 )
-async def detokenize(request: Request) -> DetokenizeResponse:
+async def detokenize(request: Request) -> Response:
     """The text of token ids."""
     body = await read_body(request, DetokenizeRequest)
     engine = engine_named(request, body.model)
     at_most("/tokens", len(body.tokens), request.app.state.settings.max_prompt_chars, "tokens")
-    names = _tokens(engine, body.side)
-    if any(i >= len(names) for i in body.tokens):
-        raise InvalidRequest.at("/tokens", f"a token id is 0 to {len(names) - 1}")
-    return DetokenizeResponse(prompt=engine.text_of(body.tokens, body.side))
+    size = len(_tokens(engine, body.side))
+
+    def answer() -> DetokenizeResponse:
+        if any(i >= size for i in body.tokens):
+            raise InvalidRequest.at("/tokens", f"a token id is 0 to {size - 1}")
+        return DetokenizeResponse(prompt=engine.text_of(body.tokens, body.side))
+
+    return await json_answer(len(body.tokens), answer)
 
 
 @router.get("/tokenizer_info", responses={"4XX": PROBLEMS[422]})

@@ -18,6 +18,7 @@ from service.bundle import (
     TextSide,
     Tokenizer,
     normalize,
+    special_ids,
 )
 from service.engine import Scored, ScoreOptions, UnknownPolicy, scored_tokens, unknown_text
 from service.errors import InvalidRequest
@@ -138,10 +139,9 @@ class Translator(Workers[Search]):
         return self._target if side == "target" else self._source
 
     def token_ids(self, text: str, side: str) -> list[int]:
-        """The ids of a text on one side."""
+        """The ids of a text on one side, in which printed special tokens are read as such."""
         rules = (self.manifest.target if side == "target" else self.manifest.source).normalization
-        ids: list[int] = self.side(side).encode(normalize(text, rules)).tolist()
-        return ids
+        return special_ids(self.side(side), normalize(text, rules))
 
     def text_of(self, ids: Sequence[int], side: str) -> str:
         """The printed tokens of ids, joined as a text of that side is."""

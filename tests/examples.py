@@ -16,6 +16,9 @@ from tests.end_to_end.server import ROOT, serve
 FILE = ROOT / "service" / "examples.json"
 
 _GENERATE = {"model": "alice-lstm", "prompt": "Alice was ", "max_tokens": 40, "seed": 1}
+_COMPLETE = {**_GENERATE, "logprobs": 1}
+_TOKENS = {"model": "alice-lstm", "prompt": "Alice"}
+_IDS = {"model": "alice-lstm", "tokens": [18, 55, 52, 46, 48]}
 _TRANSLATE = {"model": "g2p-en", "source": ["unroll", "recurrent"], "beam_size": 5}
 
 # Operations in the order in which they are asked: a method, a path as the document has it, a body,
@@ -31,6 +34,18 @@ REQUESTS: list[tuple[str, str, dict[str, Any] | None, list[dict[str, Any]]]] = [
     ),
     ("GET", "/models", None, []),
     ("GET", "/models/{name}", None, []),
+    ("GET", "/models/{name}/vocab", None, []),
+    ("POST", "/tokenize", _TOKENS, []),
+    ("POST", "/detokenize", _IDS, []),
+    ("GET", "/tokenizer_info", None, []),
+    ("GET", "/v1/models", None, []),
+    ("GET", "/v1/models/{name}", None, []),
+    (
+        "POST",
+        "/v1/completions",
+        {**_COMPLETE, "max_tokens": 4},
+        [{**_COMPLETE, "max_tokens": 2, "stream": True}],
+    ),
     ("GET", "/livez", None, []),
     ("GET", "/readyz", None, []),
 ]
@@ -47,7 +62,14 @@ _OTHERS: dict[str, dict[str, dict[str, Any]]] = {
     }
 }
 _PARAMETERS = {"{name}": "alice-lstm"}
-_VOLATILE = [(re.compile(r'("last_step_age_s": ?)[0-9.e-]+'), r"\g<1>0.25")]
+_QUERIES = {"/tokenizer_info": {"model": "alice-lstm"}}
+_VOLATILE = [
+    (re.compile(r'("last_step_age_s": ?)[0-9.e-]+'), r"\g<1>0.25"),
+    (
+        re.compile(r'"cmpl-[0-9a-f]+","object":"text_completion","created":[0-9]+'),
+        '"cmpl-4f0d3c8e9b1a4c5f8e7d6c5b4a392817","object":"text_completion","created":1767225600',
+    ),
+]
 
 
 def written() -> str:
@@ -70,7 +92,7 @@ def _asked(
     example: dict[str, Any] = {} if body is None else {"request": body}
     answers: dict[str, dict[str, Any]] = {}
     for each in [body, *further]:
-        answer = client.request(method, url, json=each)
+        answer = client.request(method, url, json=each, params=_QUERIES.get(path))
         assert answer.status_code == 200, answer.text
         text = answer.text
         for pattern, value in _VOLATILE:

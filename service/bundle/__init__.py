@@ -59,7 +59,14 @@ from service.bundle.text import (
     Vocabulary,
     normalize,
 )
-from service.bundle.tokenization import Characters, Subwords, Symbols, Tokenization, Tokenizer
+from service.bundle.tokenization import (
+    Characters,
+    Subwords,
+    Symbols,
+    Tokenization,
+    Tokenizer,
+    special_ids,
+)
 
 __all__ = [
     "BOS_ID",
@@ -112,5 +119,6 @@ __all__ = [
     "padded_length",
     "read_any_bundle",
     "read_bundle",
+    "special_ids",
     "write_bundle",
 ]

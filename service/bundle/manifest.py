@@ -1,9 +1,10 @@
 """The manifest: everything the server must know about a bundle, written and never inferred."""
 
+from datetime import datetime
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from service.bundle.text import Normalization
 
@@ -16,6 +17,13 @@ Role: TypeAlias = Literal["sequence", "step", "encoder", "decoder"]
 # A plain name in the bundle's own folder: no separators, no dot at the front.
 FileName: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _iso_time(text: str) -> str:
+    """A time with its offset. Raises ValueError."""
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("a time without an offset from UTC")
+    return text
 
 
 class Record(BaseModel):
@@ -183,7 +191,9 @@ class Heading(Record):
     )
     description: str = Field(description="One sentence for people.")
     license: str = Field(description="Terms of the weights.")
-    created: str = Field(description="When it was exported, ISO 8601, UTC.")
+    created: Annotated[str, AfterValidator(_iso_time)] = Field(
+        description="When it was exported, ISO 8601, UTC."
+    )
 
 
 class Manifest(Heading):

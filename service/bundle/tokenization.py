@@ -21,6 +21,7 @@ Spans: TypeAlias = list[tuple[int, int]]  # of each token: first character, and 
 
 MAX_TOKENS = int(np.iinfo(np.uint16).max)
 _SYMBOL = re.compile(r"[^ ]+")
+_SPECIAL = re.compile(f"([{''.join(SPECIAL_TOKENS)}])")
 
 
 class Tokenizer(Protocol):
@@ -186,6 +187,18 @@ class Subwords:
     def join(self, pieces: Sequence[str]) -> str:
         """One after another, a space where a word starts."""
         return "".join(pieces).replace(self.WORD_START, " ").removeprefix(" ")
+
+
+def special_ids(tokenizer: Vocabulary | Tokenizer, text: str) -> list[int]:
+    """Ids of a normalized text in which the printed forms of special tokens are those tokens.
+
+    That is for clients who handle tokens: where a text is generated from or scored, the same
+    characters are unknown.
+    """
+    ids: list[int] = []
+    for i, piece in enumerate(_SPECIAL.split(text)):  # text, special, text, …
+        ids += [SPECIAL_TOKENS.index(piece)] if i % 2 else tokenizer.encode(piece).tolist()
+    return ids
 
 
 def _check_tokens(tokens: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
-"""`use_lm_eval.py URL MODEL FOLDER`: lm-eval's local-completions on a small task of its own.
+"""`use_lm_eval.py URL MODEL FOLDER OPTIONS`: lm-eval's local-completions on small tasks.
 
-FOLDER has the tasks' YAML and their documents; prints the results as JSON.
+FOLDER has the tasks' YAML and their documents, OPTIONS is JSON. Prints the results as JSON.
 """
 
 import json
@@ -13,7 +13,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import lm_eval
 from lm_eval.tasks import TaskManager
 
-URL, MODEL, FOLDER = sys.argv[1:]
+URL, MODEL, FOLDER, OPTIONS = sys.argv[1:]
 found = lm_eval.simple_evaluate(
     model="local-completions",
     model_args={
@@ -22,6 +22,7 @@ found = lm_eval.simple_evaluate(
         "tokenizer_backend": "remote",
         "max_length": 4096,
         "max_retries": 1,
+        **json.loads(OPTIONS),
     },
     tasks=["unroll_rolling", "unroll_choice", "unroll_until"],
     task_manager=TaskManager(include_path=FOLDER, include_defaults=False),

@@ -52,6 +52,7 @@ def models() -> None:
     found = client.models.list().data
     assert MODEL in [x.id for x in found]
     assert all(x.owned_by == "unroll" and x.created > 0 for x in found)
+    assert client.models.retrieve(MODEL) in found
 
 
 def the_four_forms_of_a_prompt() -> None:

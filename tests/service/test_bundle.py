@@ -177,6 +177,8 @@ def test_a_huge_file_is_refused_before_it_is_read(folder: Path, file: str, limit
         (lambda x: x.update({"a\nb" * 1000: 1}), "a\\nba\\nb"),
         (lambda x: x["graphs"][0].update(more=1), "graphs.0.more: Extra inputs"),
         (lambda x: x.pop("license"), "license: Field required"),
+        (lambda x: x.update(created="yesterday"), "created: Value error, Invalid isoformat"),
+        (lambda x: x.update(created="2026-01-01T00:00:00"), "created: Value error, a time without"),
         (lambda x: x.update(format_version=1), "format_version: Input should be 2"),
         (lambda x: x.update(precision="int8"), "there is no sequence graph in int8"),
         (lambda x: x["graphs"][0].update(role="step"), "there is no sequence graph in fp32"),

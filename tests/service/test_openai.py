@@ -1,15 +1,43 @@
 """`/v1`: OpenAI's shapes over the engine's calls. The real package is in tests/clients."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.bundles import ALPHABET
-from tests.fakes import AppClient
+from service.app import create_app
+from service.engine import Engine
+from service.pair_session import OnnxPairSession
+from service.settings import Settings
+from service.translator import Translator
+from tests.bundles import (
+    ALPHABET,
+    Tokenization,
+    in_memory,
+    pairs_in_memory,
+    plain_files,
+    tiny_pair_files,
+)
+from tests.fakes import RARE, AppClient, FakeSession
 from tests.service.events import parsed
 
 MODEL = "tiny-lstm"
+
+
+@pytest.fixture(scope="module")
+def pairs() -> Iterator[AppClient]:
+    """Encoder-decoders, called by the kind of their targets' tokens."""
+    kinds: tuple[Tokenization, ...] = ("whitespace", "bpe")
+    engines = []
+    for kind in kinds:
+        bundle = pairs_in_memory(*tiny_pair_files(name=kind, tokenization=kind))
+        session = OnnxPairSession(bundle, "fp32")
+        engines.append(Translator(bundle, session, Settings(), precision="fp32"))
+    with AppClient(create_app(Settings(), engines)) as running:
+        yield running
 
 
 def complete(client: AppClient, **body: Any) -> Any:
@@ -30,6 +58,21 @@ def test_the_models_are_listed_in_openais_form(client: AppClient) -> None:
     answer = client.get("/v1/models").json()
     assert answer["object"] == "list"
     assert [x["id"] for x in answer["data"]] == ["tiny-gru", "tiny-lstm", "tiny-rnn"]
+    assert client.get("/v1/models/tiny-lstm").json() == answer["data"][1]
+    missing = client.get("/v1/models/nothing")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model-not-found")
+
+
+def test_the_fingerprint_is_of_the_weights_and_their_arithmetic(
+    client: AppClient, precision: str
+) -> None:
+    """With the same one a seed gives the same text."""
+    found = {
+        complete(client, model=model, max_tokens=1)["system_fingerprint"]
+        for model in ("tiny-gru", "tiny-lstm", "tiny-rnn", "tiny-lstm")
+    }
+    assert len(found) == 3
+    assert all(each.startswith(f"{precision}-") for each in found)
 
 
 def test_null_is_as_good_as_left_out(client: AppClient) -> None:
@@ -50,6 +93,12 @@ def test_null_is_as_good_as_left_out(client: AppClient) -> None:
         (422, "prompt", "a token id is 3 to", {"prompt": [1, 1]}),
         (422, "prompt", "a token id is 3 to", {"prompt": [[4], [2]]}),
         (422, "prompt", "too many prompts", {"prompt": ["a"] * 1025}),
+        (422, "prompt", "/prompt: a prompt is a text, a list of texts,", {"prompt": []}),
+        (422, "prompt", "/prompt: a prompt is a text, a list of texts,", {"prompt": {"a": 1}}),
+        (422, "prompt", "/prompt/1: Input should be a valid integer", {"prompt": [4, "a"]}),
+        (422, "prompt", "/prompt/0: Input should be a valid integer", {"prompt": [True]}),
+        (422, "prompt", "too many characters a prompt", {"prompt": [[4], [4] * 100_001]}),
+        (422, "best_of", "at most 20000", {"best_of": 16, "max_tokens": 1300}),
         (422, "logit_bias", "every key is the id", {"logit_bias": {"9999": 1.0}}),
         (422, "logit_bias", "one character of the model's", {"logit_bias": {"1": 1.0}}),
         (422, "suffix", "''", {"suffix": "x"}),
@@ -109,6 +158,110 @@ def test_a_stream_ends_with_done_and_mistakes_are_answers(client: AppClient) -> 
     assert error(client, stream=True, max_tokens=-1)[0] == 422
 
 
+def told_by_the_stream(client: AppClient, **body: Any) -> dict[int, Any]:
+    """The choices of a stream, put together again."""
+    answer = client.post("/v1/completions", json={"model": MODEL, "stream": True, **body})
+    assert answer.status_code == 200, answer.text
+    found: dict[int, Any] = {}
+    for event in parsed(answer.content)[:-1]:
+        for piece in json.loads(event.data)["choices"]:
+            choice = found.setdefault(piece["index"], {"text": "", "logprobs": {}})
+            choice["text"] += piece["text"]
+            choice["finish_reason"] = piece["finish_reason"]
+            for name, told in (piece["logprobs"] or {}).items():
+                choice["logprobs"].setdefault(name, []).extend(told)
+    return found
+
+
+PIECES = [*ALPHABET[:6], "\r\n", "e\u0301", "\u05d0", "\ue001", "\ue002"]
+AWKWARD = st.lists(st.sampled_from(PIECES), max_size=6).map("".join)
+IDS = st.lists(st.integers(3, 9), max_size=6)
+BEGUN = st.builds(lambda ids: [1, *ids], IDS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    prompt=st.lists(AWKWARD, min_size=1, max_size=2)
+    | st.lists(IDS | BEGUN, min_size=1, max_size=2),
+    options=st.fixed_dictionaries(
+        {
+            "max_tokens": st.integers(0, 12),
+            "n": st.integers(1, 2),
+            "seed": st.integers(0, 99),
+            "echo": st.booleans(),
+            "logprobs": st.integers(0, 2),
+            "stop": st.lists(st.text(ALPHABET[:3], min_size=1, max_size=2), max_size=2),
+        }
+    ),
+)
+def test_a_stream_tells_what_the_plain_answer_tells_and_offsets_lie_in_its_text(
+    client: AppClient, prompt: list[Any], options: dict[str, Any]
+) -> None:
+    """Also where the prompt is another text once it is normalized, and where ids have no text."""
+    plain = complete(client, prompt=prompt, **options)
+    found = told_by_the_stream(client, prompt=prompt, **options)
+    for choice in plain["choices"]:
+        logprobs, text = choice["logprobs"], choice["text"]
+        told = found[choice["index"]]
+        assert (told["text"], told["finish_reason"]) == (text, choice["finish_reason"])
+        assert told["logprobs"] == (logprobs if logprobs["tokens"] else {})
+        offsets = logprobs["text_offset"]
+        assert {len(x) for x in logprobs.values()} == {len(offsets)}
+        assert offsets == sorted(offsets)
+        # From the end: every generated token is the character at its offset, or none.
+        assert all(0 <= offset <= len(text) for offset in offsets)
+        if choice["finish_reason"] == "length" and options["max_tokens"]:
+            written = len(text) - options["max_tokens"]
+            count = options["max_tokens"]
+            assert offsets[-count:] == list(range(written, len(text)))
+            assert "".join(logprobs["tokens"][-count:]) == text[written:]
+
+
+def test_a_text_that_begins_with_bos_is_read_as_ids_that_do(client: AppClient) -> None:
+    """lm-eval makes texts of ids again, and counts bos among them."""
+    ids = client.post("/tokenize", json={"model": MODEL, "prompt": "ab"}).json()["tokens"]
+    options: dict[str, Any] = {"max_tokens": 3, "echo": True, "logprobs": 1, "seed": 1}
+    begun = complete(client, prompt=[[1, *ids]], **options)["choices"]
+    assert complete(client, prompt="\ue001ab", **options)["choices"] == begun
+    # Anywhere else it is a character that the model does not know.
+    inside = complete(client, prompt="a\ue001b", **options)["choices"][0]
+    assert inside["text"].startswith("a\ue001b")
+    assert inside["logprobs"]["tokens"][:3] == ["a", "\ue003", "b"]
+
+
+FAKE = in_memory(*plain_files("fake", ALPHABET))
+
+
+def test_what_breaks_after_the_first_byte_is_told_in_openais_form() -> None:
+    session = FakeSession(vocab_size=len(FAKE.vocab), raises_at=RARE)
+    engine = Engine(FAKE, session, Settings(), precision="fp32")
+    body = {"prompt": "a", "model": "fake", "stream": True, "logit_bias": {str(RARE): 100}}
+    with AppClient(create_app(Settings(), [engine])) as client:
+        first, last = parsed(client.post("/v1/completions", json=body).content)
+    assert json.loads(first.data)["choices"][0]["text"] == FAKE.vocab.tokens[RARE]
+    assert last.name == "message"
+    assert set(json.loads(last.data)) == {"error"}
+    assert json.loads(last.data)["error"]["code"] == "model-failure"
+
+
+def test_tokens_that_are_left_out_are_16_or_what_the_model_may_write() -> None:
+    bundle = in_memory(*plain_files("fake", ALPHABET, limits={"max_tokens": 7}))
+    for made, expected in ((FAKE, 16), (bundle, 7)):
+        session = FakeSession(vocab_size=len(made.vocab))
+        engine = Engine(made, session, Settings(), precision="fp32")
+        with AppClient(create_app(Settings(), [engine])) as client:
+            body = {"model": "fake", "prompt": "a", "logit_bias": {"2": -1000}}
+            usage = client.ask("/v1/completions", **body)["usage"]
+        assert usage["completion_tokens"] == expected
+
+
+def test_an_encoder_decoder_completes_nothing(pairs: AppClient) -> None:
+    assert pairs.get("/v1/models").json()["data"] == []
+    assert pairs.get("/v1/models/bpe").status_code == 404
+    answer = pairs.post("/v1/completions", json={"model": "bpe", "prompt": "a"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "model")
+
+
 # --- tokens ---------------------------------------------------------------------------------------
 
 
@@ -154,3 +307,31 @@ def test_tokens_that_cannot_be_are_refused(
     answer = client.post(path, json={"model": MODEL, **body})
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["pointer"].startswith(pointer)
+
+
+@pytest.mark.parametrize(
+    ("model", "side", "text"),
+    [
+        ("whitespace", "target", "\ue001 AA B EH \ue003 \ue002"),
+        ("whitespace", "source", "\ue001the\ue003 \ue002"),
+        ("bpe", "source", "a cat\ue002"),
+    ],
+)
+def test_tokens_of_either_side_go_there_and_back(
+    pairs: AppClient, model: str, side: str, text: str
+) -> None:
+    asked = {"model": model, "side": side}
+    ids = pairs.ask("/tokenize", prompt=text, **asked)["tokens"]
+    assert pairs.ask("/detokenize", tokens=ids, **asked)["prompt"] == text
+    vocab = pairs.get(f"/models/{model}/vocab", params={"side": side}).json()
+    assert vocab["side"] == side
+    printed = {x["id"]: x["token"] for x in vocab["tokens"]}
+    special = [i for i in ids if i < 4]
+    assert [printed[i] for i in special] == [x for x in text if "\ue000" <= x <= "\ue003"]
+
+
+def test_special_tokens_between_subwords_are_tokens(pairs: AppClient) -> None:
+    asked = {"model": "bpe", "side": "target"}
+    inner = pairs.ask("/tokenize", prompt="a cat", **asked)["tokens"]
+    ids = pairs.ask("/tokenize", prompt="\ue001a cat\ue002", **asked)["tokens"]
+    assert ids == [1, *inner, 2]
