@@ -1,4 +1,4 @@
-"""`python -m service`: serve the bundles of a folder over HTTP."""
+"""`python -m service`: serve the bundles of a folder over HTTP, or run a command on them."""
 
 import logging
 import multiprocessing
@@ -11,6 +11,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from service import cli
 from service.app import create_app, load_engines
 from service.bundle import BundleError
 from service.protocol import BoundedProtocol
@@ -20,7 +21,12 @@ GRACE_S = 10  # how long requests in flight may take to end
 
 
 def main() -> int:
-    """Serve until a signal; the exit status: 0 after a clean end, 2 for a bad setting, 1 else."""
+    """Serve until a signal; the exit status: 0 after a clean end, 2 for a bad setting, 1 else.
+
+    With a command first (`generate`, `score`, `translate`, `models`) that is run instead.
+    """
+    if sys.argv[1:2] and sys.argv[1] in cli.COMMANDS:
+        return cli.run(sys.argv[1:])
     try:
         settings = load_settings(sys.argv[1:], os.environ)
     except SettingsError as error:

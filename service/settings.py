@@ -113,7 +113,9 @@ class Settings(BaseModel):
 def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
     """Settings from flags and environment. Raises SettingsError; `--help` exits."""
     parser = argparse.ArgumentParser(
-        prog="python -m service", description="Serve the bundles of a folder over HTTP."
+        prog="python -m service",
+        description="Serve the bundles of a folder over HTTP.",
+        epilog="Commands: generate, score, translate, models; each has a --help of its own.",
     )
     for name, field in Settings.model_fields.items():
         help_text = f"{field.description} (default: {field.default}; {PREFIX}{name.upper()})"

@@ -1,0 +1,398 @@
+"""`python -m service generate|score|translate|models`: the tasks from a command line.
+
+They ask a running server (`--url`), or run straight on a bundle (`--bundle`) in this process. Texts
+are arguments or the lines of standard input; answers are written as they come, as text, TSV or
+JSON, a line each.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from http.client import HTTPException
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from pydantic import ValidationError
+
+from service.app import bundle_folders, open_engine
+from service.body import field_errors
+from service.bundle import BundleError, read_any_bundle
+from service.engine import Engine
+from service.errors import InvalidRequest, ServiceError
+from service.pair_schemas import TranslateRequest, TranslateResponse
+from service.schemas import (
+    AnyEngine,
+    GenerateRequest,
+    GenerateResponse,
+    ModelSummary,
+    ScoreRequest,
+    ScoreResponse,
+)
+from service.settings import Settings
+from service.translator import Translator
+
+COMMANDS = ("generate", "score", "translate", "models")
+# Lines of standard input that are asked for together where they are there already.
+_LINES = 64
+
+Answer = dict[str, Any]
+
+
+class CommandError(Exception):
+    """What ends a command, in one line."""
+
+
+class Service(Protocol):
+    """What answers: a server, or an engine in this process."""
+
+    def ask(self, path: str, body: Mapping[str, Any]) -> Answer:
+        """The answer to a body. Raises CommandError."""
+
+    def models(self) -> list[Answer]:
+        """Every model that there is. Raises CommandError."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+class RunningServer:
+    """A server, by the standard library: this environment has no other HTTP client."""
+
+    def __init__(self, url: str, model: str | None) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise CommandError("--url begins with http:// or https://")
+        self._url = url.rstrip("/")
+        self._model = model
+
+    def ask(self, path: str, body: Mapping[str, Any]) -> Answer:
+        """The answer to a body."""
+        named = {"model": self._model} if self._model else {}
+        content = json.dumps({**named, **body}).encode()
+        request = Request(
+            self._url + path, content, {"Content-Type": "application/json"}, method="POST"
+        )
+        return self._answer(request)
+
+    def models(self) -> list[Answer]:
+        """Every served model."""
+        models: list[Answer] = self._answer(Request(f"{self._url}/models"))["models"]
+        return models
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _answer(self, request: Request) -> Answer:
+        try:
+            with urlopen(request, timeout=600) as answer:
+                found: Answer = json.load(answer)
+                return found
+        except HTTPError as error:
+            raise CommandError(_detail(error)) from error
+        except (URLError, HTTPException, OSError, ValueError) as error:
+            raise CommandError(f"{self._url}: {error}") from error
+
+
+def _detail(error: HTTPError) -> str:
+    """What a problem document says."""
+    try:
+        return str(json.load(error)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"the server answered {error.code}"
+
+
+class Bundle:
+    """An engine of a bundle's folder, in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self._engine: AnyEngine = open_engine(read_any_bundle(folder), Settings(), 1)
+        except BundleError as error:
+            raise CommandError(str(error)) from error
+        self._runner = asyncio.Runner()
+        self._runner.run(self._start())
+
+    async def _start(self) -> None:
+        self._engine.start()
+
+    def ask(self, path: str, body: Mapping[str, Any]) -> Answer:
+        """The answer to a body."""
+        try:
+            return self._runner.run(_ANSWERS[path](self._engine, json.dumps(dict(body))))
+        except ServiceError as error:
+            raise CommandError(error.detail) from error
+
+    def models(self) -> list[Answer]:
+        """This one."""
+        return [ModelSummary.of(self._engine).model_dump()]
+
+    def close(self) -> None:
+        """End the engine."""
+        self._runner.run(self._engine.stop())
+        self._runner.close()
+
+
+async def _generate(engine: AnyEngine, body: str) -> Answer:
+    request = _parsed(GenerateRequest, body)
+    if not isinstance(engine, Engine):
+        raise InvalidRequest("an encoder-decoder translates; see the command translate")
+    results = await engine.generate(_listed(request.prompt or ""), request.options())
+    return GenerateResponse.of(engine, results).model_dump()
+
+
+async def _score(engine: AnyEngine, body: str) -> Answer:
+    request = _parsed(ScoreRequest, body)
+    texts = _listed(request.text)
+    if isinstance(engine, Engine):
+        if request.source is not None:
+            raise InvalidRequest("a language model takes a context, and no source")
+        results = await engine.score(texts, request.contexts(len(texts)), request.options())
+        return ScoreResponse.of(engine, results).model_dump()
+    if request.source is None:
+        raise InvalidRequest("an encoder-decoder scores a text given its source: --source")
+    eos = True if request.eos is None else request.eos
+    results = await engine.score(request.sources(len(texts)), texts, request.options(), eos=eos)
+    return ScoreResponse.of(engine, results).model_dump()
+
+
+async def _translate(engine: AnyEngine, body: str) -> Answer:
+    request = _parsed(TranslateRequest, body)
+    if not isinstance(engine, Translator):
+        raise InvalidRequest("a language model translates nothing; see the command generate")
+    sources = _listed(request.source)
+    results = await engine.translate(sources, request.prefixes(len(sources)), request.options())
+    return TranslateResponse.of(engine, results).model_dump()
+
+
+_ANSWERS = {"/generate": _generate, "/score": _score, "/translate": _translate}
+
+
+def _parsed(schema: type[Any], body: str) -> Any:
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as error:
+        raise field_errors(schema, error) from error
+
+
+def _listed(texts: str | list[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else texts
+
+
+# --- the commands ---------------------------------------------------------------------------------
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command; the exit status: 0, 1 for an error of the answer, 130 for an interrupt."""
+    options = _parser().parse_args(arguments)
+    try:
+        _run(options)
+    except CommandError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read has enough; nothing may be written at the end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    service = _service(options)
+    try:
+        if options.command == "models":
+            for model in service.models():
+                _write(options.format, model, "{name}\t{task}\t{precision}\t{description}")
+            return
+        write: Callable[[Service, argparse.Namespace, list[str]], None] = {
+            "generate": _write_generated,
+            "score": _write_scored,
+            "translate": _write_translated,
+        }[options.command]
+        if options.format == "tsv":
+            sys.stdout.write("\t".join(_COLUMNS[options.command]) + "\n")
+        for batch in _batches(options.texts, sys.stdin):
+            write(service, options, batch)
+            sys.stdout.flush()
+    finally:
+        service.close()
+
+
+def _service(options: argparse.Namespace) -> Service:
+    if options.bundle is None:
+        return RunningServer(options.url, options.model)
+    if options.command == "models":
+        return _Folder(options.bundle)
+    return Bundle(options.bundle)
+
+
+class _Folder:
+    """The bundles of a folder, or the one that it is."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def ask(self, path: str, body: Mapping[str, Any]) -> Answer:
+        """Nothing is asked of a folder."""
+        raise NotImplementedError(path, body)
+
+    def models(self) -> list[Answer]:
+        """Every bundle's name, task and sentence."""
+        try:
+            is_bundle = (self._folder / "manifest.json").exists()
+            folders = [self._folder] if is_bundle else bundle_folders(self._folder)
+            manifests = [read_any_bundle(folder).manifest for folder in folders]
+        except BundleError as error:
+            raise CommandError(str(error)) from error
+        return [
+            x.model_dump(include={"name", "task", "precision", "description"}) for x in manifests
+        ]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+_COLUMNS = {
+    "generate": ("prompt", "choice", "finish_reason", "seed", "text"),
+    "score": ("bits_per_char", "bits", "logprob", "chars", "text"),
+    "translate": ("source", "rank", "score", "logprob", "finish_reason", "text"),
+}
+
+
+def _write_generated(service: Service, options: argparse.Namespace, texts: list[str]) -> None:
+    fields = ("max_tokens", "temperature", "top_k", "top_p", "seed", "n", "pattern")
+    body = _given(options, fields) | {"prompt": texts, "stop": options.stop}
+    for text, result in zip(texts, service.ask("/generate", body)["results"], strict=True):
+        for place, choice in enumerate(result["choices"]):
+            row = {"prompt": text, "choice": place, **choice}
+            _write(options.format, row, "{text}", _COLUMNS["generate"])
+
+
+def _write_scored(service: Service, options: argparse.Namespace, texts: list[str]) -> None:
+    body = _given(options, ("source", "context", "unknown")) | {"text": texts}
+    body |= {"eos": True} if options.eos else {}
+    body |= {"tokens": True} if options.tokens else {}
+    for text, result in zip(texts, service.ask("/score", body)["results"], strict=True):
+        row = {**result, "text": text}
+        _write(options.format, row, "{bits_per_char}\t{text}", _COLUMNS["score"])
+
+
+def _write_translated(service: Service, options: argparse.Namespace, texts: list[str]) -> None:
+    fields = ("beam_size", "num_hypotheses", "length_penalty", "max_tokens")
+    body = _given(options, fields) | {"source": texts}
+    body |= {"return_alignments": True} if options.alignments else {}
+    for text, result in zip(texts, service.ask("/translate", body)["results"], strict=True):
+        if options.format == "json":
+            _write("json", {"source": text, **result}, "")
+            continue
+        for rank, hypothesis in enumerate(result["hypotheses"], 1):
+            row = {"source": text, "rank": rank, **hypothesis}
+            _write(options.format, row, "{text}", _COLUMNS["translate"])
+
+
+def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    found = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _write(form: str, row: Mapping[str, Any], text_form: str, columns: Sequence[str] = ()) -> None:
+    if form == "json":
+        line = json.dumps(dict(row), ensure_ascii=False)
+    elif form == "tsv":
+        line = "\t".join(_escaped(row[name]) for name in columns or row)
+    else:
+        line = text_form.format(**row)
+    sys.stdout.write(line + "\n")
+
+
+def _escaped(value: Any) -> str:
+    """A field of TSV: what would end it is written with a backslash."""
+    text = "" if value is None else str(value)
+    for raw, shown in (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r")):
+        text = text.replace(raw, shown)
+    return text
+
+
+def _batches(texts: Sequence[str], lines: TextIO) -> Iterator[list[str]]:
+    """The arguments together, or lines of standard input: as many as are there, at most `_LINES`.
+
+    A file's lines go together; of a pipe or a terminal each goes at once.
+    """
+    if texts:
+        yield list(texts)
+        return
+    stripped = (line.removesuffix("\n").removesuffix("\r") for line in lines)
+    size = _LINES if _is_file(lines) else 1
+    while batch := list(islice(stripped, size)):
+        yield batch
+
+
+def _is_file(lines: TextIO) -> bool:
+    try:
+        return lines.seekable()
+    except ValueError:
+        return False
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m service",
+        description="Serve bundles (without a command), or run a task from the command line.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    where = common.add_mutually_exclusive_group()
+    where.add_argument("--url", default="http://127.0.0.1:8000", help="of a running server")
+    where.add_argument("--bundle", type=Path, help="folder of a bundle, to run it in this process")
+    common.add_argument("--model", help="name of a served model")
+    common.add_argument("--format", choices=("text", "tsv", "json"), default="text")
+    texts = argparse.ArgumentParser(add_help=False)
+    texts.add_argument("texts", nargs="*", help="left out: the lines of standard input")
+    generate = commands.add_parser(
+        "generate",
+        parents=[common, texts],
+        help="continue prompts",
+        epilog='python -m service generate --bundle models/alice-lstm "Alice was " --seed 1',
+    )
+    generate.add_argument("--max-tokens", type=int)
+    generate.add_argument("--temperature", type=float)
+    generate.add_argument("--top-k", type=int)
+    generate.add_argument("--top-p", type=float)
+    generate.add_argument("--seed", type=int)
+    generate.add_argument("--n", type=int, help="choices a prompt")
+    generate.add_argument("--stop", action="append", default=[], help="may be given again")
+    generate.add_argument("--pattern", help="what the text may be: masked, not conditioned")
+    score = commands.add_parser(
+        "score",
+        parents=[common, texts],
+        help="how surprising texts are: bits a character, then the text",
+        epilog="tail -f log | python -m service score --bundle models/alice-lstm | sort -rn",
+    )
+    score.add_argument("--source", help="of an encoder-decoder: what the texts translate")
+    score.add_argument("--context", help="read before each text and not counted")
+    score.add_argument("--unknown", choices=("unk", "error", "skip"))
+    score.add_argument("--eos", action="store_true", help="count the end of each text")
+    score.add_argument("--tokens", action="store_true", help="with json: every character")
+    translate = commands.add_parser(
+        "translate",
+        parents=[common, texts],
+        help="translate sources",
+        epilog="python -m service translate --bundle models/g2p-en unroll recurrent",
+    )
+    translate.add_argument("--beam-size", type=int)
+    translate.add_argument("--num-hypotheses", type=int)
+    translate.add_argument("--length-penalty", type=float)
+    translate.add_argument("--max-tokens", type=int)
+    translate.add_argument("--alignments", action="store_true", help="with json")
+    commands.add_parser(
+        "models",
+        parents=[common],
+        help="what is served, or what a folder has",
+        epilog="python -m service models --bundle models",
+    )
+    return parser

@@ -1,0 +1,223 @@
+"""The Python client: what it sends, what it makes of answers, and the same numbers as the wire."""
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from service.bundle import write_bundle
+from tests.bundles import tiny_files, tiny_pair_files
+from tests.end_to_end.server import Server, free_port, serve
+from unroll_client import (
+    AsyncUnroll,
+    ConnectionFailed,
+    GenerateDone,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    ScoreResult,
+    ServerError,
+    StreamedToken,
+    TranslateAnswer,
+    TranslatedToken,
+    Unroll,
+    UnrollError,
+)
+
+TEXT, PAIRS = "tiny-lstm", "tiny-pairs"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("models")
+    write_bundle(folder, *tiny_files("lstm"))
+    write_bundle(folder, *tiny_pair_files(name=PAIRS))
+    with serve(folder, engine_threads=1) as running:
+        yield running
+
+
+def wire(server: Server, path: str, **body: Any) -> Any:
+    return httpx.post(server.url + path, json=body, timeout=60).json()
+
+
+def as_json(answer: Any) -> Any:
+    return json.loads(json.dumps(dataclasses.asdict(answer)))
+
+
+def test_answers_are_those_of_the_wire(server: Server) -> None:
+    with Unroll(server.url) as client:
+        generated = client.generate(
+            ["a", "the "], model=TEXT, max_tokens=9, seed=3, n=2, logprobs=2, return_state=True
+        )
+        plain = wire(
+            server, "/generate", prompt=["a", "the "], model=TEXT, max_tokens=9, seed=3, n=2,
+            logprobs=2, return_state=True,
+        )  # fmt: skip
+        for answer in (plain, dumped := as_json(generated)):
+            for result in answer["results"]:
+                for choice in result["choices"]:
+                    choice["state"] = bool(choice["state"])  # it has the time in it
+            del answer["usage"]["cached_tokens"]  # of the second, more
+        assert dumped == plain
+        scored = client.score("a cat", model=TEXT, tokens=True, top_logprobs=1)
+        assert (
+            as_json(scored)["results"]
+            == wire(server, "/score", text="a cat", model=TEXT, tokens=True, top_logprobs=1)[
+                "results"
+            ]
+        )
+        found = client.translate("a cat", model=PAIRS, return_alignments=True, tokens=True)
+        assert as_json(found) == wire(
+            server, "/translate", source="a cat", model=PAIRS, return_alignments=True, tokens=True
+        )
+        assert [model.name for model in client.models()] == [TEXT, PAIRS]
+        assert client.model(TEXT)["vocab_size"] > 4
+        assert client.ready()
+        state = generated.results[0].choices[0].state
+        assert state is not None
+        assert client.generate(model=TEXT, state=state, max_tokens=2).results[0].choices
+
+
+def test_streams_say_what_answers_say(server: Server) -> None:
+    with Unroll(server.url) as client:
+        whole = client.generate("the ", model=TEXT, max_tokens=30, seed=1)
+        *tokens, done = client.generate_stream("the ", model=TEXT, max_tokens=30, seed=1)
+        assert isinstance(done, GenerateDone)
+        text = "".join(token.text for token in tokens if isinstance(token, StreamedToken))
+        assert text == whole.results[0].choices[0].text
+        assert done.choices[0].finish_reason == whole.results[0].choices[0].finish_reason
+        *pieces, answer = client.translate_stream("a cat", model=PAIRS)
+        assert isinstance(answer, TranslateAnswer)
+        assert answer == client.translate("a cat", model=PAIRS)
+        joined = "".join(x.text for x in pieces if isinstance(x, TranslatedToken))
+        assert joined == answer.results[0].hypotheses[0].text
+
+
+def test_lines_are_scored_however_many(server: Server) -> None:
+    texts = [f"line {i % 7}" for i in range(1300)]
+    with Unroll(server.url) as client:
+        results = list(client.score_lines(iter(texts), model=TEXT, eos=True))
+        wanted = client.score(texts[:7], model=TEXT, eos=True).results
+        assert len(results) == len(texts)
+        for i, result in enumerate(results):
+            assert isinstance(result, ScoreResult)
+            assert result.logprob == wanted[i % 7].logprob
+        good, bad = client.score_lines(["a", "\u2603"], model=TEXT, unknown="error")
+        assert isinstance(good, ScoreResult)
+        assert isinstance(bad, InvalidRequest)
+        with pytest.raises(NotFound):
+            list(client.score_lines(["a"], model="nothing"))
+
+
+def test_asyncio_gives_the_same(server: Server) -> None:
+    async def main() -> None:
+        async with AsyncUnroll(server.url) as client:
+            with Unroll(server.url) as plain:
+                options: dict[str, Any] = {"model": TEXT, "max_tokens": 20, "seed": 2}
+                wanted = plain.generate("a", **options).results
+                assert (await client.generate("a", **options)).results == wanted
+                text = ""
+                async for event in client.generate_stream("a", **options):
+                    text += event.text if isinstance(event, StreamedToken) else ""
+                assert text == wanted[0].choices[0].text
+                assert await client.score("a", model=TEXT) == plain.score("a", model=TEXT)
+                lines = [x async for x in client.score_lines(["a", "b"], model=TEXT)]
+                assert lines == list(plain.score_lines(["a", "b"], model=TEXT))
+                translated = await client.translate("a", model=PAIRS)
+                assert translated == plain.translate("a", model=PAIRS)
+                *_, last = [x async for x in client.translate_stream("a", model=PAIRS)]
+                assert last == translated
+                assert await client.models() == plain.models()
+                assert await client.model(PAIRS) == plain.model(PAIRS)
+                assert await client.ready()
+            with pytest.raises(InvalidRequest):
+                async for _ in client.generate_stream("a", model=TEXT, max_tokens=-1):
+                    pass
+
+    asyncio.run(main())
+
+
+def test_errors_say_where_and_what_is_allowed(server: Server) -> None:
+    with Unroll(server.url) as client:
+        with pytest.raises(InvalidRequest) as found:
+            client.generate("a", model=TEXT, max_tokens=-1)
+        assert found.value.status == 422
+        assert found.value.errors[0].pointer == "/max_tokens"
+        assert found.value.request_id
+        with pytest.raises(NotFound):
+            client.score("a", model="nothing")
+        with pytest.raises(InvalidRequest):
+            next(iter(client.generate_stream("a", model=TEXT, n=1000)))
+    with Unroll(f"http://127.0.0.1:{free_port()}") as client, pytest.raises(ConnectionFailed):
+        client.models()
+
+
+def answering(status: int, content: bytes, headers: dict[str, str] | None = None) -> Unroll:
+    def handle(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(status, content=content, headers=headers)
+
+    return Unroll(transport=httpx.MockTransport(handle))
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "content"),
+    [
+        (Overloaded, 429, b'{"detail": "full"}'),
+        (Overloaded, 503, b""),
+        (ServerError, 500, b"<html>"),
+        (ServerError, 502, b'["a list"]'),
+        (ServerError, 200, b"not json"),
+        (ServerError, 200, b'{"results": 7}'),
+        (ServerError, 200, b"[]"),
+    ],
+)
+def test_what_is_no_answer_is_an_error(
+    kind: type[UnrollError], status: int, content: bytes
+) -> None:
+    with pytest.raises(kind) as found:
+        answering(status, content, {"retry-after": "7"}).score("a")
+    if kind is Overloaded:
+        assert found.value.retry_after_s == 7
+
+
+def test_a_stream_that_breaks_is_an_error() -> None:
+    data = {"index": 0, "choice": 0, "text": "a", "offset": 0, "token": "a", "logprob": -1.0}
+    token = b"event: token\ndata: " + json.dumps(data).encode() + b"\n\n"
+    broken = answering(200, token).generate_stream("a")
+    assert isinstance(next(broken), StreamedToken)
+    with pytest.raises(ConnectionFailed, match="before its last event"):
+        next(broken)
+    problem = json.dumps({"status": 504, "detail": "too long"}).encode()
+    told = answering(200, token + b"event: error\ndata: " + problem + b"\n\n").generate_stream("a")
+    next(told)
+    with pytest.raises(ServerError, match="too long"):
+        next(told)
+
+
+def test_what_a_newer_service_adds_is_left_out() -> None:
+    answer = {
+        "model": "m", "precision": "int9", "new": 1,
+        "results": [{"hypotheses": [{"text": "x", "logprob": -1, "score": -1,
+                                     "finish_reason": "stop", "newer": {}}], "unknown": []}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "cached_tokens": 0, "more": 1},
+    }  # fmt: skip
+    found = answering(200, json.dumps(answer).encode()).translate("a")
+    assert found.results[0].hypotheses[0].text == "x"
+
+
+def test_the_key_and_what_is_given_are_sent_and_nothing_else() -> None:
+    seen: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(404, json={"detail": "no"})
+
+    client = Unroll(api_key="secret", transport=httpx.MockTransport(handle))
+    with pytest.raises(NotFound):
+        client.generate("a", seed=0, echo=False)
+    assert seen[0].headers["authorization"] == "Bearer secret"
+    assert json.loads(seen[0].content) == {"prompt": "a", "seed": 0, "echo": False}

@@ -1,0 +1,157 @@
+"""The command line: on a bundle and against a server, the same numbers to the last digit."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.bundle import write_bundle
+from tests.bundles import tiny_files, tiny_pair_files
+from tests.end_to_end.server import ROOT, Server, free_port, serve
+
+TEXT, PAIRS = "tiny-lstm", "tiny-pairs"
+Where = list[str]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("models")
+    write_bundle(found, *tiny_files("lstm"))
+    write_bundle(found, *tiny_pair_files(name=PAIRS))
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    with serve(folder, engine_threads=1) as running:
+        yield running
+
+
+def command(*arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        cwd=ROOT,
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def rows(*arguments: str, given: str | None = None) -> list[Any]:
+    done = command(*arguments, "--format", "json", given=given)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def places(server: Server, folder: Path, model: str) -> list[Where]:
+    return [["--url", server.url, "--model", model], ["--bundle", str(folder / model)]]
+
+
+def test_score_is_the_same_everywhere(server: Server, folder: Path) -> None:
+    with server.client() as client:
+        body = {"model": TEXT, "text": ["a cat", "tea"], "tokens": True}
+        wanted = client.post("/score", json=body).json()["results"]
+    for where in places(server, folder, TEXT):
+        found = rows("score", *where, "--tokens", "a cat", "tea")
+        assert [{k: x[k] for k in wanted[0]} for x in found] == wanted
+        lines = rows("score", *where, "--tokens", given="a cat\ntea\n")
+        assert lines == found
+    pairs = [
+        rows("score", *where, "--source", "a cat", "tac a")
+        for where in places(server, folder, PAIRS)
+    ]
+    assert pairs[0] == pairs[1]
+
+
+def test_generate_and_translate_are_the_same_everywhere(server: Server, folder: Path) -> None:
+    options = ["--max-tokens", "12", "--seed", "4", "--n", "2", "--temperature", "2"]
+    found = [rows("generate", *x, *options, "the ") for x in places(server, folder, TEXT)]
+    assert found[0] == found[1]
+    assert len(found[0]) == 2
+    options = ["--num-hypotheses", "2", "--beam-size", "3", "--alignments"]
+    found = [rows("translate", *x, *options, "a cat") for x in places(server, folder, PAIRS)]
+    assert found[0] == found[1]
+    assert len(found[0][0]["hypotheses"]) == 2
+
+
+def test_text_and_tsv(folder: Path) -> None:
+    where = ["--bundle", str(folder / TEXT)]
+    plain = command("score", *where, "a cat")
+    bits, text = plain.stdout.rstrip("\n").split("\t")
+    assert text == "a cat"
+    assert float(bits) > 0
+    table = command("score", *where, "--format", "tsv", "a\tb\\\n").stdout.splitlines()
+    assert table[0].split("\t") == ["bits_per_char", "bits", "logprob", "chars", "text"]
+    assert table[1].split("\t")[-1] == "a\\tb\\\\\\n"
+    translated = command(
+        "translate", "--bundle", str(folder / PAIRS), "--format", "tsv", given="a cat\ntea\n"
+    ).stdout.splitlines()
+    assert [row.split("\t")[0] for row in translated] == ["source", "a cat", "tea"]
+    written = command("generate", *where, "--max-tokens", "5", "--pattern", "[a-c]{5}", "x")
+    assert set(written.stdout.strip()) <= set("abc")
+    assert len(written.stdout.strip()) == 5
+
+
+def test_models_are_listed(server: Server, folder: Path) -> None:
+    served = rows("models", "--url", server.url)
+    assert [x["name"] for x in served] == [TEXT, PAIRS]
+    assert [x["name"] for x in rows("models", "--bundle", str(folder))] == [TEXT, PAIRS]
+    assert [x["name"] for x in rows("models", "--bundle", str(folder / TEXT))] == [TEXT]
+    assert command("models", "--bundle", str(folder)).stdout.count("\t") == 6
+
+
+def test_each_line_of_a_pipe_is_answered_at_once(folder: Path) -> None:
+    arguments = [sys.executable, "-m", "service", "score", "--bundle", str(folder / TEXT)]
+    with subprocess.Popen(
+        arguments, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for text in ("a cat", "tea"):
+            process.stdin.write(text + "\n")
+            process.stdin.flush()
+            assert process.stdout.readline().rstrip("\n").endswith(f"\t{text}")
+        # Whoever reads goes: that is the end, and a quiet one.
+        process.stdout.close()
+        process.stdin.write("a hat\na rabbit\n")
+        process.stdin.close()
+        assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "arguments"),
+    [
+        (1, "less than or equal", ["generate", "--bundle", "{text}", "--top-p", "2", "a"]),
+        (1, "translates", ["generate", "--bundle", "{pairs}", "a"]),
+        (1, "translates nothing", ["translate", "--bundle", "{text}", "a"]),
+        (1, "--source", ["score", "--bundle", "{pairs}", "a"]),
+        (1, "no source", ["score", "--bundle", "{text}", "--source", "b", "a"]),
+        (1, "manifest.json", ["score", "--bundle", "{folder}", "a"]),
+        (1, "no such model", ["score", "--url", "{url}", "--model", "nothing", "a"]),
+        (1, "http://", ["score", "--url", "file:///etc/passwd", "a"]),
+        (1, "127.0.0.1", ["score", "--url", "http://127.0.0.1:{free}", "a"]),
+        (2, "invalid choice", ["score", "--format", "xml", "a"]),
+        (2, "not allowed with", ["score", "--url", "http://x", "--bundle", "y", "a"]),
+    ],
+)
+def test_what_goes_wrong_is_one_line(
+    server: Server, folder: Path, status: int, words: str, arguments: list[str]
+) -> None:
+    names = {
+        "text": folder / TEXT,
+        "pairs": folder / PAIRS,
+        "folder": folder,
+        "url": server.url,
+        "free": free_port(),
+    }
+    done = command(*(argument.format(**names) for argument in arguments))
+    assert done.returncode == status, done.stderr
+    assert words in done.stderr
+    assert done.stderr.splitlines()[-1].count("error: ") == 1
+    assert "Traceback" not in done.stderr

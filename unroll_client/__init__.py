@@ -1,0 +1,46 @@
+"""A client of the Unroll service: `from unroll_client import Unroll`."""
+
+from unroll_client.client import AsyncUnroll, Unroll
+from unroll_client.errors import (
+    ConnectionFailed,
+    FieldError,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    ServerError,
+    UnrollError,
+)
+from unroll_client.results import (
+    Choice,
+    GenerateAnswer,
+    GenerateDone,
+    Hypothesis,
+    Model,
+    ScoreAnswer,
+    ScoreResult,
+    StreamedToken,
+    TranslateAnswer,
+    TranslatedToken,
+)
+
+__all__ = [
+    "AsyncUnroll",
+    "Choice",
+    "ConnectionFailed",
+    "FieldError",
+    "GenerateAnswer",
+    "GenerateDone",
+    "Hypothesis",
+    "InvalidRequest",
+    "Model",
+    "NotFound",
+    "Overloaded",
+    "ScoreAnswer",
+    "ScoreResult",
+    "ServerError",
+    "StreamedToken",
+    "TranslateAnswer",
+    "TranslatedToken",
+    "Unroll",
+    "UnrollError",
+]

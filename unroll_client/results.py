@@ -1,0 +1,230 @@
+"""Answers as frozen dataclasses. What a newer service adds is left out, not refused."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass
+from types import GenericAlias, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a request cost."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that could have stood there."""
+
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedToken:
+    """A token of a choice, where `logprobs` were asked for."""
+
+    token: str
+    logprob: float | None
+    top: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One continuation."""
+
+    text: str
+    finish_reason: str
+    seed: int
+    matched: bool | None = None
+    logprobs: tuple[GeneratedToken, ...] | None = None
+    state: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateResult:
+    """The continuations of one prompt."""
+
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateAnswer:
+    """Answer of `/generate`."""
+
+    model: str
+    precision: str
+    results: tuple[GenerateResult, ...]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedToken:
+    """A token of a choice that is being written."""
+
+    index: int
+    choice: int
+    text: str
+    offset: int
+    token: str | None
+    logprob: float | None
+    entropy_bits: float | None = None
+    rank: int | None = None
+    top: tuple[Alternative, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedEnd:
+    """How one choice ended."""
+
+    index: int
+    choice: int
+    finish_reason: str
+    seed: int
+    matched: bool | None = None
+    state: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateDone:
+    """The last event of a stream."""
+
+    model: str
+    precision: str
+    choices: tuple[StreamedEnd, ...]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A counted token, where `tokens` were asked for."""
+
+    token: str
+    logprob: float | None
+    surprisal_bits: float | None
+    entropy_bits: float | None
+    rank: int | None
+    top: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreResult:
+    """The probability of one text."""
+
+    logprob: float
+    bits: float
+    bits_per_char: float | None
+    perplexity_per_char: float | None
+    chars: int
+    bos: bool
+    eos: bool
+    unknown: tuple[int, ...]
+    tokens: tuple[ScoredToken, ...] | None = None
+    state: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreAnswer:
+    """Answer of `/score`."""
+
+    model: str
+    precision: str
+    results: tuple[ScoreResult, ...]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class HypothesisToken:
+    """A token of a hypothesis, where `tokens` were asked for."""
+
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """One translation."""
+
+    text: str
+    logprob: float
+    score: float
+    finish_reason: str
+    tokens: tuple[HypothesisToken, ...] | None = None
+    alignment: tuple[tuple[float, ...], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TranslateResult:
+    """The translations of one source."""
+
+    hypotheses: tuple[Hypothesis, ...]
+    unknown: tuple[int, ...]
+    source_tokens: tuple[str, ...] | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TranslateAnswer:
+    """Answer of `/translate`, and the last event of its stream."""
+
+    model: str
+    precision: str
+    results: tuple[TranslateResult, ...]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class TranslatedToken:
+    """A token that a translation has, whatever follows."""
+
+    index: int
+    hypothesis: int
+    text: str
+    offset: int
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One line of `/models`."""
+
+    name: str
+    task: str
+    description: str
+    precision: str
+
+
+def built(kind: type[Answer], data: Any) -> Answer:
+    """An answer of this kind from JSON. Raises KeyError and TypeError where it is none."""
+    if not isinstance(data, Mapping):
+        raise TypeError(kind.__name__)
+    values = {}
+    for name, hint in _hints(kind).items():
+        if name in data:
+            values[name] = _value(hint, data[name])
+    return kind(**values)
+
+
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    if kind not in _HINTS:
+        _HINTS[kind] = get_type_hints(kind)
+    return _HINTS[kind]
+
+
+_HINTS: dict[type[Any], dict[str, Any]] = {}
+
+
+def _value(hint: Any, data: Any) -> Any:
+    if data is None:
+        return None
+    if isinstance(hint, UnionType):
+        hint = next(x for x in get_args(hint) if x is not type(None))
+    if isinstance(hint, GenericAlias) and get_origin(hint) is tuple:
+        return tuple(_value(get_args(hint)[0], each) for each in data)
+    return built(hint, data) if isinstance(hint, type) and is_dataclass(hint) else data
