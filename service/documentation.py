@@ -39,5 +39,10 @@ def _add_examples(operation: dict[str, Any], examples: dict[str, Any]) -> None:
         if _PROBLEM in contents:
             # FastAPI adds its own media type to every model.
             contents.pop("application/json", None)
-        for media_type, example in examples.get("answers", {}).get(status, {}).items():
+        answers = examples.get("answers", {}).get(status, {})
+        if answers and "application/json" not in answers and "application/json" in contents:
+            # What FastAPI takes for the answer is an event of it.
+            event = contents.pop("application/json")
+            contents.update({media_type: dict(event) for media_type in answers})
+        for media_type, example in answers.items():
             contents.setdefault(media_type, {})["example"] = example

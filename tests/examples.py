@@ -21,6 +21,10 @@ _TOKENS = {"model": "alice-lstm", "prompt": "Alice"}
 _IDS = {"model": "alice-lstm", "tokens": [18, 55, 52, 46, 48]}
 _TRANSLATE = {"model": "g2p-en", "source": ["unroll", "recurrent"], "beam_size": 5}
 
+_INFER = {"text_input": "Alice was ", "parameters": {"max_tokens": 4, "seed": 1}}
+_NONE: list[dict[str, Any]] = []
+_LINES = ("text/plain", "the white rabbit\nthe whjte rabbit\n")
+
 # Operations in the order in which they are asked: a method, a path as the document has it, a body,
 # and further bodies whose answers are shown by their media types.
 REQUESTS: list[tuple[str, str, dict[str, Any] | None, list[dict[str, Any]]]] = [
@@ -46,6 +50,26 @@ REQUESTS: list[tuple[str, str, dict[str, Any] | None, list[dict[str, Any]]]] = [
         {**_COMPLETE, "max_tokens": 4},
         [{**_COMPLETE, "max_tokens": 2, "stream": True}],
     ),
+    ("GET", "/v2", None, []),
+    ("GET", "/v2/health/live", None, []),
+    ("GET", "/v2/health/ready", None, []),
+    *(
+        entry
+        for path in ("/v2/models/{name}", "/v2/models/{name}/versions/1")
+        for entry in (
+            ("GET", path, None, _NONE),
+            ("GET", f"{path}/ready", None, _NONE),
+            ("POST", f"{path}/generate", _INFER, _NONE),
+            ("POST", f"{path}/generate_stream", _INFER, _NONE),
+        )
+    ),
+    ("GET", "/libretranslate/languages", None, []),
+    (
+        "POST",
+        "/libretranslate/translate",
+        {"q": "3 March 2026", "source": "en", "target": "ISO 8601", "alternatives": 1},
+        [],
+    ),
     ("GET", "/livez", None, []),
     ("GET", "/readyz", None, []),
 ]
@@ -59,7 +83,15 @@ _OTHERS: dict[str, dict[str, dict[str, Any]]] = {
                 "engines": [{"model": "alice-lstm", "ready": False, "last_step_age_s": 31.5}],
             }
         }
-    }
+    },
+    **{
+        f"GET {path}": {"503": {"application/json": {"ready": False}}}
+        for path in (
+            "/v2/health/ready",
+            "/v2/models/{name}/ready",
+            "/v2/models/{name}/versions/1/ready",
+        )
+    },
 }
 _PARAMETERS = {"{name}": "alice-lstm"}
 _QUERIES = {"/tokenizer_info": {"model": "alice-lstm"}}
@@ -100,6 +132,11 @@ def _asked(
         media_type = answer.headers["content-type"].split(";")[0]
         shown = json.loads(text) if media_type == "application/json" else text
         answers.setdefault("200", {})[media_type] = shown
+    if path == "/score":
+        media_type, content = _LINES
+        query = {"model": "alice-lstm"}
+        told = client.post(url, params=query, content=content, headers={"Content-Type": media_type})
+        answers["200"][told.headers["content-type"]] = told.text
     answers.update(_OTHERS.get(f"{method} {path}", {}))
     return {**example, "answers": answers}
 
