@@ -3,13 +3,11 @@
 Text becomes ids, ids become rows, the scheduler fills them in, and they become text again.
 """
 
-import math
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-from itertools import accumulate
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,172 +16,40 @@ from service.bundle import (
     BOS_ID,
     EOS_ID,
     PAD_ID,
-    SPECIAL_TOKENS,
     UNK_ID,
     Bundle,
     Precision,
     normalize,
     special_ids,
 )
-from service.constraints import Constraint, ConstraintCompiler, Rule
+from service.constraints import Constraint, ConstraintCompiler
 from service.errors import InvalidRequest
 from service.handles import Handle, NoisePlace, Seal
-from service.prefixes import MIN_SHARED_TOKENS, PrefixCache, shared_prefixes
-from service.rows import Continuation, ReadRow, TokenDetails, WriteRow
+from service.rows import Continuation, ReadRow, WriteRow
 from service.sampling import SamplingParams
-from service.session import Session, States
+from service.session import Session
 from service.settings import Settings
+from service.shared_reads import SharedReads
 from service.streams import Feed
+from service.tasks import (
+    DEFAULT_MAX_TOKENS,
+    CarriedScore,
+    Choice,
+    Generated,
+    GenerateOptions,
+    Prompt,
+    Scored,
+    ScoredToken,
+    ScoreOptions,
+    StreamEvent,
+    StreamUsage,
+    UnknownPolicy,
+    scored_tokens,
+    unknown_text,
+)
 from service.text_runner import TextRunner, TextWork
+from service.text_stream import StreamedChoice, Told, offsets_of, pieces_of, read_ids, text_of
 from service.workers import Workers, at_most, drawn_seed, off_loop, worker_names
-
-UnknownPolicy: TypeAlias = Literal["unk", "error", "skip"]
-# A text, or the ids of one; bos comes before it by itself.
-Prompt: TypeAlias = str | tuple[int, ...]
-
-DEFAULT_MAX_TOKENS = 128
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GenerateOptions:
-    """What `/generate` may be asked for, besides the prompts."""
-
-    max_tokens: int | None = None  # None: DEFAULT_MAX_TOKENS, or the limit where that is less
-    sampling: SamplingParams = SamplingParams()
-    logit_bias: Mapping[str, float] = field(default_factory=dict)  # by printed token
-    seed: int | None = None  # None draws one
-    stop: tuple[str, ...] = ()
-    rule: Rule | None = None  # what the text may be
-    n: int = 1
-    echo: bool = False
-    logprobs: int | None = None  # alternatives a token; None for none of it
-    state: str | None = None  # a handle: every prompt is read after it, and begins no document
-    return_state: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreOptions:
-    """What `/score` may be asked for, besides the texts."""
-
-    tokens: bool = False
-    top_logprobs: int = 0
-    bos: bool = True  # the text begins a document
-    eos: bool = False  # the text ends there, and that is counted
-    unknown: UnknownPolicy = "unk"
-    state: str | None = None  # a handle: every text is scored after it, `bos` means nothing then
-    return_state: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Alternative:
-    """A token that could have stood there."""
-
-    token: str
-    logprob: float
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredToken:
-    """A token and what the model thought of it. `None` where it had nothing to go by."""
-
-    token: str
-    logprob: float | None
-    entropy_bits: float | None
-    rank: int | None
-    top: tuple[Alternative, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One continuation of a prompt."""
-
-    text: str
-    finish_reason: Literal["stop", "length"]
-    seed: int
-    tokens: tuple[ScoredToken, ...] | None
-    completion_tokens: int
-    state: str | None = None  # a handle; None after eos
-    matched: bool | None = None  # whether the text obeys the rule; None where there is none
-    offsets: tuple[int, ...] = ()  # of each of `tokens`: characters of the text before it
-
-
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
-    """A token of a choice that is being written, or what was echoed before it."""
-
-    prompt: int
-    choice: int
-    text: str  # empty for what ends the text: eos, or a stop string's tokens
-    offset: int  # characters of the choice's text before it
-    token: ScoredToken | None  # None for an echoed prompt without log-probabilities
-
-
-@dataclass(frozen=True, slots=True)
-class ChoiceEnd:
-    """A choice has all its tokens."""
-
-    prompt: int
-    choice: int
-    finish_reason: Literal["stop", "length"]
-    seed: int
-    completion_tokens: int
-    state: str | None = None  # a handle; None after eos
-    matched: bool | None = None  # whether the text obeys the rule; None where there is none
-
-
-@dataclass(frozen=True, slots=True)
-class StreamUsage:
-    """All choices have; this is the last event."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-
-
-StreamEvent: TypeAlias = TokenEvent | ChoiceEnd | StreamUsage
-
-
-@dataclass(frozen=True, slots=True)
-class Generated:
-    """The continuations of one prompt."""
-
-    choices: tuple[Choice, ...]
-    prompt_tokens: int
-    cached_tokens: int  # of those: read before, or with another input
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """The probability of one text."""
-
-    logprob: float  # nats, over `chars` characters, and eos where it is counted
-    chars: int
-    bos: bool
-    eos: bool
-    unknown: tuple[int, ...]  # positions in the normalized text
-    tokens: tuple[ScoredToken, ...] | None
-    prompt_tokens: int
-    cached_tokens: int  # of those: read before, or with another input
-    state: str | None = None  # a handle; None after eos, and where nothing was read
-
-    @property
-    def bits(self) -> float:
-        """Total surprisal."""
-        # Not -0.0 for the empty text.
-        return -self.logprob / math.log(2) + 0.0
-
-    @property
-    def bits_per_char(self) -> float | None:
-        """Total bits over the counted characters; `None` where there are none."""
-        return self.bits / self.chars if self.chars else None
-
-    @property
-    def perplexity_per_char(self) -> float | None:
-        """2 ** bits_per_char; `None` where there are no characters or it overflows."""
-        if not self.chars:
-            return None
-        exponent = -self.logprob / self.chars
-        return math.exp(exponent) if exponent < math.log(np.finfo(np.float64).max) else None
 
 
 class Engine(Workers[TextWork]):
@@ -203,7 +69,7 @@ class Engine(Workers[TextWork]):
         self._vocab = bundle.vocab
         self._id_of_token = {token: i for i, token in enumerate(bundle.vocab.tokens)}
         self._constraints = ConstraintCompiler(bundle.vocab.tokens, settings)
-        self._prefixes = PrefixCache(settings.prefix_cache_bytes)
+        self._reads = SharedReads(settings.prefix_cache_bytes)
         self._seal = _seal_of(bundle, precision, settings)
         names = worker_names(bundle.manifest.name, threads)
         runners = [TextRunner(session, settings.max_rows, name=name) for name in names]
@@ -273,13 +139,13 @@ class Engine(Workers[TextWork]):
         works = await off_loop(
             size, lambda: self._generate_work(prompts, options, begin, constraint)
         )
-        feed: Feed[tuple[_StreamedChoice, _Told | None]] = Feed()
+        feed: Feed[tuple[StreamedChoice, Told | None]] = Feed()
 
         def sealed(work: TextWork, row: WriteRow) -> str | None:
             return self._sealed_choice(work, row, begin) if options.return_state else None
 
         choices = [
-            _StreamedChoice(
+            StreamedChoice(
                 feed, self.tokens, (i, k), prompt if options.echo else None, work, row, sealed
             )
             for i, (prompt, work) in enumerate(zip(prompts, works, strict=True))
@@ -298,7 +164,7 @@ class Engine(Workers[TextWork]):
             if not choice.has_ended:  # it had no token to write
                 for event in choice.events(None):
                     yield event
-        prompt_tokens = [len(_read_ids(work)) for work in works]
+        prompt_tokens = [len(read_ids(work)) for work in works]
         yield StreamUsage(
             prompt_tokens=sum(prompt_tokens),
             completion_tokens=sum(len(row.tokens) for work in works for row in work.write),
@@ -418,12 +284,12 @@ class Engine(Workers[TextWork]):
         begin: "_Beginning",
         cached: int,
     ) -> Generated:
-        prefix = _text_of(prompt, self.tokens) if options.echo else ""
+        prefix = text_of(prompt, self.tokens) if options.echo else ""
         before: tuple[ScoredToken, ...] = ()
         pieces: tuple[str, ...] = ()
         if options.echo and options.logprobs is not None:
-            before = scored_tokens(self._vocab.tokens, _read_ids(work), work.read.details)
-            pieces = _pieces(prompt, self.tokens, len(before))
+            before = scored_tokens(self._vocab.tokens, read_ids(work), work.read.details)
+            pieces = pieces_of(prompt, self.tokens, len(before))
         choices = []
         for row in work.write:
             kept = len(row.tokens) - row.stop_tokens
@@ -432,7 +298,7 @@ class Engine(Workers[TextWork]):
             state = self._sealed_choice(work, row, begin) if options.return_state else None
             if options.logprobs is not None:
                 tokens = before + scored_tokens(self._vocab.tokens, row.tokens, row.details)
-                offsets = _offsets(prefix, pieces, len(row.tokens), kept)
+                offsets = offsets_of(prefix, pieces, len(row.tokens), kept)
             choices.append(
                 Choice(
                     text=prefix + self._vocab.decode(row.tokens[:kept]),
@@ -445,7 +311,7 @@ class Engine(Workers[TextWork]):
                     offsets=offsets,
                 )
             )
-        prompt_tokens = len(_read_ids(work))
+        prompt_tokens = len(read_ids(work))
         # bos is read, too, and counted nowhere.
         return Generated(tuple(choices), prompt_tokens, min(cached, prompt_tokens))
 
@@ -631,76 +497,7 @@ class Engine(Workers[TextWork]):
         A caller that is cancelled takes its rows along.
         """
         async with self.deadline():
-            size = sum(len(work.read.tokens) for work in works)
-            levels = await off_loop(size, lambda: self._plan_prefixes(works))
-            ran = [0] * len(works)  # tokens of prefixes, run for one of those that begin with them
-            for level in levels:
-                for prefix in level:
-                    ran[prefix.members[0]] += prefix.work.read.remaining
-                await self.run([x.work for x in level if x.work.read.remaining])
-                for prefix in level:
-                    prefix.hand_on()
-                    self._remember(prefix.work.read)
-            reused = [work.read.position - tokens for work, tokens in zip(works, ran, strict=True)]
-            await self.run(works)
-            for work in works:
-                self._remember(work.read)
-        return reused
-
-    def _plan_prefixes(self, works: Sequence[TextWork]) -> "list[list[_Prefix]]":
-        """What the works share, to be read before them, level by level; and what is known."""
-        rows = [work.read for work in works]
-        # A context that is long enough is a prefix of its own, so that the next request finds it.
-        contexts = [row for row in rows if MIN_SHARED_TOKENS <= row.uncounted < len(row.tokens)]
-        sequences = [_pairs(row, max(0, len(row.tokens) - 1)) for row in rows]
-        sequences += [_pairs(row, row.uncounted) for row in contexts]
-        prefixes: list[_Prefix] = []
-        levels: list[list[_Prefix]] = []
-        for shared in shared_prefixes(sequences):
-            members = tuple(i for i in shared.members if i < len(rows))
-            row = rows[members[0]]
-            read = ReadRow(
-                row.tokens[: shared.length],
-                row.targets[: shared.length],
-                detail_top=row.detail_top,
-                wants_continuation=True,
-                # One for all rows of a request.
-                after=row.after,
-                first=row.first,
-            )
-            prefix = _Prefix(TextWork(read), members, [])
-            prefixes.append(prefix)
-            if shared.parent is not None:
-                prefixes[shared.parent].followers.append(read)
-            levels += [[] for _ in range(shared.level + 1 - len(levels))]
-            levels[shared.level].append(prefix)
-        inside: dict[int, _Prefix] = {}
-        for prefix in prefixes:  # parents first: the last one is the longest
-            inside.update(dict.fromkeys(prefix.members, prefix))
-        for i, prefix in inside.items():
-            prefix.followers.append(rows[i])
-        for row in [*(prefix.work.read for prefix in prefixes), *rows]:
-            self._recall(row)
-        return levels
-
-    def _recall(self, row: ReadRow) -> None:
-        """Start a row after the longest prefix that is known, of those it need not count."""
-        if row.after is not None:
-            # The cache knows texts from their beginnings.
-            return
-        known = self._prefixes.longest(row.tokens, row.uncounted)
-        if known is None:
-            return
-        length, continuation = known
-        row.resume(length, continuation.states)
-        if length == len(row.tokens):
-            row.continuation = continuation
-
-    def _remember(self, row: ReadRow) -> None:
-        """Keep where an uncounted text leads."""
-        whole = row.after is None and row.uncounted == len(row.tokens)
-        if whole and row.continuation is not None:
-            self._prefixes.put(row.tokens, row.continuation)
+            return await self._reads.run(works, self.run)
 
 
 def _ended_before(
@@ -714,189 +511,6 @@ def _ended_before(
 
 def _matched(constraint: Constraint | None, tokens: Sequence[int]) -> bool | None:
     return None if constraint is None else constraint.matches(tokens)
-
-
-def _text_of(prompt: Prompt, names: Sequence[str]) -> str:
-    """A prompt as it is echoed: the text that came, or that of the ids that came."""
-    return prompt if isinstance(prompt, str) else "".join(_pieces(prompt, names, len(prompt)))
-
-
-def _pieces(prompt: Prompt, names: Sequence[str], count: int) -> tuple[str, ...]:
-    """An echoed prompt, shared out to its tokens.
-
-    A normalized text can have other characters than the one that is echoed: each token stands for
-    one of the latter, and the last for what is left of them. An id of no text has none.
-    """
-    if not isinstance(prompt, str):
-        return tuple(names[i] if i >= len(SPECIAL_TOKENS) else "" for i in prompt)
-    if not count:
-        return ()
-    return (*(prompt[i : i + 1] for i in range(count - 1)), prompt[count - 1 :])
-
-
-def _offsets(prefix: str, pieces: Sequence[str], written: int, kept: int) -> tuple[int, ...]:
-    """Characters of a choice's text before each token of its prompt, and before each written one.
-
-    What ends a text has no characters in it: eos, and the tokens of a stop string.
-    """
-    inside = accumulate(map(len, pieces[:-1]), initial=0) if pieces else ()
-    return (*inside, *(len(prefix) + min(i, kept) for i in range(written)))
-
-
-def unknown_text(pointer: str, positions: Sequence[int]) -> InvalidRequest:
-    """The error of a text that holds what the model does not know."""
-    shown = ", ".join(map(str, positions[:16]))
-    return InvalidRequest.at(
-        pointer,
-        f"{len(positions)} characters are not in the model's vocabulary, at positions "
-        f"{shown}{', …' if len(positions) > 16 else ''} of the normalized text",
-    )
-
-
-def scored_tokens(
-    names: Sequence[str], ids: Sequence[int] | npt.NDArray[np.uint16], parts: Sequence[TokenDetails]
-) -> tuple[ScoredToken, ...]:
-    """Tokens with what the model thought of them; `names` are the printed tokens."""
-    if len(ids) == 0:
-        return ()
-    details = TokenDetails.joined(parts)
-    columns = zip(
-        ids,
-        details.logprob.tolist(),
-        (details.entropy / math.log(2)).tolist(),
-        details.rank.tolist(),
-        details.top_ids.tolist(),
-        details.top_logprobs.tolist(),
-        strict=True,
-    )
-    return tuple(
-        ScoredToken(
-            names[token],
-            logprob,
-            entropy_bits,
-            rank,
-            tuple(Alternative(names[i], x) for i, x in zip(top_ids, top_logprobs, strict=True)),
-        )
-        for token, logprob, entropy_bits, rank, top_ids, top_logprobs in columns
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class CarriedScore:
-    """The score of a text so far, and where to go on."""
-
-    states: States | None = None  # None: nothing has been read
-    last: int | None = None  # the last token, which has not been read yet
-    logprob: float = 0.0  # nats
-    chars: int = 0  # counted
-    read: int = 0  # characters that came, counted or not
-    unknown: int = 0  # of them, outside the vocabulary
-    bos: bool = True
-    eos: bool = False
-
-
-_Told: TypeAlias = tuple[int, TokenDetails]  # a token that was written
-
-
-class _StreamedChoice:
-    """One choice's row on one side, its events on the other."""
-
-    def __init__(  # noqa: PLR0917 (what a choice is made of)
-        self,
-        feed: "Feed[tuple[_StreamedChoice, _Told | None]]",
-        names: Sequence[str],
-        place: tuple[int, int],
-        echoed: Prompt | None,
-        work: TextWork,
-        row: WriteRow,
-        sealed: Callable[[TextWork, WriteRow], str | None],
-    ) -> None:
-        self._feed = feed
-        self._names = names
-        self._prompt, self._choice = place
-        self._sealed = sealed
-        self._echoed = echoed
-        self._work = work
-        self._row = row
-        self._held: list[_Told] = []  # might be a stop string's tokens
-        self._offset = 0
-        self._began = False
-        self._count = 0
-        self._state = 0  # where the text has led, where it is constrained
-        self.has_ended = False
-        row.listener = self
-        row.detail_top = row.detail_top or 0
-
-    def wrote(self, token: int, details: TokenDetails) -> None:
-        """From the worker: a token."""
-        self._feed.put((self, (token, details)))
-
-    def ended(self) -> None:
-        """From the worker: no token follows."""
-        self._feed.put((self, None))
-
-    def events(self, told: _Told | None) -> Iterator[TokenEvent | ChoiceEnd]:
-        """What a token, or the end, lets be known."""
-        if not self._began:
-            self._began = True
-            yield from self._echo()
-        if told is not None:
-            self._count += 1
-            self._held.append(told)
-            held = self._stop_length()
-            sure = len(self._held) - held
-            yield from self._release(sure, with_text=sure)
-            return
-        self.has_ended = True
-        yield from self._release(len(self._held), len(self._held) - self._row.stop_tokens)
-        constraint = self._row.constraint
-        yield ChoiceEnd(
-            self._prompt,
-            self._choice,
-            self._row.finish_reason or "length",
-            self._row.seed,
-            self._count,
-            self._sealed(self._work, self._row),
-            None if constraint is None else constraint.accepts(self._state),
-        )
-
-    def _echo(self) -> Iterator[TokenEvent]:
-        if self._echoed is None:
-            return
-        tokens: tuple[ScoredToken, ...] = ()
-        if self._work.read.detail_top is not None:
-            tokens = scored_tokens(self._names, _read_ids(self._work), self._work.read.details)
-        if tokens:
-            pieces = _pieces(self._echoed, self._names, len(tokens))
-            for piece, token in zip(pieces, tokens, strict=True):
-                yield TokenEvent(self._prompt, self._choice, piece, self._offset, token)
-                self._offset += len(piece)
-        elif text := _text_of(self._echoed, self._names):
-            # Also of a text that is nothing when it is normalized.
-            yield TokenEvent(self._prompt, self._choice, text, 0, None)
-            self._offset = len(text)
-
-    def _release(self, count: int, with_text: int) -> Iterator[TokenEvent]:
-        """The first tokens that are held, of which so many have a text."""
-        for i, (token, details) in enumerate(self._held[:count]):
-            (scored,) = scored_tokens(self._names, [token], [details])
-            text = scored.token if i < with_text else ""
-            if text and self._row.constraint is not None:
-                self._state = self._row.constraint.after_one(self._state, token)
-            yield TokenEvent(self._prompt, self._choice, text, self._offset, scored)
-            self._offset += len(text)
-        del self._held[:count]
-
-    def _stop_length(self) -> int:
-        """How many tokens at the end of those that are held could begin a stop string."""
-        tokens = tuple(token for token, _ in self._held)
-        longest = max(map(len, self._row.stop), default=0)
-        for length in range(min(longest, len(tokens)), 0, -1):
-            end = tokens[-length:]
-            if any(sequence[:length] == end for sequence in self._row.stop):
-                return length
-        # The end of the text has no text.
-        return int(tokens[-1] == EOS_ID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -929,26 +543,6 @@ class _ScorePlan:
     read_before: int  # tokens before the row's own
 
 
-@dataclass(frozen=True, slots=True)
-class _Prefix:
-    """A text that several rows begin with, on its way to be read once for all of them."""
-
-    work: TextWork
-    members: tuple[int, ...]  # the inputs that begin with it
-    followers: list[ReadRow]  # longer prefixes and inputs that start where it ends
-
-    def hand_on(self) -> None:
-        """Let the followers start where this ends; one that starts later already stays there."""
-        read = self.work.read
-        if read.continuation is None:
-            raise RuntimeError("read the prefix first")
-        for row in self.followers:
-            if row.position < len(read.tokens):
-                row.resume(len(read.tokens), read.continuation.states)
-                row.logprob = read.logprob
-                row.details = list(read.details)
-
-
 def _seal_of(bundle: Bundle, precision: Precision, settings: Settings) -> Seal:
     key = settings.signing_key().get_secret_value().encode()
     return Seal(key, bundle.manifest, precision, max_age_s=settings.state_max_age_s)
@@ -976,15 +570,3 @@ def _read_after(
         after=after,
         first=first,
     )
-
-
-def _read_ids(work: TextWork) -> npt.NDArray[np.uint16]:
-    """The prompt's own tokens: bos is read before them where nothing else was."""
-    read = work.read
-    return read.tokens if read.after is not None else read.tokens[1:]
-
-
-def _pairs(row: ReadRow, length: int) -> npt.NDArray[np.uint32]:
-    """What a row reads and what it counts there: equal where two rows can be read as one."""
-    tokens, targets = row.tokens[:length], row.targets[:length]
-    return tokens.astype(np.uint32) << np.uint32(16) | targets

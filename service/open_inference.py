@@ -23,11 +23,12 @@ from service.answers import (
 )
 from service.body import body_documentation, read_body
 from service.bundle import EOS_ID
-from service.engine import ChoiceEnd, Engine, GenerateOptions, TokenEvent
+from service.engine import Engine
 from service.errors import InvalidRequest, ServiceError
 from service.sampling import SamplingParams
 from service.schemas import Answer, AnyEngine, Problem, TextList
 from service.sse import ServerSentEvent, event_response
+from service.tasks import ChoiceEnd, GenerateOptions, TokenEvent
 from service.translator import TranslatedToken, TranslateOptions, Translation, Translator
 
 VERSION = "1"  # a bundle has no other, and so the paths have its number

@@ -19,15 +19,7 @@ from service.answers import (
 )
 from service.body import body_documentation, read_body
 from service.bundle import BOS_ID
-from service.engine import (
-    ChoiceEnd,
-    Engine,
-    Generated,
-    GenerateOptions,
-    Prompt,
-    ScoredToken,
-    TokenEvent,
-)
+from service.engine import Engine
 from service.errors import InvalidRequest, ModelNotFound, ServiceError
 from service.openai_schemas import (
     Completion,
@@ -46,6 +38,7 @@ from service.openai_schemas import (
 )
 from service.schemas import AnyEngine, Problem
 from service.sse import ServerSentEvent, event_response
+from service.tasks import ChoiceEnd, Generated, GenerateOptions, Prompt, ScoredToken, TokenEvent
 from service.workers import at_most, off_loop
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])

@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from service.bundle import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS
-from service.engine import Choice, Engine, GenerateOptions, Prompt, ScoredToken
+from service.engine import Engine
 from service.errors import InvalidRequest
 from service.sampling import SamplingParams
 from service.schemas import MAX_ALTERNATIVES, MAX_BIASES, Answer, TextList
+from service.tasks import Choice, GenerateOptions, Prompt, ScoredToken
 
 DEFAULT_MAX_TOKENS = 16  # theirs
 

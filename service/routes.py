@@ -17,7 +17,7 @@ from service.answers import (
     unless_gone,
 )
 from service.body import body_documentation, read_body
-from service.engine import ChoiceEnd, Engine, GenerateOptions, Scored, TokenEvent
+from service.engine import Engine
 from service.errors import InvalidRequest
 from service.pair_schemas import (
     EncoderDecoderDetail,
@@ -42,6 +42,7 @@ from service.schemas import (
 )
 from service.score_stream import is_stream, score_stream, stream_documentation
 from service.sse import ServerSentEvent, event_response
+from service.tasks import ChoiceEnd, GenerateOptions, Scored, TokenEvent
 from service.translator import ALIGNMENT_SIZE, TranslatedToken, TranslateOptions, Translator
 
 router = APIRouter()

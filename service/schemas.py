@@ -15,11 +15,12 @@ from service.bundle import (
     TrainingRecord,
 )
 from service.constraints import AllowedChars, Choices, Pattern, Rule
-from service.engine import (
+from service.engine import Engine
+from service.sampling import SamplingParams
+from service.tasks import (
     DEFAULT_MAX_TOKENS,
     Choice,
     ChoiceEnd,
-    Engine,
     Generated,
     GenerateOptions,
     Scored,
@@ -28,7 +29,6 @@ from service.engine import (
     StreamUsage,
     TokenEvent,
 )
-from service.sampling import SamplingParams
 from service.translator import Translator
 
 AnyEngine: TypeAlias = Engine | Translator

@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.answers import engine_named, problem_document
 from service.body import field_errors
-from service.engine import CarriedScore, Engine, Scored, ScoreOptions
+from service.engine import Engine
 from service.errors import (
     ClientGone,
     DeadlineExceeded,
@@ -25,6 +25,7 @@ from service.errors import (
 from service.line_reader import Line, LineSplitter, TextSplitter
 from service.schemas import AnyEngine
 from service.settings import Settings
+from service.tasks import CarriedScore, Scored, ScoreOptions
 from service.translator import Translator
 
 TEXT, NDJSON = "text/plain", "application/x-ndjson"

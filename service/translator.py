@@ -20,13 +20,13 @@ from service.bundle import (
     normalize,
     special_ids,
 )
-from service.engine import Scored, ScoreOptions, UnknownPolicy, scored_tokens, unknown_text
 from service.errors import InvalidRequest
 from service.pair_session import PairSession
 from service.sampling import SamplingParams
 from service.search_runner import SearchRunner
 from service.settings import Settings
 from service.streams import Feed
+from service.tasks import Scored, ScoreOptions, UnknownPolicy, scored_tokens, unknown_text
 from service.workers import Workers, at_most, drawn_seed, off_loop, worker_names
 
 DEFAULT_BEAM_SIZE = 5

@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.bundle import BOS_ID, PAD_ID, Bundle, Precision
-from service.engine import Engine, GenerateOptions, ScoreOptions
+from service.engine import Engine
 from service.read_batch import ReadBatch
 from service.rows import Continuation, ReadRow, TokenDetails, WriteRow
 from service.sampling import SamplingParams
 from service.scheduler import Job, Scheduler
 from service.session import OnnxSession, States
 from service.settings import Settings
+from service.tasks import GenerateOptions, ScoreOptions
 from service.text_runner import TextRunner, TextWork
 from tests.bundles import ALPHABET, in_memory, tiny_files
 from training.config import ModelConfig

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.app import create_app
-from service.engine import Engine, GenerateOptions, ScoreOptions
+from service.engine import Engine
 from service.errors import ModelFailure, QueueFull
 from service.session import FloatArray, IdArray, States
 from service.settings import Settings
+from service.tasks import GenerateOptions, ScoreOptions
 from tests.bundles import ALPHABET, in_memory, plain_files
 from tests.fakes import PATIENCE_S, AppClient, FakeSession, Gate, Lengths, eventually
 
@@ -267,7 +268,7 @@ def test_what_is_not_cached_is_run_and_nothing_else(
             scored = await engine.score(texts, contexts, options)
             told = sum(x.prompt_tokens - x.cached_tokens for x in scored)
             assert session.tokens_run == told
-            assert engine._prefixes.size_bytes <= room
+            assert engine._reads.prefixes.size_bytes <= room
             alone = [(await plain.score([x], [y], options))[0] for x, y in request]
             assert [replace(x, cached_tokens=0) for x in scored] == alone
         await engine.stop()
@@ -287,9 +288,9 @@ def test_a_shared_part_that_fails_fails_the_request_and_is_not_kept() -> None:
                 await engine.generate(ask, GenerateOptions(max_tokens=1))
         await asyncio.to_thread(eventually, lambda: all(x.free for x in engine.schedulers))
         assert engine._waiting == {}
-        assert len(engine._prefixes) == 0
+        assert len(engine._reads.prefixes) == 0
         await engine.generate([LONG + "a", LONG + "b"], GenerateOptions(max_tokens=1))
-        assert len(engine._prefixes) == 3
+        assert len(engine._reads.prefixes) == 3
         await engine.stop()
 
     asyncio.run(work())

@@ -24,11 +24,12 @@ from service.constraints import (
     check_size,
     compile_rule,
 )
-from service.engine import Engine, GenerateOptions
+from service.engine import Engine
 from service.errors import InvalidRequest, QueueFull
 from service.rows import ReadRow, WriteRow
 from service.sampling import NOISE_BLOCK, SamplingParams, noise_block
 from service.settings import Settings
+from service.tasks import GenerateOptions
 from service.text_runner import TextRunner, TextWork
 from service.write_batch import WriteBatch
 from tests.bundles import ALPHABET, in_memory, plain_files

@@ -11,9 +11,10 @@ import httpx
 import pytest
 
 from service.app import create_app
-from service.engine import Engine, GenerateOptions, ScoreOptions
+from service.engine import Engine
 from service.errors import DeadlineExceeded, EngineStopped, InvalidRequest, ModelFailure
 from service.settings import Settings
+from service.tasks import GenerateOptions, ScoreOptions
 from service.workers import LARGE_CHARS, off_loop
 from tests.bundles import ALPHABET, in_memory, plain_files
 from tests.fakes import AppClient, FakeSession, Gate, eventually

@@ -1,0 +1,215 @@
+"""What is asked of a model and what it answers: options and results, no HTTP."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from service.constraints import Rule
+from service.errors import InvalidRequest
+from service.rows import TokenDetails
+from service.sampling import SamplingParams
+from service.session import States
+
+UnknownPolicy: TypeAlias = Literal["unk", "error", "skip"]
+# A text, or the ids of one; bos comes before it by itself.
+Prompt: TypeAlias = str | tuple[int, ...]
+
+DEFAULT_MAX_TOKENS = 128
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateOptions:
+    """What `/generate` may be asked for, besides the prompts."""
+
+    max_tokens: int | None = None  # None: DEFAULT_MAX_TOKENS, or the limit where that is less
+    sampling: SamplingParams = SamplingParams()
+    logit_bias: Mapping[str, float] = field(default_factory=dict)  # by printed token
+    seed: int | None = None  # None draws one
+    stop: tuple[str, ...] = ()
+    rule: Rule | None = None  # what the text may be
+    n: int = 1
+    echo: bool = False
+    logprobs: int | None = None  # alternatives a token; None for none of it
+    state: str | None = None  # a handle: every prompt is read after it, and begins no document
+    return_state: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreOptions:
+    """What `/score` may be asked for, besides the texts."""
+
+    tokens: bool = False
+    top_logprobs: int = 0
+    bos: bool = True  # the text begins a document
+    eos: bool = False  # the text ends there, and that is counted
+    unknown: UnknownPolicy = "unk"
+    state: str | None = None  # a handle: every text is scored after it, `bos` means nothing then
+    return_state: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that could have stood there."""
+
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token and what the model thought of it. `None` where it had nothing to go by."""
+
+    token: str
+    logprob: float | None
+    entropy_bits: float | None
+    rank: int | None
+    top: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One continuation of a prompt."""
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    seed: int
+    tokens: tuple[ScoredToken, ...] | None
+    completion_tokens: int
+    state: str | None = None  # a handle; None after eos
+    matched: bool | None = None  # whether the text obeys the rule; None where there is none
+    offsets: tuple[int, ...] = ()  # of each of `tokens`: characters of the text before it
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """A token of a choice that is being written, or what was echoed before it."""
+
+    prompt: int
+    choice: int
+    text: str  # empty for what ends the text: eos, or a stop string's tokens
+    offset: int  # characters of the choice's text before it
+    token: ScoredToken | None  # None for an echoed prompt without log-probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceEnd:
+    """A choice has all its tokens."""
+
+    prompt: int
+    choice: int
+    finish_reason: Literal["stop", "length"]
+    seed: int
+    completion_tokens: int
+    state: str | None = None  # a handle; None after eos
+    matched: bool | None = None  # whether the text obeys the rule; None where there is none
+
+
+@dataclass(frozen=True, slots=True)
+class StreamUsage:
+    """All choices have; this is the last event."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+StreamEvent: TypeAlias = TokenEvent | ChoiceEnd | StreamUsage
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """The continuations of one prompt."""
+
+    choices: tuple[Choice, ...]
+    prompt_tokens: int
+    cached_tokens: int  # of those: read before, or with another input
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The probability of one text."""
+
+    logprob: float  # nats, over `chars` characters, and eos where it is counted
+    chars: int
+    bos: bool
+    eos: bool
+    unknown: tuple[int, ...]  # positions in the normalized text
+    tokens: tuple[ScoredToken, ...] | None
+    prompt_tokens: int
+    cached_tokens: int  # of those: read before, or with another input
+    state: str | None = None  # a handle; None after eos, and where nothing was read
+
+    @property
+    def bits(self) -> float:
+        """Total surprisal."""
+        # Not -0.0 for the empty text.
+        return -self.logprob / math.log(2) + 0.0
+
+    @property
+    def bits_per_char(self) -> float | None:
+        """Total bits over the counted characters; `None` where there are none."""
+        return self.bits / self.chars if self.chars else None
+
+    @property
+    def perplexity_per_char(self) -> float | None:
+        """2 ** bits_per_char; `None` where there are no characters or it overflows."""
+        if not self.chars:
+            return None
+        exponent = -self.logprob / self.chars
+        return math.exp(exponent) if exponent < math.log(np.finfo(np.float64).max) else None
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedScore:
+    """The score of a text so far, and where to go on."""
+
+    states: States | None = None  # None: nothing has been read
+    last: int | None = None  # the last token, which has not been read yet
+    logprob: float = 0.0  # nats
+    chars: int = 0  # counted
+    read: int = 0  # characters that came, counted or not
+    unknown: int = 0  # of them, outside the vocabulary
+    bos: bool = True
+    eos: bool = False
+
+
+def unknown_text(pointer: str, positions: Sequence[int]) -> InvalidRequest:
+    """The error of a text that holds what the model does not know."""
+    shown = ", ".join(map(str, positions[:16]))
+    return InvalidRequest.at(
+        pointer,
+        f"{len(positions)} characters are not in the model's vocabulary, at positions "
+        f"{shown}{', …' if len(positions) > 16 else ''} of the normalized text",
+    )
+
+
+def scored_tokens(
+    names: Sequence[str], ids: Sequence[int] | npt.NDArray[np.uint16], parts: Sequence[TokenDetails]
+) -> tuple[ScoredToken, ...]:
+    """Tokens with what the model thought of them; `names` are the printed tokens."""
+    if len(ids) == 0:
+        return ()
+    details = TokenDetails.joined(parts)
+    columns = zip(
+        ids,
+        details.logprob.tolist(),
+        (details.entropy / math.log(2)).tolist(),
+        details.rank.tolist(),
+        details.top_ids.tolist(),
+        details.top_logprobs.tolist(),
+        strict=True,
+    )
+    return tuple(
+        ScoredToken(
+            names[token],
+            logprob,
+            entropy_bits,
+            rank,
+            tuple(Alternative(names[i], x) for i, x in zip(top_ids, top_logprobs, strict=True)),
+        )
+        for token, logprob, entropy_bits, rank, top_ids, top_logprobs in columns
+    )
