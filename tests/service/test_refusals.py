@@ -314,7 +314,7 @@ def test_a_list_is_refused_at_its_first_mistake(client: AppClient, path: str, fi
     [
         None,
         "",
-        "text/plain",
+        "text/markdown",
         "application/jsonp",
         "application/x-www-form-urlencoded",
         "multipart/form-data; boundary=x",
