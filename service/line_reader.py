@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 # How far around a cut characters are looked at: what composes lies next to each other.
 _NEIGHBOURS = 32
+_MOST_TRIED = 4096  # places from the end on
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +71,12 @@ class TextSplitter:
         self._decoder = codecs.getincrementaldecoder("utf-8")("strict")
         self._max_chars = max_chars
         self._held = ""
+        self.read_bytes = 0  # that came, and are UTF-8 but for the last three at most
 
     def feed(self, data: bytes) -> str:
         """As much of the text as is sure now; it may be empty."""
         self._held += self._decoder.decode(data)
+        self.read_bytes += len(data)
         cut = self._last_cut()
         part, self._held = self._held[:cut], self._held[cut:]
         return part
@@ -84,18 +87,22 @@ class TextSplitter:
         self._held = ""
         return part
 
+    def _last_blank(self, end: int) -> int:
+        """The last blank or line end before a place; -1 where there is none."""
+        return max(self._held.rfind(" ", 0, end), self._held.rfind("\n", 0, end))
+
     def _last_cut(self) -> int:
-        for place in range(len(self._held) - 1, 0, -1):
-            if self._held[place] in " \n" and self._held[place - 1] != "\r":
-                return place
-            if len(self._held) - place > self._max_chars:
-                break
+        place = self._last_blank(len(self._held))
+        while place > 0 and self._held[place - 1] == "\r":
+            place = self._last_blank(place - 1)
+        if place > 0:
+            return place
         if len(self._held) <= self._max_chars:
             return 0
         for place in range(len(self._held) - _NEIGHBOURS, 0, -1):
             if _parts_here(self._held, place):
                 return place
-            if len(self._held) - place > self._max_chars:
+            if len(self._held) - place > _MOST_TRIED:
                 break
         raise ValueError("the text holds no place to cut it")
 

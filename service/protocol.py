@@ -60,6 +60,8 @@ class BoundedProtocol(H11Protocol):
         if self._deadline is None and self.conn.awaits_head:
             self._await_head()
         super().data_received(data)
+        if self.scope is not None:
+            self.scope.setdefault("unroll.abort", self.transport.abort)  # type: ignore[typeddict-item]
         if self.transport.is_closing() or not self.conn.receives:
             self._end_deadline()
             self._awaits_body = False

@@ -18,6 +18,7 @@ from service.errors import (
     ClientGone,
     DeadlineExceeded,
     InvalidRequest,
+    ModelFailure,
     QueueFull,
     ServiceError,
     UnsupportedMediaType,
@@ -25,6 +26,7 @@ from service.errors import (
 from service.line_reader import Line, LineSplitter, TextSplitter
 from service.schemas import AnyEngine
 from service.settings import Settings
+from service.sse import abort
 from service.tasks import CarriedScore, Scored, ScoreOptions
 from service.translator import Translator
 
@@ -190,7 +192,8 @@ class _Lines(Response):
     def __init__(
         self, answers: AsyncGenerator[bytes, None], body: _Body, settings: Settings
     ) -> None:
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        # Closed at the end, so that what still comes of a body that was given up is not read.
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Connection": "close"}
         super().__init__(None, 200, headers, NDJSON)
         del self.headers["content-length"]
         self._answers = answers
@@ -208,6 +211,7 @@ class _Lines(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError:
             logger.warning("a client took nothing of its stream for too long")
+            abort(scope)
         except ClientGone:
             logger.info("a client went in the middle of its stream")
         finally:
@@ -317,7 +321,7 @@ async def _scored(
     """What the lines are worth; where one is refused, the others are asked for without it."""
     try:
         results = await _asked(engine, query, body, list(texts.values()))
-    except InvalidRequest as error:
+    except (InvalidRequest, ModelFailure) as error:
         if len(texts) == 1:
             ((number, text),) = texts.items()
             return {number: _error(request, number, text, error)}
@@ -368,7 +372,7 @@ def _with_id(told: dict[str, Any], text: StreamedText) -> dict[str, Any]:
 async def _total(
     request: Request, engine: Engine, query: StreamQuery, body: _Body
 ) -> AsyncGenerator[bytes, None]:
-    splitter = TextSplitter(request.app.state.settings.max_line_bytes)
+    splitter = TextSplitter(request.app.state.settings.stream_batch_bytes)
     carried = CarriedScore(bos=query.bos)
     options = ScoreOptions(bos=query.bos, eos=bool(query.eos), unknown=query.unknown)
     try:
@@ -377,7 +381,8 @@ async def _total(
             try:
                 part = splitter.end() if piece is None else splitter.feed(piece)
             except UnicodeDecodeError as error:
-                raise InvalidRequest("the text is not UTF-8") from error
+                after = max(0, splitter.read_bytes - 3)
+                raise InvalidRequest(f"the text is not UTF-8 after byte {after}") from error
             except ValueError as error:
                 raise InvalidRequest("the text holds no place to cut it for very long") from error
             ids = engine.ids_of(part)
@@ -441,4 +446,5 @@ def _figures(scored: Scored) -> dict[str, Any]:
 
 
 def _json(told: dict[str, Any]) -> bytes:
-    return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    # In ASCII: some clients take U+2028 and its like for the end of a line.
+    return json.dumps(told, separators=(",", ":")).encode() + b"\n"

@@ -86,8 +86,8 @@ class _Stream(Response):
             if not self._gone.done():
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError:
-            # The answer stays unfinished, and the server closes the connection.
             logger.warning("a client took nothing of its stream for too long")
+            abort(scope)
         finally:
             await self._close()
 
@@ -122,6 +122,13 @@ class _Stream(Response):
         aclose = getattr(self._events, "aclose", None)
         if aclose is not None:
             await aclose()
+
+
+def abort(scope: Scope) -> None:
+    """End a connection at once, with what it has not taken; to close would wait for that."""
+    end = scope.get("unroll.abort")
+    if end is not None:
+        end()
 
 
 async def _next(events: AsyncIterator[ServerSentEvent]) -> ServerSentEvent | None:
