@@ -51,7 +51,7 @@ def test_the_openai_package(server: Server) -> None:
 
 
 def test_tritons_client_and_libretranslates(server: Server) -> None:
-    assert used("use_others.py", server.url, MODEL, "tiny-pairs").count(": ok") == 2
+    assert used("use_others.py", server.url, MODEL, "tiny-pairs").count(": ok") == 3
 
 
 # --- lm-eval --------------------------------------------------------------------------------------

@@ -32,6 +32,32 @@ def triton() -> None:
     client.close()
 
 
+def generate_extension() -> None:
+    """As Triton's documentation asks: curl's own media type, and events of data alone."""
+    for name, native_path, field in (
+        (TEXT_MODEL, "/generate", "prompt"),
+        (PAIR_MODEL, "/translate", "source"),
+    ):
+        seed = {"seed": 4} if field == "prompt" else {}
+        parameters = {"max_tokens": 9, "details": True, **seed}
+        content = json.dumps({"text_input": "a cat", "parameters": parameters}).encode()
+        found = json.load(
+            urllib.request.urlopen(f"{URL}/v2/models/{name}/generate", content, timeout=60)
+        )
+        result = native(native_path, model=name, max_tokens=9, **{field: "a cat"}, **seed)[
+            "results"
+        ][0]
+        wanted = (result.get("choices") or result.get("hypotheses"))[0]["text"]
+        assert found["text_output"] == wanted
+        assert found["details"]["logprobs"]
+        path = f"{URL}/v2/models/{name}/versions/1/generate_stream"
+        with urllib.request.urlopen(path, content, timeout=60) as answer:
+            events = [json.loads(x[6:]) for x in answer.read().split(b"\n\n") if x]
+        assert "".join(event["text_output"] for event in events) == wanted
+        assert [event["done"] for event in events] == [False] * (len(events) - 1) + [True]
+        assert events[-1]["details"] == found["details"]
+
+
 def libretranslate() -> None:
     client = LibreTranslateAPI(f"{URL}/libretranslate/")
     (language,) = client.languages()
@@ -42,6 +68,6 @@ def libretranslate() -> None:
         assert found == result["hypotheses"][0]["text"]
 
 
-for test in (triton, libretranslate):
+for test in (triton, generate_extension, libretranslate):
     test()
     sys.stdout.write(f"{test.__name__}: ok\n")
