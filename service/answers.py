@@ -1,12 +1,13 @@
 """What every route does besides its own: find the engine, mind the client, write the answer."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from pydantic import BaseModel
 
+from service.engine import Engine
 from service.errors import (
     BadRequest,
     BodyTooLarge,
@@ -20,9 +21,11 @@ from service.errors import (
     ServiceError,
     UnsupportedMediaType,
 )
-from service.schemas import AnyEngine, FieldErrorOut, Problem
+from service.live import client_gone
+from service.schemas import AnyEngine, FieldErrorOut, Problem, ScoreRequest
 from service.settings import Settings
 from service.sse import ServerSentEvent
+from service.tasks import Scored
 from service.workers import LARGE_CHARS
 
 Result = TypeVar("Result")
@@ -78,6 +81,21 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
+def problems_as(
+    form: Callable[[Problem], BaseModel], statuses: Mapping[int, int] | None = None
+) -> dict[int | str, dict[str, Any]]:
+    """`PROBLEMS` as clients of another interface are told them, some with another status."""
+    documented: dict[int | str, dict[str, Any]] = {}
+    for error, text in _DOCUMENTED.items():
+        told = form(problem_of(error, ""))
+        documented[(statuses or {}).get(error.status, error.status)] = {
+            "description": text,
+            "model": type(told),
+            "content": {"application/json": {"example": told.model_dump()}},
+        }
+    return documented
+
+
 def engine_named(request: Request, name: str | None) -> AnyEngine:
     """An engine by its model's name, looked up in memory."""
     engines: dict[str, AnyEngine] = request.app.state.engines
@@ -112,10 +130,35 @@ def check_choices(n: int, pointer: str, stops: Sequence[str], settings: Settings
         raise InvalidRequest.at("/stop", f"a stop string has 1 to {limit} characters")
 
 
+def scoring(
+    engine: AnyEngine, body: ScoreRequest, texts: list[str]
+) -> Coroutine[Any, Any, list[Scored]]:
+    """The work of a `/score`. Raises InvalidRequest for what this kind of model does not take."""
+    if isinstance(engine, Engine):
+        if body.source is not None:
+            raise InvalidRequest.at("/source", "a language model takes `context`, and no source")
+        if body.state is not None:
+            if body.context:
+                raise InvalidRequest.at("/context", "a state stands in its place; leave it out")
+            if body.bos and "bos" in body.model_fields_set:
+                raise InvalidRequest.at("/bos", "a text after a state begins no document")
+        return engine.score(texts, body.contexts(len(texts)), body.options())
+    if body.source is None:
+        raise InvalidRequest.at("/source", "an encoder-decoder scores a text given its source")
+    if body.context or not body.bos:
+        pointer = "/context" if body.context else "/bos"
+        raise InvalidRequest.at(pointer, "an encoder-decoder scores a target from its beginning")
+    if body.state is not None or body.return_state:
+        pointer = "/state" if body.state is not None else "/return_state"
+        raise InvalidRequest.at(pointer, "an encoder-decoder has no states to go on from")
+    eos = True if body.eos is None else body.eos
+    return engine.score(body.sources(len(texts)), texts, body.options(), eos=eos)
+
+
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """The work's result. A client that goes away ends it, and its rows leave the batch."""
     working = asyncio.create_task(work)
-    watching = asyncio.create_task(_gone(request))
+    watching = asyncio.create_task(client_gone(request.receive))
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -125,12 +168,6 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
         # Also where this request itself is cancelled: neither may outlive it.
         for task in (working, watching):
             task.cancel()
-
-
-async def _gone(request: Request) -> None:
-    """Returns when the client has closed the connection; the body has been read before."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def json_answer(

@@ -20,6 +20,7 @@ from urllib.request import Request, urlopen
 
 from pydantic import ValidationError
 
+from service.answers import scoring
 from service.app import bundle_folders, open_engine
 from service.body import field_errors
 from service.bundle import BundleError, read_any_bundle
@@ -148,15 +149,7 @@ async def _generate(engine: AnyEngine, body: str) -> Answer:
 async def _score(engine: AnyEngine, body: str) -> Answer:
     request = _parsed(ScoreRequest, body)
     texts = _listed(request.text)
-    if isinstance(engine, Engine):
-        if request.source is not None:
-            raise InvalidRequest("a language model takes a context, and no source")
-        results = await engine.score(texts, request.contexts(len(texts)), request.options())
-        return ScoreResponse.of(engine, results).model_dump()
-    if request.source is None:
-        raise InvalidRequest("an encoder-decoder scores a text given its source: --source")
-    eos = True if request.eos is None else request.eos
-    results = await engine.score(request.sources(len(texts)), texts, request.options(), eos=eos)
+    results = await scoring(engine, request, texts)
     return ScoreResponse.of(engine, results).model_dump()
 
 

@@ -103,15 +103,9 @@ class Engine(Workers[TextWork]):
 
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
-        options = self._checked(prompts, options)
-        constraint = await self._constraint(options)
-        begin = self._beginning(options)
-        size = sum(map(len, prompts))
-        works = await off_loop(
-            size, lambda: self._generate_work(prompts, options, begin, constraint)
-        )
+        options, begin, works = await self._prepared(prompts, options)
         reused = await self._run(works)
-        answer_size = size if options.echo else 0
+        answer_size = sum(map(len, prompts)) if options.echo else 0
         answer_size += sum(len(row.tokens) for work in works for row in work.write)
         answer_size *= 1 + (options.logprobs or 0)
         if options.return_state:
@@ -132,13 +126,7 @@ class Engine(Workers[TextWork]):
         What could still become a stop string is held back. Raises what `generate` raises; close it,
         and the rows leave before the next step.
         """
-        options = self._checked(prompts, options)
-        constraint = await self._constraint(options)
-        begin = self._beginning(options)
-        size = sum(map(len, prompts))
-        works = await off_loop(
-            size, lambda: self._generate_work(prompts, options, begin, constraint)
-        )
+        options, begin, works = await self._prepared(prompts, options)
         feed: Feed[tuple[StreamedChoice, Told | None]] = Feed()
 
         def sealed(work: TextWork, row: WriteRow) -> str | None:
@@ -170,6 +158,19 @@ class Engine(Workers[TextWork]):
             completion_tokens=sum(len(row.tokens) for work in works for row in work.write),
             cached_tokens=sum(map(min, reused, prompt_tokens)),
         )
+
+    async def _prepared(
+        self, prompts: Sequence[Prompt], options: GenerateOptions
+    ) -> tuple[GenerateOptions, "_Beginning", list[TextWork]]:
+        """The options with what was left out, where choices begin, and the work."""
+        options = self._checked(prompts, options)
+        constraint = await self._constraint(options)
+        begin = self._beginning(options)
+        size = sum(map(len, prompts))
+        works = await off_loop(
+            size, lambda: self._generate_work(prompts, options, begin, constraint)
+        )
+        return options, begin, works
 
     def _checked(self, prompts: Sequence[Prompt], options: GenerateOptions) -> GenerateOptions:
         """The options with what was left out. Raises InvalidRequest."""
@@ -438,40 +439,33 @@ class Engine(Workers[TextWork]):
 
         However it is cut, it is bitwise the score of the whole. Raises what `score` raises.
         """
-        unknown = 0 if ids is None else int(np.count_nonzero(ids == UNK_ID))
+        coming = np.array([EOS_ID], np.uint16) if ids is None else ids
+        unknown = int(np.count_nonzero(coming == UNK_ID))
         if options.unknown == "error" and unknown:
             raise InvalidRequest(
-                f"{unknown} characters are not in the model's vocabulary, among the "
-                f"{len(ids) if ids is not None else 0} after the first {carried.read}"
+                f"{unknown} characters are not in the model's vocabulary, among the {len(coming)} "
+                f"after the first {carried.read}"
             )
-        coming = np.array([EOS_ID], np.uint16) if ids is None else ids
+        begins = not carried.read and carried.bos
+        read = carried.read + (0 if ids is None else len(ids))
+        carried = replace(carried, read=read, unknown=carried.unknown + unknown)
         if options.unknown == "skip":
             coming = coming[coming != UNK_ID]
-        read = carried.read + (0 if ids is None else len(ids))
-        unknown += carried.unknown
-        last = carried.last if carried.read or not options.bos else BOS_ID
-        # What is read, and what is counted after it: everything but the last, after which nothing
-        # is known yet.
+        last = BOS_ID if begins else carried.last
         sequence = coming if last is None else np.append(np.uint16(last), coming)
         if len(sequence) < 2:
-            chars = carried.chars
-            held = int(sequence[0]) if len(sequence) else last
-            return replace(
-                carried, last=held, chars=chars, read=read, unknown=unknown, bos=options.bos
-            )
+            # Nothing is counted yet: a lone token is what the next one will follow.
+            return replace(carried, last=int(sequence[0]) if len(sequence) else None)
         row = ReadRow(sequence[:-1], sequence[1:], start=carried.states, wants_continuation=True)
         row.logprob = carried.logprob
         async with self.deadline():
             await self.run([TextWork(row)])
-        states = None if row.continuation is None else row.continuation.states
-        return CarriedScore(
-            states=states,
+        return replace(
+            carried,
+            states=None if row.continuation is None else row.continuation.states,
             last=int(sequence[-1]),
             logprob=row.logprob,
             chars=carried.chars + (0 if ids is None else len(sequence) - 1),
-            read=read,
-            unknown=unknown,
-            bos=options.bos,
             eos=ids is None,
         )
 

@@ -6,11 +6,11 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.answers import PROBLEMS, json_answer, texts_within, unless_gone
+from service.answers import json_answer, problems_as, texts_within, unless_gone
 from service.body import body_documentation, field_errors, read_body, read_bytes
 from service.errors import InvalidRequest
 from service.schemas import Answer, AnyEngine, Problem, Texts
-from service.translator import TranslateOptions, Translator
+from service.translator import DEFAULT_BEAM_SIZE, TranslateOptions, Translator
 
 AUTO = "auto"
 STATUS = {422: 400}  # what their clients expect of a mistake
@@ -76,21 +76,6 @@ def libretranslate_error(problem: Problem) -> LibreTranslateError:
     return LibreTranslateError(error=f"{problem.detail}{where}")
 
 
-def _errors() -> dict[int | str, dict[str, Any]]:
-    documented: dict[int | str, dict[str, Any]] = {}
-    for status, entry in PROBLEMS.items():
-        if status == 400:
-            continue  # the same as 422, which is told as 400 here
-        problem = Problem(**entry["content"]["application/problem+json"]["example"])
-        content = {"application/json": {"example": libretranslate_error(problem).model_dump()}}
-        documented[STATUS.get(int(status), status)] = {
-            "description": entry["description"],
-            "model": LibreTranslateError,
-            "content": content,
-        }
-    return documented
-
-
 @router.get("/languages")
 async def languages(request: Request) -> list[Language]:
     """Every language that a served model translates from, and what to."""
@@ -107,7 +92,7 @@ async def languages(request: Request) -> list[Language]:
 @router.post(
     "/translate",
     response_model=LibreTranslateResponse,
-    responses=_errors(),
+    responses=problems_as(libretranslate_error, STATUS),
     openapi_extra=body_documentation(LibreTranslateRequest),
 )
 async def translate(request: Request) -> Response:
@@ -119,7 +104,7 @@ async def translate(request: Request) -> Response:
     limit = request.app.state.settings.max_n - 1
     if body.alternatives > limit:
         raise InvalidRequest.at("/alternatives", f"at most {limit} are allowed")
-    beams = max(count, min(5, request.app.state.settings.max_beam_size))
+    beams = max(count, min(DEFAULT_BEAM_SIZE, request.app.state.settings.max_beam_size))
     options = TranslateOptions(beam_size=beams, num_hypotheses=count)
     results = await unless_gone(request, engine.translate(texts, [""] * len(texts), options))
     found = [[x.text for x in result.hypotheses] for result in results]

@@ -5,30 +5,30 @@ Metadata and health are the protocol's (kserve/open-inference-protocol, `inferen
 (`/infer`) nothing is offered: these models take texts.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.answers import (
-    PROBLEMS,
     check_choices,
     engine_named,
     json_answer,
     problem_document,
+    problems_as,
     unless_gone,
 )
 from service.body import body_documentation, read_body
-from service.bundle import EOS_ID
+from service.bundle import EOS_ID, SPECIAL_TOKENS
 from service.engine import Engine
 from service.errors import InvalidRequest, ServiceError
 from service.sampling import SamplingParams
 from service.schemas import Answer, AnyEngine, Problem, TextList
 from service.sse import ServerSentEvent, event_response
-from service.tasks import ChoiceEnd, GenerateOptions, TokenEvent
+from service.tasks import ChoiceEnd, GenerateOptions, TokenEvent, best_choices
 from service.translator import TranslatedToken, TranslateOptions, Translation, Translator
 
 VERSION = "1"  # a bundle has no other, and so the paths have its number
@@ -162,20 +162,7 @@ def open_inference_error(problem: Problem) -> OpenInferenceError:
     return OpenInferenceError(error=f"{problem.detail}{where}")
 
 
-def _errors() -> dict[int | str, dict[str, Any]]:
-    documented: dict[int | str, dict[str, Any]] = {}
-    for status, entry in PROBLEMS.items():
-        problem = Problem(**entry["content"]["application/problem+json"]["example"])
-        content = {"application/json": {"example": open_inference_error(problem).model_dump()}}
-        documented[status] = {
-            "description": entry["description"],
-            "model": OpenInferenceError,
-            "content": content,
-        }
-    return documented
-
-
-_ERRORS = _errors()
+_ERRORS = problems_as(open_inference_error)
 Name = Annotated[str, Path(description="Name of a served model.")]
 
 
@@ -270,7 +257,7 @@ async def generate_stream(name: Name, request: Request) -> Response:
     if body.parameters.best_of not in {None, 1}:
         raise InvalidRequest.at("/parameters/best_of", "not together with a stream")
     if isinstance(engine, Engine):
-        events = _text_events(engine, body, _text_options(request, body))
+        events = _text_events(engine, body, _text_options(request, engine, body))
     else:
         events = _translation_events(engine, body, _translate_options(body))
     return await event_response(request, events, partial(_error_event, request))
@@ -299,17 +286,14 @@ async def _generated(
         if body.parameters.details:
             details = _translation_details(engine, found)
     else:
-        (generated,) = await engine.generate([body.text_input], _text_options(request, body))
-        choice = max(
-            generated.choices,
-            key=lambda x: (
-                sum(y.logprob or 0.0 for y in x.tokens or ()) / max(1, x.completion_tokens)
-            ),
+        (generated,) = await engine.generate(
+            [body.text_input], _text_options(request, engine, body)
         )
+        (choice,) = best_choices(generated.choices, 1)
         text = choice.text
         if body.parameters.details:
-            tokens = [_token(engine.tokens, x.token, x.logprob or 0.0) for x in choice.tokens or ()]
-            details = _details(choice.finish_reason, tokens)
+            told = [(x.token, x.logprob or 0.0) for x in choice.tokens or ()]
+            details = _details(engine.tokens, choice.finish_reason, told)
     return GenerateTextResponse.model_construct(
         text_output=text,
         model_name=engine.manifest.name,
@@ -318,7 +302,7 @@ async def _generated(
     )
 
 
-def _text_options(request: Request, body: GenerateTextRequest) -> GenerateOptions:
+def _text_options(request: Request, engine: Engine, body: GenerateTextRequest) -> GenerateOptions:
     given = body.parameters
     for name in ("beam_size", "length_penalty", "target_prefix"):
         if getattr(given, name) is not None:
@@ -327,7 +311,9 @@ def _text_options(request: Request, body: GenerateTextRequest) -> GenerateOption
     n = given.best_of or 1
     check_choices(n, "/parameters/best_of", stop, request.app.state.settings)
     return GenerateOptions(
-        max_tokens=DEFAULT_MAX_TOKENS if given.max_tokens is None else given.max_tokens,
+        max_tokens=min(DEFAULT_MAX_TOKENS, engine.max_tokens)
+        if given.max_tokens is None
+        else given.max_tokens,
         sampling=SamplingParams(
             temperature=1.0 if given.temperature is None else given.temperature,
             top_k=given.top_k,
@@ -375,15 +361,15 @@ def _translate_options(body: GenerateTextRequest) -> TranslateOptions:
 async def _text_events(
     engine: Engine, body: GenerateTextRequest, options: GenerateOptions
 ) -> AsyncGenerator[ServerSentEvent, None]:
-    tokens: list[TokenOut] = []
+    told: list[tuple[str, float]] = []
     details: DetailsOut | None = None
     async with aclosing(engine.stream([body.text_input], options)) as events:
         async for event in events:
             if isinstance(event, TokenEvent) and event.token is not None:
-                tokens.append(_token(engine.tokens, event.token.token, event.token.logprob or 0.0))
+                told.append((event.token.token, event.token.logprob or 0.0))
                 yield _event(engine, event.text)
             elif isinstance(event, ChoiceEnd) and body.parameters.details:
-                details = _details(event.finish_reason, tokens)
+                details = _details(engine.tokens, event.finish_reason, told)
     yield _event(engine, "", done=True, details=details)
 
 
@@ -419,20 +405,27 @@ def _error_event(request: Request, error: ServiceError) -> ServerSentEvent:
     return ServerSentEvent(told.model_dump_json())
 
 
-def _token(names: tuple[str, ...], name: str, logprob: float) -> TokenOut:
-    place = names.index(name)
-    return TokenOut.model_construct(id=place, text=name, logprob=logprob, special=place <= EOS_ID)
-
-
 def _translation_details(engine: Translator, found: Translation) -> DetailsOut:
-    names = engine.side("target").tokens
-    tokens = [_token(names, x.token, x.logprob) for x in found.tokens or ()]
-    return _details(found.finish_reason, tokens)
+    told = [(x.token, x.logprob) for x in found.tokens or ()]
+    return _details(engine.side("target").tokens, found.finish_reason, told)
 
 
 def _details(
-    finish_reason: Literal["stop", "length", "repetition"], tokens: list[TokenOut]
+    names: Sequence[str],
+    finish_reason: Literal["stop", "length", "repetition"],
+    told: Sequence[tuple[str, float]],
 ) -> DetailsOut:
+    """Why a text ended, and its printed tokens with their log-probabilities, of a vocabulary."""
+    id_of_name = {name: i for i, name in enumerate(names)}
+    tokens = [
+        TokenOut.model_construct(
+            id=id_of_name[name],
+            text=name,
+            logprob=logprob,
+            special=id_of_name[name] < len(SPECIAL_TOKENS),
+        )
+        for name, logprob in told
+    ]
     reason: Literal["length", "eos_token", "stop_sequence"] = "length"
     if finish_reason == "stop":
         reason = "eos_token" if tokens and tokens[-1].id == EOS_ID else "stop_sequence"

@@ -5,16 +5,15 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from service.answers import (
-    PROBLEMS,
     check_choices,
     engine_named,
     json_answer,
     problem_document,
+    problems_as,
     unless_gone,
 )
 from service.body import body_documentation, read_body
@@ -31,14 +30,21 @@ from service.openai_schemas import (
     ModelsOut,
     OpenAIError,
     OpenAIErrorAnswer,
-    best,
     engine_prompt,
     fingerprint,
     logprobs_of,
 )
 from service.schemas import AnyEngine, Problem
 from service.sse import ServerSentEvent, event_response
-from service.tasks import ChoiceEnd, Generated, GenerateOptions, Prompt, ScoredToken, TokenEvent
+from service.tasks import (
+    ChoiceEnd,
+    Generated,
+    GenerateOptions,
+    Prompt,
+    ScoredToken,
+    TokenEvent,
+    best_choices,
+)
 from service.workers import at_most, off_loop
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
@@ -57,20 +63,7 @@ def openai_error(problem: Problem) -> OpenAIErrorAnswer:
     )
 
 
-def _errors() -> dict[int | str, dict[str, Any]]:
-    documented: dict[int | str, dict[str, Any]] = {}
-    for status, entry in PROBLEMS.items():
-        problem = Problem(**entry["content"]["application/problem+json"]["example"])
-        content = {"application/json": {"example": openai_error(problem).model_dump()}}
-        documented[status] = {
-            "description": entry["description"],
-            "model": OpenAIErrorAnswer,
-            "content": content,
-        }
-    return documented
-
-
-_ERRORS = _errors()
+_ERRORS = problems_as(openai_error)
 
 
 @router.get("/models")
@@ -141,6 +134,7 @@ class _Frame:
         self._count = body.n or 1
         self._id = f"cmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
+        self._fingerprint = fingerprint(engine)
 
     @property
     def gives_usage(self) -> bool:
@@ -161,7 +155,7 @@ class _Frame:
         """The whole answer."""
         choices = []
         for i, result in enumerate(results):
-            for k, choice in enumerate(best(result.choices, self._count)):
+            for k, choice in enumerate(best_choices(result.choices, self._count)):
                 logprobs = None
                 if self._body.logprobs is not None:
                     tokens = choice.tokens or ()
@@ -191,7 +185,7 @@ class _Frame:
             object="text_completion",
             created=self._created,
             model=self._engine.manifest.name,
-            system_fingerprint=fingerprint(self._engine),
+            system_fingerprint=self._fingerprint,
             choices=choices,
             usage=usage,
         )

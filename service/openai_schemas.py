@@ -14,7 +14,7 @@ from service.engine import Engine
 from service.errors import InvalidRequest
 from service.sampling import SamplingParams
 from service.schemas import MAX_ALTERNATIVES, MAX_BIASES, Answer, TextList
-from service.tasks import Choice, GenerateOptions, Prompt, ScoredToken
+from service.tasks import GenerateOptions, Prompt, ScoredToken
 
 DEFAULT_MAX_TOKENS = 16  # theirs
 
@@ -287,20 +287,6 @@ def _top(token: ScoredToken) -> dict[str, float] | None:
     if token.logprob is None:
         return None
     return {x.token: x.logprob for x in token.top} | {token.token: token.logprob}
-
-
-def best(choices: Sequence[Choice], count: int) -> list[Choice]:
-    """The choices with the best mean log-probability a token, best first; ties as they came."""
-    if len(choices) == count:
-        return list(choices)
-
-    def mean(choice: Choice) -> float:
-        generated = (choice.tokens or ())[-choice.completion_tokens :]
-        if not choice.completion_tokens:
-            return 0.0
-        return sum(x.logprob or 0.0 for x in generated) / choice.completion_tokens
-
-    return sorted(choices, key=mean, reverse=True)[:count]
 
 
 def fingerprint(engine: Engine) -> str:

@@ -60,6 +60,15 @@ class BoundedProtocol(H11Protocol):
         if self._deadline is None and self.conn.awaits_head:
             self._await_head()
         super().data_received(data)
+        self._keep_time()
+
+    def on_response_complete(self) -> None:
+        """Go on to the next request, which may have come already, whole or in part."""
+        super().on_response_complete()
+        self._keep_time()
+
+    def _keep_time(self) -> None:
+        """A body's time begins with the end of its head, and ends with its own."""
         if self.scope is not None:
             self.scope.setdefault("unroll.abort", self.transport.abort)  # type: ignore[typeddict-item]
         if self.transport.is_closing() or not self.conn.receives:

@@ -1,9 +1,8 @@
 """The native endpoints: schema in, engine call, schema out."""
 
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
@@ -13,6 +12,7 @@ from service.answers import (
     engine_named,
     error_event,
     json_answer,
+    scoring,
     texts_within,
     unless_gone,
 )
@@ -42,7 +42,7 @@ from service.schemas import (
 )
 from service.score_stream import is_stream, score_stream, stream_documentation
 from service.sse import ServerSentEvent, event_response
-from service.tasks import ChoiceEnd, GenerateOptions, Scored, TokenEvent
+from service.tasks import ChoiceEnd, GenerateOptions, TokenEvent
 from service.translator import ALIGNMENT_SIZE, TranslatedToken, TranslateOptions, Translator
 
 router = APIRouter()
@@ -147,41 +147,10 @@ async def score(request: Request) -> Response:
     body = await read_body(request, ScoreRequest)
     engine = engine_named(request, body.model)
     texts = texts_within(body.text, "/text", request)
-    if isinstance(engine, Translator):
-        results = await unless_gone(request, _score_pairs(engine, body, texts))
-    else:
-        results = await unless_gone(request, _score_texts(engine, body, texts))
+    results = await unless_gone(request, scoring(engine, body, texts))
     size = sum(map(len, texts)) * (1 + body.top_logprobs) if body.tokens else 0
     size += sum(len(result.state or "") for result in results)
     return await json_answer(size, lambda: ScoreResponse.of(engine, results))
-
-
-def _score_texts(
-    engine: Engine, body: ScoreRequest, texts: list[str]
-) -> Coroutine[Any, Any, list[Scored]]:
-    if body.source is not None:
-        raise InvalidRequest.at("/source", "a language model takes `context`, and no source")
-    if body.state is not None:
-        if body.context:
-            raise InvalidRequest.at("/context", "a state stands in its place; leave it out")
-        if body.bos and "bos" in body.model_fields_set:
-            raise InvalidRequest.at("/bos", "a text after a state begins no document")
-    return engine.score(texts, body.contexts(len(texts)), body.options())
-
-
-def _score_pairs(
-    engine: Translator, body: ScoreRequest, texts: list[str]
-) -> Coroutine[Any, Any, list[Scored]]:
-    if body.source is None:
-        raise InvalidRequest.at("/source", "an encoder-decoder scores a text given its source")
-    if body.context or not body.bos:
-        pointer = "/context" if body.context else "/bos"
-        raise InvalidRequest.at(pointer, "an encoder-decoder scores a target from its beginning")
-    if body.state is not None or body.return_state:
-        pointer = "/state" if body.state is not None else "/return_state"
-        raise InvalidRequest.at(pointer, "an encoder-decoder has no states to go on from")
-    eos = True if body.eos is None else body.eos
-    return engine.score(body.sources(len(texts)), texts, body.options(), eos=eos)
 
 
 @router.get("/models", tags=["models"])

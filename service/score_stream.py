@@ -3,15 +3,15 @@
 import asyncio
 import json
 import logging
-import math
-from collections.abc import AsyncGenerator, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from functools import partial
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Receive
 
-from service.answers import engine_named, problem_document
+from service.answers import engine_named, problem_document, scoring
 from service.body import field_errors
 from service.engine import Engine
 from service.errors import (
@@ -24,15 +24,17 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.line_reader import Line, LineSplitter, TextSplitter
-from service.schemas import AnyEngine
+from service.live import LiveResponse
+from service.schemas import AnyEngine, ScoreRequest, ScoreResult
 from service.settings import Settings
-from service.sse import abort
 from service.tasks import CarriedScore, Scored, ScoreOptions
 from service.translator import Translator
 
 TEXT, NDJSON = "text/plain", "application/x-ndjson"
 # A full queue is waited for: a stream is in no hurry.
 _RETRY_S = 0.05
+
+Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +119,7 @@ async def score_stream(request: Request) -> Response:
         answers = _total(request, engine, query, body)
     else:
         answers = _lines(request, engine, query, body, is_json=media_type == NDJSON)
-    return _Lines(answers, body, request.app.state.settings)
+    return _Lines(request, answers, body)
 
 
 def _media_type(request: Request) -> tuple[str, str]:
@@ -186,37 +188,28 @@ async def _message(receive: Receive) -> Message:
     return await receive()
 
 
-class _Lines(Response):
+class _Lines(LiveResponse):
     """Answers as lines, each written as soon as it is there."""
 
-    def __init__(
-        self, answers: AsyncGenerator[bytes, None], body: _Body, settings: Settings
-    ) -> None:
-        # Closed at the end, so that what still comes of a body that was given up is not read.
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Connection": "close"}
-        super().__init__(None, 200, headers, NDJSON)
-        del self.headers["content-length"]
+    def __init__(self, request: Request, answers: AsyncGenerator[bytes, None], body: _Body) -> None:
+        super().__init__(request, NDJSON)
+        # So that what still comes of a body that was given up is not read.
+        self.headers["Connection"] = "close"
         self._answers = answers
         self._body = body
-        self._settings = settings
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """Write the answers (ASGI 3)."""
+    async def parts(self) -> AsyncGenerator[bytes, None]:
+        """The answers."""
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async for content in self._answers:
-                # A client that takes nothing for so long is as good as gone.
-                async with asyncio.timeout(self._settings.request_timeout_s):
-                    await send({"type": "http.response.body", "body": content, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except TimeoutError:
-            logger.warning("a client took nothing of its stream for too long")
-            abort(scope)
+            async for answer in self._answers:
+                yield answer
         except ClientGone:
             logger.info("a client went in the middle of its stream")
-        finally:
-            await self._answers.aclose()
-            await self._body.close()
+
+    async def close(self) -> None:
+        """End the work and the body."""
+        await self._answers.aclose()
+        await self._body.close()
 
 
 # --- a text a line --------------------------------------------------------------------------------
@@ -275,9 +268,8 @@ async def _answered(
             text = _read(line, limit, is_json=is_json)
             if text is not None:
                 texts[line.number] = text
-                _check(engine, query, text)
         except ServiceError as error:
-            told[line.number] = _error(request, line.number, texts.pop(line.number, None), error)
+            told[line.number] = _error(request, line.number, None, error)
     if texts:
         told |= await _scored(request, engine, query, body, texts)
     return b"".join(_json(told[number]) for number in sorted(told))
@@ -298,17 +290,6 @@ def _read(line: Line, limit: int, *, is_json: bool) -> StreamedText | None:
         return StreamedText(text=line.content.decode())
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the line is not UTF-8 from byte {error.start} on") from error
-
-
-def _check(engine: AnyEngine, query: StreamQuery, text: StreamedText) -> None:
-    if isinstance(engine, Engine):
-        if text.source is not None:
-            raise InvalidRequest.at("/source", "a language model takes `context`, and no source")
-    elif text.source is None:
-        raise InvalidRequest.at("/source", "an encoder-decoder scores a text given its source")
-    elif text.context or not query.bos:
-        pointer = "/context" if text.context else "/bos"
-        raise InvalidRequest.at(pointer, "an encoder-decoder scores a target from its beginning")
 
 
 async def _scored(
@@ -338,19 +319,29 @@ async def _scored(
 async def _asked(
     engine: AnyEngine, query: StreamQuery, body: _Body, texts: Sequence[StreamedText]
 ) -> list[Scored]:
-    options = ScoreOptions(bos=query.bos, eos=bool(query.eos), unknown=query.unknown)
     strings = [text.text for text in texts]
+    sources = [text.source for text in texts if text.source is not None]
+    if sources and len(sources) < len(texts):
+        raise InvalidRequest("some lines have a source and some have none")
+    contexts = [text.context for text in texts]
+    asked = ScoreRequest(
+        text=strings,
+        source=sources or None,
+        context=contexts if any(contexts) else "",
+        bos=query.bos,
+        eos=query.eos,
+        unknown=query.unknown,
+    )
+    return await _in_time(body, lambda: scoring(engine, asked, strings))
+
+
+async def _in_time(body: _Body, start: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+    """What the work gives, begun again as long as the queue is full. Raises ClientGone."""
     while True:
-        if isinstance(engine, Engine):
-            work = engine.score(strings, [text.context for text in texts], options)
-        else:
-            sources = [text.source or "" for text in texts]
-            eos = True if query.eos is None else query.eos
-            work = engine.score(sources, strings, options, eos=eos)
-        task = asyncio.create_task(work)
-        await body.while_there(task)
+        work = asyncio.create_task(start())
+        await body.while_there(work)
         try:
-            return await task
+            return await work
         except QueueFull:
             await asyncio.sleep(_RETRY_S)
 
@@ -389,31 +380,20 @@ async def _total(
             while len(ids):
                 # Totals stand at the same places however the bytes came.
                 size = query.every - carried.read % query.every
-                carried = await _carry(engine, body, carried, ids[:size], options)
+                part_work = partial(engine.carry_on, carried, ids[:size], options)
+                carried = await _in_time(body, part_work)
                 ids = ids[size:]
                 if carried.read % query.every == 0:
                     yield _json(_running(carried, is_done=False))
             if piece is None:
                 if options.eos:
-                    carried = await _carry(engine, body, carried, None, options)
+                    carried = await _in_time(body, partial(engine.carry_on, carried, None, options))
                 yield _json(_running(carried, is_done=True))
                 return
     except ClientGone:
         raise
     except ServiceError as error:
         yield _json({"error": problem_document(request, error).model_dump()})
-
-
-async def _carry(
-    engine: Engine, body: _Body, carried: CarriedScore, ids: Any, options: ScoreOptions
-) -> CarriedScore:
-    while True:
-        task = asyncio.create_task(engine.carry_on(carried, ids, options))
-        await body.while_there(task)
-        try:
-            return await task
-        except QueueFull:
-            await asyncio.sleep(_RETRY_S)
 
 
 def _running(carried: CarriedScore, *, is_done: bool) -> dict[str, Any]:
@@ -431,18 +411,8 @@ def _running(carried: CarriedScore, *, is_done: bool) -> dict[str, Any]:
 
 
 def _figures(scored: Scored) -> dict[str, Any]:
-    perplexity = scored.perplexity_per_char
-    return {
-        "logprob": scored.logprob,
-        "bits": scored.bits,
-        "bits_per_char": scored.bits_per_char,
-        "perplexity_per_char": perplexity
-        if perplexity is None or math.isfinite(perplexity)
-        else None,
-        "chars": scored.chars,
-        "bos": scored.bos,
-        "eos": scored.eos,
-    }
+    """What the JSON answer tells of a text, but for what is in a list."""
+    return ScoreResult.of(scored).model_dump(exclude={"unknown", "tokens", "state"})
 
 
 def _json(told: dict[str, Any]) -> bytes:

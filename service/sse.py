@@ -1,16 +1,13 @@
 """Server-sent events (WHATWG HTML, 9.2): answers that are written while they come about."""
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from fastapi import Request, Response
-from starlette.types import Receive, Scope, Send
 
 from service.errors import ClientGone, ServiceError
-
-logger = logging.getLogger(__name__)
+from service.live import LiveResponse, client_gone
 
 _HEARTBEAT = b": heartbeat\n\n"
 
@@ -30,7 +27,7 @@ class ServerSentEvent:
 
 async def event_response(
     request: Request,
-    events: AsyncIterator[ServerSentEvent],
+    events: AsyncGenerator[ServerSentEvent, None],
     on_error: Callable[[ServiceError], ServerSentEvent],
 ) -> Response:
     """An answer of these events.
@@ -43,23 +40,20 @@ async def event_response(
     return stream
 
 
-class _Stream(Response):
-    """Events one by one, each when the client has taken the one before, as far as sockets tell."""
+class _Stream(LiveResponse):
+    """Events one by one, with heartbeats where there are none."""
 
     def __init__(
         self,
         request: Request,
-        events: AsyncIterator[ServerSentEvent],
+        events: AsyncGenerator[ServerSentEvent, None],
         on_error: Callable[[ServiceError], ServerSentEvent],
     ) -> None:
-        # No proxy may keep or gather what is meant for now.
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(None, 200, headers, "text/event-stream; charset=utf-8")
-        del self.headers["content-length"]
+        super().__init__(request, "text/event-stream; charset=utf-8")
         self._events = events
         self._on_error = on_error
-        self._settings = request.app.state.settings
-        self._gone = asyncio.create_task(_gone(request.receive))
+        self._heartbeat_s: float = request.app.state.settings.heartbeat_s
+        self._gone = asyncio.create_task(client_gone(request.receive))
         self._next = asyncio.create_task(_next(events))
 
     async def begin(self) -> None:
@@ -71,72 +65,42 @@ class _Stream(Response):
             if (error := self._next.exception()) is not None:
                 raise error
         except BaseException:
-            await self._close()
+            await self.close()
             raise
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """Write the events (ASGI 3)."""
-        head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        try:
-            await send(head)
-            while (body := await self._chunk()) is not None:
-                # A client that takes nothing for so long is as good as gone.
-                async with asyncio.timeout(self._settings.request_timeout_s):
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
-            if not self._gone.done():
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except TimeoutError:
-            logger.warning("a client took nothing of its stream for too long")
-            abort(scope)
-        finally:
-            await self._close()
+    async def parts(self) -> AsyncGenerator[bytes, None]:
+        """The events."""
+        while True:
+            await self._arrival(self._heartbeat_s)
+            if self._gone.done():
+                return
+            if not self._next.done():
+                yield _HEARTBEAT
+                continue
+            try:
+                event = self._next.result()
+            except ServiceError as error:
+                event = self._on_error(error)
+            if event is None:
+                return
+            self._next = asyncio.create_task(_next(self._events))
+            yield event.encode()
 
-    async def _chunk(self) -> bytes | None:
-        """The next event, or a heartbeat while there is none; None at the end."""
-        await self._arrival(self._settings.heartbeat_s)
-        if self._gone.done():
-            return None
-        if not self._next.done():
-            return _HEARTBEAT
-        try:
-            event = self._next.result()
-        except ServiceError as error:
-            event = self._on_error(error)
-        if event is None:
-            return None
-        self._next = asyncio.create_task(_next(self._events))
-        return event.encode()
-
-    async def _arrival(self, timeout_s: float | None) -> None:
-        """Wait for the next event, for the client to go, or for so long."""
-        waiting = (self._next, self._gone)
-        await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-
-    async def _close(self) -> None:
+    async def close(self) -> None:
         """End everything, and with it the work behind the events."""
         for task in (self._gone, self._next):
             task.cancel()
         await asyncio.wait((self._gone, self._next))
         if not self._next.cancelled():
             self._next.exception()
-        aclose = getattr(self._events, "aclose", None)
-        if aclose is not None:
-            await aclose()
+        await self._events.aclose()
+
+    async def _arrival(self, timeout_s: float | None) -> None:
+        """Wait for the next event, for the client to go, or for so long."""
+        waiting = (self._next, self._gone)
+        await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
 
 
-def abort(scope: Scope) -> None:
-    """End a connection at once, with what it has not taken; to close would wait for that."""
-    end = scope.get("unroll.abort")
-    if end is not None:
-        end()
-
-
-async def _next(events: AsyncIterator[ServerSentEvent]) -> ServerSentEvent | None:
+async def _next(events: AsyncGenerator[ServerSentEvent, None]) -> ServerSentEvent | None:
     """The next event; None at the end."""
     return await anext(events, None)
-
-
-async def _gone(receive: Receive) -> None:
-    """Returns when the client has closed the connection; the body has been read before."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

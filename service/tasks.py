@@ -173,8 +173,22 @@ class CarriedScore:
     chars: int = 0  # counted
     read: int = 0  # characters that came, counted or not
     unknown: int = 0  # of them, outside the vocabulary
-    bos: bool = True
+    bos: bool = True  # whether it begins a document
     eos: bool = False
+
+
+def best_choices(choices: Sequence[Choice], count: int) -> list[Choice]:
+    """The choices with the best mean log-probability a token, best first; ties as they came."""
+    if len(choices) == count:
+        return list(choices)
+
+    def mean(choice: Choice) -> float:
+        generated = (choice.tokens or ())[-choice.completion_tokens :]
+        if not choice.completion_tokens:
+            return 0.0
+        return sum(x.logprob or 0.0 for x in generated) / choice.completion_tokens
+
+    return sorted(choices, key=mean, reverse=True)[:count]
 
 
 def unknown_text(pointer: str, positions: Sequence[int]) -> InvalidRequest:

@@ -7,10 +7,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from service.bundle import (
-    EOS_ID,
-    SPECIAL_TOKENS,
-)
+from service.bundle import EOS_ID, SPECIAL_TOKENS
 from service.rows import TokenDetails, WriteRow
 from service.streams import Feed
 from service.tasks import ChoiceEnd, Prompt, ScoredToken, TokenEvent, scored_tokens

@@ -60,7 +60,9 @@ function headline(detail) {
   const best = (of) => {
     const values = rows.filter((row) => row.kind === of && key in row.values);
     values.sort((a, b) => (a.values[key] - b.values[key]) * (more ? -1 : 1));
-    return values.length ? `${METRICS[key][0]} ${METRICS[key][1](values[0].values[key])} (${values[0].name})` : "none";
+    // Of one model in two precisions the one that answers.
+    const told = values.find((row) => row.name === detail.precision) ?? values[0];
+    return told ? `${METRICS[key][0]} ${METRICS[key][1](told.values[key])} (${told.name})` : "none";
   };
   return { measured: best("model"), floor: best("baseline") };
 }

@@ -130,6 +130,17 @@ def test_a_body_that_drips_is_closed_all_the_same(server: Server) -> None:
     goes_on(server)
 
 
+def test_a_slow_body_behind_another_request_is_closed_all_the_same(server: Server) -> None:
+    first = head("Content-Type: application/json", f"Content-Length: {len(BODY)}") + BODY
+    with closing(connected(server)) as connection:
+        # The second head comes while the first request is answered, its body never.
+        connection.sendall(first + head("Content-Type: application/json", "Content-Length: 9"))
+        whole = received(connection)
+    assert whole.startswith(b"HTTP/1.1 200 ")
+    assert b"HTTP/1.1 408 " in whole
+    goes_on(server)
+
+
 def test_a_connection_that_says_nothing_is_closed(server: Server) -> None:
     with closing(connected(server)) as connection:
         assert received(connection) == b""

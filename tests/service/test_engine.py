@@ -281,7 +281,7 @@ def test_a_defect_of_ours_is_a_500_without_its_words(caplog: pytest.LogCaptureFi
     with serving(session_of()) as client:
         client.app.state.engines = {"fake": object()}  # no engine at all
         with caplog.at_level(logging.ERROR):
-            answer = client.post("/score", json={"text": "abc"}, headers={"X-Request-Id": "mine"})
+            answer = client.get("/models", headers={"X-Request-Id": "mine"})
         problem = problem_of(answer, 500)
         assert problem["request_id"] == "mine"
         assert "attribute" not in answer.text
