@@ -22,9 +22,10 @@ from bench.http import http_rows
 from bench.models import SHAPES, ensure
 from bench.report import RESULTS, Row, machine, say, table, write
 from service.bundle import BOS_ID, Precision, read_bundle
+from service.metrics import EngineMetrics, Metrics
 from service.rows import ReadRow, WriteRow
 from service.sampling import SamplingParams
-from service.scheduler import Job, Scheduler
+from service.scheduler import Job, QueueBounds, Scheduler
 from service.session import OnnxSession
 from service.text_runner import TextRunner, TextWork
 
@@ -80,8 +81,8 @@ class EngineUnderLoad:
             self._deliver,
             name="bench",
             max_rows=max(BATCHES),
-            max_queue_rows=1_000_000,
-            max_queue_tokens=1_000_000_000,
+            bounds=QueueBounds(requests=1_000_000, rows=1_000_000, tokens=1_000_000_000),
+            metrics=EngineMetrics(Metrics(), "fake"),
         )
         self.scheduler.start()
 

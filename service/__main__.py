@@ -1,55 +1,72 @@
 """`python -m service`: serve the bundles of a folder over HTTP, or run a command on them."""
 
+import json
 import logging
 import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from service import cli
-from service.app import create_app, load_engines
+from service.api_keys import ApiKeysError
+from service.app import create_app
 from service.bundle import BundleError
+from service.drain import Drain
+from service.logs import log_to_stderr
+from service.metrics import SHARED_FOLDER
 from service.protocol import BoundedProtocol
 from service.settings import PREFIX, Settings, SettingsError, load_settings
 
-GRACE_S = 10  # how long requests in flight may take to end
+# Connections that are still open when all is over: idle ones, and those that never end.
+_CLOSE_S = 2
+_KEPT_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+logger = logging.getLogger("service")
 
 
 def main() -> int:
     """Serve until a signal; the exit status: 0 after a clean end, 2 for a bad setting, 1 else.
 
-    With a command first (`generate`, `score`, `translate`, `models`) that is run instead.
+    With a command first (`generate`, `score`, `translate`, `models`, `keys`) that is run instead.
     """
     if sys.argv[1:2] and sys.argv[1] in cli.COMMANDS:
         return cli.run(sys.argv[1:])
+    # Until a server takes signals, they end the process, and in order.
+    for number in _KEPT_SIGNALS:
+        signal.signal(number, _end_early)
     try:
         settings = load_settings(sys.argv[1:], os.environ)
-    except SettingsError as error:
+        log_to_stderr(settings)
+        logger.info("settings: %s", json.dumps(settings.redacted()))
+        app = create_app(settings)
+        app.state.registry.load_all()
+    except (SettingsError, ApiKeysError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    _log_to_stderr(settings)
-    try:
-        engines = load_engines(settings)
     except BundleError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     # uvicorn ends in order on the first signal and then raises it again for whoever handled it
     # before: nobody, so that a clean end is an exit status of 0.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _KEPT_SIGNALS:
         signal.signal(number, _ended_in_order)
     if settings.workers > 1:
-        # The engines were opened to refuse what cannot be served; each worker opens its own.
-        engines.clear()
+        # The models were opened to refuse what cannot be served; each worker opens its own.
+        del app
         _share_state_key(settings)
-        _serve("service.__main__:create_worker", settings)
-    else:
-        _serve(create_app(settings, engines), settings)
-    return 0
+        with _shared_numbers():
+            _serve("service.__main__:create_worker", settings)
+        return 0
+    _serve(lambda: _drained(app), settings)
+    return 1 if app.state.lifecycle.fatal else 0
 
 
 def create_worker() -> FastAPI:
@@ -58,15 +75,40 @@ def create_worker() -> FastAPI:
     It has the parent's environment, and its command line too: multiprocessing hands that on.
     """
     settings = load_settings(sys.argv[1:], os.environ)
-    _log_to_stderr(settings)
+    log_to_stderr(settings)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
-    return create_app(settings)
+    return _drained(create_app(settings))
+
+
+def _drained(app: FastAPI) -> FastAPI:
+    """The application, whose process ends in order; uvicorn calls this in the event loop."""
+    state = app.state
+    # Held, since nobody else does.
+    state.drain = Drain(state.settings, state.lifecycle, state.registry)
+    return app
 
 
 def _share_state_key(settings: Settings) -> None:
     """One key for all workers where none was given: they have this process's environment."""
     if settings.state_key is None:
         os.environ[f"{PREFIX}STATE_KEY"] = settings.signing_key().get_secret_value()
+
+
+@contextmanager
+def _shared_numbers() -> Iterator[None]:
+    """A folder in which the workers share what they measure."""
+    if SHARED_FOLDER in os.environ:
+        yield
+        return
+    try:
+        with tempfile.TemporaryDirectory(prefix="unroll-metrics-") as folder:
+            os.environ[SHARED_FOLDER] = folder
+            yield
+    except OSError as error:
+        if SHARED_FOLDER in os.environ:
+            raise
+        logger.warning("no folder for shared metrics (%s): each worker tells its own", error)
+        yield
 
 
 def _end_with_parent() -> None:
@@ -77,30 +119,31 @@ def _end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _serve(app: FastAPI | str, settings: Settings) -> None:
+def _serve(app: str | Callable[[], FastAPI], settings: Settings) -> None:
     uvicorn.run(
         app,
-        factory=isinstance(app, str),
+        factory=True,
         workers=settings.workers,
         host=settings.host,
         port=settings.port,
+        log_config=None,  # ours
         log_level=settings.log_level,
         access_log=False,
         http=BoundedProtocol,
+        server_header=False,
         # Nobody's word is taken for where a request comes from.
         proxy_headers=False,
-        timeout_graceful_shutdown=GRACE_S,
+        timeout_graceful_shutdown=_CLOSE_S,
     )
 
 
-def _log_to_stderr(settings: Settings) -> None:
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+def _end_early(number: int, _: FrameType | None) -> None:
+    logger.info("ended by %s before serving", signal.Signals(number).name)
+    sys.exit(0)
 
 
 def _ended_in_order(number: int, _: FrameType | None) -> None:
-    logging.getLogger(__name__).info("ended by %s", signal.Signals(number).name)
+    logger.info("ended by %s", signal.Signals(number).name)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,23 @@ from service.engine import Engine
 from service.errors import (
     BadRequest,
     BodyTooLarge,
+    BundleUnusable,
     ClientGone,
     DeadlineExceeded,
     EngineStopped,
+    Forbidden,
+    HostNotAllowed,
     InvalidRequest,
     ModelFailure,
     ModelNotFound,
     QueueFull,
     ServiceError,
+    Unauthorized,
     UnsupportedMediaType,
 )
 from service.live import client_gone
+from service.model_registry import ModelRegistry
+from service.request_context import current_request
 from service.schemas import AnyEngine, FieldErrorOut, Problem, ScoreRequest
 from service.settings import Settings
 from service.sse import ServerSentEvent
@@ -33,19 +39,29 @@ Result = TypeVar("Result")
 # Of each status: what it means here, and an error as it is told.
 _DOCUMENTED: dict[ServiceError, str] = {
     BadRequest("the body is not JSON"): "The body is not JSON.",
+    Unauthorized(
+        "send a known key: Authorization: Bearer <key>"
+    ): "API keys are asked for, and there is none in the request that is known.",
+    Forbidden("this takes a key with the role use"): "The API key is for something else.",
     ModelNotFound(
         "there is no such model; there are alice-lstm, g2p-en"
     ): "No served model has that name.",
+    BundleUnusable(
+        "alice-lstm: step.int8.onnx: its SHA-256 is not the manifest's"
+    ): "The bundle cannot be served; what was served before goes on.",
     BodyTooLarge("the body may have 8388608 bytes at most"): "The body is over the limit.",
     UnsupportedMediaType(
         "send the body with Content-Type: application/json"
     ): "The body is of another type than the operation takes, or it is compressed.",
+    HostNotAllowed(
+        "this server answers for other names; see UNROLL_ALLOWED_HOSTS"
+    ): "Host names another server.",
     InvalidRequest.at(
         "/max_tokens", "too many tokens; at most 4096 are allowed"
     ): "A field or a limit; `errors` points at it.",
     QueueFull(
-        "the queue of this model holds 4096 rows and 20480 tokens; at most 4096 rows and 16777216 "
-        "tokens may wait"
+        "1024 requests wait for this model, with 1024 rows and 20480 tokens; at most 1024 "
+        "requests, 4096 rows and 16777216 tokens may wait"
     ): "The queue is full; see Retry-After.",
     ModelFailure(
         "the model run failed; other requests go on"
@@ -53,7 +69,7 @@ _DOCUMENTED: dict[ServiceError, str] = {
     EngineStopped(
         "the engine of this model is not running"
     ): "The engine is not running; see Retry-After.",
-    DeadlineExceeded("a request may take 120 s on this server"): "The request took too long.",
+    DeadlineExceeded("this request may take 120 s"): "The request took too long.",
 }
 
 
@@ -76,9 +92,19 @@ def problem_of(error: ServiceError, request_id: str) -> Problem:
     )
 
 
-PROBLEMS: dict[int | str, dict[str, Any]] = {
+# Of operators alone.
+_ADMIN = {BundleUnusable.status}
+
+ALL_PROBLEMS: dict[int | str, dict[str, Any]] = {
     error.status: _documented(error, text) for error, text in _DOCUMENTED.items()
 }
+# What the operations on models can answer.
+PROBLEMS = {status: each for status, each in ALL_PROBLEMS.items() if status not in _ADMIN}
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Some of them."""
+    return {status: ALL_PROBLEMS[status] for status in statuses}
 
 
 def problems_as(
@@ -87,6 +113,8 @@ def problems_as(
     """`PROBLEMS` as clients of another interface are told them, some with another status."""
     documented: dict[int | str, dict[str, Any]] = {}
     for error, text in _DOCUMENTED.items():
+        if error.status in _ADMIN:
+            continue
         told = form(problem_of(error, ""))
         documented[(statuses or {}).get(error.status, error.status)] = {
             "description": text,
@@ -96,17 +124,19 @@ def problems_as(
     return documented
 
 
+def served_engines(request: Request) -> list[AnyEngine]:
+    """Every served model's engine, by name."""
+    registry: ModelRegistry = request.app.state.registry
+    return [engine for _, engine in sorted(registry.engines.items())]
+
+
 def engine_named(request: Request, name: str | None) -> AnyEngine:
-    """An engine by its model's name, looked up in memory."""
-    engines: dict[str, AnyEngine] = request.app.state.engines
-    if name is None and len(engines) == 1:
-        return next(iter(engines.values()))
-    served = ", ".join(sorted(engines))
-    if name is None:
+    """An engine by its model's name, looked up in memory, and held until the request has ended."""
+    registry: ModelRegistry = request.app.state.registry
+    if name is None and len(registry.engines) != 1:
+        served = ", ".join(sorted(registry.engines)) or "none"
         raise InvalidRequest.at("/model", f"name one of the served models: {served}")
-    if name not in engines:
-        raise ModelNotFound(f"there is no such model; there are {served}")
-    return engines[name]
+    return registry.held(next(iter(registry.engines)) if name is None else name)
 
 
 def texts_within(texts: str | list[str], pointer: str, request: Request) -> list[str]:
@@ -183,7 +213,8 @@ async def json_answer(
 
 
 def problem_document(request: Request, error: ServiceError) -> Problem:
-    """An error that a request met."""
+    """An error that a request met, which is how it ends."""
+    current_request().outcome = error.type
     return problem_of(error, request.scope.get("unroll.request_id", ""))
 
 

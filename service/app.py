@@ -1,52 +1,38 @@
-"""The application: bundles to engines, errors to problem documents, request ids."""
+"""The application: what it holds, what it starts and ends, and errors as clients read them."""
 
 import asyncio
 import logging
-import re
-import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
-from typing import TypeVar
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import libretranslate, open_inference, openai_routes, token_routes
 from service.answers import problem_document
-from service.bundle import (
-    Bundle,
-    BundleError,
-    EncoderDecoderBundle,
-    Precision,
-    read_any_bundle,
-)
-from service.cpus import usable_cpus
+from service.api_keys import read_api_keys
 from service.documentation import document
-from service.engine import Engine
 from service.errors import ServiceError
-from service.graphs import GoldenMismatch
+from service.gateway import SECURITY_HEADERS, Doorkeeping, Gateway
+from service.lifecycle import Lifecycle
+from service.metrics import Metrics
+from service.model_registry import ModelRegistry
+from service.operations_routes import router as operations_router
+from service.operations_routes import show_gauges
 from service.page_routes import read_page
 from service.page_routes import router as page_router
-from service.pair_session import OnnxPairSession
 from service.routes import router
 from service.schemas import AnyEngine, Problem
-from service.session import OnnxSession
-from service.settings import Settings
-from service.translator import Translator
+from service.settings import Settings, SettingsError
+from service.trace_context import LoggingTracer, Tracer
+from service.watchdog import watch_engines
 
-AnyBundle = TypeVar("AnyBundle", Bundle, EncoderDecoderBundle)
-Opened = TypeVar("Opened")
-
-# Python's lock is held for a tenth of a step or two: more threads than this wait for each other.
-MAX_DEFAULT_THREADS = 4
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_GAUGES_S = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -54,23 +40,36 @@ logger = logging.getLogger(__name__)
 def create_app(settings: Settings, engines: Sequence[AnyEngine] | None = None) -> FastAPI:
     """A plain ASGI application. `engines` are taken instead of the settings' models folder.
 
-    Everything is started and ended in the lifespan. Raises BundleError there when a bundle cannot
-    be served.
+    Everything is started and ended in the lifespan; a registry that holds models by then serves
+    these. Raises ApiKeysError and SettingsError, and in the lifespan BundleError where a bundle
+    cannot be served.
     """
+    metrics = Metrics()
+    registry = ModelRegistry(settings, metrics)
+    lifecycle = Lifecycle()
+    keys = None if settings.api_keys_file is None else read_api_keys(settings.api_keys_file)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        serving = engines
-        if serving is None:
-            serving = await asyncio.to_thread(load_engines, settings)
-        for engine in serving:
-            engine.start()
-        app.state.engines = {engine.manifest.name: engine for engine in serving}
-        logger.info("serving %s", ", ".join(sorted(app.state.engines)))
+        if engines is None and not registry.engines:
+            await asyncio.to_thread(registry.load_all)
+        registry.start(engines)
+        logger.info("serving %s", ", ".join(sorted(registry.engines)))
+        work = [
+            watch_engines(registry, lifecycle, settings.watchdog_s),
+            _show_gauges(registry, metrics, lifecycle),
+        ]
+        if settings.watch_models_s is not None:
+            work.append(registry.watch(settings.watch_models_s))
+        tasks = [asyncio.create_task(each) for each in work]
         try:
             yield
         finally:
-            await asyncio.gather(*(engine.stop() for engine in serving))
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await registry.stop()
+            await asyncio.to_thread(app.state.tracer.close)
 
     app = FastAPI(
         title="Unroll",
@@ -81,95 +80,49 @@ def create_app(settings: Settings, engines: Sequence[AnyEngine] | None = None) -
         redoc_url=None,
     )
     app.state.settings = settings
-    app.state.engines = {}
+    app.state.metrics = metrics
+    app.state.registry = registry
+    app.state.lifecycle = lifecycle
+    app.state.api_keys = keys
+    app.state.tracer = _tracer(settings)
     app.state.page = read_page()
     adapters = (token_routes, openai_routes, open_inference, libretranslate)
-    for each in (router, page_router, *(adapter.router for adapter in adapters)):
+    for each in (router, operations_router, page_router, *(x.router for x in adapters)):
         app.include_router(each)
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
-    app.add_middleware(RequestIds)
+    app.add_middleware(Gateway, doorkeeping=Doorkeeping.of(app.state), render=_problem)
+    if settings.origins:
+        # Outermost: what a browser asks beforehand has no key with it.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-Id"],
+            expose_headers=["X-Request-Id", "Retry-After", "Server-Timing"],
+        )
     return app
 
 
-def load_engines(settings: Settings) -> list[AnyEngine]:
-    """An engine for every bundle in the models folder. Raises BundleError for the first bad one."""
-    # One for all models, so that a state of another one is known as such.
-    settings = settings.model_copy(update={"state_key": settings.signing_key()})
-    share = max(1, usable_cpus() // settings.workers)
-    threads = settings.engine_threads or min(share, MAX_DEFAULT_THREADS)
-    folders = bundle_folders(settings.models_dir)
-    return [open_engine(read_any_bundle(folder), settings, threads) for folder in folders]
-
-
-def open_engine(
-    bundle: Bundle | EncoderDecoderBundle, settings: Settings, threads: int
-) -> AnyEngine:
-    """The engine of a bundle, with so many threads. Raises BundleError."""
-    if isinstance(bundle, Bundle):
-        session = open_session(bundle, settings, OnnxSession)
-        return Engine(bundle, session, settings, precision=session.precision, threads=threads)
-    pair_session = open_session(bundle, settings, OnnxPairSession)
-    precision = pair_session.precision
-    return Translator(bundle, pair_session, settings, precision=precision, threads=threads)
-
-
-def open_session(
-    bundle: AnyBundle, settings: Settings, kind: Callable[[AnyBundle, Precision], Opened]
-) -> Opened:
-    """The bundle in the precision of the settings, or in fp32 where this machine fails its int8.
-
-    Raises BundleError where there is no such precision, or fp32 fails, too.
-    """
-    wanted = bundle.manifest.precision if settings.precision == "auto" else settings.precision
+def _tracer(settings: Settings) -> Tracer:
+    if settings.otlp_endpoint is None:
+        return LoggingTracer()
     try:
-        return kind(bundle, wanted)
-    except GoldenMismatch as mismatch:
-        if wanted == "fp32":
-            raise
-        logger.error("%s; it is served in fp32 instead", mismatch)  # noqa: TRY400 (told, not a bug)
-        return kind(bundle, "fp32")
+        from service.telemetry import OtlpTracer  # noqa: PLC0415 (an extra that few need)
+    except ImportError as error:
+        raise SettingsError(
+            "UNROLL_OTLP_ENDPOINT: it needs OpenTelemetry: pip install 'unroll[telemetry]'"
+        ) from error
+    return OtlpTracer(settings.otlp_endpoint)
 
 
-def bundle_folders(models_dir: Path) -> list[Path]:
-    """The folders of bundles, by name. Raises BundleError when there are none."""
-    try:
-        entries = sorted(models_dir.iterdir())
-    except OSError as error:
-        raise BundleError(f"{models_dir}: {error.strerror}") from error
-    # Names that start with a dot are the exporter's scratch folders.
-    folders = [x for x in entries if not x.name.startswith(".") and not x.is_file()]
-    for folder in folders:
-        if folder.is_symlink():
-            raise BundleError(f"{folder.name}: symbolic links are not followed")
-    if not folders:
-        raise BundleError(f"{models_dir}: there is no bundle in it")
-    return folders
-
-
-class RequestIds:
-    """Gives every request an id: the client's `X-Request-Id` where it is harmless, else its own."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and put the id into the answer's headers (ASGI 3)."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope["unroll.request_id"] = request_id
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"].append((b"x-request-id", request_id.encode("ascii")))
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)
+async def _show_gauges(registry: ModelRegistry, metrics: Metrics, lifecycle: Lifecycle) -> None:
+    """Again and again: of several processes any one may be asked for the numbers of all."""
+    while True:
+        show_gauges(registry, metrics, lifecycle)
+        await asyncio.sleep(_GAUGES_S)
 
 
 def _problem(request: Request, error: ServiceError | HTTPException) -> Response:
@@ -220,6 +173,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _bug(request: Request, error: Exception) -> Response:
     """A defect of ours: logged, and told without its text."""
     logger.error("request %s", request.scope.get("unroll.request_id"), exc_info=error)
-    # This answer does not pass through RequestIds, which lies inside of it.
-    headers = {"X-Request-Id": request.scope.get("unroll.request_id", "")}
+    # This answer does not pass through the gateway, which lies inside of it.
+    headers = {"X-Request-Id": request.scope.get("unroll.request_id", ""), **SECURITY_HEADERS}
     return _problem(request, HTTPException(500, headers=headers))

@@ -85,6 +85,7 @@ class Search:
     trace: list[tuple[IdArray, FloatArray]] = field(default_factory=list)  # origins, attention
     noise: npt.NDArray[np.float64] | None = None  # [K, NOISE_BLOCK] of the block it is in
     told: int = 0  # tokens of the best target that the listener knows
+    began: float | None = None  # time.monotonic() when its source had been read
 
     @property
     def rows(self) -> int:
@@ -100,6 +101,16 @@ class Search:
     def queued_tokens(self) -> int:
         """What it adds to the queue's bound on tokens."""
         return len(self.source) + self.width * self.max_tokens
+
+    @property
+    def first_token_at(self) -> float | None:
+        """When its search began; None for a given target."""
+        return None if self.given else self.began
+
+    @property
+    def written_tokens(self) -> int:
+        """Steps that were searched."""
+        return self.position
 
     def best(self) -> list[Hypothesis]:
         """The samples in order, or the best hypotheses: those that ended, then the others."""

@@ -21,11 +21,11 @@ from urllib.request import Request, urlopen
 from pydantic import ValidationError
 
 from service.answers import scoring
-from service.app import bundle_folders, open_engine
 from service.body import field_errors
 from service.bundle import BundleError, read_any_bundle
 from service.engine import Engine
 from service.errors import InvalidRequest, ServiceError
+from service.model_registry import bundle_folders, open_engine
 from service.pair_schemas import TranslateRequest, TranslateResponse
 from service.schemas import (
     AnyEngine,

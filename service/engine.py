@@ -25,6 +25,7 @@ from service.bundle import (
 from service.constraints import Constraint, ConstraintCompiler
 from service.errors import InvalidRequest
 from service.handles import Handle, NoisePlace, Seal
+from service.metrics import Metrics
 from service.rows import Continuation, ReadRow, WriteRow
 from service.sampling import SamplingParams
 from service.session import Session
@@ -49,7 +50,7 @@ from service.tasks import (
 )
 from service.text_runner import TextRunner, TextWork
 from service.text_stream import StreamedChoice, Told, offsets_of, pieces_of, read_ids, text_of
-from service.workers import Workers, at_most, drawn_seed, off_loop, worker_names
+from service.workers import Workers, at_most, drawn_seed, off_loop
 
 
 class Engine(Workers[TextWork]):
@@ -63,17 +64,23 @@ class Engine(Workers[TextWork]):
         *,
         precision: Precision,
         threads: int = 1,
+        metrics: Metrics | None = None,
     ) -> None:
         self.manifest = bundle.manifest
         self.precision = precision
         self._vocab = bundle.vocab
         self._id_of_token = {token: i for i, token in enumerate(bundle.vocab.tokens)}
         self._constraints = ConstraintCompiler(bundle.vocab.tokens, settings)
-        self._reads = SharedReads(settings.prefix_cache_bytes)
         self._seal = _seal_of(bundle, precision, settings)
-        names = worker_names(bundle.manifest.name, threads)
-        runners = [TextRunner(session, settings.max_rows, name=name) for name in names]
-        super().__init__(runners, names, settings, max_rows=settings.max_rows)
+        super().__init__(
+            lambda name: TextRunner(session, settings.max_rows, name=name),
+            bundle.manifest.name,
+            settings,
+            threads=threads,
+            max_rows=settings.max_rows,
+            metrics=metrics,
+        )
+        self._reads = SharedReads(settings.prefix_cache_bytes, self.metrics)
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -460,6 +467,7 @@ class Engine(Workers[TextWork]):
         row.logprob = carried.logprob
         async with self.deadline():
             await self.run([TextWork(row)])
+        self.metrics.counted(prompt=len(row.tokens), completion=0, cached=0)
         return replace(
             carried,
             states=None if row.continuation is None else row.continuation.states,
@@ -491,7 +499,14 @@ class Engine(Workers[TextWork]):
         A caller that is cancelled takes its rows along.
         """
         async with self.deadline():
-            return await self._reads.run(works, self.run)
+            reused = await self._reads.run(works, self.run)
+        prompt = [len(read_ids(work)) for work in works]
+        self.metrics.counted(
+            prompt=sum(prompt),
+            completion=sum(len(row.tokens) for work in works for row in work.write),
+            cached=sum(map(min, reused, prompt)),
+        )
+        return reused
 
 
 def _ended_before(

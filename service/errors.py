@@ -2,17 +2,23 @@
 
     ServiceError
     ├── BadRequest 400            the body is not JSON
+    ├── Unauthorized 401          no API key, or none that is known
+    ├── Forbidden 403             the key is not for this
     ├── ModelNotFound 404
     ├── ReceiptTimeout 408        the head or the body came too slowly
+    ├── BundleUnusable 409        what was to be loaded cannot be
+    ├── SeveralProcesses 409      a change that one of several processes would make alone
     ├── BodyTooLarge 413
     ├── UrlTooLong 414
     ├── UnsupportedMediaType 415
+    ├── HostNotAllowed 421        Host names none of ours
     ├── InvalidRequest 422        schema and limits; `errors` points at the fields
     ├── QueueFull 429             with Retry-After
     ├── HeadersTooLarge 431
     ├── ClientGone 499            nobody reads it; it stands in the log
     ├── ModelFailure 500          the model run raised, or gave NaN
     ├── EngineStopped 503         with Retry-After
+    ├── Draining 503              with Retry-After
     ├── TooManyConnections 503    with Retry-After
     └── DeadlineExceeded 504
 
@@ -58,6 +64,18 @@ class BadRequest(ServiceError):
     status, type, title = 400, "bad-request", "Bad request"
 
 
+class Unauthorized(ServiceError):
+    """There is no API key in the request, or none that is known."""
+
+    status, type, title = 401, "unauthorized", "Unauthorized"
+
+
+class Forbidden(ServiceError):
+    """The API key is known, and not for this."""
+
+    status, type, title = 403, "forbidden", "Forbidden"
+
+
 class ModelNotFound(ServiceError):
     """No served model has that name."""
 
@@ -68,6 +86,18 @@ class ReceiptTimeout(ServiceError):
     """The request came too slowly."""
 
     status, type, title = 408, "receipt-timeout", "Receipt timeout"
+
+
+class BundleUnusable(ServiceError):
+    """A bundle cannot be served; what was served before goes on."""
+
+    status, type, title = 409, "bundle-unusable", "Bundle unusable"
+
+
+class SeveralProcesses(ServiceError):
+    """The change would reach one server process of several."""
+
+    status, type, title = 409, "several-processes", "Several processes"
 
 
 class BodyTooLarge(ServiceError):
@@ -86,6 +116,12 @@ class UnsupportedMediaType(ServiceError):
     """The body is not `application/json`, or is compressed."""
 
     status, type, title = 415, "unsupported-media-type", "Unsupported media type"
+
+
+class HostNotAllowed(ServiceError):
+    """The request is for another server, as its Host says (RFC 9110, 15.5.20)."""
+
+    status, type, title = 421, "host-not-allowed", "Host not allowed"
 
 
 class InvalidRequest(ServiceError):
@@ -127,6 +163,12 @@ class EngineStopped(ServiceError):
     """The engine is not running: starting, draining or dead."""
 
     status, type, title = 503, "engine-stopped", "Engine stopped"
+
+
+class Draining(ServiceError):
+    """The server is about to end, and takes nothing new."""
+
+    status, type, title = 503, "draining", "Draining"
 
 
 class TooManyConnections(ServiceError):

@@ -6,10 +6,11 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.answers import json_answer, problems_as, texts_within, unless_gone
+from service.answers import json_answer, problems_as, served_engines, texts_within, unless_gone
 from service.body import body_documentation, field_errors, read_body, read_bytes
 from service.errors import InvalidRequest
-from service.schemas import Answer, AnyEngine, Problem, Texts
+from service.request_context import current_request
+from service.schemas import Answer, Problem, Texts
 from service.translator import DEFAULT_BEAM_SIZE, TranslateOptions, Translator
 
 AUTO = "auto"
@@ -153,8 +154,7 @@ async def _read(request: Request) -> LibreTranslateRequest:
 
 
 def _translators(request: Request) -> list[Translator]:
-    engines: dict[str, AnyEngine] = request.app.state.engines
-    return [x for _, x in sorted(engines.items()) if isinstance(x, Translator)]
+    return [x for x in served_engines(request) if isinstance(x, Translator)]
 
 
 def _sources(engine: Translator) -> list[str]:
@@ -183,4 +183,6 @@ def _chosen(request: Request, body: LibreTranslateRequest) -> Translator:
         fitting = [x for x in fitting if x.manifest.name == body.model]
         if not fitting:
             raise InvalidRequest.at("/model", "no such model is served for these languages")
-    return max(fitting, key=lambda x: x.manifest.model.parameters)
+    chosen = max(fitting, key=lambda x: x.manifest.model.parameters)
+    current_request().hold(chosen)
+    return chosen

@@ -7,6 +7,9 @@ from collections.abc import AsyncGenerator
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
+from service.errors import ClientGone
+from service.request_context import current_request
+
 logger = logging.getLogger(__name__)
 
 
@@ -38,6 +41,7 @@ class LiveResponse(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError:
             logger.warning("a client took nothing of its stream for too long")
+            current_request().outcome = ClientGone.type
             # To close would wait until it takes what it has been sent.
             abort = scope.get("unroll.abort")
             if abort is not None:

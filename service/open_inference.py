@@ -19,6 +19,7 @@ from service.answers import (
     json_answer,
     problem_document,
     problems_as,
+    served_engines,
     unless_gone,
 )
 from service.body import body_documentation, read_body
@@ -183,8 +184,10 @@ async def live() -> LiveOut:
 @router.get("/health/ready", responses={503: {"model": ReadyOut}})
 async def ready(request: Request, response: Response) -> ReadyOut:
     """Whether every model is ready."""
-    engines: dict[str, AnyEngine] = request.app.state.engines
-    return _ready(response, bool(engines) and all(x.alive for x in engines.values()))
+    state = request.app.state
+    engines = served_engines(request)
+    alive = bool(engines) and all(engine.alive for engine in engines)
+    return _ready(response, alive and not state.lifecycle.reasons)
 
 
 @router.get("/models/{name}/ready", responses={503: {"model": ReadyOut}, "4XX": _ERRORS[404]})

@@ -14,6 +14,7 @@ from service.answers import (
     json_answer,
     problem_document,
     problems_as,
+    served_engines,
     unless_gone,
 )
 from service.body import body_documentation, read_body
@@ -34,7 +35,7 @@ from service.openai_schemas import (
     fingerprint,
     logprobs_of,
 )
-from service.schemas import AnyEngine, Problem
+from service.schemas import Problem
 from service.sse import ServerSentEvent, event_response
 from service.tasks import (
     ChoiceEnd,
@@ -69,9 +70,7 @@ _ERRORS = problems_as(openai_error)
 @router.get("/models")
 async def models(request: Request) -> ModelsOut:
     """Every served language model, in OpenAI's form."""
-    engines: dict[str, AnyEngine] = request.app.state.engines
-    served = [engine for _, engine in sorted(engines.items())]
-    data = [ModelOut.of(engine) for engine in served if isinstance(engine, Engine)]
+    data = [ModelOut.of(x) for x in served_engines(request) if isinstance(x, Engine)]
     return ModelsOut(object="list", data=data)
 
 

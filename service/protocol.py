@@ -128,6 +128,7 @@ class BoundedProtocol(H11Protocol):
         self._end_deadline()
         request_id = uuid.uuid4().hex
         self.logger.info("refused: %s (%s) %s", error.type, request_id, log)
+        self.app.state.metrics.refused(error.type)
         content = problem_of(error, request_id).model_dump_json().encode()
         headers = {
             "Content-Type": "application/problem+json",

@@ -13,6 +13,7 @@ from service.answers import (
     error_event,
     json_answer,
     scoring,
+    served_engines,
     texts_within,
     unless_gone,
 )
@@ -26,16 +27,12 @@ from service.pair_schemas import (
     TranslateResponse,
 )
 from service.schemas import (
-    AnyEngine,
-    EngineState,
     GenerateDone,
     GenerateRequest,
     GenerateResponse,
-    Live,
     ModelDetail,
     ModelList,
     ModelSummary,
-    Ready,
     ScoreRequest,
     ScoreResponse,
     StreamedToken,
@@ -156,8 +153,7 @@ async def score(request: Request) -> Response:
 @router.get("/models", tags=["models"])
 async def models(request: Request) -> ModelList:
     """Every served model."""
-    engines = request.app.state.engines
-    return ModelList(models=[ModelSummary.of(engines[name]) for name in sorted(engines)])
+    return ModelList(models=[ModelSummary.of(engine) for engine in served_engines(request)])
 
 
 # "4XX" and not 404: else FastAPI documents a 422 of its own that no name can cause.
@@ -168,25 +164,3 @@ async def model(name: str, request: Request) -> ModelDetail | EncoderDecoderDeta
     if isinstance(engine, Translator):
         return EncoderDecoderDetail.of_translator(engine)
     return ModelDetail.of_engine(engine)
-
-
-@router.get("/livez", tags=["health"])
-async def livez() -> Live:
-    """Whether the process answers."""
-    return Live(status="live")
-
-
-@router.get("/readyz", responses={503: {"model": Ready}}, tags=["health"])
-async def readyz(request: Request, response: Response) -> Ready:
-    """Whether to send traffic, why not, and the age of each engine's last step."""
-    engines: dict[str, AnyEngine] = request.app.state.engines
-    states = [
-        EngineState(model=name, ready=engine.alive, last_step_age_s=engine.age_s())
-        for name, engine in sorted(engines.items())
-    ]
-    reasons = [f"the engine of {state.model} is not running" for state in states if not state.ready]
-    if not states:
-        reasons = ["no model is served"]
-    if reasons:
-        response.status_code = 503
-    return Ready(status="not ready" if reasons else "ready", reasons=reasons, engines=states)

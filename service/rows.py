@@ -144,6 +144,7 @@ class WriteRow:
     drawn: int = 0  # tokens of this choice that somebody drew before: where its noise goes on
     wants_continuation: bool = False
     # What writing fills in:
+    began: float | None = None  # time.monotonic() at its first token
     tokens: list[int] = field(default_factory=list)
     details: list[TokenDetails] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None

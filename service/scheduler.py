@@ -1,5 +1,8 @@
 """One bounded queue and one worker thread: admit work, run it step by step, hand back.
 
+The queue is bounded by requests, rows and tokens, is fair between clients, and drops what has come
+too late unrun.
+
 What a step is lies with a runner, one for each kind of model. Requests of different clients share
 every model run, and rows join and leave between any two of them. A recurrent state has a fixed
 size, so this is all that continuous batching takes: cellular batching (Gao et al., BatchMaker,
@@ -7,16 +10,22 @@ EuroSys 2018).
 """
 
 import logging
+import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from service.errors import EngineStopped, ModelFailure, QueueFull, ServiceError
+from service.errors import DeadlineExceeded, EngineStopped, ModelFailure, QueueFull, ServiceError
+from service.fair_queue import FairQueue
+from service.metrics import EngineGauges, EngineMetrics
 
 RETRY_AFTER_S = 1
+# A refused client is not sent away for longer: what is measured now may be over by then.
+_MOST_RETRY_AFTER_S = 60
+# The rate is that of about so many seconds of work.
+_RATE_MEMORY_S = 20.0
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +40,14 @@ class Work(Protocol):
     @property
     def queued_tokens(self) -> int:
         """What it adds to the queue's bound on tokens."""
+
+    @property
+    def first_token_at(self) -> float | None:
+        """When it had its first token (time.monotonic); None where it writes none."""
+
+    @property
+    def written_tokens(self) -> int:
+        """Tokens that it has, those of all its rows one after another."""
 
 
 WorkT = TypeVar("WorkT", bound=Work)
@@ -65,13 +82,75 @@ class Runner(Protocol[WorkT]):
 
 @dataclass(slots=True, eq=False)
 class Job(Generic[WorkT]):
-    """One request's work; the runner fills in its rows, the scheduler `error`."""
+    """One request's work; the runner fills in its rows, the scheduler `error` and the times."""
 
     work: Sequence[WorkT]
+    client: str = ""  # whose share of the queue it takes
+    deadline: float | None = None  # time.monotonic(); what waits longer is not run
     error: ServiceError | None = None
     open_work: int = 0
+    queued_work: int = 0
     cancelled: bool = False
     delivered: bool = False
+    submitted_at: float = 0.0
+    admitted_at: float | None = None  # when its first work left the queue
+    ended_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueBounds:
+    """What may wait, and how much of that for one client."""
+
+    requests: int
+    rows: int
+    tokens: int
+    client_share: float = 1.0
+
+    def of_client(self) -> "_Held":
+        """The most that counts of one client."""
+        share = self.client_share
+        return _Held(*(max(1, int(x * share)) for x in (self.requests, self.rows, self.tokens)))
+
+
+@dataclass(slots=True)
+class _Held:
+    """What waits."""
+
+    requests: int = 0
+    rows: int = 0
+    tokens: int = 0
+
+    def __add__(self, other: "_Held") -> "_Held":
+        return _Held(
+            self.requests + other.requests, self.rows + other.rows, self.tokens + other.tokens
+        )
+
+    def capped(self, most: "_Held") -> "_Held":
+        return _Held(
+            min(self.requests, most.requests),
+            min(self.rows, most.rows),
+            min(self.tokens, most.tokens),
+        )
+
+    def exceeds(self, most: "_Held | QueueBounds") -> bool:
+        return self.requests > most.requests or self.rows > most.rows or self.tokens > most.tokens
+
+
+class _Rate:
+    """Tokens that a worker gets done in a second of work, as the queue counts them."""
+
+    def __init__(self) -> None:
+        self._tokens = self._seconds = 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """A step. Old ones fade away."""
+        fade = math.exp(-seconds / _RATE_MEMORY_S)
+        self._tokens = self._tokens * fade + tokens
+        self._seconds = self._seconds * fade + seconds
+
+    def seconds(self, tokens: int) -> float:
+        """How long so many tokens take; 0 where nothing is known."""
+        return tokens * self._seconds / self._tokens if self._tokens else 0.0
 
 
 class Scheduler(Generic[WorkT]):
@@ -87,26 +166,28 @@ class Scheduler(Generic[WorkT]):
         *,
         name: str,
         max_rows: int,
-        max_queue_rows: int,
-        max_queue_tokens: int,
+        bounds: QueueBounds,
+        metrics: EngineMetrics,
     ) -> None:
         self._runner = runner
         self._deliver = deliver
         self._name = name
         self._max_rows = max_rows
-        self._max_queue_rows = max_queue_rows
-        self._max_queue_tokens = max_queue_tokens
+        self._bounds = bounds
+        self._metrics = metrics
         self._wake = threading.Condition()
         # Guarded by _wake:
-        self._queue: deque[tuple[Job[WorkT], WorkT]] = deque()
-        self._queued_rows = 0
-        self._queued_tokens = 0
+        self._queue: FairQueue[tuple[Job[WorkT], WorkT]] = FairQueue()
+        self._held: dict[str, _Held] = {}  # what waits, by client
         self._cancelling: list[Job[WorkT]] = []
         self._stopping = False
         self._dead = False
         # The worker's own:
         self._active: dict[int, tuple[Job[WorkT], WorkT]] = {}  # by id of the work
         self._ended: list[Job[WorkT]] = []
+        self._late: list[Job[WorkT]] = []  # whose time was over in the queue
+        self._rate = _Rate()
+        self._step_began: float | None = None
         self.last_step = time.monotonic()
         self._thread = threading.Thread(target=self._work, name=f"engine-{name}", daemon=True)
 
@@ -114,12 +195,16 @@ class Scheduler(Generic[WorkT]):
         """Start the worker."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the worker; what is queued or running fails with EngineStopped."""
+    def stop(self, timeout_s: float | None = None) -> bool:
+        """End the worker; what is queued or running fails with EngineStopped.
+
+        False where it has not ended in time: it hangs in a step.
+        """
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        self._thread.join()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     @property
     def alive(self) -> bool:
@@ -127,9 +212,32 @@ class Scheduler(Generic[WorkT]):
         return self._thread.is_alive() and not self._stopping and not self._dead
 
     @property
+    def died(self) -> bool:
+        """Whether the worker has ended, and nobody asked it to."""
+        return self._dead and not self._stopping
+
+    def stalled_s(self) -> float:
+        """How long the step has run that runs now; 0 between steps."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
+
+    @property
     def load(self) -> int:
         """Rows that are queued or held: what new work would wait for."""
-        return self._queued_rows + self._runner.used_rows
+        with self._wake:
+            return self._waiting().rows + self._runner.used_rows
+
+    def gauges(self) -> EngineGauges:
+        """Where it stands."""
+        with self._wake:
+            waiting = self._waiting()
+        return EngineGauges(
+            running_rows=self._runner.used_rows,
+            queued_rows=waiting.rows,
+            queued_requests=waiting.requests,
+            queued_tokens=waiting.tokens,
+            stalled_s=self.stalled_s(),
+        )
 
     @property
     def free(self) -> bool:
@@ -138,29 +246,45 @@ class Scheduler(Generic[WorkT]):
 
     def submit(self, job: Job[WorkT]) -> None:
         """Queue a job, whole or not at all. Raises QueueFull and EngineStopped."""
-        rows = sum(work.rows for work in job.work)
-        tokens = sum(work.queued_tokens for work in job.work)
+        asked = _size_of(job.work)
         with self._wake:
             if self._stopping or self._dead or not self._thread.is_alive():
                 raise _stopped()
-            # A job over the bound by itself is let into an empty queue: a limit on one request is
-            # the engine's to set, and it says so with 422.
-            full = (
-                self._queued_rows + rows > self._max_queue_rows
-                or self._queued_tokens + tokens > self._max_queue_tokens
-            )
-            if full and self._queue:
-                raise QueueFull(
-                    f"the queue of this model holds {self._queued_rows} rows and "
-                    f"{self._queued_tokens} tokens; at most {self._max_queue_rows} rows and "
-                    f"{self._max_queue_tokens} tokens may wait",
-                    headers={"Retry-After": str(RETRY_AFTER_S)},
-                )
-            job.open_work = len(job.work)
-            self._queue.extend((job, work) for work in job.work)
-            self._queued_rows += rows
-            self._queued_tokens += tokens
+            self._check_room(job.client, asked)
+            job.open_work = job.queued_work = len(job.work)
+            job.submitted_at = time.monotonic()
+            for work in job.work:
+                self._queue.push(job.client, max(1, work.queued_tokens), (job, work))
+            self._held[job.client] = self._held.get(job.client, _Held()) + asked
             self._wake.notify()
+
+    def _check_room(self, client: str, asked: _Held) -> None:
+        """Raise QueueFull where a job does not fit.
+
+        A job over a bound by itself is let in where nothing waits: a limit on one request is the
+        engine's to set, and it says so with 422. Of a client's no more counts against others than
+        its share.
+        """
+        most = self._bounds.of_client()
+        own = self._held.get(client)
+        if own is not None and (own + asked).exceeds(most):
+            raise self._queue_full(own, most, "with this API key " if client else "")
+        waiting = sum((x.capped(most) for x in self._held.values()), _Held())
+        if self._held and (waiting + asked.capped(most)).exceeds(self._bounds):
+            raise self._queue_full(self._waiting(), self._bounds, "")
+
+    def _queue_full(self, held: _Held, most: "_Held | QueueBounds", whose: str) -> QueueFull:
+        wait_s = math.ceil(self._rate.seconds(self._waiting().tokens))
+        wait_s = min(max(RETRY_AFTER_S, wait_s), _MOST_RETRY_AFTER_S)
+        return QueueFull(
+            f"{held.requests} requests {whose}wait for this model, with {held.rows} rows and "
+            f"{held.tokens} tokens; at most {most.requests} requests, {most.rows} rows and "
+            f"{most.tokens} tokens {whose}may wait",
+            headers={"Retry-After": str(wait_s)},
+        )
+
+    def _waiting(self) -> _Held:
+        return sum(self._held.values(), _Held())
 
     def cancel(self, job: Job[WorkT]) -> None:
         """Let a job's rows leave before the next step. A job that has ended is left alone."""
@@ -174,15 +298,26 @@ class Scheduler(Generic[WorkT]):
     def _work(self) -> None:
         try:
             while self._admit():
-                for work, error in self._runner.run():
-                    self._end_work(work, error)
-                self.last_step = time.monotonic()
+                self._step()
                 self._hand_back()
         except BaseException:
             # Not to go on: a bug here ends the worker, and everyone who waits is told.
             logger.exception("engine %s: the worker died", self._name)
         finally:
             self._fail_everything()
+
+    def _step(self) -> None:
+        """One step of the runner; what ended is counted."""
+        rows, began = self._runner.used_rows, time.monotonic()
+        self._step_began = began
+        done = 0
+        for work, error in self._runner.run():
+            done += work.queued_tokens
+            self._end_work(work, error)
+        self._step_began, self.last_step = None, time.monotonic()
+        self._rate.add(done, self.last_step - began)
+        if rows:
+            self._metrics.stepped(self.last_step - began, rows)
 
     def _admit(self) -> bool:
         """Wait for work, drop cancelled rows, take rows from the queue; false to end."""
@@ -193,7 +328,8 @@ class Scheduler(Generic[WorkT]):
                 return False
             cancelled = self._leave_queue()
             taken = self._take_from_queue()
-        for job in cancelled:
+        late, self._late = self._late, []
+        for job in [*cancelled, *late]:
             self._drop(job)
             self._end(job)
         if taken:
@@ -207,26 +343,44 @@ class Scheduler(Generic[WorkT]):
             job.cancelled = True
         if cancelled:
             # Wherever they stood, they count against the bounds no longer.
-            self._queue = deque(x for x in self._queue if not x[0].cancelled)
-            self._queued_rows = sum(work.rows for _, work in self._queue)
-            self._queued_tokens = sum(work.queued_tokens for _, work in self._queue)
+            for job, work in self._queue:
+                if job.cancelled:
+                    self._left_queue(job, work)
+            self._queue.remove(lambda entry: entry[0].cancelled)
         return cancelled
+
+    def _left_queue(self, job: Job[WorkT], work: WorkT) -> None:
+        """Count work no longer that waited."""
+        job.queued_work -= 1
+        held = self._held[job.client]
+        held.requests -= not job.queued_work
+        held.rows -= work.rows
+        held.tokens -= work.queued_tokens
+        if not held.requests:
+            del self._held[job.client]
 
     def _take_from_queue(self) -> list[WorkT]:
         """The work that there is room for now."""
         taken: list[WorkT] = []
         used_rows = self._runner.used_rows
+        now = time.monotonic()
         while self._queue:
-            job, work = self._queue[0]
+            job, work = self._queue.first()
+            late = job.deadline is not None and job.deadline <= now
             # Lone wide work is admitted even where it is wider than max_rows.
             fits = used_rows + work.rows <= self._max_rows or not used_rows
-            if job.error is None and not fits:
+            if job.error is None and not fits and not late:
                 break
-            self._queue.popleft()
-            self._queued_rows -= work.rows
-            self._queued_tokens -= work.queued_tokens
+            self._queue.pop()
+            self._left_queue(job, work)
+            if job.error is None and late:
+                job.error = DeadlineExceeded("the time of the request was over before it was begun")
+                self._late.append(job)
             if job.error is not None:
                 continue
+            if job.admitted_at is None:
+                job.admitted_at = now
+                self._metrics.admitted(now - job.submitted_at)
             used_rows += work.rows
             # Before anything can raise, so that its job is told.
             self._active[id(work)] = (job, work)
@@ -241,6 +395,10 @@ class Scheduler(Generic[WorkT]):
             return
         job, _ = known
         job.open_work -= 1
+        if error is None and work.first_token_at is not None:
+            first = work.first_token_at
+            spent_s = time.monotonic() - first
+            self._metrics.wrote(first - job.submitted_at, spent_s, work.written_tokens)
         if error is not None:
             job.error = job.error or error
             self._drop(job)
@@ -250,6 +408,7 @@ class Scheduler(Generic[WorkT]):
     def _end(self, job: Job[WorkT]) -> None:
         if not job.delivered:
             job.delivered = True
+            job.ended_at = time.monotonic()
             self._ended.append(job)
 
     def _drop(self, job: Job[WorkT]) -> None:
@@ -273,7 +432,8 @@ class Scheduler(Generic[WorkT]):
             waiting = [job for job, _ in self._queue]
             self._queue.clear()
             self._cancelling.clear()
-            self._queued_rows = self._queued_tokens = 0
+            self._held.clear()
+            self._step_began = None
         for job in [*waiting, *(job for job, _ in self._active.values())]:
             job.error = job.error or _stopped()
             self._end(job)
@@ -285,6 +445,11 @@ class Scheduler(Generic[WorkT]):
 def _stopped() -> EngineStopped:
     headers = {"Retry-After": str(RETRY_AFTER_S)}
     return EngineStopped("the engine of this model is not running", headers=headers)
+
+
+def _size_of(works: Sequence[Work]) -> _Held:
+    rows, tokens = sum(x.rows for x in works), sum(x.queued_tokens for x in works)
+    return _Held(1, rows, tokens)
 
 
 def run_failed() -> ModelFailure:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
@@ -25,6 +24,7 @@ from service.errors import (
 )
 from service.line_reader import Line, LineSplitter, TextSplitter
 from service.live import LiveResponse
+from service.request_context import current_request
 from service.schemas import AnyEngine, ScoreRequest, ScoreResult
 from service.settings import Settings
 from service.tasks import CarriedScore, Scored, ScoreOptions
@@ -35,8 +35,6 @@ TEXT, NDJSON = "text/plain", "application/x-ndjson"
 _RETRY_S = 0.05
 
 Result = TypeVar("Result")
-
-logger = logging.getLogger(__name__)
 
 
 class StreamQuery(BaseModel):
@@ -204,7 +202,7 @@ class _Lines(LiveResponse):
             async for answer in self._answers:
                 yield answer
         except ClientGone:
-            logger.info("a client went in the middle of its stream")
+            current_request().outcome = ClientGone.type
 
     async def close(self) -> None:
         """End the work and the body."""
@@ -338,6 +336,8 @@ async def _asked(
 async def _in_time(body: _Body, start: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     """What the work gives, begun again as long as the queue is full. Raises ClientGone."""
     while True:
+        # A stream may last; each of its parts has the time of a request.
+        current_request().begin_again()
         work = asyncio.create_task(start())
         await body.while_there(work)
         try:

@@ -4,6 +4,7 @@ N sources.
 """
 
 import logging
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -116,6 +117,9 @@ class SearchRunner:
         except Exception:  # the same
             logger.exception("engine %s: a model run raised", self._name)
             return [(search, run_failed()) for search in searches]
+        now = time.monotonic()
+        for search in searches:
+            search.began = now
         widths = np.array([search.width for search in searches])
         for width in dict.fromkeys(widths.tolist()):
             chosen = slice(*np.searchsorted(widths, [width, width + 1]).tolist())

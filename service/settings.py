@@ -1,16 +1,22 @@
-"""Settings: environment variables `UNROLL_<NAME>` and flags `--<name>`; a flag wins."""
+"""Settings: environment variables `UNROLL_<NAME>` and flags `--<name>`; a flag wins.
+
+`UNROLL_<NAME>_FILE` names a file that holds the value, as container engines hand out secrets.
+"""
 
 import argparse
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 PREFIX = "UNROLL_"
+FILE_SUFFIX = "_FILE"
 
 Count = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class SettingsError(Exception):
@@ -37,7 +43,38 @@ class Settings(BaseModel):
     prefix_cache_bytes: int = Field(
         64 * 2**20, ge=0, description="memory for prefixes that were read before, a model; 0 is off"
     )
+    on_bad_bundle: Literal["refuse", "skip"] = Field(
+        "refuse",
+        description="a bundle that cannot be served ends the start, or is listed as failed while "
+        "the others are served",
+    )
+    watch_models_s: Seconds | None = Field(
+        None,
+        description="how often to look for new, changed and removed bundles; None looks once",
+    )
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="log level")
+    log_format: Literal["text", "json"] = Field("text", description="lines for people, or JSON")
+    log_requests: bool = Field(True, description="log a line for every request")
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern="^https?://",
+        description="where OpenTelemetry spans are sent (OTLP over HTTP, such as "
+        "http://collector:4318/v1/traces); it needs the extra `telemetry`",
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="file of hashed API keys (`python -m service keys`); None asks for none, and "
+        "answers nothing under /admin",
+    )
+    allowed_hosts: str | None = Field(
+        None,
+        description="names in Host that are answered, parted by commas, `*` for all; None is this "
+        "machine's own on a loopback address, so that no page of elsewhere can ask by way of a "
+        "name that it made point here, and all on others",
+    )
+    cors_origins: str = Field(
+        "", description="origins whose pages may ask, parted by commas; empty allows none"
+    )
     max_connections: Count = Field(1000, description="most connections, a process")
     max_url_bytes: Count = Field(8192, description="longest URL")
     max_header_bytes: Count = Field(16_384, description="largest headers of a request, in all")
@@ -80,9 +117,32 @@ class Settings(BaseModel):
     max_search_rows: Count = Field(
         1024, description="rows of beams that step together, an encoder-decoder"
     )
+    max_queue_requests: Count = Field(1024, description="requests that may wait, a model")
     max_queue_rows: Count = Field(4096, description="rows that may wait, a model")
     max_queue_tokens: Count = Field(16 * 2**20, description="tokens that may wait, a model")
-    request_timeout_s: float = Field(120.0, gt=0, description="longest time for one request")
+    max_queue_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of the bounds on a queue that the requests with one API key may fill",
+    )
+    request_timeout_s: float = Field(
+        120.0,
+        gt=0,
+        description="longest time for one request; its header X-Request-Timeout (seconds) may ask "
+        "for less",
+    )
+    watchdog_s: float = Field(
+        30.0, gt=0, description="longest time for one step of an engine: after that it hangs"
+    )
+    lame_duck_s: float = Field(
+        1.0,
+        ge=0,
+        description="after SIGTERM, how long everything is still answered while /readyz says 503",
+    )
+    grace_s: float = Field(
+        10.0, ge=0, description="after that, how long requests in flight may take to end"
+    )
     max_line_bytes: Count = Field(
         2**20, description="longest line of a streamed /score; longer ones are told and skipped"
     )
@@ -105,9 +165,38 @@ class Settings(BaseModel):
     state_max_age_s: float = Field(86_400.0, gt=0, description="how long a state handle is taken")
     max_states: Count = Field(256, description="most state handles in one answer")
 
+    @property
+    def hosts(self) -> tuple[str, ...] | None:
+        """Names in Host that are answered; None for all."""
+        if self.allowed_hosts is None:
+            return LOOPBACK if self.host in LOOPBACK else None
+        names = _parted(self.allowed_hosts)
+        return None if "*" in names else tuple(name.lower() for name in names)
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Origins whose pages may ask."""
+        return _parted(self.cors_origins)
+
+    def redacted(self) -> dict[str, Any]:
+        """Every setting, and of a secret that there is one."""
+        return self.model_dump(mode="json")
+
     def signing_key(self) -> SecretStr:
         """What states are signed with: the key, or a fresh one where none was given."""
         return self.state_key or SecretStr(secrets.token_urlsafe(32))
+
+
+def _parted(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _read_secret(key: str, path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsError(f"{key}: {path}: {cause}") from error
 
 
 def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
@@ -123,10 +212,18 @@ def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
             f"--{name.replace('_', '-')}", dest=name, metavar="VALUE", help=help_text
         )
     known = {PREFIX + name.upper(): name for name in Settings.model_fields}
-    unknown = [key for key in environment if key.startswith(PREFIX) and key not in known]
-    if unknown:
-        raise SettingsError(f"{unknown[0]}: no such setting; there are {', '.join(known)}")
-    values = {name: environment[key] for key, name in known.items() if key in environment}
+    files = {f"{key}{FILE_SUFFIX}": key for key in known}
+    for key in environment:
+        if key.startswith(PREFIX) and key not in known and key not in files:
+            raise SettingsError(f"{key}: no such setting; there are {', '.join(known)}")
+    given = {key: environment[key] for key in known if key in environment}
+    for key, named in files.items():
+        # A name that is a setting itself, such as UNROLL_API_KEYS_FILE, is none of these.
+        if key in environment and key not in known:
+            if named in given:
+                raise SettingsError(f"{key}: {named} is set, too; one of them has to go")
+            given[named] = _read_secret(key, environment[key])
+    values = {known[key]: value for key, value in given.items()}
     flags = vars(parser.parse_args(arguments))
     values |= {name: value for name, value in flags.items() if value is not None}
     try:

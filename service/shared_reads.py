@@ -7,6 +7,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from service.metrics import EngineMetrics
 from service.prefixes import MIN_SHARED_TOKENS, PrefixCache, shared_prefixes
 from service.rows import ReadRow
 from service.text_runner import TextWork
@@ -18,9 +19,10 @@ Run: TypeAlias = Callable[[Sequence[TextWork]], Awaitable[None]]
 class SharedReads:
     """Runs texts so that what they share, or what is known, is not read again."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, metrics: EngineMetrics) -> None:
         """`max_bytes` bounds what is kept between requests."""
         self.prefixes = PrefixCache(max_bytes)
+        self._metrics = metrics
 
     async def run(self, works: Sequence[TextWork], run: Run) -> list[int]:
         """Run all the work to its end; how many tokens of each read needed no run of its own."""
@@ -82,6 +84,7 @@ class SharedReads:
             # The cache knows texts from their beginnings.
             return
         known = self.prefixes.longest(row.tokens, row.uncounted)
+        self._metrics.looked_up(hit=known is not None)
         if known is None:
             return
         length, continuation = known

@@ -8,6 +8,7 @@ from fastapi import Request, Response
 
 from service.errors import ClientGone, ServiceError
 from service.live import LiveResponse, client_gone
+from service.request_context import current_request
 
 _HEARTBEAT = b": heartbeat\n\n"
 
@@ -73,6 +74,7 @@ class _Stream(LiveResponse):
         while True:
             await self._arrival(self._heartbeat_s)
             if self._gone.done():
+                current_request().outcome = ClientGone.type
                 return
             if not self._next.done():
                 yield _HEARTBEAT

@@ -52,6 +52,17 @@ class TextWork:
         """What it adds to the queue's bound on tokens."""
         return len(self.read.tokens) + sum(row.max_tokens for row in self.write) + self.held
 
+    @property
+    def first_token_at(self) -> float | None:
+        """When the first of its choices had a token; None where none is written."""
+        begun = [row.began for row in self.write if row.began is not None]
+        return min(begun, default=None)
+
+    @property
+    def written_tokens(self) -> int:
+        """Tokens of its longest choice: they are written side by side."""
+        return max((len(row.tokens) for row in self.write), default=0)
+
 
 Ended = list[tuple[TextWork, ServiceError | None]]
 

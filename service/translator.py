@@ -21,13 +21,14 @@ from service.bundle import (
     special_ids,
 )
 from service.errors import InvalidRequest
+from service.metrics import Metrics
 from service.pair_session import PairSession
 from service.sampling import SamplingParams
 from service.search_runner import SearchRunner
 from service.settings import Settings
 from service.streams import Feed
 from service.tasks import Scored, ScoreOptions, UnknownPolicy, scored_tokens, unknown_text
-from service.workers import Workers, at_most, drawn_seed, off_loop, worker_names
+from service.workers import Workers, at_most, drawn_seed, off_loop
 
 DEFAULT_BEAM_SIZE = 5
 # Steps of few rows cost what their Python costs, and threads take turns at that.
@@ -123,15 +124,20 @@ class Translator(Workers[Search]):
         *,
         precision: Precision,
         threads: int = 1,
+        metrics: Metrics | None = None,
     ) -> None:
         self.manifest = bundle.manifest
         self.precision = precision
         self._source = bundle.source
         self._target = bundle.target
-        names = worker_names(bundle.manifest.name, threads)
-        runners = [SearchRunner(session, name=name) for name in names]
         super().__init__(
-            runners, names, settings, max_rows=settings.max_search_rows, packed_rows=_PACKED_ROWS
+            lambda name: SearchRunner(session, name=name),
+            bundle.manifest.name,
+            settings,
+            threads=threads,
+            max_rows=settings.max_search_rows,
+            metrics=metrics,
+            packed_rows=_PACKED_ROWS,
         )
 
     def side(self, side: str) -> Tokenizer:
@@ -159,8 +165,7 @@ class Translator(Workers[Search]):
         """
         options, seed = self._checked(options)
         sources, searches = await self._planned(texts, prefixes, options, seed)
-        async with self.deadline():
-            await self.run(searches)
+        await self._run(searches)
         return await self._answer(sources, searches, options, seed)
 
     async def stream(
@@ -179,11 +184,7 @@ class Translator(Workers[Search]):
         for i, search in enumerate(searches):
             search.listener = _StreamedSearch(feed, self._target, i, search)
 
-        async def run() -> None:
-            async with self.deadline():
-                await self.run(searches)
-
-        async with aclosing(feed.during(run())) as told:
+        async with aclosing(feed.during(self._run(searches))) as told:
             async for search_, news in told:
                 for event in search_.events(news):
                     yield event
@@ -373,8 +374,7 @@ class Translator(Workers[Search]):
                 for source, target in zip(sources, targets, strict=True)
             ],
         )
-        async with self.deadline():
-            await self.run([plan.search for plan in plans if plan.search.forced])
+        await self._run([plan.search for plan in plans if plan.search.forced])
         return await off_loop(
             size * (1 + options.top_logprobs) if options.tokens else 0,
             lambda: [self._scored(plan, options, eos=eos) for plan in plans],
@@ -417,6 +417,15 @@ class Translator(Workers[Search]):
         )
 
     # --- shared ---------------------------------------------------------------------------------
+
+    async def _run(self, searches: Sequence[Search]) -> None:
+        """Run all the searches to their end."""
+        async with self.deadline():
+            await self.run(searches)
+        given = sum(len(search.forced) for search in searches if search.given)
+        written = [len(x.tokens) for search in searches if not search.given for x in search.best()]
+        read = sum(len(search.source) - 1 for search in searches)
+        self.metrics.counted(prompt=read + given, completion=sum(written), cached=0)
 
     def _read_source(self, text: str, policy: UnknownPolicy) -> _Source:
         side: TextSide = self.manifest.source

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Generic, Protocol, TypeVar
 
-from service.errors import DeadlineExceeded, InvalidRequest
-from service.scheduler import Job, Runner, Scheduler, Work
+from service.errors import DeadlineExceeded, EngineStopped, InvalidRequest
+from service.metrics import EngineGauges, EngineMetrics, Metrics
+from service.request_context import RequestContext, current_request
+from service.scheduler import RETRY_AFTER_S, Job, QueueBounds, Runner, Scheduler, Work
 from service.settings import Settings
 
 # Characters of one request from which work on text leaves the event loop's thread.
@@ -34,30 +36,44 @@ class Workers(Generic[WorkT]):
 
     def __init__(
         self,
-        runners: Sequence[Runner[WorkT]],
-        names: Sequence[str],
+        make_runner: Callable[[str], Runner[WorkT]],
+        model: str,
         settings: Settings,
         *,
+        threads: int,
         max_rows: int,
+        metrics: Metrics | None,
         packed_rows: int = 0,
     ) -> None:
         """`packed_rows`: lone pieces of work share a worker up to so many rows of it."""
         self.settings = settings
+        self.metrics = EngineMetrics(metrics or Metrics(), model)
+        self.holds = 0  # requests that are answered with it (request_context.Held)
+        self._make_runner = make_runner
+        self._names = [model] if threads == 1 else [f"{model}-{i}" for i in range(threads)]
+        self._max_rows = max_rows
         self._packed_rows = packed_rows
+        # What a thread's share rounds down to must still hold a request.
+        self._bounds = QueueBounds(
+            requests=max(1, settings.max_queue_requests // threads),
+            rows=max(1, settings.max_queue_rows // threads),
+            tokens=max(1, settings.max_queue_tokens // threads),
+            # Without keys everyone is one client.
+            client_share=1.0 if settings.api_keys_file is None else settings.max_queue_share,
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: dict[Job[WorkT], asyncio.Future[None]] = {}
-        self.schedulers = [
-            Scheduler(
-                runner,
-                self._deliver,
-                name=name,
-                max_rows=max_rows,
-                # What a thread's share rounds down to must still hold a row.
-                max_queue_rows=max(1, settings.max_queue_rows // len(runners)),
-                max_queue_tokens=max(1, settings.max_queue_tokens // len(runners)),
-            )
-            for runner, name in zip(runners, names, strict=True)
-        ]
+        self.schedulers = [self._scheduler(name) for name in self._names]
+
+    def _scheduler(self, name: str) -> Scheduler[WorkT]:
+        return Scheduler(
+            self._make_runner(name),
+            self._deliver,
+            name=name,
+            max_rows=self._max_rows,
+            bounds=self._bounds,
+            metrics=self.metrics,
+        )
 
     def start(self) -> None:
         """Start the workers; call it in the event loop that requests run in."""
@@ -65,15 +81,47 @@ class Workers(Generic[WorkT]):
         for scheduler in self.schedulers:
             scheduler.start()
 
-    async def stop(self) -> None:
-        """End the workers."""
+    async def stop(self, timeout_s: float | None = None) -> None:
+        """End the workers; one that hangs in a step is left after so long."""
         for scheduler in self.schedulers:
-            await asyncio.to_thread(scheduler.stop)
+            await asyncio.to_thread(scheduler.stop, timeout_s)
+
+    def restart_dead(self) -> int:
+        """Put new workers in the place of those that died; how many."""
+        dead = [i for i, scheduler in enumerate(self.schedulers) if scheduler.died]
+        for i in dead:
+            self.schedulers[i] = self._scheduler(self._names[i])
+            self.schedulers[i].start()
+            self.metrics.restarted()
+        return len(dead)
+
+    def abandon(self) -> None:
+        """Fail everything that is waited for: a worker hangs, and nothing will come of it."""
+        headers = {"Retry-After": str(RETRY_AFTER_S)}
+        for job, future in self._waiting.items():
+            job.error = job.error or EngineStopped("the engine hangs", headers=headers)
+            if not future.done():
+                future.set_result(None)
 
     @property
     def alive(self) -> bool:
         """Whether every worker takes work."""
         return all(scheduler.alive for scheduler in self.schedulers)
+
+    def stalled_s(self) -> float:
+        """How long the longest step has run that runs now."""
+        return max(scheduler.stalled_s() for scheduler in self.schedulers)
+
+    def gauges(self) -> EngineGauges:
+        """Where the workers stand, taken together."""
+        each = [scheduler.gauges() for scheduler in self.schedulers]
+        return EngineGauges(
+            running_rows=sum(x.running_rows for x in each),
+            queued_rows=sum(x.queued_rows for x in each),
+            queued_requests=sum(x.queued_requests for x in each),
+            queued_tokens=sum(x.queued_tokens for x in each),
+            stalled_s=max(x.stalled_s for x in each),
+        )
 
     def age_s(self) -> float:
         """Seconds since the last step of any worker."""
@@ -86,11 +134,12 @@ class Workers(Generic[WorkT]):
         """
         if self._loop is None:
             raise RuntimeError("start the engine first")
+        request = current_request()
         futures: dict[Job[WorkT], asyncio.Future[None]] = {}
         shares = self._shared_out(works)
         try:
             for scheduler, share in shares:
-                job = Job(share)
+                job = Job(share, client=request.client, deadline=self._ends_at(request))
                 futures[job] = self._waiting[job] = self._loop.create_future()
                 scheduler.submit(job)
             pending = set(futures.values())
@@ -103,6 +152,7 @@ class Workers(Generic[WorkT]):
                     if job.error is not None:
                         raise job.error
         finally:
+            _count_time(request, list(futures))
             for (scheduler, _), (job, future) in zip(shares, futures.items(), strict=False):
                 del self._waiting[job]
                 if not future.done() or future.cancelled():
@@ -111,12 +161,20 @@ class Workers(Generic[WorkT]):
     @asynccontextmanager
     async def deadline(self) -> AsyncIterator[None]:
         """The longest time that one request may take. Raises DeadlineExceeded."""
-        limit = self.settings.request_timeout_s
+        request = current_request()
+        limit_s = self._limit_s(request)
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(self._ends_at(request) - time.monotonic()):
                 yield
         except TimeoutError as error:
-            raise DeadlineExceeded(f"a request may take {limit:g} s on this server") from error
+            raise DeadlineExceeded(f"this request may take {limit_s:g} s") from error
+
+    def _limit_s(self, request: RequestContext) -> float:
+        limit_s = self.settings.request_timeout_s
+        return limit_s if request.timeout_s is None else min(limit_s, request.timeout_s)
+
+    def _ends_at(self, request: RequestContext) -> float:
+        return request.timed_from + self._limit_s(request)
 
     def _shared_out(self, works: Sequence[WorkT]) -> list[tuple[Scheduler[WorkT], list[WorkT]]]:
         """Each piece of work to the worker with the least to do.
@@ -155,9 +213,16 @@ def drawn_seed(seed: int | None) -> int:
     return secrets.randbits(_SEED_BITS) if seed is None else seed
 
 
-def worker_names(model: str, threads: int) -> list[str]:
-    """What the logs call each worker of a model."""
-    return [model] if threads == 1 else [f"{model}-{i}" for i in range(threads)]
+def _count_time(request: RequestContext, jobs: Sequence[Job[WorkT]]) -> None:
+    """Add to a request what its jobs waited and took; those of one call run side by side."""
+    waited = [job.admitted_at - job.submitted_at for job in jobs if job.admitted_at is not None]
+    took = [
+        job.ended_at - job.admitted_at
+        for job in jobs
+        if job.admitted_at is not None and job.ended_at is not None
+    ]
+    request.queue_s += max(waited, default=0.0)
+    request.engine_s += max(took, default=0.0)
 
 
 def at_most(pointer: str, value: int, limit: int, unit: str) -> None:

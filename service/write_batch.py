@@ -7,6 +7,7 @@ prompt here before it writes, a token a step: beside rows that write, another ro
 step of its own. None of this shows in any result.
 """
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,6 +52,10 @@ class WriteBatch:
         self._feeding = [i for i, row in enumerate(self.rows) if row.prompt is not None]
         # Rows that look at their own tokens one by one.
         writing = [(i, row) for i, row in enumerate(self.rows) if row.prompt is None]
+        now = time.monotonic()
+        for _, row in writing:
+            if row.began is None:
+                row.began = now
         self._watching = [i for i, row in writing if row.stop]
         self._telling = [(i, x.detail_top) for i, x in writing if x.detail_top is not None]
         self._constrained = _by_constraint(writing)

@@ -20,10 +20,11 @@ from fastapi import FastAPI
 
 from service.bundle import BOS_ID, EOS_ID, PAD_ID, UNK_ID, padded_length
 from service.errors import ServiceError
+from service.metrics import EngineMetrics, Metrics
 from service.pair_session import Encoded, Step, Tensors
 from service.rows import WriteRow
 from service.sampling import NOISE_BLOCK, Sampler, SamplingParams, noise_block
-from service.scheduler import Job, Scheduler, WorkT
+from service.scheduler import Job, QueueBounds, Scheduler, WorkT
 from service.session import FloatArray, IdArray, Session, States
 from service.text_runner import TextRunner, TextWork
 
@@ -345,8 +346,8 @@ def running(
         inbox,
         name="fake",
         max_rows=max_rows,
-        max_queue_rows=max_queue_rows,
-        max_queue_tokens=max_queue_tokens,
+        bounds=QueueBounds(requests=1_000_000, rows=max_queue_rows, tokens=max_queue_tokens),
+        metrics=EngineMetrics(Metrics(), "fake"),
     )
     with at_work(scheduler, getattr(session, "gate", None)):
         yield scheduler
@@ -450,7 +451,7 @@ class AppClient:
         self._lifespan = app.router.lifespan_context(app)
         # A bug of ours must be seen as a client sees it: as an answer.
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        self.http = httpx.AsyncClient(transport=transport, base_url="http://unroll")
+        self.http = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
 
     def __enter__(self) -> Self:
         self._runner.run(self._start())

@@ -52,7 +52,8 @@ def serve(models_dir: Path, **settings: object) -> Iterator[Server]:
     """`python -m service` over a folder of bundles; settings as `UNROLL_` variables."""
     port = free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("UNROLL_")}
-    values = {"models_dir": models_dir, "port": port, **settings}
+    # Nobody has to be told before they end.
+    values = {"models_dir": models_dir, "port": port, "lame_duck_s": 0, **settings}
     environment |= {f"UNROLL_{name.upper()}": str(value) for name, value in values.items()}
     process = subprocess.Popen([sys.executable, "-m", "service"], cwd=ROOT, env=environment)
     try:

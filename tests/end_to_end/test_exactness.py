@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from service.bundle import BOS_ID, PAD_ID, Bundle, Precision
 from service.engine import Engine
+from service.metrics import EngineMetrics, Metrics
 from service.read_batch import ReadBatch
 from service.rows import Continuation, ReadRow, TokenDetails, WriteRow
 from service.sampling import SamplingParams
-from service.scheduler import Job, Scheduler
+from service.scheduler import Job, QueueBounds, Scheduler
 from service.session import OnnxSession, States
 from service.settings import Settings
 from service.tasks import GenerateOptions, ScoreOptions
@@ -137,8 +138,8 @@ def written(kind: Kind, jobs: Sequence[Job[TextWork]], cancel: Sequence[int] = (
         deliver,
         name="test",
         max_rows=6,
-        max_queue_rows=1000,
-        max_queue_tokens=100_000,
+        bounds=QueueBounds(requests=1_000_000, rows=1000, tokens=100_000),
+        metrics=EngineMetrics(Metrics(), "fake"),
     )
     scheduler.start()
     try:

@@ -63,7 +63,7 @@ def goes_on(server: Server) -> None:
 
 
 def head(*lines: str, path: str = "/score", method: str = "POST") -> bytes:
-    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: unroll", *lines, "", ""]).encode(
+    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", *lines, "", ""]).encode(
         "latin-1"
     )
 

@@ -151,7 +151,7 @@ def test_a_large_stream_is_scored_in_constant_memory(server: Server, tmp_path: P
 
 def test_a_client_that_reads_nothing_is_not_read_from_either(server: Server) -> None:
     host, port = server.url.removeprefix("http://").split(":")
-    head = "POST /score?model=tiny-lstm HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n"
+    head = "POST /score?model=tiny-lstm HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n"
     piece = b"a cat in a hat\n" * 1000
     before = server.resident_bytes()
     with socket.create_connection((host, int(port)), timeout=3) as connection:

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from service.app import bundle_folders, create_app, load_engines
+from service.app import create_app
 from service.bundle import BundleError, Precision, write_bundle
 from service.cpus import usable_cpus
+from service.metrics import Metrics
+from service.model_registry import ModelRegistry, bundle_folders
+from service.schemas import AnyEngine
 from service.settings import Settings
 from tests.bundles import ALPHABET, plain_files, tiny_files
 from tests.fakes import AppClient
@@ -59,7 +62,7 @@ def test_the_age_of_the_last_step_is_that_of_the_last_step(client: AppClient) ->
     before = age()
     assert age() > before
     client.ask("/score", model="tiny-gru", text="abc")
-    engine = client.app.state.engines["tiny-gru"]
+    engine = client.app.state.registry.engines["tiny-gru"]
     step = max(x.last_step for x in engine.schedulers)
     client.ask("/score", model="tiny-gru", text="abc")
     assert max(x.last_step for x in engine.schedulers) > step
@@ -69,7 +72,7 @@ def test_an_engine_that_stopped_makes_the_service_unready_and_others_serve_on(
     models_dir: Path,
 ) -> None:
     with AppClient(create_app(Settings(models_dir=models_dir))) as client:
-        stopped = client.app.state.engines["tiny-gru"]
+        stopped = client.app.state.registry.engines["tiny-gru"]
         client.run(lambda _: stopped.stop())
         answer = client.get("/readyz")
         assert answer.status_code == 503
@@ -96,7 +99,7 @@ def test_a_service_without_models_is_not_ready() -> None:
 
 def test_after_its_end_every_engine_is_stopped(models_dir: Path) -> None:
     with AppClient(create_app(Settings(models_dir=models_dir))) as client:
-        engines = list(client.app.state.engines.values())
+        engines = list(client.app.state.registry.engines.values())
         assert all(engine.alive for engine in engines)
     assert not any(engine.alive for engine in engines)
     assert all(x.free for engine in engines for x in engine.schedulers)
@@ -226,6 +229,13 @@ def test_the_documentation_can_be_looked_at(client: AppClient) -> None:
 
 
 # --- the start ------------------------------------------------------------------------------------
+
+
+def load_engines(settings: Settings) -> list[AnyEngine]:
+    """Every engine of the models folder, as the service opens them."""
+    registry = ModelRegistry(settings, Metrics())
+    registry.load_all()
+    return list(registry.engines.values())
 
 
 def test_a_models_folder_that_is_missing_or_empty_is_refused(tmp_path: Path) -> None:

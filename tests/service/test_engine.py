@@ -212,7 +212,7 @@ def test_a_full_queue_is_told_at_once_with_when_to_come_back() -> None:
                 assert int(answer.headers["Retry-After"]) >= 1
                 assert "3 rows" in problem["detail"]
         assert client.ask("/score", text="abc")
-        assert client.app.state.engines["fake"].schedulers[0].free
+        assert client.app.state.registry.engines["fake"].schedulers[0].free
 
 
 def test_a_burst_of_1000_is_answered_or_refused_and_nothing_else() -> None:
@@ -222,7 +222,7 @@ def test_a_burst_of_1000_is_answered_or_refused_and_nothing_else() -> None:
         assert set(codes) <= {200, 429}
         assert codes.count(200) >= 100
         assert len({x.content for x in answers if x.status_code == 200}) == 1
-        eventually(lambda: client.app.state.engines["fake"].schedulers[0].free)
+        eventually(lambda: client.app.state.registry.engines["fake"].schedulers[0].free)
 
 
 def test_a_deadline_is_told_and_the_next_request_is_answered() -> None:
@@ -233,7 +233,7 @@ def test_a_deadline_is_told_and_the_next_request_is_answered() -> None:
         assert problem["type"] == "deadline-exceeded"
         assert "0.4 s" in problem["detail"]
         gate.open()
-        eventually(lambda: client.app.state.engines["fake"].schedulers[0].free)
+        eventually(lambda: client.app.state.registry.engines["fake"].schedulers[0].free)
         assert client.ask("/score", text="abc")["results"][0]["chars"] == 3
 
 
@@ -251,7 +251,7 @@ def test_a_run_that_fails_is_a_500_for_that_request_alone(
         assert "broke" not in answer.text  # the exception's words are for the log
         assert ("the run broke" in caplog.text) == (fault == "raises_at")
         good = client.ask(path, **{field: "abc"}, **({} if path == "/score" else {"seed": 1}))
-        assert client.app.state.engines["fake"].schedulers[0].free
+        assert client.app.state.registry.engines["fake"].schedulers[0].free
     with serving(session_of()) as client:
         again = client.ask(path, **{field: "abc"}, **({} if path == "/score" else {"seed": 1}))
     assert good == again
@@ -279,7 +279,7 @@ def test_infinities_among_alternatives_are_a_500_and_never_in_the_json() -> None
 
 def test_a_defect_of_ours_is_a_500_without_its_words(caplog: pytest.LogCaptureFixture) -> None:
     with serving(session_of()) as client:
-        client.app.state.engines = {"fake": object()}  # no engine at all
+        client.app.state.registry.engines = {"fake": object()}  # no engine at all
         with caplog.at_level(logging.ERROR):
             answer = client.get("/models", headers={"X-Request-Id": "mine"})
         problem = problem_of(answer, 500)

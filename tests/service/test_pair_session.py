@@ -10,7 +10,6 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-from service.app import open_session
 from service.beam_search import Search
 from service.bundle import (
     BOS_ID,
@@ -21,6 +20,7 @@ from service.bundle import (
     Precision,
 )
 from service.graphs import GoldenMismatch, open_graph
+from service.model_registry import open_session
 from service.pair_session import Encoded, OnnxPairSession, Step, pad_sources
 from service.search_runner import SearchRunner
 from service.settings import Settings

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import EngineStopped, ModelFailure, QueueFull, ServiceError
-from service.scheduler import Job, Scheduler
+from service.metrics import EngineMetrics, Metrics
+from service.scheduler import Job, QueueBounds, Scheduler
 from tests.fakes import Gate, Inbox, at_work, eventually, failure
 
 MAX_ROWS = 5
@@ -22,6 +23,8 @@ class Piece:
     iterations: int = 1
     fails: bool = False
     queued_tokens: int = 1
+    first_token_at: float | None = None
+    written_tokens: int = 0
     ran: int = 0
 
 
@@ -72,7 +75,12 @@ class CountingRunner:
 
 def scheduler_of(runner: CountingRunner, inbox: Inbox) -> Scheduler[Piece]:
     return Scheduler(
-        runner, inbox, name="fake", max_rows=MAX_ROWS, max_queue_rows=12, max_queue_tokens=100
+        runner,
+        inbox,
+        name="fake",
+        max_rows=MAX_ROWS,
+        bounds=QueueBounds(requests=1_000_000, rows=12, tokens=100),
+        metrics=EngineMetrics(Metrics(), "fake"),
     )
 
 

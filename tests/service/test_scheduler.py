@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from service.bundle import BOS_ID, PAD_ID
 from service.errors import EngineStopped, ModelFailure, QueueFull
+from service.metrics import EngineMetrics, Metrics
 from service.rows import ReadRow, WriteRow
 from service.sampling import SamplingParams
-from service.scheduler import Job, Scheduler
+from service.scheduler import Job, QueueBounds, Scheduler
 from service.text_runner import (
     MAX_STEPPED_PROMPT,
     READ_CHUNK,
@@ -475,8 +476,8 @@ def test_a_scheduler_that_was_not_started_takes_no_work() -> None:
         Inbox(),
         name="x",
         max_rows=1,
-        max_queue_rows=1,
-        max_queue_tokens=1,
+        bounds=QueueBounds(requests=1_000_000, rows=1, tokens=1),
+        metrics=EngineMetrics(Metrics(), "fake"),
     )
     assert not scheduler.alive
     with pytest.raises(EngineStopped):

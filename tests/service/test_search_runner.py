@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from service.beam_search import Search
 from service.bundle import padded_length
 from service.errors import ModelFailure, ServiceError
-from service.scheduler import Job, Scheduler
+from service.metrics import EngineMetrics, Metrics
+from service.scheduler import Job, QueueBounds, Scheduler
 from service.search_runner import SearchRunner
 from tests.fakes import (
     DECODER_RAISES,
@@ -303,8 +304,8 @@ def running(session: FakePairSession, inbox: Inbox, max_rows: int) -> Iterator[S
         inbox,
         name="fake",
         max_rows=max_rows,
-        max_queue_rows=100,
-        max_queue_tokens=100_000,
+        bounds=QueueBounds(requests=1_000_000, rows=100, tokens=100_000),
+        metrics=EngineMetrics(Metrics(), "fake"),
     )
     with at_work(scheduler, session.gate):
         yield scheduler

@@ -9,9 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from service.app import open_session
 from service.bundle import BOS_ID, Bundle, BundleError, Manifest, Precision, Tensor
 from service.graphs import GoldenMismatch
+from service.model_registry import open_session
 from service.session import OnnxSession
 from service.settings import Settings
 from tests.bundles import ALPHABET, HIDDEN, in_memory, tiny_files

@@ -187,7 +187,7 @@ def test_before_the_first_byte_it_is_an_answer_of_its_own() -> None:
         session = FakeSession(vocab_size=len(BUNDLE.vocab.tokens), gate=gate)
         async with served(session, request_timeout_s=0.2) as (app, _):
             transport = httpx.ASGITransport(app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://unroll") as http:
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
                 answer = await http.post("/generate", json=BODY)
             assert answer.status_code == 504
             assert answer.headers["content-type"] == "application/problem+json"

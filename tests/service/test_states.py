@@ -474,7 +474,7 @@ def test_a_client_that_goes_in_a_last_read_frees_its_row(client: AppClient) -> N
             await asyncio.wait([task])
 
     client.run(leave)
-    engines = client.app.state.engines.values()
+    engines = client.app.state.registry.engines.values()
     schedulers = [scheduler for engine in engines for scheduler in engine.schedulers]
     eventually(lambda: all(scheduler.free for scheduler in schedulers))
 

@@ -1,0 +1,218 @@
+"""Where every request comes in and every answer goes out: who asks, until when, what came of it.
+
+Around the application and inside nothing: what is refused here costs no more than its head.
+"""
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from starlette.datastructures import Headers, MutableHeaders, State
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api_keys import ApiKey, Role, known_key
+from service.errors import (
+    Draining,
+    Forbidden,
+    HostNotAllowed,
+    InvalidRequest,
+    ServiceError,
+    Unauthorized,
+)
+from service.lifecycle import Lifecycle
+from service.metrics import Metrics
+from service.request_context import RequestContext, enter_request
+from service.settings import Settings
+from service.trace_context import Span, Tracer
+
+# What anybody may ask for, at any time: whether the server is there, and the page, which holds
+# nothing that is not in the repository. Everything else needs a key where there are keys.
+HEALTH = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
+PUBLIC = HEALTH | {"/", "/docs", "/openapi.json"}
+PUBLIC_FOLDER = "/page/"
+
+# Answers are data: no browser may take them for anything else, show them in a frame or keep them.
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+}
+
+Render: TypeAlias = Callable[[Request, ServiceError], Response]
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+logger = logging.getLogger("service.requests")
+
+
+@dataclass(frozen=True, slots=True)
+class Doorkeeping:
+    """What the gateway goes by. `api_keys` None asks for none."""
+
+    settings: Settings
+    api_keys: Sequence[ApiKey] | None
+    lifecycle: Lifecycle
+    metrics: Metrics
+    tracer: Tracer
+
+    @classmethod
+    def of(cls, state: State) -> "Doorkeeping":
+        """The application's."""
+        return cls(state.settings, state.api_keys, state.lifecycle, state.metrics, state.tracer)
+
+
+class Gateway:
+    """Gives every request an id, a trace and a time; admits it or not; counts and logs its end."""
+
+    def __init__(self, app: ASGIApp, *, doorkeeping: Doorkeeping, render: Render) -> None:
+        self._app = app
+        self._by = doorkeeping
+        self._render = render
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and what answers it back (ASGI 3)."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        span = self._by.tracer.begin(headers)
+        context = RequestContext(
+            request_id=_request_id(headers), trace_id=span.trace_id, span_id=span.span_id
+        )
+        enter_request(context)
+        scope["unroll.request_id"] = context.request_id
+        status = 500  # of an answer that does not come
+
+        async def send_out(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                _add_headers(message, context)
+            await send(message)
+
+        self._by.lifecycle.in_flight += 1
+        try:
+            answering = self._admitted(scope, headers, context)
+            await answering(scope, receive, send_out)
+        finally:
+            self._by.lifecycle.in_flight -= 1
+            context.release()
+            self._ended(scope, status, context, span)
+
+    def _admitted(self, scope: Scope, headers: Headers, context: RequestContext) -> ASGIApp:
+        """What answers: the application, or a refusal."""
+        try:
+            self._check(scope["path"], headers, context)
+        except ServiceError as error:
+            return self._render(Request(scope), error)
+        return self._app
+
+    def _check(self, path: str, headers: Headers, context: RequestContext) -> None:
+        """Raise the error of a request that is not let in, and note who asks."""
+        if path in HEALTH:
+            return
+        settings = self._by.settings
+        if settings.hosts is not None and _host(headers) not in settings.hosts:
+            raise HostNotAllowed("this server answers for other names; see UNROLL_ALLOWED_HOSTS")
+        if path not in PUBLIC and not path.startswith(PUBLIC_FOLDER):
+            self._check_key(path, headers, context)
+        if self._by.lifecycle.phase == "draining" and path != "/metrics":
+            again = {"Retry-After": "1", "Connection": "close"}
+            raise Draining("the server is about to end; ask again", headers=again)
+        context.timeout_s = _timeout_s(headers)
+
+    def _check_key(self, path: str, headers: Headers, context: RequestContext) -> None:
+        role = _role_of(path)
+        if self._by.api_keys is None:
+            if role == "admin":
+                raise Forbidden("no admin key is configured; see UNROLL_API_KEYS_FILE")
+            return
+        given = _given_key(headers)
+        key = None if given is None else known_key(self._by.api_keys, given)
+        if key is None:
+            challenge = {"WWW-Authenticate": "Bearer"}
+            raise Unauthorized("send a known key: Authorization: Bearer <key>", headers=challenge)
+        context.client = key.name
+        if not key.allows(role):
+            raise Forbidden(f"this takes a key with the role {role}")
+
+    def _ended(self, scope: Scope, status: int, context: RequestContext, span: Span) -> None:
+        """Count, log and trace a request that has been answered."""
+        route = getattr(scope.get("route"), "path", "other")
+        spent_s = time.monotonic() - context.began_at
+        self._by.metrics.ended(route, status, spent_s, context.outcome)
+        name = f"{scope['method']} {route}" if route != "other" else "other"
+        times: dict[str, Any] = {"queue_s": context.queue_s, "engine_s": context.engine_s}
+        span.end(name, status, {"http.route": route, "unroll.client": context.client, **times})
+        if self._by.settings.log_requests:
+            level = logging.DEBUG if route in HEALTH or route == "/metrics" else logging.INFO
+            told = {
+                "method": scope["method"] if route != "other" else "",
+                "route": route,
+                "status": status,
+                "seconds": round(spent_s, 6),
+                "outcome": context.outcome,
+                "client": context.client,
+                **{key: round(value, 6) for key, value in times.items()},
+            }
+            logger.log(level, "%s %d in %.1f ms", name, status, 1e3 * spent_s, extra=told)
+
+
+def _request_id(headers: Headers) -> str:
+    """The client's id where it is harmless, else one of ours."""
+    given = headers.getlist("x-request-id")
+    if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
+        return given[0]
+    return uuid.uuid4().hex
+
+
+def _host(headers: Headers) -> str:
+    """The name in Host, without its port."""
+    host = headers.get("host", "").lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _role_of(path: str) -> Role:
+    if path == "/admin" or path.startswith("/admin/"):
+        return "admin"
+    return "metrics" if path == "/metrics" else "use"
+
+
+def _given_key(headers: Headers) -> str | None:
+    """The key of a request, as OpenAI's clients send it or in a header of its own."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key.strip():
+        return key.strip()
+    return headers.get("x-api-key")
+
+
+def _timeout_s(headers: Headers) -> float | None:
+    given = headers.get("x-request-timeout")
+    if given is None:
+        return None
+    # Plain decimals: float() takes "nan", "1e9" and digits of other scripts, too.
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", given) or not float(given):
+        raise InvalidRequest("X-Request-Timeout is a number of seconds above 0, such as 2.5")
+    return float(given)
+
+
+def _add_headers(message: Message, context: RequestContext) -> None:
+    headers = MutableHeaders(raw=message["headers"])
+    headers["X-Request-Id"] = context.request_id
+    for name, value in SECURITY_HEADERS.items():
+        headers.setdefault(name, value)
+    # Milliseconds (W3C Server Timing): what came before the first byte.
+    parts = {"total": time.monotonic() - context.began_at}
+    if context.engine_s:
+        parts = {"queue": context.queue_s, "engine": context.engine_s, **parts}
+    told = ", ".join(f"{name};dur={1e3 * seconds:.3f}" for name, seconds in parts.items())
+    headers["Server-Timing"] = told

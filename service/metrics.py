@@ -1,0 +1,230 @@
+"""What is measured while serving, for Prometheus.
+
+Every label has few values: models are those that are served, routes those that exist, reasons those
+of errors.py. Several server processes share their numbers through files in a folder that
+`PROMETHEUS_MULTIPROC_DIR` names; the library reads the variable when it is imported.
+"""
+
+import os
+from dataclasses import dataclass
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
+_TOKEN_SECONDS = (5e-5, 1e-4, 2e-4, 5e-4, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 1)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+# These end without an answer that anybody reads, or would wait for.
+_CANCELLED = {"client-gone", "deadline-exceeded"}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineGauges:
+    """Where an engine stands at one moment."""
+
+    running_rows: int
+    queued_rows: int
+    queued_requests: int
+    queued_tokens: int
+    stalled_s: float
+
+
+class EngineMetrics:
+    """Those of one model, its label bound."""
+
+    def __init__(self, metrics: "Metrics", model: str) -> None:
+        self._queue = metrics.queue_seconds.labels(model)
+        self._first_token = metrics.first_token_seconds.labels(model)
+        self._per_token = metrics.token_seconds.labels(model)
+        self._step = metrics.step_seconds.labels(model)
+        self._step_rows = metrics.step_rows.labels(model)
+        kinds = ("prompt", "completion", "cached")
+        self._tokens = {kind: metrics.tokens.labels(model, kind) for kind in kinds}
+        self._lookups = {
+            hit: metrics.prefix_lookups.labels(model, "hit" if hit else "miss")
+            for hit in (False, True)
+        }
+        self._restarts = metrics.engine_restarts.labels(model)
+
+    def admitted(self, waited_s: float) -> None:
+        """A request left the queue."""
+        self._queue.observe(waited_s)
+
+    def stepped(self, seconds: float, rows: int) -> None:
+        """One step of so many rows."""
+        self._step.observe(seconds)
+        self._step_rows.observe(rows)
+
+    def wrote(self, first_token_s: float, seconds: float, tokens: int) -> None:
+        """Work has written its tokens: the first so long after it was asked for."""
+        self._first_token.observe(first_token_s)
+        if tokens > 1:
+            self._per_token.observe(seconds / (tokens - 1))
+
+    def counted(self, *, prompt: int, completion: int, cached: int) -> None:
+        """The tokens of an answer."""
+        for kind, count in (("prompt", prompt), ("completion", completion), ("cached", cached)):
+            if count:
+                self._tokens[kind].inc(count)
+
+    def looked_up(self, *, hit: bool) -> None:
+        """A prefix was looked for among those that were read before."""
+        self._lookups[hit].inc()
+
+    def restarted(self) -> None:
+        """A worker was replaced."""
+        self._restarts.inc()
+
+
+class Metrics:
+    """The numbers of one application, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self._shared = os.environ.get(SHARED_FOLDER)
+        self.registry = CollectorRegistry()
+        own = self.registry
+        self.requests = Counter(
+            "unroll_requests", "Answered requests.", ("route", "status"), registry=own
+        )
+        self.request_seconds = Histogram(
+            "unroll_request_seconds",
+            "From a request's head to its answer's end.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=own,
+        )
+        self.rejected = Counter(
+            "unroll_rejected", "Requests that were refused or failed.", ("reason",), registry=own
+        )
+        self.cancelled = Counter(
+            "unroll_cancelled",
+            "Requests that ended before their answer.",
+            ("reason",),
+            registry=own,
+        )
+        model = ("model",)
+        self.queue_seconds = Histogram(
+            "unroll_queue_seconds",
+            "What a request waited for a place.",
+            model,
+            buckets=_SECONDS,
+            registry=own,
+        )
+        self.first_token_seconds = Histogram(
+            "unroll_time_to_first_token_seconds",
+            "From asking an engine to the first token.",
+            model,
+            buckets=_SECONDS,
+            registry=own,
+        )
+        self.token_seconds = Histogram(
+            "unroll_time_per_token_seconds",
+            "Between the tokens of an input's choices, on average.",
+            model,
+            buckets=_TOKEN_SECONDS,
+            registry=own,
+        )
+        self.step_seconds = Histogram(
+            "unroll_step_seconds", "One step of an engine.", model, buckets=_SECONDS, registry=own
+        )
+        self.step_rows = Histogram(
+            "unroll_step_rows", "Rows that a step had.", model, buckets=_ROWS, registry=own
+        )
+        self.tokens = Counter(
+            "unroll_tokens", "Tokens read, written, and known before.", ("model", "kind"),
+            registry=own,
+        )  # fmt: skip
+        self.prefix_lookups = Counter(
+            "unroll_prefix_lookups", "Prefixes looked for.", ("model", "result"), registry=own
+        )
+        self.engine_restarts = Counter(
+            "unroll_engine_restarts", "Workers replaced after they died.", model, registry=own
+        )
+        self.model_loads = Counter(
+            "unroll_model_loads", "Bundles loaded and unloaded.", ("result",), registry=own
+        )
+        # Of several processes: the sum, the worst, or whether any.
+        self.rows = Gauge(
+            "unroll_rows", "Rows in use.", ("model", "state"), registry=own,
+            multiprocess_mode="livesum",
+        )  # fmt: skip
+        self.queue_requests = Gauge(
+            "unroll_queue_requests", "Requests that wait.", model, registry=own,
+            multiprocess_mode="livesum",
+        )  # fmt: skip
+        self.queue_tokens = Gauge(
+            "unroll_queue_tokens", "Tokens that wait.", model, registry=own,
+            multiprocess_mode="livesum",
+        )  # fmt: skip
+        self.stalled_seconds = Gauge(
+            "unroll_engine_stalled_seconds", "How long the step has run that runs.", model,
+            registry=own, multiprocess_mode="livemax",
+        )  # fmt: skip
+        self.model_info = Gauge(
+            "unroll_model_info", "A served model.", ("model", "precision", "task", "version"),
+            registry=own, multiprocess_mode="livemax",
+        )  # fmt: skip
+        self.ready = Gauge(
+            "unroll_ready", "Whether /readyz says 200.", registry=own, multiprocess_mode="livemin"
+        )
+        if self._shared is None:
+            ProcessCollector(registry=own)
+
+    def ended(self, route: str, status: int, seconds: float, outcome: str) -> None:
+        """A request was answered; `outcome` is the `type` of its error, or empty."""
+        self.requests.labels(route, str(status)).inc()
+        self.request_seconds.labels(route).observe(seconds)
+        if outcome:
+            self.refused(outcome)
+
+    def refused(self, reason: str) -> None:
+        """A request ended with an error of that `type`."""
+        kind = self.cancelled if reason in _CANCELLED else self.rejected
+        kind.labels(reason).inc()
+
+    def show_engine(self, model: str, gauges: EngineGauges) -> None:
+        """Set a model's gauges."""
+        self.rows.labels(model, "running").set(gauges.running_rows)
+        self.rows.labels(model, "queued").set(gauges.queued_rows)
+        self.queue_requests.labels(model).set(gauges.queued_requests)
+        self.queue_tokens.labels(model).set(gauges.queued_tokens)
+        self.stalled_seconds.labels(model).set(gauges.stalled_s)
+
+    def forget_model(self, model: str) -> None:
+        """Show nothing more of the moment of a model that is served no longer."""
+        if self._shared is not None:
+            # What several processes share knows no removal.
+            self.show_engine(model, EngineGauges(0, 0, 0, 0, 0.0))
+            return
+        for gauge in (
+            self.rows,
+            self.queue_requests,
+            self.queue_tokens,
+            self.stalled_seconds,
+            self.model_info,
+        ):
+            gauge.remove_by_labels({"model": model})
+
+    def exposition(self) -> tuple[bytes, str]:
+        """All of it in Prometheus' text format, and its media type."""
+        if self._shared is None:
+            return generate_latest(self.registry), CONTENT_TYPE_LATEST
+        whole = CollectorRegistry()
+        MultiProcessCollector(whole, path=self._shared)  # type: ignore[no-untyped-call]
+        return generate_latest(whole), CONTENT_TYPE_LATEST
+
+
+def forget_process(pid: int) -> None:
+    """Show no gauge of a server process that has ended; its counters stay."""
+    if SHARED_FOLDER in os.environ:
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]

@@ -1,0 +1,291 @@
+"""Which models are served: bundles loaded, replaced and unloaded while requests are answered.
+
+A version is opened and verified before it is shown. Requests hold the version that they began with,
+and it ends when the last of them has ended.
+"""
+
+import asyncio
+import gc
+import hashlib
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from service.bundle import (
+    Bundle,
+    BundleError,
+    EncoderDecoderBundle,
+    Precision,
+    read_any_bundle,
+)
+from service.cpus import usable_cpus
+from service.engine import Engine
+from service.errors import BundleUnusable, ModelNotFound
+from service.graphs import GoldenMismatch
+from service.metrics import Metrics
+from service.pair_session import OnnxPairSession
+from service.request_context import current_request
+from service.schemas import AnyEngine
+from service.session import OnnxSession
+from service.settings import Settings
+from service.translator import Translator
+
+AnyBundle = TypeVar("AnyBundle", Bundle, EncoderDecoderBundle)
+Opened = TypeVar("Opened")
+
+# Python's lock is held for a tenth of a step or two: more threads than this wait for each other.
+MAX_DEFAULT_THREADS = 4
+MANIFEST = "manifest.json"
+_POLL_S = 0.02
+# A worker that hangs in a step is left to the end of the process.
+_STOP_TIMEOUT_S = 5.0
+
+Stamp = tuple[int, int, int]  # of a manifest: a bundle is written as a whole, it with the rest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of asking for a model."""
+
+    name: str
+    is_served: bool
+    changed: bool
+
+
+class ModelRegistry:
+    """The served models by name. Its methods are for the event loop."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        # One key for all models, so that a state of another one is known as such.
+        self._settings = settings.model_copy(update={"state_key": settings.signing_key()})
+        self._metrics = metrics
+        self.engines: dict[str, AnyEngine] = {}
+        self.failed: dict[str, str] = {}  # bundles that cannot be served, and why
+        self._changing = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    # --- start and end --------------------------------------------------------------------------
+
+    def load_all(self) -> None:
+        """Open every bundle of the folder; no event loop is needed. Raises BundleError."""
+        for folder in bundle_folders(self._settings.models_dir):
+            try:
+                self.engines[folder.name] = self._open(folder)
+            except BundleError as error:
+                if self._settings.on_bad_bundle == "refuse":
+                    raise
+                self._fail(folder.name, error)
+        if not self.engines:
+            raise BundleError(f"{self._settings.models_dir}: no bundle in it can be served")
+
+    def start(self, engines: Sequence[AnyEngine] | None = None) -> None:
+        """Begin to serve what is open, or these."""
+        if engines is not None:
+            self.engines = {engine.manifest.name: engine for engine in engines}
+        for engine in self.engines.values():
+            self._show(engine)
+
+    async def stop(self) -> None:
+        """End everything, whoever still asks."""
+        for task in self._retiring:
+            task.cancel()
+        engines = [*self.engines.values()]
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+        await asyncio.gather(*(engine.stop(_STOP_TIMEOUT_S) for engine in engines))
+
+    # --- use ------------------------------------------------------------------------------------
+
+    def held(self, name: str) -> AnyEngine:
+        """The engine of a model, held for the request that asks. Raises ModelNotFound."""
+        engine = self.engines.get(name)
+        if engine is None:
+            served = ", ".join(sorted(self.engines)) or "none"
+            raise ModelNotFound(f"there is no such model; there are {served}")
+        current_request().hold(engine)
+        return engine
+
+    # --- changes --------------------------------------------------------------------------------
+
+    async def load(self, name: str) -> Change:
+        """Serve a bundle of the folder, if it is not served. Raises what `reload` raises."""
+        async with self._changing:
+            if name in self.engines:
+                return Change(name, is_served=True, changed=False)
+            await self._replace(name)
+            return Change(name, is_served=True, changed=True)
+
+    async def reload(self, name: str) -> Change:
+        """Serve a bundle as it is on disk now.
+
+        Raises ModelNotFound where there is none, and BundleUnusable where it cannot be served; what
+        was served goes on then.
+        """
+        async with self._changing:
+            await self._replace(name)
+            return Change(name, is_served=True, changed=True)
+
+    async def unload(self, name: str) -> Change:
+        """Serve a model no longer. Raises ModelNotFound."""
+        async with self._changing:
+            engine = self.engines.pop(name, None)
+            if engine is None:
+                raise ModelNotFound("no model of that name is served")
+            self._metrics.forget_model(name)
+            self._metrics.model_loads.labels("unloaded").inc()
+            logger.info("model %s: unloaded", name)
+            self._retire(engine)
+            return Change(name, is_served=False, changed=True)
+
+    async def _replace(self, name: str) -> None:
+        # By the listing, and never by a path made of the name.
+        folders = {x.name: x for x in await asyncio.to_thread(self._folders)}
+        if name not in folders:
+            raise ModelNotFound("there is no bundle of that name in the models folder")
+        try:
+            engine = await asyncio.to_thread(self._open, folders[name])
+        except BundleError as error:
+            self._fail(name, error)
+            raise BundleUnusable(str(error)) from error
+        before = self.engines.get(name)
+        self._show(engine)
+        self.engines[name] = engine
+        self.failed.pop(name, None)
+        logger.info("model %s: %s", name, "loaded" if before is None else "reloaded")
+        if before is not None:
+            self._retire(before)
+
+    def _folders(self) -> list[Path]:
+        try:
+            return bundle_folders(self._settings.models_dir)
+        except BundleError:
+            return []
+
+    def _show(self, engine: AnyEngine) -> None:
+        engine.start()
+        manifest = engine.manifest
+        self._metrics.forget_model(manifest.name)
+        labels = (manifest.name, engine.precision, manifest.task, version_of(engine))
+        self._metrics.model_info.labels(*labels).set(1)
+        self._metrics.model_loads.labels("loaded").inc()
+
+    def _fail(self, name: str, error: BundleError) -> None:
+        self.failed[name] = str(error)
+        self._metrics.model_loads.labels("failed").inc()
+        logger.error("model %s cannot be served: %s", name, error)
+
+    def _retire(self, engine: AnyEngine) -> None:
+        task = asyncio.create_task(_end_when_free(engine))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    def _open(self, folder: Path) -> AnyEngine:
+        if folder.is_symlink():
+            raise BundleError(f"{folder.name}: symbolic links are not followed")
+        settings = self._settings
+        share = max(1, usable_cpus() // settings.workers)
+        threads = settings.engine_threads or min(share, MAX_DEFAULT_THREADS)
+        return open_engine(read_any_bundle(folder), settings, threads, self._metrics)
+
+    # --- watching the folder --------------------------------------------------------------------
+
+    async def watch(self, interval_s: float) -> None:
+        """Follow the folder: new bundles, changed ones and removed ones. Ends when cancelled.
+
+        By looking, since notifications do not come from folders that are mounted over a network.
+        """
+        known = await asyncio.to_thread(self._stamps)
+        while True:
+            await asyncio.sleep(interval_s)
+            found = await asyncio.to_thread(self._stamps)
+            for name in sorted(known.keys() | found.keys()):
+                if known.get(name) != found.get(name):
+                    # What is refused is told by `_fail`, and tried again when it changes.
+                    with suppress(ModelNotFound, BundleUnusable):
+                        await self._follow(name, is_there=name in found)
+            known = found
+
+    def _follow(self, name: str, *, is_there: bool) -> Coroutine[Any, Any, Change]:
+        if is_there:
+            return self.reload(name)
+        self.failed.pop(name, None)
+        return self.unload(name)
+
+    def _stamps(self) -> Mapping[str, Stamp]:
+        stamps: dict[str, Stamp] = {}
+        for folder in self._folders():
+            with suppress(OSError):
+                status = (folder / MANIFEST).stat()
+                stamps[folder.name] = (status.st_ino, status.st_mtime_ns, status.st_size)
+        return stamps
+
+
+async def _end_when_free(engine: AnyEngine) -> None:
+    """Let the requests end that hold an engine, then end it."""
+    try:
+        while engine.holds:
+            await asyncio.sleep(_POLL_S)
+    finally:
+        await engine.stop(_STOP_TIMEOUT_S)
+    # The caches hold what refers to each other, and a model's memory is worth a collection.
+    del engine
+    await asyncio.to_thread(gc.collect)
+
+
+def version_of(engine: AnyEngine) -> str:
+    """What tells a version of a bundle from others: the beginning of its manifest's SHA-256."""
+    return hashlib.sha256(engine.manifest.model_dump_json().encode()).hexdigest()[:12]
+
+
+def bundle_folders(models_dir: Path) -> list[Path]:
+    """The folders of bundles, by name. Raises BundleError when there are none."""
+    try:
+        entries = sorted(models_dir.iterdir())
+    except OSError as error:
+        raise BundleError(f"{models_dir}: {error.strerror}") from error
+    # Names that start with a dot are the exporter's scratch folders.
+    folders = [x for x in entries if not x.name.startswith(".") and not x.is_file()]
+    if not folders:
+        raise BundleError(f"{models_dir}: there is no bundle in it")
+    return folders
+
+
+def open_engine(
+    bundle: Bundle | EncoderDecoderBundle,
+    settings: Settings,
+    threads: int,
+    metrics: Metrics | None = None,
+) -> AnyEngine:
+    """The engine of a bundle, with so many threads. Raises BundleError."""
+    if isinstance(bundle, Bundle):
+        session = open_session(bundle, settings, OnnxSession)
+        return Engine(
+            bundle, session, settings,
+            precision=session.precision, threads=threads, metrics=metrics,
+        )  # fmt: skip
+    pair_session = open_session(bundle, settings, OnnxPairSession)
+    return Translator(
+        bundle, pair_session, settings,
+        precision=pair_session.precision, threads=threads, metrics=metrics,
+    )  # fmt: skip
+
+
+def open_session(
+    bundle: AnyBundle, settings: Settings, kind: Callable[[AnyBundle, Precision], Opened]
+) -> Opened:
+    """The bundle in the precision of the settings, or in fp32 where this machine fails its int8.
+
+    Raises BundleError where there is no such precision, or fp32 fails, too.
+    """
+    wanted = bundle.manifest.precision if settings.precision == "auto" else settings.precision
+    try:
+        return kind(bundle, wanted)
+    except GoldenMismatch as mismatch:
+        if wanted == "fp32":
+            raise
+        logger.error("%s; it is served in fp32 instead", mismatch)  # noqa: TRY400 (told, not a bug)
+        return kind(bundle, "fp32")

@@ -1,0 +1,61 @@
+"""The request that is being answered: who asks, until when, and what has come of it so far.
+
+Held in a context variable, which tasks and threads that answer the request inherit: the engine is
+asked by nine interfaces, and none of them has to hand it on.
+"""
+
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Held(Protocol):
+    """What a request holds while it is answered, such as the engine of a version of a model."""
+
+    holds: int
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestContext:
+    """One request. The defaults are those of work that nobody asked for over HTTP."""
+
+    request_id: str = ""
+    trace_id: str = ""  # 32 hexadecimal digits (W3C Trace Context)
+    span_id: str = ""  # 16
+    client: str = ""  # name of its API key
+    timeout_s: float | None = None  # None is the setting's
+    began_at: float = field(default_factory=time.monotonic)
+    timed_from: float = field(default_factory=time.monotonic)  # `timeout_s` counts from here
+    # What answering fills in:
+    queue_s: float = 0.0  # waited for a place beside other work
+    engine_s: float = 0.0  # in the engine after that
+    outcome: str = ""  # `type` of the error that it ended with
+    held: list[Held] = field(default_factory=list)
+
+    def hold(self, held: Held) -> None:
+        """Keep something until the request has been answered."""
+        held.holds += 1
+        self.held.append(held)
+
+    def release(self) -> None:
+        """Let go of everything."""
+        while self.held:
+            self.held.pop().holds -= 1
+
+    def begin_again(self) -> None:
+        """Count the time from now: each part of a stream has the time of a request."""
+        self.timed_from = time.monotonic()
+
+
+_CURRENT: ContextVar[RequestContext | None] = ContextVar("request", default=None)
+
+
+def current_request() -> RequestContext:
+    """The request that is being answered here; a new one where there is none."""
+    return _CURRENT.get() or RequestContext()
+
+
+def enter_request(context: RequestContext) -> None:
+    """Answer this request in the task that calls."""
+    _CURRENT.set(context)
