@@ -103,7 +103,7 @@ PROBLEMS = {status: each for status, each in ALL_PROBLEMS.items() if status not 
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Some of them."""
+    """Those of these statuses."""
     return {status: ALL_PROBLEMS[status] for status in statuses}
 
 

@@ -91,7 +91,8 @@ def show_gauges(registry: ModelRegistry, metrics: Metrics, lifecycle: Lifecycle)
         metrics.show_engine(name, engine.gauges())
 
 
-_CHANGES = problem_responses(401, 403, 404, 409)
+# "4XX", too: else FastAPI documents a 422 of its own that no name can cause.
+_CHANGES = {**problem_responses(401, 403, 404, 409), "4XX": problem_responses(404)[404]}
 
 
 @router.post("/admin/models/{name}/load", responses=_CHANGES, tags=["admin"])

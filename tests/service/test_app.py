@@ -46,7 +46,7 @@ def test_a_model_tells_what_it_is(client: AppClient, model: str) -> None:
 
 
 def test_it_lives_and_is_ready(client: AppClient) -> None:
-    assert client.get("/livez").json() == {"status": "live"}
+    assert client.get("/livez").json() == {"status": "live", "reasons": []}
     answer = client.get("/readyz")
     assert answer.status_code == 200
     ready = answer.json()
@@ -205,7 +205,8 @@ def test_an_endpoint_is_documented_with_its_body_and_its_errors(
     example = content["example"] | {"model": "tiny-gru"}
     assert client.ask(path, **example)
     assert set(endpoint["responses"]) == {
-        *("200", "400", "404", "413", "415", "422", "429", "500", "503", "504")
+        *("200", "400", "401", "403", "404", "413", "415", "421", "422", "429"),
+        *("500", "503", "504"),
     }
     assert "application/problem+json" in endpoint["responses"]["422"]["content"]
 

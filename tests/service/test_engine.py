@@ -279,9 +279,11 @@ def test_infinities_among_alternatives_are_a_500_and_never_in_the_json() -> None
 
 def test_a_defect_of_ours_is_a_500_without_its_words(caplog: pytest.LogCaptureFixture) -> None:
     with serving(session_of()) as client:
-        client.app.state.registry.engines = {"fake": object()}  # no engine at all
+        registry = client.app.state.registry
+        served, registry.engines = registry.engines, {"fake": object()}  # no engine at all
         with caplog.at_level(logging.ERROR):
             answer = client.get("/models", headers={"X-Request-Id": "mine"})
+        registry.engines = served
         problem = problem_of(answer, 500)
         assert problem["request_id"] == "mine"
         assert "attribute" not in answer.text

@@ -60,7 +60,9 @@ def test_every_setting_has_a_flag_a_variable_and_a_description(
     assert f"--{name.replace('_', '-')} VALUE" in shown
     assert f"UNROLL_{name.upper()}" in re.sub(r"\s", "", shown)
     words = {"host": "h", "models_dir": "m", "log_level": "error", "precision": "int8"}
-    words["state_key"] = "a key of enough characters"
+    words |= {"state_key": "a key of enough characters", "max_queue_share": "0.25"}
+    words |= {"on_bad_bundle": "skip", "log_format": "json", "log_requests": "False"}
+    words |= {"otlp_endpoint": "http://127.0.0.1:4318/v1/traces"}
     value = words.get(name, "7")
     by_flag = load_settings([f"--{name.replace('_', '-')}", value], {})
     by_variable = load_settings([], {f"UNROLL_{name.upper()}": value})
@@ -120,6 +122,38 @@ def test_a_key_that_is_refused_is_not_repeated() -> None:
     assert message.startswith("UNROLL_STATE_KEY: ")
     assert "too short" not in message
     assert "16" in message
+
+
+def test_a_secret_may_come_from_a_file(tmp_path: Path) -> None:
+    secret = tmp_path / "key"
+    secret.write_text("a key of enough characters\n")
+    settings = load_settings([], {"UNROLL_STATE_KEY_FILE": str(secret)})
+    assert settings.signing_key().get_secret_value() == "a key of enough characters"
+    both = {"UNROLL_STATE_KEY_FILE": str(secret), "UNROLL_STATE_KEY": "another key of mine"}
+    assert "UNROLL_STATE_KEY is set, too" in refusal([], both)
+    missing = refusal([], {"UNROLL_STATE_KEY_FILE": str(tmp_path / "no")})
+    assert missing.startswith("UNROLL_STATE_KEY_FILE: ")
+    assert "No such file" in missing
+
+
+def test_what_is_told_of_the_settings_holds_no_secret() -> None:
+    told = Settings(state_key=SecretStr("a key of enough characters")).redacted()
+    assert set(told) == set(Settings.model_fields)
+    assert told["port"] == 8000
+    assert "enough" not in str(told)
+
+
+@pytest.mark.parametrize(
+    ("values", "hosts"),
+    [
+        ({}, ("127.0.0.1", "::1", "localhost")),
+        ({"host": "0.0.0.0"}, None),  # noqa: S104
+        ({"allowed_hosts": "*"}, None),
+        ({"allowed_hosts": "Models.example, 10.0.0.7"}, ("models.example", "10.0.0.7")),
+    ],
+)
+def test_which_names_are_answered(values: dict[str, str], hosts: tuple[str, ...] | None) -> None:
+    assert Settings.model_validate(values).hosts == hosts
 
 
 def test_every_bad_value_has_its_own_line() -> None:

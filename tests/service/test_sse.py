@@ -37,7 +37,7 @@ class Call:
             "path": "/generate",
             "raw_path": b"/generate",
             "query_string": b"",
-            "headers": [(b"content-type", b"application/json")],
+            "headers": [(b"content-type", b"application/json"), (b"host", b"127.0.0.1")],
             "http_version": "1.1",
             "scheme": "http",
             "server": ("unroll", 80),
