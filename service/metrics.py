@@ -15,6 +15,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -90,6 +91,8 @@ class Metrics:
     """The numbers of one application, in a registry of its own."""
 
     def __init__(self) -> None:
+        # When a series began is of no use here, and doubles what is scraped.
+        disable_created_metrics()
         self._shared = os.environ.get(SHARED_FOLDER)
         self.registry = CollectorRegistry()
         own = self.registry

@@ -6,10 +6,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import httpx
 
@@ -33,6 +34,13 @@ class Server:
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
+    def samples(self) -> dict[str, float]:
+        """What /metrics says, by series."""
+        with self.client() as client:
+            lines = client.get("/metrics").text.splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, value in pairs}
+
     def stop(self) -> int:
         """End it with SIGTERM; the exit status."""
         self.process.send_signal(signal.SIGTERM)
@@ -48,14 +56,34 @@ def free_port() -> int:
 
 
 @contextmanager
-def serve(models_dir: Path, **settings: object) -> Iterator[Server]:
-    """`python -m service` over a folder of bundles; settings as `UNROLL_` variables."""
+def serve(
+    models_dir: Path,
+    *,
+    module: str = "service",
+    extra: Mapping[str, str] | None = None,
+    stderr: IO[bytes] | None = None,
+    prepare: Callable[[], None] | None = None,
+    **settings: object,
+) -> Iterator[Server]:
+    """`python -m service` over a folder of bundles; settings as `UNROLL_` variables.
+
+    `module` is run in the place of `service`, with `extra` in its environment; `prepare` is called
+    in the new process first.
+    """
     port = free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("UNROLL_")}
+    environment |= extra or {}
     # Nobody has to be told before they end.
     values = {"models_dir": models_dir, "port": port, "lame_duck_s": 0, **settings}
     environment |= {f"UNROLL_{name.upper()}": str(value) for name, value in values.items()}
-    process = subprocess.Popen([sys.executable, "-m", "service"], cwd=ROOT, env=environment)
+    command = [sys.executable, "-m", module]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stderr=stderr,
+        preexec_fn=prepare,  # noqa: PLW1509
+    )
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_ready(url, process)

@@ -1,0 +1,65 @@
+"""`python -m service`, whose engine breaks in one way once a file is there.
+
+`FAULT` says how, `FAULT_FILE` which file, and a row breaks that reads `TRIGGER`. Nothing of this is
+in the service.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import service.__main__
+from service.session import OnnxSession
+from service.text_runner import TextRunner
+
+TRIGGER = "z"
+FAULT = os.environ["FAULT"]
+FAULT_FILE = Path(os.environ["FAULT_FILE"])
+
+_run = OnnxSession._run
+_end_read = TextRunner._end_read
+_time = time.time
+
+
+def _armed() -> bool:
+    return FAULT_FILE.exists()
+
+
+def _faulty_run(self: Any, output: str, tokens: Any, *rest: Any) -> Any:
+    # Of the tiny bundles: the vocabulary stands in the session by ids alone.
+    rows = (tokens == int(os.environ["FAULT_TOKEN"])).any(axis=1)
+    if not _armed() or not rows.any():
+        return _run(self, output, tokens, *rest)
+    if FAULT == "raise":
+        raise RuntimeError("the run broke")
+    if FAULT == "hang":
+        time.sleep(600)
+    result, after = _run(self, output, tokens, *rest)
+    if FAULT in {"nan", "infinity"}:
+        result = result.copy()
+        result[rows] = np.nan if FAULT == "nan" else np.inf
+    return result, after
+
+
+def _deadly_end_read(self: Any, row: Any) -> None:
+    if _armed() and (row.tokens == int(os.environ["FAULT_TOKEN"])).any():
+        raise RuntimeError("a bug in the runner")
+    _end_read(self, row)
+
+
+def _jumping_time() -> float:
+    return _time() + (3600.0 if _armed() else 0.0)
+
+
+OnnxSession._run = _faulty_run  # type: ignore[method-assign]
+if FAULT == "die":
+    TextRunner._end_read = _deadly_end_read  # type: ignore[method-assign]
+if FAULT == "clock":
+    time.time = _jumping_time
+
+if __name__ == "__main__":
+    sys.exit(service.__main__.main())

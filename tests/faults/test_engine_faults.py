@@ -1,0 +1,227 @@
+"""Rows 16 to 18 and 23 of the table of faults: engines that break, machines that lack things."""
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.bundle import Vocabulary
+from tests.bundles import ALPHABET
+from tests.end_to_end.server import ROOT, Server, free_port, serve
+from tests.faults.conftest import LIMITS
+from tests.faults.support import counting, eventually, goes_on, problem_of, rows_in_use
+
+TOKEN = Vocabulary.of_characters(ALPHABET).tokens.index("z")
+BAD = {"model": "tiny-lstm", "text": "a z a"}  # what is last is not read
+GOOD = {
+    "model": "tiny-lstm", "prompt": "a cat", "max_tokens": 300, "seed": 4,
+    "logit_bias": {"\ue002": -100},
+}  # fmt: skip
+
+
+@contextmanager
+def faulty(folder: Path, flag: Path, fault: str, **settings: Any) -> Iterator[Server]:
+    """A server that breaks in this way once the flag is there."""
+    extra = {"FAULT": fault, "FAULT_FILE": str(flag), "FAULT_TOKEN": str(TOKEN)}
+    with serve(
+        folder, module="tests.faults.faulty_server", extra=extra, **(LIMITS | settings)
+    ) as server:
+        yield server
+
+
+@pytest.mark.parametrize("fault", ["raise", "nan", "infinity"])
+def test_a_batch_that_breaks_fails_alone(tiny_models: Path, tmp_path: Path, fault: str) -> None:
+    flag = tmp_path / "armed"
+    with faulty(tiny_models, flag, fault) as server, server.client() as client:
+        alone = client.post("/generate", json=GOOD).json()["results"]
+        flag.touch()
+        with counting(server, "rejected", "model-failure"):
+            for _ in range(5):
+                found: list[httpx.Response] = []
+                beside = threading.Thread(
+                    target=lambda: found.append(httpx.post(f"{server.url}/generate", json=GOOD))  # noqa: B023
+                )
+                beside.start()
+                time.sleep(0.01)
+                problem = problem_of(client.post("/score", json=BAD), 500)
+                assert problem["type"] == "model-failure"
+                beside.join()
+                # Bitwise what it is alone.
+                assert found[0].json()["results"] == alone
+        goes_on(server)
+        eventually(lambda: rows_in_use(server) == 0)
+
+
+def test_a_worker_that_dies_is_replaced_and_those_who_wait_are_told(
+    tiny_models: Path, tmp_path: Path
+) -> None:
+    flag = tmp_path / "armed"
+    with faulty(tiny_models, flag, "die", watchdog_s=2) as server, server.client() as client:
+        flag.touch()
+        problem = problem_of(client.post("/score", json=BAD), 503)
+        assert problem["type"] == "engine-stopped"
+        flag.unlink()
+        eventually(lambda: client.get("/readyz").status_code == 200)
+        goes_on(server)
+        name = 'unroll_engine_restarts_total{model="tiny-lstm"}'
+        assert server.samples()[name] == 1
+
+
+def test_a_worker_that_dies_again_and_again_ends_the_process(
+    tiny_models: Path, tmp_path: Path
+) -> None:
+    flag = tmp_path / "armed"
+    flag.touch()
+    with faulty(tiny_models, flag, "die", watchdog_s=0.5) as server, server.client() as client:
+        with contextlib.suppress(httpx.TransportError):
+            while server.process.poll() is None:
+                client.post("/score", json=BAD)
+                time.sleep(0.05)
+        assert server.process.wait(20) == 1
+
+
+def test_an_engine_that_hangs_is_told_of_and_ends_the_process(
+    tiny_models: Path, tmp_path: Path
+) -> None:
+    flag = tmp_path / "armed"
+    with faulty(tiny_models, flag, "hang", watchdog_s=1) as server, server.client() as client:
+        flag.touch()
+        answers: list[httpx.Response] = []
+        waiting = threading.Thread(
+            target=lambda: answers.append(httpx.post(f"{server.url}/score", json=BAD, timeout=30))
+        )
+        begun = time.monotonic()
+        waiting.start()
+        statuses: set[tuple[int, int]] = set()
+        with contextlib.suppress(httpx.TransportError):
+            while server.process.poll() is None:
+                ready, live = client.get("/readyz"), client.get("/livez")
+                statuses.add((ready.status_code, live.status_code))
+                if ready.status_code == 503:
+                    assert "the engine of tiny-lstm hangs in a step" in ready.json()["reasons"]
+                time.sleep(0.02)
+        waiting.join()
+        problem_of(answers[0], 503)
+        assert "Retry-After" in answers[0].headers
+        # Not before its time, and then at once.
+        assert 1 <= time.monotonic() - begun < 15
+        assert statuses >= {(200, 200), (503, 503)}
+        assert server.process.wait(20) == 1
+
+
+# --- what a machine lacks -------------------------------------------------------------------------
+
+
+def test_few_file_descriptors_refuse_connections_and_nothing_else(tiny_models: Path) -> None:
+    def prepare() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
+
+    with serve(tiny_models, prepare=prepare, **(LIMITS | {"header_timeout_s": 2})) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        import socket
+
+        held = []
+        for _ in range(100):
+            with contextlib.suppress(OSError):
+                held.append(socket.create_connection((host, int(port)), timeout=2))
+        time.sleep(0.2)
+        assert server.process.poll() is None
+        for connection in held:
+            connection.close()
+        eventually(lambda: httpx.get(f"{server.url}/readyz").status_code == 200)
+        goes_on(server)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_it_serves_without_a_folder_for_temporary_files(tiny_models: Path, workers: int) -> None:
+    nowhere = {"TMPDIR": "/nonexistent", "TEMP": "/nonexistent", "TMP": "/nonexistent"}
+    with serve(tiny_models, extra=nowhere, **(LIMITS | {"workers": workers})) as server:
+        goes_on(server)
+        assert server.samples()
+        assert server.stop() == 0
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(tiny_models: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        settings = LIMITS | {"log_level": "info"}
+        with serve(tiny_models, stderr=full, **settings) as server:
+            for _ in range(5):
+                goes_on(server)
+            assert server.stop() == 0
+
+
+def test_a_fifth_of_a_processor_slows_it_down_and_loses_nothing(server: Server) -> None:
+    done = threading.Event()
+
+    def throttle() -> None:
+        while not done.is_set():
+            os.kill(server.process.pid, signal.SIGSTOP)
+            time.sleep(0.08)
+            os.kill(server.process.pid, signal.SIGCONT)
+            time.sleep(0.02)
+
+    throttling = threading.Thread(target=throttle)
+    throttling.start()
+    try:
+        with server.client() as client:
+            for _ in range(10):
+                assert client.post("/generate", json=GOOD).status_code == 200
+    finally:
+        done.set()
+        throttling.join()
+    goes_on(server)
+
+
+def test_a_clock_that_is_moved_by_an_hour_changes_no_deadline(
+    tiny_models: Path, tmp_path: Path
+) -> None:
+    flag = tmp_path / "moved"
+    with faulty(tiny_models, flag, "clock", request_timeout_s=5) as server:
+        with server.client() as client:
+            ask = {"model": "tiny-lstm", "text": "a cat", "return_state": True}
+            state = client.post("/score", json=ask).json()["results"][0]["state"]
+            flag.touch()
+            go_on = {"model": "tiny-lstm", "text": "a cat", "state": state}
+            assert client.post("/score", json=go_on).status_code == 200
+            assert client.post("/generate", json=GOOD).status_code == 200
+            assert client.get("/readyz").status_code == 200
+            assert client.get("/readyz").json()["engines"][0]["last_step_age_s"] < 60
+        goes_on(server)
+
+
+# --- starts that cannot be ------------------------------------------------------------------------
+
+
+def ended(folder: Path, **settings: object) -> tuple[int, str]:
+    """The exit status of a server that does not start, and the last line that it says."""
+    environment = {key: x for key, x in os.environ.items() if not key.startswith("UNROLL_")}
+    values = {"models_dir": folder, "port": free_port(), **settings}
+    environment |= {f"UNROLL_{key.upper()}": str(value) for key, value in values.items()}
+    done = subprocess.run(
+        [sys.executable, "-m", "service"], cwd=ROOT, env=environment,
+        capture_output=True, check=False, timeout=60,
+    )  # fmt: skip
+    return done.returncode, done.stderr.decode().strip().splitlines()[-1]
+
+
+def test_a_port_that_is_taken_is_said_and_ends_it(tiny_models: Path, server: Server) -> None:
+    port = int(server.url.rsplit(":", 1)[1])
+    status, line = ended(tiny_models, port=port)
+    assert status != 0
+    assert "address already in use" in line or "Application shutdown" in line
+
+
+def test_keys_that_cannot_be_read_end_it(tiny_models: Path, tmp_path: Path) -> None:
+    status, line = ended(tiny_models, api_keys_file=tmp_path / "no")
+    assert (status, "No such file" in line) == (2, True)
