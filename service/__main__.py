@@ -66,6 +66,9 @@ def main() -> int:
             _serve("service.__main__:create_worker", settings)
         return 0
     _serve(lambda: _drained(app), settings)
+    for number in _KEPT_SIGNALS:
+        # All is over: another signal would only spoil the exit status.
+        signal.signal(number, signal.SIG_IGN)
     return 1 if app.state.lifecycle.fatal else 0
 
 

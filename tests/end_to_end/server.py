@@ -70,7 +70,7 @@ def serve(
     `module` is run in the place of `service`, with `extra` in its environment; `prepare` is called
     in the new process first.
     """
-    port = free_port()
+    port = settings.pop("port", free_port())
     environment = {k: v for k, v in os.environ.items() if not k.startswith("UNROLL_")}
     environment |= extra or {}
     # Nobody has to be told before they end.

@@ -1,0 +1,274 @@
+"""Rows 20 and 21 of the table of faults: bundles that cannot be served, and changes under load."""
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.api_keys import new_key
+from service.bundle import write_bundle
+from tests.bundles import tiny_files
+from tests.end_to_end.server import Server, serve
+from tests.faults.conftest import LIMITS
+from tests.faults.support import eventually, goes_on, problem_of
+from tests.faults.test_engine_faults import ended
+
+ASK: dict[str, Any] = {"prompt": "a cat", "max_tokens": 40, "seed": 3, "temperature": 1.0}
+
+
+@pytest.fixture
+def folder(tiny_models: Path, tmp_path: Path) -> Path:
+    """A copy that may be broken."""
+    return shutil.copytree(tiny_models, tmp_path / "models")
+
+
+class Admin:
+    """A server and its admin."""
+
+    def __init__(self, server: Server, key: str) -> None:
+        self.server = server
+        self.headers = {"Authorization": f"Bearer {key}"}
+        self.http = httpx.Client(base_url=server.url, headers=self.headers, timeout=60)
+
+    def change(self, name: str, what: str) -> httpx.Response:
+        return self.http.post(f"/admin/models/{name}/{what}")
+
+    def text(self, model: str) -> str:
+        answer = self.http.post("/generate", json=ASK | {"model": model})
+        assert answer.status_code == 200, answer.text
+        text: str = answer.json()["results"][0]["choices"][0]["text"]
+        return text
+
+    def loads(self, result: str) -> float:
+        lines = self.http.get("/metrics").text.splitlines()
+        name = f'unroll_model_loads_total{{result="{result}"}} '
+        return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+
+@contextmanager
+def administered(folder: Path, **settings: Any) -> Iterator[Admin]:
+    secret, key = new_key("tester", "admin")
+    path = folder.parent / "keys"
+    path.write_text(key.line())
+    with serve(folder, **(LIMITS | {"api_keys_file": path} | settings)) as server:
+        admin = Admin(server, secret)
+        with admin.http:
+            yield admin
+
+
+def break_hash(bundle: Path) -> None:
+    graph = next(bundle.glob("*.onnx"))
+    graph.write_bytes(graph.read_bytes()[:-1] + b"\x00")
+
+
+def truncate(bundle: Path) -> None:
+    graph = next(bundle.glob("*.onnx"))
+    graph.write_bytes(graph.read_bytes()[:100])
+
+
+def remove_manifest(bundle: Path) -> None:
+    (bundle / "manifest.json").unlink()
+
+
+def no_json(bundle: Path) -> None:
+    (bundle / "manifest.json").write_text("{")
+
+
+def other_tensors(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    path.write_text(path.read_text().replace('"target_logprobs"', '"other_logprobs"'))
+
+
+def fewer_tokens(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    document = json.loads(path.read_text())
+    document["vocab"]["size"] -= 1
+    path.write_text(json.dumps(document))
+
+
+def symbolic(bundle: Path) -> None:
+    graph = next(bundle.glob("*.onnx"))
+    elsewhere = bundle.parent.parent / "elsewhere.onnx"
+    graph.rename(elsewhere)
+    graph.symlink_to(elsewhere)
+
+
+def hard(bundle: Path) -> None:
+    graph = next(bundle.glob("*.onnx"))
+    os.link(graph, bundle.parent.parent / "elsewhere.onnx")
+
+
+def huge(bundle: Path) -> None:
+    with next(bundle.glob("*.onnx")).open("r+b") as graph:
+        graph.truncate(5 * 2**30)  # sparse
+
+
+BREAKS = [
+    (break_hash, "SHA-256"), (truncate, "SHA-256"), (remove_manifest, "No such file"),
+    (no_json, "manifest.json"), (other_tensors, "manifest"), (fewer_tokens, "tokens"),
+    (symbolic, "symbolic links"), (hard, "hard links"), (huge, "bytes"),
+]  # fmt: skip
+
+
+def test_a_bundle_that_cannot_be_served_ends_the_start_or_is_listed(folder: Path) -> None:
+    for i, (damage, cause) in enumerate(BREAKS):
+        name = f"broken-{i}"
+        manifest, files = tiny_files("gru", name=name)
+        damage(write_bundle(folder, manifest, files))
+    status, line = ended(folder)
+    assert status == 1
+    assert line.startswith("error: broken-0: ")
+    with serve(folder, on_bad_bundle="skip", **LIMITS) as server:
+        goes_on(server)
+        with server.client() as client:
+            ready = client.get("/readyz").json()
+            assert ready["status"] == "ready"
+            causes = {x["name"]: x["cause"] for x in ready["failed"]}
+            assert set(causes) == {f"broken-{i}" for i in range(len(BREAKS))}
+            for i, (_, cause) in enumerate(BREAKS):
+                assert cause in causes[f"broken-{i}"]
+                assert "\n" not in causes[f"broken-{i}"]
+            assert [x["name"] for x in client.get("/models").json()["models"]] == [
+                "tiny-gru", "tiny-lstm",
+            ]  # fmt: skip
+            problem_of(client.post("/score", json={"model": "broken-0", "text": "a"}), 404)
+
+
+def test_models_are_loaded_replaced_and_unloaded_while_it_serves(folder: Path) -> None:
+    with administered(folder) as admin:
+        before = admin.text("tiny-lstm")
+        assert admin.change("tiny-lstm", "load").json()["changed"] is False
+        manifest, files = tiny_files("lstm", scale=1.5)
+        write_bundle(folder, manifest, files)
+        assert admin.text("tiny-lstm") == before
+        answer = admin.change("tiny-lstm", "reload").json()
+        assert answer == {"model": "tiny-lstm", "status": "served", "changed": True}
+        after = admin.text("tiny-lstm")
+        assert after != before
+        break_hash(folder / "tiny-lstm")
+        problem = problem_of(admin.change("tiny-lstm", "reload"), 409)
+        assert "SHA-256" in problem["detail"]
+        # What was served goes on.
+        assert admin.text("tiny-lstm") == after
+        assert admin.change("tiny-gru", "unload").json()["status"] == "unloaded"
+        answer = admin.http.post("/generate", json=ASK | {"model": "tiny-gru"})
+        problem_of(answer, 404)
+        problem_of(admin.change("tiny-gru", "unload"), 404)
+        problem_of(admin.change("no-such", "load"), 404)
+        assert admin.change("tiny-gru", "load").json()["changed"] is True
+        assert admin.text("tiny-gru")
+        assert admin.loads("failed") == 1
+        assert admin.loads("unloaded") == 1
+
+
+def test_a_folder_that_is_watched_is_followed(folder: Path) -> None:
+    with administered(folder, watch_models_s=0.1, on_bad_bundle="skip") as admin:
+        before = admin.text("tiny-lstm")
+        manifest, files = tiny_files("lstm", scale=1.5)
+        write_bundle(folder, manifest, files)
+        eventually(lambda: admin.text("tiny-lstm") != before)
+        changed = admin.text("tiny-lstm")
+        write_bundle(folder, *tiny_files("rnn"))
+        eventually(lambda: "tiny-rnn" in admin.http.get("/models").text)
+        shutil.rmtree(folder / "tiny-gru")
+        eventually(lambda: "tiny-gru" not in admin.http.get("/models").text)
+        broken, files = tiny_files("lstm", scale=1.2)
+        files = {name: data[:-1] if name.endswith("onnx") else data for name, data in files.items()}
+        (folder / "tiny-lstm" / "manifest.json").write_text(broken.model_dump_json())
+        eventually(lambda: "tiny-lstm" in str(admin.http.get("/readyz").json()["failed"]))
+        assert admin.text("tiny-lstm") == changed
+
+
+def test_a_request_ends_with_the_version_that_it_began_with(folder: Path) -> None:
+    body = {
+        "model": "tiny-lstm", "prompt": "a cat", "seed": 1, "max_tokens": 5000,
+        "logit_bias": {"\ue002": -100},
+    }  # fmt: skip
+    limits = {"max_tokens": 100_000, "max_cost_tokens": 10_000_000}
+    with administered(folder, **limits) as admin:
+        expected = admin.http.post("/generate", json=body).json()["results"]
+        manifest, files = tiny_files("lstm", scale=1.5)
+        write_bundle(folder, manifest, files)
+        found: list[Any] = []
+
+        def ask() -> None:
+            found.append(httpx.post(f"{admin.server.url}/generate", json=body, timeout=60,
+                                    headers=admin.headers).json()["results"])  # fmt: skip
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        eventually(lambda: 'unroll_rows{model="tiny-lstm",state="running"} 1.0'
+                   in admin.http.get("/metrics").text)  # fmt: skip
+        assert admin.change("tiny-lstm", "reload").status_code == 200
+        other = admin.http.post("/generate", json=body).json()["results"]
+        asking.join()
+    assert found == [expected]
+    assert other != expected
+
+
+def test_a_hundred_changes_at_once_lose_no_request_and_no_memory(folder: Path) -> None:
+    with administered(folder, max_connections=500) as admin:
+        expected = admin.text("tiny-lstm")
+
+        async def main(rounds: int) -> list[int]:
+            limits = httpx.Limits(max_connections=200)
+            async with httpx.AsyncClient(
+                base_url=admin.server.url, headers=admin.headers, timeout=120, limits=limits
+            ) as http:
+                done = asyncio.Event()
+                answered = 0
+
+                async def ask() -> None:
+                    nonlocal answered
+                    while not done.is_set():
+                        answer = await http.post("/generate", json=ASK | {"model": "tiny-lstm"})
+                        assert answer.status_code == 200, answer.text
+                        assert answer.json()["results"][0]["choices"][0]["text"] == expected
+                        answered += 1
+
+                asking = [asyncio.create_task(ask()) for _ in range(4)]
+                draw = random.Random(7)
+                changes = [
+                    http.post(f"/admin/models/tiny-gru/{draw.choice(['load', 'unload', 'reload'])}")
+                    for _ in range(rounds // 2)
+                ] + [http.post("/admin/models/tiny-lstm/reload") for _ in range(rounds // 2)]
+                draw.shuffle(changes)
+                answers = await asyncio.gather(*changes)
+                done.set()
+                await asyncio.gather(*asking)
+                assert answered > 10
+                return [answer.status_code for answer in answers]
+
+        assert set(asyncio.run(main(40))) <= {200, 404}  # what is unloaded twice is not there
+        resident = admin.server.resident_bytes()
+        assert set(asyncio.run(main(100))) <= {200, 404}
+        eventually(lambda: admin.server.resident_bytes() - resident < 8 * 2**20)
+        goes = admin.text("tiny-lstm")
+    assert goes == expected
+
+
+def test_several_processes_follow_the_folder_and_take_no_single_change(folder: Path) -> None:
+    with administered(folder, workers=2, watch_models_s=0.1) as admin:
+        assert problem_of(admin.change("tiny-lstm", "reload"), 409)["type"] == "several-processes"
+        write_bundle(folder, *tiny_files("rnn"))
+        names = [admin.http.get("/models").text for _ in range(10)]
+        assert names
+        eventually(
+            lambda: all(
+                "tiny-rnn" in httpx.get(f"{admin.server.url}/models", headers=admin.headers).text
+                for _ in range(12)
+            )
+        )
+        # The numbers are those of both.
+        requests = [line for line in admin.http.get("/metrics").text.splitlines()
+                    if line.startswith('unroll_requests_total{route="/models"')]  # fmt: skip
+        assert sum(float(line.rsplit(" ", 1)[1]) for line in requests) >= 22
