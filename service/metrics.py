@@ -92,7 +92,7 @@ class Metrics:
 
     def __init__(self) -> None:
         # When a series began is of no use here, and doubles what is scraped.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._shared = os.environ.get(SHARED_FOLDER)
         self.registry = CollectorRegistry()
         own = self.registry

@@ -13,7 +13,7 @@ from service.bundle import write_bundle
 from tests.bundles import tiny_files
 from tests.end_to_end.server import Server, serve
 
-SLOW = {"header_timeout_s": 0.5, "body_timeout_s": 1.0, "max_connections": 40}
+SLOW: dict[str, Any] = {"header_timeout_s": 0.5, "body_timeout_s": 1.0, "max_connections": 40}
 BODY = json.dumps({"model": "tiny-lstm", "text": "a cat"}).encode()
 
 

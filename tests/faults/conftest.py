@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from service.bundle import Limits, write_bundle
 from tests.bundles import tiny_files
 from tests.end_to_end.server import Server, serve
 
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "max_body_bytes": 200_000,
     "max_inputs": 50,
     "max_prompt_chars": 2000,

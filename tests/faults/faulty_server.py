@@ -55,9 +55,9 @@ def _jumping_time() -> float:
     return _time() + (3600.0 if _armed() else 0.0)
 
 
-OnnxSession._run = _faulty_run  # type: ignore[method-assign]
+setattr(OnnxSession, "_run", _faulty_run)  # noqa: B010 (mypy would have it typed)
 if FAULT == "die":
-    TextRunner._end_read = _deadly_end_read  # type: ignore[method-assign]
+    setattr(TextRunner, "_end_read", _deadly_end_read)  # noqa: B010
 if FAULT == "clock":
     time.time = _jumping_time
 

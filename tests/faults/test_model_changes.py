@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from service.api_keys import new_key
-from service.bundle import write_bundle
+from service.bundle import Limits, write_bundle
 from tests.bundles import tiny_files
 from tests.end_to_end.server import Server, serve
 from tests.faults.conftest import LIMITS
@@ -97,14 +97,14 @@ def fewer_tokens(bundle: Path) -> None:
 
 def symbolic(bundle: Path) -> None:
     graph = next(bundle.glob("*.onnx"))
-    elsewhere = bundle.parent.parent / "elsewhere.onnx"
+    elsewhere = bundle.parent.parent / f"{bundle.name}.onnx"
     graph.rename(elsewhere)
     graph.symlink_to(elsewhere)
 
 
 def hard(bundle: Path) -> None:
     graph = next(bundle.glob("*.onnx"))
-    os.link(graph, bundle.parent.parent / "elsewhere.onnx")
+    os.link(graph, bundle.parent.parent / f"{bundle.name}.onnx")
 
 
 def huge(bundle: Path) -> None:
@@ -114,13 +114,13 @@ def huge(bundle: Path) -> None:
 
 BREAKS = [
     (break_hash, "SHA-256"), (truncate, "SHA-256"), (remove_manifest, "No such file"),
-    (no_json, "manifest.json"), (other_tensors, "manifest"), (fewer_tokens, "tokens"),
+    (no_json, "manifest.json"), (other_tensors, "manifest"), (fewer_tokens, "vocabulary"),
     (symbolic, "symbolic links"), (hard, "hard links"), (huge, "bytes"),
 ]  # fmt: skip
 
 
 def test_a_bundle_that_cannot_be_served_ends_the_start_or_is_listed(folder: Path) -> None:
-    for i, (damage, cause) in enumerate(BREAKS):
+    for i, (damage, _) in enumerate(BREAKS):
         name = f"broken-{i}"
         manifest, files = tiny_files("gru", name=name)
         damage(write_bundle(folder, manifest, files))
@@ -147,7 +147,7 @@ def test_models_are_loaded_replaced_and_unloaded_while_it_serves(folder: Path) -
     with administered(folder) as admin:
         before = admin.text("tiny-lstm")
         assert admin.change("tiny-lstm", "load").json()["changed"] is False
-        manifest, files = tiny_files("lstm", scale=1.5)
+        manifest, files = tiny_files("lstm", scale=1.5, limits=Limits(max_tokens=100_000))
         write_bundle(folder, manifest, files)
         assert admin.text("tiny-lstm") == before
         answer = admin.change("tiny-lstm", "reload").json()
@@ -173,7 +173,7 @@ def test_models_are_loaded_replaced_and_unloaded_while_it_serves(folder: Path) -
 def test_a_folder_that_is_watched_is_followed(folder: Path) -> None:
     with administered(folder, watch_models_s=0.1, on_bad_bundle="skip") as admin:
         before = admin.text("tiny-lstm")
-        manifest, files = tiny_files("lstm", scale=1.5)
+        manifest, files = tiny_files("lstm", scale=1.5, limits=Limits(max_tokens=100_000))
         write_bundle(folder, manifest, files)
         eventually(lambda: admin.text("tiny-lstm") != before)
         changed = admin.text("tiny-lstm")
@@ -196,13 +196,13 @@ def test_a_request_ends_with_the_version_that_it_began_with(folder: Path) -> Non
     limits = {"max_tokens": 100_000, "max_cost_tokens": 10_000_000}
     with administered(folder, **limits) as admin:
         expected = admin.http.post("/generate", json=body).json()["results"]
-        manifest, files = tiny_files("lstm", scale=1.5)
+        manifest, files = tiny_files("lstm", scale=1.5, limits=Limits(max_tokens=100_000))
         write_bundle(folder, manifest, files)
         found: list[Any] = []
 
         def ask() -> None:
-            found.append(httpx.post(f"{admin.server.url}/generate", json=body, timeout=60,
-                                    headers=admin.headers).json()["results"])  # fmt: skip
+            url = f"{admin.server.url}/generate"
+            found.append(httpx.post(url, json=body, timeout=60, headers=admin.headers).json())
 
         asking = threading.Thread(target=ask)
         asking.start()
@@ -211,7 +211,7 @@ def test_a_request_ends_with_the_version_that_it_began_with(folder: Path) -> Non
         assert admin.change("tiny-lstm", "reload").status_code == 200
         other = admin.http.post("/generate", json=body).json()["results"]
         asking.join()
-    assert found == [expected]
+    assert [x["results"] for x in found] == [expected], found
     assert other != expected
 
 
@@ -248,10 +248,14 @@ def test_a_hundred_changes_at_once_lose_no_request_and_no_memory(folder: Path) -
                 assert answered > 10
                 return [answer.status_code for answer in answers]
 
-        assert set(asyncio.run(main(40))) <= {200, 404}  # what is unloaded twice is not there
-        resident = admin.server.resident_bytes()
-        assert set(asyncio.run(main(100))) <= {200, 404}
-        eventually(lambda: admin.server.resident_bytes() - resident < 8 * 2**20)
+        growths: list[int] = []
+        # An allocator's arenas fill once; what leaks grows each time.
+        while len(growths) < 2 or (growths[-1] >= 2 * 2**20 and len(growths) < 5):
+            resident = admin.server.resident_bytes()
+            # What is unloaded twice is not there.
+            assert set(asyncio.run(main(100 if not growths else 30))) <= {200, 404}
+            growths.append(admin.server.resident_bytes() - resident)
+        assert growths[-1] < 2 * 2**20, growths
         goes = admin.text("tiny-lstm")
     assert goes == expected
 
