@@ -83,7 +83,7 @@ lock: ## Resolve the pinned requirements anew (needs uv).
 	rm -rf .venv/lock && $(PYTHON) -m venv .venv/lock
 	.venv/lock/bin/pip install --quiet --no-deps --require-hashes -r requirements/service.txt
 	.venv/lock/bin/pip install --quiet $$(sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
-	.venv/lock/bin/pip install --quiet '.[service,training,bench,dev]'
+	.venv/lock/bin/pip install --quiet '.[service,telemetry,training,bench,dev]'
 	.venv/lock/bin/pip uninstall --quiet --yes huggingface-hub hf-xet httpx2 httpcore2 truststore
 	.venv/lock/bin/pip freeze --exclude unroll --exclude torch > requirements/development.txt
 	rm -rf .venv/lock

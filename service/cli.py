@@ -1,4 +1,4 @@
-"""`python -m service generate|score|translate|models`: the tasks from a command line.
+"""`python -m service generate|score|translate|models|keys`: the tasks from a command line.
 
 They ask a running server (`--url`), or run straight on a bundle (`--bundle`) in this process. Texts
 are arguments or the lines of standard input; answers are written as they come, as text, TSV or
@@ -21,6 +21,7 @@ from urllib.request import Request, urlopen
 from pydantic import ValidationError
 
 from service.answers import scoring
+from service.api_keys import ROLES, ApiKeysError, new_key
 from service.body import field_errors
 from service.bundle import BundleError, read_any_bundle
 from service.engine import Engine
@@ -38,7 +39,7 @@ from service.schemas import (
 from service.settings import Settings
 from service.translator import Translator
 
-COMMANDS = ("generate", "score", "translate", "models")
+COMMANDS = ("generate", "score", "translate", "models", "keys")
 # Lines of standard input that are asked for together where they are there already.
 _LINES = 64
 
@@ -65,24 +66,25 @@ class Service(Protocol):
 class RunningServer:
     """A server, by the standard library: this environment has no other HTTP client."""
 
-    def __init__(self, url: str, model: str | None) -> None:
+    def __init__(self, url: str, model: str | None, key_file: Path | None) -> None:
         if not url.startswith(("http://", "https://")):
             raise CommandError("--url begins with http:// or https://")
         self._url = url.rstrip("/")
         self._model = model
+        self._headers = {} if key_file is None else {"Authorization": f"Bearer {_key(key_file)}"}
 
     def ask(self, path: str, body: Mapping[str, Any]) -> Answer:
         """The answer to a body."""
         named = {"model": self._model} if self._model else {}
         content = json.dumps({**named, **body}).encode()
-        request = Request(
-            self._url + path, content, {"Content-Type": "application/json"}, method="POST"
-        )
-        return self._answer(request)
+        headers = {"Content-Type": "application/json", **self._headers}
+        return self._answer(Request(self._url + path, content, headers, method="POST"))
 
     def models(self) -> list[Answer]:
         """Every served model."""
-        models: list[Answer] = self._answer(Request(f"{self._url}/models"))["models"]
+        models: list[Answer] = self._answer(Request(f"{self._url}/models", headers=self._headers))[
+            "models"
+        ]
         return models
 
     def close(self) -> None:
@@ -97,6 +99,14 @@ class RunningServer:
             raise CommandError(_detail(error)) from error
         except (URLError, HTTPException, OSError, ValueError) as error:
             raise CommandError(f"{self._url}: {error}") from error
+
+
+def _key(path: Path) -> str:
+    """The key in a file: command lines can be read by others."""
+    try:
+        return path.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{path}: no key can be read from it") from error
 
 
 def _detail(error: HTTPError) -> str:
@@ -196,6 +206,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.command == "keys":
+        _write_key(options)
+        return
     service = _service(options)
     try:
         if options.command == "models":
@@ -216,9 +229,19 @@ def _run(options: argparse.Namespace) -> None:
         service.close()
 
 
+def _write_key(options: argparse.Namespace) -> None:
+    """A fresh key for whoever is to have it, and the line that the server is to have."""
+    try:
+        secret, key = new_key(options.name, options.role)
+    except ApiKeysError as error:
+        raise CommandError(str(error)) from error
+    sys.stderr.write(f"the key, told this once: {secret}\n")
+    sys.stdout.write(key.line() + "\n")
+
+
 def _service(options: argparse.Namespace) -> Service:
     if options.bundle is None:
-        return RunningServer(options.url, options.model)
+        return RunningServer(options.url, options.model, options.api_key_file)
     if options.command == "models":
         return _Folder(options.bundle)
     return Bundle(options.bundle)
@@ -343,6 +366,7 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--url", default="http://127.0.0.1:8000", help="of a running server")
     where.add_argument("--bundle", type=Path, help="folder of a bundle, to run it in this process")
     common.add_argument("--model", help="name of a served model")
+    common.add_argument("--api-key-file", type=Path, help="file with the key of a running server")
     common.add_argument("--format", choices=("text", "tsv", "json"), default="text")
     texts = argparse.ArgumentParser(add_help=False)
     texts.add_argument("texts", nargs="*", help="left out: the lines of standard input")
@@ -388,4 +412,11 @@ def _parser() -> argparse.ArgumentParser:
         help="what is served, or what a folder has",
         epilog="python -m service models --bundle models",
     )
+    keys = commands.add_parser(
+        "keys",
+        help="make an API key: it goes to standard error, and its line for the file to output",
+        epilog="python -m service keys alice >> api-keys",
+    )
+    keys.add_argument("name", help="whose it is, as logs tell it")
+    keys.add_argument("--role", choices=ROLES, default="use")
     return parser

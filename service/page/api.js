@@ -3,12 +3,19 @@
 import { events } from "./sse.js";
 
 const BASE = new URL("../", import.meta.url);
+const KEY = "unroll-api-key";
+
+/** The key that every request is made with from now on, in this tab alone. */
+export function useKey(key) {
+  sessionStorage.setItem(KEY, key);
+}
 
 /** What the service answered instead of a result: a problem document, or none at all. */
 export class Problem extends Error {
   constructor(document) {
     super(document.detail);
     this.title = document.title;
+    this.status = document.status ?? 0;
     this.errors = document.errors ?? [];
     this.requestId = document.request_id ?? "";
     this.retryAfter = document.retryAfter ?? null;
@@ -58,8 +65,10 @@ function post(body, signal) {
 
 async function fetched(path, options) {
   let response;
+  const key = sessionStorage.getItem(KEY);
+  const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
   try {
-    response = await fetch(new URL(path, BASE), { ...options, cache: "no-store" });
+    response = await fetch(new URL(path, BASE), { ...options, headers, cache: "no-store" });
   } catch (error) {
     if (isAbort(error)) throw error;
     throw new Problem({ title: "No answer", detail: "The service cannot be reached. Is it still running?" });

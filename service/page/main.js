@@ -1,6 +1,6 @@
 // The page: four tabs over the service's native interface.
 
-import { getJson } from "./api.js";
+import { getJson, useKey } from "./api.js";
 import { legend } from "./charmap.js";
 import { byId } from "./dom.js";
 import { hide } from "./inspector.js";
@@ -37,8 +37,19 @@ async function start() {
   byId("main").setAttribute("data-ready", "");
 }
 
-try {
-  await start();
-} catch (error) {
-  showProblem("start", error);
+async function startOrAsk() {
+  try {
+    await start();
+    byId("start-problem").hidden = byId("key-form").hidden = true;
+  } catch (error) {
+    showProblem("start", error);
+    byId("key-form").hidden = ![401, 403].includes(error.status);
+  }
 }
+
+byId("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  useKey(byId("key").value.trim());
+  startOrAsk();
+});
+await startOrAsk();
