@@ -124,18 +124,34 @@ def test_each_line_of_a_pipe_is_answered_at_once(folder: Path) -> None:
         assert process.wait(60) == 0
 
 
+def test_a_key_that_is_made_is_a_key(folder: Path, tmp_path: Path) -> None:
+    made = command("keys", "alice")
+    keys, own = tmp_path / "keys", tmp_path / "own"
+    keys.write_text(made.stdout)
+    own.write_text(made.stderr.split()[-1])
+    assert own.read_text().startswith("unroll-")
+    assert own.read_text() not in made.stdout
+    with serve(folder, api_keys_file=keys) as guarded:
+        ask = ("models", "--url", guarded.url)
+        assert len(rows(*ask, "--api-key-file", str(own))) == 2
+        assert "send a known key" in command(*ask).stderr
+        nowhere = command(*ask, "--api-key-file", str(tmp_path / "no"))
+        assert "no key can be read" in nowhere.stderr
+
+
 @pytest.mark.parametrize(
     ("status", "words", "arguments"),
     [
         (1, "less than or equal", ["generate", "--bundle", "{text}", "--top-p", "2", "a"]),
         (1, "translates", ["generate", "--bundle", "{pairs}", "a"]),
         (1, "translates nothing", ["translate", "--bundle", "{text}", "a"]),
-        (1, "--source", ["score", "--bundle", "{pairs}", "a"]),
+        (1, "given its source", ["score", "--bundle", "{pairs}", "a"]),
         (1, "no source", ["score", "--bundle", "{text}", "--source", "b", "a"]),
         (1, "manifest.json", ["score", "--bundle", "{folder}", "a"]),
         (1, "no such model", ["score", "--url", "{url}", "--model", "nothing", "a"]),
         (1, "http://", ["score", "--url", "file:///etc/passwd", "a"]),
         (1, "127.0.0.1", ["score", "--url", "http://127.0.0.1:{free}", "a"]),
+        (1, "1 to 64", ["keys", "a b"]),
         (2, "invalid choice", ["score", "--format", "xml", "a"]),
         (2, "not allowed with", ["score", "--url", "http://x", "--bundle", "y", "a"]),
     ],

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
+from service.api_keys import new_key
 from tests.end_to_end.server import ROOT, Server, serve
 from tests.page.chromium import Browser, Page, chromium
 
@@ -698,3 +699,23 @@ def test_the_pictures_of_the_readme(page: Page, tmp_path: Path) -> None:
     for path in folder.glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.stat().st_size < MAX_SCREENSHOT_BYTES
+
+
+def test_a_service_with_keys_asks_for_one(browser: Browser, tmp_path: Path) -> None:
+    secret, key = new_key("reader", "use")
+    keys = tmp_path / "keys"
+    keys.write_text(key.line())
+    folder = tmp_path / "models"
+    shutil.copytree(ROOT / "models" / "alice-rnn", folder / "alice-rnn")
+    with serve(folder, api_keys_file=keys) as guarded:
+        tab = Page(browser)
+        tab.look()
+        tab.open(guarded.url, "document.querySelector('#key-form:not([hidden])') !== null")
+        assert "known key" in tab.text("#start-problem")
+        tab.fill("#key", secret)
+        tab.click("#key-form button")
+        tab.wait(READY)
+        assert tab.evaluate("document.querySelector('#key-form').hidden")
+        tab.click("#write-start")
+        tab.wait("document.querySelector('#write-map').textContent.length > 100")
+        tab.close()
