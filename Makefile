@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY := passive
 LANGUAGE_MODELS := alice-lstm alice-gru alice-rnn
 PAIR_MODELS := dates-en-de dates-iso g2p-en strings-en-de
 
-.PHONY: help serve test lint format bench bench-peers bench-translate bench-g2p bundles shakespeare \
+.PHONY: help serve test test-faults lint format bench bench-peers bench-translate bench-g2p bundles shakespeare \
 	screenshots chromium lock clean
 
 help: ## Show this list.
@@ -21,6 +21,9 @@ serve: $(SERVICE_ENV)/.done ## Serve every bundle under models/ on 127.0.0.1:800
 
 test: $(DEVELOPMENT_ENV)/.done $(CLIENTS_ENV)/.done chromium ## Run every test, with the coverage gate.
 	$(BIN)/pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+test-faults: $(DEVELOPMENT_ENV)/.done ## Run the tests that break things on purpose (part of `make test`).
+	$(BIN)/pytest tests/faults tests/end_to_end/test_protocol.py tests/end_to_end/test_workers.py
 
 # Without it the tests of the page are skipped, and say so.
 chromium: ## Install Chromium for the tests of the page, where apt-get and root are at hand.
