@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -134,6 +135,7 @@ def _serve(app: str | Callable[[], FastAPI], settings: Settings) -> None:
         access_log=False,
         http=BoundedProtocol,
         server_header=False,
+        timeout_keep_alive=math.ceil(settings.keep_alive_s),
         # Nobody's word is taken for where a request comes from.
         proxy_headers=False,
         timeout_graceful_shutdown=_CLOSE_S,

@@ -78,6 +78,11 @@ class Settings(BaseModel):
     max_connections: Count = Field(1000, description="most connections, a process")
     max_url_bytes: Count = Field(8192, description="longest URL")
     max_header_bytes: Count = Field(16_384, description="largest headers of a request, in all")
+    keep_alive_s: Seconds = Field(
+        20.0,
+        description="longest time for which a connection may idle between requests; clients and "
+        "proxies that keep theirs for longer meet closed ones",
+    )
     header_timeout_s: float = Field(10.0, gt=0, description="longest time for a head to arrive")
     body_timeout_s: float = Field(30.0, gt=0, description="longest time for a body to arrive")
     max_body_bytes: Count = Field(8 * 2**20, description="largest request body")
@@ -204,7 +209,7 @@ def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
     parser = argparse.ArgumentParser(
         prog="python -m service",
         description="Serve the bundles of a folder over HTTP.",
-        epilog="Commands: generate, score, translate, models; each has a --help of its own.",
+        epilog="Commands: generate, score, translate, models, keys; each has a --help of its own.",
     )
     for name, field in Settings.model_fields.items():
         help_text = f"{field.description} (default: {field.default}; {PREFIX}{name.upper()})"

@@ -1,6 +1,7 @@
 """One queue, one worker: what shares a run, who waits, what ends how, and that no row is lost."""
 
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -9,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service import scheduler as scheduler_module
 from service.bundle import BOS_ID, PAD_ID
-from service.errors import EngineStopped, ModelFailure, QueueFull
-from service.metrics import EngineMetrics, Metrics
+from service.errors import DeadlineExceeded, EngineStopped, ModelFailure, QueueFull
+from service.metrics import EngineGauges, EngineMetrics, Metrics
 from service.rows import ReadRow, WriteRow
 from service.sampling import SamplingParams
 from service.scheduler import Job, QueueBounds, Scheduler
@@ -29,6 +31,7 @@ from tests.fakes import (
     Inbox,
     answer,
     answer_alone,
+    at_work,
     eventually,
     failure,
     running,
@@ -589,6 +592,75 @@ def test_a_dead_worker_keeps_nothing_of_those_who_give_up() -> None:
         assert scheduler._cancelling == []
 
 
+# --- clients --------------------------------------------------------------------------------------
+
+
+def short_queue(gate: Gate, inbox: Inbox) -> Scheduler[TextWork]:
+    """One row at a time, eight requests in the queue, four of them of one client."""
+    return Scheduler(
+        TextRunner(FakeSession(gate=gate), 1, name="fake"),
+        inbox,
+        name="fake",
+        max_rows=1,
+        bounds=QueueBounds(requests=8, rows=8, tokens=10_000, client_share=0.5),
+        metrics=EngineMetrics(Metrics(), "fake"),
+    )
+
+
+def test_one_client_fills_its_share_and_the_others_find_room() -> None:
+    gate, inbox = Gate(), Inbox()
+    scheduler = short_queue(gate, inbox)
+    with at_work(scheduler, gate):
+        first = Job([work()], client="a")
+        scheduler.submit(first)
+        gate.wait()
+        mine = [Job([work()], client="a") for _ in range(4)]
+        for job in mine:
+            scheduler.submit(job)
+        with pytest.raises(QueueFull, match="with this API key may wait"):
+            scheduler.submit(Job([work()], client="a"))
+        others = [Job([work()], client="b") for _ in range(4)]
+        for job in others:
+            scheduler.submit(job)
+        with pytest.raises(QueueFull, match="at most 8 requests"):
+            scheduler.submit(Job([work()], client="c"))
+        gate.open()
+        inbox.wait_for(first, *mine, *others)
+    # In turn, whoever came first.
+    order = [job.client for job in inbox.jobs[1:]]
+    assert order in (["a", "b"] * 4, ["b", "a"] * 4, ["b"] + ["a", "b"] * 3 + ["a"])
+
+
+def test_a_job_that_is_larger_than_the_queue_leaves_room_for_others() -> None:
+    gate, inbox = Gate(), Inbox()
+    scheduler = short_queue(gate, inbox)
+    with at_work(scheduler, gate):
+        first = Job([work()], client="x")
+        scheduler.submit(first)
+        gate.wait()
+        huge = Job([work() for _ in range(30)], client="a")
+        scheduler.submit(huge)
+        other = Job([work()], client="b")
+        scheduler.submit(other)
+        with pytest.raises(QueueFull):
+            scheduler.submit(Job([work()], client="a"))
+        gate.open()
+        inbox.wait_for(first, huge, other)
+    assert inbox.jobs.index(other) < inbox.jobs.index(huge)
+    assert_as_alone(first, huge, other)
+
+
+def test_when_to_come_again_follows_from_what_was_measured() -> None:
+    rate = scheduler_module._Rate()
+    assert rate.seconds(1000) == 0.0
+    for _ in range(50):
+        rate.add(200, 0.1)
+    assert rate.seconds(10_000) == pytest.approx(5.0)
+    for _ in range(2000):
+        rate.add(100, 0.1)  # it became half as fast, a while ago
+    assert rate.seconds(10_000) == pytest.approx(10.0, rel=1e-3)
+
+
 # --- any schedule ---------------------------------------------------------------------------------
 
 
@@ -597,6 +669,8 @@ class Submit:
     """A job arrives; each piece: its text, its choices, their length."""
 
     pieces: tuple[tuple[tuple[int, ...], int, int], ...]
+    client: str
+    late: bool  # its time is over already
 
 
 @dataclass(frozen=True)
@@ -617,7 +691,12 @@ pieces = st.tuples(
     st.lists(st.integers(3, 11), max_size=25).map(tuple), st.integers(0, 4), st.integers(1, 15)
 )
 events = st.one_of(
-    st.lists(pieces, min_size=1, max_size=3).map(lambda x: Submit(tuple(x))),
+    st.builds(
+        Submit,
+        st.lists(pieces, min_size=1, max_size=3).map(tuple),
+        st.sampled_from(["", "a", "b"]),
+        st.integers(0, 7).map(lambda x: x == 0),
+    ),
     st.integers(0, 9).map(Cancel),
     st.integers(1, 6).map(Step),
 )
@@ -630,7 +709,9 @@ def submitted(event: Submit, seed: int) -> Job[TextWork]:
         [
             work(ids, choices=n, max_tokens=length, seed=seed, counts=n != 1 or length % 3 == 0)
             for ids, n, length in event.pieces
-        ]
+        ],
+        client=event.client,
+        deadline=time.monotonic() + (-1 if event.late else 3600),
     )
 
 
@@ -680,12 +761,28 @@ def test_in_any_schedule_rows_are_conserved_and_every_answer_is_the_answer_alone
             eventually(lambda: scheduler.free)
             assert scheduler.alive
     assert sorted(map(id, inbox.jobs)) == sorted(map(id, jobs))  # each exactly once
-    allowed = {None, *([EngineStopped] if stops else []), *([ModelFailure] * (fault != "none"))}
+    assert scheduler.gauges() == EngineGauges(0, 0, 0, 0, 0.0)
+    for place, job in enumerate(jobs):
+        if job.deadline is not None and job.deadline < job.submitted_at:
+            # It is told, and nothing of it was run.
+            assert job.admitted_at is None
+            assert not any(piece.read.position for piece in job.work)
+            if not stops and place not in given_up:
+                assert failure(job) is DeadlineExceeded
+    jobs_in_time = [x for x in jobs if x.admitted_at is not None or failure(x) is not None]
+    assert stops or given_up or len(jobs_in_time) == len(jobs)
+    allowed = {
+        None,
+        DeadlineExceeded,
+        *([EngineStopped] if stops else []),
+        *([ModelFailure] * (fault != "none")),
+    }
     for place, job in enumerate(jobs):
         assert failure(job) in allowed
         if failure(job) is None and place not in given_up:
             assert_as_alone(job)
-        if fault == "nan" and not stops and place not in given_up:
+        is_late = failure(job) is DeadlineExceeded
+        if fault == "nan" and not stops and not is_late and place not in given_up:
             alone = [answer_alone(piece, FakeSession()) for piece in job.work]
             # After the last token of a text nothing is asked unless something is written there.
             read = [BAD in x.read.tokens[: None if x.write else -1] for x in job.work]
