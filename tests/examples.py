@@ -80,9 +80,36 @@ _OTHERS: dict[str, dict[str, dict[str, Any]]] = {
             "application/json": {
                 "status": "not ready",
                 "reasons": ["the engine of alice-lstm is not running"],
-                "engines": [{"model": "alice-lstm", "ready": False, "last_step_age_s": 31.5}],
+                "engines": [
+                    {
+                        "model": "alice-lstm",
+                        "ready": False,
+                        "last_step_age_s": 31.5,
+                        "stalled_s": 0.0,
+                    }
+                ],
+                "failed": [
+                    {"name": "mine", "cause": "mine: manifest.json: No such file or directory"}
+                ],
             }
         }
+    },
+    "GET /livez": {
+        "503": {
+            "application/json": {
+                "status": "stalled",
+                "reasons": ["the engine of alice-lstm hangs in a step"],
+            }
+        }
+    },
+    "GET /metrics": {
+        "200": {"text/plain": 'unroll_requests_total{route="/score",status="200"} 1027.0\n'}
+    },
+    **{
+        f"POST /admin/models/{{name}}/{change}": {
+            "200": {"application/json": {"model": "alice-lstm", "status": status, "changed": True}}
+        }
+        for change, status in (("load", "served"), ("unload", "unloaded"), ("reload", "served"))
     },
     **{
         f"GET {path}": {"503": {"application/json": {"ready": False}}}
@@ -108,6 +135,8 @@ def written() -> str:
     """The file's content."""
     with serve(ROOT / "models", engine_threads=1) as server, server.client() as client:
         found = {f"{x[0]} {x[1]}": _asked(client, *x) for x in REQUESTS}
+    # What is not asked of it here, since it would change something or is another each time.
+    found |= {name: {"answers": answers} for name, answers in _OTHERS.items() if name not in found}
     return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
 
 
