@@ -2,11 +2,11 @@
 
     python -m bench.overload --seconds 60
 
-The load comes from h2load (Debian: `apt-get install nghttp2-client`) over HTTP/1.1: connections that
-each send at fixed times (`--rps`), begun one after the other, so that together they are a
-constant rate. There are so many that none is still waited for when its turn comes round again, which makes
-an open loop; its log has every answer's time, status and latency. hey and wrk, packaged too,
-cannot: wrk keeps no rate, and hey's workers all send at the same moments.
+The load comes from h2load (Debian: `apt-get install nghttp2-client`) over HTTP/1.1: connections
+that each send at fixed times (`--rps`), begun one after the other, so that together they are a
+constant rate. There are so many that none is still waited for when its turn comes round again,
+which makes an open loop; its log has every answer's time, status and latency. hey and wrk, packaged
+too, cannot: wrk keeps no rate, and hey's workers all send at the same moments.
 
 What h2load does not log is headers. So a shorter run of `bench.load`'s open loop (Poisson) at the
 same rate looks at every 429's Retry-After, and does it all where h2load is not installed. It is a

@@ -3,9 +3,10 @@
     python -m bench.soak --minutes 10
 
 Every ten seconds the server's resident memory, threads, file descriptors and (where `/metrics` has
-`unroll_rows`) rows are sampled. What is left of each series after the first two minutes, in which
-caches and pools fill and the allocator finds its working set, gets a line by least squares. It is
-flat where its slope is at most twice its bound and, less two standard errors, within it:
+`unroll_rows`) rows are sampled. All clients begin with what takes most memory at once. What is left
+of each series after the first two minutes, in which caches and pools fill and the allocator finds
+its working set, gets a line by least squares. It is flat where its slope is at most twice its bound
+and, less two standard errors, within it:
 
 * memory: 30 MiB an hour, in eight minutes 4 MiB. The allocator takes and gives back about as much
   in one piece, so that less cannot be told from nothing. At this traffic's 20 to 60 requests a
@@ -132,6 +133,7 @@ class _Soak:
         ) as session:
             traffic = Traffic(self._server.url, session, self._tally)
             await traffic.learn()
+            await traffic.crowd(CLIENTS)
             clients = [asyncio.create_task(traffic.client(seed)) for seed in range(CLIENTS)]
             reloads = asyncio.create_task(self._reload(session))
             begin = time.monotonic()

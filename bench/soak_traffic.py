@@ -21,7 +21,7 @@ _PROMPTS = ("Alice was ", "The Queen said ", "Off with ", "")
 _TEXTS = ("the white rabbit", "the whjte rabbit", "", "a mad tea-party", "é ☃ 兎")
 _SOURCES = ("unroll", "recurrent", "alice", "rabbit")
 _SEEDS = range(4)
-_LONG: dict[str, object] = {"max_tokens": 3000, "n": 8, "temperature": 1.5}
+_LONG: dict[str, object] = {"max_tokens": 3000, "n": 4, "temperature": 1.5}
 _JSON = {"Content-Type": "application/json"}
 _BAD: tuple[tuple[str, dict[str, str], bytes, int], ...] = (
     ("/generate", _JSON, b"{", 400),
@@ -90,6 +90,15 @@ class Traffic:
             async with self._session.post(f"{self._url}{case.path}", json=case.body) as answer:
                 answer.raise_for_status()
                 self._known.append((case, (await answer.json())["results"]))
+
+    async def crowd(self, clients: int) -> None:
+        """The worst that can coincide: all of the clients stop reading at once, twice over.
+
+        What memory this takes the allocator keeps; later it would show up by chance, as a slope.
+        """
+        for number in range(2 * clients, 4 * clients, clients):
+            seeds = range(number, number + clients)
+            await asyncio.gather(*(self._stalling(random.Random(seed)) for seed in seeds))
 
     async def client(self, seed: int) -> None:
         """One request after the other, of random kinds, until the end."""
@@ -185,7 +194,7 @@ class Traffic:
     async def _stalling(self, rng: random.Random) -> None:
         """A client that stops reading, with a small window, and stays."""
         _, writer = await self._long_request(rng, stream=True, window=4096)
-        for _ in range(rng.randint(5, 100)):
+        for _ in range(rng.randint(50, 100)):
             if self.ending.is_set():
                 break
             await asyncio.sleep(0.1)
