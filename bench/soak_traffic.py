@@ -94,7 +94,7 @@ class Traffic:
     async def crowd(self, clients: int) -> None:
         """The worst that can coincide: all of the clients stop reading at once, twice over.
 
-        What memory this takes the allocator keeps; later it would show up by chance, as a slope.
+        Memory that only such a coincidence takes is then not met later, by chance, as a slope.
         """
         for number in range(2 * clients, 4 * clients, clients):
             seeds = range(number, number + clients)
