@@ -10,7 +10,8 @@ export OMP_WAIT_POLICY := passive
 LANGUAGE_MODELS := alice-lstm alice-gru alice-rnn
 PAIR_MODELS := dates-en-de dates-iso g2p-en strings-en-de
 
-.PHONY: help serve test test-faults lint format bench bench-peers bench-translate bench-g2p bundles shakespeare \
+.PHONY: help serve test test-faults lint format bench bench-peers bench-translate bench-g2p \
+	bench-overload soak bundles shakespeare \
 	screenshots chromium lock clean
 
 help: ## Show this list.
@@ -58,6 +59,12 @@ bench-translate: $(DEVELOPMENT_ENV)/.done ## Measure /translate beside loops in 
 
 bench-g2p: $(DEVELOPMENT_ENV)/.done ## Train SIGMORPHON 2020's languages, beside the official baseline.
 	$(BIN)/python -m bench.g2p
+
+bench-overload: $(DEVELOPMENT_ENV)/.done ## Offer ten times the capacity for a minute (h2load: apt-get install nghttp2-client).
+	$(BIN)/python -m bench.overload
+
+soak: $(DEVELOPMENT_ENV)/.done ## Ten minutes of mixed traffic: memory, threads and descriptors stay flat.
+	$(BIN)/python -m bench.soak --minutes 10
 
 bundles: $(addprefix data/,g2p-en dates strings-en-de) ## Train and export the shipped bundles anew (two hours).
 	for name in $(LANGUAGE_MODELS) $(PAIR_MODELS); do \

@@ -48,6 +48,7 @@ class Answer:
     start: float
     end: float
     status: int
+    retry_after_s: float = 0.0  # for how long the server asks to stay away; 0 where it does not
 
     @property
     def latency_s(self) -> float:
@@ -226,7 +227,7 @@ class _Asker:
             await got.read()
             status = got.status
             retry_after_s = float(got.headers.get("Retry-After", 0.0))
-        self.answers.append(Answer(request, start, time.perf_counter(), status))
+        self.answers.append(Answer(request, start, time.perf_counter(), status, retry_after_s))
         return retry_after_s
 
 

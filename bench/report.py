@@ -47,6 +47,8 @@ def table(rows: Sequence[Row]) -> str:
         line = f"{row.name:<58}{row.value:>12,.4g} {row.unit:<14}"
         if row.ratio is not None:
             line += f"{row.ratio:>9.3g} x  {row.against}"
+        elif row.against is not None:
+            line += f"  {row.against}"
         lines.append(line.rstrip())
     return "\n".join(lines)
 

@@ -1,0 +1,248 @@
+"""Ten times what the server can do: who gets in keeps their time, who does not is told at once.
+
+    python -m bench.overload --seconds 60
+
+The load comes from h2load (Debian: `apt-get install nghttp2-client`) over HTTP/1.1: connections
+that each send at fixed times (`--rps`), begun one after the other, so that together they are a
+constant rate. There are so many that none is still waited for when its turn comes round again,
+which makes an open loop; its log has every answer's time, status and latency. hey and wrk, packaged
+too, cannot: wrk keeps no rate, and hey's workers all send at the same moments.
+
+What h2load does not log is headers. So a shorter run of `bench.load`'s open loop (Poisson) at the
+same rate looks at every 429's Retry-After, and does it all where h2load is not installed. It is a
+Python process on the server's cores, and its latencies are its own as well: beside h2load's they
+are told, and not judged.
+
+The exit status is 1 where a figure fails:
+
+* every request that was sent is answered, with 200 or 429;
+* p99 of those with 200 is within twice that of one client alone, plus the time that the full queue
+  takes at the capacity that a closed loop measured just before;
+* every 429 has a Retry-After, and came in under 20 ms.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.load import Endpoint, Request, Run, closed_loop, cpu_s, open_loop, percentile
+from bench.report import Row, say, table, write
+from bench.server import ROOT, Server, unroll
+from service.settings import Settings
+
+MODEL = "alice-lstm"
+CHOICES = 16
+TOKENS = 256  # with 16 choices some tens of requests a second
+QUEUE_REQUESTS = 32
+CAPACITY_CLIENTS = 24  # what two threads run and half of what may wait: nobody is refused
+TIMES = 10
+REFUSED_WITHIN_S = 0.020
+_PERIOD_MS = 50
+_MOST_CONNECTIONS = 900  # the server takes 1,000
+_MOST_IDLE_S = 4.0  # and closes one after 5 s without a request, which h2load counts as failures
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What an open loop brought: latencies in seconds, by status."""
+
+    generator: str
+    sent: int
+    span_s: float
+    accepted_s: list[float]
+    refused_s: list[float]
+    others: Counter[int]
+    server_cores: float
+
+    @property
+    def lost(self) -> int:
+        """Requests without an answer of 200 or 429."""
+        return self.sent - len(self.accepted_s) - len(self.refused_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A row of the table, and whether it is as it must be; None where it is only told."""
+
+    row: Row
+    good: bool | None = None
+
+
+def main() -> int:
+    """Measure, print, write; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long the overload lasts")
+    parser.add_argument("--niceness", type=int, default=0, help="of h2load")
+    given = parser.parse_args()
+    settings: dict[str, object] = {"max_queue_rows": QUEUE_REQUESTS * CHOICES}
+    if "max_queue_requests" in Settings.model_fields:
+        settings["max_queue_requests"] = QUEUE_REQUESTS
+    logs = ROOT / "bench/.work/logs"
+    with tempfile.TemporaryDirectory() as scratch:
+        models = Path(scratch) / "models"
+        shutil.copytree(ROOT / "models" / MODEL, models / MODEL)
+        with unroll(models, logs / "overload.log", **settings) as server:
+            figures = measure(server, Path(scratch), given.seconds, given.niceness)
+    rows = [figure.row for figure in figures]
+    write("overload.json", f"{TIMES} times the capacity for {given.seconds:g} s", rows)
+    say(table(rows))
+    failed = [figure.row.name for figure in figures if figure.good is False]
+    for name in failed:
+        say(f"FAILED: {name}")
+    return 1 if failed else 0
+
+
+def measure(server: Server, scratch: Path, seconds: float, niceness: int) -> list[Figure]:
+    """One client, a closed loop, and the overload by every generator there is."""
+    endpoint = Endpoint(f"{server.url}/generate", body_of)
+    requests = [Request("Alice was ", TOKENS, seed) for seed in range(4096)]
+    alone = closed_loop(endpoint, requests, clients=1, duration_s=5.0)
+    alone_p99_s = percentile(alone.latencies_s(), 99)
+    full = closed_loop(endpoint, requests, clients=CAPACITY_CLIENTS, duration_s=10.0)
+    capacity = len(full.latencies_s()) / (full.end - full.begin)
+    rate = TIMES * capacity
+    limit_s = 2 * alone_p99_s + QUEUE_REQUESTS / capacity
+    say(f"one client p99 {alone_p99_s:.3f} s, capacity {capacity:.1f}/s, offered {rate:.0f}/s")
+    figures = [
+        _told("one client alone, p50", percentile(alone.latencies_s(), 50) * 1e3, "ms"),
+        _told("one client alone, p99", alone_p99_s * 1e3, "ms"),
+        _told("capacity", capacity, "requests/s"),
+    ]
+    if shutil.which("h2load"):
+        answers = by_h2load(
+            server, scratch, requests[0],
+            rate=rate, limit_s=limit_s, seconds=seconds, niceness=niceness,
+        )  # fmt: skip
+        figures += judged(answers, limit_s)
+        seconds /= 4
+    run = open_loop(
+        endpoint,
+        requests,
+        rate_per_s=rate,
+        duration_s=seconds,
+        warm_up_s=0.0,
+        server_pid=server.pid,
+    )
+    answers = of_run(run)
+    # Where it is the only generator, its latencies are all that there is.
+    alone_here = len(figures) == 3
+    figures += judged(answers, limit_s, latencies=alone_here)
+    refusals = [x for x in run.answers if x.status == 429]
+    silent = sum(not x.retry_after_s for x in refusals)
+    figures.append(_judged("429 without Retry-After", silent, "", good=silent == 0))
+    return figures
+
+
+def body_of(request: Request) -> bytes:
+    """A request as the service takes it."""
+    return json.dumps(
+        {
+            "model": MODEL,
+            "prompt": request.prompt,
+            "max_tokens": request.max_tokens,
+            "n": CHOICES,
+            "seed": request.seed,
+        }
+    ).encode()
+
+
+def by_h2load(
+    server: Server,
+    scratch: Path,
+    request: Request,
+    *,
+    rate: float,
+    limit_s: float,
+    seconds: float,
+    niceness: int,
+) -> Answers:
+    """A constant rate from as many connections as that takes."""
+    body, log = scratch / "body.json", scratch / "h2load.log"
+    body.write_bytes(body_of(request))
+    between_s = min(_MOST_IDLE_S, limit_s * 1.5)
+    connections = min(_MOST_CONNECTIONS, math.ceil(rate * between_s))
+    count = max(1, round(rate * seconds / connections)) * connections
+    command = ["nice", "-n", str(niceness), "h2load", "--h1", f"--data={body}"]
+    command += ["-H", "Content-Type: application/json", f"--log-file={log}"]
+    command += ["-c", str(connections), "-n", str(count), f"--rps={rate / connections:.6f}"]
+    begun = max(1, round(rate * _PERIOD_MS / 1000))
+    command += ["-r", str(begun), f"--rate-period={_PERIOD_MS}ms", f"{server.url}/generate"]
+    before = cpu_s(server.pid)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=seconds * 2 + 120)
+    used = cpu_s(server.pid) - before
+    lines = [[int(x) for x in line.split()[:3]] for line in log.read_text().splitlines()]
+    begins = [line[0] / 1e6 for line in lines]
+    span_s = max(begins) - min(begins)
+    return _answers("h2load", count, span_s, [(x[1], x[2] / 1e6) for x in lines], used / span_s)
+
+
+def of_run(run: Run) -> Answers:
+    """What `bench.load` brought."""
+    found = [(x.status, x.latency_s) for x in run.answers]
+    span_s = run.end - run.begin
+    return _answers("bench.load", len(found), span_s, found, run.server_cpu_s / span_s)
+
+
+def _answers(
+    generator: str, sent: int, span_s: float, found: Sequence[tuple[int, float]], cores: float
+) -> Answers:
+    by_status: dict[int, list[float]] = {}
+    for status, latency_s in found:
+        by_status.setdefault(status, []).append(latency_s)
+    accepted, refused = by_status.pop(200, []), by_status.pop(429, [])
+    others = Counter({status: len(latencies) for status, latencies in by_status.items()})
+    return Answers(generator, sent, span_s, accepted, refused, others, cores)
+
+
+def judged(answers: Answers, limit_s: float, *, latencies: bool = True) -> list[Figure]:
+    """The figures of one generator; its latencies are only told where they are not to be judged."""
+    name = answers.generator
+    accepted, refused = answers.accepted_s, answers.refused_s
+    p99_s = percentile(accepted, 99)
+    slowest_s = max(refused, default=float("nan"))
+    soon = sum(x < REFUSED_WITHIN_S for x in refused) / max(1, len(refused))
+    figures = [
+        _told(f"{name}: offered", answers.sent / answers.span_s, "requests/s"),
+        _told(f"{name}: sent", answers.sent, ""),
+        _judged(f"{name}: answered 200", len(accepted), "", good=bool(accepted)),
+        _judged(f"{name}: refused with 429", len(refused), "", good=bool(refused)),
+        _judged(f"{name}: lost, or of another status", answers.lost, "", good=answers.lost == 0),
+    ]
+    figures += [_told(f"{name}: status {x}", count, "") for x, count in answers.others.items()]
+    figures += [
+        _told(f"{name}: processors of the server", answers.server_cores, "cores"),
+        _told(f"{name}: accepted, p50", percentile(accepted, 50) * 1e3, "ms"),
+        Figure(
+            Row(f"{name}: accepted, p99", p99_s * 1e3, "ms", f"at most {limit_s * 1e3:.0f} ms"),
+            p99_s <= limit_s if latencies else None,
+        ),
+    ]
+    figures += [
+        _told(f"{name}: refused, {label}", value * 1e3, "ms")
+        for label, value in (
+            ("p50", percentile(refused, 50)), ("p99", percentile(refused, 99)), ("max", slowest_s),
+        )
+    ]  # fmt: skip
+    soon_name = f"{name}: refused in under {REFUSED_WITHIN_S * 1e3:g} ms"
+    good = slowest_s < REFUSED_WITHIN_S if latencies else None
+    return [*figures, Figure(Row(soon_name, 100 * soon, "%"), good)]
+
+
+def _told(name: str, value: float, unit: str) -> Figure:
+    return Figure(Row(name, value, unit))
+
+
+def _judged(name: str, value: float, unit: str, *, good: bool) -> Figure:
+    return Figure(Row(name, value, unit), good)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

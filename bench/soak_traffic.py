@@ -1,0 +1,226 @@
+"""Mixed traffic for the soak: requests whose answers are known, bad ones, clients that go away.
+
+Every answer is compared with what the same request gave alone, before the traffic began.
+"""
+
+import asyncio
+import json
+import random
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+LANGUAGE_MODELS = ("alice-lstm", "alice-gru")
+PAIR_MODEL = "g2p-en"
+MOST_PAUSE_S = 0.1  # between two requests of a client: load, and no overload
+_PROMPTS = ("Alice was ", "The Queen said ", "Off with ", "")
+_TEXTS = ("the white rabbit", "the whjte rabbit", "", "a mad tea-party", "é ☃ 兎")
+_SOURCES = ("unroll", "recurrent", "alice", "rabbit")
+_SEEDS = range(4)
+_LONG: dict[str, object] = {"max_tokens": 3000, "n": 4, "temperature": 1.5}
+_JSON = {"Content-Type": "application/json"}
+_BAD: tuple[tuple[str, dict[str, str], bytes, int], ...] = (
+    ("/generate", _JSON, b"{", 400),
+    ("/generate", _JSON, b'{"prompt": 8, "model": "alice-lstm"}', 422),
+    ("/generate", _JSON, b'{"prompt": "x", "model": "nobody"}', 404),
+    ("/generate", _JSON, b'{"prompt": "x", "model": "alice-lstm", "max_tokens": 1000000}', 422),
+    ("/generate", {"Content-Type": "text/html"}, b"x", 415),
+    ("/score", _JSON, b'{"text": "\\ud800", "model": "alice-gru"}', 422),
+    ("/translate", _JSON, b'{"source": ["a"], "model": "g2p-en", "beam_size": 1000}', 422),
+    ("/nowhere", _JSON, b"{}", 404),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A request whose answer is known: where and what is asked."""
+
+    path: str
+    body: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of the traffic, by kind."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    mistakes: list[str] = field(default_factory=list)
+
+    def note(self, kind: str, *, good: bool, told: object) -> None:
+        """Count an answer; one that is wrong is kept, the first of them."""
+        self.counts[kind] += 1
+        if not good:
+            self.counts["wrong"] += 1
+            if len(self.mistakes) < 20:
+                self.mistakes.append(f"{kind}: {told}")
+
+
+def cases() -> list[Case]:
+    """All good requests, each with a seed where it draws."""
+    found = []
+    for model in LANGUAGE_MODELS:
+        for seed in _SEEDS:
+            options = {"model": model, "seed": seed, "max_tokens": 20 + 40 * seed, "n": 1 + seed}
+            found += [Case("/generate", {"prompt": prompt, **options}) for prompt in _PROMPTS]
+        found.append(Case("/score", {"model": model, "text": list(_TEXTS)}))
+        found.append(Case("/score", {"model": model, "text": list(_TEXTS), "context": "Alice "}))
+    for beam_size in (1, 5):
+        body = {"model": PAIR_MODEL, "source": list(_SOURCES), "beam_size": beam_size}
+        found.append(Case("/translate", body))
+    return found
+
+
+class Traffic:
+    """Clients of one server."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession, tally: Tally) -> None:
+        self._url = url
+        self._session = session
+        self._tally = tally
+        self._known: list[tuple[Case, list[Any]]] = []
+        self.ending = asyncio.Event()
+
+    async def learn(self) -> None:
+        """Ask everything once, alone: what every later answer must be."""
+        for case in cases():
+            async with self._session.post(f"{self._url}{case.path}", json=case.body) as answer:
+                answer.raise_for_status()
+                self._known.append((case, (await answer.json())["results"]))
+
+    async def crowd(self, clients: int) -> None:
+        """The worst that can coincide: all of the clients stop reading at once, twice over.
+
+        Memory that only such a coincidence takes is then not met later, by chance, as a slope.
+        """
+        for number in range(2 * clients, 4 * clients, clients):
+            seeds = range(number, number + clients)
+            await asyncio.gather(*(self._stalling(random.Random(seed)) for seed in seeds))
+
+    async def client(self, seed: int) -> None:
+        """One request after the other, of random kinds, until the end."""
+        rng = random.Random(seed)
+        kinds: Sequence[tuple[Callable[[random.Random], Awaitable[None]], float]] = (
+            (self._plain, 10), (self._streamed, 4), (self._lines, 4), (self._bad, 4),
+            (self._leaving, 4), (self._stalling, 0.5),
+        )  # fmt: skip
+        while not self.ending.is_set():
+            (kind,) = rng.choices([x for x, _ in kinds], [weight for _, weight in kinds])
+            try:
+                await kind(rng)
+            except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+                self._tally.note(kind.__name__, good=False, told=repr(error))
+            await asyncio.sleep(rng.uniform(0, MOST_PAUSE_S))
+
+    async def _plain(self, rng: random.Random) -> None:
+        case, known = rng.choice(self._known)
+        async with self._session.post(f"{self._url}{case.path}", json=case.body) as answer:
+            told = await answer.json()
+            good = answer.status == 200 and told["results"] == known
+            self._tally.note(f"{case.path} plain", good=good, told=(answer.status, case, told))
+
+    async def _streamed(self, rng: random.Random) -> None:
+        """Events of `/generate` or `/translate`: the pieces make the known text."""
+        case, known = rng.choice([x for x in self._known if x[0].path != "/score"])
+        pieces: dict[tuple[int, int], str] = {}
+        event, done = "", None
+        body = case.body | {"stream": True}
+        async with self._session.post(f"{self._url}{case.path}", json=body) as answer:
+            async for raw in answer.content:
+                line = raw.decode().rstrip("\n")
+                if line.startswith("event: "):
+                    event = line.removeprefix("event: ")
+                elif line.startswith("data: "):
+                    data = json.loads(line.removeprefix("data: "))
+                    if event == "token" and case.path == "/generate":
+                        at = (data["index"], data["choice"])
+                        pieces[at] = pieces.get(at, "") + data["text"]
+                    elif event != "token":
+                        done = data
+            status = answer.status
+        if case.path == "/generate":
+            expected = {
+                (i, j): choice["text"]
+                for i, result in enumerate(known)
+                for j, choice in enumerate(result["choices"])
+                if choice["text"]
+            }
+            # An end that comes first is an event without text.
+            pieces = {at: text for at, text in pieces.items() if text}
+            good = status == 200 and event == "done" and pieces == expected
+        else:
+            good = status == 200 and done is not None and done.get("results") == known
+        self._tally.note(f"{case.path} streamed", good=good, told=(status, event, case))
+
+    async def _lines(self, rng: random.Random) -> None:
+        """NDJSON in pieces, each line answered with the number that the plain request gave."""
+        case, known = rng.choice([x for x in self._known if x[0].path == "/score"])
+        fields = {"context": case.body["context"]} if "context" in case.body else {}
+        lines = [json.dumps({"text": text, **fields}) + "\n" for text in case.body["text"]]
+
+        async def body() -> Any:
+            for line in lines:
+                data = line.encode()
+                half = rng.randrange(len(data))
+                yield data[:half]
+                await asyncio.sleep(rng.uniform(0, 0.01))
+                yield data[half:]
+
+        url = f"{self._url}/score?model={case.body['model']}"
+        headers = {"Content-Type": "application/x-ndjson"}
+        async with self._session.post(url, data=body(), headers=headers) as answer:
+            told = [json.loads(line) for line in (await answer.text()).splitlines()]
+            found = [each.get("logprob") for each in told]
+            good = answer.status == 200 and found == [each["logprob"] for each in known]
+            self._tally.note("/score streamed", good=good, told=(answer.status, case, found))
+
+    async def _bad(self, rng: random.Random) -> None:
+        path, headers, body, status = rng.choice(_BAD)
+        async with self._session.post(f"{self._url}{path}", data=body, headers=headers) as answer:
+            problem = await answer.json(content_type=None)
+            good = answer.status == status == problem["status"]
+            self._tally.note("bad requests", good=good, told=(path, body, answer.status))
+
+    async def _leaving(self, rng: random.Random) -> None:
+        """A client that closes its connection somewhere in the work."""
+        _, writer = await self._long_request(rng)
+        await asyncio.sleep(rng.uniform(0, 0.3))
+        writer.transport.abort()
+        self._tally.note("clients that left", good=True, told="")
+
+    async def _stalling(self, rng: random.Random) -> None:
+        """A client that stops reading, with a small window, and stays."""
+        _, writer = await self._long_request(rng, stream=True, window=4096)
+        for _ in range(rng.randint(50, 100)):
+            if self.ending.is_set():
+                break
+            await asyncio.sleep(0.1)
+        writer.transport.abort()
+        self._tally.note("clients that stopped reading", good=True, told="")
+
+    async def _long_request(
+        self, rng: random.Random, *, stream: bool | None = None, window: int | None = None
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A `/generate` that takes seconds, over a connection of its own."""
+        host, _, port = self._url.removeprefix("http://").partition(":")
+        connection = socket.socket()
+        connection.setblocking(False)
+        if window is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+        await asyncio.get_running_loop().sock_connect(connection, (host, int(port)))
+        # The reader takes a little and then nothing more: the rest stays in the socket.
+        reader, writer = await asyncio.open_connection(sock=connection, limit=1024)
+        streams = rng.random() < 0.5 if stream is None else stream
+        prompt = "".join(rng.choices("abcdefgh ", k=20))  # read anew: prefixes are never shared
+        model = rng.choice(LANGUAGE_MODELS)
+        body = json.dumps({"model": model, "prompt": prompt, "stream": streams, **_LONG}).encode()
+        head = (
+            f"POST /generate HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        writer.write(head.encode() + body)
+        await writer.drain()
+        return reader, writer
