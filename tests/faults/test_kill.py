@@ -26,7 +26,7 @@ from service.settings import Settings
 from tests.end_to_end.server import ROOT, free_port, serve
 
 CLIENTS = 16
-SETTINGS: dict[str, object] = {"workers": 2, "engine_threads": 1}
+SETTINGS: dict[str, Any] = {"workers": 2, "engine_threads": 1}
 ASKED = [
     {"prompt": prompt, "seed": seed, "max_tokens": 40 + 10 * seed, "n": 2}
     for prompt in ("Alice ", "The Queen said ", "Off with ")
