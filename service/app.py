@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -17,7 +18,7 @@ from service import libretranslate, open_inference, openai_routes, token_routes
 from service.answers import problem_document
 from service.api_keys import read_api_keys
 from service.documentation import document
-from service.errors import ServiceError
+from service.errors import InvalidRequest, ServiceError
 from service.gateway import SECURITY_HEADERS, Doorkeeping, Gateway
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
@@ -91,6 +92,7 @@ def create_app(settings: Settings, engines: Sequence[AnyEngine] | None = None) -
         app.include_router(each)
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _parameter_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
     app.add_middleware(Gateway, doorkeeping=Doorkeeping.of(app.state), render=_problem)
@@ -162,6 +164,14 @@ async def _service_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ServiceError):
         raise TypeError(type(error))
     return _problem(request, error)
+
+
+async def _parameter_error(request: Request, error: Exception) -> Response:
+    """A parameter of the URL that the signature of a route does not take."""
+    if not isinstance(error, RequestValidationError):
+        raise TypeError(type(error))
+    mistakes = [f"{mistake['loc'][-1]}: {mistake['msg']}" for mistake in error.errors()]
+    return _problem(request, InvalidRequest("; ".join(mistakes)))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -1,5 +1,6 @@
 """LibreTranslate's interface over the encoder-decoders, under a prefix of its own."""
 
+import asyncio
 from typing import Any, Literal
 from urllib.parse import parse_qs
 
@@ -7,11 +8,11 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.answers import json_answer, problems_as, served_engines, texts_within, unless_gone
-from service.body import body_documentation, field_errors, read_body, read_bytes
+from service.body import LARGE_BYTES, body_documentation, field_errors, read_body, read_bytes
 from service.errors import InvalidRequest
 from service.request_context import current_request
 from service.schemas import Answer, Problem, Texts
-from service.translator import DEFAULT_BEAM_SIZE, TranslateOptions, Translator
+from service.translator import DEFAULT_BEAM_SIZE, Translated, TranslateOptions, Translator
 
 AUTO = "auto"
 STATUS = {422: 400}  # what their clients expect of a mistake
@@ -107,7 +108,7 @@ async def translate(request: Request) -> Response:
         raise InvalidRequest.at("/alternatives", f"at most {limit} are allowed")
     beams = max(count, min(DEFAULT_BEAM_SIZE, request.app.state.settings.max_beam_size))
     options = TranslateOptions(beam_size=beams, num_hypotheses=count)
-    results = await unless_gone(request, engine.translate(texts, [""] * len(texts), options))
+    results = await unless_gone(request, _translated(engine, texts, options))
     found = [[x.text for x in result.hypotheses] for result in results]
     alone = isinstance(body.q, str)
     first = [x[0] for x in found]
@@ -124,22 +125,42 @@ async def translate(request: Request) -> Response:
     )
 
 
+async def _translated(
+    engine: Translator, texts: list[str], options: TranslateOptions
+) -> list[Translated]:
+    try:
+        return await engine.translate(texts, [""] * len(texts), options)
+    except InvalidRequest as error:
+        # The engine points at its source, which is a language here.
+        raise InvalidRequest.at("/q", error.detail) from error
+
+
 async def _read(request: Request) -> LibreTranslateRequest:
     """The body, as JSON or as a form."""
     media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if media_type != _FORM:
         return await read_body(request, LibreTranslateRequest)
     body = await read_bytes(request, (_FORM,))
+    # A text a field, and the other fields.
+    limit = request.app.state.settings.max_inputs + len(LibreTranslateRequest.model_fields) - 1
+    if len(body) <= LARGE_BYTES:
+        return _parse_form(body, limit)
+    return await asyncio.to_thread(_parse_form, body, limit)
+
+
+def _parse_form(body: bytes, limit: int) -> LibreTranslateRequest:
+    """A form of so many fields at most. Raises InvalidRequest."""
     try:
         form = parse_qs(
             body.decode("ascii"),
             keep_blank_values=True,
             strict_parsing=bool(body),
             errors="strict",
-            max_num_fields=2 * len(LibreTranslateRequest.model_fields),
+            max_num_fields=limit,
         )
     except ValueError as error:
-        raise InvalidRequest("the body is not a form in UTF-8") from error
+        detail = f"the body is not a form in UTF-8 with at most {limit} fields"
+        raise InvalidRequest(detail) from error
     fields: dict[str, Any] = {}
     for name, values in form.items():
         if len(values) > 1 and name != "q":

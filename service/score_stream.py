@@ -121,9 +121,13 @@ async def score_stream(request: Request) -> Response:
 
 
 def _media_type(request: Request) -> tuple[str, str]:
-    media_type, _, parameters = request.headers.get("content-type", "").partition(";")
-    charset = parameters.strip().lower().removeprefix("charset=").strip('"')
-    return media_type.strip().lower(), charset
+    media_type, *parameters = request.headers.get("content-type", "").lower().split(";")
+    charset = ""
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "charset":
+            charset = value.strip().strip('"')
+    return media_type.strip(), charset
 
 
 def _query(request: Request) -> StreamQuery:

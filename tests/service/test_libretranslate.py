@@ -1,8 +1,11 @@
 """`/libretranslate`: their interface. Their own client is in tests/clients."""
 
+import asyncio
+import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from service.app import create_app
@@ -70,6 +73,33 @@ def test_a_form_says_the_same(client: AppClient) -> None:
     assert len(listed.json()["translatedText"]) == 2
 
 
+@pytest.mark.parametrize("letter", ["a", "%61" * 4])  # the longer one is read in a thread
+def test_a_form_may_have_as_many_texts_as_a_list(client: AppClient, letter: str) -> None:
+    form = f"q={letter}&" * 1024 + "source=source&target=target"
+    for content, status in ((form, 200), (f"q=a&{form}", 400), (f"{'q=a&' * 99}{form}", 400)):
+        answer = client.post("/libretranslate/translate", content=content, headers=FORM)
+        assert answer.status_code == status, answer.text
+        assert "at most" in answer.json().get("error", "at most")
+
+
+def test_a_large_form_does_not_hold_up_others(client: AppClient) -> None:
+    texts = "q=" + "%C3%A9" * 1_000_000 + "&source=source&target=target"
+
+    async def ask(http: httpx.AsyncClient) -> float:
+        asking = asyncio.create_task(
+            http.post("/libretranslate/translate", content=texts, headers=FORM)
+        )
+        longest_s = 0.0
+        while not asking.done():
+            start = time.monotonic()
+            await asyncio.sleep(0.001)
+            longest_s = max(longest_s, time.monotonic() - start)
+        assert "too many tokens" in asking.result().json()["error"]
+        return longest_s
+
+    assert client.run(ask) < 1.0
+
+
 @pytest.mark.parametrize(
     ("status", "words", "body"),
     [
@@ -83,6 +113,7 @@ def test_a_form_says_the_same(client: AppClient) -> None:
         (400, "at most 3 are allowed", {"alternatives": 4}),
         (400, "there is no such field", {"made_up": 1}),
         (400, "at least one text", {"q": []}),
+        (400, "too many tokens in a source; at most 60 are allowed (/q)", {"q": ["a", "a" * 61]}),
     ],
 )
 def test_mistakes_are_told_in_their_form(

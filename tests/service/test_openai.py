@@ -309,6 +309,14 @@ def test_tokens_that_cannot_be_are_refused(
     assert answer.json()["errors"][0]["pointer"].startswith(pointer)
 
 
+def test_a_side_that_there_is_not_is_told_as_a_problem(pairs: AppClient) -> None:
+    answer = pairs.get("/models/bpe/vocab", params={"side": "made-up"})
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["detail"] == "side: Input should be 'source' or 'target'"
+    assert "made-up" not in answer.text
+
+
 @pytest.mark.parametrize(
     ("model", "side", "text"),
     [

@@ -148,6 +148,16 @@ def test_what_ends_a_total_is_its_last_line(client: AppClient) -> None:
 
 
 @pytest.mark.parametrize(
+    "parameters",
+    ["", ";", "; charset=UTF-8", ';charset="utf-8"', "; format=flowed; Charset=utf-8", "; a=b"],
+)
+def test_other_parameters_of_a_media_type_mean_nothing(client: AppClient, parameters: str) -> None:
+    for headers, content in ((TEXT, b"a"), (NDJSON, b'{"text": "a"}')):
+        media_type = {"content-type": headers["content-type"] + parameters}
+        assert streamed(client, content, media_type) == streamed(client, content, headers)
+
+
+@pytest.mark.parametrize(
     ("status", "query", "headers"),
     [
         (404, {"model": "nothing"}, TEXT),
