@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -29,7 +30,7 @@ from service.bundle import (
 from service.cpus import usable_cpus
 from service.documentation import document
 from service.engine import Engine
-from service.errors import ServiceError
+from service.errors import FieldError, InvalidRequest, ServiceError
 from service.graphs import GoldenMismatch
 from service.page_routes import read_page
 from service.page_routes import router as page_router
@@ -88,6 +89,7 @@ def create_app(settings: Settings, engines: Sequence[AnyEngine] | None = None) -
         app.include_router(each)
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _parameter_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
     app.add_middleware(RequestIds)
@@ -209,6 +211,15 @@ async def _service_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ServiceError):
         raise TypeError(type(error))
     return _problem(request, error)
+
+
+async def _parameter_error(request: Request, error: Exception) -> Response:
+    """A parameter of a path or a query that FastAPI refuses, whose own answer tells its value."""
+    if not isinstance(error, RequestValidationError):
+        raise TypeError(type(error))
+    errors = [FieldError(f"/{mistake['loc'][-1]}", mistake["msg"]) for mistake in error.errors()]
+    detail = "; ".join(f"{x.pointer}: {x.detail}" for x in errors)
+    return _problem(request, InvalidRequest(detail, errors=errors))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

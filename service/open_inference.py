@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.answers import (
     check_choices,
+    documented_events,
     engine_named,
     json_answer,
     problem_document,
@@ -163,6 +164,7 @@ def open_inference_error(problem: Problem) -> OpenInferenceError:
 
 
 _ERRORS = problems_as(open_inference_error)
+_STREAM_ANSWERS = _ERRORS | documented_events((GenerateStreamResponse, OpenInferenceError))
 Name = Annotated[str, Path(description="Name of a served model.")]
 
 
@@ -187,18 +189,18 @@ async def ready(request: Request, response: Response) -> ReadyOut:
     return _ready(response, bool(engines) and all(x.alive for x in engines.values()))
 
 
-@router.get("/models/{name}/ready", responses={503: {"model": ReadyOut}, "4XX": _ERRORS[404]})
+@router.get("/models/{name}/ready", responses={503: {"model": ReadyOut}, 404: _ERRORS[404]})
 @router.get(
     "/models/{name}/versions/1/ready",
-    responses={503: {"model": ReadyOut}, "4XX": _ERRORS[404]},
+    responses={503: {"model": ReadyOut}, 404: _ERRORS[404]},
 )
 async def model_ready(name: Name, request: Request, response: Response) -> ReadyOut:
     """Whether one model is ready."""
     return _ready(response, engine_named(request, name).alive)
 
 
-@router.get("/models/{name}", responses={"4XX": _ERRORS[404]})
-@router.get("/models/{name}/versions/1", responses={"4XX": _ERRORS[404]})
+@router.get("/models/{name}", responses={404: _ERRORS[404]})
+@router.get("/models/{name}/versions/1", responses={404: _ERRORS[404]})
 async def model(name: Name, request: Request) -> ModelMetadata:
     """One model."""
     engine = engine_named(request, name)
@@ -240,14 +242,14 @@ async def generate(name: Name, request: Request) -> Response:
 
 @router.post(
     "/models/{name}/generate_stream",
-    response_model=GenerateStreamResponse,
-    responses=_ERRORS,
+    response_class=Response,
+    responses=_STREAM_ANSWERS,
     openapi_extra=_BODY,
 )
 @router.post(
     "/models/{name}/versions/1/generate_stream",
-    response_model=GenerateStreamResponse,
-    responses=_ERRORS,
+    response_class=Response,
+    responses=_STREAM_ANSWERS,
     openapi_extra=_BODY,
 )
 async def generate_stream(name: Name, request: Request) -> Response:

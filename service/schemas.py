@@ -444,8 +444,8 @@ class ScoreToken(Answer):
     top: list[AlternativeOut] = Field(description="The likeliest tokens there, likeliest first.")
 
 
-class ScoreResult(Answer):
-    """The probability of one text."""
+class ScoreFigures(Answer):
+    """What a text is worth."""
 
     logprob: float = Field(description="Natural log of the text's probability.")
     bits: float = Field(description="The same in bits, and positive: the total surprisal.")
@@ -454,6 +454,11 @@ class ScoreResult(Answer):
     chars: int = Field(description="Characters that `logprob` counts.")
     bos: bool = Field(description="Whether the text was read as a document's beginning.")
     eos: bool = Field(description="Whether `logprob` counts the end of the text.")
+
+
+class ScoreResult(ScoreFigures):
+    """The probability of one text."""
+
     unknown: list[int] = Field(
         description="Positions, in the normalized text, of characters outside the vocabulary."
     )
