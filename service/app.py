@@ -199,7 +199,7 @@ def _problem(request: Request, error: ServiceError | HTTPException) -> Response:
 # Paths whose clients expect errors in another form, and some with other statuses.
 _ERROR_FORMS: dict[str, tuple[Callable[[Problem], BaseModel], dict[int, int]]] = {
     "/v1/": (openai_routes.openai_error, {}),
-    "/v2/": (open_inference.open_inference_error, {}),
+    "/v2": (open_inference.open_inference_error, {}),
     "/libretranslate/": (libretranslate.libretranslate_error, libretranslate.STATUS),
 }
 

@@ -27,7 +27,7 @@ from service.bundle import EOS_ID, SPECIAL_TOKENS
 from service.engine import Engine
 from service.errors import InvalidRequest, ServiceError
 from service.sampling import SamplingParams
-from service.schemas import Answer, AnyEngine, Problem, TextList
+from service.schemas import Answer, AnyEngine, Problem, StopList
 from service.sse import ServerSentEvent, event_response
 from service.tasks import ChoiceEnd, GenerateOptions, TokenEvent, best_choices
 from service.translator import TranslatedToken, TranslateOptions, Translation, Translator
@@ -96,7 +96,7 @@ class GenerateParameters(BaseModel):
     best_of: int | None = Field(
         None, ge=1, description="Write so many, answer the one with the best mean logprob a token."
     )
-    stop: TextList | None = Field(None, description="Texts that end the generation.")
+    stop: StopList | None = Field(None, description="Texts that end the generation.")
     frequency_penalty: float | None = Field(
         None, ge=-100.0, le=100.0, description="What a token loses each time it has been written."
     )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from service.bundle import (
     DataSource,
@@ -45,6 +45,9 @@ def _not_empty(value: str | list[str]) -> str | list[str]:
 
 # The first mistake ends it: to find every mistake in a list of a million numbers takes seconds.
 TextList = Annotated[list[str], Field(fail_fast=True)]
+# Documented here and checked with the other limits on them.
+StopText = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1})]
+StopList = Annotated[list[StopText], Field(fail_fast=True)]
 Texts = Annotated[str | TextList, AfterValidator(_not_empty)]
 
 
@@ -109,7 +112,7 @@ class GenerateRequest(RequestBody):
     seed: int | None = Field(
         None, ge=0, lt=2**63, description="Same seed, same text. Drawn where it is left out."
     )
-    stop: str | TextList = Field(
+    stop: StopText | StopList = Field(
         default_factory=list, description="Texts that end a choice; they are cut off."
     )
     pattern: str | None = Field(
