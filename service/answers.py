@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from fastapi import Request, Response
 from pydantic import BaseModel
 
+from service.body import inlined_schema
 from service.engine import Engine
 from service.errors import (
     BadRequest,
@@ -61,13 +62,14 @@ _DOCUMENTED: dict[ServiceError, str] = {
     ): "A field or a limit; `errors` points at it.",
     QueueFull(
         "1024 requests wait for this model, with 1024 rows and 20480 tokens; at most 1024 "
-        "requests, 4096 rows and 16777216 tokens may wait"
+        "requests, 4096 rows and 16777216 tokens may wait",
+        headers={"Retry-After": "1"},
     ): "The queue is full; see Retry-After.",
     ModelFailure(
         "the model run failed; other requests go on"
     ): "The model run failed for this request.",
     EngineStopped(
-        "the engine of this model is not running"
+        "the engine of this model is not running", headers={"Retry-After": "1"}
     ): "The engine is not running; see Retry-After.",
     DeadlineExceeded("this request may take 120 s"): "The request took too long.",
 }
@@ -77,7 +79,18 @@ def _documented(error: ServiceError, text: str) -> dict[str, Any]:
     schema = {"$ref": "#/components/schemas/Problem"}
     example = problem_of(error, "4f0d3c8e9b1a4c5f8e7d6c5b4a392817").model_dump()
     content = {"application/problem+json": {"schema": schema, "example": example}}
-    return {"description": text, "model": Problem, "content": content}
+    headers = _documented_headers(error)
+    return {"description": text, "model": Problem, "content": content, "headers": headers}
+
+
+def _documented_headers(error: ServiceError) -> dict[str, Any]:
+    """Retry-After, where an error has it."""
+    described = {
+        "description": "Seconds after which to try again.",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 0},
+    }
+    return {name: {**described, "example": int(value)} for name, value in error.headers.items()}
 
 
 def problem_of(error: ServiceError, request_id: str) -> Problem:
@@ -120,6 +133,7 @@ def problems_as(
             "description": text,
             "model": type(told),
             "content": {"application/json": {"example": told.model_dump()}},
+            "headers": _documented_headers(error),
         }
     return documented
 
@@ -128,6 +142,35 @@ def served_engines(request: Request) -> list[AnyEngine]:
     """Every served model's engine, by name."""
     registry: ModelRegistry = request.app.state.registry
     return [engine for _, engine in sorted(registry.engines.items())]
+
+
+def documented_events(
+    message: Sequence[type[BaseModel]] = (),
+    end: str | None = None,
+    **named: type[BaseModel],
+) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI entry of an answer as server-sent events (`itemSchema` is one event).
+
+    `message`: what an event without a name may hold; `end`: the text of the last one; `named`:
+    what the events with names hold.
+    """
+    events = [_documented_event(None, schema) for schema in message]
+    if end is not None:
+        events.append({"properties": {"data": {"const": end}}, "required": ["data"]})
+    events += [_documented_event(name, schema) for name, schema in named.items()]
+    item = events[0] if len(events) == 1 else {"anyOf": events}
+    return {200: {"content": {"text/event-stream": {"itemSchema": {"type": "object", **item}}}}}
+
+
+def _documented_event(name: str | None, schema: type[BaseModel]) -> dict[str, Any]:
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": inlined_schema(schema),
+    }
+    if name is None:
+        return {"properties": {"data": data}, "required": ["data"]}
+    return {"properties": {"event": {"const": name}, "data": data}, "required": ["event", "data"]}
 
 
 def engine_named(request: Request, name: str | None) -> AnyEngine:

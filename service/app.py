@@ -18,7 +18,7 @@ from service import libretranslate, open_inference, openai_routes, token_routes
 from service.answers import problem_document
 from service.api_keys import read_api_keys
 from service.documentation import document
-from service.errors import InvalidRequest, ServiceError
+from service.errors import FieldError, InvalidRequest, ServiceError
 from service.gateway import SECURITY_HEADERS, Doorkeeping, Gateway
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
@@ -152,7 +152,7 @@ def _problem(request: Request, error: ServiceError | HTTPException) -> Response:
 # Paths whose clients expect errors in another form, and some with other statuses.
 _ERROR_FORMS: dict[str, tuple[Callable[[Problem], BaseModel], dict[int, int]]] = {
     "/v1/": (openai_routes.openai_error, {}),
-    "/v2/": (open_inference.open_inference_error, {}),
+    "/v2": (open_inference.open_inference_error, {}),
     "/libretranslate/": (libretranslate.libretranslate_error, libretranslate.STATUS),
 }
 
@@ -167,11 +167,12 @@ async def _service_error(request: Request, error: Exception) -> Response:
 
 
 async def _parameter_error(request: Request, error: Exception) -> Response:
-    """A parameter of the URL that the signature of a route does not take."""
+    """A parameter of a path or a query that FastAPI refuses, whose own answer tells its value."""
     if not isinstance(error, RequestValidationError):
         raise TypeError(type(error))
-    mistakes = [f"{mistake['loc'][-1]}: {mistake['msg']}" for mistake in error.errors()]
-    return _problem(request, InvalidRequest("; ".join(mistakes)))
+    errors = [FieldError(f"/{mistake['loc'][-1]}", mistake["msg"]) for mistake in error.errors()]
+    detail = "; ".join(f"{x.pointer}: {x.detail}" for x in errors)
+    return _problem(request, InvalidRequest(detail, errors=errors))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -46,9 +46,15 @@ async def read_bytes(request: Request, media_types: Sequence[str]) -> bytes:
 
 def body_documentation(schema: type[BaseModel]) -> dict[str, Any]:
     """The OpenAPI entry of a body that `read_body` reads."""
-    whole = schema.model_json_schema()
-    content = {"schema": _inlined(whole, whole.pop("$defs", {}))}
+    content = {"schema": inlined_schema(schema)}
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def inlined_schema(schema: type[BaseModel]) -> dict[str, Any]:
+    """A JSON schema that stands by itself, for entries that FastAPI takes as they are."""
+    whole = schema.model_json_schema()
+    inlined: dict[str, Any] = _inlined(whole, whole.pop("$defs", {}))
+    return inlined
 
 
 def _inlined(node: Any, definitions: dict[str, Any]) -> Any:

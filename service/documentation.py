@@ -15,19 +15,53 @@ _EXAMPLES: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parent / "examples.json").read_text("utf-8")
 )
 _PROBLEM = "application/problem+json"
+_DESCRIPTION = (
+    "Besides what each operation documents, any request may be answered with a problem document "
+    "(`application/problem+json`) before an operation sees it: 400 (not HTTP/1.1), 408 (it came "
+    "too slowly), 414 and 431 (its URL or its headers are over the limit), 503 (too many "
+    "connections)."
+)
+_ID_NAME = "X-Request-Id"
+_REQUEST_ID = {
+    "description": "The request's own, where it sent a harmless one, or else a new one.",
+    "required": True,
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
+}
 
 
 def document(app: FastAPI) -> dict[str, Any]:
     """The document, made once."""
     if app.openapi_schema is None:
         schema = get_openapi(
-            title=app.title, version=app.version, summary=app.summary, routes=app.routes
+            title=app.title,
+            version=app.version,
+            summary=app.summary,
+            description=_DESCRIPTION,
+            routes=app.routes,
         )
         for path, operations in schema["paths"].items():
             for method, operation in operations.items():
+                _leave_out_fastapis_errors(operation)
                 _add_examples(operation, _EXAMPLES.get(f"{method.upper()} {path}", {}))
+                for response in operation["responses"].values():
+                    headers = response.get("headers", {})
+                    response["headers"] = {
+                        **headers,
+                        _ID_NAME: {"$ref": f"#/components/headers/{_ID_NAME}"},
+                    }
+        schema["components"]["headers"] = {_ID_NAME: _REQUEST_ID}
+        for name in ("HTTPValidationError", "ValidationError"):
+            schema["components"]["schemas"].pop(name, None)
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _leave_out_fastapis_errors(operation: dict[str, Any]) -> None:
+    """It documents a form of 422 that no answer has, wherever a path has a parameter."""
+    contents = operation["responses"].get("422", {}).get("content", {})
+    schema = contents.get("application/json", {}).get("schema", {})
+    if schema.get("$ref", "").endswith("/HTTPValidationError"):
+        del operation["responses"]["422"]
 
 
 def _add_examples(operation: dict[str, Any], examples: dict[str, Any]) -> None:
@@ -40,9 +74,5 @@ def _add_examples(operation: dict[str, Any], examples: dict[str, Any]) -> None:
             # FastAPI adds its own media type to every model.
             contents.pop("application/json", None)
         answers = examples.get("answers", {}).get(status, {})
-        if answers and "application/json" not in answers and "application/json" in contents:
-            # What FastAPI takes for the answer is an event of it.
-            event = contents.pop("application/json")
-            contents.update({media_type: dict(event) for media_type in answers})
         for media_type, example in answers.items():
             contents.setdefault(media_type, {})["example"] = example

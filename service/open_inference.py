@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.answers import (
     check_choices,
+    documented_events,
     engine_named,
     json_answer,
     problem_document,
@@ -27,7 +28,7 @@ from service.bundle import EOS_ID, SPECIAL_TOKENS
 from service.engine import Engine
 from service.errors import InvalidRequest, ServiceError
 from service.sampling import SamplingParams
-from service.schemas import Answer, AnyEngine, Problem, TextList
+from service.schemas import Answer, AnyEngine, Problem, StopList
 from service.sse import ServerSentEvent, event_response
 from service.tasks import ChoiceEnd, GenerateOptions, TokenEvent, best_choices
 from service.translator import TranslatedToken, TranslateOptions, Translation, Translator
@@ -96,7 +97,7 @@ class GenerateParameters(BaseModel):
     best_of: int | None = Field(
         None, ge=1, description="Write so many, answer the one with the best mean logprob a token."
     )
-    stop: TextList | None = Field(None, description="Texts that end the generation.")
+    stop: StopList | None = Field(None, description="Texts that end the generation.")
     frequency_penalty: float | None = Field(
         None, ge=-100.0, le=100.0, description="What a token loses each time it has been written."
     )
@@ -164,6 +165,7 @@ def open_inference_error(problem: Problem) -> OpenInferenceError:
 
 
 _ERRORS = problems_as(open_inference_error)
+_STREAM_ANSWERS = _ERRORS | documented_events((GenerateStreamResponse, OpenInferenceError))
 Name = Annotated[str, Path(description="Name of a served model.")]
 
 
@@ -190,18 +192,18 @@ async def ready(request: Request, response: Response) -> ReadyOut:
     return _ready(response, alive and not state.lifecycle.reasons)
 
 
-@router.get("/models/{name}/ready", responses={503: {"model": ReadyOut}, "4XX": _ERRORS[404]})
+@router.get("/models/{name}/ready", responses={503: {"model": ReadyOut}, 404: _ERRORS[404]})
 @router.get(
     "/models/{name}/versions/1/ready",
-    responses={503: {"model": ReadyOut}, "4XX": _ERRORS[404]},
+    responses={503: {"model": ReadyOut}, 404: _ERRORS[404]},
 )
 async def model_ready(name: Name, request: Request, response: Response) -> ReadyOut:
     """Whether one model is ready."""
     return _ready(response, engine_named(request, name).alive)
 
 
-@router.get("/models/{name}", responses={"4XX": _ERRORS[404]})
-@router.get("/models/{name}/versions/1", responses={"4XX": _ERRORS[404]})
+@router.get("/models/{name}", responses={404: _ERRORS[404]})
+@router.get("/models/{name}/versions/1", responses={404: _ERRORS[404]})
 async def model(name: Name, request: Request) -> ModelMetadata:
     """One model."""
     engine = engine_named(request, name)
@@ -243,14 +245,14 @@ async def generate(name: Name, request: Request) -> Response:
 
 @router.post(
     "/models/{name}/generate_stream",
-    response_model=GenerateStreamResponse,
-    responses=_ERRORS,
+    response_class=Response,
+    responses=_STREAM_ANSWERS,
     openapi_extra=_BODY,
 )
 @router.post(
     "/models/{name}/versions/1/generate_stream",
-    response_model=GenerateStreamResponse,
-    responses=_ERRORS,
+    response_class=Response,
+    responses=_STREAM_ANSWERS,
     openapi_extra=_BODY,
 )
 async def generate_stream(name: Name, request: Request) -> Response:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.answers import (
     check_choices,
+    documented_events,
     engine_named,
     json_answer,
     problem_document,
@@ -65,6 +66,7 @@ def openai_error(problem: Problem) -> OpenAIErrorAnswer:
 
 
 _ERRORS = problems_as(openai_error)
+_END = "[DONE]"  # the last event of a stream
 
 
 @router.get("/models")
@@ -74,8 +76,7 @@ async def models(request: Request) -> ModelsOut:
     return ModelsOut(object="list", data=data)
 
 
-# "4XX" and not 404: else FastAPI documents a 422 of its own that no name can cause.
-@router.get("/models/{name}", responses={"4XX": _ERRORS[404]})
+@router.get("/models/{name}", responses={404: _ERRORS[404]})
 async def model(name: str, request: Request) -> ModelOut:
     """One served language model, in OpenAI's form."""
     engine = engine_named(request, name)
@@ -87,7 +88,7 @@ async def model(name: str, request: Request) -> ModelOut:
 @router.post(
     "/completions",
     response_model=Completion,
-    responses=_ERRORS,
+    responses=_ERRORS | documented_events((Completion, OpenAIErrorAnswer), end=_END),
     openapi_extra=body_documentation(CompletionRequest),
 )
 async def completions(request: Request) -> Response:
@@ -204,7 +205,7 @@ async def _events(
             elif frame.gives_usage:
                 usage = _usage(event.prompt_tokens, event.completion_tokens)
                 yield ServerSentEvent(frame.chunk([], usage).model_dump_json())
-    yield ServerSentEvent("[DONE]")
+    yield ServerSentEvent(_END)
 
 
 def _piece(

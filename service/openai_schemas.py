@@ -13,7 +13,7 @@ from service.bundle import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS
 from service.engine import Engine
 from service.errors import InvalidRequest
 from service.sampling import SamplingParams
-from service.schemas import MAX_ALTERNATIVES, MAX_BIASES, Answer, TextList
+from service.schemas import MAX_ALTERNATIVES, MAX_BIASES, Answer, StopList, TextList
 from service.tasks import GenerateOptions, Prompt, ScoredToken
 
 DEFAULT_MAX_TOKENS = 16  # theirs
@@ -95,7 +95,7 @@ class CompletionRequest(BaseModel):
         None, ge=-100.0, le=100.0, description="What a token loses once the choice has it."
     )
     seed: int | None = Field(None, ge=0, lt=2**63, description="Same seed, same text.")
-    stop: str | TextList | None = Field(None, description="Texts that end a choice.")
+    stop: str | StopList | None = Field(None, description="Texts that end a choice.")
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     stream_options: StreamOptions | None = Field(None, description="With `stream` alone.")
     suffix: Literal[""] | None = Field(None, description="Not offered: empty or left out.")

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from service.answers import (
     PROBLEMS,
     check_choices,
+    documented_events,
     engine_named,
     error_event,
     json_answer,
@@ -33,11 +34,12 @@ from service.schemas import (
     ModelDetail,
     ModelList,
     ModelSummary,
+    Problem,
     ScoreRequest,
     ScoreResponse,
     StreamedToken,
 )
-from service.score_stream import is_stream, score_stream, stream_documentation
+from service.score_stream import ANSWERED_LINES, is_stream, score_stream, stream_documentation
 from service.sse import ServerSentEvent, event_response
 from service.tasks import ChoiceEnd, GenerateOptions, TokenEvent
 from service.translator import ALIGNMENT_SIZE, TranslatedToken, TranslateOptions, Translator
@@ -48,7 +50,7 @@ router = APIRouter()
 @router.post(
     "/generate",
     response_model=GenerateResponse,
-    responses=PROBLEMS,
+    responses=PROBLEMS | documented_events(token=StreamedToken, done=GenerateDone, error=Problem),
     openapi_extra=body_documentation(GenerateRequest),
     tags=["models"],
 )
@@ -91,7 +93,8 @@ async def _generate_events(
 @router.post(
     "/translate",
     response_model=TranslateResponse,
-    responses=PROBLEMS,
+    responses=PROBLEMS
+    | documented_events(token=StreamedTranslationToken, done=TranslateResponse, error=Problem),
     openapi_extra=body_documentation(TranslateRequest),
     tags=["models"],
 )
@@ -128,7 +131,7 @@ async def _translate_events(
 @router.post(
     "/score",
     response_model=ScoreResponse,
-    responses=PROBLEMS,
+    responses=PROBLEMS | ANSWERED_LINES,
     openapi_extra=stream_documentation(body_documentation(ScoreRequest)),
     tags=["models"],
 )
@@ -142,6 +145,8 @@ async def score(request: Request) -> Response:
     if is_stream(request):
         return await score_stream(request)
     body = await read_body(request, ScoreRequest)
+    if request.query_params:
+        raise InvalidRequest("query parameters are of streamed bodies; name the fields in the body")
     engine = engine_named(request, body.model)
     texts = texts_within(body.text, "/text", request)
     results = await unless_gone(request, scoring(engine, body, texts))
@@ -156,8 +161,7 @@ async def models(request: Request) -> ModelList:
     return ModelList(models=[ModelSummary.of(engine) for engine in served_engines(request)])
 
 
-# "4XX" and not 404: else FastAPI documents a 422 of its own that no name can cause.
-@router.get("/models/{name}", responses={"4XX": PROBLEMS[404]}, tags=["models"])
+@router.get("/models/{name}", responses={404: PROBLEMS[404]}, tags=["models"])
 async def model(name: str, request: Request) -> ModelDetail | EncoderDecoderDetail:
     """One model: what it is, what it was trained on and what it is worth."""
     engine = engine_named(request, name)

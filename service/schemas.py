@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from service.bundle import (
     DataSource,
@@ -45,6 +45,9 @@ def _not_empty(value: str | list[str]) -> str | list[str]:
 
 # The first mistake ends it: to find every mistake in a list of a million numbers takes seconds.
 TextList = Annotated[list[str], Field(fail_fast=True)]
+# Documented here and checked with the other limits on them.
+StopText = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1})]
+StopList = Annotated[list[StopText], Field(fail_fast=True)]
 Texts = Annotated[str | TextList, AfterValidator(_not_empty)]
 
 
@@ -109,7 +112,7 @@ class GenerateRequest(RequestBody):
     seed: int | None = Field(
         None, ge=0, lt=2**63, description="Same seed, same text. Drawn where it is left out."
     )
-    stop: str | TextList = Field(
+    stop: StopText | StopList = Field(
         default_factory=list, description="Texts that end a choice; they are cut off."
     )
     pattern: str | None = Field(
@@ -444,8 +447,8 @@ class ScoreToken(Answer):
     top: list[AlternativeOut] = Field(description="The likeliest tokens there, likeliest first.")
 
 
-class ScoreResult(Answer):
-    """The probability of one text."""
+class ScoreFigures(Answer):
+    """What a text is worth."""
 
     logprob: float = Field(description="Natural log of the text's probability.")
     bits: float = Field(description="The same in bits, and positive: the total surprisal.")
@@ -454,6 +457,11 @@ class ScoreResult(Answer):
     chars: int = Field(description="Characters that `logprob` counts.")
     bos: bool = Field(description="Whether the text was read as a document's beginning.")
     eos: bool = Field(description="Whether `logprob` counts the end of the text.")
+
+
+class ScoreResult(ScoreFigures):
+    """The probability of one text."""
+
     unknown: list[int] = Field(
         description="Positions, in the normalized text, of characters outside the vocabulary."
     )

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.types import Message, Receive
 
 from service.answers import engine_named, problem_document, scoring
-from service.body import field_errors
+from service.body import field_errors, inlined_schema
 from service.engine import Engine
 from service.errors import (
     ClientGone,
@@ -25,7 +25,7 @@ from service.errors import (
 from service.line_reader import Line, LineSplitter, TextSplitter
 from service.live import LiveResponse
 from service.request_context import current_request
-from service.schemas import AnyEngine, ScoreRequest, ScoreResult
+from service.schemas import Answer, AnyEngine, Problem, ScoreFigures, ScoreRequest, ScoreResult
 from service.settings import Settings
 from service.tasks import CarriedScore, Scored, ScoreOptions
 from service.translator import Translator
@@ -67,13 +67,55 @@ class StreamedText(BaseModel):
     )
 
 
+class StreamedScore(ScoreFigures):
+    """The answer to a line."""
+
+    line: int = Field(description="Its number, from 1 on.")
+    id: str | int | None = Field(None, description="What the line gave; left out where it did not.")
+    unknown: list[int] = Field(description="As in the JSON answer.")
+
+
+class StreamedError(Answer):
+    """What is told of a line in place of a score, or last of a stream that broke."""
+
+    line: int | None = Field(
+        None, description="Its number; left out where the whole stream is meant."
+    )
+    id: str | int | None = Field(None, description="What the line gave; left out where it did not.")
+    error: Problem = Field(description="As it is told elsewhere.")
+
+
+class StreamedTotal(ScoreFigures):
+    """Mode `total`: of the text as far as it was read."""
+
+    done: bool = Field(description="Whether this is the whole text.")
+    unknown_chars: int = Field(description="How many characters were outside the vocabulary.")
+
+
+# Of one line, as OpenAPI 3.2 has it (`itemSchema`).
+ANSWERED_LINES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            NDJSON: {
+                "itemSchema": {
+                    "anyOf": [
+                        inlined_schema(each)
+                        for each in (StreamedScore, StreamedError, StreamedTotal)
+                    ]
+                }
+            }
+        }
+    }
+}
+
+
 def stream_documentation(operation: dict[str, Any]) -> dict[str, Any]:
     """The OpenAPI entry of `/score`, with the bodies that are streams."""
-    whole = StreamedText.model_json_schema()
     operation["requestBody"]["content"] |= {
         TEXT: {"schema": {"type": "string"}, "example": "the white rabbit\nthe whjte rabbit\n"},
         NDJSON: {
-            "schema": {"type": "string", "description": "Lines of JSON.", "x-line": whole},
+            "schema": {"type": "string", "description": "Lines of JSON."},
+            "itemSchema": inlined_schema(StreamedText),
             "example": '{"text": "the white rabbit", "id": 1}\n',
         },
     }

@@ -79,7 +79,11 @@ class Vocab(Answer):
     tokens: list[VocabToken] = Field(description="Every token, by id.")
 
 
-@router.get("/models/{name}/vocab", response_model=Vocab, responses={"4XX": PROBLEMS[404]})
+@router.get(
+    "/models/{name}/vocab",
+    response_model=Vocab,
+    responses={404: PROBLEMS[404], 422: PROBLEMS[422]},
+)
 async def vocab(
     name: str,
     request: Request,
@@ -148,7 +152,7 @@ async def detokenize(request: Request) -> Response:
     return await json_answer(len(body.tokens), answer)
 
 
-@router.get("/tokenizer_info", responses={"4XX": PROBLEMS[422]})
+@router.get("/tokenizer_info", responses={404: PROBLEMS[404], 422: PROBLEMS[422]})
 async def tokenizer_info(
     request: Request,
     model: Annotated[str | None, Query(description="May be left out where one is served.")] = None,

@@ -166,3 +166,9 @@ def test_curls_own_media_type_and_a_stream_that_is_named_are_taken(client: AppCl
     assert answer.status_code == 200
     answer = client.post(f"/v2/models/{TEXT}/generate_stream", content=content, headers=form)
     assert answer.json() == {"error": "that is asked of generate (/parameters/stream)"}
+
+
+def test_errors_of_the_server_itself_are_in_the_protocols_form(client: AppClient) -> None:
+    answer = client.post("/v2")
+    assert answer.status_code == 405
+    assert set(answer.json()) == {"error"}

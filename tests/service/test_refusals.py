@@ -547,3 +547,12 @@ def test_a_length_that_is_left_out_is_the_models_limit_where_that_is_less(
         assert answer.status_code == httpx.codes.OK
         lengths.append(answer.json()["usage"]["completion_tokens"])
     assert max(lengths) == SETTINGS.max_tokens
+
+
+def test_a_query_parameter_is_refused_without_its_value(client: AppClient) -> None:
+    refused(client, client.get("/models/fake/vocab", params={"side": MARKER}), 422, pointer="/side")
+
+
+def test_the_fields_of_a_json_request_stand_in_its_body(client: AppClient) -> None:
+    answer = client.post("/score", params={"bos": "false"}, json={"text": "a"})
+    assert "body" in refused(client, answer, 422)["detail"]
