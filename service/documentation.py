@@ -52,6 +52,9 @@ def document(app: FastAPI) -> dict[str, Any]:
         schema["components"]["headers"] = {_ID_NAME: _REQUEST_ID}
         for name in ("HTTPValidationError", "ValidationError"):
             schema["components"]["schemas"].pop(name, None)
+        # Where the operator asks for keys; without them everything is open but /admin.
+        schema["components"]["securitySchemes"] = {"apiKey": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{}, {"apiKey": []}]
         app.openapi_schema = schema
     return app.openapi_schema
 

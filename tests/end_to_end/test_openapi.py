@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
+import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
@@ -17,6 +18,7 @@ from schemathesis.checks import CheckFunction
 from schemathesis.core.parameters import ParameterLocation
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
+from service.api_keys import new_key
 from service.app import create_app
 from service.bundle import write_bundle
 from service.settings import Settings
@@ -25,6 +27,9 @@ from tests.end_to_end.server import Server, serve
 
 # The names that the document's examples have.
 MODELS = WRITER, TRANSLATOR = "alice-lstm", "g2p-en"
+SPARE = "spare"  # what is loaded and unloaded
+SECRET, KEY = new_key("tester", "admin")
+HEADERS = {"Authorization": f"Bearer {SECRET}"}
 SOURCE_LANG, TARGET_LANG = "en", "ISO 8601"
 NDJSON = "application/x-ndjson"
 REQUEST_TIMEOUT_S = 30.0
@@ -61,7 +66,8 @@ def document() -> dict[str, Any]:
         for operation in operations.values():
             for parameter in operation.get("parameters", []):
                 if parameter["name"] in {"name", "model"}:
-                    parameter["schema"] = {"enum": MODELS}
+                    changes = path.startswith("/admin/")
+                    parameter["schema"] = {"enum": [SPARE] if changes else MODELS}
             body = operation.get("requestBody", {"content": {}})
             for each in (body, *operation["responses"].values()):
                 describe_lines(each)
@@ -112,7 +118,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "target": manifest.target.model_copy(update={"lang": TARGET_LANG}),
     }
     write_bundle(folder, manifest.model_copy(update=languages), files)
-    with serve(folder, log_level="warning", max_tokens=SETTINGS.max_tokens) as running:
+    write_bundle(folder, *tiny_files("gru", name=SPARE))
+    keys = folder.parent / f"{folder.name}-keys"
+    keys.write_text(KEY.line())
+    limits: dict[str, Any] = {
+        "log_level": "warning",
+        "max_tokens": SETTINGS.max_tokens,
+        "api_keys_file": keys,
+    }
+    with serve(folder, **limits) as running:
         yield running
         assert running.process.poll() is None
 
@@ -135,7 +149,9 @@ def test_answers_are_as_the_document_says(case: schemathesis.Case[Any], server: 
     if case.media_type == NDJSON:
         # A line that is bad is told as such in its place in the answer, whose status came before.
         left_out.append(negative_data_rejection)
-    case.call_and_validate(server.url, excluded_checks=left_out, timeout=REQUEST_TIMEOUT_S)
+    case.call_and_validate(
+        server.url, excluded_checks=left_out, timeout=REQUEST_TIMEOUT_S, headers=HEADERS
+    )
 
 
 def examples() -> Iterator[Any]:
@@ -160,10 +176,17 @@ def examples() -> Iterator[Any]:
 def test_every_example_is_answered(
     operation: Any, media_type: str | None, body: Any, query: dict[str, str], server: Server
 ) -> None:
-    paths = {"name": WRITER} if operation.get_parameter("name", "path") else {}
+    changes = operation.path.startswith("/admin/")
+    if changes and not operation.path.endswith("/unload"):
+        httpx.post(f"{server.url}/admin/models/{SPARE}/unload", headers=HEADERS)
+    elif changes:
+        httpx.post(f"{server.url}/admin/models/{SPARE}/load", headers=HEADERS)
+    named = SPARE if changes else WRITER
+    paths = {"name": named} if operation.get_parameter("name", "path") else {}
     # With JSON the model stands in the body.
     takes_model = media_type != "application/json" and operation.get_parameter("model", "query")
     queries = query | ({"model": WRITER} if takes_model else {})
     rest = {} if media_type is None else {"media_type": media_type, "body": body}
     case = operation.Case(path_parameters=paths, query=queries, **rest)
-    assert case.call_and_validate(server.url, timeout=REQUEST_TIMEOUT_S).status_code == 200
+    answer = case.call_and_validate(server.url, timeout=REQUEST_TIMEOUT_S, headers=HEADERS)
+    assert answer.status_code == 200
