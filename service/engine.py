@@ -170,6 +170,7 @@ class Engine(Workers[TextWork]):
         self, prompts: Sequence[Prompt], options: GenerateOptions
     ) -> tuple[GenerateOptions, "_Beginning", list[TextWork]]:
         """The options with what was left out, where choices begin, and the work."""
+        self.refuse_if_full()
         options = self._checked(prompts, options)
         constraint = await self._constraint(options)
         begin = self._beginning(options)
@@ -342,6 +343,7 @@ class Engine(Workers[TextWork]):
 
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
+        self.refuse_if_full()
         size = sum(map(len, texts)) + sum(map(len, contexts))
         # One context can stand before every text of a list: the body does not bound this.
         limit = self.settings.max_queue_tokens

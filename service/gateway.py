@@ -6,7 +6,6 @@ Around the application and inside nothing: what is refused here costs no more th
 import logging
 import re
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -22,14 +21,16 @@ from service.errors import (
     Forbidden,
     HostNotAllowed,
     InvalidRequest,
+    QueueFull,
     ServiceError,
     Unauthorized,
 )
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
+from service.model_registry import ModelRegistry
 from service.request_context import RequestContext, enter_request
 from service.settings import Settings
-from service.trace_context import Span, Tracer
+from service.trace_context import Span, Tracer, fresh_id
 
 # What anybody may ask for, at any time: whether the server is there, and the page, which holds
 # nothing that is not in the repository. Everything else needs a key where there are keys.
@@ -58,6 +59,7 @@ class Doorkeeping:
 
     settings: Settings
     api_keys: Sequence[ApiKey] | None
+    registry: ModelRegistry
     lifecycle: Lifecycle
     metrics: Metrics
     tracer: Tracer
@@ -65,7 +67,14 @@ class Doorkeeping:
     @classmethod
     def of(cls, state: State) -> "Doorkeeping":
         """The application's."""
-        return cls(state.settings, state.api_keys, state.lifecycle, state.metrics, state.tracer)
+        return cls(
+            state.settings,
+            state.api_keys,
+            state.registry,
+            state.lifecycle,
+            state.metrics,
+            state.tracer,
+        )
 
 
 class Gateway:
@@ -109,12 +118,12 @@ class Gateway:
     def _admitted(self, scope: Scope, headers: Headers, context: RequestContext) -> ASGIApp:
         """What answers: the application, or a refusal."""
         try:
-            self._check(scope["path"], headers, context)
+            self._check(scope["method"], scope["path"], headers, context)
         except ServiceError as error:
             return self._render(Request(scope), error)
         return self._app
 
-    def _check(self, path: str, headers: Headers, context: RequestContext) -> None:
+    def _check(self, method: str, path: str, headers: Headers, context: RequestContext) -> None:
         """Raise the error of a request that is not let in, and note who asks."""
         if path in HEALTH:
             return
@@ -127,6 +136,8 @@ class Gateway:
             again = {"Retry-After": "1", "Connection": "close"}
             raise Draining("the server is about to end; ask again", headers=again)
         context.timeout_s = _timeout_s(headers)
+        if method == "POST" and not path.startswith("/admin/"):
+            self._by.registry.refuse_if_full(context.client)
 
     def _check_key(self, path: str, headers: Headers, context: RequestContext) -> None:
         role = _role_of(path)
@@ -152,7 +163,9 @@ class Gateway:
         times: dict[str, Any] = {"queue_s": context.queue_s, "engine_s": context.engine_s}
         span.end(name, status, {"http.route": route, "unroll.client": context.client, **times})
         if self._by.settings.log_requests:
-            level = logging.DEBUG if route in HEALTH or route == "/metrics" else logging.INFO
+            # Of what is asked all the time, and of a flood, the numbers tell enough.
+            is_quiet = route in HEALTH or route == "/metrics" or status == QueueFull.status
+            level = logging.DEBUG if is_quiet else logging.INFO
             told = {
                 "method": scope["method"] if route != "other" else "",
                 "route": route,
@@ -170,7 +183,7 @@ def _request_id(headers: Headers) -> str:
     given = headers.getlist("x-request-id")
     if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
         return given[0]
-    return uuid.uuid4().hex
+    return fresh_id(16)
 
 
 def _host(headers: Headers) -> str:

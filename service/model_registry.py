@@ -109,6 +109,15 @@ class ModelRegistry:
         current_request().hold(engine)
         return engine
 
+    def refuse_if_full(self, client: str) -> None:
+        """Raise QueueFull where no model has room for anything.
+
+        Known before a body is read: a flood of requests has to cost little.
+        """
+        refusals = [engine.refusal(client) for engine in self.engines.values()]
+        if refusals and all(refusals):
+            raise next(x for x in refusals if x is not None)
+
     # --- changes --------------------------------------------------------------------------------
 
     async def load(self, name: str) -> Change:

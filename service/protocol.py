@@ -6,7 +6,6 @@ size.
 """
 
 import asyncio
-import uuid
 from typing import Any
 
 import h11
@@ -22,6 +21,7 @@ from service.errors import (
     UrlTooLong,
 )
 from service.settings import Settings
+from service.trace_context import fresh_id
 
 
 class BoundedProtocol(H11Protocol):
@@ -126,7 +126,7 @@ class BoundedProtocol(H11Protocol):
     def _refuse(self, error: ServiceError, log: str = "") -> None:
         """Answer with a problem, and close."""
         self._end_deadline()
-        request_id = uuid.uuid4().hex
+        request_id = fresh_id(16)
         self.logger.info("refused: %s (%s) %s", error.type, request_id, log)
         self.app.state.metrics.refused(error.type)
         content = problem_of(error, request_id).model_dump_json().encode()

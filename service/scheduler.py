@@ -258,6 +258,15 @@ class Scheduler(Generic[WorkT]):
             self._held[job.client] = self._held.get(job.client, _Held()) + asked
             self._wake.notify()
 
+    def refusal(self, client: str) -> QueueFull | None:
+        """What the smallest job of a client would be refused with; None where there is room."""
+        with self._wake:
+            try:
+                self._check_room(client, _Held(1, 1, 1))
+            except QueueFull as full:
+                return full
+        return None
+
     def _check_room(self, client: str, asked: _Held) -> None:
         """Raise QueueFull where a job does not fit.
 

@@ -163,6 +163,7 @@ class Translator(Workers[Search]):
 
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
+        self.refuse_if_full()
         options, seed = self._checked(options)
         sources, searches = await self._planned(texts, prefixes, options, seed)
         await self._run(searches)

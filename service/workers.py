@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Generic, Protocol, TypeVar
 
-from service.errors import DeadlineExceeded, EngineStopped, InvalidRequest
+from service.errors import DeadlineExceeded, EngineStopped, InvalidRequest, QueueFull
 from service.metrics import EngineGauges, EngineMetrics, Metrics
 from service.request_context import RequestContext, current_request
 from service.scheduler import RETRY_AFTER_S, Job, QueueBounds, Runner, Scheduler, Work
@@ -126,6 +126,17 @@ class Workers(Generic[WorkT]):
     def age_s(self) -> float:
         """Seconds since the last step of any worker."""
         return time.monotonic() - max(scheduler.last_step for scheduler in self.schedulers)
+
+    def refusal(self, client: str) -> QueueFull | None:
+        """What the least that a client could ask for would be told; None where there is room."""
+        refusals = [scheduler.refusal(client) for scheduler in self.schedulers]
+        return None if None in refusals else refusals[0]
+
+    def refuse_if_full(self) -> None:
+        """Raise QueueFull before anything is prepared that would be in vain."""
+        full = self.refusal(current_request().client)
+        if full is not None:
+            raise full
 
     async def run(self, works: Sequence[WorkT]) -> None:
         """Run all the work to its end. A caller that is cancelled takes its rows along.
