@@ -3,6 +3,7 @@ PYTHON ?= python3
 SERVICE_ENV := .venv/service
 DEVELOPMENT_ENV := .venv/development
 CLIENTS_ENV := .venv/clients
+AUDIT_ENV := .venv/audit
 BIN := $(DEVELOPMENT_ENV)/bin
 # A spinning thread pool costs a shared machine 10 to 45 times.
 export OMP_WAIT_POLICY := passive
@@ -12,7 +13,7 @@ PAIR_MODELS := dates-en-de dates-iso g2p-en strings-en-de
 
 .PHONY: help serve test test-faults lint format bench bench-peers bench-translate bench-g2p \
 	bench-overload soak bundles shakespeare \
-	screenshots chromium lock clean
+	screenshots chromium lock sbom audit clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -98,6 +99,19 @@ lock: ## Resolve the pinned requirements anew (needs uv).
 	.venv/lock/bin/pip freeze --exclude unroll --exclude torch > requirements/development.txt
 	rm -rf .venv/lock
 
+# Its one warning is that requirements tell no graph of who needs whom.
+sbom: $(AUDIT_ENV)/.done ## Write build/sbom.json: CycloneDX of what the service is locked to.
+	mkdir -p build
+	PYTHONWARNINGS=ignore $(AUDIT_ENV)/bin/cyclonedx-py requirements requirements/service.txt \
+		--pyproject pyproject.toml --output-reproducible --output-file build/sbom.json
+
+# Strict, or packages that nobody could be asked about would pass as safe.
+audit: $(AUDIT_ENV)/.done ## Look for known vulnerabilities in the locked requirements (asks pypi.org).
+	@$(AUDIT_ENV)/bin/pip-audit --strict --progress-spinner off --disable-pip --no-deps \
+		-r requirements/service.txt -r requirements/development.txt \
+		|| { echo "audit: FAILED. Either vulnerabilities are listed above, or pypi.org did not answer" \
+		"and nothing is known." >&2; exit 1; }
+
 clean: ## Remove the environments.
 	rm -rf .venv
 
@@ -119,4 +133,9 @@ $(DEVELOPMENT_ENV)/.done: requirements/service.txt requirements/development.txt 
 $(CLIENTS_ENV)/.done: requirements/clients.txt
 	$(PYTHON) -m venv $(CLIENTS_ENV)
 	$(CLIENTS_ENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	touch $@
+
+$(AUDIT_ENV)/.done: requirements/audit.txt
+	$(PYTHON) -m venv $(AUDIT_ENV)
+	$(AUDIT_ENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
 	touch $@

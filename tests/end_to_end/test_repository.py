@@ -1,6 +1,8 @@
 """The repository keeps its word: shipped bundles, documents, pins."""
 
+import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,18 @@ def test_the_service_lock_holds_no_training_package() -> None:
     assert not {"torch", "onnx", "pandas", "safetensors"} & set(
         pins(ROOT / "requirements/service.txt")
     )
+
+
+@pytest.mark.skipif(
+    not (ROOT / ".venv/audit/.done").exists(), reason="make sbom has not made its environment"
+)
+def test_the_bill_of_materials_lists_what_the_service_is_locked_to() -> None:
+    subprocess.run(["make", "sbom"], cwd=ROOT, check=True, capture_output=True)
+    document = json.loads((ROOT / "build/sbom.json").read_text())
+    assert document["bomFormat"] == "CycloneDX"
+    assert document["metadata"]["component"]["name"] == "unroll"
+    found: dict[str, set[str]] = {}
+    for component in document["components"]:
+        found.setdefault(component["name"].lower(), set()).add(component["version"])
+        assert component["purl"].startswith("pkg:pypi/")
+    assert found == pins(ROOT / "requirements/service.txt")
