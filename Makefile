@@ -7,6 +7,8 @@ AUDIT_ENV := .venv/audit
 BIN := $(DEVELOPMENT_ENV)/bin
 # A spinning thread pool costs a shared machine 10 to 45 times.
 export OMP_WAIT_POLICY := passive
+# What is run here is nobody else's business: see service/runtime.py.
+export ORT_DISABLE_TELEMETRY := 1
 
 LANGUAGE_MODELS := alice-lstm alice-gru alice-rnn
 PAIR_MODELS := dates-en-de dates-iso g2p-en strings-en-de

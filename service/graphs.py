@@ -4,13 +4,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-# onnxruntime tells its makers what it runs, and writes an id of the machine into the home folder,
-# unless this is set before it is imported. What is served here is nobody else's business.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-import onnxruntime
-
 from service.bundle import BundleError, Graph, Tensor
+from service.runtime import onnxruntime
 
 # Inputs or outputs by name: element type and shape.
 Declared: TypeAlias = Mapping[str, tuple[str, Sequence[int | str]]]

@@ -9,7 +9,6 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from service.bundle import (
     PAD_ID,
@@ -21,6 +20,7 @@ from service.bundle import (
     padded_length,
 )
 from service.graphs import Declared, GoldenMismatch, check_declared, open_graph
+from service.runtime import onnxruntime
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 # Sources whose lengths lie within as many positions are read together at least.

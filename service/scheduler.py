@@ -25,7 +25,7 @@ RETRY_AFTER_S = 1
 # A refused client is not sent away for longer: what is measured now may be over by then.
 _MOST_RETRY_AFTER_S = 60
 # The rate is that of about so many seconds of work.
-_RATE_MEMORY_S = 20.0
+_RATE_MEMORY_S = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +105,7 @@ class QueueBounds:
     rows: int
     tokens: int
     client_share: float = 1.0
+    wait_s: float | None = None  # expected from the measured rate
 
     def of_client(self) -> "_Held":
         """The most that counts of one client."""
@@ -186,6 +187,7 @@ class Scheduler(Generic[WorkT]):
         self._active: dict[int, tuple[Job[WorkT], WorkT]] = {}  # by id of the work
         self._ended: list[Job[WorkT]] = []
         self._late: list[Job[WorkT]] = []  # whose time was over in the queue
+        self._running_tokens = 0  # of the active work, as the queue counts them
         self._rate = _Rate()
         self._step_began: float | None = None
         self.last_step = time.monotonic()
@@ -281,16 +283,26 @@ class Scheduler(Generic[WorkT]):
         waiting = sum((x.capped(most) for x in self._held.values()), _Held())
         if self._held and (waiting + asked.capped(most)).exceeds(self._bounds):
             raise self._queue_full(self._waiting(), self._bounds, "")
+        wait_s = self._rate.seconds(self._waiting().tokens + self._running_tokens)
+        if self._bounds.wait_s is not None and wait_s > self._bounds.wait_s:
+            raise QueueFull(
+                f"what is asked now would wait for {wait_s:.1f} s; {self._bounds.wait_s:g} s is "
+                "the longest",
+                headers=self._come_again(),
+            )
 
     def _queue_full(self, held: _Held, most: "_Held | QueueBounds", whose: str) -> QueueFull:
-        wait_s = math.ceil(self._rate.seconds(self._waiting().tokens))
-        wait_s = min(max(RETRY_AFTER_S, wait_s), _MOST_RETRY_AFTER_S)
         return QueueFull(
             f"{held.requests} requests {whose}wait for this model, with {held.rows} rows and "
             f"{held.tokens} tokens; at most {most.requests} requests, {most.rows} rows and "
             f"{most.tokens} tokens {whose}may wait",
-            headers={"Retry-After": str(wait_s)},
+            headers=self._come_again(),
         )
+
+    def _come_again(self) -> dict[str, str]:
+        """When what waits now will have been begun."""
+        wait_s = math.ceil(self._rate.seconds(self._waiting().tokens))
+        return {"Retry-After": str(min(max(RETRY_AFTER_S, wait_s), _MOST_RETRY_AFTER_S))}
 
     def _waiting(self) -> _Held:
         return sum(self._held.values(), _Held())
@@ -391,6 +403,7 @@ class Scheduler(Generic[WorkT]):
                 job.admitted_at = now
                 self._metrics.admitted(now - job.submitted_at)
             used_rows += work.rows
+            self._running_tokens += work.queued_tokens
             # Before anything can raise, so that its job is told.
             self._active[id(work)] = (job, work)
             taken.append(work)
@@ -403,6 +416,7 @@ class Scheduler(Generic[WorkT]):
             # It ended in the step in which another part of its job failed, and was dropped.
             return
         job, _ = known
+        self._running_tokens -= work.queued_tokens
         job.open_work -= 1
         if error is None and work.first_token_at is not None:
             first = work.first_token_at
@@ -427,6 +441,7 @@ class Scheduler(Generic[WorkT]):
             # First: the job is still told where this raises.
             self._runner.drop(dropped)
         for work in dropped:
+            self._running_tokens -= work.queued_tokens
             del self._active[id(work)]
 
     def _hand_back(self) -> None:
@@ -447,6 +462,7 @@ class Scheduler(Generic[WorkT]):
             job.error = job.error or _stopped()
             self._end(job)
         self._active.clear()
+        self._running_tokens = 0
         self._runner.clear()
         self._hand_back()
 

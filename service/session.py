@@ -8,10 +8,10 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from service.bundle import PAD_ID, Bundle, BundleError, Graph, Precision, Role
 from service.graphs import Declared, GoldenMismatch, check_declared, open_graph
+from service.runtime import onnxruntime
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 IdArray: TypeAlias = npt.NDArray[np.int64]

@@ -125,6 +125,11 @@ class Settings(BaseModel):
     max_queue_requests: Count = Field(1024, description="requests that may wait, a model")
     max_queue_rows: Count = Field(4096, description="rows that may wait, a model")
     max_queue_tokens: Count = Field(16 * 2**20, description="tokens that may wait, a model")
+    max_queue_s: Seconds | None = Field(
+        None,
+        description="longest time that what is before a request may be expected to take, from the "
+        "measured rate; None bounds the queue by what is in it alone",
+    )
     max_queue_share: float = Field(
         0.5,
         gt=0,

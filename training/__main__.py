@@ -4,6 +4,8 @@ import os
 
 # Before torch is imported: a spinning thread pool costs a shared machine 10 to 45 times.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Before onnxruntime is imported: it would tell its makers what it runs.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import argparse
 import ctypes

@@ -1,8 +1,10 @@
 """The repository keeps its word: shipped bundles, documents, pins."""
 
 import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,3 +124,12 @@ def test_the_bill_of_materials_lists_what_the_service_is_locked_to() -> None:
         found.setdefault(component["name"].lower(), set()).add(component["version"])
         assert component["purl"].startswith("pkg:pypi/")
     assert found == pins(ROOT / "requirements/service.txt")
+
+
+@pytest.mark.parametrize("module", ["service.app", "service.__main__", "training.__main__"])
+def test_nothing_tells_anybody_what_is_run_here(tmp_path: Path, module: str) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    code = f"import {module}, onnxruntime; onnxruntime.get_available_providers()"
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+    assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in str(path).lower()]
