@@ -74,7 +74,8 @@ class Language(Answer):
 
 def libretranslate_error(problem: Problem) -> LibreTranslateError:
     """A problem in LibreTranslate's form."""
-    where = f" ({problem.errors[0].pointer})" if problem.errors else ""
+    pointer = problem.errors[0].pointer if problem.errors else ""
+    where = f" ({pointer})" if pointer else ""
     return LibreTranslateError(error=f"{problem.detail}{where}")
 
 

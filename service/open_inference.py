@@ -160,10 +160,19 @@ class GenerateStreamResponse(Answer):
 
 def open_inference_error(problem: Problem) -> OpenInferenceError:
     """A problem in the protocol's form."""
-    where = f" ({problem.errors[0].pointer})" if problem.errors else ""
+    pointer = problem.errors[0].pointer if problem.errors else ""
+    if pointer and not pointer.startswith(("/text_input", "/parameters")):
+        pointer = _POINTERS.get(pointer, f"/parameters{pointer}")
+    where = f" ({pointer})" if pointer else ""
     return OpenInferenceError(error=f"{problem.detail}{where}")
 
 
+# Of what the engines call otherwise.
+_POINTERS = {
+    "/prompt": "/text_input",
+    "/source": "/text_input",
+    "/logprobs": "/parameters/max_tokens",
+}
 _ERRORS = problems_as(open_inference_error)
 _STREAM_ANSWERS = _ERRORS | documented_events((GenerateStreamResponse, OpenInferenceError))
 Name = Annotated[str, Path(description="Name of a served model.")]

@@ -118,17 +118,17 @@ class BoundedProtocol(H11Protocol):
             # The application sees its client gone, and what it still sends is dropped.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
-            self._refuse(error)
-        else:
-            self.transport.close()
+        self._refuse(error)
 
     def _refuse(self, error: ServiceError, log: str = "") -> None:
-        """Answer with a problem, and close."""
+        """Answer with a problem, and close; an answer that has begun is cut off."""
         self._end_deadline()
         request_id = fresh_id(16)
         self.logger.info("refused: %s (%s) %s", error.type, request_id, log)
         self.app.state.metrics.refused(error.type)
+        if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
+            self.transport.close()
+            return
         content = problem_of(error, request_id).model_dump_json().encode()
         headers = {
             "Content-Type": "application/problem+json",

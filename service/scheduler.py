@@ -190,6 +190,7 @@ class Scheduler(Generic[WorkT]):
         self._running_tokens = 0  # of the active work, as the queue counts them
         self._rate = _Rate()
         self._step_began: float | None = None
+        self._counted_to = time.monotonic()  # up to here the rate knows of the time at work
         self.last_step = time.monotonic()
         self._thread = threading.Thread(target=self._work, name=f"engine-{name}", daemon=True)
 
@@ -336,7 +337,9 @@ class Scheduler(Generic[WorkT]):
             done += work.queued_tokens
             self._end_work(work, error)
         self._step_began, self.last_step = None, time.monotonic()
-        self._rate.add(done, self.last_step - began)
+        # With what came between the steps: that, too, is time in which others wait.
+        self._rate.add(done, self.last_step - self._counted_to)
+        self._counted_to = self.last_step
         if rows:
             self._metrics.stepped(self.last_step - began, rows)
 
@@ -345,6 +348,7 @@ class Scheduler(Generic[WorkT]):
         with self._wake:
             while not (self._queue or self._active or self._cancelling or self._stopping):
                 self._wake.wait()
+                self._counted_to = time.monotonic()
             if self._stopping:
                 return False
             cancelled = self._leave_queue()

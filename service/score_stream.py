@@ -155,6 +155,8 @@ async def score_stream(request: Request) -> Response:
     if lift_deadline is not None:
         lift_deadline()
     body = _Body(request)
+    # Asked for before the answer begins: a client may wait for "100 Continue" to send it.
+    await asyncio.sleep(0)
     if query.mode == "total" and isinstance(engine, Engine):
         answers = _total(request, engine, query, body)
     else:

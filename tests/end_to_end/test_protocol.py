@@ -130,6 +130,26 @@ def test_a_body_that_drips_is_closed_all_the_same(server: Server) -> None:
     goes_on(server)
 
 
+@pytest.mark.parametrize("mode", ["lines", "total"])
+def test_an_answer_that_has_begun_is_cut_off_where_its_body_breaks(
+    server: Server, mode: str
+) -> None:
+    path = f"/score?every=1&mode={mode}"
+    with closing(connected(server)) as connection:
+        connection.sendall(
+            head("Content-Type: text/plain", "Transfer-Encoding: chunked", path=path)
+            + b"8\r\na cat\na \r\n"
+        )
+        whole = b""
+        while b"logprob" not in whole:
+            whole += connection.recv(65536)
+        connection.sendall(b"no chunk\r\n")
+        whole += received(connection)
+    assert whole.count(b"HTTP/1.1 ") == 1
+    assert not whole.endswith(b"0\r\n\r\n")
+    goes_on(server)
+
+
 def test_a_slow_body_behind_another_request_is_closed_all_the_same(server: Server) -> None:
     first = head("Content-Type: application/json", f"Content-Length: {len(BODY)}") + BODY
     with closing(connected(server)) as connection:

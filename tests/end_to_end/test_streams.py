@@ -168,3 +168,19 @@ def test_a_client_that_reads_nothing_is_not_read_from_either(server: Server) -> 
     assert server.resident_bytes() - before < 16 * 2**20
     with server.client() as client:
         assert client.get("/livez").status_code == 200
+
+
+def test_a_client_that_expects_it_is_told_to_continue(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    head = (
+        "POST /score?model=tiny-lstm HTTP/1.1\r\nHost: unroll\r\nContent-Type: text/plain\r\n"
+        "Content-Length: 2\r\nExpect: 100-continue\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(b"a\n")
+        whole = b""
+        while part := connection.recv(65536):
+            whole += part
+    assert b"logprob" in whole

@@ -135,6 +135,26 @@ def test_mistakes_are_told_in_the_protocols_form(
         assert words in answer.json()["error"]
 
 
+@pytest.mark.parametrize(
+    ("model", "words", "body"),
+    [
+        (TEXT, "(/text_input)", {"text_input": "a" * 100_001}),
+        (PAIRS, "(/text_input)", {"text_input": "a" * 61}),
+        (TEXT, "(/parameters/max_tokens)", {"parameters": {"max_tokens": 10**9}}),
+        (TEXT, "(/parameters/max_tokens)", {"parameters": {"best_of": 16, "max_tokens": 4000}}),
+        (TEXT, "(/parameters/stop)", {"parameters": {"stop": [""]}}),
+        (PAIRS, "(/parameters/target_prefix)", {"parameters": {"target_prefix": "a" * 200}}),
+        (TEXT, "there are text_input, parameters", {"made_up": 1}),
+    ],
+)
+def test_mistakes_are_told_by_the_protocols_own_names(
+    client: AppClient, model: str, words: str, body: dict[str, Any]
+) -> None:
+    answer = client.post(f"/v2/models/{model}/generate", json={"text_input": "a", **body})
+    assert answer.status_code == 422
+    assert answer.json()["error"].endswith(words)
+
+
 def test_as_many_are_written_as_a_prompt_may_have_choices(client: AppClient) -> None:
     body = {"text_input": "a", "parameters": {"best_of": 17}}
     answer = client.post(f"/v2/models/{TEXT}/generate", json=body)
