@@ -19,11 +19,11 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from fastapi.testclient import TestClient
 
 from service.app import create_app
 from service.settings import Settings
 from tests.end_to_end.server import ROOT, free_port, serve
+from tests.fakes import AppClient
 
 CLIENTS = 16
 SETTINGS: dict[str, Any] = {"workers": 2, "engine_threads": 1}
@@ -56,7 +56,7 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def known(models_dir: Path) -> list[tuple[str, ...]]:
     """The texts of each request, asked alone within this process."""
     app = create_app(Settings(models_dir=models_dir))
-    with TestClient(app, base_url="http://127.0.0.1") as client:
+    with AppClient(app) as client:
         texts = [texts_in(client.post("/generate", json=body).json()) for body in ASKED]
     assert len(set(texts)) == len(ASKED)
     return texts
@@ -172,7 +172,7 @@ def test_a_tree_of_processes_that_is_killed_and_started_again_serves_as_before(
         outcomes, struck = asyncio.run(load(supervisor.url, strike))
         # The start of a process, twice, since the parent opens what it serves and then each worker:
         # 7.4 s were seen on a machine with four times as much to do as it has processors.
-        check(outcomes, struck, known, within_s=20.0)
+        check(outcomes, struck, known, within_s=10.0)
         assert supervisor.process.pid != first.pid
 
 
