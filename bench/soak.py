@@ -2,21 +2,20 @@
 
     python -m bench.soak --minutes 10
 
-Every ten seconds the server's resident memory, threads, file descriptors and (where `/metrics` has
-`unroll_rows`) rows are sampled. All clients begin with what takes most memory at once. What is left
-of each series after the first two minutes, in which caches and pools fill and the allocator finds
-its working set, gets a line by least squares. It is flat where its slope is at most twice its bound
-and, less two standard errors, within it:
+Every ten seconds the server's resident memory, threads, file descriptors and rows are sampled. All
+clients begin with what takes most memory at once. What is left of each series after the first two
+minutes, in which caches and pools fill and the allocator finds its working set, gets a line by
+least squares. It is flat where its slope is at most twice its bound and, less two standard errors,
+within it:
 
 * memory: 30 MiB an hour, in eight minutes 4 MiB; memory was seen to grow in steps of 3 to 9 MiB, so
   that less cannot be told from one step. At 20 requests a second it is 440 bytes a request.
 * threads and file descriptors: 30 an hour, 4 in eight minutes, a third of the clients: connections
   come and go by as many. A leak of one in a thousand requests is 72 an hour.
-* rows: none is in use when the clients have gone (nothing is checked where no route tells).
+* rows: none is in use when the clients have gone.
 
 The exit status is 1 where something is not flat, an answer was not the one known for its request,
-or a request failed. With `--admin-key` (and `--api-keys-file`, which the server reads) one model is
-reloaded every 20 s.
+or a request failed. Every 20 s one of the models is reloaded, with a key that is made for the run.
 """
 
 import argparse
@@ -26,7 +25,6 @@ import shutil
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -39,6 +37,7 @@ import psutil
 from bench.report import RESULTS, Row, say, table, write
 from bench.server import ROOT, Server, unroll
 from bench.soak_traffic import LANGUAGE_MODELS, PAIR_MODEL, Tally, Traffic
+from service.api_keys import new_key
 
 CLIENTS = 12
 SAMPLE_S = 10.0
@@ -59,7 +58,7 @@ class Sample:
     memory_mib: float
     threads: int
     file_descriptors: int
-    rows: float | None  # None where no route tells
+    rows: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +92,17 @@ def main() -> int:
     """Soak, print the slopes, write them; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--admin-key", help="key for reloads; none are tried without it")
-    parser.add_argument("--api-keys-file", type=Path, help="the server's file of hashed keys")
     given = parser.parse_args()
-    settings: dict[str, object] = dict(_SETTINGS)
-    if given.api_keys_file is not None:
-        settings["api_keys_file"] = given.api_keys_file.resolve()
+    secret, key = new_key("soak", "admin")
     with tempfile.TemporaryDirectory() as scratch:
+        keys = Path(scratch) / "keys"
+        keys.write_text(key.line())
+        settings: dict[str, object] = {**_SETTINGS, "api_keys_file": keys}
         folder = Path(scratch) / "models"
         for name in (*LANGUAGE_MODELS, PAIR_MODEL):
             shutil.copytree(ROOT / "models" / name, folder / name)
         with unroll(folder, ROOT / "bench/.work/logs/soak.log", **settings) as server:
-            soak = _Soak(server, given.minutes * 60.0, given.admin_key)
+            soak = _Soak(server, given.minutes * 60.0, secret)
             asyncio.run(soak.run())
     return soak.report()
 
@@ -112,7 +110,7 @@ def main() -> int:
 class _Soak:
     """One run: traffic, samples, reloads."""
 
-    def __init__(self, server: Server, duration_s: float, admin_key: str | None) -> None:
+    def __init__(self, server: Server, duration_s: float, admin_key: str) -> None:
         self._server = server
         self._duration_s = duration_s
         self._admin_key = admin_key
@@ -120,17 +118,17 @@ class _Soak:
         self._samples: list[Sample] = []
         self._tally = Tally()
         self._reloads = 0
-        self._rows_at_end: float | None = None
+        self._rows_at_end = 0.0
 
     async def run(self) -> None:
         """Learn the answers, then everything at once; in the end all rows must be free."""
         connector = aiohttp.TCPConnector(limit=0)
-        headers = {"Authorization": f"Bearer {self._admin_key}"} if self._admin_key else {}
+        headers = {"Authorization": f"Bearer {self._admin_key}"}
         timeout = aiohttp.ClientTimeout(total=60)
         async with aiohttp.ClientSession(
             connector=connector, headers=headers, timeout=timeout
         ) as session:
-            traffic = Traffic(self._server.url, session, self._tally)
+            traffic = Traffic(self._server.url, session, self._tally, self._admin_key)
             await traffic.learn()
             await traffic.crowd(CLIENTS)
             clients = [asyncio.create_task(traffic.client(seed)) for seed in range(CLIENTS)]
@@ -144,33 +142,31 @@ class _Soak:
             await asyncio.gather(*clients)
         # What a client left behind ends within a step, and takes a moment to be told.
         for _ in range(50):
-            self._rows_at_end = await asyncio.to_thread(rows_in_use, self._server.url)
+            self._rows_at_end = await asyncio.to_thread(
+                rows_in_use, self._server.url, self._admin_key
+            )
             if not self._rows_at_end:
                 break
             await asyncio.sleep(0.1)
 
     async def _sample(self, at_s: float) -> Sample:
-        rows = await asyncio.to_thread(rows_in_use, self._server.url)
+        rows = await asyncio.to_thread(rows_in_use, self._server.url, self._admin_key)
         memory = self._process.memory_info().rss / _MIB
         sample = Sample(at_s, memory, self._process.num_threads(), self._process.num_fds(), rows)
-        told = "" if rows is None else f", {rows:g} rows"
         say(
             f"{at_s:5.0f} s: {memory:.1f} MiB, {sample.threads} threads, "
-            f"{sample.file_descriptors} file descriptors{told}; "
+            f"{sample.file_descriptors} file descriptors, {rows:g} rows; "
             f"{self._tally.counts.total()} requests, {self._tally.counts['wrong']} wrong"
         )
         return sample
 
     async def _reload(self, session: aiohttp.ClientSession) -> None:
         names = (*LANGUAGE_MODELS, PAIR_MODEL)
-        while self._admin_key is not None:
+        while True:
             await asyncio.sleep(RELOAD_S)
             name = names[self._reloads % len(names)]
             url = f"{self._server.url}/admin/models/{name}/reload"
             async with session.post(url) as answer:
-                if answer.status in {404, 405}:
-                    say("this server reloads no models")
-                    return
                 self._tally.note("reloads", good=answer.status == 200, told=answer.status)
             self._reloads += 1
 
@@ -198,8 +194,7 @@ class _Soak:
         wrong = self._tally.counts.pop("wrong", 0)
         rows += [Row(name, count, "") for name, count in sorted(self._tally.counts.items())]
         rows.append(Row("answers that are not the known one, and failures", wrong, ""))
-        if self._rows_at_end is not None:
-            rows.append(Row("rows in use at the end", self._rows_at_end, ""))
+        rows.append(Row("rows in use at the end", self._rows_at_end, ""))
         say(table(rows))
         for mistake in self._tally.mistakes:
             say(mistake[:400])
@@ -212,15 +207,12 @@ class _Soak:
         return 0 if good else 1
 
 
-def rows_in_use(url: str) -> float | None:
-    """The sum of `unroll_rows` of `/metrics`; None where there is none."""
-    try:
-        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
-            lines = answer.read().decode().splitlines()
-    except urllib.error.HTTPError:
-        return None
-    values = [float(x.rpartition(" ")[2]) for x in lines if x.startswith("unroll_rows{")]
-    return sum(values) if values else None
+def rows_in_use(url: str, key: str) -> float:
+    """The sum of `unroll_rows` of `/metrics`."""
+    request = urllib.request.Request(f"{url}/metrics", headers={"Authorization": f"Bearer {key}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(x.rpartition(" ")[2]) for x in lines if x.startswith("unroll_rows{"))
 
 
 if __name__ == "__main__":

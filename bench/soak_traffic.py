@@ -77,8 +77,9 @@ def cases() -> list[Case]:
 class Traffic:
     """Clients of one server."""
 
-    def __init__(self, url: str, session: aiohttp.ClientSession, tally: Tally) -> None:
+    def __init__(self, url: str, session: aiohttp.ClientSession, tally: Tally, key: str) -> None:
         self._url = url
+        self._key = key
         self._session = session
         self._tally = tally
         self._known: list[tuple[Case, list[Any]]] = []
@@ -219,6 +220,7 @@ class Traffic:
         body = json.dumps({"model": model, "prompt": prompt, "stream": streams, **_LONG}).encode()
         head = (
             f"POST /generate HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+            f"Authorization: Bearer {self._key}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         writer.write(head.encode() + body)
