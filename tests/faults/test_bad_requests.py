@@ -6,15 +6,21 @@ once, has counted every one, and has not grown.
 
 import gzip
 import json
+import select
+import socket
+import time
 import unicodedata
 import zlib
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.end_to_end.server import Server
+from tests.end_to_end.server import Server, serve
+from tests.faults.conftest import LIMITS
 from tests.faults.support import MARKER, goes_on, moved, problem_of
 
 JSON = {"Content-Type": "application/json"}
@@ -249,3 +255,51 @@ def test_a_state_of_another_model_is_refused(server: Server) -> None:
         ):
             problem_of(client.post("/score", json=whole | {"state": broken}), 422)
     goes_on(server)
+
+
+# --- bodies and connections that never end --------------------------------------------------------
+
+
+def connected(server: Server) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+@pytest.mark.parametrize("size", [1, 4096])
+def test_a_body_in_chunks_is_refused_where_it_passes_the_limit(server: Server, size: int) -> None:
+    head = (
+        "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        "Transfer-Encoding: chunked\r\n\r\n"
+    )
+    chunks = f"{size:x}\r\n{' ' * size}\r\n".encode() * (64_000 // size)
+    resident = server.resident_bytes()
+    with closing(connected(server)) as connection:
+        connection.sendall(head.encode())
+        answer, sent = b"", 0
+        # A million of one byte would be five times the limit.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            while not answer and sent < 1_000_000:
+                connection.sendall(chunks)
+                sent += 64_000
+                if select.select([connection], [], [], 0.01)[0]:
+                    answer = connection.recv(65536)
+        if not answer:
+            answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert server.resident_bytes() - resident < 16 * MOST_GROWTH_BYTES
+    goes_on(server)
+
+
+def test_a_thousand_idle_connections_are_closed_and_hold_nobody_up(tiny_models: Path) -> None:
+    with serve(tiny_models, **(LIMITS | {"header_timeout_s": 2, "max_connections": 990})) as server:
+        held = [connected(server) for _ in range(980)]
+        try:
+            goes_on(server)
+            begun = time.monotonic()
+            assert all(connection.recv(1) == b"" for connection in held)
+            # At the deadline, and not before it.
+            assert time.monotonic() - begun < 15
+        finally:
+            for connection in held:
+                connection.close()
+        goes_on(server)
