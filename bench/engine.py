@@ -21,11 +21,12 @@ from onnx import TensorProto, helper, numpy_helper
 from bench.http import http_rows
 from bench.models import SHAPES, ensure
 from bench.report import RESULTS, Row, machine, say, table, write
+from service.admission import QueueBounds
 from service.bundle import BOS_ID, Precision, read_bundle
 from service.metrics import EngineMetrics, Metrics
 from service.rows import ReadRow, WriteRow
 from service.sampling import SamplingParams
-from service.scheduler import Job, QueueBounds, Scheduler
+from service.scheduler import Job, Scheduler
 from service.session import OnnxSession
 from service.text_runner import TextRunner, TextWork
 

@@ -10,22 +10,16 @@ EuroSys 2018).
 """
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from service.admission import RETRY_AFTER_S, Admission, Held, QueueBounds
 from service.errors import DeadlineExceeded, EngineStopped, ModelFailure, QueueFull, ServiceError
 from service.fair_queue import FairQueue
 from service.metrics import EngineGauges, EngineMetrics
-
-RETRY_AFTER_S = 1
-# A refused client is not sent away for longer: what is measured now may be over by then.
-_MOST_RETRY_AFTER_S = 60
-# The rate is that of about so many seconds of work.
-_RATE_MEMORY_S = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -97,63 +91,6 @@ class Job(Generic[WorkT]):
     ended_at: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class QueueBounds:
-    """What may wait, and how much of that for one client."""
-
-    requests: int
-    rows: int
-    tokens: int
-    client_share: float = 1.0
-    wait_s: float | None = None  # expected from the measured rate
-
-    def of_client(self) -> "_Held":
-        """The most that counts of one client."""
-        share = self.client_share
-        return _Held(*(max(1, int(x * share)) for x in (self.requests, self.rows, self.tokens)))
-
-
-@dataclass(slots=True)
-class _Held:
-    """What waits."""
-
-    requests: int = 0
-    rows: int = 0
-    tokens: int = 0
-
-    def __add__(self, other: "_Held") -> "_Held":
-        return _Held(
-            self.requests + other.requests, self.rows + other.rows, self.tokens + other.tokens
-        )
-
-    def capped(self, most: "_Held") -> "_Held":
-        return _Held(
-            min(self.requests, most.requests),
-            min(self.rows, most.rows),
-            min(self.tokens, most.tokens),
-        )
-
-    def exceeds(self, most: "_Held | QueueBounds") -> bool:
-        return self.requests > most.requests or self.rows > most.rows or self.tokens > most.tokens
-
-
-class _Rate:
-    """Tokens that a worker gets done in a second of work, as the queue counts them."""
-
-    def __init__(self) -> None:
-        self._tokens = self._seconds = 0.0
-
-    def add(self, tokens: int, seconds: float) -> None:
-        """A step. Old ones fade away."""
-        fade = math.exp(-seconds / _RATE_MEMORY_S)
-        self._tokens = self._tokens * fade + tokens
-        self._seconds = self._seconds * fade + seconds
-
-    def seconds(self, tokens: int) -> float:
-        """How long so many tokens take; 0 where nothing is known."""
-        return tokens * self._seconds / self._tokens if self._tokens else 0.0
-
-
 class Scheduler(Generic[WorkT]):
     """Runs jobs on a runner. `submit` and `cancel` may be called from any thread.
 
@@ -174,12 +111,11 @@ class Scheduler(Generic[WorkT]):
         self._deliver = deliver
         self._name = name
         self._max_rows = max_rows
-        self._bounds = bounds
         self._metrics = metrics
         self._wake = threading.Condition()
         # Guarded by _wake:
         self._queue: FairQueue[tuple[Job[WorkT], WorkT]] = FairQueue()
-        self._held: dict[str, _Held] = {}  # what waits, by client
+        self._admission = Admission(bounds)
         self._cancelling: list[Job[WorkT]] = []
         self._stopping = False
         self._dead = False
@@ -188,7 +124,6 @@ class Scheduler(Generic[WorkT]):
         self._ended: list[Job[WorkT]] = []
         self._late: list[Job[WorkT]] = []  # whose time was over in the queue
         self._running_tokens = 0  # of the active work, as the queue counts them
-        self._rate = _Rate()
         self._step_began: float | None = None
         self._counted_to = time.monotonic()  # up to here the rate knows of the time at work
         self.last_step = time.monotonic()
@@ -228,12 +163,12 @@ class Scheduler(Generic[WorkT]):
     def load(self) -> int:
         """Rows that are queued or held: what new work would wait for."""
         with self._wake:
-            return self._waiting().rows + self._runner.used_rows
+            return self._admission.waiting.rows + self._runner.used_rows
 
     def gauges(self) -> EngineGauges:
         """Where it stands."""
         with self._wake:
-            waiting = self._waiting()
+            waiting = self._admission.waiting
         return EngineGauges(
             running_rows=self._runner.used_rows,
             queued_rows=waiting.rows,
@@ -253,60 +188,22 @@ class Scheduler(Generic[WorkT]):
         with self._wake:
             if self._stopping or self._dead or not self._thread.is_alive():
                 raise _stopped()
-            self._check_room(job.client, asked)
+            self._admission.check(job.client, asked, self._running_tokens)
             job.open_work = job.queued_work = len(job.work)
             job.submitted_at = time.monotonic()
             for work in job.work:
                 self._queue.push(job.client, max(1, work.queued_tokens), (job, work))
-            self._held[job.client] = self._held.get(job.client, _Held()) + asked
+            self._admission.join(job.client, asked)
             self._wake.notify()
 
     def refusal(self, client: str) -> QueueFull | None:
         """What the smallest job of a client would be refused with; None where there is room."""
         with self._wake:
             try:
-                self._check_room(client, _Held(1, 1, 1))
+                self._admission.check(client, Held(1, 1, 1), self._running_tokens)
             except QueueFull as full:
                 return full
         return None
-
-    def _check_room(self, client: str, asked: _Held) -> None:
-        """Raise QueueFull where a job does not fit.
-
-        A job over a bound by itself is let in where nothing waits: a limit on one request is the
-        engine's to set, and it says so with 422. Of a client's no more counts against others than
-        its share.
-        """
-        most = self._bounds.of_client()
-        own = self._held.get(client)
-        if own is not None and (own + asked).exceeds(most):
-            raise self._queue_full(own, most, "with this API key " if client else "")
-        waiting = sum((x.capped(most) for x in self._held.values()), _Held())
-        if self._held and (waiting + asked.capped(most)).exceeds(self._bounds):
-            raise self._queue_full(self._waiting(), self._bounds, "")
-        wait_s = self._rate.seconds(self._waiting().tokens + self._running_tokens)
-        if self._bounds.wait_s is not None and wait_s > self._bounds.wait_s:
-            raise QueueFull(
-                f"what is asked now would wait for {wait_s:.1f} s; {self._bounds.wait_s:g} s is "
-                "the longest",
-                headers=self._come_again(),
-            )
-
-    def _queue_full(self, held: _Held, most: "_Held | QueueBounds", whose: str) -> QueueFull:
-        return QueueFull(
-            f"{held.requests} requests {whose}wait for this model, with {held.rows} rows and "
-            f"{held.tokens} tokens; at most {most.requests} requests, {most.rows} rows and "
-            f"{most.tokens} tokens {whose}may wait",
-            headers=self._come_again(),
-        )
-
-    def _come_again(self) -> dict[str, str]:
-        """When what waits now will have been begun."""
-        wait_s = math.ceil(self._rate.seconds(self._waiting().tokens))
-        return {"Retry-After": str(min(max(RETRY_AFTER_S, wait_s), _MOST_RETRY_AFTER_S))}
-
-    def _waiting(self) -> _Held:
-        return sum(self._held.values(), _Held())
 
     def cancel(self, job: Job[WorkT]) -> None:
         """Let a job's rows leave before the next step. A job that has ended is left alone."""
@@ -338,7 +235,7 @@ class Scheduler(Generic[WorkT]):
             self._end_work(work, error)
         self._step_began, self.last_step = None, time.monotonic()
         # With what came between the steps: that, too, is time in which others wait.
-        self._rate.add(done, self.last_step - self._counted_to)
+        self._admission.rate.add(done, self.last_step - self._counted_to)
         self._counted_to = self.last_step
         if rows:
             self._metrics.stepped(self.last_step - began, rows)
@@ -377,12 +274,8 @@ class Scheduler(Generic[WorkT]):
     def _left_queue(self, job: Job[WorkT], work: WorkT) -> None:
         """Count work no longer that waited."""
         job.queued_work -= 1
-        held = self._held[job.client]
-        held.requests -= not job.queued_work
-        held.rows -= work.rows
-        held.tokens -= work.queued_tokens
-        if not held.requests:
-            del self._held[job.client]
+        requests = 0 if job.queued_work else 1
+        self._admission.leave(job.client, Held(requests, work.rows, work.queued_tokens))
 
     def _take_from_queue(self) -> list[WorkT]:
         """The work that there is room for now."""
@@ -460,7 +353,7 @@ class Scheduler(Generic[WorkT]):
             waiting = [job for job, _ in self._queue]
             self._queue.clear()
             self._cancelling.clear()
-            self._held.clear()
+            self._admission.clear()
             self._step_began = None
         for job in [*waiting, *(job for job, _ in self._active.values())]:
             job.error = job.error or _stopped()
@@ -476,9 +369,9 @@ def _stopped() -> EngineStopped:
     return EngineStopped("the engine of this model is not running", headers=headers)
 
 
-def _size_of(works: Sequence[Work]) -> _Held:
+def _size_of(works: Sequence[Work]) -> Held:
     rows, tokens = sum(x.rows for x in works), sum(x.queued_tokens for x in works)
-    return _Held(1, rows, tokens)
+    return Held(1, rows, tokens)
 
 
 def run_failed() -> ModelFailure:

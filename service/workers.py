@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Generic, Protocol, TypeVar
 
+from service.admission import RETRY_AFTER_S, QueueBounds
 from service.errors import DeadlineExceeded, EngineStopped, InvalidRequest, QueueFull
 from service.metrics import EngineGauges, EngineMetrics, Metrics
 from service.request_context import RequestContext, current_request
-from service.scheduler import RETRY_AFTER_S, Job, QueueBounds, Runner, Scheduler, Work
+from service.scheduler import Job, Runner, Scheduler, Work
 from service.settings import Settings
 
 # Characters of one request from which work on text leaves the event loop's thread.

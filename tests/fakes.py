@@ -18,13 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import FastAPI
 
+from service.admission import QueueBounds
 from service.bundle import BOS_ID, EOS_ID, PAD_ID, UNK_ID, padded_length
 from service.errors import ServiceError
 from service.metrics import EngineMetrics, Metrics
 from service.pair_session import Encoded, Step, Tensors
 from service.rows import WriteRow
 from service.sampling import NOISE_BLOCK, Sampler, SamplingParams, noise_block
-from service.scheduler import Job, QueueBounds, Scheduler, WorkT
+from service.scheduler import Job, Scheduler, WorkT
 from service.session import FloatArray, IdArray, Session, States
 from service.text_runner import TextRunner, TextWork
 

@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.admission import QueueBounds
 from service.bundle import BOS_ID, PAD_ID, Bundle, Precision
 from service.engine import Engine
 from service.metrics import EngineMetrics, Metrics
 from service.read_batch import ReadBatch
 from service.rows import Continuation, ReadRow, TokenDetails, WriteRow
 from service.sampling import SamplingParams
-from service.scheduler import Job, QueueBounds, Scheduler
+from service.scheduler import Job, Scheduler
 from service.session import OnnxSession, States
 from service.settings import Settings
 from service.tasks import GenerateOptions, ScoreOptions

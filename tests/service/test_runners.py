@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.admission import QueueBounds
 from service.errors import EngineStopped, ModelFailure, QueueFull, ServiceError
 from service.metrics import EngineMetrics, Metrics
-from service.scheduler import Job, QueueBounds, Scheduler
+from service.scheduler import Job, Scheduler
 from tests.fakes import Gate, Inbox, at_work, eventually, failure
 
 MAX_ROWS = 5

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service import scheduler as scheduler_module
+from service.admission import QueueBounds, Rate
 from service.bundle import BOS_ID, PAD_ID
 from service.errors import DeadlineExceeded, EngineStopped, ModelFailure, QueueFull
 from service.metrics import EngineGauges, EngineMetrics, Metrics
 from service.rows import ReadRow, WriteRow
 from service.sampling import SamplingParams
-from service.scheduler import Job, QueueBounds, Scheduler
+from service.scheduler import Job, Scheduler
 from service.text_runner import (
     MAX_STEPPED_PROMPT,
     READ_CHUNK,
@@ -651,7 +651,7 @@ def test_a_job_that_is_larger_than_the_queue_leaves_room_for_others() -> None:
 
 
 def test_when_to_come_again_follows_from_what_was_measured() -> None:
-    rate = scheduler_module._Rate()
+    rate = Rate()
     assert rate.seconds(1000) == 0.0
     for _ in range(50):
         rate.add(200, 0.1)

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.admission import QueueBounds
 from service.beam_search import Search
 from service.bundle import padded_length
 from service.errors import ModelFailure, ServiceError
 from service.metrics import EngineMetrics, Metrics
-from service.scheduler import Job, QueueBounds, Scheduler
+from service.scheduler import Job, Scheduler
 from service.search_runner import SearchRunner
 from tests.fakes import (
     DECODER_RAISES,
