@@ -5,6 +5,7 @@ and it ends when the last of them has ended.
 """
 
 import asyncio
+import ctypes
 import gc
 import hashlib
 import logging
@@ -242,7 +243,15 @@ async def _end_when_free(engine: AnyEngine) -> None:
         await engine.stop(_STOP_TIMEOUT_S)
     # The caches hold what refers to each other, and a model's memory is worth a collection.
     del engine
-    await asyncio.to_thread(gc.collect)
+    await asyncio.to_thread(_return_memory)
+
+
+def _return_memory() -> None:
+    """Give the system back what is free: glibc keeps what lies between other blocks."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def version_of(engine: AnyEngine) -> str:

@@ -173,7 +173,7 @@ def test_a_client_that_reads_nothing_is_not_read_from_either(server: Server) -> 
 def test_a_client_that_expects_it_is_told_to_continue(server: Server) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     head = (
-        "POST /score?model=tiny-lstm HTTP/1.1\r\nHost: unroll\r\nContent-Type: text/plain\r\n"
+        "POST /score?model=tiny-lstm HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n"
         "Content-Length: 2\r\nExpect: 100-continue\r\n\r\n"
     )
     with socket.create_connection((host, int(port)), timeout=20) as connection:

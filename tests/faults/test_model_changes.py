@@ -250,7 +250,7 @@ def test_a_hundred_changes_at_once_lose_no_request_and_no_memory(folder: Path) -
 
         growths: list[int] = []
         # An allocator's arenas fill once; what leaks grows each time.
-        while len(growths) < 2 or (growths[-1] >= 2 * 2**20 and len(growths) < 5):
+        while len(growths) < 2 or (growths[-1] >= 2 * 2**20 and len(growths) < 10):
             resident = admin.server.resident_bytes()
             # What is unloaded twice is not there.
             assert set(asyncio.run(main(100 if not growths else 30))) <= {200, 404}

@@ -170,7 +170,7 @@ LONG_TEXT = {"model": "tiny-lstm", "text": ["a cat in a hat " * 6000] * 20}
 CALLS = {
     "generate": request_bytes("/generate", json.dumps(ENDLESS).encode()),
     "generate, streamed": request_bytes(
-        "/generate", json.dumps(ENDLESS | {"stream": True}).encode()
+        "/generate", json.dumps(ENDLESS | {"stream": True, "n": 2}).encode()
     ),
     "score": request_bytes("/score", json.dumps(LONG_TEXT).encode()),
     "completions": request_bytes(

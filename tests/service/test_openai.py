@@ -313,7 +313,7 @@ def test_a_side_that_there_is_not_is_told_as_a_problem(pairs: AppClient) -> None
     answer = pairs.get("/models/bpe/vocab", params={"side": "made-up"})
     assert answer.status_code == 422
     assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.json()["detail"] == "side: Input should be 'source' or 'target'"
+    assert answer.json()["detail"] == "/side: Input should be 'source' or 'target'"
     assert "made-up" not in answer.text
 
 
