@@ -3,6 +3,7 @@ PYTHON ?= python3
 SERVICE_ENV := .venv/service
 DEVELOPMENT_ENV := .venv/development
 CLIENTS_ENV := .venv/clients
+PROMTOOL := .venv/promtool/usr/bin
 AUDIT_ENV := .venv/audit
 BIN := $(DEVELOPMENT_ENV)/bin
 # A spinning thread pool costs a shared machine 10 to 45 times.
@@ -15,7 +16,7 @@ PAIR_MODELS := dates-en-de dates-iso g2p-en strings-en-de
 
 .PHONY: help serve test test-faults lint format bench bench-peers bench-translate bench-g2p \
 	bench-overload soak bundles shakespeare \
-	screenshots chromium lock sbom audit clean
+	screenshots chromium promtool lock sbom audit clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,11 +24,21 @@ help: ## Show this list.
 serve: $(SERVICE_ENV)/.done ## Serve every bundle under models/ on 127.0.0.1:8000.
 	exec $(SERVICE_ENV)/bin/python -m service
 
-test: $(DEVELOPMENT_ENV)/.done $(CLIENTS_ENV)/.done chromium ## Run every test, with the coverage gate.
-	$(BIN)/pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+test: $(DEVELOPMENT_ENV)/.done $(CLIENTS_ENV)/.done chromium promtool ## Run every test, with the coverage gate.
+	PATH="$(CURDIR)/$(PROMTOOL):$$PATH" $(BIN)/pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-faults: $(DEVELOPMENT_ENV)/.done ## Run the tests that break things on purpose (part of `make test`).
 	$(BIN)/pytest tests/faults tests/end_to_end/test_protocol.py tests/end_to_end/test_workers.py
+
+# Unpacked and not installed: the package would start a server of its own. Without it the tests of
+# the rules are skipped, and say so.
+promtool: ## Fetch promtool for the tests of Prometheus' rules, where apt-get is at hand.
+	@if ! command -v promtool >/dev/null && [ ! -x $(PROMTOOL)/promtool ] \
+		&& command -v apt-get >/dev/null; then \
+		mkdir -p .venv/promtool && cd .venv/promtool \
+			&& { apt-get -q update; apt-get -q download prometheus && dpkg -x prometheus_*.deb . ; } \
+			>/dev/null 2>&1 || echo "promtool: could not be fetched"; \
+	fi
 
 # Without it the tests of the page are skipped, and say so.
 chromium: ## Install Chromium for the tests of the page, where apt-get and root are at hand.
