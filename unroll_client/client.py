@@ -102,8 +102,8 @@ class TranslateOptions(TypedDict, total=False):
 class Unroll:
     """A client of one service. Use it as a context manager, or close it.
 
-    Every method raises UnrollError: InvalidRequest, NotFound, Overloaded, ServerError or
-    ConnectionFailed.
+    Every method raises UnrollError: InvalidRequest, NotAllowed, NotFound, Overloaded, ServerError
+    or ConnectionFailed.
     """
 
     def __init__(

@@ -39,6 +39,10 @@ class InvalidRequest(UnrollError):
     """400, 413, 415 and 422: the request cannot be answered; `errors` points at its fields."""
 
 
+class NotAllowed(UnrollError):
+    """401, 403 and 421: no known API key, one for something else, or another host."""
+
+
 class NotFound(UnrollError):
     """404: no served model has that name."""
 
@@ -57,9 +61,12 @@ class ConnectionFailed(UnrollError):
 
 _KINDS: dict[int, type[UnrollError]] = {
     400: InvalidRequest,
+    401: NotAllowed,
+    403: NotAllowed,
     404: NotFound,
     413: InvalidRequest,
     415: InvalidRequest,
+    421: NotAllowed,
     422: InvalidRequest,
     429: Overloaded,
     503: Overloaded,

@@ -17,6 +17,7 @@ from unroll_client import (
     ConnectionFailed,
     GenerateDone,
     InvalidRequest,
+    NotAllowed,
     NotFound,
     Overloaded,
     ScoreResult,
@@ -221,3 +222,22 @@ def test_the_key_and_what_is_given_are_sent_and_nothing_else() -> None:
         client.generate("a", seed=0, echo=False)
     assert seen[0].headers["authorization"] == "Bearer secret"
     assert json.loads(seen[0].content) == {"prompt": "a", "seed": 0, "echo": False}
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(401, NotAllowed), (403, NotAllowed), (421, NotAllowed), (404, NotFound), (418, UnrollError)],
+)
+def test_an_answer_that_is_no_permission_has_a_class_of_its_own(
+    status: int, kind: type[UnrollError]
+) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert request.headers["Authorization"] == "Bearer mine"
+        return httpx.Response(status, json={"detail": "no", "request_id": "7"})
+
+    with (
+        Unroll(api_key="mine", transport=httpx.MockTransport(answer)) as client,
+        pytest.raises(kind) as refused,
+    ):
+        client.score("a")
+    assert (refused.value.status, refused.value.request_id) == (status, "7")
