@@ -136,7 +136,9 @@ class Gateway:
             again = {"Retry-After": "1", "Connection": "close"}
             raise Draining("the server is about to end; ask again", headers=again)
         context.timeout_s = _timeout_s(headers)
-        if method == "POST" and not path.startswith("/admin/"):
+        # Streams wait for a place, and loading a model needs none.
+        is_json = headers.get("content-type", "").startswith("application/json")
+        if method == "POST" and is_json and not path.startswith("/admin/"):
             self._by.registry.refuse_if_full(context.client)
 
     def _check_key(self, path: str, headers: Headers, context: RequestContext) -> None:

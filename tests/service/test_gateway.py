@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
+from service.admission import Held
 from service.api_keys import new_key
 from service.app import create_app
 from service.gateway import PUBLIC, PUBLIC_FOLDER
@@ -278,3 +279,26 @@ def test_made_up_names_make_no_new_series(open_client: AppClient) -> None:
         open_client.request("BREW", f"/made/up/{i}")
     assert set(samples(open_client)) == before
     assert "made-up" not in json.dumps(sorted(before))
+
+
+def test_full_queues_refuse_before_the_body_is_read_and_streams_find_their_place(
+    models_dir: Path,
+) -> None:
+    settings = Settings(models_dir=models_dir, engine_threads=1)
+    with AppClient(create_app(settings)) as client:
+        engines = client.app.state.registry.engines.values()
+        held = [engine.schedulers[0]._admission for engine in engines]
+        for admission in held:
+            admission.join("", Held(settings.max_queue_requests, 1, 1))
+        refused = client.post("/score", content=b"{", headers={"Content-Type": "application/json"})
+        assert (refused.status_code, refused.json()["type"]) == (429, "queue-full")
+        assert int(refused.headers["Retry-After"]) >= 1
+        held[0].leave("", Held(settings.max_queue_requests, 1, 1))
+        # Known now: one of them has room, and which it is stands in the body.
+        answer = client.post("/score", content=b"{", headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400
+        for admission in held[1:]:
+            admission.leave("", Held(settings.max_queue_requests, 1, 1))
+        lines = {"Content-Type": "text/plain"}
+        path = "/score?model=tiny-gru"
+        assert client.post(path, content=b"abc\n", headers=lines).status_code == 200
