@@ -170,7 +170,7 @@ LONG_TEXT = {"model": "tiny-lstm", "text": ["a cat in a hat " * 6000] * 20}
 CALLS = {
     "generate": request_bytes("/generate", json.dumps(ENDLESS).encode()),
     "generate, streamed": request_bytes(
-        "/generate", json.dumps(ENDLESS | {"stream": True, "n": 2}).encode()
+        "/generate", json.dumps(ENDLESS | {"stream": True}).encode()
     ),
     "score": request_bytes("/score", json.dumps(LONG_TEXT).encode()),
     "completions": request_bytes(
@@ -235,7 +235,8 @@ def test_a_reader_that_stops_is_given_up_and_others_are_not_held_up(tiny_models:
                     again = client.post("/generate", json=WORK | {"max_tokens": 50}).json()
                 assert alone["results"] == again["results"]
                 eventually(lambda: rows_in_use(server) == 0)
-            assert server.resident_bytes() - resident < 64 * 2**20
+            # At most what the request may write, 800,000 tokens of about 100 bytes.
+            assert server.resident_bytes() - resident < 128 * 2**20
         goes_on(server)
 
 
