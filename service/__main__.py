@@ -23,7 +23,7 @@ from service.app import create_app
 from service.bundle import BundleError
 from service.drain import Drain
 from service.logs import log_to_stderr
-from service.metrics import SHARED_FOLDER
+from service.metrics import SHARED_FOLDER, forget_this_process
 from service.protocol import BoundedProtocol
 from service.settings import PREFIX, Settings, SettingsError, load_settings
 
@@ -106,6 +106,7 @@ def _share_state_key(settings: Settings) -> None:
 def _shared_numbers() -> Iterator[None]:
     """A folder in which the workers share what they measure."""
     if SHARED_FOLDER in os.environ:
+        forget_this_process()
         yield
         return
     try:

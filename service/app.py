@@ -58,8 +58,10 @@ def create_app(settings: Settings, engines: Sequence[AnyEngine] | None = None) -
         logger.info("serving %s", ", ".join(sorted(registry.engines)))
         work = [
             watch_engines(registry, lifecycle, settings.watchdog_s),
-            _show_gauges(registry, metrics, lifecycle),
         ]
+        if metrics.is_shared:
+            # Any of the processes may be asked for the numbers of all.
+            work.append(_show_gauges(registry, metrics, lifecycle))
         if settings.watch_models_s is not None:
             work.append(registry.watch(settings.watch_models_s))
         tasks = [asyncio.create_task(each) for each in work]
@@ -121,7 +123,7 @@ def _tracer(settings: Settings) -> Tracer:
 
 
 async def _show_gauges(registry: ModelRegistry, metrics: Metrics, lifecycle: Lifecycle) -> None:
-    """Again and again: of several processes any one may be asked for the numbers of all."""
+    """Again and again, until cancelled."""
     while True:
         show_gauges(registry, metrics, lifecycle)
         await asyncio.sleep(_GAUGES_S)

@@ -17,6 +17,7 @@ from service.model_registry import ModelRegistry
 from service.settings import Settings
 
 _POLL_S = 0.02
+_FATAL_POLL_S = 0.5  # for as long as the process lives
 # For answers to be written whose work has been ended.
 _LAST_WORDS_S = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -80,7 +81,7 @@ class Drain:
     async def _end_when_fatal(self) -> None:
         """What cannot go on is ended as by a signal, without waiting for what never comes."""
         while self._lifecycle.fatal is None:
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(_FATAL_POLL_S)
         self._lifecycle.phase = "draining"
         await self._wait(_LAST_WORDS_S, self._is_idle)
         self._end_server(signal.SIGTERM)

@@ -7,6 +7,7 @@ of errors.py. Several server processes share their numbers through files in a fo
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -183,6 +184,11 @@ class Metrics:
         if self._shared is None:
             ProcessCollector(registry=own)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes tell their numbers together."""
+        return self._shared is not None
+
     def ended(self, route: str, status: int, seconds: float, outcome: str) -> None:
         """A request was answered; `outcome` is the `type` of its error, or empty."""
         self.requests.labels(route, str(status)).inc()
@@ -222,12 +228,21 @@ class Metrics:
         """All of it in Prometheus' text format, and its media type."""
         if self._shared is None:
             return generate_latest(self.registry), CONTENT_TYPE_LATEST
+        _forget_ended_processes(Path(self._shared))
         whole = CollectorRegistry()
         MultiProcessCollector(whole, path=self._shared)  # type: ignore[no-untyped-call]
         return generate_latest(whole), CONTENT_TYPE_LATEST
 
 
-def forget_process(pid: int) -> None:
-    """Show no gauge of a server process that has ended; its counters stay."""
-    if SHARED_FOLDER in os.environ:
-        mark_process_dead(pid)  # type: ignore[no-untyped-call]
+def forget_this_process() -> None:
+    """Take back the gauges of a process that serves nothing: the parent of those that do."""
+    mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
+
+
+def _forget_ended_processes(folder: Path) -> None:
+    """Drop the gauges of server processes that ended, however they did; their counters stay."""
+    for pid in {int(file.stem.rpartition("_")[2]) for file in folder.glob("gauge_live*.db")}:
+        try:
+            os.kill(pid, 0)  # nothing is sent: it tells whether there is one
+        except ProcessLookupError:
+            mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]

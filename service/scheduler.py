@@ -133,16 +133,15 @@ class Scheduler(Generic[WorkT]):
         """Start the worker."""
         self._thread.start()
 
-    def stop(self, timeout_s: float | None = None) -> bool:
+    def stop(self, timeout_s: float | None = None) -> None:
         """End the worker; what is queued or running fails with EngineStopped.
 
-        False where it has not ended in time: it hangs in a step.
+        One that hangs in a step is left after so long.
         """
         with self._wake:
             self._stopping = True
             self._wake.notify()
         self._thread.join(timeout_s)
-        return not self._thread.is_alive()
 
     @property
     def alive(self) -> bool:

@@ -59,8 +59,8 @@ class Workers(Generic[WorkT]):
             requests=max(1, settings.max_queue_requests // threads),
             rows=max(1, settings.max_queue_rows // threads),
             tokens=max(1, settings.max_queue_tokens // threads),
-            # Without keys everyone is one client.
             wait_s=settings.max_queue_s,
+            # Without keys everyone is one client.
             client_share=1.0 if settings.api_keys_file is None else settings.max_queue_share,
         )
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -63,8 +63,9 @@ def test_workers_give_what_one_process_gives(models_dir: Path) -> None:
         ]
 
 
-def test_a_worker_that_dies_is_replaced(models_dir: Path) -> None:
-    with serve(models_dir, workers=2) as server:
+def test_a_worker_that_dies_is_replaced(models_dir: Path, tmp_path: Path) -> None:
+    shared = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    with serve(models_dir, workers=2, extra=shared) as server:
         first = workers_of(server.process.pid)[0]
         first.send_signal(signal.SIGKILL)
         deadline = time.monotonic() + 30
@@ -72,6 +73,12 @@ def test_a_worker_that_dies_is_replaced(models_dir: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert ask(server.url, 1) == ask(server.url, 1)
+        # What it showed of its last moment is shown no longer.
+        while server.samples()["unroll_ready"] != 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert not list(tmp_path.glob(f"gauge_live*_{first.pid}.db"))
+        assert list(tmp_path.glob("gauge_live*.db"))
 
 
 def test_workers_do_not_outlive_the_process_that_started_them(models_dir: Path) -> None:
