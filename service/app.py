@@ -99,12 +99,15 @@ def create_app(settings: Settings, engines: Sequence[AnyEngine] | None = None) -
     app.add_exception_handler(Exception, _bug)
     app.add_middleware(Gateway, doorkeeping=Doorkeeping.of(app.state), render=_problem)
     if settings.origins:
-        # Outermost: what a browser asks beforehand has no key with it.
+        # Outermost: what a browser asks beforehand has no key with it. An origin that is named may
+        # send any header: OpenAI's client has a dozen of its own (x-stainless-…), and none of them
+        # is a credential that a browser would add by itself.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-Id"],
+            allow_headers=["*"],
+            allow_private_network=True,
             expose_headers=["X-Request-Id", "Retry-After", "Server-Timing"],
         )
     return app

@@ -50,7 +50,7 @@ from service.tasks import (
 )
 from service.text_runner import TextRunner, TextWork
 from service.text_stream import StreamedChoice, Told, offsets_of, pieces_of, read_ids, text_of
-from service.workers import Workers, at_most, drawn_seed, off_loop
+from service.workers import Workers, at_most, check_details, drawn_seed, off_loop
 
 
 class Engine(Workers[TextWork]):
@@ -211,7 +211,7 @@ class Engine(Workers[TextWork]):
         if options.logprobs is not None:
             # Every choice repeats its prompt.
             told = cost + (sum(map(len, prompts)) * options.n if options.echo else 0)
-            at_most("/logprobs", told, settings.max_detail_chars, "tokens with logprobs")
+            check_details("/logprobs", told, options.logprobs, settings)
         if options.return_state:
             at_most("/return_state", len(prompts) * options.n, settings.max_states, "states")
         if options.state is not None:
@@ -349,8 +349,7 @@ class Engine(Workers[TextWork]):
         limit = self.settings.max_queue_tokens
         at_most("/text", size, limit, "characters, contexts included")
         if options.tokens:
-            limit = self.settings.max_detail_chars
-            at_most("/text", sum(map(len, texts)), limit, "characters with tokens")
+            check_details("/text", sum(map(len, texts)), options.top_logprobs, self.settings)
         if options.return_state:
             at_most("/return_state", len(texts), self.settings.max_states, "states")
         handle = None

@@ -47,7 +47,8 @@ from service.tasks import (
     TokenEvent,
     best_choices,
 )
-from service.workers import at_most, off_loop
+from service.text_stream import text_of
+from service.workers import at_most, check_details, off_loop
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
@@ -106,31 +107,36 @@ async def completions(request: Request) -> Response:
         at_most("/prompt", len(prompt), settings.max_prompt_chars, "characters a prompt")
     options = body.options(engine)
     check_choices(options.n, "/best_of" if body.best_of else "/n", options.stop, settings)
-    if body.logprobs is None and options.logprobs is not None:
+    if body.alternatives is None and options.logprobs is not None:
         told = len(asked) * options.n * (options.max_tokens or 0)
-        unit = "tokens of which the best are told: prompts · best_of · max_tokens"
-        at_most("/best_of", told, settings.max_detail_chars, unit)
+        check_details("/best_of", told, 0, settings)
     size, vocab_size = sum(map(len, asked)), len(engine.tokens)
     pairs = await off_loop(size, lambda: [engine_prompt(prompt, vocab_size) for prompt in asked])
     prompts = [prompt for prompt, _ in pairs]
-    frame = _Frame(engine, body, [has_bos for _, has_bos in pairs])
+    frame = _Frame(engine, body, pairs)
     if body.stream:
         events = _events(engine, frame, prompts, options)
         return await event_response(request, events, partial(_error_event, request))
     results = await unless_gone(request, engine.generate(prompts, options))
     size = sum(len(choice.text) for result in results for choice in result.choices)
-    return await json_answer(size * (1 + (body.logprobs or 0)), lambda: frame.answer(results))
+    return await json_answer(size * (1 + (body.alternatives or 0)), lambda: frame.answer(results))
 
 
 class _Frame:
     """What every chunk of one answer repeats."""
 
     def __init__(
-        self, engine: Engine, body: CompletionRequest, began_with_bos: Sequence[bool]
+        self, engine: Engine, body: CompletionRequest, prompts: Sequence[tuple[Prompt, bool]]
     ) -> None:
+        """`prompts`: each with whether it began with bos."""
         self._engine = engine
         self._body = body
-        self._began_with_bos = began_with_bos
+        self._began_with_bos = [has_bos for _, has_bos in prompts]
+        # Offsets count from the prompt's beginning; in an echoed text the prompt is in them.
+        self._starts = [
+            0 if body.echo or body.alternatives is None else len(text_of(prompt, engine.tokens))
+            for prompt, _ in prompts
+        ]
         self._count = body.n or 1
         self._id = f"cmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
@@ -151,15 +157,19 @@ class _Frame:
         echoed = self._began_with_bos[prompt] and bool(self._body.echo)
         return self._engine.tokens[BOS_ID] if echoed else None
 
+    def offsets(self, prompt: int, offsets: Sequence[int]) -> list[int]:
+        """Where tokens stand in the prompt and its completion, of where they stand in the text."""
+        return [self._starts[prompt] + offset for offset in offsets]
+
     def answer(self, results: Sequence[Generated]) -> Completion:
         """The whole answer."""
         choices = []
         for i, result in enumerate(results):
             for k, choice in enumerate(best_choices(result.choices, self._count)):
                 logprobs = None
-                if self._body.logprobs is not None:
-                    tokens = choice.tokens or ()
-                    logprobs = logprobs_of(tokens, choice.offsets, after_bos=self.bos_of(i))
+                if self.wants_logprobs():
+                    offsets = self.offsets(i, choice.offsets)
+                    logprobs = logprobs_of(choice.tokens or (), offsets, after_bos=self.bos_of(i))
                 choices.append(
                     CompletionChoice.model_construct(
                         text=choice.text,
@@ -174,7 +184,7 @@ class _Frame:
 
     def wants_logprobs(self) -> bool:
         """Whether chunks tell them."""
-        return self._body.logprobs is not None
+        return self._body.alternatives is not None
 
     def chunk(
         self, choices: list[CompletionChoice], usage: CompletionUsage | None = None
@@ -220,7 +230,7 @@ def _piece(
     else:
         text = event.text
         if event.token is not None:
-            tokens, offsets = [event.token], [event.offset]
+            tokens, offsets = [event.token], frame.offsets(event.prompt, [event.offset])
     logprobs: LogprobsOut | None = None
     if frame.wants_logprobs() and (tokens or bos is not None):
         logprobs = logprobs_of(tokens, offsets, after_bos=bos)

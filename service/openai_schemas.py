@@ -1,17 +1,20 @@
 """OpenAI's completions: what requests and answers look like there (API reference, /v1/completions).
 
-Field names and shapes are theirs. What this service cannot do is refused and never ignored.
+Field names and shapes are theirs. A field that is not known here is passed over, as their clients
+expect; one that would change the text or the answer is refused (`foreign_fields`).
 """
 
+import math
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from service.bundle import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS
 from service.engine import Engine
 from service.errors import InvalidRequest
+from service.foreign_fields import refuse_foreign
 from service.sampling import SamplingParams
 from service.schemas import MAX_ALTERNATIVES, MAX_BIASES, Answer, StopList, TextList
 from service.tasks import GenerateOptions, Prompt, ScoredToken
@@ -46,26 +49,35 @@ Prompts: TypeAlias = Annotated[
 ]
 
 
+def _count_of_logprobs(value: Any) -> Any:
+    """A bool as a number of alternatives: true is 1, as vLLM reads it."""
+    if isinstance(value, bool):
+        return 1 if value else None
+    return value
+
+
 class StreamOptions(BaseModel):
     """`stream_options`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
     include_usage: bool | None = Field(None, description="End the stream with a chunk of usage.")
-    include_obfuscation: Literal[False] | None = Field(
-        None, description="Chunks are not padded here: false or left out."
-    )
 
 
 class CompletionRequest(BaseModel):
     """Complete one prompt or several."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
 
-    model: str = Field(description="Name of a served language model.")
-    prompt: Prompts = Field(
+    model: str | None = Field(
+        None,
+        description="Name of a served language model; may be left out where one model is served.",
+    )
+    prompt: Prompts | None = Field(
+        None,
         description="A text, a list of texts, a list of token ids, or a list of such lists. A text "
-        "begins after an implicit bos; ids may begin with it, and a text with its printed form."
+        "begins after an implicit bos; ids may begin with it, and a text with its printed form. "
+        "Left out, a document is written from its beginning.",
     )
     best_of: int | None = Field(
         None, ge=1, description="Write so many, answer the `n` with the best mean logprob a token."
@@ -74,6 +86,9 @@ class CompletionRequest(BaseModel):
     frequency_penalty: float | None = Field(
         None, ge=-100.0, le=100.0, description="What a token loses each time the choice has it."
     )
+    ignore_eos: bool | None = Field(
+        None, description="Never end the text before `max_tokens`, but for `stop`; an extension."
+    )
     logit_bias: (
         dict[
             Annotated[str, Field(pattern=r"^[0-9]{1,5}$")],
@@ -81,8 +96,14 @@ class CompletionRequest(BaseModel):
         ]
         | None
     ) = Field(None, max_length=MAX_BIASES, description="What a token gains in nats, by its id.")
-    logprobs: int | None = Field(
-        None, ge=0, le=MAX_ALTERNATIVES, description="Give each token's and so many alternatives'."
+    logprobs: Annotated[int | None, BeforeValidator(_count_of_logprobs)] = Field(
+        None,
+        ge=0,
+        le=MAX_ALTERNATIVES,
+        description="Give each token's and so many alternatives'. true is 1, false is none.",
+    )
+    max_completion_tokens: int | None = Field(
+        None, ge=0, description="Another name of `max_tokens`."
     )
     max_tokens: int | None = Field(
         None,
@@ -90,31 +111,36 @@ class CompletionRequest(BaseModel):
         description=f"Most tokens to generate; left out, {DEFAULT_MAX_TOKENS}, or the model's "
         "limit where that is less.",
     )
+    min_tokens: int | None = Field(
+        None,
+        ge=0,
+        description="As many as `max_tokens`, or any number of them with `ignore_eos`; without "
+        "`stop`. An extension.",
+    )
     n: int | None = Field(None, ge=1, description="Choices a prompt.")
     presence_penalty: float | None = Field(
         None, ge=-100.0, le=100.0, description="What a token loses once the choice has it."
     )
-    seed: int | None = Field(None, ge=0, lt=2**63, description="Same seed, same text.")
-    stop: str | StopList | None = Field(None, description="Texts that end a choice.")
+    seed: int | None = Field(
+        None,
+        ge=-(2**63),
+        lt=2**63,
+        description="Same seed, same text. -1 draws one; other negative ones count from 2^63.",
+    )
+    stop: str | StopList | None = Field(
+        None, description="Texts that end a choice; empty ones are passed over."
+    )
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     stream_options: StreamOptions | None = Field(None, description="With `stream` alone.")
-    suffix: Literal[""] | None = Field(None, description="Not offered: empty or left out.")
     temperature: float | None = Field(None, ge=0.0, le=1e9, description="0 takes the likeliest.")
+    top_k: int | None = Field(
+        None, ge=-1, description="As in /generate; -1 and 0 keep all. An extension."
+    )
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_ALTERNATIVES, description="With `logprobs` true: so many alternatives."
+    )
     top_p: float | None = Field(None, ge=0.0, le=1.0, description="As in /generate.")
-    top_k: int | None = Field(None, ge=1, description="As in /generate; an extension.")
     min_p: float | None = Field(None, ge=0.0, le=1.0, description="As in /generate; an extension.")
-    user: str | None = Field(None, max_length=512, description="Accepted; nothing is kept of it.")
-
-    @model_validator(mode="after")
-    def _fields_agree(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options: only with stream")
-        if self.best_of is not None:
-            if self.best_of < (self.n or 1):
-                raise ValueError("best_of: at least n")
-            if self.stream and self.best_of > (self.n or 1):
-                raise ValueError("best_of: not together with stream")
-        return self
 
     @property
     def written(self) -> int:
@@ -122,15 +148,21 @@ class CompletionRequest(BaseModel):
         return self.best_of or self.n or 1
 
     @property
+    def alternatives(self) -> int | None:
+        """Alternatives a token; None without log-probabilities."""
+        return self.logprobs if self.top_logprobs is None else self.top_logprobs
+
+    @property
     def prompts(self) -> list[str | list[int]]:
         """One or several prompts, each a text or ids."""
-        prompt = self.prompt
+        prompt = "" if self.prompt is None else self.prompt
         if isinstance(prompt, str) or isinstance(prompt[0], int):
             return [prompt]
         return list(prompt)
 
     def options(self, engine: Engine) -> GenerateOptions:
         """What the engine takes. Raises InvalidRequest."""
+        self._check()
         names = engine.tokens
         biases: dict[str, float] = {}
         for key, gain in (self.logit_bias or {}).items():
@@ -139,28 +171,70 @@ class CompletionRequest(BaseModel):
                     "/logit_bias", f"every key is the id of a token, 0 to {len(names) - 1}"
                 )
             biases[names[int(key)]] = gain
-        stop = self.stop or ()
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or ()
+        stop = tuple(text for text in given if text)
+        max_tokens = self._limit(engine)
+        if self._goes_on(max_tokens, stop):
+            biases[names[EOS_ID]] = -math.inf
         # Which is best is told by the probabilities.
         needs_logprobs = self.written > (self.n or 1)
         return GenerateOptions(
-            max_tokens=min(DEFAULT_MAX_TOKENS, engine.max_tokens)
-            if self.max_tokens is None
-            else self.max_tokens,
+            max_tokens=max_tokens,
             sampling=SamplingParams(
                 temperature=1.0 if self.temperature is None else self.temperature,
-                top_k=self.top_k,
+                top_k=self.top_k if self.top_k and self.top_k > 0 else None,
                 top_p=1.0 if self.top_p is None else self.top_p,
                 min_p=self.min_p or 0.0,
                 presence_penalty=self.presence_penalty or 0.0,
                 frequency_penalty=self.frequency_penalty or 0.0,
             ),
             logit_bias=biases,
-            seed=self.seed,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            seed=_engine_seed(self.seed),
+            stop=stop,
             n=self.written,
             echo=bool(self.echo),
-            logprobs=0 if needs_logprobs and self.logprobs is None else self.logprobs,
+            logprobs=0 if needs_logprobs and self.alternatives is None else self.alternatives,
         )
+
+    def _check(self) -> None:
+        """Raise InvalidRequest for fields that exclude each other, or that are another's."""
+        refuse_foreign(self.model_extra or {}, type(self).model_fields)
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest.at("/stream_options", "only with stream")
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise InvalidRequest.at("/best_of", "at least n")
+        if self.best_of is not None and self.stream and self.best_of > (self.n or 1):
+            raise InvalidRequest.at("/best_of", "not together with stream")
+        if self.top_logprobs is not None and self.logprobs not in {1, self.top_logprobs}:
+            raise InvalidRequest.at("/top_logprobs", "only with logprobs true")
+        both = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(both) > 1:
+            raise InvalidRequest.at("/max_completion_tokens", "the same as max_tokens, or one")
+
+    def _limit(self, engine: Engine) -> int:
+        for given in (self.max_tokens, self.max_completion_tokens):
+            if given is not None:
+                return given
+        return min(DEFAULT_MAX_TOKENS, engine.max_tokens)
+
+    def _goes_on(self, max_tokens: int, stop: Sequence[str]) -> bool:
+        """Whether no text may end before `max_tokens`. Raises InvalidRequest."""
+        if not self.min_tokens:
+            return bool(self.ignore_eos)
+        if stop:
+            raise InvalidRequest.at("/min_tokens", "not together with stop")
+        if self.min_tokens > max_tokens:
+            raise InvalidRequest.at("/min_tokens", f"at most max_tokens, which is {max_tokens}")
+        if not self.ignore_eos and self.min_tokens < max_tokens:
+            raise InvalidRequest.at(
+                "/min_tokens", "as many as max_tokens, or any number of them with ignore_eos"
+            )
+        return True
+
+
+def _engine_seed(seed: int | None) -> int | None:
+    """The engine's seed, 0 to 2^63 - 1; None draws one, and so does -1."""
+    return None if seed is None or seed == -1 else seed % 2**63
 
 
 def engine_prompt(prompt: str | list[int], vocab_size: int) -> tuple[Prompt, bool]:
@@ -193,7 +267,8 @@ class LogprobsOut(Answer):
         description="The likeliest tokens there, and the one that stands there."
     )
     text_offset: list[int] = Field(
-        description="Where each begins in the text; what has no text stands where it would be."
+        description="Where each begins in the prompt and its completion, whether or not the prompt "
+        "is echoed; what has no text stands where it would be."
     )
 
 

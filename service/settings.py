@@ -4,18 +4,27 @@
 """
 
 import argparse
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 
 PREFIX = "UNROLL_"
 FILE_SUFFIX = "_FILE"
 
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -88,8 +97,10 @@ class Settings(BaseModel):
     max_body_bytes: Count = Field(8 * 2**20, description="largest request body")
     max_inputs: Count = Field(1024, description="most texts in one request")
     max_prompt_chars: Count = Field(100_000, description="longest prompt of /generate")
-    max_detail_chars: Count = Field(
-        20_000, description="most tokens with details (`tokens`, `logprobs`), a request"
+    max_details: Count = Field(
+        480_000,
+        description="most details (`tokens`, `logprobs`) in an answer, counted as tokens · (4 + "
+        "alternatives); the default takes 0.3 GB of memory at most",
     )
     max_tokens: Count = Field(4096, description="most tokens that one choice may generate")
     max_n: Count = Field(16, description="most choices a prompt, and hypotheses a source")
@@ -175,6 +186,11 @@ class Settings(BaseModel):
     state_max_age_s: float = Field(86_400.0, gt=0, description="how long a state handle is taken")
     max_states: Count = Field(256, description="most state handles in one answer")
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: str) -> str:
+        return ",".join(_origin(part) for part in _parted(value))
+
     @property
     def hosts(self) -> tuple[str, ...] | None:
         """Names in Host that are answered; None for all."""
@@ -195,6 +211,20 @@ class Settings(BaseModel):
     def signing_key(self) -> SecretStr:
         """What states are signed with: the key, or a fresh one where none was given."""
         return self.state_key or SecretStr(secrets.token_urlsafe(32))
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers send it: no path, small letters, no port that goes without saying."""
+    if text in {"*", "null"}:
+        return text
+    found = _ORIGIN.fullmatch(text.lower())
+    if found is None:
+        raise ValueError(
+            "an origin is scheme://host or scheme://host:port, such as https://page.example"
+        )
+    scheme, host, port = found.groups()
+    known = {"http": "80", "https": "443"}.get(scheme)
+    return f"{scheme}://{host}" + ("" if port in {None, known} else f":{port}")
 
 
 def _parted(text: str) -> tuple[str, ...]:
@@ -240,7 +270,8 @@ def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
         return Settings.model_validate(values)
     except ValidationError as error:
         lines = [
-            f"{PREFIX}{str(mistake['loc'][0]).upper()}: {mistake['msg']}"
+            f"{PREFIX}{str(mistake['loc'][0]).upper()}: "
+            + mistake["msg"].removeprefix("Value error, ")
             for mistake in error.errors(include_url=False)
         ]
         raise SettingsError("\n".join(lines)) from error

@@ -28,13 +28,15 @@ from service.search_runner import SearchRunner
 from service.settings import Settings
 from service.streams import Feed
 from service.tasks import Scored, ScoreOptions, UnknownPolicy, scored_tokens, unknown_text
-from service.workers import Workers, at_most, drawn_seed, off_loop
+from service.workers import Workers, at_most, check_details, drawn_seed, off_loop
 
 DEFAULT_BEAM_SIZE = 5
 # Steps of few rows cost what their Python costs, and threads take turns at that.
 _PACKED_ROWS = 256
 # Weights of one token's row in an alignment, about: what an answer with them costs to write.
 ALIGNMENT_SIZE = 64
+# What such a row counts among the details of an answer, in alternatives.
+_ATTENTION_DETAILS = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,8 +225,9 @@ class Translator(Workers[Search]):
         }
         if any(detailed.values()):
             told = sum(search.num_hypotheses * search.max_tokens for search in searches)
+            attends = options.alignments or options.copy_unknown
             pointer = next(name for name, asked in detailed.items() if asked)
-            at_most(pointer, told, self.settings.max_detail_chars, "tokens with details")
+            check_details(pointer, told, _ATTENTION_DETAILS if attends else 0, self.settings)
         return sources, searches
 
     async def _answer(
@@ -366,8 +369,8 @@ class Translator(Workers[Search]):
         size = sum(map(len, sources)) + sum(map(len, targets))
         at_most("/text", size, self.settings.max_queue_tokens, "characters, sources included")
         if options.tokens:
-            limit = self.settings.max_detail_chars
-            at_most("/text", sum(map(len, targets)), limit, "characters with tokens")
+            told = sum(map(len, targets))
+            check_details("/text", told, options.top_logprobs, self.settings)
         plans = await off_loop(
             size,
             lambda: [

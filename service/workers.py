@@ -244,6 +244,15 @@ def at_most(pointer: str, value: int, limit: int, unit: str) -> None:
         raise InvalidRequest.at(pointer, f"too many {unit}; at most {limit} are allowed")
 
 
+def check_details(pointer: str, tokens: int, alternatives: int, settings: Settings) -> None:
+    """Raise InvalidRequest where an answer would tell too much of too many tokens.
+
+    A token takes as much memory as four alternatives (measured: 2.2 kB and 0.65 kB in /score).
+    """
+    unit = "details: tokens · (4 + alternatives)"
+    at_most(pointer, tokens * (4 + alternatives), settings.max_details, unit)
+
+
 async def off_loop(size: int, function: Callable[[], Result]) -> Result:
     """Call the function: at once for a small request, else in a thread, so that no one waits."""
     return function() if size <= LARGE_CHARS else await asyncio.to_thread(function)

@@ -197,10 +197,41 @@ def what_is_not_offered_is_refused() -> None:
     refused(422, "prompt", prompt=[0])
     refused(422, "prompt", prompt=[4, 1])
     refused(422, "prompt", prompt=[60000])
-    refused(422, None, best_of=3, stream=True)
-    refused(422, None, n=3, best_of=2)
-    refused(422, None, stream_options={"include_usage": True})
-    refused(422, None, extra_body={"made_up": 1})
+    refused(422, "best_of", best_of=3, stream=True)
+    refused(422, "best_of", n=3, best_of=2)
+    refused(422, "stream_options", stream_options={"include_usage": True})
+    refused(422, "messages", prompt=None, extra_body={"messages": []})
+    refused(422, "guided_regex", extra_body={"guided_regex": "a+"})
+
+
+def what_load_generators_send_is_taken() -> None:
+    """What `vllm bench serve` and NVIDIA's generators put into a request."""
+    extra = {
+        "ignore_eos": True,
+        "min_tokens": 40,
+        "max_completion_tokens": 40,
+        "repetition_penalty": 1.0,
+        "top_k": -1,
+        "made_up": 1,
+    }
+    chunks = list(
+        client.completions.create(
+            model=MODEL,
+            prompt="the ",
+            max_tokens=40,
+            logprobs=None,
+            temperature=None,
+            stop=[""],
+            seed=-1,
+            stream=True,
+            stream_options={"include_usage": True, "continuous_usage_stats": True},
+            extra_body=extra,
+        )
+    )
+    assert chunks[-1].usage.completion_tokens == 40
+    assert len("".join(x.text for chunk in chunks for x in chunk.choices)) == 40
+    plain = client.completions.create(model=MODEL, prompt="abc", max_tokens=4, logprobs=0)
+    assert plain.choices[0].logprobs.text_offset[0] == 3
 
 
 for test in (
@@ -212,6 +243,7 @@ for test in (
     stop_bias_and_penalties,
     streams,
     what_is_not_offered_is_refused,
+    what_load_generators_send_is_taken,
 ):
     test()
     sys.stdout.write(f"{test.__name__}: ok\n")

@@ -154,6 +154,50 @@ def test_pages_of_other_origins_may_not_ask_unless_they_are_named(
         assert "Access-Control-Allow-Origin" not in other.headers
 
 
+# What openai's JavaScript client has a browser ask for, and what traces and pages at home add.
+ASKED = (
+    "authorization,content-type,openai-organization,traceparent,tracestate,x-request-timeout,"
+    "x-stainless-arch,x-stainless-lang,x-stainless-os,x-stainless-package-version,"
+    "x-stainless-retry-count,x-stainless-runtime,x-stainless-runtime-version,x-stainless-timeout"
+)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "https://page.example",
+        "https://page.example/",
+        "https://PAGE.example:443",
+        "https://a.example:8443/, HTTPS://page.example",
+    ],
+)
+def test_openais_javascript_client_may_ask_from_a_page(
+    secrets: dict[str, str], written: str
+) -> None:
+    settings = Settings(cors_origins=written, api_keys_file=Path(secrets["file"]))
+    ask = {
+        "Origin": "https://page.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": ASKED,
+        "Access-Control-Request-Private-Network": "true",
+    }
+    with AppClient(create_app(settings, [])) as client:
+        allowed = client.request("OPTIONS", "/v1/completions", headers=ask)
+        assert allowed.status_code == 200
+        assert allowed.headers["Access-Control-Allow-Origin"] == "https://page.example"
+        assert allowed.headers["Access-Control-Allow-Headers"] == ASKED
+        assert allowed.headers["Access-Control-Allow-Private-Network"] == "true"
+        # A refusal is readable there, too.
+        answer = client.post("/v1/completions", json={}, headers={"Origin": ask["Origin"]})
+        assert answer.status_code == 401
+        assert answer.headers["Access-Control-Allow-Origin"] == "https://page.example"
+        assert "Retry-After" in answer.headers["Access-Control-Expose-Headers"]
+        other = client.request(
+            "OPTIONS", "/v1/completions", headers=ask | {"Origin": "https://page.example.org"}
+        )
+        assert "Access-Control-Allow-Origin" not in other.headers
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [("POST", "/score", 200), ("POST", "/score", 422), ("GET", "/no", 404), ("GET", "/livez", 200)],

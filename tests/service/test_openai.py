@@ -89,7 +89,7 @@ def test_null_is_as_good_as_left_out(client: AppClient) -> None:
     ("status", "param", "words", "body"),
     [
         (404, None, "there is no such model", {"model": "nothing"}),
-        (422, "model", "Field required", {"model": ...}),
+        (422, "model", "name one of the served models", {"model": None}),
         (422, "prompt", "a token id is 3 to", {"prompt": [1, 1]}),
         (422, "prompt", "a token id is 3 to", {"prompt": [[4], [2]]}),
         (422, "prompt", "too many prompts", {"prompt": ["a"] * 1025}),
@@ -98,29 +98,136 @@ def test_null_is_as_good_as_left_out(client: AppClient) -> None:
         (422, "prompt", "/prompt/1: Input should be a valid integer", {"prompt": [4, "a"]}),
         (422, "prompt", "/prompt/0: Input should be a valid integer", {"prompt": [True]}),
         (422, "prompt", "too many characters a prompt", {"prompt": [[4], [4] * 100_001]}),
-        (422, "best_of", "at most 20000", {"best_of": 16, "max_tokens": 1300}),
+        (
+            422,
+            "best_of",
+            "at most 480000",
+            {"best_of": 16, "max_tokens": 1300, "prompt": ["a"] * 99},
+        ),
         (422, "logit_bias", "every key is the id", {"logit_bias": {"9999": 1.0}}),
         (422, "logit_bias", "one character of the model's", {"logit_bias": {"1": 1.0}}),
-        (422, "suffix", "''", {"suffix": "x"}),
+        (422, "suffix", 'so "" or left out', {"suffix": "x"}),
         (422, "n", "at most 16 are allowed", {"n": 17}),
         (422, "best_of", "at most 16 are allowed", {"best_of": 17}),
-        (422, None, "best_of: at least n", {"best_of": 1, "n": 2}),
-        (422, None, "not together with stream", {"best_of": 2, "stream": True}),
-        (422, None, "only with stream", {"stream_options": {"include_usage": True}}),
-        (422, None, "there is no such field", {"messages": []}),
+        (422, "best_of", "at least n", {"best_of": 1, "n": 2}),
+        (422, "best_of", "not together with stream", {"best_of": 2, "stream": True}),
+        (422, "stream_options", "only with stream", {"stream_options": {"include_usage": True}}),
+        (422, "messages", "there is no chat", {"messages": [], "prompt": None}),
+        (422, None, "did you mean `max_tokens`?", {"max_token": 5}),
+        (422, "max_new_tokens", "say max_tokens", {"max_new_tokens": 5}),
+        (422, "max_completion_tokens", "or one", {"max_tokens": 5, "max_completion_tokens": 6}),
+        (422, "guided_regex", "/generate has `pattern`", {"guided_regex": "a+"}),
+        (422, "response_format", '{"type": "text"}', {"response_format": {"type": "json_object"}}),
+        (422, "repetition_penalty", "presence_penalty", {"repetition_penalty": 1.2}),
+        (422, "stop_token_ids", "say stop", {"stop_token_ids": [2]}),
+        (422, "tools", "[] or left out", {"tools": [{"type": "function"}]}),
+        (422, "add_special_tokens", "true or left out", {"add_special_tokens": False}),
+        (422, "min_tokens", "with ignore_eos", {"min_tokens": 2, "max_tokens": 5}),
+        (422, "min_tokens", "max_tokens, which is 5", {"min_tokens": 6, "max_tokens": 5}),
+        (422, "min_tokens", "not together with stop", {"min_tokens": 16, "stop": "a"}),
+        (422, "top_logprobs", "only with logprobs true", {"top_logprobs": 2}),
+        (422, "logprobs", "less than or equal to 20", {"logprobs": 21}),
+        (422, "seed", "greater than or equal", {"seed": -(2**63) - 1}),
     ],
 )
 def test_a_mistake_is_told_in_openais_form(
     client: AppClient, status: int, param: str | None, words: str, body: dict[str, Any]
 ) -> None:
-    if body.get("model") is ...:
-        answer = client.post("/v1/completions", json={"prompt": "ab"})
-        found = answer.status_code, answer.json()["error"]["param"]
-        message = answer.json()["error"]["message"]
-    else:
-        *found, message = error(client, **body)
+    *found, message = error(client, **body)
     assert tuple(found) == (status, param), message
     assert words in message
+
+
+# What vllm's and NVIDIA's load generators, LangChain and LiteLLM send, beside what is known.
+PASSED_OVER: dict[str, Any] = {
+    "user": "u" * 600,
+    "metadata": {"run": "1"},
+    "store": False,
+    "priority": 0,
+    "service_tier": "auto",
+    "made_up": {"deep": [1]},
+    "repetition_penalty": 1.0,
+    "use_beam_search": False,
+    "response_format": {"type": "text"},
+    "stop_token_ids": [],
+    "skip_special_tokens": True,
+    "min_tokens": 0,
+    "top_k": -1,
+    "suffix": "",
+    "tools": None,
+    "guided_json": None,
+}
+
+
+def test_unknown_fields_are_passed_over(client: AppClient) -> None:
+    plain = complete(client, seed=3)["choices"]
+    assert complete(client, seed=3, **PASSED_OVER)["choices"] == plain
+    options = {"include_usage": True, "continuous_usage_stats": False, "include_obfuscation": True}
+    found = told_by_the_stream(client, prompt="ab", seed=3, stream_options=options, **PASSED_OVER)
+    assert found[0]["text"] == plain[0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        ({"logprobs": True}, {"logprobs": 1}),
+        ({"logprobs": False}, {"logprobs": None}),
+        ({"logprobs": True, "top_logprobs": 3}, {"logprobs": 3}),
+        ({"stop": ""}, {"stop": None}),
+        ({"stop": ["", "e"]}, {"stop": ["e"]}),
+        ({"max_completion_tokens": 3}, {"max_tokens": 3}),
+        ({"max_completion_tokens": 3, "max_tokens": 3}, {"max_tokens": 3}),
+        ({"prompt": None}, {"prompt": ""}),
+        ({"seed": -2}, {"seed": 2**63 - 2}),
+        ({"top_k": 0}, {"top_k": None}),
+    ],
+)
+def test_other_spellings_mean_the_same(
+    client: AppClient, given: dict[str, Any], same: dict[str, Any]
+) -> None:
+    found = [complete(client, **{"seed": 5, **each})["choices"] for each in (given, same)]
+    assert found[0] == found[1]
+
+
+def test_a_seed_of_minus_one_is_drawn(client: AppClient) -> None:
+    found = {complete(client, seed=-1, max_tokens=30)["choices"][0]["text"] for _ in range(4)}
+    assert len(found) > 1
+
+
+def test_a_text_that_may_not_end_has_all_its_tokens(client: AppClient) -> None:
+    """Load generators count on it; the eos that is masked keeps its log-probability."""
+    options: dict[str, Any] = {"prompt": ["a", "the "], "n": 8, "max_tokens": 40, "seed": 1}
+    ends = {x["finish_reason"] for x in complete(client, **options)["choices"]}
+    assert ends == {"stop", "length"}
+    for asked in ({"ignore_eos": True}, {"min_tokens": 40}, {"ignore_eos": True, "min_tokens": 9}):
+        found = complete(client, **options, **asked)
+        assert {len(x["text"]) for x in found["choices"]} == {40}
+        assert {x["finish_reason"] for x in found["choices"]} == {"length"}
+    # No temperature is high enough for it.
+    hot = complete(client, **options, ignore_eos=True, temperature=1e9)
+    assert {x["finish_reason"] for x in hot["choices"]} == {"length"}
+
+
+def test_offsets_count_from_the_prompts_beginning(client: AppClient) -> None:
+    """As OpenAI's do, echoed or not."""
+    ids = client.post("/tokenize", json={"model": MODEL, "prompt": "abc"}).json()["tokens"]
+    for prompt in ("abc", ids, [1, *ids]):
+        options = {"prompt": prompt, "max_tokens": 4, "seed": 2, "logprobs": 0}
+        plain = complete(client, **options)["choices"][0]
+        echoed = complete(client, **options, echo=True)["choices"][0]
+        assert plain["logprobs"]["text_offset"] == echoed["logprobs"]["text_offset"][-4:]
+        assert plain["logprobs"]["text_offset"][0] == 3
+        told = told_by_the_stream(client, **options)[0]
+        assert told["logprobs"]["text_offset"] == plain["logprobs"]["text_offset"]
+
+
+def test_lm_evals_batches_fit_and_what_is_larger_is_refused(client: AppClient) -> None:
+    batch: dict[str, Any] = {"max_tokens": 1, "logprobs": 1, "echo": True, "temperature": 0}
+    found = complete(client, prompt=["the " * 1024] * 16, **batch)["choices"]
+    assert [len(x["logprobs"]["tokens"]) for x in found] == [4097] * 16
+    status, param, message = error(client, prompt=["the " * 1024] * 24, **batch)
+    assert (status, param) == (422, "logprobs")
+    assert "(4 + alternatives); at most 480000" in message
 
 
 def test_ids_that_begin_with_bos_have_an_entry_for_it(client: AppClient) -> None:
@@ -209,12 +316,20 @@ def test_a_stream_tells_what_the_plain_answer_tells_and_offsets_lie_in_its_text(
         assert {len(x) for x in logprobs.values()} == {len(offsets)}
         assert offsets == sorted(offsets)
         # From the end: every generated token is the character at its offset, or none.
-        assert all(0 <= offset <= len(text) for offset in offsets)
+        before = 0 if options["echo"] else len(shown(prompt[choice["index"] // options["n"]]))
+        assert all(before <= offset <= before + len(text) for offset in offsets)
         if choice["finish_reason"] == "length" and options["max_tokens"]:
             written = len(text) - options["max_tokens"]
             count = options["max_tokens"]
-            assert offsets[-count:] == list(range(written, len(text)))
+            assert offsets[-count:] == list(range(before + written, before + len(text)))
             assert "".join(logprobs["tokens"][-count:]) == text[written:]
+
+
+def shown(prompt: str | list[int]) -> str:
+    """A prompt as it is echoed."""
+    if isinstance(prompt, str):
+        return prompt.removeprefix("\ue001")
+    return "".join(sorted(ALPHABET)[i - 4] for i in prompt if i >= 4)
 
 
 def test_a_text_that_begins_with_bos_is_read_as_ids_that_do(client: AppClient) -> None:

@@ -63,6 +63,7 @@ def test_every_setting_has_a_flag_a_variable_and_a_description(
     words |= {"state_key": "a key of enough characters", "max_queue_share": "0.25"}
     words |= {"on_bad_bundle": "skip", "log_format": "json", "log_requests": "False"}
     words |= {"otlp_endpoint": "http://127.0.0.1:4318/v1/traces"}
+    words |= {"cors_origins": "https://page.example"}
     value = words.get(name, "7")
     by_flag = load_settings([f"--{name.replace('_', '-')}", value], {})
     by_variable = load_settings([], {f"UNROLL_{name.upper()}": value})
@@ -154,6 +155,29 @@ def test_what_is_told_of_the_settings_holds_no_secret() -> None:
 )
 def test_which_names_are_answered(values: dict[str, str], hosts: tuple[str, ...] | None) -> None:
     assert Settings.model_validate(values).hosts == hosts
+
+
+@pytest.mark.parametrize(
+    ("written", "origins"),
+    [
+        ("", ()),
+        ("*", ("*",)),
+        ("https://a.example/, HTTP://B.example:80", ("https://a.example", "http://b.example")),
+        ("http://[::1]:3000,null", ("http://[::1]:3000", "null")),
+        ("https://a.example:8443", ("https://a.example:8443",)),
+        ("chrome-extension://abcdef", ("chrome-extension://abcdef",)),
+    ],
+)
+def test_origins_are_read_as_browsers_send_them(written: str, origins: tuple[str, ...]) -> None:
+    assert Settings(cors_origins=written).origins == origins
+
+
+@pytest.mark.parametrize(
+    "written", ["page.example", "https://a.example/app", "https://a.example:x"]
+)
+def test_what_no_browser_sends_is_no_origin(written: str) -> None:
+    with pytest.raises(SettingsError, match=r"UNROLL_CORS_ORIGINS: .*scheme://host:port"):
+        load_settings([], {"UNROLL_CORS_ORIGINS": written})
 
 
 def test_every_bad_value_has_its_own_line() -> None:

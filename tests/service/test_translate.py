@@ -47,7 +47,7 @@ SETTINGS = Settings(
     max_n=6,
     max_beam_size=8,
     max_cost_tokens=4000,
-    max_detail_chars=300,
+    max_details=7200,
     max_queue_tokens=20_000,
 )
 
@@ -499,10 +499,14 @@ def refused(client: AppClient, path: str, pointer: str, words: str, **body: Any)
         ("/source", "at least one text", {"source": []}),
         ("/source", "too many texts; at most 5", {"source": ["a"] * 6}),
         ("/source", "over all sources; at most 4000", {"source": ["a" * 60] * 5, "beam_size": 8}),
-        ("/tokens", "tokens with details; at most 300", {"source": ["a" * 60] * 5, "tokens": True}),
+        (
+            "/return_alignments",
+            "tokens · (4 + alternatives); at most 7200",
+            {"source": ["a" * 60] * 5, "return_alignments": True},
+        ),
         (
             "/copy_unknown",
-            "tokens with details; at most 300",
+            "tokens · (4 + alternatives); at most 7200",
             {"source": ["a" * 60] * 5, "copy_unknown": True},
         ),
         ("/unknown", "'unk', 'error' or 'skip'", {"unknown": MARKER}),
@@ -683,7 +687,11 @@ def test_what_is_left_out_of_symbols_is_not_counted(client: AppClient) -> None:
         ("/source", "at most 60", {"source": "a" * 61}),
         ("/text", "tokens in a target; at most 200", {"source": "a", "text": "t" * 200}),
         ("/text", "characters, sources included", {"source": "a", "text": "t" * 20_000}),
-        ("/text", "characters with tokens", {"source": "a", "text": "t" * 301, "tokens": True}),
+        (
+            "/text",
+            "tokens · (4 + alternatives)",
+            {"source": "a", "text": "t" * 1801, "tokens": True},
+        ),
         ("/source", "takes `context`, and no source", {"source": "a", "model": "language"}),
     ],
 )

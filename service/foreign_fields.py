@@ -1,0 +1,106 @@
+"""Fields that other servers know and this one does not: which of them may be passed over.
+
+Clients of OpenAI's and Triton's interfaces send what some server reads: OpenAI's own, vLLM,
+llama.cpp, TensorRT-LLM. Most of it changes nothing here (`user`, `store`, `priority`). What would
+change the text or the answer is refused, unless its value asks for what is done anyway, and so is
+a name that looks like a misspelling of a known one.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from service.errors import InvalidRequest
+
+_RULES = "/generate has `pattern`, `choices` and `allowed_chars` for that"
+
+# Of each field the values that change nothing, beside null, and what to do instead, if anything.
+_FOREIGN: dict[str, tuple[tuple[Any, ...], str]] = {
+    # what is asked
+    "messages": ((), "there is no chat; send the text as a prompt"),
+    "input": ((), "send the text as a prompt"),
+    "prompt_embeds": ((), ""),
+    "suffix": (("",), "a text is continued, and not filled in"),
+    "add_special_tokens": ((True,), "a prompt begins a document; /score has `bos` for that"),
+    "truncate_prompt_tokens": ((-1,), "send the end of the prompt"),
+    "max_new_tokens": ((), "say max_tokens"),
+    "n_predict": ((), "say max_tokens"),
+    "tools": (([],), ""),
+    "tool_choice": (("none", "auto"), ""),
+    "functions": (([],), ""),
+    "function_call": (("none", "auto"), ""),
+    # what the text may be
+    "response_format": (({"type": "text"},), _RULES),
+    "structured_outputs": ((), _RULES),
+    "guided_json": ((), _RULES),
+    "guided_regex": ((), _RULES),
+    "guided_choice": ((), _RULES),
+    "guided_grammar": ((), _RULES),
+    "guided_decoding_guide": ((), _RULES),
+    "grammar": (("",), _RULES),
+    "json_schema": ((), _RULES),
+    "allowed_token_ids": ((), _RULES),
+    "bad_words": (([], "", [""]), "give single tokens a logit_bias of -1000 on /v1"),
+    "stop_token_ids": (([],), "say stop, with texts"),
+    "include_stop_str_in_output": ((False,), "a stop string is cut off"),
+    "logits_processors": (([],), ""),
+    "logits_processor_names": (([],), ""),
+    # how a token is drawn
+    "do_sample": ((True,), "say temperature 0"),
+    "use_beam_search": ((False,), ""),
+    "num_beams": ((1,), ""),
+    "repetition_penalty": ((1,), "say presence_penalty or frequency_penalty"),
+    "repeat_penalty": ((1,), "say presence_penalty or frequency_penalty"),
+    "no_repeat_ngram_size": ((0,), ""),
+    "typical_p": ((1,), "say top_p"),
+    "top_a": ((0,), "say min_p"),
+    "tfs": ((1,), "say top_p"),
+    "tfs_z": ((1,), "say top_p"),
+    "epsilon_cutoff": ((0,), "say min_p"),
+    "eta_cutoff": ((0,), "say min_p"),
+    "mirostat": ((0,), ""),
+    "mirostat_mode": ((0,), ""),
+    "dynatemp_range": ((0,), ""),
+    "smoothing_factor": ((0,), ""),
+    "xtc_probability": ((0,), ""),
+    "dry_multiplier": ((0,), ""),
+    # what is answered
+    "prompt_logprobs": ((), "say echo with logprobs on /v1"),
+    "return_tokens_as_token_ids": ((False,), "/tokenize gives the ids"),
+    "return_log_probs": ((False,), "say details"),
+    "return_context_logits": ((False,), ""),
+    "return_generation_logits": ((False,), ""),
+    "exclude_input_in_output": ((True,), "the prompt is not repeated"),
+    "sampling_parameters": (("", "{}"), "say them one by one"),
+    "end_id": ((-1, 2), "a text ends with id 2"),
+}
+_ALIKE = 0.85  # of two names: `max_token`, and neither `top_a` nor `min_tokens`
+
+
+def refuse_foreign(
+    given: Mapping[str, Any], known: Collection[str], *, inside: str = "", but: Collection[str] = ()
+) -> None:
+    """Raise InvalidRequest for an unknown field that cannot be passed over.
+
+    `given` holds the fields that no schema has, `known` the schema's names; `inside` is the pointer
+    to both.
+    """
+    for name, value in given.items():
+        if value is None or name in but:
+            continue
+        neutral, instead = _FOREIGN.get(name, (None, ""))
+        if neutral is not None:
+            if value not in neutral:
+                raise InvalidRequest.at(f"{inside}/{name}", _refusal(neutral, instead))
+            continue
+        likeliest = get_close_matches(name[:64], known, n=1, cutoff=_ALIKE)
+        if likeliest:
+            raise InvalidRequest.at(
+                inside, f"there is an unknown field; did you mean `{likeliest[0]}`?"
+            )
+
+
+def _refusal(neutral: tuple[Any, ...], instead: str) -> str:
+    allowed = f"{json.dumps(neutral[0])} or left out" if neutral else "left out"
+    return f"not offered, so {allowed}" + (f"; {instead}" if instead else "")
