@@ -23,5 +23,5 @@ ENV PATH=/opt/unroll/bin:$PATH \
     UNROLL_PORT=8000
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"UNROLL_PORT\"]}/readyz', timeout=2)"]
+    CMD ["python", "-m", "service.health"]
 ENTRYPOINT ["python", "-m", "service"]

@@ -22,7 +22,7 @@ help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 serve: $(SERVICE_ENV)/.done ## Serve every bundle under models/ on 127.0.0.1:8000.
-	exec $(SERVICE_ENV)/bin/python -m service
+	UNROLL_WATCH_MODELS_S=$${UNROLL_WATCH_MODELS_S-2} exec $(SERVICE_ENV)/bin/python -m service
 
 test: $(DEVELOPMENT_ENV)/.done $(CLIENTS_ENV)/.done chromium promtool ## Run every test, with the coverage gate.
 	PATH="$(CURDIR)/$(PROMTOOL):$$PATH" $(BIN)/pytest --cov --cov-report=term:skip-covered --cov-fail-under=90

@@ -1,5 +1,6 @@
 """`python -m service`: serve the bundles of a folder over HTTP, or run a command on them."""
 
+import errno
 import gc
 import json
 import logging
@@ -7,25 +8,31 @@ import math
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
 
 from service import cli
 from service.api_keys import ApiKeysError
 from service.app import create_app
 from service.bundle import BundleError
 from service.drain import Drain
+from service.environment import PREFIX, service_links, unknown_variables
+from service.listener import ListenError, bound_sockets, url_of
 from service.logs import log_to_stderr
 from service.metrics import SHARED_FOLDER, forget_this_process
 from service.protocol import BoundedProtocol
-from service.settings import PREFIX, Settings, SettingsError, load_settings
+from service.setting_sources import KNOWN, load_settings
+from service.settings import Settings, SettingsError
 
 # Connections that are still open when all is over: idle ones, and those that never end.
 _CLOSE_S = 2
@@ -47,13 +54,16 @@ def main() -> int:
     try:
         settings = load_settings(sys.argv[1:], os.environ)
         log_to_stderr(settings)
+        _remark_on(os.environ)
         logger.info("settings: %s", json.dumps(settings.redacted()))
         app = create_app(settings)
+        # Before the models, which take their time: a port in use is known at once.
+        sockets = bound_sockets(settings.host, settings.port)
         app.state.registry.load_all()
     except (SettingsError, ApiKeysError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    except BundleError as error:
+    except (BundleError, ListenError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     # uvicorn ends in order on the first signal and then raises it again for whoever handled it
@@ -65,9 +75,13 @@ def main() -> int:
         del app
         _share_state_key(settings)
         with _shared_numbers():
-            _serve("service.__main__:create_worker", settings)
+            _serve("service.__main__:create_worker", settings, sockets)
         return 0
-    _serve(lambda: _drained(app), settings)
+    try:
+        _serve(lambda: _drained(app), settings, sockets)
+    except ListenError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
     for number in _KEPT_SIGNALS:
         # All is over: another signal would only spoil the exit status.
         signal.signal(number, signal.SIG_IGN)
@@ -128,23 +142,61 @@ def _end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _serve(app: str | Callable[[], FastAPI], settings: Settings) -> None:
-    uvicorn.run(
+def _remark_on(environment: Mapping[str, str]) -> None:
+    """Log what was passed over in the environment; no value of it."""
+    for sentence in unknown_variables(environment, KNOWN):
+        logger.warning("%s", sentence)
+    links = service_links(environment)
+    if links:
+        logger.info("passed over as links to a service (Kubernetes): %s", ", ".join(links))
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it does; uvicorn does not where it is handed sockets."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            # Two were started at once: both could bind, and one alone can listen.
+            await self.lifespan.shutdown()
+            raise ListenError("the port is in use: another program began to listen") from error
+        if self.started:
+            _tell_where(sockets or [])
+
+
+def _tell_where(sockets: list[socket.socket]) -> None:
+    logger.info("listening on %s", ", ".join(url_of(x) for x in sockets))
+
+
+def _serve(
+    app: str | Callable[[], FastAPI], settings: Settings, sockets: list[socket.socket]
+) -> None:
+    config = uvicorn.Config(
         app,
         factory=True,
         workers=settings.workers,
-        host=settings.host,
-        port=settings.port,
         log_config=None,  # ours
         log_level=settings.log_level,
         access_log=False,
         http=BoundedProtocol,
+        ws="none",
         server_header=False,
         timeout_keep_alive=math.ceil(settings.keep_alive_s),
         # Nobody's word is taken for where a request comes from.
         proxy_headers=False,
         timeout_graceful_shutdown=_CLOSE_S,
     )
+    if settings.workers > 1:
+        _tell_where(sockets)
+        Multiprocess(config, sockets).run()
+        return
+    server = _Server(config)
+    server.run(sockets)
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
 
 
 def _end_early(number: int, _: FrameType | None) -> None:

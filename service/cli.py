@@ -16,7 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.parse import urlsplit
+from urllib.request import ProxyHandler, Request, build_opener
 
 from pydantic import ValidationError
 
@@ -36,7 +37,7 @@ from service.schemas import (
     ScoreRequest,
     ScoreResponse,
 )
-from service.settings import Settings
+from service.settings import Settings, is_loopback
 from service.translator import Translator
 
 COMMANDS = ("generate", "score", "translate", "models", "keys")
@@ -70,6 +71,9 @@ class RunningServer:
         if not url.startswith(("http://", "https://")):
             raise CommandError("--url begins with http:// or https://")
         self._url = url.rstrip("/")
+        # A proxy of the environment (`http_proxy`) is for elsewhere.
+        is_here = is_loopback(urlsplit(url).hostname or "")
+        self._opener = build_opener(ProxyHandler({})) if is_here else build_opener()
         self._model = model
         self._headers = {} if key_file is None else {"Authorization": f"Bearer {_key(key_file)}"}
 
@@ -92,7 +96,7 @@ class RunningServer:
 
     def _answer(self, request: Request) -> Answer:
         try:
-            with urlopen(request, timeout=600) as answer:
+            with self._opener.open(request, timeout=600) as answer:
                 found: Answer = json.load(answer)
                 return found
         except HTTPError as error:

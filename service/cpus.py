@@ -1,32 +1,68 @@
-"""How many processors this process may use: its affinity and its control group's quota."""
+"""How many processors this process may use: its affinity and its control groups' quotas."""
 
 import math
 import os
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
-_CGROUP_2 = Path("/sys/fs/cgroup/cpu.max")
-_CGROUP_1 = Path("/sys/fs/cgroup/cpu")
+_ROOT = Path("/")
+_GROUPS = "sys/fs/cgroup"
 
 
-def usable_cpus(cgroup_2: Path = _CGROUP_2, cgroup_1: Path = _CGROUP_1) -> int:
+def usable_cpus(root: Path = _ROOT) -> int:
     """Processors in the process's affinity, or fewer where a quota grants less time; at least 1.
 
-    A container sees its own control group at the root (Linux, cgroups(7)): version 2 writes
-    "quota period" in `cpu.max`, version 1 the two in a file each.
+    A quota holds for everything below its control group (Linux, cgroups(7)), so the least on the
+    way from the process's own group to the root counts: that of a pod, a slice or a systemd unit,
+    too. `root` is where `/proc` and `/sys` are.
     """
-    affinity = len(os.sched_getaffinity(0))
-    quota = _quota(cgroup_2, cgroup_1)
-    return affinity if quota is None else max(1, min(affinity, math.floor(quota)))
+    affinity = _affinity()
+    quotas = [*_quotas(root)]
+    return max(1, min([affinity, *map(math.floor, quotas)]))
 
 
-def _quota(cgroup_2: Path, cgroup_1: Path) -> float | None:
-    """Processors' worth of time that the control group grants; None without a bound."""
+def _affinity() -> int:
+    # Not on macOS.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Processors' worth of time that each control group grants which bounds any."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # version 2, beside version 1 in a folder of its own
+            for mount in (root / _GROUPS, root / _GROUPS / "unified"):
+                for group in _upwards(mount, path):
+                    yield from _granted(_text(group / "cpu.max").split())
+        elif "cpu" in controllers.split(","):
+            for mount in (root / _GROUPS / "cpu", root / _GROUPS / controllers):
+                for group in _upwards(mount, path):
+                    names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+                    yield from _granted([_text(group / name).strip() for name in names])
+
+
+def _upwards(mount: Path, path: str) -> Iterator[Path]:
+    """A group's folder, its parents', and the mount itself.
+
+    A container may see its group at the mount and its path as the host has it: then there are no
+    folders but the mount, and what it says is the container's.
+    """
+    parts = [part for part in PurePosixPath(path).parts if part not in {"/", ".."}]
+    for length in range(len(parts), -1, -1):
+        yield mount.joinpath(*parts[:length])
+
+
+def _granted(words: list[str]) -> Iterator[float]:
+    """`quota period` in microseconds as processors; nothing where there is no bound."""
+    if len(words) == 2 and all(word.isdecimal() for word in words) and int(words[1]):
+        yield int(words[0]) / int(words[1])
+
+
+def _text(path: Path) -> str:
+    """A file's text; a group without this controller has none, and one may be gone or hidden."""
     try:
-        if cgroup_2.exists():
-            quota, period = cgroup_2.read_text().split()
-        else:
-            quota = (cgroup_1 / "cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup_1 / "cpu.cfs_period_us").read_text().strip()
-    except FileNotFoundError:
-        return None
-    return None if quota in {"max", "-1"} else int(quota) / int(period)
+        return path.read_text("ascii")
+    except OSError:
+        return ""

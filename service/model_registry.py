@@ -79,7 +79,8 @@ class ModelRegistry:
                 self.engines[folder.name] = self._open(folder)
             except BundleError as error:
                 if self._settings.on_bad_bundle == "refuse":
-                    raise
+                    skip = "UNROLL_ON_BAD_BUNDLE=skip serves the others"
+                    raise BundleError(f"{error}; {skip}") from error
                 self._fail(folder.name, error)
         if not self.engines:
             raise BundleError(f"{self._settings.models_dir}: no bundle in it can be served")

@@ -1,31 +1,32 @@
-"""Settings: environment variables `UNROLL_<NAME>` and flags `--<name>`; a flag wins.
+"""Settings: what an operator may choose, with its bounds; `setting_sources` reads them."""
 
-`UNROLL_<NAME>_FILE` names a file that holds the value, as container engines hand out secrets.
-"""
-
-import argparse
+import ipaddress
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-)
-
-PREFIX = "UNROLL_"
-FILE_SUFFIX = "_FILE"
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+# The subject of each setting is that of the last one named here before it.
+SUBJECTS = {
+    "host": "Connections",
+    "models_dir": "Models",
+    "engine_threads": "Engines",
+    "api_keys_file": "Who may ask",
+    "request_timeout_s": "Time and queues",
+    "max_url_bytes": "Limits of a request",
+    "max_line_bytes": "Streams",
+    "log_level": "Logs and traces",
+    "watchdog_s": "The end",
+}
 
 
 class SettingsError(Exception):
@@ -37,63 +38,109 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    host: str = Field("127.0.0.1", description="address to listen on")
+    host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="address to listen on; 0.0.0.0 is every IPv4 address, :: every address of both "
+        "families",
+    )
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    workers: Count = Field(1, description="server processes that share the port")
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="path under which a proxy offers this server, such as /unroll; needed only "
+        "where the proxy leaves it in the requests that it passes on",
+    )
+    max_connections: Count = Field(
+        1000,
+        description="most connections, a process; one more takes the place of one that idles "
+        "between requests",
+    )
+    keep_alive_s: Seconds = Field(
+        75.0,
+        description="longest time for which a connection may idle between requests; above that of "
+        "a proxy in front, most of which keep theirs for 60 s",
+    )
+    header_timeout_s: Seconds = Field(10.0, description="longest time for a head to arrive")
+    body_timeout_s: Seconds = Field(30.0, description="longest time for a body to arrive")
     models_dir: Path = Field(Path("models"), description="folder of bundles")
     precision: Literal["auto", "int8", "fp32"] = Field(
         "auto", description="arithmetic; auto takes what each bundle's export chose"
     )
-    engine_threads: Count | None = Field(
-        None,
-        description="threads that run a model in each process; None shares out the usable "
-        "processors, up to four each",
-    )
-    workers: Count = Field(1, description="server processes that share the port")
-    prefix_cache_bytes: int = Field(
-        64 * 2**20, ge=0, description="memory for prefixes that were read before, a model; 0 is off"
-    )
     on_bad_bundle: Literal["refuse", "skip"] = Field(
         "refuse",
-        description="a bundle that cannot be served ends the start, or is listed as failed while "
-        "the others are served",
+        description="a bundle that cannot be served ends the start (refuse), or is listed as "
+        "failed while the others are served (skip)",
     )
     watch_models_s: Seconds | None = Field(
         None,
-        description="how often to look for new, changed and removed bundles; None looks once",
+        description="how often to look for new, changed and removed bundles; unset looks once, at "
+        "the start",
     )
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="log level")
-    log_format: Literal["text", "json"] = Field("text", description="lines for people, or JSON")
-    log_requests: bool = Field(True, description="log a line for every request")
-    otlp_endpoint: str | None = Field(
+    engine_threads: Count | None = Field(
         None,
-        pattern="^https?://",
-        description="where OpenTelemetry spans are sent (OTLP over HTTP, such as "
-        "http://collector:4318/v1/traces); it needs the extra `telemetry`",
+        description="threads that run a model in each process; unset shares out the usable "
+        "processors, up to four each",
+    )
+    max_rows: Count = Field(64, description="rows that step together, a model")
+    max_search_rows: Count = Field(
+        1024, description="rows of beams that step together, an encoder-decoder"
+    )
+    prefix_cache_bytes: int = Field(
+        64 * 2**20, ge=0, description="memory for prefixes that were read before, a model; 0 is off"
+    )
+    pattern_cache_bytes: int = Field(
+        8 * 2**20, ge=0, description="memory for compiled patterns, a model; 0 is off"
     )
     api_keys_file: Path | None = Field(
         None,
-        description="file of hashed API keys (`python -m service keys`); None asks for none, and "
+        description="file of hashed API keys (`python -m service keys`); unset asks for none, and "
         "answers nothing under /admin",
     )
     allowed_hosts: str | None = Field(
         None,
-        description="names in Host that are answered, parted by commas, `*` for all; None is this "
-        "machine's own on a loopback address, so that no page of elsewhere can ask by way of a "
-        "name that it made point here, and all on others",
+        description="names in Host that are answered, separated by commas, `*` for all; unset is "
+        "this machine's own on a loopback address, so that no page of elsewhere can ask by way of "
+        "a name that it made point here, and all on others",
     )
     cors_origins: str = Field(
-        "", description="origins whose pages may ask, parted by commas; empty allows none"
+        "", description="origins whose pages may ask, separated by commas; unset allows none"
     )
-    max_connections: Count = Field(1000, description="most connections, a process")
+    frame_ancestors: str = Field(
+        "",
+        description="origins whose pages may show the page and /docs in a frame, separated by "
+        "commas, `self` for this server's own; unset allows none",
+    )
+    state_key: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="secret that state handles are signed with, the same on every replica; better "
+        "set in the environment, since others can read command lines; unset draws one, and handles "
+        "end with the server",
+    )
+    state_max_age_s: Seconds = Field(86_400.0, description="how long a state handle is accepted")
+    request_timeout_s: Seconds = Field(
+        120.0,
+        description="longest time for one request; its header X-Request-Timeout (seconds) may ask "
+        "for less",
+    )
+    max_queue_requests: Count = Field(1024, description="requests that may wait, a model")
+    max_queue_rows: Count = Field(4096, description="rows that may wait, a model")
+    max_queue_tokens: Count = Field(16 * 2**20, description="tokens that may wait, a model")
+    max_queue_s: Seconds | None = Field(
+        None,
+        description="longest time that what is before a request may be expected to take, from the "
+        "measured rate; unset bounds the queue by what is in it alone",
+    )
+    max_queue_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of the bounds on a queue that the requests with one API key may fill",
+    )
     max_url_bytes: Count = Field(8192, description="longest URL")
     max_header_bytes: Count = Field(16_384, description="largest headers of a request, in all")
-    keep_alive_s: Seconds = Field(
-        20.0,
-        description="longest time for which a connection may idle between requests; clients and "
-        "proxies that keep theirs for longer meet closed ones",
-    )
-    header_timeout_s: float = Field(10.0, gt=0, description="longest time for a head to arrive")
-    body_timeout_s: float = Field(30.0, gt=0, description="longest time for a body to arrive")
     max_body_bytes: Count = Field(8 * 2**20, description="largest request body")
     max_inputs: Count = Field(1024, description="most texts in one request")
     max_prompt_chars: Count = Field(100_000, description="longest prompt of /generate")
@@ -126,35 +173,32 @@ class Settings(BaseModel):
     max_choices_chars: Count = Field(
         8192, description="most characters of all `choices`, and of `allowed_chars`"
     )
-    pattern_cache_bytes: int = Field(
-        8 * 2**20, ge=0, description="memory for compiled patterns, a model; 0 is off"
+    max_states: Count = Field(256, description="most state handles in one answer")
+    max_line_bytes: Count = Field(
+        2**20, description="longest line of a streamed /score; longer ones are reported and skipped"
     )
-    max_rows: Count = Field(64, description="rows that step together, a model")
-    max_search_rows: Count = Field(
-        1024, description="rows of beams that step together, an encoder-decoder"
+    stream_batch_bytes: Count = Field(
+        64 * 2**10, description="most bytes of a streamed /score that are scored together"
     )
-    max_queue_requests: Count = Field(1024, description="requests that may wait, a model")
-    max_queue_rows: Count = Field(4096, description="rows that may wait, a model")
-    max_queue_tokens: Count = Field(16 * 2**20, description="tokens that may wait, a model")
-    max_queue_s: Seconds | None = Field(
+    stream_idle_s: Seconds = Field(
+        3600.0, description="longest time for which a streamed body may stand still"
+    )
+    heartbeat_s: Seconds = Field(
+        10.0, description="a stream without an event for so long gets a comment"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe lines to log"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="lines for people, or JSON")
+    log_requests: bool = Field(True, description="log a line for every request")
+    otlp_endpoint: str | None = Field(
         None,
-        description="longest time that what is before a request may be expected to take, from the "
-        "measured rate; None bounds the queue by what is in it alone",
+        pattern="^https?://",
+        description="where OpenTelemetry spans are sent (OTLP over HTTP, such as "
+        "http://collector:4318/v1/traces); it needs the extra `telemetry`",
     )
-    max_queue_share: float = Field(
-        0.5,
-        gt=0,
-        le=1,
-        description="share of the bounds on a queue that the requests with one API key may fill",
-    )
-    request_timeout_s: float = Field(
-        120.0,
-        gt=0,
-        description="longest time for one request; its header X-Request-Timeout (seconds) may ask "
-        "for less",
-    )
-    watchdog_s: float = Field(
-        30.0, gt=0, description="longest time for one step of an engine: after that it hangs"
+    watchdog_s: Seconds = Field(
+        30.0, description="longest time for one step of an engine: after that it hangs"
     )
     lame_duck_s: float = Field(
         1.0,
@@ -164,38 +208,23 @@ class Settings(BaseModel):
     grace_s: float = Field(
         10.0, ge=0, description="after that, how long requests in flight may take to end"
     )
-    max_line_bytes: Count = Field(
-        2**20, description="longest line of a streamed /score; longer ones are told and skipped"
-    )
-    stream_batch_bytes: Count = Field(
-        64 * 2**10, description="most bytes of a streamed /score that are scored together"
-    )
-    stream_idle_s: float = Field(
-        3600.0, gt=0, description="longest time for which a streamed body may stand still"
-    )
-    heartbeat_s: float = Field(
-        10.0, gt=0, description="a stream without an event for so long gets a comment"
-    )
-    state_key: SecretStr | None = Field(
-        None,
-        min_length=16,
-        description="secret that state handles are signed with, the same on every replica; better "
-        "set in the environment, since others can read command lines; None draws one, and handles "
-        "end with the server",
-    )
-    state_max_age_s: float = Field(86_400.0, gt=0, description="how long a state handle is taken")
-    max_states: Count = Field(256, description="most state handles in one answer")
 
     @field_validator("cors_origins")
     @classmethod
     def _are_origins(cls, value: str) -> str:
         return ",".join(_origin(part) for part in _parted(value))
 
+    @field_validator("frame_ancestors")
+    @classmethod
+    def _are_ancestors(cls, value: str) -> str:
+        return ",".join("self" if x == "self" else _origin(x) for x in _parted(value))
+
     @property
     def hosts(self) -> tuple[str, ...] | None:
         """Names in Host that are answered; None for all."""
         if self.allowed_hosts is None:
-            return LOOPBACK if self.host in LOOPBACK else None
+            own = self.host.lower()
+            return tuple(dict.fromkeys((*LOOPBACK, own))) if is_loopback(own) else None
         names = _parted(self.allowed_hosts)
         return None if "*" in names else tuple(name.lower() for name in names)
 
@@ -203,6 +232,12 @@ class Settings(BaseModel):
     def origins(self) -> tuple[str, ...]:
         """Origins whose pages may ask."""
         return _parted(self.cors_origins)
+
+    @property
+    def framers(self) -> str:
+        """What the policy of the page says of frames (Content Security Policy, 7.7.2)."""
+        named = _parted(self.frame_ancestors)
+        return " ".join("'self'" if x == "self" else x for x in named) or "'none'"
 
     def redacted(self) -> dict[str, Any]:
         """Every setting, and of a secret that there is one."""
@@ -231,47 +266,18 @@ def _parted(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _read_secret(key: str, path: str) -> str:
+def is_loopback(host: str) -> bool:
+    """Whether a host, in any spelling, is this machine's own (`localhost`, 127.0.0.2, ::1)."""
+    name = host.strip("[]").partition("%")[0].rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
     try:
-        return Path(path).read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise SettingsError(f"{key}: {path}: {cause}") from error
-
-
-def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
-    """Settings from flags and environment. Raises SettingsError; `--help` exits."""
-    parser = argparse.ArgumentParser(
-        prog="python -m service",
-        description="Serve the bundles of a folder over HTTP.",
-        epilog="Commands: generate, score, translate, models, keys; each has a --help of its own.",
-    )
-    for name, field in Settings.model_fields.items():
-        help_text = f"{field.description} (default: {field.default}; {PREFIX}{name.upper()})"
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", dest=name, metavar="VALUE", help=help_text
-        )
-    known = {PREFIX + name.upper(): name for name in Settings.model_fields}
-    files = {f"{key}{FILE_SUFFIX}": key for key in known}
-    for key in environment:
-        if key.startswith(PREFIX) and key not in known and key not in files:
-            raise SettingsError(f"{key}: no such setting; there are {', '.join(known)}")
-    given = {key: environment[key] for key in known if key in environment}
-    for key, named in files.items():
-        # A name that is a setting itself, such as UNROLL_API_KEYS_FILE, is none of these.
-        if key in environment and key not in known:
-            if named in given:
-                raise SettingsError(f"{key}: {named} is set, too; one of them has to go")
-            given[named] = _read_secret(key, environment[key])
-    values = {known[key]: value for key, value in given.items()}
-    flags = vars(parser.parse_args(arguments))
-    values |= {name: value for name, value in flags.items() if value is not None}
-    try:
-        return Settings.model_validate(values)
-    except ValidationError as error:
-        lines = [
-            f"{PREFIX}{str(mistake['loc'][0]).upper()}: "
-            + mistake["msg"].removeprefix("Value error, ")
-            for mistake in error.errors(include_url=False)
-        ]
-        raise SettingsError("\n".join(lines)) from error
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        try:
+            # As the system reads addresses: 127.1, 0x7f.1, 2130706433.
+            address = ipaddress.ip_address(socket.inet_aton(name))
+        except OSError:
+            return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback

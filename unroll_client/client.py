@@ -6,6 +6,7 @@ Arguments have the names of the service's fields (its `/docs`); what is not give
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from ipaddress import ip_address
 from itertools import islice
 from typing import Any, Self, TypedDict, TypeVar, Unpack
 
@@ -115,7 +116,11 @@ class Unroll:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._http = httpx.Client(
-            base_url=base_url, timeout=timeout_s, headers=_headers(api_key), transport=transport
+            base_url=base_url,
+            timeout=timeout_s,
+            headers=_headers(api_key),
+            transport=transport,
+            mounts=_unproxied(base_url),
         )
 
     def __enter__(self) -> Self:
@@ -213,7 +218,11 @@ class AsyncUnroll:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._http = httpx.AsyncClient(
-            base_url=base_url, timeout=timeout_s, headers=_headers(api_key), transport=transport
+            base_url=base_url,
+            timeout=timeout_s,
+            headers=_headers(api_key),
+            transport=transport,
+            mounts=_unproxied(base_url),
         )
 
     async def __aenter__(self) -> Self:
@@ -330,6 +339,16 @@ class _EventReader:
             raise error_of(int(data.get("status", 500)), data, {})
         self._done = event.name == "done"
         return _answer(self._kinds[event.name], data)
+
+
+def _unproxied(base_url: str) -> dict[str, None]:
+    """This machine's own addresses go without a proxy of the environment (`http_proxy`)."""
+    host = httpx.URL(base_url).host
+    try:
+        is_here = ip_address(host).is_loopback
+    except ValueError:
+        is_here = host == "localhost" or host.endswith(".localhost")
+    return {"all://": None, "http://": None, "https://": None} if is_here else {}
 
 
 def _headers(api_key: str | None) -> dict[str, str]:

@@ -1,7 +1,10 @@
 """What is received has bounds: connections, heads, and the time that they take. Raw sockets."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -10,8 +13,10 @@ from typing import Any
 import pytest
 
 from service.bundle import write_bundle
+from service.cli import RunningServer
 from tests.bundles import tiny_files
-from tests.end_to_end.server import Server, serve
+from tests.end_to_end.server import ROOT, Server, serve
+from unroll_client import Unroll
 
 SLOW: dict[str, Any] = {"header_timeout_s": 0.5, "body_timeout_s": 1.0, "max_connections": 40}
 BODY = json.dumps({"model": "tiny-lstm", "text": "a cat"}).encode()
@@ -60,6 +65,35 @@ def goes_on(server: Server) -> None:
             ).status_code
             == 200
         )
+
+
+def test_a_port_in_use_is_one_line_before_anything_is_loaded(server: Server) -> None:
+    command = [sys.executable, "-m", "service", "--port", server.url.rpartition(":")[2]]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, timeout=60)
+    assert done.returncode == 1
+    lines = done.stderr.decode().splitlines()
+    assert ": the port is in use; " in lines[-1]
+    assert len(lines) == 2  # the settings stand in the other one
+
+
+def test_this_machine_is_asked_without_the_environments_proxy(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert RunningServer(server.url, None, None).models()[0]["name"] == "tiny-lstm"
+    with Unroll(server.url) as client:
+        assert client.models()[0].name == "tiny-lstm"
+    port = server.url.rpartition(":")[2]
+    for settings, status in (({"UNROLL_HOST": "0.0.0.0"}, 0), ({"UNROLL_HOST": "192.0.2.1"}, 1)):  # noqa: S104
+        environment = {**os.environ, **settings, "UNROLL_PORT": port}
+        command = [sys.executable, "-m", "service.health"]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, check=False, capture_output=True, timeout=60
+        )
+        assert done.returncode == status
 
 
 def head(*lines: str, path: str = "/score", method: str = "POST") -> bytes:

@@ -248,8 +248,21 @@ def test_a_models_folder_that_is_missing_or_empty_is_refused(tmp_path: Path) -> 
 def test_files_and_the_exporters_scratch_are_no_bundles(tmp_path: Path) -> None:
     write_bundle(tmp_path, *plain_files())
     (tmp_path / "README.md").write_text("about")
+    (tmp_path / ".DS_Store").write_bytes(b"")
     (tmp_path / ".writing-x").mkdir()
     assert [x.name for x in bundle_folders(tmp_path)] == ["plain"]
+
+
+def test_a_stray_folder_is_refused_with_the_way_out_and_skipped_where_that_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    write_bundle(tmp_path, *tiny_files("gru"))
+    (tmp_path / "lost+found").mkdir()
+    cause = r"lost\+found: manifest\.json: No such file or directory; UNROLL_ON_BAD_BUNDLE=skip"
+    with pytest.raises(BundleError, match=cause):
+        load_engines(Settings(models_dir=tmp_path))
+    served = load_engines(Settings(models_dir=tmp_path, on_bad_bundle="skip"))
+    assert [x.manifest.name for x in served] == ["tiny-gru"]
 
 
 @pytest.mark.parametrize("dangling", [False, True])

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from service.settings import Settings, SettingsError, load_settings
+from service.environment import service_links, unknown_variables
+from service.setting_sources import KNOWN, load_settings
+from service.settings import SUBJECTS, Settings, SettingsError
 
 
 def refusal(arguments: list[str], environment: dict[str, str]) -> str:
@@ -57,10 +59,11 @@ def test_every_setting_has_a_flag_a_variable_and_a_description(
         load_settings(["--help"], {})
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    assert f"--{name.replace('_', '-')} VALUE" in shown
+    assert re.search(rf"--{name.replace('_', '-')} [A-Z{{]", shown)
     assert f"UNROLL_{name.upper()}" in re.sub(r"\s", "", shown)
     words = {"host": "h", "models_dir": "m", "log_level": "error", "precision": "int8"}
     words |= {"state_key": "a key of enough characters", "max_queue_share": "0.25"}
+    words |= {"root_path": "/unroll", "frame_ancestors": "self"}
     words |= {"on_bad_bundle": "skip", "log_format": "json", "log_requests": "False"}
     words |= {"otlp_endpoint": "http://127.0.0.1:4318/v1/traces"}
     words |= {"cors_origins": "https://page.example"}
@@ -74,9 +77,87 @@ def test_every_setting_has_a_flag_a_variable_and_a_description(
     assert str(found) in {value, "7.0"}
 
 
-def test_an_unknown_variable_is_refused_with_the_known_ones() -> None:
-    message = refusal([], {"UNROLL_PROT": "1"})
-    assert message.startswith("UNROLL_PROT: no such setting; there are UNROLL_HOST, UNROLL_PORT")
+def test_help_groups_settings_and_shows_choices_units_and_what_unset_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        load_settings(["--help"], {})
+    shown = re.sub(r"\s+", " ", capsys.readouterr().out)
+    places = [shown.index(f" {subject}: ") for subject in SUBJECTS.values()]
+    assert places == sorted(places)
+    assert next(iter(Settings.model_fields)) in SUBJECTS
+    assert "--log-level {debug,info,warning,error}" in shown
+    assert "--log-requests {true,false}" in shown
+    assert "--keep-alive-s SECONDS" in shown
+    assert "default: 8388608, 8 MiB; UNROLL_MAX_BODY_BYTES" in shown
+    assert "unset looks once, at the start (default: unset; UNROLL_WATCH_MODELS_S)" in shown
+    assert "None" not in shown
+
+
+# What Kubernetes sets in every container beside services named `unroll` and `unroll-api`.
+LINKS = {
+    "UNROLL_PORT": "tcp://10.0.0.1:8000",
+    "UNROLL_SERVICE_HOST": "10.0.0.1",
+    "UNROLL_SERVICE_PORT": "8000",
+    "UNROLL_SERVICE_PORT_HTTP": "8000",
+    "UNROLL_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+    "UNROLL_PORT_8000_TCP_PROTO": "tcp",
+    "UNROLL_PORT_8000_TCP_PORT": "8000",
+    "UNROLL_PORT_8000_TCP_ADDR": "10.0.0.1",
+    "UNROLL_API_SERVICE_HOST": "10.0.0.2",
+    "UNROLL_API_PORT": "udp://10.0.0.2:53",
+    "UNROLL_API_PORT_53_UDP_ADDR": "10.0.0.2",
+}
+
+
+def test_links_to_a_service_are_no_settings() -> None:
+    assert load_settings([], LINKS) == Settings()
+    assert service_links(LINKS | {"UNROLL_HOST": "x", "PATH": "/"}) == [*LINKS]
+    assert list(unknown_variables(LINKS, KNOWN)) == []
+    assert service_links({"UNROLL_PORT": "8000"}) == []
+    assert load_settings(["--port", "9"], LINKS).port == 9
+    # Whoever means a flag gets no link.
+    assert refusal(["--port", "tcp://10.0.0.1:8000"], {}).startswith("UNROLL_PORT: ")
+
+
+def test_an_unknown_variable_is_passed_over_and_the_nearest_one_named() -> None:
+    environment = {"UNROLL_PROT": "secret", "UNROLL_ZZZ": "1", "PATH": "/", "UNROLL_PORT": "9"}
+    assert load_settings([], environment).port == 9
+    near, far = unknown_variables(environment, KNOWN)
+    assert near == "UNROLL_PROT is no setting and is ignored; did you mean UNROLL_PORT?"
+    assert far.startswith("UNROLL_ZZZ is no setting and is ignored; `python -m service --help`")
+
+
+def test_what_compose_and_the_readme_set_is_known() -> None:
+    root = Path(__file__).parents[2]
+    files = ("docker/compose.yaml", "README.md", "Dockerfile", "Makefile")
+    texts = [(root / name).read_text("utf-8") for name in files]
+    named = {x for text in texts for x in re.findall(r"UNROLL_[A-Z0-9_]*[A-Z]", text)}
+    assert {"UNROLL_UID", "UNROLL_GID", "UNROLL_WORK"} <= named
+    assert list(unknown_variables(dict.fromkeys(named, "1"), KNOWN)) == []
+
+
+@pytest.mark.parametrize("value", ["", " ", "\n"])
+def test_an_empty_variable_is_as_unset(value: str) -> None:
+    names = dict.fromkeys(KNOWN, value)
+    assert load_settings([], names) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("log_level", "INFO", "info"),
+        ("log_level", " Warning\n", "warning"),
+        ("precision", "FP32", "fp32"),
+        ("log_requests", " Off ", False),
+        ("log_requests", "0", False),
+        ("log_requests", "YES", True),
+        ("port", " 9 ", 9),
+        ("models_dir", "~/models", Path.home() / "models"),
+    ],
+)
+def test_the_form_of_a_value_does_not_matter(name: str, value: str, expected: object) -> None:
+    assert getattr(load_settings([], {f"UNROLL_{name.upper()}": value}), name) == expected
 
 
 def test_an_unknown_flag_ends_with_status_two(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +173,6 @@ def test_an_unknown_flag_ends_with_status_two(capsys: pytest.CaptureFixture[str]
         ("PORT", "http"),
         ("PORT", "-1"),
         ("PORT", "65536"),
-        ("PORT", ""),
         ("PORT", "8000.5"),
         ("LOG_LEVEL", "loud"),
         ("PRECISION", "int4"),
@@ -116,6 +196,28 @@ def test_a_bad_value_is_named_by_its_setting(name: str, value: str) -> None:
     assert "\n" not in message
     flag = f"--{name.lower().replace('_', '-')}={value}"
     assert refusal([flag], {}) == message
+
+
+@pytest.mark.parametrize(
+    ("flag", "allowed"),
+    [
+        ("--precision=int4", "UNROLL_PRECISION: it must be one of auto, int8, fp32"),
+        ("--port=65536", "UNROLL_PORT: it must be a whole number, at least 0 and at most 65535"),
+        ("--port=", "UNROLL_PORT: it must be a whole number, at least 0 and at most 65535"),
+        ("--keep-alive-s=0", "UNROLL_KEEP_ALIVE_S: it must be a number of seconds, above 0"),
+        (
+            "--watch-models-s=off",
+            "UNROLL_WATCH_MODELS_S: it must be a number of seconds, above 0, or leave it unset",
+        ),
+        ("--engine-threads=0", "UNROLL_ENGINE_THREADS: it must be a whole number, at least 1,"),
+        ("--log-requests=maybe", "UNROLL_LOG_REQUESTS: it must be true or false (also 1 or 0,"),
+        ("--root-path=unroll/", "UNROLL_ROOT_PATH: it must be a path such as /unroll"),
+        ("--frame-ancestors=https://a.example; x", "UNROLL_FRAME_ANCESTORS: it must be self or"),
+        ("--host=", "UNROLL_HOST: it must be a text of at least 1 character"),
+    ],
+)
+def test_an_error_says_what_is_allowed(flag: str, allowed: str) -> None:
+    assert refusal([flag], {}).startswith(allowed)
 
 
 def test_a_key_that_is_refused_is_not_repeated() -> None:
@@ -148,7 +250,14 @@ def test_what_is_told_of_the_settings_holds_no_secret() -> None:
     ("values", "hosts"),
     [
         ({}, ("127.0.0.1", "::1", "localhost")),
+        ({"host": "LOCALHOST"}, ("127.0.0.1", "::1", "localhost")),
+        ({"host": "127.0.0.2"}, ("127.0.0.1", "::1", "localhost", "127.0.0.2")),
+        ({"host": "127.1"}, ("127.0.0.1", "::1", "localhost", "127.1")),
+        ({"host": "0:0:0:0:0:0:0:1"}, ("127.0.0.1", "::1", "localhost", "0:0:0:0:0:0:0:1")),
+        ({"host": "::ffff:127.0.0.1"}, ("127.0.0.1", "::1", "localhost", "::ffff:127.0.0.1")),
         ({"host": "0.0.0.0"}, None),  # noqa: S104
+        ({"host": "::"}, None),
+        ({"host": "localhost.example"}, None),
         ({"allowed_hosts": "*"}, None),
         ({"allowed_hosts": "Models.example, 10.0.0.7"}, ("models.example", "10.0.0.7")),
     ],

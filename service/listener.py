@@ -1,0 +1,85 @@
+"""The sockets that the server listens on: bound before anything is loaded, in both families."""
+
+import errno
+import ipaddress
+import socket
+
+
+class ListenError(Exception):
+    """The server cannot listen there; the message is one line with what to do."""
+
+
+def bound_sockets(host: str, port: int) -> list[socket.socket]:
+    """A socket for each address of the host, bound and not yet listening. Raises ListenError.
+
+    `::` is one socket for both families. Port 0 is a free one, the same for all of them.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as error:
+        raise ListenError(
+            f"host: this machine knows no such address or name; {_ADDRESSES}"
+        ) from error
+    sockets: list[socket.socket] = []
+    absent: OSError | None = None
+    for family, _, _, _, address in dict.fromkeys(found):
+        # Of a name with several addresses and port 0, the others take what the first was given.
+        free = sockets[0].getsockname()[1] if sockets and port == 0 else port
+        try:
+            sockets.append(_bound(family, (address[0], free, *address[2:])))
+        except OSError as error:
+            # `localhost` has an address of IPv6 where the machine has none.
+            if error.errno not in _ABSENT:
+                for each in sockets:
+                    each.close()
+                raise _listen_error(error, host, port) from error
+            absent = error
+    if not sockets and absent is not None:
+        raise _listen_error(absent, host, port) from absent
+    return sockets
+
+
+def url_of(bound: socket.socket) -> str:
+    """Where a person on this machine finds what listens on the socket."""
+    host, port = bound.getsockname()[:2]
+    address = ipaddress.ip_address(str(host).partition("%")[0])
+    if address.is_unspecified:
+        both = bound.family == socket.AF_INET6
+        families = "IPv4 and IPv6" if both else "IPv4"
+        return f"http://127.0.0.1:{port} (and every address of this machine, {families})"
+    return f"http://[{host}]:{port}" if address.version == 6 else f"http://{host}:{port}"
+
+
+_ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+_ADDRESSES = (
+    "127.0.0.1 answers this machine alone, 0.0.0.0 every IPv4 address of it, :: both families"
+)
+
+
+def _bound(family: int, address: tuple[str | int, ...]) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            only = not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_unspecified
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only))
+        made.bind(address)
+    except OSError:
+        made.close()
+        raise
+    made.set_inheritable(True)
+    return made
+
+
+def _listen_error(error: OSError, host: str, port: int) -> ListenError:
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if error.errno == errno.EADDRINUSE:
+        what = "the port is in use; end what listens there, or choose another with --port or"
+        return ListenError(f"{shown}: {what} UNROLL_PORT (0 takes a free one)")
+    if error.errno == errno.EACCES:
+        return ListenError(
+            f"{shown}: this user may not listen on a port below 1024; choose one above it"
+        )
+    if error.errno in _ABSENT:
+        return ListenError(f"{shown}: this machine has no such address; {_ADDRESSES}")
+    return ListenError(f"{shown}: {error.strerror}")

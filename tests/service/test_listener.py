@@ -1,0 +1,76 @@
+"""Where the server listens: both families, and one line where it cannot."""
+
+import socket
+from contextlib import closing
+
+import pytest
+
+from service.listener import ListenError, bound_sockets, url_of
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def refusal(host: str, port: int) -> str:
+    with pytest.raises(ListenError) as refused:
+        bound_sockets(host, port)
+    message = str(refused.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_every_address_of_both_families_is_one_socket() -> None:
+    (bound,) = bound_sockets("::", 0)
+    with closing(bound):
+        bound.listen()
+        port = bound.getsockname()[1]
+        for address in ("127.0.0.1", "::1"):
+            socket.create_connection((address, port), timeout=5).close()
+        assert url_of(bound).startswith(f"http://127.0.0.1:{port} (")
+        assert "IPv4 and IPv6" in url_of(bound)
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_an_address_of_ipv6_is_itself_alone() -> None:
+    (bound,) = bound_sockets("::1", 0)
+    with closing(bound):
+        port = bound.getsockname()[1]
+        assert url_of(bound) == f"http://[::1]:{port}"
+        assert bound.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+
+
+def test_a_name_is_all_of_its_addresses_on_one_port() -> None:
+    found = bound_sockets("localhost", 0)
+    try:
+        assert len({x.getsockname()[1] for x in found}) == 1
+        assert "127.0.0.1" in {x.getsockname()[0] for x in found}
+    finally:
+        for each in found:
+            each.close()
+
+
+def test_what_cannot_be_listened_on_says_why_and_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        message = refusal("127.0.0.1", port)
+        assert message.startswith(f"127.0.0.1:{port}: the port is in use; ")
+        assert "UNROLL_PORT" in message
+    # An address of documentation (RFC 5737), which is nobody's.
+    assert "192.0.2.1:80: this machine has no such address; " in refusal("192.0.2.1", 80)
+    assert "no such address or name" in refusal("no such name", 80)
+
+
+def test_a_port_that_takes_privileges_is_called_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bind(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", bind)
+    message = refusal("127.0.0.1", 80)
+    assert message.startswith("127.0.0.1:80: this user may not listen on a port below 1024")
