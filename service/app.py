@@ -20,6 +20,7 @@ from service.api_keys import read_api_keys
 from service.documentation import document
 from service.errors import FieldError, InvalidRequest, ServiceError
 from service.gateway import SECURITY_HEADERS, Doorkeeping, Gateway
+from service.libretranslate_schemas import libretranslate_error
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.model_registry import ModelRegistry
@@ -158,7 +159,7 @@ def _problem(request: Request, error: ServiceError | HTTPException) -> Response:
 _ERROR_FORMS: dict[str, tuple[Callable[[Problem], BaseModel], dict[int, int]]] = {
     "/v1/": (openai_routes.openai_error, {}),
     "/v2": (open_inference.open_inference_error, {}),
-    "/libretranslate/": (libretranslate.libretranslate_error, libretranslate.STATUS),
+    "/libretranslate/": (libretranslate_error, libretranslate.STATUS),
 }
 
 

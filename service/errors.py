@@ -5,6 +5,7 @@
     ├── Unauthorized 401          no API key, or none that is known
     ├── Forbidden 403             the key is not for this
     ├── ModelNotFound 404
+    ├── NotOffered 404            a part of another server's interface that is not here
     ├── ReceiptTimeout 408        the head or the body came too slowly
     ├── BundleUnusable 409        what was to be loaded cannot be
     ├── SeveralProcesses 409      a change that one of several processes would make alone
@@ -80,6 +81,12 @@ class ModelNotFound(ServiceError):
     """No served model has that name."""
 
     status, type, title = 404, "model-not-found", "Model not found"
+
+
+class NotOffered(ServiceError):
+    """A part of another server's interface that this one does not have."""
+
+    status, type, title = 404, "not-offered", "Not offered"
 
 
 class ReceiptTimeout(ServiceError):

@@ -28,14 +28,21 @@ from service.errors import (
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.model_registry import ModelRegistry
-from service.request_context import RequestContext, enter_request
+from service.request_context import RequestContext, current_request, enter_request
 from service.settings import Settings
 from service.trace_context import Span, Tracer, fresh_id
 
 # What anybody may ask for, at any time: whether the server is there, and the page, which holds
 # nothing that is not in the repository. Everything else needs a key where there are keys.
 HEALTH = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
-PUBLIC = HEALTH | {"/", "/docs", "/openapi.json"}
+# LibreTranslate's clients ask for the languages without a key.
+_LIBRETRANSLATE = "/libretranslate"
+PUBLIC = HEALTH | {
+    *("/", "/docs", "/openapi.json"),
+    *(f"{_LIBRETRANSLATE}/{name}" for name in ("languages", "frontend/settings", "health")),
+}
+# Paths whose clients may have their key in the body: the route calls `admit` with it.
+KEY_IN_BODY = frozenset({f"{_LIBRETRANSLATE}/translate", f"{_LIBRETRANSLATE}/detect"})
 PUBLIC_FOLDER = "/page/"
 
 # Answers are data: no browser may take them for anything else, show them in a frame or keep them.
@@ -131,7 +138,7 @@ class Gateway:
         if settings.hosts is not None and _host(headers) not in settings.hosts:
             raise HostNotAllowed("this server answers for other names; see UNROLL_ALLOWED_HOSTS")
         if path not in PUBLIC and not path.startswith(PUBLIC_FOLDER):
-            self._check_key(path, headers, context)
+            self._check_key(method, path, headers, context)
         if self._by.lifecycle.phase == "draining" and path != "/metrics":
             again = {"Retry-After": "1", "Connection": "close"}
             raise Draining("the server is about to end; ask again", headers=again)
@@ -141,20 +148,17 @@ class Gateway:
         if method == "POST" and is_json and not path.startswith("/admin/"):
             self._by.registry.refuse_if_full(context.client)
 
-    def _check_key(self, path: str, headers: Headers, context: RequestContext) -> None:
+    def _check_key(self, method: str, path: str, headers: Headers, context: RequestContext) -> None:
         role = _role_of(path)
         if self._by.api_keys is None:
             if role == "admin":
                 raise Forbidden("no admin key is configured; see UNROLL_API_KEYS_FILE")
             return
         given = _given_key(headers)
-        key = None if given is None else known_key(self._by.api_keys, given)
-        if key is None:
-            challenge = {"WWW-Authenticate": "Bearer"}
-            raise Unauthorized("send a known key: Authorization: Bearer <key>", headers=challenge)
-        context.client = key.name
-        if not key.allows(role):
-            raise Forbidden(f"this takes a key with the role {role}")
+        if given is None and method == "POST" and path in KEY_IN_BODY:
+            context.owes_key = True
+            return
+        _let_in(self._by.api_keys, given, role, context)
 
     def _ended(self, scope: Scope, status: int, context: RequestContext, span: Span) -> None:
         """Count, log and trace a request that has been answered."""
@@ -178,6 +182,25 @@ class Gateway:
                 **{key: round(value, 6) for key, value in times.items()},
             }
             logger.log(level, "%s %d in %.1f ms", name, status, 1e3 * spent_s, extra=told)
+
+
+def admit(request: Request, key: str | None) -> None:
+    """Let in a request that was let through for the key in its body. Raises Unauthorized."""
+    context = current_request()
+    if context.owes_key:
+        _let_in(request.app.state.api_keys, key, "use", context)
+        context.owes_key = False
+
+
+def _let_in(keys: Sequence[ApiKey], given: str | None, role: Role, context: RequestContext) -> None:
+    """Note whose key it is. Raises Unauthorized and Forbidden."""
+    key = None if given is None else known_key(keys, given)
+    if key is None:
+        challenge = {"WWW-Authenticate": "Bearer"}
+        raise Unauthorized("send a known key: Authorization: Bearer <key>", headers=challenge)
+    context.client = key.name
+    if not key.allows(role):
+        raise Forbidden(f"this takes a key with the role {role}")
 
 
 def _request_id(headers: Headers) -> str:

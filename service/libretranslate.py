@@ -1,82 +1,47 @@
-"""LibreTranslate's interface over the encoder-decoders, under a prefix of its own."""
+"""LibreTranslate's interface over the encoder-decoders, under a prefix of its own.
+
+Texts are translated line by line, and where a line is too long for the model sentence by sentence
+(`pieces`); what is asked for as HTML keeps its tags.
+"""
 
 import asyncio
-from typing import Any, Literal
-from urllib.parse import parse_qs
+import json
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from service.answers import json_answer, problems_as, served_engines, texts_within, unless_gone
-from service.body import LARGE_BYTES, body_documentation, field_errors, read_body, read_bytes
-from service.errors import InvalidRequest
+from service.body import LARGE_BYTES, body_documentation, field_errors, read_bytes
+from service.errors import EngineStopped, InvalidRequest, NotOffered, ServiceError, Unauthorized
+from service.forms import MULTIPART, URL_ENCODED, form_fields
+from service.gateway import admit
+from service.libretranslate_schemas import (
+    AUTO,
+    DetectedLanguage,
+    DetectRequest,
+    FrontendSettings,
+    HealthOut,
+    Language,
+    LibreTranslateRequest,
+    LibreTranslateResponse,
+    SettingsLanguage,
+    SettingsLanguages,
+    libretranslate_error,
+)
+from service.pieces import Piece, joined, pieces_of
 from service.request_context import current_request
-from service.schemas import Answer, Problem, Texts
 from service.translator import DEFAULT_BEAM_SIZE, Translated, TranslateOptions, Translator
+from service.workers import at_most, off_loop
 
-AUTO = "auto"
 STATUS = {422: 400}  # what their clients expect of a mistake
-_FORM = "application/x-www-form-urlencoded"
+_MEDIA_TYPES = ("application/json", URL_ENCODED, MULTIPART)
+_ERRORS = problems_as(libretranslate_error, STATUS)
 
 router = APIRouter(prefix="/libretranslate", tags=["LibreTranslate"])
 
-
-class LibreTranslateError(Answer):
-    """An error in LibreTranslate's form."""
-
-    error: str = Field(description="What was wrong and what is allowed.")
-
-
-class LibreTranslateRequest(BaseModel):
-    """Translate a text, or every text of a list."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    q: Texts = Field(description="A text or a list of texts.")
-    source: str = Field(description=f'Language code, or "{AUTO}" where the target leaves one.')
-    target: str = Field(description="Language code.")
-    format: Literal["text"] = Field("text", description="HTML is not offered.")
-    alternatives: int = Field(0, ge=0, description="Further translations of each text.")
-    api_key: str = Field("", max_length=512, description="Accepted, and not looked at.")
-    model: str | None = Field(
-        None, description="An extension: which of several models for the same languages."
-    )
-
-
-class DetectedLanguage(Answer):
-    """What "auto" stood for."""
-
-    language: str = Field(description="Language code.")
-    confidence: int = Field(description="100: no other is served for the target.")
-
-
-class LibreTranslateResponse(Answer):
-    """Answer of `/libretranslate/translate`."""
-
-    translatedText: str | list[str] = Field(  # noqa: N815 (their name)
-        description="The translation, or one a text."
-    )
-    alternatives: list[str] | list[list[str]] | None = Field(
-        None, description="Where they were asked for."
-    )
-    detectedLanguage: DetectedLanguage | list[DetectedLanguage] | None = Field(  # noqa: N815
-        None, description=f'Where the source was "{AUTO}".'
-    )
-
-
-class Language(Answer):
-    """A language that is translated from."""
-
-    code: str = Field(description="What requests call it.")
-    name: str = Field(description="The same for people.")
-    targets: list[str] = Field(description="What it is translated to.")
-
-
-def libretranslate_error(problem: Problem) -> LibreTranslateError:
-    """A problem in LibreTranslate's form."""
-    pointer = problem.errors[0].pointer if problem.errors else ""
-    where = f" ({pointer})" if pointer else ""
-    return LibreTranslateError(error=f"{problem.detail}{where}")
+Schema = TypeVar("Schema", LibreTranslateRequest, DetectRequest)
 
 
 @router.get("/languages")
@@ -92,38 +57,127 @@ async def languages(request: Request) -> list[Language]:
     ]
 
 
+@router.get("/frontend/settings")
+async def frontend_settings(request: Request) -> FrontendSettings:
+    """What a page that translates may ask for."""
+    state = request.app.state
+    pairs = _pairs(_translators(request)) or [("", "")]
+    source, target = (SettingsLanguage(code=code, name=code) for code in pairs[0])
+    return FrontendSettings(
+        charLimit=-1,
+        frontendTimeout=500,
+        apiKeys=state.api_keys is not None,
+        keyRequired=state.api_keys is not None,
+        suggestions=False,
+        filesTranslation=False,
+        supportedFilesFormat=[],
+        language=SettingsLanguages(source=source, target=target),
+    )
+
+
+@router.get("/health", responses={503: _ERRORS[503]})
+async def health(request: Request) -> HealthOut:
+    """Whether every encoder-decoder answers."""
+    engines = _translators(request)
+    if not engines or not all(engine.alive for engine in engines):
+        raise EngineStopped("no model translates now", headers={"Retry-After": "1"})
+    return HealthOut(status="ok")
+
+
+@router.post(
+    "/detect",
+    responses=_ERRORS,
+    openapi_extra=body_documentation(DetectRequest, _MEDIA_TYPES),
+)
+async def detect(request: Request) -> list[DetectedLanguage]:
+    """The language of a text, where every model reads the same one; else it is not told."""
+    await _read(request, DetectRequest)
+    found = {code for engine in _translators(request) for code in _sources(engine)}
+    if len(found) != 1:
+        raise InvalidRequest(
+            "languages are not detected here; name the source of a translation: "
+            + (", ".join(sorted(found)) or "no model translates")
+        )
+    return [DetectedLanguage(language=found.pop(), confidence=100)]
+
+
+@router.post("/suggest", responses={404: _ERRORS[404]})
+async def suggest() -> None:
+    """Refused: suggestions are not taken."""
+    raise NotOffered("suggestions are not taken")
+
+
+@router.post("/translate_file", responses={404: _ERRORS[404]})
+async def translate_file() -> None:
+    """Refused: files are not translated."""
+    raise NotOffered("files are not translated; send their text to /libretranslate/translate")
+
+
 @router.post(
     "/translate",
     response_model=LibreTranslateResponse,
-    responses=problems_as(libretranslate_error, STATUS),
-    openapi_extra=body_documentation(LibreTranslateRequest),
+    responses=_ERRORS,
+    openapi_extra=body_documentation(LibreTranslateRequest, _MEDIA_TYPES),
 )
 async def translate(request: Request) -> Response:
     """Translate with the model for two languages; of several the one with most parameters."""
-    body = await _read(request)
-    engine = _chosen(request, body)
+    body = await _read(request, LibreTranslateRequest)
+    engine, detected = _chosen(request, body)
     texts = texts_within(body.q, "/q", request)
-    count = 1 + body.alternatives
-    limit = request.app.state.settings.max_n - 1
-    if body.alternatives > limit:
+    settings = request.app.state.settings
+    alternatives = body.alternatives or 0
+    if alternatives > settings.max_n - 1:
+        limit = settings.max_n - 1
         raise InvalidRequest.at("/alternatives", f"at most {limit} are allowed")
-    beams = max(count, min(DEFAULT_BEAM_SIZE, request.app.state.settings.max_beam_size))
+    count = 1 + alternatives
+    beams = max(count, min(DEFAULT_BEAM_SIZE, settings.max_beam_size))
     options = TranslateOptions(beam_size=beams, num_hypotheses=count)
-    results = await unless_gone(request, _translated(engine, texts, options))
-    found = [[x.text for x in result.hypotheses] for result in results]
-    alone = isinstance(body.q, str)
-    first = [x[0] for x in found]
-    rest = [x[1:] for x in found]
-    detected = [DetectedLanguage(language=_sources(engine)[0], confidence=100)] * len(found)
-    fields: dict[str, Any] = {"translatedText": first[0] if alone else first}
-    if body.alternatives:
-        fields["alternatives"] = rest[0] if alone else rest
-    if body.source == AUTO:
-        fields["detectedLanguage"] = detected[0] if alone else detected
-    answer = LibreTranslateResponse(**fields)
-    return await json_answer(
-        sum(map(len, first)), lambda: answer, exclude=set(type(answer).model_fields) - set(fields)
+    is_html, size = body.format == "html", sum(map(len, texts))
+    cut = await off_loop(size, lambda: _cut(engine, texts, settings.max_inputs, html=is_html))
+    sources = [piece.text for pieces in cut for piece in pieces if piece.is_source]
+    results = await unless_gone(request, _translated(engine, sources, options)) if sources else []
+    size += sum(len(x.text) for result in results for x in result.hypotheses)
+
+    def answer() -> LibreTranslateResponse:
+        found = [_joined(cut, results, place, html=is_html) for place in range(count)]
+        alone = isinstance(body.q, str)
+        fields: dict[str, Any] = {"translatedText": found[0][0] if alone else found[0]}
+        if alternatives:
+            others = [list(each) for each in zip(*found[1:], strict=True)]
+            fields["alternatives"] = others[0] if alone else others
+        if body.source.lower() == AUTO and detected is not None:
+            told = DetectedLanguage(language=detected, confidence=100)
+            fields["detectedLanguage"] = told if alone else [told] * len(texts)
+        return LibreTranslateResponse(**fields)
+
+    # What was not asked for is left out.
+    left_out = set() if alternatives else {"alternatives"}
+    if body.source.lower() != AUTO or detected is None:
+        left_out.add("detectedLanguage")
+    return await json_answer(size, answer, exclude=left_out)
+
+
+def _cut(engine: Translator, texts: Sequence[str], limit: int, *, html: bool) -> list[list[Piece]]:
+    """The parts of every text. Raises InvalidRequest where there are too many to translate."""
+    count = 0
+    cut: list[list[Piece]] = []
+    for text in texts:
+        cut.append([])
+        for piece in pieces_of(text, engine.fits, html=html):
+            count += piece.is_source
+            at_most("/q", count, limit, "lines and sentences in all texts")
+            cut[-1].append(piece)
+    return cut
+
+
+def _joined(
+    cut: Sequence[Sequence[Piece]], results: Sequence[Translated], place: int, *, html: bool
+) -> list[str]:
+    """Every text with the translations of one place, the best where a piece has no such."""
+    found = iter(
+        result.hypotheses[place if place < len(result.hypotheses) else 0].text for result in results
     )
+    return [joined(pieces, found, html=html) for pieces in cut]
 
 
 async def _translated(
@@ -136,43 +190,66 @@ async def _translated(
         raise InvalidRequest.at("/q", error.detail) from error
 
 
-async def _read(request: Request) -> LibreTranslateRequest:
-    """The body, as JSON or as a form."""
-    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if media_type != _FORM:
-        return await read_body(request, LibreTranslateRequest)
-    body = await read_bytes(request, (_FORM,))
+# --- bodies ---------------------------------------------------------------------------------------
+
+
+async def _read(request: Request, schema: type[Schema]) -> Schema:
+    """The body, as JSON or as a form; where a key is asked for, it may be in it."""
+    content_type = request.headers.get("content-type", "")
     # A text a field, and the other fields.
-    limit = request.app.state.settings.max_inputs + len(LibreTranslateRequest.model_fields) - 1
-    if len(body) <= LARGE_BYTES:
-        return _parse_form(body, limit)
-    return await asyncio.to_thread(_parse_form, body, limit)
-
-
-def _parse_form(body: bytes, limit: int) -> LibreTranslateRequest:
-    """A form of so many fields at most. Raises InvalidRequest."""
+    limit = request.app.state.settings.max_inputs + len(schema.model_fields) - 1
     try:
-        form = parse_qs(
-            body.decode("ascii"),
-            keep_blank_values=True,
-            strict_parsing=bool(body),
-            errors="strict",
-            max_num_fields=limit,
-        )
-    except ValueError as error:
-        detail = f"the body is not a form in UTF-8 with at most {limit} fields"
-        raise InvalidRequest(detail) from error
+        body = await read_bytes(request, _MEDIA_TYPES)
+        if len(body) <= LARGE_BYTES:
+            read = _parse(schema, content_type, body, limit)
+        else:
+            read = await asyncio.to_thread(_parse, schema, content_type, body, limit)
+    except ServiceError as error:
+        try:
+            admit(request, None)
+        except Unauthorized as unauthorized:
+            # Whoever has no key is told nothing else.
+            raise unauthorized from error
+        raise
+    admit(request, read.api_key)
+    return read
+
+
+def _parse(schema: type[Schema], content_type: str, body: bytes, limit: int) -> Schema:
+    try:
+        if content_type.split(";", maxsplit=1)[0].strip().lower() == "application/json":
+            return schema.model_validate_json(body)
+        return schema.model_validate(_form(content_type, body, limit))
+    except ValidationError as error:
+        raise field_errors(schema, error) from error
+
+
+def _form(content_type: str, body: bytes, limit: int) -> dict[str, Any]:
+    """The fields of a form, of which q may stand for several texts. Raises InvalidRequest."""
     fields: dict[str, Any] = {}
-    for name, values in form.items():
+    for name, values in form_fields(content_type, body, limit).items():
         if len(values) > 1 and name != "q":
             raise InvalidRequest("a field stands once in a form, but for q")
         fields[name] = values if len(values) > 1 else values[0]
-    if str(fields.get("alternatives", "")).isdecimal() and len(fields["alternatives"]) < 10:
-        fields["alternatives"] = int(fields["alternatives"])
+    if isinstance(fields.get("q"), str):
+        fields["q"] = _listed(fields["q"])
+    return fields
+
+
+def _listed(text: str) -> str | list[str]:
+    """A list of texts where a form's field holds one in JSON; else the text."""
+    if not text.startswith("["):
+        return text
     try:
-        return LibreTranslateRequest.model_validate(fields)
-    except ValidationError as error:
-        raise field_errors(LibreTranslateRequest, error) from error
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    if isinstance(found, list) and found and all(isinstance(each, str) for each in found):
+        return found
+    return text
+
+
+# --- languages ------------------------------------------------------------------------------------
 
 
 def _translators(request: Request) -> list[Translator]:
@@ -184,22 +261,32 @@ def _sources(engine: Translator) -> list[str]:
     return [code.strip() for code in engine.manifest.source.lang.split(",")]
 
 
-def _chosen(request: Request, body: LibreTranslateRequest) -> Translator:
-    """The model for the two languages. Raises InvalidRequest with those that there are."""
+def _pairs(served: Sequence[Translator]) -> list[tuple[str, str]]:
+    return sorted({(source, x.manifest.target.lang) for x in served for source in _sources(x)})
+
+
+def _chosen(request: Request, body: LibreTranslateRequest) -> tuple[Translator, str | None]:
+    """The model for the two languages, and the source where there is one alone.
+
+    Raises InvalidRequest with the languages that there are.
+    """
     served = _translators(request)
-    pairs = {(source, x.manifest.target.lang) for x in served for source in _sources(x)}
-    shown = ", ".join(f"{source} to {target}" for source, target in sorted(pairs)) or "none"
-    target, source = body.target.lower(), body.source.lower()
-    fitting = [x for x in served if x.manifest.target.lang.lower() == target]
-    if source != AUTO:
-        fitting = [x for x in fitting if source in [code.lower() for code in _sources(x)]]
+    shown = ", ".join(f"{source} to {target}" for source, target in _pairs(served)) or "none"
+    target = _looked_up(body.target, {x.manifest.target.lang for x in served})
+    fitting = [x for x in served if x.manifest.target.lang == target]
+    sources = {code for x in fitting for code in _sources(x)}
+    if body.source.lower() == AUTO:
+        source = next(iter(sources)) if len(sources) == 1 else None
+        if len(sources) > 1 and len(fitting) > 1:
+            raise InvalidRequest.at(
+                "/source", f"name it: several lead to this target; there are {shown}"
+            )
+    else:
+        source = _looked_up(body.source, sources)
+        fitting = [x for x in fitting if source in _sources(x)]
     if not fitting:
         raise InvalidRequest.at(
             "/target", f"no model is served for these languages; there are {shown}"
-        )
-    if source == AUTO and len({code for x in fitting for code in _sources(x)}) > 1:
-        raise InvalidRequest.at(
-            "/source", f"name it: several lead to this target; there are {shown}"
         )
     if body.model is not None:
         fitting = [x for x in fitting if x.manifest.name == body.model]
@@ -207,4 +294,23 @@ def _chosen(request: Request, body: LibreTranslateRequest) -> Translator:
             raise InvalidRequest.at("/model", "no such model is served for these languages")
     chosen = max(fitting, key=lambda x: x.manifest.model.parameters)
     current_request().hold(chosen)
-    return chosen
+    return chosen, source
+
+
+def _looked_up(tag: str, known: set[str]) -> str | None:
+    """The language that a tag stands for: itself, or without its last subtags (RFC 4647, 3.4).
+
+    `en-US` and `EN_us` are `en` where that is known, and a language that has a region is no other
+    region's.
+    """
+    by_tag = {code.lower(): code for code in sorted(known)}
+    subtags = tag.lower().replace("_", "-").split("-")
+    while subtags:
+        found = by_tag.get("-".join(subtags))
+        if found is not None:
+            return found
+        subtags.pop()
+        # A lone letter only introduces what was behind it.
+        while subtags and len(subtags[-1]) == 1:
+            subtags.pop()
+    return None

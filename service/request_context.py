@@ -24,6 +24,7 @@ class RequestContext:
     trace_id: str = ""  # 32 hexadecimal digits (W3C Trace Context)
     span_id: str = ""  # 16
     client: str = ""  # name of its API key
+    owes_key: bool = False  # it has to be in the body; nothing is done until it was found there
     timeout_s: float | None = None  # None is the setting's
     began_at: float = field(default_factory=time.monotonic)
     timed_from: float = field(default_factory=time.monotonic)  # `timeout_s` counts from here

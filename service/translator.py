@@ -151,6 +151,11 @@ class Translator(Workers[Search]):
         rules = (self.manifest.target if side == "target" else self.manifest.source).normalization
         return special_ids(self.side(side), normalize(text, rules))
 
+    def fits(self, text: str) -> bool:
+        """Whether a source is within the model's limit."""
+        ids = self._source.encode(normalize(text, self.manifest.source.normalization))
+        return len(ids) <= self.manifest.limits.max_source_tokens
+
     def text_of(self, ids: Sequence[int], side: str) -> str:
         """The printed tokens of ids, joined as a text of that side is."""
         tokenizer = self.side(side)

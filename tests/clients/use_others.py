@@ -62,10 +62,14 @@ def libretranslate() -> None:
     client = LibreTranslateAPI(f"{URL}/libretranslate/")
     (language,) = client.languages()
     (target,) = language["targets"]
-    for text in ("a cat in a hat", "", "tea & rabbits = 100 %"):
+    for text in ("a cat in a hat", "tea & rabbits = 100 %"):
         found = client.translate(text, language["code"], target)
         result = native("/translate", model=PAIR_MODEL, source=text)["results"][0]
         assert found == result["hypotheses"][0]["text"]
+        again = client.translate(f"{text}\n\n{text} ", "auto", target.upper())
+        assert again == f"{found}\n\n{found} "
+    assert client.translate("", language["code"], target) == ""
+    assert client.detect("a cat") == [{"confidence": 100, "language": language["code"]}]
 
 
 for test in (triton, generate_extension, libretranslate):

@@ -1,0 +1,170 @@
+"""A longer text, or a page of HTML, cut into pieces that a model translates one by one.
+
+Lines are pieces of their own. A line that is too long for the model is cut between its sentences,
+and a sentence that is too long is cut at blanks. Everything between the pieces stays as it was:
+line ends, blanks, tags. So does what cannot be read in one pass, such as a tag that does not end.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from html import escape, unescape
+from typing import NamedTuple
+
+Fits = Callable[[str], bool]
+
+
+class Piece(NamedTuple):
+    """A part of a text: to be translated, or to stay as it is."""
+
+    text: str
+    is_source: bool
+
+
+def pieces_of(text: str, fits: Fits, *, html: bool) -> Iterator[Piece]:
+    """The parts of a text or of a page, in order."""
+    if not html:
+        yield from _pieces_of_text(text, fits)
+        return
+    for node in _nodes(text):
+        shown = _shown(node.text) if node.is_source else None
+        # A comma or a bullet between two tags is nothing to translate.
+        if shown is None or not any(map(str.isalnum, shown)):
+            yield Piece(node.text, is_source=False)
+            continue
+        for piece in _pieces_of_text(shown, fits):
+            kept = piece.text if piece.is_source else escape(piece.text, quote=False)
+            yield Piece(kept, piece.is_source)
+
+
+def joined(pieces: Sequence[Piece], translations: Iterator[str], *, html: bool) -> str:
+    """The parts together, with a translation in the place of each source."""
+    return "".join(
+        (escape(next(translations), quote=False) if html else next(translations))
+        if piece.is_source
+        else piece.text
+        for piece in pieces
+    )
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+_LINES = re.compile(r"[\r\n]+|[^\r\n]+")
+# A blank, or the place behind an ideographic full stop and what closes after it.
+_BREAKS = re.compile(
+    r"\s+|(?<=[。！？])(?![。！？」』”’）\s])|(?<=[。！？][」』”’）])(?![」』”’）\s])"  # noqa: RUF001
+)
+_ENDS = (".", "!", "?", "…")
+_CLOSERS = "\"'”’»)]"  # noqa: RUF001
+
+
+def _pieces_of_text(text: str, fits: Fits) -> Iterator[Piece]:
+    for match in _LINES.finditer(text):
+        line = match[0]
+        core = line.strip()
+        if not core:
+            yield Piece(line, is_source=False)
+            continue
+        start = line.index(core[0])
+        if start:
+            yield Piece(line[:start], is_source=False)
+        yield from _pieces_of_line(core, fits)
+        if start + len(core) < len(line):
+            yield Piece(line[start + len(core) :], is_source=False)
+
+
+def _pieces_of_line(line: str, fits: Fits) -> Iterator[Piece]:
+    """One piece where it fits; else its sentences, or what fits of their words."""
+    if fits(line):
+        yield Piece(line, is_source=True)
+        return
+    start = 0
+    for match in _BREAKS.finditer(line):
+        before = line[max(0, match.start() - 4) : match.start()].rstrip(_CLOSERS)
+        if not match[0] or before.endswith(_ENDS):
+            yield from _pieces_of_sentence(line[start : match.start()], fits)
+            if match[0]:
+                yield Piece(match[0], is_source=False)
+            start = match.end()
+    if start < len(line):
+        yield from _pieces_of_sentence(line[start:], fits)
+
+
+def _pieces_of_sentence(sentence: str, fits: Fits) -> Iterator[Piece]:
+    if fits(sentence):
+        yield Piece(sentence, is_source=True)
+        return
+    start = end = 0  # of the piece so far
+    for match in re.finditer(r"\S+", sentence):
+        if end and not fits(sentence[start : match.end()]):
+            yield Piece(sentence[start:end], is_source=True)
+            yield Piece(sentence[end : match.start()], is_source=False)
+            start = match.start()
+        end = match.end()
+    # A word that is too long is a piece as well: the model refuses it, with its limit.
+    yield Piece(sentence[start:end], is_source=True)
+
+
+# --- HTML -----------------------------------------------------------------------------------------
+
+_HTML_BLANKS = re.compile(r"(?<=[^ \t\n\f\r])[ \t\n\f\r]+(?=[^ \t\n\f\r])")
+_TAG = re.compile(r"""<(/?)([A-Za-z][^\s/>]*+)(?:[^>"']++|"[^"]*+"|'[^']*+')*+>""")
+_TAG_BEGINS = re.compile(r"<(?:/?[A-Za-z]|[!?])")
+_KEPT = frozenset({"code", "pre"})
+_NOT_MARKUP = frozenset({"script", "style", "textarea"})  # up to their end tags
+_VOID = frozenset({"br", "hr", "img", "input", "link", "meta", "source", "wbr"})
+_NO_TRANSLATION = re.compile(
+    r"""\stranslate\s*=\s*["']?no["'\s/>]|\sclass\s*=\s*["'][^"']*\bnotranslate\b""", re.IGNORECASE
+)
+
+
+def _nodes(html: str) -> Iterator[Piece]:
+    """Texts between tags, to be translated, and all else, to stay."""
+    position = 0
+    kept = ""  # the element that is not translated, with all that is in it
+    depth = 0
+    for begin in _TAG_BEGINS.finditer(html):
+        if begin.start() < position:
+            continue
+        if begin.start() > position:
+            yield Piece(html[position : begin.start()], is_source=not kept)
+        end = _end_of_markup(html, begin.start())
+        yield Piece(html[begin.start() : end], is_source=False)
+        position = end
+        tag = _TAG.fullmatch(html, begin.start(), end)
+        if tag is None:
+            continue
+        closes, name = bool(tag[1]), tag[2].lower()
+        if not closes and name in _NOT_MARKUP:
+            ends = re.compile(rf"</{name}\b", re.IGNORECASE).search(html, end)
+            position = ends.start() if ends else len(html)
+            yield Piece(html[end:position], is_source=False)
+        elif not kept and not closes and (name in _KEPT or _NO_TRANSLATION.search(tag[0])):
+            if name not in _VOID and not tag[0].endswith("/>"):
+                kept, depth = name, 1
+        elif kept and name == kept:
+            depth += -1 if closes else 1
+            kept = kept if depth else ""
+    if position < len(html):
+        yield Piece(html[position:], is_source=not kept)
+
+
+def _shown(text: str) -> str | None:
+    """What a reader sees of a text between tags: white space is one blank. None for no text."""
+    try:
+        return _HTML_BLANKS.sub(" ", unescape(text))
+    except ValueError:  # a character reference of thousands of digits
+        return None
+
+
+def _end_of_markup(html: str, start: int) -> int:
+    """Where a tag or a comment ends; the text's end where it does not."""
+    if html.startswith("<!--", start):
+        end = html.find("-->", start + 4)
+        return len(html) if end < 0 else end + 3
+    tag = _TAG.match(html, start)
+    if tag is not None:
+        return tag.end()
+    if html.startswith(("<!", "<?"), start):
+        end = html.find(">", start)
+        return len(html) if end < 0 else end + 1
+    return len(html)
