@@ -24,6 +24,7 @@ from service.libretranslate_schemas import libretranslate_error
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.model_registry import ModelRegistry
+from service.open_inference_schemas import open_inference_error
 from service.operations_routes import router as operations_router
 from service.operations_routes import show_gauges
 from service.page_routes import read_page
@@ -158,7 +159,7 @@ def _problem(request: Request, error: ServiceError | HTTPException) -> Response:
 # Paths whose clients expect errors in another form, and some with other statuses.
 _ERROR_FORMS: dict[str, tuple[Callable[[Problem], BaseModel], dict[int, int]]] = {
     "/v1/": (openai_routes.openai_error, {}),
-    "/v2": (open_inference.open_inference_error, {}),
+    "/v2": (open_inference_error, {}),
     "/libretranslate/": (libretranslate_error, libretranslate.STATUS),
 }
 

@@ -43,6 +43,7 @@ _FOREIGN: dict[str, tuple[tuple[Any, ...], str]] = {
     "allowed_token_ids": ((), _RULES),
     "bad_words": (([], "", [""]), "give single tokens a logit_bias of -1000 on /v1"),
     "stop_token_ids": (([],), "say stop, with texts"),
+    "min_length": ((0,), ""),
     "include_stop_str_in_output": ((False,), "a stop string is cut off"),
     "logits_processors": (([],), ""),
     "logits_processor_names": (([],), ""),
@@ -78,27 +79,22 @@ _FOREIGN: dict[str, tuple[tuple[Any, ...], str]] = {
 _ALIKE = 0.85  # of two names: `max_token`, and neither `top_a` nor `min_tokens`
 
 
-def refuse_foreign(
-    given: Mapping[str, Any], known: Collection[str], *, inside: str = "", but: Collection[str] = ()
-) -> None:
+def refuse_foreign(given: Mapping[str, Any], known: Collection[str]) -> None:
     """Raise InvalidRequest for an unknown field that cannot be passed over.
 
-    `given` holds the fields that no schema has, `known` the schema's names; `inside` is the pointer
-    to both.
+    `given` holds the fields that the schema does not have, `known` the names of those it has.
     """
     for name, value in given.items():
-        if value is None or name in but:
+        if value is None:
             continue
         neutral, instead = _FOREIGN.get(name, (None, ""))
         if neutral is not None:
             if value not in neutral:
-                raise InvalidRequest.at(f"{inside}/{name}", _refusal(neutral, instead))
+                raise InvalidRequest.at(f"/{name}", _refusal(neutral, instead))
             continue
         likeliest = get_close_matches(name[:64], known, n=1, cutoff=_ALIKE)
         if likeliest:
-            raise InvalidRequest.at(
-                inside, f"there is an unknown field; did you mean `{likeliest[0]}`?"
-            )
+            raise InvalidRequest(f"there is an unknown field; did you mean `{likeliest[0]}`?")
 
 
 def _refusal(neutral: tuple[Any, ...], instead: str) -> str:

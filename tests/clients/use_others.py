@@ -5,7 +5,9 @@ import sys
 import urllib.request
 from typing import Any
 
+import numpy as np
 import tritonclient.http
+import tritonclient.utils
 from libretranslatepy import LibreTranslateAPI
 
 URL, TEXT_MODEL, PAIR_MODEL = sys.argv[1:]
@@ -29,6 +31,14 @@ def triton() -> None:
         assert client.is_model_ready(name, "1")
         assert client.get_model_metadata(name)["inputs"][0]["datatype"] == "BYTES"
     assert not client.is_model_ready("nothing")
+    tensor = tritonclient.http.InferInput("text_input", [1], "INT32")
+    tensor.set_data_from_numpy(np.zeros(1, np.int32))
+    refusal = ""
+    try:
+        client.infer(TEXT_MODEL, [tensor])
+    except tritonclient.utils.InferenceServerException as error:
+        refusal = str(error)
+    assert "send a text to generate" in refusal, refusal
     client.close()
 
 
@@ -50,6 +60,11 @@ def generate_extension() -> None:
         wanted = (result.get("choices") or result.get("hypotheses"))[0]["text"]
         assert found["text_output"] == wanted
         assert found["details"]["logprobs"]
+        # As TensorRT-LLM's documentation asks.
+        plain = {"text_input": "a cat", "max_tokens": 9, "bad_words": "", "stop_words": "", **seed}
+        path = f"{URL}/v2/models/{name}/generate"
+        answer = json.load(urllib.request.urlopen(path, json.dumps(plain).encode(), timeout=60))
+        assert answer["text_output"] == wanted
         path = f"{URL}/v2/models/{name}/versions/1/generate_stream"
         with urllib.request.urlopen(path, content, timeout=60) as answer:
             events = [json.loads(x[6:]) for x in answer.read().split(b"\n\n") if x]

@@ -114,11 +114,19 @@ def test_a_stream_says_the_same(client: AppClient, model: str) -> None:
 @pytest.mark.parametrize(
     ("model", "words", "parameters"),
     [
-        (TEXT, "there are temperature, top_k", {"made_up": 1}),
-        (TEXT, "(/parameters/top_p)", {"top_p": 2.0}),
-        (TEXT, "does not take it (/parameters/beam_size)", {"beam_size": 2}),
+        (TEXT, "did you mean `max_tokens`?", {"max_token": 1}),
+        (TEXT, "less than or equal to 1 (top_p)", {"top_p": 2.0}),
+        (TEXT, "does not take it (beam_size)", {"beam_size": 2}),
         (TEXT, "at most", {"max_tokens": 10**9}),
-        (PAIRS, "does not take it (/parameters/stop)", {"stop": ["a"]}),
+        (
+            TEXT,
+            "say presence_penalty or frequency_penalty (repetition_penalty)",
+            {"repetition_penalty": 1.1},
+        ),
+        (TEXT, "(bad_words)", {"bad_words": ["a"]}),
+        (TEXT, "0 or left out (min_length)", {"min_length": 2}),
+        (TEXT, "say max_tokens (max_new_tokens)", {"max_new_tokens": 2}),
+        (PAIRS, "does not take it (stop)", {"stop": ["a"]}),
         (PAIRS, "only with a temperature above 0", {"seed": 1}),
         (PAIRS, "only with temperature 0", {"temperature": 1.0, "beam_size": 2}),
         (PAIRS, "1 token at least", {"max_tokens": 0}),
@@ -128,23 +136,27 @@ def test_mistakes_are_told_in_the_protocols_form(
     client: AppClient, model: str, words: str, parameters: dict[str, Any]
 ) -> None:
     for path in ("generate", "generate_stream"):
-        body = {"text_input": "a", "parameters": parameters}
-        answer = client.post(f"/v2/models/{model}/{path}", json=body)
-        assert answer.status_code == 422
-        assert set(answer.json()) == {"error"}
-        assert words in answer.json()["error"]
+        for body in (
+            {"text_input": "a", "parameters": parameters},
+            {"text_input": "a", **parameters},
+        ):
+            answer = client.post(f"/v2/models/{model}/{path}", json=body)
+            assert answer.status_code == 422
+            assert set(answer.json()) == {"error"}
+            # Once.
+            assert answer.json()["error"].count(words) == 1
 
 
 @pytest.mark.parametrize(
     ("model", "words", "body"),
     [
-        (TEXT, "(/text_input)", {"text_input": "a" * 100_001}),
-        (PAIRS, "(/text_input)", {"text_input": "a" * 61}),
-        (TEXT, "(/parameters/max_tokens)", {"parameters": {"max_tokens": 10**9}}),
-        (TEXT, "(/parameters/max_tokens)", {"parameters": {"best_of": 16, "max_tokens": 4000}}),
-        (TEXT, "(/parameters/stop)", {"parameters": {"stop": [""]}}),
-        (PAIRS, "(/parameters/target_prefix)", {"parameters": {"target_prefix": "a" * 200}}),
-        (TEXT, "there are text_input, parameters", {"made_up": 1}),
+        (TEXT, "a prompt; at most 100000 are allowed (text_input)", {"text_input": "a" * 100_001}),
+        (PAIRS, "at most 60 are allowed (text_input)", {"text_input": "a" * 61}),
+        (TEXT, "Input should be a valid string (text_input)", {"text_input": 1}),
+        (TEXT, "(max_tokens)", {"parameters": {"max_tokens": 10**9}}),
+        (TEXT, "(stop)", {"parameters": {"stop": ["a" * 257]}}),
+        (TEXT, "not the same (stop)", {"stop_words": ["a"], "parameters": {"stop": ["b"]}}),
+        (PAIRS, "(target_prefix)", {"parameters": {"target_prefix": "a" * 200}}),
     ],
 )
 def test_mistakes_are_told_by_the_protocols_own_names(
@@ -158,7 +170,7 @@ def test_mistakes_are_told_by_the_protocols_own_names(
 def test_as_many_are_written_as_a_prompt_may_have_choices(client: AppClient) -> None:
     body = {"text_input": "a", "parameters": {"best_of": 17}}
     answer = client.post(f"/v2/models/{TEXT}/generate", json=body)
-    assert "at most 16 are allowed (/parameters/best_of)" in answer.json()["error"]
+    assert "at most 16 are allowed (best_of)" in answer.json()["error"]
 
 
 def test_a_stream_has_one_text(client: AppClient) -> None:
@@ -179,13 +191,66 @@ def test_a_dead_engine_is_not_ready(tmp_path: Path) -> None:
             assert (answer.status_code, answer.json()) == (503, {"ready": False})
 
 
+def test_what_tensorrt_llms_clients_send_is_understood(client: AppClient) -> None:
+    """As its documentation asks: parameters by themselves, and lists of one empty text."""
+    plain = generate(client, TEXT, "the ", max_tokens=20, seed=3)["text_output"]
+    body = {
+        "text_input": "the ",
+        "max_tokens": 20,
+        "random_seed": 3,
+        "bad_words": "",
+        "stop_words": [""],
+        "beam_width": 1,
+        "end_id": 2,
+        "pad_id": 0,
+        "top_k": 0,
+        "return_log_probs": False,
+        "stream": False,
+        "exclude_input_in_output": True,
+        "made_up": 1,
+        "parameters": {"made_up": {}, "max_tokens": 20},
+    }
+    answer = client.post(f"/v2/models/{TEXT}/generate", json=body)
+    assert answer.json()["text_output"] == plain
+    stop = plain[3:5]
+    answer = client.post(f"/v2/models/{TEXT}/generate", json=body | {"stop_words": stop})
+    assert answer.json()["text_output"] == plain[: plain.index(stop)]
+    body = {"text_input": "a cat", "beam_width": 3, "stop_words": "", "top_p": 1.0}
+    answer = client.post(f"/v2/models/{PAIRS}/generate", json=body)
+    assert (
+        answer.json()["text_output"] == generate(client, PAIRS, "a cat", beam_size=3)["text_output"]
+    )
+
+
+def test_a_text_that_may_not_end_has_all_its_tokens(client: AppClient) -> None:
+    ends = set()
+    for seed in range(12):
+        options = {"max_tokens": 40, "seed": seed, "details": True}
+        ends.add(generate(client, TEXT, "a", **options)["details"]["finish_reason"])
+        on = generate(client, TEXT, "a", **options, ignore_eos=True)
+        assert (len(on["text_output"]), on["details"]["finish_reason"]) == (40, "length")
+    assert "eos_token" in ends
+
+
+def test_tensors_are_refused_in_the_protocols_form(client: AppClient) -> None:
+    body = {"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]}
+    for version in ("", "/versions/1"):
+        answer = client.post(f"/v2/models/{TEXT}{version}/infer", json=body)
+        assert answer.status_code == 404
+        assert answer.json() == {
+            "error": "no tensors are taken; send a text to generate or generate_stream"
+        }
+    answer = client.post("/v2/models/nothing/infer", content=b"\0")
+    assert "there is no such model" in answer.json()["error"]
+
+
 def test_curls_own_media_type_and_a_stream_that_is_named_are_taken(client: AppClient) -> None:
     form = {"content-type": "application/x-www-form-urlencoded"}
     content = json.dumps({"text_input": "a", "parameters": {"stream": False, "seed": 1}})
     answer = client.post(f"/v2/models/{TEXT}/generate", content=content, headers=form)
     assert answer.status_code == 200
     answer = client.post(f"/v2/models/{TEXT}/generate_stream", content=content, headers=form)
-    assert answer.json() == {"error": "that is asked of generate (/parameters/stream)"}
+    assert answer.headers["content-type"].startswith("text/event-stream")
 
 
 def test_errors_of_the_server_itself_are_in_the_protocols_form(client: AppClient) -> None:
