@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from http import HTTPStatus
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -13,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from service import libretranslate, open_inference, openai_routes, token_routes
 from service.answers import problem_document
@@ -83,6 +85,7 @@ def create_app(settings: Settings, engines: Sequence[AnyEngine] | None = None) -
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # the gateway takes them off
     )
     app.state.settings = settings
     app.state.metrics = metrics
@@ -185,7 +188,29 @@ async def _parameter_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise TypeError(type(error))
+    is_refused = error.status_code == HTTPStatus.METHOD_NOT_ALLOWED
+    allowed = _allowed_methods(request) if is_refused or request.method == "OPTIONS" else ""
+    if allowed and request.method == "OPTIONS":
+        return Response(status_code=204, headers={"Allow": allowed})
+    if is_refused:
+        error = HTTPException(error.status_code, headers={"Allow": allowed})
     return _problem(request, error)
+
+
+def _allowed_methods(request: Request) -> str:
+    """What the path takes, of all its routes; for `*` (RFC 9110, 9.3.7) what any takes."""
+    found = {
+        method
+        for method in ("GET", "POST")
+        if request.url.path == "*"
+        or any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.router.routes
+        )
+    }
+    implied = {"OPTIONS"} if found else set()
+    implied |= {"HEAD"} if "GET" in found else set()
+    return ", ".join(sorted(found | implied))
 
 
 async def _bug(request: Request, error: Exception) -> Response:

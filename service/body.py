@@ -1,6 +1,7 @@
 """Request bodies: received with a bound, checked for their type, parsed off the event loop."""
 
 import asyncio
+import codecs
 from collections.abc import Sequence
 from typing import Any, TypeVar, get_args
 
@@ -102,10 +103,24 @@ def _too_large(limit: int) -> BodyTooLarge:
 
 
 def _parse(schema: type[Schema], body: bytes) -> Schema:
+    # A reader may pass over a byte order mark (RFC 8259, 8.1), and some clients write one.
+    body = body.removeprefix(codecs.BOM_UTF8)
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
-        raise field_errors(schema, error) from error
+        raise _encoding_error(body) or field_errors(schema, error) from error
+
+
+def _encoding_error(body: bytes) -> BadRequest | None:
+    """What is wrong with a body that is not UTF-8, and where; None where it is."""
+    if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return BadRequest("the body is UTF-16; send it as UTF-8")
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        where = f"byte {error.start}, counted from 0, is no part of a character"
+        return BadRequest(f"the body is not UTF-8: {where}")
+    return None
 
 
 def field_errors(schema: type[BaseModel], error: ValidationError) -> BadRequest | InvalidRequest:

@@ -38,6 +38,8 @@ def document(app: FastAPI) -> dict[str, Any]:
             summary=app.summary,
             description=_DESCRIPTION,
             routes=app.routes,
+            # Beside this document, wherever a proxy offers it.
+            servers=[{"url": app.state.settings.root_path or "."}],
         )
         for path, operations in schema["paths"].items():
             for method, operation in operations.items():

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders, State
 from starlette.requests import Request
@@ -97,6 +98,11 @@ class Gateway:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        _normalize_path(scope, self._by.settings.root_path)
+        is_head = scope["method"] == "HEAD"
+        if is_head:
+            # Answered as GET, without the body. A copy: the server goes by its own.
+            scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
         span = self._by.tracer.begin(headers)
         context = RequestContext(
@@ -111,6 +117,10 @@ class Gateway:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 _add_headers(message, context)
+            elif is_head:
+                if message.get("more_body", False):
+                    return
+                message = {**message, "body": b""}
             await send(message)
 
         self._by.lifecycle.in_flight += 1
@@ -120,7 +130,8 @@ class Gateway:
         finally:
             self._by.lifecycle.in_flight -= 1
             context.release()
-            self._ended(scope, status, context, span)
+            method = "HEAD" if is_head else scope["method"]
+            self._ended(scope, method, status, context, span)
 
     def _admitted(self, scope: Scope, headers: Headers, context: RequestContext) -> ASGIApp:
         """What answers: the application, or a refusal."""
@@ -160,12 +171,14 @@ class Gateway:
             return
         _let_in(self._by.api_keys, given, role, context)
 
-    def _ended(self, scope: Scope, status: int, context: RequestContext, span: Span) -> None:
+    def _ended(
+        self, scope: Scope, method: str, status: int, context: RequestContext, span: Span
+    ) -> None:
         """Count, log and trace a request that has been answered."""
         route = getattr(scope.get("route"), "path", "other")
         spent_s = time.monotonic() - context.began_at
         self._by.metrics.ended(route, status, spent_s, context.outcome)
-        name = f"{scope['method']} {route}" if route != "other" else "other"
+        name = f"{method} {route}" if route != "other" else "other"
         times: dict[str, Any] = {"queue_s": context.queue_s, "engine_s": context.engine_s}
         span.end(name, status, {"http.route": route, "unroll.client": context.client, **times})
         if self._by.settings.log_requests:
@@ -173,7 +186,7 @@ class Gateway:
             is_quiet = route in HEALTH or route == "/metrics" or status == QueueFull.status
             level = logging.DEBUG if is_quiet else logging.INFO
             told = {
-                "method": scope["method"] if route != "other" else "",
+                "method": method if route != "other" else "",
                 "route": route,
                 "status": status,
                 "seconds": round(spent_s, 6),
@@ -201,6 +214,26 @@ def _let_in(keys: Sequence[ApiKey], given: str | None, role: Role, context: Requ
     context.client = key.name
     if not key.allows(role):
         raise Forbidden(f"this takes a key with the role {role}")
+
+
+def _normalize_path(scope: Scope, root_path: str) -> None:
+    """Take the prefix that a proxy has left, and a slash at the end, off the path.
+
+    The pages' references are relative; `unroll.base` is what they then lack.
+    """
+    asked: str = scope["path"]
+    path = asked
+    if root_path and path == root_path:
+        path = "/"
+        scope["unroll.base"] = f"{root_path.rpartition('/')[2]}/"
+    elif root_path and path.startswith(f"{root_path}/"):
+        path = path.removeprefix(root_path)
+    if path != "/" and path.endswith("/"):
+        path = path[:-1]
+        scope["unroll.base"] = "../"
+    if path != asked:
+        scope["path"] = path
+        scope["raw_path"] = quote(path).encode("ascii")
 
 
 def _request_id(headers: Headers) -> str:

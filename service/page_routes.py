@@ -1,12 +1,15 @@
 """The page at `/` and the documentation at `/docs`: files of our own, and none from elsewhere."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
+
+from service.settings import Settings
 
 PAGE_DIR = Path(__file__).parent / "page"
 INDEX, DOCS = "index.html", "docs.html"
@@ -17,15 +20,19 @@ MEDIA_TYPES = {
     ".svg": "image/svg+xml",
 }
 # No inline script, no inline style, no other origin: what a model writes cannot become code.
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
+    "frame-ancestors "
+)
+HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     # Ask each time whether it changed: a new version of the service is a new page at once.
     "Cache-Control": "no-cache",
 }
+
+_REFERENCE = re.compile(rb'\b(href|src)="(?!#|[a-z]+:)')
 
 router = APIRouter(include_in_schema=False)
 
@@ -54,19 +61,19 @@ def _page_file(path: Path) -> PageFile:
     return PageFile(content, MEDIA_TYPES[PurePosixPath(path).suffix], etag)
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
+@router.get("/")
 async def index(request: Request) -> Response:
     """The page."""
     return _answer(request, INDEX)
 
 
-@router.api_route("/docs", methods=["GET", "HEAD"])
+@router.get("/docs")
 async def docs(request: Request) -> Response:
     """The documentation of the HTTP interface."""
     return _answer(request, DOCS)
 
 
-@router.api_route("/page/{name:path}", methods=["GET", "HEAD"])
+@router.get("/page/{name:path}")
 async def page_file(name: str, request: Request) -> Response:
     """A style, a script or a picture of the page."""
     return _answer(request, name)
@@ -78,13 +85,17 @@ def _answer(request: Request, name: str) -> Response:
     if name not in files:
         raise HTTPException(404)
     found = files[name]
-    headers = {**HEADERS, "ETag": found.etag}
+    settings: Settings = request.app.state.settings
+    policy = POLICY + settings.framers
+    headers = {**HEADERS, "Content-Security-Policy": policy, "ETag": found.etag}
     if _is_known(request.headers.get("if-none-match", ""), found.etag):
         return Response(status_code=304, headers=headers)
-    if request.method == "HEAD":
-        headers["Content-Length"] = str(len(found.content))
-        return Response(headers=headers, media_type=found.media_type)
-    return Response(found.content, headers=headers, media_type=found.media_type)
+    content = found.content
+    base = request.scope.get("unroll.base")
+    if base is not None and name.endswith(".html"):
+        # Asked for with a slash at the end, or by the prefix without one.
+        content = _REFERENCE.sub(rb'\1="' + base.encode("ascii"), content)
+    return Response(content, headers=headers, media_type=found.media_type)
 
 
 def _is_known(if_none_match: str, etag: str) -> bool:

@@ -23,6 +23,9 @@ from service.errors import (
 from service.settings import Settings
 from service.trace_context import fresh_id
 
+# What may come behind a request that is being answered, before no more is read.
+_AHEAD_BYTES = 64 * 1024
+
 
 class BoundedProtocol(H11Protocol):
     """For uvicorn's `http` option; the application is `create_app`'s, with nothing around it."""
@@ -39,7 +42,7 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection, or refuse it where there are too many."""
         super().connection_made(transport)
-        if len(self.connections) > self.settings.max_connections:
+        if len(self.connections) > self.settings.max_connections and not self._make_room():
             limit = self.settings.max_connections
             self._refuse(
                 TooManyConnections(
@@ -49,6 +52,24 @@ class BoundedProtocol(H11Protocol):
             )
         else:
             self._await_head()
+
+    def _make_room(self) -> bool:
+        """Close the connection that has idled longest since its last answer; whether one has."""
+        idle = {
+            x.timeout_keep_alive_task.when(): x
+            for x in self.connections
+            if isinstance(x, BoundedProtocol)
+            and x.timeout_keep_alive_task is not None
+            and not x.transport.is_closing()
+        }
+        if not idle:
+            return False
+        idle[min(idle)].timeout_keep_alive_handler()
+        return True
+
+    def _should_upgrade(self) -> bool:
+        """Upgrades (h2c, WebSocket) may be ignored: the answer is HTTP/1.1 (RFC 9110, 7.8)."""
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
@@ -60,6 +81,9 @@ class BoundedProtocol(H11Protocol):
         if self._deadline is None and self.conn.awaits_head:
             self._await_head()
         super().data_received(data)
+        if self.conn.runs_ahead(_AHEAD_BYTES):
+            # uvicorn reads no further until it has answered, and so would not see the client go.
+            self.flow.resume_reading()
         self._keep_time()
 
     def on_response_complete(self) -> None:
@@ -164,6 +188,11 @@ class _Connection(h11.Connection):
     def idle(self) -> bool:
         """Whether no byte of a request has come."""
         return self.their_state is h11.IDLE and not self._bytes
+
+    def runs_ahead(self, limit: int) -> bool:
+        """Whether a request is whole, and what has come behind it is within the limit."""
+        is_whole = self.their_state not in {h11.IDLE, h11.SEND_BODY, h11.ERROR}
+        return is_whole and len(self.trailing_data[0]) < limit
 
     @property
     def began_body(self) -> bool:

@@ -2,14 +2,19 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
-from typing import Any
+from contextlib import ExitStack, closing, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
+from urllib.parse import urljoin
 
+import httpx
 import pytest
 
 from service.bundle import write_bundle
@@ -214,6 +219,143 @@ def test_a_connection_lives_on_between_requests(server: Server) -> None:
         whole = b""
         while whole.count(b"usage") < 2:
             whole += connection.recv(65536)
+
+
+def one_answer(connection: socket.socket) -> bytes:
+    """The head of the next answer, and its body if its length is told."""
+    whole = b""
+    while b"\r\n\r\n" not in whole:
+        part = connection.recv(65536)
+        assert part, "closed"
+        whole += part
+    head_, _, body = whole.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head_)
+    while length is not None and b" 200 " in head_ and len(body) < int(length[1]):
+        body += connection.recv(65536)
+    return head_ + b"\r\n\r\n" + body
+
+
+def test_head_leaves_the_connection_in_step(server: Server) -> None:
+    with closing(connected(server)) as connection:
+        for path in ("/models", "/page/main.js", "/score", "/livez/"):
+            # A body after it would be read as the answer to the next request.
+            connection.sendall(head(path=path, method="HEAD") + head(path="/livez", method="GET"))
+            whole = b""
+            while not whole.endswith(b"]}"):
+                whole += connection.recv(65536)
+            first, _, second = whole.partition(b"\r\n\r\n")
+            assert second.startswith(b"HTTP/1.1 200")
+            assert (b" 405 " in first) == (path == "/score")
+            assert b"content-length: " in first
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+def test_an_upgrade_is_ignored_and_who_asked_and_left_is_noticed(
+    server: Server, protocol: str
+) -> None:
+    asks = ("Connection: Upgrade", f"Upgrade: {protocol}", "Content-Type: application/json")
+    with closing(connected(server)) as connection:
+        for _ in range(2):
+            connection.sendall(head(*asks, f"Content-Length: {len(BODY)}") + BODY)
+            assert one_answer(connection).startswith(b"HTTP/1.1 200 ")
+    cancelled = 'unroll_cancelled_total{reason="client-gone"}'
+    before = server.samples().get(cancelled, 0.0)
+    long = {"model": "tiny-lstm", "prompt": ["a"] * 400, "n": 16, "max_tokens": 40}
+    content = json.dumps({**long, "logit_bias": {"\ue002": -100}}).encode()
+    with closing(connected(server)) as connection:
+        length = f"Content-Length: {len(content)}"
+        connection.sendall(head(*asks, length, path="/generate") + content)
+        time.sleep(0.05)
+        # What the other protocol begins with, or a next request: it may not hide that it leaves.
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        time.sleep(0.05)
+    deadline = time.monotonic() + 10
+    while server.samples().get(cancelled, 0.0) == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    goes_on(server)
+
+
+def test_connections_that_idle_between_requests_give_way(server: Server) -> None:
+    with ExitStack() as held:
+        idle = [held.enter_context(closing(connected(server))) for _ in range(40)]
+        for connection in idle:
+            connection.sendall(head(path="/livez", method="GET"))
+            assert one_answer(connection).startswith(b"HTTP/1.1 200 ")
+        for _ in range(2):
+            newcomer = held.enter_context(closing(connected(server)))
+            newcomer.sendall(head(path="/livez", method="GET"))
+            assert one_answer(newcomer).startswith(b"HTTP/1.1 200 ")
+        # The two that had idled for longest went, and no other.
+        assert [x.recv(1) for x in idle[:2]] == [b"", b""]
+        idle[2].sendall(head(path="/livez", method="GET"))
+        assert one_answer(idle[2]).startswith(b"HTTP/1.1 200 ")
+
+
+class PrefixProxy(BaseHTTPRequestHandler):
+    """Passes on what begins with `/apps/unroll`, without it, as `proxy_pass http://…/` does."""
+
+    prefix = "/apps/unroll"
+    upstream: ClassVar[str] = ""
+
+    def do_GET(self) -> None:
+        if not self.path.startswith(f"{self.prefix}/"):
+            self.send_error(404)
+            return
+        length = int(self.headers.get("Content-Length", 0))
+        headers = {x: self.headers[x] for x in ("Content-Type",) if x in self.headers}
+        with httpx.Client(base_url=self.upstream) as client:
+            answer = client.request(
+                self.command,
+                self.path.removeprefix(self.prefix),
+                content=self.rfile.read(length),
+                headers=headers,
+            )
+        self.send_response(answer.status_code)
+        for name in ("content-type", "content-length", "location"):
+            if name in answer.headers:
+                self.send_header(name, answer.headers[name])
+        self.end_headers()
+        self.wfile.write(answer.content)
+
+    do_POST = do_GET  # noqa: N815 (as the base names it)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def proxied(server: Server) -> Iterator[str]:
+    """The server's address below a prefix."""
+    PrefixProxy.upstream = server.url
+    with ThreadingHTTPServer(("127.0.0.1", 0), PrefixProxy) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{proxy.server_port}{PrefixProxy.prefix}"
+        proxy.shutdown()
+        thread.join()
+
+
+def test_the_pages_and_what_they_ask_work_below_a_proxys_prefix(proxied: str) -> None:
+    with httpx.Client() as client:
+        for page in (f"{proxied}/", f"{proxied}/docs", f"{proxied}/docs/"):
+            found = re.findall(r'(?:href|src)="([^"#]+)"', client.get(page).text)
+            assert len(found) >= 4
+            for reference in found:
+                assert client.get(urljoin(page, reference)).status_code == 200, reference
+        # Modules name each other relative to themselves, and the service beside their folder.
+        script = client.get(f"{proxied}/page/api.js").text
+        assert 'new URL("../", import.meta.url)' in script
+        # "Try it out" asks where the document says, which is relative to the document.
+        where = f"{proxied}/openapi.json"
+        (described,) = client.get(where).json()["servers"]
+        base = urljoin(where, described["url"]).rstrip("/")
+        asked = client.post(
+            f"{base}/score", content=BODY, headers={"Content-Type": "application/json"}
+        )
+        assert asked.status_code == 200
+    with Unroll(proxied) as unroll:
+        assert unroll.models()[0].name == "tiny-lstm"
 
 
 def test_connections_are_counted_and_the_next_one_is_refused(server: Server) -> None:

@@ -59,7 +59,7 @@ def syntax() -> list[Fault]:
         Fault(1, "no object", 422, b"[1, 2]"),
         Fault(1, "a string", 422, b'"text"'),
         Fault(1, "bad UTF-8", 400, b'{"prompt": "\xff\xfe"}'),
-        Fault(1, "a byte order mark", 400, b"\xef\xbb\xbf" + whole),
+        Fault(1, "two byte order marks", 400, 2 * b"\xef\xbb\xbf" + whole),
         Fault(1, "UTF-16", 400, whole.decode().encode("utf-16")),
         Fault(1, "two documents", 400, whole + whole),
         Fault(2, "NaN", 422, raw('"temperature": NaN')),

@@ -144,7 +144,7 @@ def test_pages_of_other_origins_may_not_ask_unless_they_are_named(
 ) -> None:
     ask = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
     preflight = open_client.request("OPTIONS", "/score", headers=ask)
-    assert preflight.status_code == 405
+    assert preflight.status_code == 204
     assert not [name for name in preflight.headers if name.startswith("access-control")]
     settings = Settings(models_dir=models_dir, cors_origins="https://page.example")
     with AppClient(create_app(settings)) as client:
@@ -216,6 +216,83 @@ def test_every_answer_carries_what_browsers_go_by(
     if status == 200 and method == "POST":
         assert 0 < float(times["engine"]) <= float(times["total"])
         assert float(times["queue"]) >= 0
+
+
+# --- methods and paths ----------------------------------------------------------------------------
+
+OWN = {"x-request-id", "server-timing", "date"}
+
+
+def test_head_is_answered_wherever_get_is_with_the_same_headers(open_client: AppClient) -> None:
+    for method, path in routes(open_client.app):
+        if method != "GET":
+            continue
+        place = re.sub(r"\{[^}]*\}", "tiny-gru", path)
+        whole, head = open_client.get(place), open_client.request("HEAD", place)
+        assert head.status_code == whole.status_code, path
+        assert head.content == b""
+        kept = OWN | {"content-length"} if path in {"/metrics", "/readyz"} else OWN  # they move
+        assert {k: v for k, v in head.headers.items() if k not in kept} == {
+            k: v for k, v in whole.headers.items() if k not in kept
+        }
+    assert open_client.request("HEAD", "/no").status_code == 404
+    documented = open_client.app.openapi()["paths"].values()
+    assert not [item for item in documented if "head" in item]
+
+
+def test_a_slash_at_the_end_changes_nothing(guarded: AppClient, secrets: dict[str, str]) -> None:
+    use = bearer(secrets["use"])
+    for method, path, body in (
+        ("GET", "/models", None), ("GET", "/models/tiny-gru", None), ("GET", "/livez", None),
+        ("POST", "/score", SCORE), ("GET", "/no", None), ("GET", "/v1/models", None),
+        ("POST", "/admin/models/tiny-gru/load", None), ("GET", "/metrics", None),
+        ("GET", "/page/style.css", None),
+    ):  # fmt: skip
+        for headers in ({}, use):
+            options: dict[str, Any] = {"headers": headers, **({"json": body} if body else {})}
+            plain = guarded.request(method, path, **options)
+            slashed = guarded.request(method, f"{path}/", **options)
+            assert slashed.status_code == plain.status_code, path
+            assert "location" not in slashed.headers
+            if plain.status_code == 200:
+                assert slashed.content == plain.content
+    # It is counted as what it is.
+    with_role = guarded.get("/metrics", headers=bearer(secrets["admin"])).text
+    assert 'route="/score",status="200"' in with_role
+    assert 'route="/score/"' not in with_role
+
+
+@pytest.mark.parametrize(
+    ("path", "allow"),
+    [
+        ("/score", "OPTIONS, POST"),
+        ("/models/tiny-gru", "GET, HEAD, OPTIONS"),
+        ("/page/style.css", "GET, HEAD, OPTIONS"),
+        ("/v2/models/tiny-gru/generate/", "OPTIONS, POST"),
+    ],
+)
+def test_a_method_that_is_not_taken_is_answered_with_those_that_are(
+    open_client: AppClient, path: str, allow: str
+) -> None:
+    for method in ("DELETE", "BREW", "GET" if "POST" in allow else "POST"):
+        refused = open_client.request(method, path)
+        assert (refused.status_code, refused.headers["Allow"]) == (405, allow)
+    asked = open_client.request("OPTIONS", path)
+    assert (asked.status_code, asked.content, asked.headers["Allow"]) == (204, b"", allow)
+    assert open_client.request("OPTIONS", "/no").status_code == 404
+
+
+def test_a_prefix_that_a_proxy_leaves_is_taken_off(models_dir: Path) -> None:
+    settings = Settings(models_dir=models_dir, root_path="/apps/unroll")
+    with AppClient(create_app(settings)) as client:
+        for path in ("/apps/unroll/models", "/apps/unroll/models/", "/models"):
+            assert client.get(path).json() == client.get("/models").json()
+        assert client.post("/apps/unroll/score", json=SCORE).status_code == 200
+        assert client.post("/apps/unroll/v1/completions", json={}).json()["error"]
+        assert client.get("/apps/unrollmodels").status_code == 404
+        assert client.get("/openapi.json").json()["servers"] == [{"url": "/apps/unroll"}]
+        assert 'src="unroll/page/main.js"' in client.get("/apps/unroll").text
+        assert 'src="page/main.js"' in client.get("/apps/unroll/").text
 
 
 # --- time -----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterator
+from urllib.parse import urljoin
 
 import pytest
 
@@ -65,17 +66,22 @@ def test_every_file_is_served_as_it_stands_on_disk(client: AppClient, name: str)
     assert answer.content == (PAGE_DIR / name).read_bytes()
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/page/style.css"])
-def test_head_has_the_headers_and_no_body(client: AppClient, path: str) -> None:
-    whole = client.get(path)
-    head = client.request("HEAD", path)
-    assert head.status_code == 200
-    assert head.content == b""
-    own = {"x-request-id", "server-timing"}
-    assert {k: v for k, v in head.headers.items() if k not in own} == {
-        k: v for k, v in whole.headers.items() if k not in own
-    }
-    assert int(head.headers["Content-Length"]) == len(whole.content)
+def test_the_documentation_finds_its_files_with_a_slash_at_its_end(client: AppClient) -> None:
+    page = client.get("/docs/").text
+    assert 'href="../openapi.json"' in page
+    for reference in re.findall(r'(?:href|src)="([^"#]+)"', page):
+        assert client.get(urljoin("/docs/", reference)).status_code == 200
+    assert "../" not in client.get("/docs").text
+
+
+def test_others_may_show_the_page_in_a_frame_where_they_are_named() -> None:
+    settings = Settings(frame_ancestors="self, https://portal.example/")
+    with AppClient(create_app(settings, [])) as client:
+        policy = client.get("/").headers["Content-Security-Policy"]
+        assert policy.endswith("; frame-ancestors 'self' https://portal.example")
+        # Answers are data, and no page.
+        data = client.get("/openapi.json").headers["Content-Security-Policy"]
+        assert data.endswith("; frame-ancestors 'none'")
 
 
 def test_what_the_client_has_is_not_sent_again(client: AppClient) -> None:

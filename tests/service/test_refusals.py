@@ -87,6 +87,28 @@ def body(path: str, **options: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
+    ("content", "detail"),
+    [
+        (b'{"prompt": "Zo\xeb"}', "the body is not UTF-8: byte 14, counted from 0, "),
+        (b'{"prompt": "\xc3\xab\xc3"}', "the body is not UTF-8: byte 14, counted from 0, "),
+        (b"\xef\xbb\xbf" + b'{"prompt": "\xff"}', "the body is not UTF-8: byte 12, "),
+        ('{"prompt": "a"}'.encode("utf-16"), "the body is UTF-16; send it as UTF-8"),
+        (b'{"prompt": "a"', "the body is not JSON"),
+    ],
+)
+def test_a_body_that_is_not_utf_8_is_called_that_with_its_place(
+    client: AppClient, path: str, content: bytes, detail: str
+) -> None:
+    problem = refused(client, client.post(path, content=content, headers=JSON), 400)
+    assert problem["detail"].startswith(detail)
+
+
+def test_a_byte_order_mark_before_json_is_passed_over(client: AppClient) -> None:
+    content = b"\xef\xbb\xbf" + json.dumps({"text": "abc"}).encode()
+    assert client.post("/score", content=content, headers=JSON).status_code == 200
+
+
+@pytest.mark.parametrize(
     "content",
     [
         b"",
@@ -100,7 +122,7 @@ def body(path: str, **options: Any) -> dict[str, Any]:
         b'{"prompt": "\xff\xfe"}',
         b'{"prompt": "\xed\xa0\x80"}',
         b"\xff\xfe{\x00}\x00",
-        b'\xef\xbb\xbf{"prompt": "a"}',
+        b'\xef\xbb\xbf\xef\xbb\xbf{"prompt": "a"}',
         b'{"prompt": "a\x01b"}',
         b'{"prompt": "\\x41"}',
         b'{"prompt": "\\ud8zz"}',
@@ -525,12 +547,12 @@ def test_a_path_that_does_not_exist_is_not_found(client: AppClient, path: str) -
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("GET", "/generate", "POST"),
-        ("PUT", "/score", "POST"),
-        ("DELETE", "/models/fake", "GET"),
-        ("POST", "/models", "GET"),
-        ("POST", "/readyz", "GET"),
-        (MARKER.upper(), "/livez", "GET"),
+        ("GET", "/generate", "OPTIONS, POST"),
+        ("PUT", "/score", "OPTIONS, POST"),
+        ("DELETE", "/models/fake", "GET, HEAD, OPTIONS"),
+        ("POST", "/models", "GET, HEAD, OPTIONS"),
+        ("POST", "/readyz", "GET, HEAD, OPTIONS"),
+        (MARKER.upper(), "/livez", "GET, HEAD, OPTIONS"),
     ],
 )
 def test_a_method_that_a_path_does_not_take_is_refused_with_those_it_takes(
