@@ -45,12 +45,10 @@ async def read_bytes(request: Request, media_types: Sequence[str]) -> bytes:
     return await _receive(request, request.app.state.settings.max_body_bytes)
 
 
-def body_documentation(
-    schema: type[BaseModel], media_types: Sequence[str] = ("application/json",)
-) -> dict[str, Any]:
+def body_documentation(schema: type[BaseModel]) -> dict[str, Any]:
     """The OpenAPI entry of a body that `read_body` reads."""
     content = {"schema": inlined_schema(schema)}
-    return {"requestBody": {"required": True, "content": dict.fromkeys(media_types, content)}}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
 def inlined_schema(schema: type[BaseModel]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ async def health(request: Request) -> HealthOut:
 @router.post(
     "/detect",
     responses=_ERRORS,
-    openapi_extra=body_documentation(DetectRequest, _MEDIA_TYPES),
+    openapi_extra=body_documentation(DetectRequest),
 )
 async def detect(request: Request) -> list[DetectedLanguage]:
     """The language of a text, where every model reads the same one; else it is not told."""
@@ -101,13 +101,13 @@ async def detect(request: Request) -> list[DetectedLanguage]:
     return [DetectedLanguage(language=found.pop(), confidence=100)]
 
 
-@router.post("/suggest", responses={404: _ERRORS[404]})
+@router.post("/suggest", include_in_schema=False)
 async def suggest() -> None:
     """Refused: suggestions are not taken."""
     raise NotOffered("suggestions are not taken")
 
 
-@router.post("/translate_file", responses={404: _ERRORS[404]})
+@router.post("/translate_file", include_in_schema=False)
 async def translate_file() -> None:
     """Refused: files are not translated."""
     raise NotOffered("files are not translated; send their text to /libretranslate/translate")
@@ -117,7 +117,7 @@ async def translate_file() -> None:
     "/translate",
     response_model=LibreTranslateResponse,
     responses=_ERRORS,
-    openapi_extra=body_documentation(LibreTranslateRequest, _MEDIA_TYPES),
+    openapi_extra=body_documentation(LibreTranslateRequest),
 )
 async def translate(request: Request) -> Response:
     """Translate with the model for two languages; of several the one with most parameters."""

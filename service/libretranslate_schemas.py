@@ -1,6 +1,6 @@
 """LibreTranslate's requests and answers. Field names and shapes are theirs."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -16,8 +16,12 @@ def _number(value: Any) -> Any:
     return value
 
 
+Count: TypeAlias = Annotated[int, Field(ge=0)]
+Digits: TypeAlias = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
+
+
 class LibreTranslateRequest(BaseModel):
-    """Translate a text, or every text of a list."""
+    """Translate a text, or every text of a list; also as a form, url-encoded or multipart."""
 
     # Unknown fields are passed over, as theirs are.
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
@@ -31,9 +35,9 @@ class LibreTranslateRequest(BaseModel):
     format: Literal["text", "html"] | None = Field(
         None, description="Of HTML the texts between tags are translated, and the tags stay."
     )
-    alternatives: Annotated[int | None, BeforeValidator(_number)] = Field(
-        None, ge=0, description="Further translations of each text."
-    )
+    alternatives: Annotated[
+        Count | None, BeforeValidator(_number, json_schema_input_type=Count | Digits | None)
+    ] = Field(None, description="Further translations of each text.")
     api_key: str | None = Field(
         None, max_length=512, description="Where keys are asked for, and none is in the headers."
     )

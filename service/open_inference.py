@@ -157,8 +157,8 @@ async def generate_stream(name: Name, request: Request) -> Response:
     return await event_response(request, events, partial(_error_event, request))
 
 
-@router.post("/models/{name}/infer", responses={404: _ERRORS[404]})
-@router.post("/models/{name}/versions/1/infer", responses={404: _ERRORS[404]})
+@router.post("/models/{name}/infer", include_in_schema=False)
+@router.post("/models/{name}/versions/1/infer", include_in_schema=False)
 async def infer(name: Name, request: Request) -> None:
     """Refused: there are no tensors here."""
     engine_named(request, name)

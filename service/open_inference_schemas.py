@@ -4,13 +4,13 @@ Parameters are taken where the protocol has them and where Triton's backends do,
 Unknown ones are passed over unless they would change the text (`foreign_fields`).
 """
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import InvalidRequest
 from service.foreign_fields import refuse_foreign
-from service.schemas import Answer, Problem, StopList
+from service.schemas import Answer, Problem, TextList
 
 DEFAULT_MAX_TOKENS = 20  # the protocol's
 
@@ -59,13 +59,6 @@ class ReadyOut(Answer):
     ready: bool = Field(description="Whether to send traffic.")
 
 
-def _texts(value: Any) -> Any:
-    """One text as a list, and no empty ones: that is how TensorRT-LLM's clients leave it out."""
-    if isinstance(value, str):
-        value = [value]
-    return [each for each in value if each != ""] if isinstance(value, list) else value
-
-
 class GenerateParameters(BaseModel):
     """What a generation may be asked for; `beam_size` and on are of encoder-decoders alone."""
 
@@ -82,10 +75,10 @@ class GenerateParameters(BaseModel):
     best_of: int | None = Field(
         None, ge=1, description="Write so many, answer the one with the best mean logprob a token."
     )
-    stop: Annotated[StopList | None, BeforeValidator(_texts)] = Field(
+    stop: str | TextList | None = Field(
         None, description="Texts that end the generation; empty ones are passed over."
     )
-    stop_words: Annotated[StopList | None, BeforeValidator(_texts)] = Field(
+    stop_words: str | TextList | None = Field(
         None, description="Another name of `stop`, which is TensorRT-LLM's."
     )
     frequency_penalty: float | None = Field(
@@ -128,9 +121,15 @@ class GenerateTextRequest(GenerateParameters):
             for value in (getattr(self, name), getattr(inside, name)):
                 if value is None or (name == "beam_width" and value == 1):
                     continue
-                if given.setdefault(known, value) != value:
+                read = _listed(value) if known == "stop" else value
+                if given.setdefault(known, read) != read:
                     raise InvalidRequest.at(f"/{known}", "given twice, and not the same")
         return GenerateParameters(**given)
+
+
+def _listed(texts: str | list[str]) -> list[str]:
+    """As a list; an empty text is how TensorRT-LLM's clients leave it out."""
+    return [text for text in ([texts] if isinstance(texts, str) else texts) if text]
 
 
 _OTHER_NAMES = {"stop_words": "stop", "random_seed": "seed", "beam_width": "beam_size"}

@@ -16,7 +16,7 @@ from service.engine import Engine
 from service.errors import InvalidRequest
 from service.foreign_fields import refuse_foreign
 from service.sampling import SamplingParams
-from service.schemas import MAX_ALTERNATIVES, MAX_BIASES, Answer, StopList, TextList
+from service.schemas import MAX_ALTERNATIVES, MAX_BIASES, Answer, TextList
 from service.tasks import GenerateOptions, Prompt, ScoredToken
 
 DEFAULT_MAX_TOKENS = 16  # theirs
@@ -47,6 +47,9 @@ Prompts: TypeAlias = Annotated[
         custom_error_message=f"a prompt is {PROMPT_FORMS}, of one entry at least",
     ),
 ]
+
+
+Alternatives: TypeAlias = Annotated[int, Field(ge=0, le=MAX_ALTERNATIVES)]
 
 
 def _count_of_logprobs(value: Any) -> Any:
@@ -96,10 +99,11 @@ class CompletionRequest(BaseModel):
         ]
         | None
     ) = Field(None, max_length=MAX_BIASES, description="What a token gains in nats, by its id.")
-    logprobs: Annotated[int | None, BeforeValidator(_count_of_logprobs)] = Field(
+    logprobs: Annotated[
+        Alternatives | None,
+        BeforeValidator(_count_of_logprobs, json_schema_input_type=Alternatives | bool | None),
+    ] = Field(
         None,
-        ge=0,
-        le=MAX_ALTERNATIVES,
         description="Give each token's and so many alternatives'. true is 1, false is none.",
     )
     max_completion_tokens: int | None = Field(
@@ -127,7 +131,7 @@ class CompletionRequest(BaseModel):
         lt=2**63,
         description="Same seed, same text. -1 draws one; other negative ones count from 2^63.",
     )
-    stop: str | StopList | None = Field(
+    stop: str | TextList | None = Field(
         None, description="Texts that end a choice; empty ones are passed over."
     )
     stream: bool | None = Field(None, description="Answer with server-sent events.")
@@ -136,8 +140,8 @@ class CompletionRequest(BaseModel):
     top_k: int | None = Field(
         None, ge=-1, description="As in /generate; -1 and 0 keep all. An extension."
     )
-    top_logprobs: int | None = Field(
-        None, ge=0, le=MAX_ALTERNATIVES, description="With `logprobs` true: so many alternatives."
+    top_logprobs: Alternatives | None = Field(
+        None, description="With `logprobs` true: so many alternatives."
     )
     top_p: float | None = Field(None, ge=0.0, le=1.0, description="As in /generate.")
     min_p: float | None = Field(None, ge=0.0, le=1.0, description="As in /generate; an extension.")

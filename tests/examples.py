@@ -64,6 +64,8 @@ REQUESTS: list[tuple[str, str, dict[str, Any] | None, list[dict[str, Any]]]] = [
         )
     ),
     ("GET", "/libretranslate/languages", None, []),
+    ("GET", "/libretranslate/frontend/settings", None, []),
+    ("GET", "/libretranslate/health", None, []),
     (
         "POST",
         "/libretranslate/translate",
@@ -102,6 +104,10 @@ _OTHERS: dict[str, dict[str, dict[str, Any]]] = {
             }
         }
     },
+    # The shipped models read several languages.
+    "POST /libretranslate/detect": {
+        "200": {"application/json": [{"language": "en", "confidence": 100}]}
+    },
     "GET /metrics": {
         "200": {"text/plain": 'unroll_requests_total{route="/score",status="200"} 1027.0\n'}
     },
@@ -120,6 +126,7 @@ _OTHERS: dict[str, dict[str, dict[str, Any]]] = {
         )
     },
 }
+_BODIES = {"POST /libretranslate/detect": {"request": {"q": "3 March 2026"}}}
 _PARAMETERS = {"{name}": "alice-lstm"}
 _QUERIES = {"/tokenizer_info": {"model": "alice-lstm"}}
 _VOLATILE = [
@@ -136,7 +143,11 @@ def written() -> str:
     with serve(ROOT / "models", engine_threads=1) as server, server.client() as client:
         found = {f"{x[0]} {x[1]}": _asked(client, *x) for x in REQUESTS}
     # What is not asked of it here, since it would change something or is another each time.
-    found |= {name: {"answers": answers} for name, answers in _OTHERS.items() if name not in found}
+    found |= {
+        name: _BODIES.get(name, {}) | {"answers": answers}
+        for name, answers in _OTHERS.items()
+        if name not in found
+    }
     return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
 
 
