@@ -121,11 +121,23 @@ def _registry(request: Request) -> ModelRegistry:
     settings: Settings = request.app.state.settings
     if settings.workers > 1:
         raise SeveralProcesses(
-            "of several server processes one would hear of it; they follow the models folder "
-            "where UNROLL_WATCH_MODELS_S is set"
+            f"one of {settings.workers} server processes would hear of it; {_follow(settings)}"
         )
     registry: ModelRegistry = request.app.state.registry
     return registry
+
+
+def _follow(settings: Settings) -> str:
+    """What to do instead, where several processes serve."""
+    if settings.watch_models_s is None:
+        return (
+            "start the server with UNROLL_WATCH_MODELS_S=2, and each of them loads, reloads or "
+            "unloads what is written, replaced or removed in the models folder"
+        )
+    return (
+        f"each of them looks at the models folder every {settings.watch_models_s:g} s: write, "
+        "replace or remove the bundle there"
+    )
 
 
 def _told(change: Change) -> Changed:

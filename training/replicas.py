@@ -6,7 +6,6 @@ of one group on two threads (one layer of 384 units).
 """
 
 import copy
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from training.cpus import usable_cpus
 
 Model = TypeVar("Model", bound=nn.Module)
 # A share's part of the mean loss, a scalar with its graph.
@@ -34,7 +35,7 @@ class Replicas(Generic[Model]):
     def __init__(
         self, model: Model, count: int, *, seed: int, threads: int | None, device: torch.device
     ) -> None:
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = threads or usable_cpus()
         self._replicas = []
         for index in range(count):
             replica = model if index == 0 else _sharing(model)

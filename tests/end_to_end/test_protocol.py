@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 from urllib.parse import urljoin
@@ -304,19 +305,20 @@ class PrefixProxy(BaseHTTPRequestHandler):
             return
         length = int(self.headers.get("Content-Length", 0))
         headers = {x: self.headers[x] for x in ("Content-Type",) if x in self.headers}
-        with httpx.Client(base_url=self.upstream) as client:
-            answer = client.request(
-                self.command,
-                self.path.removeprefix(self.prefix),
-                content=self.rfile.read(length),
-                headers=headers,
-            )
-        self.send_response(answer.status_code)
-        for name in ("content-type", "content-length", "location"):
-            if name in answer.headers:
-                self.send_header(name, answer.headers[name])
+        connection = HTTPConnection(self.upstream)
+        try:
+            path, content = self.path.removeprefix(self.prefix), self.rfile.read(length)
+            connection.request(self.command, path, content, headers)
+            answer = connection.getresponse()
+            body = answer.read()
+        finally:
+            connection.close()
+        self.send_response(answer.status)
+        for name in ("Content-Type", "Content-Length", "Location"):
+            if value := answer.getheader(name):
+                self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(answer.content)
+        self.wfile.write(body)
 
     do_POST = do_GET  # noqa: N815 (as the base names it)
 
@@ -327,7 +329,7 @@ class PrefixProxy(BaseHTTPRequestHandler):
 @pytest.fixture
 def proxied(server: Server) -> Iterator[str]:
     """The server's address below a prefix."""
-    PrefixProxy.upstream = server.url
+    PrefixProxy.upstream = server.url.removeprefix("http://")
     with ThreadingHTTPServer(("127.0.0.1", 0), PrefixProxy) as proxy:
         thread = threading.Thread(target=proxy.serve_forever)
         thread.start()

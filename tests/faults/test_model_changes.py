@@ -262,7 +262,9 @@ def test_a_hundred_changes_at_once_lose_no_request_and_no_memory(folder: Path) -
 
 def test_several_processes_follow_the_folder_and_take_no_single_change(folder: Path) -> None:
     with administered(folder, workers=2, watch_models_s=0.1) as admin:
-        assert problem_of(admin.change("tiny-lstm", "reload"), 409)["type"] == "several-processes"
+        refused = problem_of(admin.change("tiny-lstm", "reload"), 409)
+        assert refused["type"] == "several-processes"
+        assert "each of them looks at the models folder every 0.1 s" in refused["detail"]
         write_bundle(folder, *tiny_files("rnn"))
         names = [admin.http.get("/models").text for _ in range(10)]
         assert names

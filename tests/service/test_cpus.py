@@ -2,10 +2,12 @@
 
 import os
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from service.cpus import usable_cpus
+import service.cpus
+import training.cpus
 
 AFFINITY = 8
 V1 = "5:cpu,cpuacct:{}\n4:memory:/elsewhere\n"
@@ -63,21 +65,22 @@ def tree(root: Path, own: str, files: dict[str, str]) -> Path:
           "unified/u/cgroup.procs": "1\n"}, 2),
     ],
 )  # fmt: skip
+@pytest.mark.parametrize("side", [service.cpus, training.cpus], ids=["service", "training"])
 def test_the_least_quota_on_the_way_up_counts(
-    tmp_path: Path, own: str, files: dict[str, str], expected: int
+    tmp_path: Path, own: str, files: dict[str, str], expected: int, side: ModuleType
 ) -> None:
-    assert usable_cpus(tree(tmp_path, own, files)) == expected
+    assert side.usable_cpus(tree(tmp_path, own, files)) == expected
 
 
 def test_without_a_control_group_there_is_the_affinity(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert usable_cpus(tmp_path) == AFFINITY
+    assert service.cpus.usable_cpus(tmp_path) == training.cpus.usable_cpus(tmp_path) == AFFINITY
     # There is no affinity on macOS.
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    assert usable_cpus(tmp_path) == 6
+    assert service.cpus.usable_cpus(tmp_path) == training.cpus.usable_cpus(tmp_path) == 6
 
 
 def test_this_machine_has_some() -> None:
-    assert 1 <= usable_cpus() <= AFFINITY
+    assert 1 <= service.cpus.usable_cpus() <= AFFINITY

@@ -26,6 +26,10 @@ def test_the_server_listens_to_this_machine_alone_unless_told_otherwise() -> Non
     assert Settings().host == "127.0.0.1"
 
 
+def test_connections_are_kept_for_longer_than_proxies_keep_theirs() -> None:
+    assert Settings().keep_alive_s > 60
+
+
 def test_the_environment_sets() -> None:
     settings = load_settings(
         [],
