@@ -28,7 +28,10 @@ from service.translator import (
 class TranslateRequest(RequestBody):
     """Translate one source or a list of sources."""
 
-    source: Texts = Field(description="A text or a list of texts; it may be empty.")
+    source: Texts = Field(
+        description="A text or a list of texts. A blank one is not translated: its only hypothesis "
+        "is empty, with logprob and score 0."
+    )
     beam_size: int | None = Field(
         None,
         ge=1,

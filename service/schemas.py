@@ -200,8 +200,8 @@ class ScoreRequest(RequestBody):
     text: Texts = Field(description="A text or a list of texts; it may be empty.")
     source: str | TextList | None = Field(
         None,
-        description="Encoder-decoders: what the text is a translation of; one for all, or one a "
-        "text.",
+        description="Encoder-decoders: what the text is a translation of, which may not be blank; "
+        "one for all, or one a text.",
     )
     context: str | TextList = Field(
         "", description="Read before the text and not counted: one for all, or one a text."

@@ -17,6 +17,7 @@ from service.bundle import (
     Symbols,
     TextSide,
     Tokenizer,
+    is_blank,
     normalize,
     special_ids,
 )
@@ -109,10 +110,14 @@ class TranslatedToken:
 class _Source:
     """A source on its way into the model."""
 
-    text: str  # normalized
+    text: str  # normalized, without what is skipped
     ids: npt.NDArray[np.uint16]  # eos the last
-    unknown: tuple[int, ...]  # positions in the text
-    skips_unknown: bool  # those have no id
+    unknown: tuple[int, ...]  # positions in the normalized text, skipped or not
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether there is nothing to translate."""
+        return is_blank(self.text)
 
 
 class Translator(Workers[Search]):
@@ -173,7 +178,7 @@ class Translator(Workers[Search]):
         self.refuse_if_full()
         options, seed = self._checked(options)
         sources, searches = await self._planned(texts, prefixes, options, seed)
-        await self._run(searches)
+        await self._run([search for search in searches if search is not None])
         return await self._answer(sources, searches, options, seed)
 
     async def stream(
@@ -189,10 +194,12 @@ class Translator(Workers[Search]):
             raise InvalidRequest.at("/copy_unknown", "not together with stream")
         sources, searches = await self._planned(texts, prefixes, options, seed)
         feed: Feed[tuple[_StreamedSearch, _Told | None]] = Feed()
-        for i, search in enumerate(searches):
+        running = [(i, search) for i, search in enumerate(searches) if search is not None]
+        for i, search in running:
             search.listener = _StreamedSearch(feed, self._target, i, search)
 
-        async with aclosing(feed.during(self._run(searches))) as told:
+        work = self._run([search for _, search in running])
+        async with aclosing(feed.during(work)) as told:
             async for search_, news in told:
                 for event in search_.events(news):
                     yield event
@@ -213,12 +220,13 @@ class Translator(Workers[Search]):
         prefixes: Sequence[str],
         options: TranslateOptions,
         seed: int | None,
-    ) -> tuple[list[_Source], list[Search]]:
-        """A search for every source, within the limits of one request."""
+    ) -> tuple[list[_Source], list[Search | None]]:
+        """A search for every source that is not blank, within the limits of one request."""
         size = sum(map(len, texts)) + sum(map(len, prefixes))
-        sources, searches = await off_loop(
+        sources, planned = await off_loop(
             size, lambda: self._plan_searches(texts, prefixes, options, seed or 0)
         )
+        searches = [search for search in planned if search is not None]
         cost = sum(search.width * search.max_tokens for search in searches)
         limit = self.settings.max_cost_tokens
         rows = "num_hypotheses" if options.sampling is not None else "beam_size"
@@ -233,16 +241,16 @@ class Translator(Workers[Search]):
             attends = options.alignments or options.copy_unknown
             pointer = next(name for name, asked in detailed.items() if asked)
             check_details(pointer, told, _ATTENTION_DETAILS if attends else 0, self.settings)
-        return sources, searches
+        return sources, planned
 
     async def _answer(
         self,
         sources: Sequence[_Source],
-        searches: Sequence[Search],
+        searches: Sequence[Search | None],
         options: TranslateOptions,
         seed: int | None,
     ) -> list[Translated]:
-        written = sum(len(x.tokens) for search in searches for x in search.best())
+        written = sum(len(x.tokens) for search in searches if search for x in search.best())
         return await off_loop(
             written * (ALIGNMENT_SIZE if options.alignments else 1),
             lambda: [
@@ -257,12 +265,12 @@ class Translator(Workers[Search]):
         prefixes: Sequence[str],
         options: TranslateOptions,
         seed: int,
-    ) -> tuple[list[_Source], list[Search]]:
+    ) -> tuple[list[_Source], list[Search | None]]:
         sources = [self._read_source(text, options.unknown) for text in texts]
         # One prefix can stand before the targets of all sources.
         forced = {prefix: self._forced(prefix) for prefix in dict.fromkeys(prefixes)}
         searches = [
-            self._search(source, forced[prefix], options, seed)
+            None if source.is_blank else self._search(source, forced[prefix], options, seed)
             for source, prefix in zip(sources, prefixes, strict=True)
         ]
         return sources, searches
@@ -306,22 +314,28 @@ class Translator(Workers[Search]):
         )
 
     def _forced(self, prefix: str) -> tuple[int, ...]:
-        text = normalize(prefix, self.manifest.target.normalization)
+        rules = self.manifest.target.normalization
+        # A target does not begin with a blank; where the prefix ends, it goes on.
+        text = normalize(prefix, rules.model_copy(update={"strip": False}))
+        text = text.lstrip() if rules.strip else text
         ids = self._target.encode(text)
-        positions = _starts(self._unknown(ids, self._target, text))
+        positions = _starts(_unknown(ids, self._target, text))
         if positions:
             raise unknown_text("/target_prefix", positions)
         return tuple(ids.tolist())
 
     def _translated(
-        self, source: _Source, search: Search, options: TranslateOptions, seed: int | None
+        self, source: _Source, search: Search | None, options: TranslateOptions, seed: int | None
     ) -> Translated:
+        if search is None:
+            shown = (self._source.tokens[EOS_ID],) if options.alignments else None
+            return Translated((_blank(options),), source.unknown, shown, seed, 0)
         places = self._places(source) if search.wants_attention else []
-        shown = [*places[:-1], places[-1] + self._source.tokens[EOS_ID]] if places else []
+        names = [*places[:-1], places[-1] + self._source.tokens[EOS_ID]] if places else []
         return Translated(
             tuple(self._translation(places, found, options) for found in search.best()),
             source.unknown,
-            tuple(shown) if options.alignments else None,
+            tuple(names) if options.alignments else None,
             seed,
             len(source.ids) - 1,
         )
@@ -329,8 +343,7 @@ class Translator(Workers[Search]):
     def _places(self, source: _Source) -> list[str]:
         """The text that each position of the memory stands for; eos has none."""
         stride = self.manifest.memory_stride
-        skipped = set(source.unknown) if source.skips_unknown else set()
-        spans = [x for x in self._source.spans(source.text) if x[0] not in skipped]
+        spans = self._source.spans(source.text)
         pieces = [source.text[start:end] for start, end in spans] + [""]
         # A span of a subword has the blank before it; symbols have none in theirs.
         blank = " " if isinstance(self._source, Symbols) else ""
@@ -391,23 +404,18 @@ class Translator(Workers[Search]):
 
     def _plan(self, source: str, target: str, options: ScoreOptions, *, eos: bool) -> "_PairPlan":
         read = self._read_source(source, options.unknown)
-        text = normalize(target, self.manifest.target.normalization)
-        ids = self._target.encode(text)
-        unknown = self._unknown(ids, self._target, text)
-        positions = _starts(unknown)
-        if options.unknown == "error" and positions:
-            raise unknown_text("/text", positions)
-        if options.unknown == "skip":
-            ids = ids[ids != UNK_ID]
+        if read.is_blank:
+            raise InvalidRequest.at("/source", "it is blank: a text is scored given a source")
+        text, ids, positions = _read(
+            target, self.manifest.target, self._target, options.unknown, "/text"
+        )
         forced = (*ids.tolist(), *([EOS_ID] if eos else []))
         at_most("/text", len(forced), self.settings.max_tokens, "tokens in a target")
         detail_top = options.top_logprobs if options.tokens else None
         search = Search(
             read.ids, 1, max(1, len(forced)), forced=forced, given=True, detail_top=detail_top
         )
-        skipped = unknown if options.unknown == "skip" else []
-        chars = len(text) - sum(end - start for start, end in skipped)
-        return _PairPlan(search, chars, positions, len(read.ids) - 1 + len(ids))
+        return _PairPlan(search, len(text), positions, len(read.ids) - 1 + len(ids))
 
     def _scored(self, plan: "_PairPlan", options: ScoreOptions, *, eos: bool) -> Scored:
         search = plan.search
@@ -436,29 +444,58 @@ class Translator(Workers[Search]):
         read = sum(len(search.source) - 1 for search in searches)
         self.metrics.counted(prompt=read + given, completion=sum(written), cached=0)
 
-    def _read_source(self, text: str, policy: UnknownPolicy) -> _Source:
-        side: TextSide = self.manifest.source
-        normalized = normalize(text, side.normalization)
-        ids = self._source.encode(normalized)
-        positions = _starts(self._unknown(ids, self._source, normalized))
-        if policy == "error" and positions:
-            raise unknown_text("/source", positions)
-        if policy == "skip":
-            ids = ids[ids != UNK_ID]
+    def _read_source(self, source: str, policy: UnknownPolicy) -> _Source:
+        text, ids, positions = _read(source, self.manifest.source, self._source, policy, "/source")
         at_most("/source", len(ids), self.manifest.limits.max_source_tokens, "tokens in a source")
-        ended = np.empty(len(ids) + 1, np.uint16)
-        ended[:-1], ended[-1] = ids, EOS_ID
-        return _Source(normalized, ended, positions, skips_unknown=policy == "skip")
+        return _Source(text, np.append(ids, np.uint16(EOS_ID)), positions)
 
-    def _unknown(
-        self, ids: npt.NDArray[np.uint16], tokenizer: Tokenizer, text: str
-    ) -> list[tuple[int, int]]:
-        """Where in the text the characters stand that the vocabulary does not have."""
-        unknown = ids == UNK_ID
-        if not unknown.any():
-            return []
-        spans = tokenizer.spans(text)
-        return [spans[i] for i in np.flatnonzero(unknown).tolist()]
+
+def _read(
+    text: str, side: TextSide, tokenizer: Tokenizer, policy: UnknownPolicy, pointer: str
+) -> tuple[str, npt.NDArray[np.uint16], tuple[int, ...]]:
+    """The normalized text with what the policy leaves of it, its ids, and where the unknown stand.
+
+    What is left is normalized again: a blank beside a skipped character may stand at an end now.
+    """
+    text = normalize(text, side.normalization)
+    ids = tokenizer.encode(text)
+    spans = unknown = _unknown(ids, tokenizer, text)
+    if policy == "error" and unknown:
+        raise unknown_text(pointer, _starts(unknown))
+    while policy == "skip" and spans:
+        text = normalize(_without(text, spans), side.normalization)
+        ids = tokenizer.encode(text)
+        spans = _unknown(ids, tokenizer, text)
+    return text, ids, _starts(unknown)
+
+
+def _unknown(ids: npt.NDArray[np.uint16], tokenizer: Tokenizer, text: str) -> list[tuple[int, int]]:
+    """Where in the text the characters stand that the vocabulary does not have."""
+    unknown = ids == UNK_ID
+    if not unknown.any():
+        return []
+    spans = tokenizer.spans(text)
+    return [spans[i] for i in np.flatnonzero(unknown).tolist()]
+
+
+def _without(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    """The text outside of the spans, which are in order."""
+    ends = [0, *(end for _, end in spans)]
+    starts = [*(start for start, _ in spans), len(text)]
+    return "".join(text[end:start] for end, start in zip(ends, starts, strict=True))
+
+
+def _blank(options: TranslateOptions) -> Translation:
+    """What a blank source has: nothing, for certain. No such pair was trained on."""
+    return Translation(
+        text="",
+        logprob=0.0,
+        score=0.0,
+        finish_reason="stop",
+        tokens=() if options.tokens else None,
+        alignment=np.empty((0, 1), np.float32) if options.alignments else None,
+        completion_tokens=0,
+    )
 
 
 _Told: TypeAlias = tuple[int, list[int], list[float]]  # place, tokens, log-probabilities

@@ -275,7 +275,7 @@ def _translate(options: argparse.Namespace) -> None:
         raise ConfigError(f"{options.run}: a language model; `sample` is its command")
     config, model, corpus = _open_run(options.run)
     rules = config.data.source.normalization
-    texts = [normalize(text, rules).strip() for text in options.source]
+    texts = [normalize(text, rules) for text in options.source]
     limits = length_limits(corpus.train, config.data.max_source_tokens)
     beam_size = options.beam_size or config.training.beam_size
     device = torch.device("cpu")

@@ -6,7 +6,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from service.bundle import Attention, Cell, MetricName, Normalization, Tokenization
+from service.bundle import (
+    Attention,
+    Cell,
+    MetricName,
+    Normalization,
+    SideNormalization,
+    Tokenization,
+)
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -36,6 +43,8 @@ class DataConfig(_Section):
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Self:
+        if self.normalization.strip:
+            raise ValueError("normalization.strip: a language model's texts are not stripped")
         if self.valid_fraction + self.test_fraction >= 1.0:
             raise ValueError("valid_fraction + test_fraction must leave a training split")
         return self
@@ -126,7 +135,7 @@ class TextSideConfig(_Section):
 
     lang: str = ""  # for people and clients: a language tag (BCP 47) or a name
     tokenization: Tokenization = "character"
-    normalization: Normalization = Normalization()
+    normalization: SideNormalization = SideNormalization()
     vocab_size: Annotated[int, Field(ge=64, le=65_000)] = 2000  # bpe: tokens to learn at most
     min_count: PositiveInt = 1  # rarer tokens become unk; bpe learns no rarer merge
 

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from service.bundle import SPECIAL_TOKENS, normalize
+from service.bundle import SPECIAL_TOKENS, is_blank, normalize
 from service.bundle.tokenization import Characters, Subwords, Symbols, Tokenizer
 from training.config import ConfigError, PairDataConfig, TextSideConfig
 from training.corpus import digest_of, input_files
@@ -117,10 +117,8 @@ class _Reader:
             self.files += found
             for texts in lines:
                 self.counts["read"] += 1
-                source, target = (
-                    normalize(x, y).strip() for x, y in zip(texts, rules, strict=True)
-                )
-                if not source or not target:
+                source, target = map(normalize, texts, rules)
+                if is_blank(source) or is_blank(target):
                     self.counts["dropped: empty"] += 1
                 elif (source, target) in pairs:
                     self.counts["dropped: repeated"] += 1

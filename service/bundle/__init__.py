@@ -56,7 +56,9 @@ from service.bundle.text import (
     SPECIAL_TOKENS,
     UNK_ID,
     Normalization,
+    SideNormalization,
     Vocabulary,
+    is_blank,
     normalize,
 )
 from service.bundle.tokenization import (
@@ -104,6 +106,7 @@ __all__ = [
     "PairSource",
     "Precision",
     "Role",
+    "SideNormalization",
     "StateTensor",
     "Subwords",
     "Symbols",
@@ -115,6 +118,7 @@ __all__ = [
     "TrainingRecord",
     "VocabFile",
     "Vocabulary",
+    "is_blank",
     "normalize",
     "padded_length",
     "read_any_bundle",

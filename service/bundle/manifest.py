@@ -223,6 +223,12 @@ class Manifest(Heading):
     )
 
     @model_validator(mode="after")
+    def _texts_are_whole(self) -> Self:
+        if self.normalization.strip:
+            raise ValueError("normalization.strip: a language model's texts are not stripped")
+        return self
+
+    @model_validator(mode="after")
     def _references_hold(self) -> Self:
         names = [state.name for state in self.states]
         if len(set(names)) != len(names):

@@ -17,7 +17,7 @@ from service.bundle.manifest import (
     TrainingRecord,
     VocabFile,
 )
-from service.bundle.text import Normalization
+from service.bundle.text import SideNormalization
 from service.bundle.tokenization import Tokenization
 
 Attention: TypeAlias = Literal["none", "dot", "general", "additive"]
@@ -43,7 +43,7 @@ class TextSide(Record):
             "pair encoding, with the `tokenizer`'s file."
         )
     )
-    normalization: Normalization = Field(description="What is done to a text before that.")
+    normalization: SideNormalization = Field(description="What is done to a text before that.")
     vocab: VocabFile = Field(description="The vocabulary and the special ids.")
     tokenizer: TokenizerFile | None = Field(description="With `bpe`: its merges; else null.")
 

@@ -18,6 +18,15 @@ SPECIAL_TOKENS = ("\ue000", "\ue001", "\ue002", "\ue003")
 _CODE_POINTS = 0x110000
 _LINE_ENDS = re.compile("\r\n?")
 
+# What `fold` replaces. Nothing composes with a plain form, so that texts fold part by part.
+_PLAIN = (
+    dict.fromkeys([0x02BC, *range(0x2018, 0x201C)], "'")
+    | dict.fromkeys(range(0x201C, 0x2020), '"')
+    | dict.fromkeys([*range(0x2010, 0x2016), 0x2212], "-")
+    | {0x2026: "..."}
+    | dict.fromkeys([0x00A0, *range(0x2000, 0x200B), 0x202F, 0x205F], " ")
+)
+
 
 class Normalization(BaseModel):
     """What is done to every text before its characters are looked up, in this order."""
@@ -25,6 +34,16 @@ class Normalization(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     newlines: bool = Field(True, description="CR LF and a lone CR become LF.")
+    fold: bool = Field(
+        False,
+        description=(
+            "Typographic punctuation becomes the plain form: the single quotation marks U+2018 to "
+            "U+201B and the letter apostrophe U+02BC become '; the double ones U+201C to U+201F "
+            'become "; hyphens, dashes and the minus sign (U+2010 to U+2015, U+2212) become -; the '
+            "ellipsis U+2026 becomes ...; no-break and other spaces (U+00A0, U+2000 to U+200A, "
+            "U+202F, U+205F) become a space. For a vocabulary without the typographic forms."
+        ),
+    )
     lowercase: bool = Field(False, description="`str.lower`: full Unicode lower case.")
     ascii_fold: bool = Field(
         False,
@@ -34,14 +53,42 @@ class Normalization(BaseModel):
         ),
     )
     nfc: bool = Field(True, description="Unicode normalization form C (UAX 15).")
+    strip: bool = Field(
+        False,
+        description=(
+            "White space and line ends at both ends are dropped (`str.strip`). What is empty then "
+            "was never trained on. For encoder-decoders alone: a language model reads a text in "
+            "parts, and a blank at the end of a prompt means something."
+        ),
+    )
+
+
+class SideNormalization(Normalization):
+    """The same of an encoder-decoder's side, which is stripped where the manifest says nothing."""
+
+    # Training has always stripped pairs; manifests say so only since the field is there.
+    strip: bool = Field(True, description=Normalization.model_fields["strip"].description)
 
 
 def normalize(text: str, rules: Normalization) -> str:
-    """The text as the model reads it. Idempotent."""
+    """The text as the model reads it, in training and in serving. Idempotent."""
+    text = _normalized(text, rules)
+    # Last: other blanks have become plain ones, and a part of a text in NFC is in NFC.
+    return text.strip() if rules.strip else text
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing is in it but white space: no pair of that is trained on."""
+    return not text or text.isspace()
+
+
+def _normalized(text: str, rules: Normalization) -> str:
     if rules.newlines:
         text = _LINE_ENDS.sub("\n", text)
     if text.isascii():
         return text.lower() if rules.lowercase else text
+    if rules.fold:
+        text = text.translate(_PLAIN)
     if rules.lowercase:
         text = text.lower()
     if rules.ascii_fold:

@@ -38,9 +38,11 @@ def test_a_model_tells_what_it_is(client: AppClient, model: str) -> None:
     assert detail["precisions"] == ["fp32", "int8"]
     assert detail["normalization"] == {
         "newlines": True,
+        "fold": False,
         "lowercase": False,
         "ascii_fold": False,
         "nfc": True,
+        "strip": False,
     }
     assert "golden" not in detail
 

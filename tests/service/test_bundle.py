@@ -216,6 +216,7 @@ def test_a_huge_file_is_refused_before_it_is_read(folder: Path, file: str, limit
         (lambda x: x["golden"][0].update(tokens=[1, 7]), "token outside the vocabulary"),
         (lambda x: x["golden"][0].update(tolerance=float("nan")), "golden.0.tolerance"),
         (lambda x: x["normalization"].update(nfc="yes"), "normalization.nfc"),
+        (lambda x: x["normalization"].update(strip=True), "normalization.strip"),
     ],
 )
 def test_a_manifest_that_does_not_hold_is_refused_with_the_field(

@@ -12,6 +12,7 @@ from service.bundle import (
     SPECIAL_TOKENS,
     UNK_ID,
     Normalization,
+    SideNormalization,
     Vocabulary,
     normalize,
 )
@@ -22,13 +23,15 @@ several = settings(max_examples=50, deadline=None)
 # Line separators, NUL, combining marks, right to left, beyond the basic plane.
 AWKWARD = "\n\r\x00\x85\u2028\u2029\u0301\u05d0\u202e\ufeff\U0001f407\U0010ffff\"\\'\u007f"
 any_text = st.text(alphabet=st.characters(categories=None) | st.sampled_from(AWKWARD))
-unicode_text = st.text() | st.text(alphabet=AWKWARD + "eE\u0301\u0300ÅÉİΣς가ﬁ")
+unicode_text = st.text() | st.text(alphabet=AWKWARD + "eE \u0301\u0300\u2001\u2019\u2026ÅÉİΣς가ﬁ")
 rules = st.builds(
     Normalization,
     newlines=st.booleans(),
+    fold=st.booleans(),
     lowercase=st.booleans(),
     ascii_fold=st.booleans(),
     nfc=st.booleans(),
+    strip=st.booleans(),
 )
 
 
@@ -131,9 +134,30 @@ def test_nfc_is_unicodes(text: str) -> None:
         ("E\u0301É", {"ascii_fold": True, "lowercase": True}, "ee"),
         ("각", {"ascii_fold": True}, "각"),
         ("", {"ascii_fold": True, "lowercase": True}, ""),
+        (" a b\r\n", {"strip": True}, "a b"),
+        ("\u2003\u00e9\u00a0", {"strip": True}, "\u00e9"),
+        ("don\u2019t \u201cgo\u201d\u2026", {"fold": True}, 'don\'t "go"...'),
+        ("1976\u201307\u201104\u00a0\u2014\u22121", {"fold": True}, "1976-07-04 --1"),
+        ("don\u2019t", {}, "don\u2019t"),
+        ("\u00a0a\u202f", {"fold": True, "strip": True}, "a"),
     ],
 )
 def test_a_text_is_normalized_as_the_rules_say(
     text: str, options: dict[str, bool], expected: str
 ) -> None:
     assert normalize(text, Normalization(**options)) == expected
+
+
+def test_nothing_composes_with_what_folding_leaves() -> None:
+    """So that a text may be folded in the parts that it is read in."""
+    marks = [chr(i) for i in range(0x110000) if unicodedata.combining(chr(i))]
+    for plain in " '\"-.":
+        composed = [x for x in marks if len(unicodedata.normalize("NFC", plain + x)) == 1]
+        assert composed == []
+
+
+def test_a_side_is_stripped_where_an_older_manifest_says_nothing() -> None:
+    older = {"newlines": True, "lowercase": False, "ascii_fold": False, "nfc": True}
+    rules = SideNormalization.model_validate(older)
+    assert (rules.strip, rules.fold) == (True, False)
+    assert not SideNormalization.model_validate(older | {"strip": False}).strip

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,17 @@ from hypothesis import strategies as st
 
 from service.app import create_app
 from service.beam_search import Search
-from service.bundle import EOS_ID, UNK_ID, Characters, EncoderDecoderBundle, Subwords, Symbols
+from service.bundle import (
+    EOS_ID,
+    UNK_ID,
+    Characters,
+    EncoderDecoderBundle,
+    Subwords,
+    Symbols,
+    read_any_bundle,
+)
 from service.engine import Engine
+from service.model_registry import open_engine
 from service.pair_session import OnnxPairSession
 from service.sampling import SamplingParams
 from service.settings import Settings
@@ -37,7 +47,7 @@ from tests.service.search_reference import Found, alone, source_of
 EOS, UNK = "\ue002", "\ue003"
 MARKER = "q7zmarkerz7q"
 UNKNOWN = "\u2603"  # in no vocabulary
-SOURCES = ["", "a", "abc", "a cat in a hat", "rabbit, rabbit, rabbit!"]
+SOURCES = ["a", "abc", "a cat in a hat", "rabbit, rabbit, rabbit!"]
 ATTENTIVE = ["fake", "tiny", "crnn"]
 MODELS = [*ATTENTIVE, "plain"]
 
@@ -192,11 +202,11 @@ def test_answers_do_not_depend_on_the_requests_beside_them(client: AppClient, mo
 
 
 def test_usage_counts_source_tokens_and_the_tokens_of_what_is_answered(client: AppClient) -> None:
-    answer = translate(client, ["abc", ""], tokens=True, num_hypotheses=2)
+    answer = translate(client, ["abc", "b"], tokens=True, num_hypotheses=2)
     written = [len(y["tokens"]) for x in answer["results"] for y in x["hypotheses"]]
     assert len(written) == 4
     assert answer["usage"] == {
-        "prompt_tokens": 3,
+        "prompt_tokens": 4,
         "completion_tokens": sum(written),
         "cached_tokens": 0,
     }
@@ -217,12 +227,12 @@ def test_no_target_is_longer_than_asked_for(client: AppClient, max_tokens: int) 
 def test_the_bundles_own_bound_holds_besides(
     client: AppClient, bundle: EncoderDecoderBundle
 ) -> None:
-    bound = bundle.manifest.limits.max_tokens(1)
+    bound = bundle.manifest.limits.max_tokens(2)
     options: dict[str, Any] = {"temperature": 1.0, "num_hypotheses": 6, "tokens": True}
     lengths = []
     for seed in range(20):
-        result = one(client, "", max_tokens=200, seed=seed, **options)
-        assert result == one(client, "", seed=seed, **options)
+        result = one(client, "a", max_tokens=200, seed=seed, **options)
+        assert result == one(client, "a", seed=seed, **options)
         lengths += [len(x["tokens"]) for x in result["hypotheses"]]
     assert max(lengths) == bound
 
@@ -322,7 +332,7 @@ def test_a_translation_goes_on_from_any_of_its_prefixes(client: AppClient, model
 
 
 @pytest.mark.parametrize("model", ATTENTIVE)
-@pytest.mark.parametrize("source", ["", "a", "a cat", "rabbit, rabbit, rabbit!"])
+@pytest.mark.parametrize("source", ["a", "a cat", "rabbit, rabbit, rabbit!"])
 def test_an_alignment_has_a_row_a_token_and_a_column_a_place_of_the_source(
     client: AppClient, model: str, source: str
 ) -> None:
@@ -351,6 +361,111 @@ def test_an_alignment_is_what_the_model_gives(
     weights = np.frombuffer(wanted.attention, np.float32).reshape(len(wanted.tokens), -1)
     alignment = best(client, "a cat", return_alignments=True)["alignment"]
     assert alignment == weights[:, :6].tolist()
+
+
+# --- as training read it --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("streams", [False, True])
+def test_blanks_around_a_source_change_nothing(
+    client: AppClient, model: str, streams: bool
+) -> None:
+    forms = ["a cat", " a cat", "a cat\n", "\u2003a cat\r\n", "\ta cat\u00a0"]
+    if streams:
+        body = {"model": model, "source": forms, "tokens": True, "stream": True}
+        *_, done = parsed(client.post("/translate", json=body).content)
+        results = json.loads(done.data)["results"]
+    else:
+        results = translate(client, forms, model, tokens=True)["results"]
+    assert [x == results[0] for x in results] == [True] * len(forms)
+
+
+def test_blanks_around_a_target_change_nothing_and_one_in_a_prefix_goes_on(
+    client: AppClient,
+) -> None:
+    scores = score(client, ["the hat", " the hat\n"], source="a cat")["results"]
+    assert scores[0] == scores[1]
+    assert best(client, "abc", target_prefix=" \tthe ")["text"].startswith("the ")
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("blank", ["", " ", "\n", "\u2003\r\n\t"])
+def test_a_blank_source_has_a_blank_translation_and_no_model_is_run(
+    client: AppClient, model: str, blank: str
+) -> None:
+    options = {"tokens": True, "return_alignments": model != "plain", "target_prefix": "a"}
+    if model == "crnn":
+        options["target_prefix"] = "AH"
+    answer = translate(client, [blank, "a"], model, **options)
+    (result, other) = answer["results"]
+    assert result == {
+        "hypotheses": [
+            {
+                "text": "",
+                "logprob": 0.0,
+                "score": 0.0,
+                "finish_reason": "stop",
+                "tokens": [],
+                "alignment": None if model == "plain" else [],
+            }
+        ],
+        "unknown": [],
+        "source_tokens": None if model == "plain" else [EOS],
+        "seed": None,
+    }
+    assert other == one(client, "a", model, **options)
+    assert translate(client, [blank], model)["usage"]["completion_tokens"] == 0
+    assert (
+        "blank"
+        in client.post("/score", json={"model": model, "source": blank, "text": "a"}).json()[
+            "detail"
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Iterator[AppClient]:
+    """Two of the shipped models."""
+    engines = [
+        open_engine(read_any_bundle(Path("models") / name), SETTINGS, 1)
+        for name in ("dates-iso", "g2p-en")
+    ]
+    with AppClient(create_app(SETTINGS, engines)) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("model", "plain", "forms"),
+    [
+        (
+            "dates-iso",
+            "4 July 1976",
+            [" 4 July 1976", "4 July 1976 ", "4 July 1976\n", "4\u00a0July\u202f1976"],
+        ),
+        ("g2p-en", "don't", ["don\u2019t", "Don\u2018t\r\n", "don\u02bct"]),
+        ("g2p-en", "x-ray", ["x\u2011ray", "x\u2013ray"]),
+    ],
+)
+def test_shipped_models_read_what_people_send_as_they_were_trained(
+    shipped: AppClient, model: str, plain: str, forms: list[str]
+) -> None:
+    results = translate(shipped, [plain, *forms], model)["results"]
+    assert [x == results[0] for x in results] == [True] * len(results)
+    assert results[0]["unknown"] == []
+    wanted = {"4 July 1976": "1976-07-04", "don't": "D OW N T"}
+    assert results[0]["hypotheses"][0]["text"] == wanted.get(plain, "EH K S R EY")
+
+
+def test_what_skipping_leaves_is_stripped_again(client: AppClient) -> None:
+    left_out = one(client, f"{UNKNOWN} a cat {UNKNOWN}", unknown="skip")
+    assert left_out == {**one(client, "a cat"), "unknown": [0, 8]}
+    (blank,) = one(client, f" {UNKNOWN} ", unknown="skip")["hypotheses"]
+    assert blank["text"] == ""
+    asked = {"source": "a cat", "unknown": "skip"}
+    (scored,) = score(client, f"the hat {UNKNOWN}", **asked)["results"]
+    assert (scored["chars"], scored["unknown"]) == (7, [8])
+    assert scored["logprob"] == score(client, "the hat", **asked)["results"][0]["logprob"]
 
 
 # --- unknown characters ---------------------------------------------------------------------------
@@ -492,7 +607,7 @@ def refused(client: AppClient, path: str, pointer: str, words: str, **body: Any)
         ("", "one for each source", {"target_prefix": []}),
         ("", "one for each source", {"source": ["a", "b"], "target_prefix": ["a"]}),
         ("/target_prefix", "the prefix has 3 tokens", {"target_prefix": "the", "max_tokens": 3}),
-        ("/target_prefix", "at most 21, with one", {"target_prefix": "t" * 30, "source": ""}),
+        ("/target_prefix", "at most 23, with one", {"target_prefix": "t" * 30, "source": "a"}),
         ("/target_prefix", "at positions 1, 2 of", {"target_prefix": f"t{UNKNOWN}{UNKNOWN}"}),
         ("/source", "at positions 0, 2 of", {"source": "\u2603a\u2603", "unknown": "error"}),
         ("/source", "tokens in a source; at most 60", {"source": "a" * (MAX_SOURCE_TOKENS + 1)}),
@@ -567,7 +682,7 @@ def test_a_source_that_breaks_the_model_is_told_and_others_go_on(
     client: AppClient, bundle: EncoderDecoderBundle, token: int
 ) -> None:
     bad = bundle.source.tokens[token]
-    response = client.post("/translate", json={"model": "fake", "source": ["a", bad]})
+    response = client.post("/translate", json={"model": "fake", "source": ["a", f"a{bad}a"]})
     assert response.status_code == 500
     assert response.json()["type"] == "model-failure"
     assert best(client, "abc")
@@ -646,7 +761,8 @@ def test_a_translation_scores_what_it_was_found_with(client: AppClient, model: s
             # Of one row each: the same shapes, and so the same bits.
             assert scored["logprob"] == found["logprob"]
         else:
-            assert model == "plain"  # another way to cut the same text into subwords
+            # Another way to cut the same text into subwords, or a blank at an end of it.
+            assert model == "plain" or found["text"] != found["text"].strip()
 
 
 def test_unknown_characters_of_a_target(client: AppClient) -> None:

@@ -75,7 +75,8 @@ def test_an_unknown_section_is_refused_and_its_neighbours_are_named(tmp_path: Pa
 def test_an_unknown_normalization_is_refused_and_the_others_are_named(tmp_path: Path) -> None:
     message = refusal(tmp_path, tiny_document(data={"normalization": {"nfd": True}}))
     assert message.endswith(
-        "data.normalization.nfd: no such option; there are newlines, lowercase, ascii_fold, nfc"
+        "data.normalization.nfd: no such option; there are newlines, fold, lowercase, "
+        "ascii_fold, nfc, strip"
     )
 
 
@@ -272,7 +273,7 @@ def test_an_unknown_option_of_a_side_is_refused_and_its_neighbours_are_named(
     )
     normalization = {"normalization": {"nfd": True}}
     message = refusal(tmp_path, tiny_pair_document(data={"target": normalization}))
-    assert message.endswith("there are newlines, lowercase, ascii_fold, nfc")
+    assert message.endswith("there are newlines, fold, lowercase, ascii_fold, nfc, strip")
 
 
 @pytest.mark.parametrize(
