@@ -98,5 +98,5 @@ def refuse_foreign(given: Mapping[str, Any], known: Collection[str]) -> None:
 
 
 def _refusal(neutral: tuple[Any, ...], instead: str) -> str:
-    allowed = f"{json.dumps(neutral[0])} or left out" if neutral else "left out"
-    return f"not offered, so {allowed}" + (f"; {instead}" if instead else "")
+    allowed = f"must be {json.dumps(neutral[0])} or left out" if neutral else "must be left out"
+    return allowed + (f"; {instead}" if instead else "")

@@ -125,6 +125,8 @@ async def translate(request: Request) -> Response:
     engine, detected = _chosen(request, body)
     texts = texts_within(body.q, "/q", request)
     settings = request.app.state.settings
+    for text in texts:
+        at_most("/q", len(text), settings.max_prompt_chars, "characters a text")
     alternatives = body.alternatives or 0
     if alternatives > settings.max_n - 1:
         limit = settings.max_n - 1

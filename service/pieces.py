@@ -21,19 +21,20 @@ class Piece(NamedTuple):
 
 
 def pieces_of(text: str, fits: Fits, *, html: bool) -> Iterator[Piece]:
-    """The parts of a text or of a page, in order."""
+    """The parts of a text or of a page, in order; what stays is one part up to the next source."""
     if not html:
         yield from _pieces_of_text(text, fits)
         return
-    for node in _nodes(text):
-        shown = _shown(node.text) if node.is_source else None
-        # A comma or a bullet between two tags is nothing to translate.
-        if shown is None or not any(map(str.isalnum, shown)):
-            yield Piece(node.text, is_source=False)
-            continue
+    position = 0
+    for start, end, shown in _texts(text):
+        if start > position:
+            yield Piece(text[position:start], is_source=False)
         for piece in _pieces_of_text(shown, fits):
             kept = piece.text if piece.is_source else escape(piece.text, quote=False)
             yield Piece(kept, piece.is_source)
+        position = end
+    if position < len(text):
+        yield Piece(text[position:], is_source=False)
 
 
 def joined(pieces: Sequence[Piece], translations: Iterator[str], *, html: bool) -> str:
@@ -48,7 +49,7 @@ def joined(pieces: Sequence[Piece], translations: Iterator[str], *, html: bool) 
 
 # --- text -----------------------------------------------------------------------------------------
 
-_LINES = re.compile(r"[\r\n]+|[^\r\n]+")
+_LINE = re.compile(r"\S(?:[^\r\n]*\S)?")  # without the blanks around it
 # A blank, or the place behind an ideographic full stop and what closes after it.
 _BREAKS = re.compile(
     r"\s+|(?<=[。！？])(?![。！？」』”’）\s])|(?<=[。！？][」』”’）])(?![」』”’）\s])"  # noqa: RUF001
@@ -58,18 +59,14 @@ _CLOSERS = "\"'”’»)]"  # noqa: RUF001
 
 
 def _pieces_of_text(text: str, fits: Fits) -> Iterator[Piece]:
-    for match in _LINES.finditer(text):
-        line = match[0]
-        core = line.strip()
-        if not core:
-            yield Piece(line, is_source=False)
-            continue
-        start = line.index(core[0])
-        if start:
-            yield Piece(line[:start], is_source=False)
-        yield from _pieces_of_line(core, fits)
-        if start + len(core) < len(line):
-            yield Piece(line[start + len(core) :], is_source=False)
+    position = 0
+    for match in _LINE.finditer(text):
+        if match.start() > position:
+            yield Piece(text[position : match.start()], is_source=False)
+        yield from _pieces_of_line(match[0], fits)
+        position = match.end()
+    if position < len(text):
+        yield Piece(text[position:], is_source=False)
 
 
 def _pieces_of_line(line: str, fits: Fits) -> Iterator[Piece]:
@@ -117,43 +114,43 @@ _NO_TRANSLATION = re.compile(
 )
 
 
-def _nodes(html: str) -> Iterator[Piece]:
-    """Texts between tags, to be translated, and all else, to stay."""
+def _texts(html: str) -> Iterator[tuple[int, int, str]]:
+    """Where the texts to translate stand between the tags, and what a reader sees of them."""
     position = 0
     kept = ""  # the element that is not translated, with all that is in it
     depth = 0
     for begin in _TAG_BEGINS.finditer(html):
         if begin.start() < position:
             continue
-        if begin.start() > position:
-            yield Piece(html[position : begin.start()], is_source=not kept)
-        end = _end_of_markup(html, begin.start())
-        yield Piece(html[begin.start() : end], is_source=False)
-        position = end
-        tag = _TAG.fullmatch(html, begin.start(), end)
+        if not kept:
+            yield from _text(html, position, begin.start())
+        position = _end_of_markup(html, begin.start())
+        tag = _TAG.fullmatch(html, begin.start(), position)
         if tag is None:
             continue
         closes, name = bool(tag[1]), tag[2].lower()
         if not closes and name in _NOT_MARKUP:
-            ends = re.compile(rf"</{name}\b", re.IGNORECASE).search(html, end)
+            ends = re.compile(rf"</{name}\b", re.IGNORECASE).search(html, position)
             position = ends.start() if ends else len(html)
-            yield Piece(html[end:position], is_source=False)
         elif not kept and not closes and (name in _KEPT or _NO_TRANSLATION.search(tag[0])):
             if name not in _VOID and not tag[0].endswith("/>"):
                 kept, depth = name, 1
         elif kept and name == kept:
             depth += -1 if closes else 1
             kept = kept if depth else ""
-    if position < len(html):
-        yield Piece(html[position:], is_source=not kept)
+    if not kept:
+        yield from _text(html, position, len(html))
 
 
-def _shown(text: str) -> str | None:
-    """What a reader sees of a text between tags: white space is one blank. None for no text."""
+def _text(html: str, start: int, end: int) -> Iterator[tuple[int, int, str]]:
+    """One of them, if it has a word: a comma or a bullet is nothing to translate."""
     try:
-        return _HTML_BLANKS.sub(" ", unescape(text))
+        # White space is one blank there.
+        shown = _HTML_BLANKS.sub(" ", unescape(html[start:end]))
     except ValueError:  # a character reference of thousands of digits
-        return None
+        return
+    if any(map(str.isalnum, shown)):
+        yield start, end, shown
 
 
 def _end_of_markup(html: str, start: int) -> int:

@@ -143,7 +143,9 @@ class Settings(BaseModel):
     max_header_bytes: Count = Field(16_384, description="largest headers of a request, in all")
     max_body_bytes: Count = Field(8 * 2**20, description="largest request body")
     max_inputs: Count = Field(1024, description="most texts in one request")
-    max_prompt_chars: Count = Field(100_000, description="longest prompt of /generate")
+    max_prompt_chars: Count = Field(
+        100_000, description="longest prompt, and text for LibreTranslate"
+    )
     max_details: Count = Field(
         480_000,
         description="most details (`tokens`, `logprobs`) in an answer, counted as tokens · (4 + "

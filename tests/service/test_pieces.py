@@ -87,6 +87,12 @@ HOSTILE = (
 )
 
 
+@pytest.mark.parametrize(("unit", "html"), [("<b>", True), (" \n", False), ("<br>, ", True)])
+def test_what_stays_is_one_piece_however_much_there_is_of_it(unit: str, html: bool) -> None:
+    (piece,) = pieces_of(unit * 10_000, short, html=html)
+    assert piece == (unit * 10_000, False)
+
+
 @pytest.mark.parametrize("unit", HOSTILE)
 def test_a_page_that_somebody_made_for_it_does_not_take_long(unit: str) -> None:
     text = unit * (300_000 // len(unit))
