@@ -1,6 +1,5 @@
 """`python -m service`: serve the bundles of a folder over HTTP, or run a command on them."""
 
-import errno
 import gc
 import json
 import logging
@@ -27,7 +26,7 @@ from service.app import create_app
 from service.bundle import BundleError
 from service.drain import Drain
 from service.environment import PREFIX, service_links, unknown_variables
-from service.listener import ListenError, bound_sockets, url_of
+from service.listener import ListenError, bound_sockets, listen, url_of
 from service.logs import log_to_stderr
 from service.metrics import SHARED_FOLDER, forget_this_process
 from service.protocol import BoundedProtocol
@@ -155,14 +154,9 @@ class _Server(uvicorn.Server):
     """Says where it listens once it does; uvicorn does not where it is handed sockets."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        try:
-            await super().startup(sockets)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            # Two were started at once: both could bind, and one alone can listen.
-            await self.lifespan.shutdown()
-            raise ListenError("the port is in use: another program began to listen") from error
+        # By ourselves, since not every event loop says that it cannot.
+        listen(sockets or [])
+        await super().startup(sockets)
         if self.started:
             _tell_where(sockets or [])
 

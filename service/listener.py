@@ -3,6 +3,7 @@
 import errno
 import ipaddress
 import socket
+from collections.abc import Sequence
 
 
 class ListenError(Exception):
@@ -37,6 +38,19 @@ def bound_sockets(host: str, port: int) -> list[socket.socket]:
     if not sockets and absent is not None:
         raise _listen_error(absent, host, port) from absent
     return sockets
+
+
+def listen(sockets: Sequence[socket.socket]) -> None:
+    """Begin to take connections. Raises ListenError.
+
+    Two servers that are started at once may both bind a port; one of them can listen.
+    """
+    for each in sockets:
+        try:
+            each.listen()
+        except OSError as error:
+            host, port = each.getsockname()[:2]
+            raise _listen_error(error, str(host), port) from error
 
 
 def url_of(bound: socket.socket) -> str:

@@ -5,7 +5,10 @@ from contextlib import closing
 
 import pytest
 
+from service.__main__ import _serve
+from service.app import create_app
 from service.listener import ListenError, bound_sockets, url_of
+from service.settings import Settings
 
 
 def has_ipv6() -> bool:
@@ -74,3 +77,14 @@ def test_a_port_that_takes_privileges_is_called_that(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(socket.socket, "bind", bind)
     message = refusal("127.0.0.1", 80)
     assert message.startswith("127.0.0.1:80: this user may not listen on a port below 1024")
+
+
+def test_of_two_that_are_started_at_once_one_says_that_the_port_is_in_use() -> None:
+    (first,) = bound_sockets("127.0.0.1", 0)
+    # Both may bind as long as neither listens.
+    (second,) = bound_sockets("127.0.0.1", first.getsockname()[1])
+    with closing(first), closing(second):
+        first.listen()
+        settings = Settings()
+        with pytest.raises(ListenError, match="the port is in use"):
+            _serve(lambda: create_app(settings, []), settings, [second])
