@@ -3,7 +3,7 @@
 N sources, K rows of one source, S source positions, T target positions, V target vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,12 +21,22 @@ from service.bundle import (
     Precision,
     padded_length,
 )
-from training.bundle_parts import MAX_DIFFERENCE, MAX_INT8_DIFFERENCE, ExportError, open_session
+from training.bundle_parts import MAX_INT8_DIFFERENCE, ExportError, open_session
 from training.encoder_decoder import EncoderDecoder
 from training.onnx_interface import memory_shapes, state_sizes
-from training.pair_batches import IdArray, pair_batch
+from training.pair_batches import IdArray, PairBatch, pair_batch
 from training.pair_quantization import reference_logprobs
 from training.pairs import PairSplit
+from training.precision import (
+    Agreement,
+    Exact,
+    check_golden_difference,
+    check_int8_difference,
+    exact_of,
+    golden_tolerance,
+    in_double,
+    moved_copies,
+)
 
 # Pairs a shape of the parity check has, and rows of each source: none is a traced one.
 _PARITY_SHAPES = ((1, 1), (2, 1), (5, 3), (17, 1), (33, 5))
@@ -82,48 +92,65 @@ class OnnxEncoderDecoder:
         return found[: len(names)], found[len(names) :]
 
 
-def check_pair_parity(
-    model: EncoderDecoder, onnx_model: OnnxEncoderDecoder, held_out: PairSplit
-) -> float:
-    """Largest difference from PyTorch in nats over several shapes. Raises ExportError.
+@dataclass(frozen=True, slots=True)
+class PairReading:
+    """Pairs that a model reads, each source as often as `rows`, and what is right there."""
 
-    PyTorch computes in double precision, as for the golden vectors: in single precision it is as
-    far from that as a graph may be, and the difference of two roundings says little of either.
-    Held-out pairs at several batch sizes: the counted tokens each, every other log-probability
-    relative to its size; and every row bitwise what its source gives alone.
-    """
-    exact = _in_double_precision(model)
-    differences: list[float] = []
+    batch: PairBatch
+    rows: int
+    exact: Exact
+    single: npt.NDArray[np.float32]  # [N, T, V] PyTorch in single precision
+
+
+def pair_readings(model: EncoderDecoder, held_out: PairSplit) -> Iterator[PairReading]:
+    """Held-out pairs at several batch sizes."""
+    double = in_double(model)
+    moved = moved_copies(double)
     for count, rows in _PARITY_SHAPES:
         batch = pair_batch(held_out, [i % len(held_out) for i in range(count)])
-        parts: Inputs = (batch.sources, batch.lengths, batch.tokens)
         with torch.no_grad():
-            logits = exact(*(torch.from_numpy(x) for x in parts))
-        expected = torch.log_softmax(logits, dim=2).numpy()  # [N, T, V]
-        found = onnx_model.logprobs(*parts, rows=rows)[::rows]
-        counted = batch.targets != PAD_ID
-        picks = batch.targets[..., None]
-        picked, wanted = (np.take_along_axis(x, picks, 2)[..., 0] for x in (found, expected))
-        differences.append(float(np.abs(picked - wanted)[counted].max()))
-        scale = np.maximum(1.0, np.abs(expected))
-        differences.append(float((np.abs(found - expected) / scale)[counted].max()))
-    # Written so that NaN fails too: Python's max would lose it.
-    worst = float(np.max(differences))
-    if not worst <= MAX_DIFFERENCE:
-        raise ExportError(
-            f"the exported graphs and PyTorch differ by {worst:.2e} nats a token; "
-            f"at most {MAX_DIFFERENCE} is allowed"
+            single, exact, *others = (
+                program(*_tensors(batch)) for program in (model, double, *moved)
+            )
+        yield PairReading(
+            batch, rows, exact_of(exact, others), torch.log_softmax(single, dim=2).numpy()
         )
+
+
+def pair_agreement(
+    onnx_model: OnnxEncoderDecoder, found: Iterable[PairReading]
+) -> Iterator[Agreement]:
+    """How the graphs and PyTorch agree with what is right, after each further reading."""
+    so_far = Agreement()
+    for reading in found:
+        batch, rows = reading.batch, reading.rows
+        parts: Inputs = (batch.sources, batch.lengths, batch.tokens)
+        logprobs = onnx_model.logprobs(*parts, rows=rows)[::rows]
+        counted = batch.targets != PAD_ID
+        so_far.add(reading.exact, logprobs, reading.single, batch.targets, counted, is_text=True)
+        yield so_far
+
+
+def check_pair_parity(
+    model: EncoderDecoder, onnx_model: OnnxEncoderDecoder, held_out: PairSplit
+) -> Agreement:
+    """Hold the graphs, and PyTorch in single precision, to PyTorch in double precision.
+
+    Every log-probability of every counted token within what `precision` allows there, the tokens
+    themselves within MAX_DIFFERENCE on the mean, and every row bitwise what its source gives alone.
+    Raises ExportError.
+    """
+    *_, whole = pair_agreement(onnx_model, pair_readings(model, held_out))
+    whole.check()
     check_company(onnx_model, held_out)
-    return worst
+    return whole
 
 
-def _in_double_precision(model: EncoderDecoder) -> EncoderDecoder:
-    exact = EncoderDecoder(
-        model.config, model.encoder.embedding.num_embeddings, model.decoder.vocab_size
+def _tensors(batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
+    sources, lengths, tokens = (
+        torch.from_numpy(x) for x in (batch.sources, batch.lengths, batch.tokens)
     )
-    exact.load_state_dict(model.state_dict())
-    return exact.double().eval()
+    return sources, lengths, tokens
 
 
 def check_company(onnx_model: OnnxEncoderDecoder, held_out: PairSplit) -> None:
@@ -147,19 +174,24 @@ def check_company(onnx_model: OnnxEncoderDecoder, held_out: PairSplit) -> None:
 def check_pair_int8(
     model: EncoderDecoder, onnx_model: OnnxEncoderDecoder, held_out: PairSplit
 ) -> float:
-    """Mean difference in nats a token from the reference. Raises ExportError."""
+    """Mean difference in nats a token from the reference.
+
+    Raises ExportError, and Unverifiable where roundings alone make as much of a difference.
+    """
     batch = pair_batch(held_out, range(min(32, len(held_out))))
-    parts = (batch.sources, batch.lengths, batch.tokens)
-    expected = reference_logprobs(model, *(torch.from_numpy(x) for x in parts)).numpy()
-    found = onnx_model.logprobs(*parts)
-    picks = batch.targets[..., None]
-    picked, wanted = (np.take_along_axis(x, picks, 2)[..., 0] for x in (found, expected))
-    difference = float(np.abs(picked - wanted)[batch.targets != PAD_ID].mean())
-    if not difference <= MAX_INT8_DIFFERENCE:
-        raise ExportError(
-            f"the int8 graphs and their reference differ by {difference:.2e} nats a token; "
-            f"at most {MAX_INT8_DIFFERENCE} is allowed"
-        )
+    counted = batch.targets != PAD_ID
+
+    def picked(logprobs: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        own = np.take_along_axis(logprobs, batch.targets[..., None], 2)[..., 0]
+        found: npt.NDArray[Any] = own[counted]
+        return found
+
+    difference = check_int8_difference(
+        model,
+        lambda moved: picked(reference_logprobs(moved, *_tensors(batch)).numpy()),
+        picked(onnx_model.logprobs(batch.sources, batch.lengths, batch.tokens)),
+        "the int8 graphs",
+    )
     check_company(onnx_model, held_out)
     return difference
 
@@ -208,17 +240,54 @@ def _golden(
     model: EncoderDecoder, source: list[int], tokens: list[int], precision: Precision
 ) -> PairGoldenVector:
     inputs = (torch.tensor([source]), torch.tensor([len(source)]), torch.tensor([tokens[:-1]]))
-    logprobs: Tensor
+    tolerance = MAX_INT8_DIFFERENCE
     if precision == "int8":
         logprobs = reference_logprobs(model, *inputs)
     else:
+        double = in_double(model)
         with torch.no_grad():
-            logprobs = torch.log_softmax(_in_double_precision(model)(*inputs), dim=2)
+            logits = [program(*inputs) for program in (double, *moved_copies(double))]
+        exact = exact_of(logits[0], logits[1:])
+        logprobs = torch.from_numpy(exact.values)
+        tolerance = golden_tolerance(exact)
     picked = logprobs[0, torch.arange(len(tokens) - 1), torch.tensor(tokens[1:])]
     return PairGoldenVector(
         precision=precision,
         source=source,
         tokens=tokens,
         logprobs=[round(x, 8) for x in picked.tolist()],
-        tolerance=MAX_INT8_DIFFERENCE if precision == "int8" else MAX_DIFFERENCE,
+        tolerance=tolerance,
     )
+
+
+def check_pair_golden(
+    model: EncoderDecoder,
+    onnx_model: OnnxEncoderDecoder,
+    golden: Sequence[PairGoldenVector],
+    precision: Precision,
+) -> None:
+    """The known answers, as the service checks them when it loads the bundle.
+
+    Raises ExportError, or Unverifiable as `check_pair_int8`.
+    """
+    for vector in golden:
+        if vector.precision != precision:
+            continue
+        source, lengths = np.array([vector.source]), np.array([len(vector.source)])
+        tokens = np.array([vector.tokens[:-1]])
+        own = (0, np.arange(tokens.shape[1]), vector.tokens[1:])
+        picked = onnx_model.logprobs(source, lengths, tokens)[own]
+        if precision == "fp32":
+            check_golden_difference(picked, vector.logprobs, vector.tolerance)
+            continue
+        inputs = tuple(torch.from_numpy(x) for x in (source, lengths, tokens))
+
+        def reference(
+            moved: EncoderDecoder,
+            inputs: tuple[Tensor, ...] = inputs,
+            own: tuple[Any, ...] = own,
+        ) -> npt.NDArray[Any]:
+            found: npt.NDArray[Any] = reference_logprobs(moved, *inputs).numpy()[own]
+            return found
+
+        check_int8_difference(model, reference, picked, "the int8 graphs' known answers")

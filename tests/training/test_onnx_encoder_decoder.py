@@ -25,11 +25,14 @@ from training.onnx_interface import memory_shapes, state_sizes, table_is_smaller
 from training.pair_batches import PairBatch, pair_batch
 from training.pair_parity import (
     OnnxEncoderDecoder,
+    PairReading,
     check_company,
     check_pair_int8,
     check_pair_parity,
     onnx_loss,
+    pair_agreement,
     pair_golden_vectors,
+    pair_readings,
 )
 from training.pair_quantization import reference_logprobs
 from training.pairs import PairSplit
@@ -125,7 +128,9 @@ def test_the_reference_rounds_and_only_a_little(kind: dict[str, Any]) -> None:
 @some_kinds
 def test_a_model_passes_every_check_of_the_export(kind: dict[str, Any]) -> None:
     model = made(**kind)
-    assert 0.0 < check_pair_parity(model, loaded(model, "fp32"), held_out()) <= MAX_DIFFERENCE
+    found = check_pair_parity(model, loaded(model, "fp32"), held_out())
+    assert 0.0 < found.graph.mean <= MAX_DIFFERENCE
+    assert 0.0 < found.graph.share < 0.5
 
 
 @pytest.mark.parametrize("attention", ["none", "general", "additive"])
@@ -181,7 +186,7 @@ class Meeting:
     ("check", "precision"), [(check_pair_parity, "fp32"), (check_pair_int8, "int8")]
 )
 def test_rows_that_meet_are_refused(
-    check: Callable[[EncoderDecoder, OnnxEncoderDecoder, PairSplit], float], precision: Precision
+    check: Callable[[EncoderDecoder, OnnxEncoderDecoder, PairSplit], object], precision: Precision
 ) -> None:
     model = made()
     good = loaded(model, precision)
@@ -210,16 +215,24 @@ CRNN: dict[str, Any] = {"cell": "gru", "attention": "additive", "encoder": "crnn
 CRNN |= {"input_feeding": True}
 
 
+@cache
+def read_pairs() -> list[PairReading]:
+    return list(pair_readings(made(**CRNN), held_out()))
+
+
 @pytest.mark.parametrize("name", parameters(**CRNN))
 def test_a_changed_weight_is_caught(name: str) -> None:
-    model = made(**CRNN)
-    with pytest.raises(ExportError, match="differ by"):
-        check_pair_parity(nudged(model, name), loaded(model, "fp32"), held_out())
+    wrong = loaded(nudged(made(**CRNN), name), "fp32")
+    assert any(x.graph.share > 1.0 for x in pair_agreement(wrong, read_pairs()))
 
 
 # A twentieth of a query weighs less than a step of a state here, and is not quantized.
 @pytest.mark.parametrize("name", [x for x in parameters(**CRNN) if "query" not in x])
-def test_a_changed_weight_is_caught_in_eight_bits(name: str) -> None:
+def test_a_changed_weight_is_caught_in_eight_bits(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    # That roundings do not explain it, one draw of them shows here.
+    monkeypatch.setattr("training.precision.COPIES", 1)
     model = made(**CRNN)
     with pytest.raises(ExportError, match="the int8 graphs and their reference differ"):
         check_pair_int8(nudged(model, name), loaded(model, "int8"), held_out())
@@ -298,6 +311,7 @@ def test_the_graphs_hold_with_tables_of_products_and_without(
     monkeypatch: pytest.MonkeyPatch, cell: str, *, feeding: bool, tied: bool
 ) -> None:
     model = made(cell=cell, input_feeding=feeding, tie_embeddings=tied)
+    read = list(pair_readings(model, held_out()))
     for smaller in (True, False):
         monkeypatch.setattr(onnx_interface, "table_is_smaller", _always(answer=smaller))
         for precision in PRECISIONS:
@@ -308,7 +322,7 @@ def test_the_graphs_hold_with_tables_of_products_and_without(
                 assert (stored in names) is not smaller
             onnx_model = OnnxEncoderDecoder.load(model, *graphs)
             if precision == "fp32":
-                check_pair_parity(model, onnx_model, held_out())
+                assert all(x.graph.share < 1.0 for x in pair_agreement(onnx_model, read))
             else:
                 check_pair_int8(model, onnx_model, held_out())
 
