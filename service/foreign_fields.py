@@ -76,6 +76,7 @@ _FOREIGN: dict[str, tuple[tuple[Any, ...], str]] = {
     "sampling_parameters": (("", "{}"), "say them one by one"),
     "end_id": ((-1, 2), "a text ends with id 2"),
 }
+_MAX_UNKNOWN = 64
 _ALIKE = 0.85  # of two names: `max_token`, and neither `top_a` nor `min_tokens`
 
 
@@ -84,6 +85,9 @@ def refuse_foreign(given: Mapping[str, Any], known: Collection[str]) -> None:
 
     `given` holds the fields that the schema does not have, `known` the names of those it has.
     """
+    # To compare names takes time, and so many fields no client sends.
+    if len(given) > _MAX_UNKNOWN:
+        raise InvalidRequest(f"too many unknown fields; at most {_MAX_UNKNOWN} are passed over")
     for name, value in given.items():
         if value is None:
             continue

@@ -114,6 +114,7 @@ def test_null_is_as_good_as_left_out(client: AppClient) -> None:
         (422, "stream_options", "only with stream", {"stream_options": {"include_usage": True}}),
         (422, "messages", "there is no chat", {"messages": [], "prompt": None}),
         (422, None, "did you mean `max_tokens`?", {"max_token": 5}),
+        (422, None, "at most 64 are passed over", {f"made_up_{i}": 1 for i in range(65)}),
         (422, "max_new_tokens", "say max_tokens", {"max_new_tokens": 5}),
         (422, "max_completion_tokens", "or one", {"max_tokens": 5, "max_completion_tokens": 6}),
         (422, "guided_regex", "/generate has `pattern`", {"guided_regex": "a+"}),
