@@ -12,6 +12,7 @@ import ctypes
 import json
 import math
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,6 +45,7 @@ from training.encoder_decoder_task import (
 from training.evaluation import evaluate
 from training.export import export, held_out_split
 from training.language_model_task import LanguageModelTask, load_best
+from training.learn.command import add_options, learn
 from training.pair_export import export_pairs
 from training.pair_report import NearestSource, baselines, measure_pairs, pair_table
 from training.pairs import PairCorpus, prepare_pairs
@@ -63,7 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     _keep_freed_memory()
     try:
-        options.command(options)
+        return int(options.command(options) or 0)
+    except KeyboardInterrupt:  # outside of training, which saves first
+        sys.stderr.write("stopped\n")
+        return 128 + signal.SIGINT
     except Stopped as stopped:
         _say(f"stopped by {stopped}; `--resume` goes on from {options.run or 'the run folder'}")
         return 128 + stopped.signal_number
@@ -77,7 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    return 0
 
 
 def _keep_freed_memory() -> None:
@@ -96,6 +100,10 @@ def _keep_freed_memory() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    learning = commands.add_parser("learn", help="from your files to a model that is served")
+    add_options(learning)
+    learning.set_defaults(command=_learn)
 
     train = commands.add_parser("train", help="train the model of a configuration")
     train.add_argument("config", type=Path, metavar="CONFIG.toml")
@@ -160,6 +168,10 @@ def _name(text: str) -> str:
     if not re.fullmatch(NAME_PATTERN, text):
         raise argparse.ArgumentTypeError(f"it must match {NAME_PATTERN}")
     return text
+
+
+def _learn(options: argparse.Namespace) -> int:
+    return learn(options, main, _say)
 
 
 def _train(options: argparse.Namespace) -> None:

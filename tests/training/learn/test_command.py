@@ -1,0 +1,113 @@
+"""From a person's file to a bundle: one command, seconds long."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from service.app import create_app
+from service.bundle import EncoderDecoderManifest, Manifest, read_any_bundle
+from service.settings import Settings
+from tests.fakes import AppClient
+from tests.training.helpers import BACKWARDS, FABLE, Main
+from training.config import load_config, parse_config
+from training.learn.calibrate import measure, prepare
+
+NAMES = [f"{a}{b}{c}" for a in ("An", "Be", "Ka") for b in ("na", "li", "ro") for c in "aeiou"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def body_of(line: str) -> tuple[str, dict[str, object]]:
+    """The path and the body of a curl line, as a shell reads it."""
+    words = shlex.split(line)
+    assert words[:2] == ["curl", "-s"]
+    return words[2].removeprefix("http://127.0.0.1:8000"), json.loads(words[-1])
+
+
+def test_names_become_a_model_that_the_service_answers_with(call: Main, tmp_path: Path) -> None:
+    path = tmp_path / "It's my [names] é.txt"
+    path.write_text("\ufeff" + "\r\n".join(NAMES) + "\r\n", encoding="utf-8", newline="")
+    status, out, err = call("learn", path, "--steps", 20)
+    assert status == 0, err
+    assert "45 lines of text" in out
+    assert "each is a text of its own" in out
+    assert re.search(r"On lines that it has never seen .* bits a character", out)
+    manifest = read_any_bundle(tmp_path / "models/it-s-my-names-e").manifest
+    assert isinstance(manifest, Manifest)
+    assert manifest.data.name == path.name
+    assert {manifest.license, manifest.data.license} == {"not stated"}
+    config = load_config(tmp_path / "runs/it-s-my-names-e/config.toml")
+    assert manifest.training.config == config.model_dump(mode="json")
+    lines = [line for line in out.splitlines() if line.startswith("curl")]
+    assert out.rstrip().endswith(lines[-1])
+    with AppClient(create_app(Settings(models_dir=tmp_path / "models"))) as client:
+        for line in lines:
+            route, body = body_of(line)
+            assert client.post(route, json=body).status_code == 200
+
+    again, _, err = call("learn", path, "--steps", 20)
+    assert (again, err.count("\n")) == (1, 1)
+    assert "--name" in err
+
+
+def test_a_machine_is_measured_by_real_steps_without_the_slowest(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    options = {"steps": 1, "batch_size": 4, "bptt_len": 8}
+    model = {"hidden_size": 4, "embedding_dim": 2}
+    config = parse_config(
+        {
+            "name": "x",
+            "data": {"files": ["names.txt"], "documents": "line", "valid_fraction": 0.2},
+            "model": model,
+            "training": options,
+        }
+    )
+    data = prepare(config, tmp_path, tmp_path / "corpus")
+    times = iter(range(10_000))  # every look at the clock takes a second
+    speed = measure(config, data, lambda: float(next(times)))
+    assert (speed.step_s, speed.evaluation_s) == (1.0, 1.0)
+
+
+def test_pairs_become_a_model(call: Main, tmp_path: Path) -> None:
+    rows = dict.fromkeys(x for x in BACKWARDS.splitlines())
+    more = [f"{x}{y}\t{y[::-1]}{x[::-1]}" for x in "abcdefghij" for y in ("no", "so", "to", "ba")]
+    lines = [*rows, *more, *(f"x{line.replace(chr(9), chr(9) + 'x')}" for line in more)]
+    lines += [f"y{line.replace(chr(9), chr(9) + 'y')}" for line in more]
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    status, out, err = call("learn", "pairs.tsv", "--steps", 10, "--name", "mine")
+    assert status == 0, err
+    assert "source: characters" in out
+    assert re.search(r"Of [0-9]+ sources that it has never seen", out)
+    assert isinstance(read_any_bundle(tmp_path / "models/mine").manifest, EncoderDecoderManifest)
+    route, body = body_of(out.splitlines()[-1])
+    assert (route, body["model"]) == ("/translate", "mine")
+
+
+def test_a_dry_run_writes_the_configuration_and_trains_nothing(call: Main, tmp_path: Path) -> None:
+    (tmp_path / "fable.txt").write_text(FABLE * 3)
+    status, out, _ = call("learn", "fable.txt", "--dry-run", "--as", "file", "--steps", 20)
+    assert status == 0
+    assert "you said --as file" in out
+    assert load_config(tmp_path / "runs/fable/config.toml").name == "fable"
+    assert not (tmp_path / "models").exists()
+
+
+def test_too_little_and_unreadable_files_are_one_line(call: Main, tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("a\nb\nc\nd\ne\n")
+    (tmp_path / "latin.txt").write_bytes("Zoë\n".encode("latin-1") * 40)
+    for name, expected in (
+        ("few.txt", "5 lines are too few"),
+        ("latin.txt", "UTF-8"),
+        ("no", "no"),
+    ):
+        status, _, err = call("learn", name)
+        assert status == 1
+        assert expected in err
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1

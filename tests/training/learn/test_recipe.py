@@ -1,0 +1,103 @@
+"""Choices: bounded, and more never leads to less."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.config import ConfigError, parse_config
+from training.learn.document import render
+from training.learn.recipe import (
+    MIN_LINES,
+    MIN_STEPS,
+    Speed,
+    check_enough,
+    held_out_fraction,
+    plan,
+    steps_for,
+    with_steps,
+)
+from training.learn.recognize import Kind, Side, Sight
+
+SIDES = {
+    "source": Side("source", "character", "", 8.0),
+    "target": Side("target", "whitespace", "", 12.0),
+}
+sizes = st.integers(200, 50_000_000)
+speeds = st.builds(Speed, st.floats(1e-4, 100.0), st.floats(1e-4, 1000.0))
+kinds: st.SearchStrategy[Kind] = st.sampled_from(["lines", "file", "pairs"])
+
+
+def sight(kind: Kind, chars: int) -> Sight:
+    texts = max(1, chars // 10) if kind != "file" else 1
+    sides: dict[str, Any] = SIDES if kind == "pairs" else {}
+    return Sight(kind, "", [Path("data.txt")], texts, chars, 60, **sides)
+
+
+def document(kind: Kind, chars: int, speed: Speed, minutes: float, size: int = 0) -> dict[str, Any]:
+    chosen = plan(sight(kind, chars), size=size)
+    return {
+        **({"task": chosen.task} if kind == "pairs" else {}),
+        "name": "x",
+        "data": {"files": ['/a/[odd] "name"\x7f.txt'], **chosen.data, **chosen.sides},
+        "model": chosen.model,
+        "training": with_steps(chosen, *steps_for(chosen, speed, minutes)),
+    }
+
+
+@given(kinds, sizes, speeds, st.floats(0.1, 1000), st.integers(0, 9))
+def test_whatever_is_chosen_is_a_configuration_that_its_document_holds(
+    kind: Kind, chars: int, speed: Speed, minutes: float, size: int
+) -> None:
+    import tomllib
+
+    options = document(kind, chars, speed, minutes, size)
+    config = parse_config(options)
+    assert parse_config(tomllib.loads(render(["why\nnot"], options))) == config
+    assert config.training.steps >= config.training.eval_every >= 1
+    assert config.training.warmup_steps < config.training.steps
+
+
+@given(kinds, sizes, speeds, st.floats(0.1, 1000))
+def test_steps_and_evaluations_fit_the_time(
+    kind: Kind, chars: int, speed: Speed, minutes: float
+) -> None:
+    chosen = plan(sight(kind, chars))
+    steps, eval_every = steps_for(chosen, speed, minutes)
+    evaluations = -(-steps // eval_every)
+    spent = steps * speed.step_s + evaluations * speed.evaluation_s
+    assert steps == MIN_STEPS or spent <= 60 * minutes
+    assert steps_for(chosen, speed, 2 * minutes)[0] >= steps
+
+
+@given(kinds, sizes, sizes)
+def test_more_data_never_gets_a_smaller_model_nor_more_dropout(
+    kind: Kind, one: int, other: int
+) -> None:
+    less, more = (plan(sight(kind, x)).model for x in sorted((one, other)))
+    assert less["hidden_size"] <= more["hidden_size"]
+    assert less["dropout_output"] >= more["dropout_output"]
+
+
+@given(st.integers(1, 10**9), st.integers(1, 10**12))
+def test_what_is_held_out_is_bounded(texts: int, chars: int) -> None:
+    assert 0.004 < held_out_fraction(texts, chars) <= 0.15
+
+
+def test_a_smaller_size_is_smaller() -> None:
+    for kind in ("file", "pairs"):
+        sizes = [plan(sight(kind, 10**6), size=i).model["hidden_size"] for i in range(5)]
+        assert sizes == sorted(sizes, reverse=True)
+        assert sizes[-1] < sizes[0]
+
+
+def test_too_little_is_refused_with_how_much_is_needed() -> None:
+    with pytest.raises(ConfigError, match=f"5 lines are too few: at least {MIN_LINES}"):
+        check_enough(sight("lines", 50))
+    with pytest.raises(ConfigError, match="20 pairs are too few"):
+        check_enough(sight("pairs", 200))
+    with pytest.raises(ConfigError, match="200 characters are too few"):
+        check_enough(sight("file", 200))
+    check_enough(sight("lines", 500))

@@ -1,0 +1,65 @@
+"""What this machine does in its first seconds: real steps of the model to be, timed."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from training import corpus as corpora
+from training.config import Config, PairConfig
+from training.corpus import Corpus
+from training.encoder_decoder_task import EncoderDecoderTask
+from training.language_model_task import LanguageModelTask
+from training.learn.recipe import Speed
+from training.pairs import PairCorpus, prepare_pairs
+from training.task import Task
+from training.trainer import Trainer
+
+_WARM_UP_STEPS = 3
+_SECONDS = 3.0
+_MAX_STEPS = 200
+
+Data = Corpus | PairCorpus
+Clock = Callable[[], float]
+
+
+def prepare(config: Config | PairConfig, base: Path, folder: Path) -> Data:
+    """The files as training reads them; text is kept in `folder`, where the run finds it."""
+    if isinstance(config, PairConfig):
+        return prepare_pairs(config.data, base)
+    return corpora.prepare(config.data, base, folder)
+
+
+def measure(config: Config | PairConfig, data: Data, clock: Clock = time.monotonic) -> Speed:
+    """The seconds of a step and of an evaluation. What was trained meanwhile is thrown away."""
+    with tempfile.TemporaryDirectory() as scratch:
+        task: Task[Any]
+        if isinstance(config, PairConfig) and isinstance(data, PairCorpus):
+            task = EncoderDecoderTask(config, data)
+        elif isinstance(config, Config) and isinstance(data, Corpus):
+            task = LanguageModelTask(config, data)
+        else:
+            raise TypeError(type(data))
+        trainer: Trainer[Any] = Trainer(config, task, Path(scratch))
+        try:
+            step_s = _step_seconds(trainer, clock)
+            started = clock()
+            task.evaluate(trainer.evaluated_model)
+            return Speed(step_s, clock() - started)
+        finally:
+            task.close()
+
+
+def _step_seconds(trainer: Trainer[Any], clock: Clock) -> float:
+    """The mean of the steps but the slowest, since another program may have had its turn."""
+    for _ in range(_WARM_UP_STEPS):
+        trainer.train_step()
+    seconds: list[float] = []
+    started = clock()
+    while len(seconds) < _MAX_STEPS and (clock() - started < _SECONDS or len(seconds) < 3):
+        before = clock()
+        trainer.train_step()
+        seconds.append(clock() - before)
+    return statistics.mean(sorted(seconds)[: max(1, len(seconds) * 19 // 20)])

@@ -1,0 +1,303 @@
+"""`python -m training learn`: look, choose, measure, train, export, say what it is worth."""
+
+import argparse
+import glob
+import json
+import os
+import re
+import shlex
+import sys
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from service.bundle import EncoderDecoderManifest, Manifest, read_any_bundle
+from training.checkpoint import LAST
+from training.config import NAME_PATTERN, Config, ConfigError, PairConfig, load_config, parse_config
+from training.corpus import Corpus
+from training.cpus import usable_cpus
+from training.learn import words
+from training.learn.calibrate import Data, measure, prepare
+from training.learn.document import render
+from training.learn.recipe import (
+    Plan,
+    Speed,
+    check_enough,
+    plan,
+    steps_for,
+    too_slow,
+    with_steps,
+)
+from training.learn.recognize import KINDS, Sight, recognize
+from training.pairs import ALIGNED, PairCorpus
+
+CONFIG_FILE = "config.toml"
+_MAX_REPLICAS = 4
+_SMALLER_SIZES = 4  # tried where the time is short
+
+Say = Callable[[str], None]
+# A command of `python -m training` by its arguments; its exit status.
+Run = Callable[[Sequence[str]], int]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="or a folder of texts")
+    parser.add_argument("--name", help="of the model (default: from the file's name)")
+    parser.add_argument(
+        "--minutes", type=_minutes, default=10.0, help="to train at most (default: 10)"
+    )
+    parser.add_argument("--models", type=Path, default=Path("models"), help="folder of bundles")
+    parser.add_argument("--run", type=Path, help="the run's folder (default: runs/NAME)")
+    parser.add_argument(
+        "--as", dest="kind", choices=KINDS, help="what the files hold, where that is seen wrongly"
+    )
+    parser.add_argument(
+        "--valid", type=Path, nargs="+", default=[], metavar="FILE", help="to choose weights by"
+    )
+    parser.add_argument(
+        "--test", type=Path, nargs="+", default=[], metavar="FILE", help="to test on"
+    )
+    parser.add_argument("--steps", type=int, help="exactly so many, whatever time they take")
+    parser.add_argument("--dry-run", action="store_true", help="write the configuration and stop")
+    parser.add_argument("--serve", action="store_true", help="then serve the folder of models")
+
+
+def _minutes(text: str) -> float:
+    value = float(text)
+    if not 0.0 < value <= 100_000:
+        raise argparse.ArgumentTypeError("a number of minutes above 0")
+    return value
+
+
+def learn(options: argparse.Namespace, run: Run, say: Say) -> int:
+    """From files to a bundle and the request that uses it; the exit status.
+
+    Raises ConfigError and what training and export raise.
+    """
+    name = _name(options)
+    run_dir = options.run = options.run or Path("runs") / name
+    bundle = options.models / name
+    if bundle.exists() and not options.dry_run:
+        raise ConfigError(
+            f"{bundle}: there is a model of that name; choose another one with --name, "
+            "or remove the folder"
+        )
+    config_path = run_dir / CONFIG_FILE
+    again = (run_dir / LAST).exists()
+    if again:
+        config = load_config(config_path)
+        _check_same_files(config, options, run_dir)
+        say(f"{run_dir}: a run with these files; it goes on")
+        data = prepare(config, run_dir, run_dir / "corpus")
+    else:
+        config, data, text = _choose(options, name, run_dir, say)
+        config_path.write_text(text, encoding="utf-8")
+        say(f"The configuration is {config_path}.")
+        if options.dry_run:
+            say(f"Next: python -m training train {shlex.quote(str(config_path))}")
+            return 0
+    command = ["train", str(config_path), "--run", str(run_dir)]
+    status = run([*command, "--resume"] if again else command)
+    if status >= 128:
+        say("Stopped; the same `learn` command goes on from here.")
+    status = status or run(
+        ["export", str(run_dir), "--models", str(options.models), "--name", name]
+    )
+    if status:
+        return status
+    manifest = read_any_bundle(bundle).manifest
+    serve = [sys.executable, "-m", "service", "--models-dir", str(options.models)]
+    say("\n".join(["", *figures(manifest, config), ""]))
+    if not options.serve:
+        say(f"To serve it: {shlex.join(['python', *serve[1:]])}")
+        say("A server that watches the folder, as `make serve` does, has it already. Then ask it:")
+    say("\n".join(request(manifest, data)))
+    if options.serve:
+        os.execv(serve[0], serve)  # noqa: S606  # the same interpreter, with arguments of ours
+    return 0
+
+
+def _name(options: argparse.Namespace) -> str:
+    """The model's name: given, or made of the first file's."""
+    if options.name is not None:
+        if not re.fullmatch(NAME_PATTERN, options.name):
+            raise ConfigError(
+                "--name: small letters, digits, `.`, `_` and `-`, with a letter or a digit first"
+            )
+        return str(options.name)
+    first = options.files[0].expanduser().resolve()
+    plain = unicodedata.normalize("NFKD", first.stem).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9._-]+", "-", plain).strip("._-")[:64] or "model"
+
+
+def _check_same_files(
+    config: Config | PairConfig, options: argparse.Namespace, run_dir: Path
+) -> None:
+    wanted = {str(path.expanduser().resolve()) for path in options.files}
+    patterns = [*config.data.files, *getattr(config.data, "train_files", [])]
+    listed = [glob_free for x in patterns for glob_free in _named(x)]
+    if not all(
+        any(Path(x) == Path(y) or Path(y) in Path(x).parents for y in wanted) for x in listed
+    ):
+        raise ConfigError(
+            f"{run_dir}: holds a run with other files; name another folder with --run, "
+            "or another model with --name"
+        )
+
+
+def _named(pattern: str) -> list[str]:
+    return [re.sub(r"\[(.)\]", r"\1", part) for part in pattern.split(ALIGNED)]
+
+
+# --- choosing -----------------------------------------------------------------------------------
+
+
+def _choose(
+    options: argparse.Namespace, name: str, run_dir: Path, say: Say
+) -> tuple[Config | PairConfig, Data, str]:
+    """The configuration for what is seen, the prepared data, and the TOML's text."""
+    sight = recognize(options.files, options.kind)
+    say(words.listing(_title(sight), _seen(sight, options.kind)))
+    check_enough(sight)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    data: Data | None = None
+    size = 0
+    speed: Speed | None = None
+    while True:
+        chosen = plan(sight, size=size, replicas=_replicas())
+        document = _document(options, sight, chosen, name)
+        trial = with_steps(chosen, 1000, 1000)
+        config = _parsed({**document, "training": trial})
+        data = data or prepare(config, run_dir, run_dir / "corpus")
+        if options.steps:
+            break
+        speed = measure(config, data)
+        if size == _SMALLER_SIZES or not too_slow(chosen, speed, options.minutes):
+            break
+        size += 1
+    if speed is None:
+        steps, eval_every = options.steps, max(10, options.steps // 20)
+    else:
+        steps, eval_every = steps_for(chosen, speed, options.minutes)
+    document["training"] = with_steps(chosen, steps, eval_every)
+    notes = _notes(chosen, speed, steps, eval_every, size)
+    say(words.listing("What is chosen:", notes))
+    header = [f"Chosen by `python -m training learn` for {_title(sight)}", *notes]
+    return _parsed(document), data, render(header, document)
+
+
+def _replicas() -> int:
+    return max(x for x in (1, 2, _MAX_REPLICAS) if x <= usable_cpus())
+
+
+def _title(sight: Sight) -> str:
+    names = [path.name for path in sight.files]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+
+
+def _seen(sight: Sight, kind: str | None) -> list[str]:
+    what = {"lines": "lines of text", "file": "files", "pairs": "pairs"}[sight.kind]
+    if sight.kind == "file" and len(sight.files) == 1:
+        what = "file"
+    lines = [
+        f"{sight.texts:,} {what}, {sight.chars:,} characters, {sight.characters:,} different ones",
+        sight.reason,
+    ]
+    for label, side in (("source", sight.source), ("target", sight.target)):
+        if side is not None:
+            kinds = {"character": "characters", "whitespace": "symbols", "bpe": "subwords"}
+            lines.append(f"{label}: {kinds[side.tokenization]} ({side.reason})")
+    if sight.hint:
+        lines.append(sight.hint)
+    elif kind is None and sight.kind != "pairs":
+        other = "file" if sight.kind == "lines" else "lines"
+        lines.append(f"if that is wrong, say --as {other}")
+    return lines
+
+
+def _notes(chosen: Plan, speed: Speed | None, steps: int, eval_every: int, size: int) -> list[str]:
+    notes = list(chosen.reasons)
+    if size:
+        notes.append("a smaller model than the text is worth, since the time is short")
+    if speed is None:
+        notes.append(f"{steps:,} steps, as you said")
+        return notes
+    total_s = steps * speed.step_s + (steps // eval_every + 1) * speed.evaluation_s
+    notes.append(
+        f"{steps:,} steps: this machine takes {1000 * speed.step_s:.0f} ms a step and "
+        f"{speed.evaluation_s:.1f} s an evaluation, so about {words.seconds(total_s)}"
+    )
+    return notes
+
+
+def _document(options: argparse.Namespace, sight: Sight, chosen: Plan, name: str) -> dict[str, Any]:
+    """The configuration, but for training."""
+    data: dict[str, Any] = {}
+    held_out = {"valid_files": _patterns(options.valid), "test_files": _patterns(options.test)}
+    held_out = {option: patterns for option, patterns in held_out.items() if patterns}
+    files = [ALIGNED.join(_patterns(sight.files))] if sight.aligned else _patterns(sight.files)
+    data["train_files" if held_out else "files"] = files
+    data |= held_out
+    data |= {x: y for x, y in chosen.data.items() if not (held_out and x.endswith("_fraction"))}
+    data["title"] = _title(sight)
+    document: dict[str, Any] = {"name": name}
+    if sight.kind == "pairs":
+        document = {"task": chosen.task, **document}
+    return {**document, "data": {**data, **chosen.sides}, "model": chosen.model}
+
+
+def _patterns(paths: Sequence[Path]) -> list[str]:
+    return [glob.escape(str(path.expanduser().resolve())) for path in paths]
+
+
+def _parsed(document: dict[str, Any]) -> Config | PairConfig:
+    return parse_config(json.loads(json.dumps(document)))
+
+
+# --- what it is worth, and how it is used ---------------------------------------------------------
+
+
+def figures(manifest: Manifest | EncoderDecoderManifest, config: Config | PairConfig) -> list[str]:
+    """What the model is worth on held-out data, in words."""
+    if isinstance(manifest, EncoderDecoderManifest):
+        return words.pair_figures(manifest)
+    lines = isinstance(config, Config) and config.data.documents == "line"
+    return words.language_model_figures(manifest, "lines" if lines else "text")
+
+
+def request(manifest: Manifest | EncoderDecoderManifest, data: Data) -> list[str]:
+    """The requests that use the model, with an example from its held-out data."""
+    name = manifest.name
+    if isinstance(data, PairCorpus):
+        return [words.curl("/translate", {"model": name, "source": _middle_source(data)})]
+    text = _held_out_text(data)
+    body = {"model": name, "prompt": text[: _prompt_length(text)], "max_tokens": 100, "n": 3}
+    return [
+        words.curl("/score", {"model": name, "text": text}),
+        words.curl("/generate", body),
+    ]
+
+
+def _held_out_text(corpus: Corpus) -> str:
+    """The first line of held-out text that has a few words, or is a whole short text."""
+    split = corpus.test if corpus.test.chars else corpus.valid
+    tokens = corpus.vocab.tokens
+    text = "".join(tokens[i] if i > 3 else "" for i in split.ids[int(split.starts[0]) :][:400])
+    first = [tokens[i] for i in split.ids[1 : int(split.starts[1]) - 1][:400]]
+    lines = [line.strip() for line in "".join(first).split("\n")]
+    # The first one can have begun before the held-out part.
+    whole = [line for line in lines[1:] if len(line) >= 20] or [line for line in lines if line]
+    return whole[0][:80] if whole else text[:80]
+
+
+def _prompt_length(text: str) -> int:
+    """A beginning: some words of a sentence, a letter or two of a name."""
+    blank = text.find(" ", 8)
+    return blank + 1 if 0 < blank < len(text) - 1 else max(1, len(text) // 3)
+
+
+def _middle_source(corpus: PairCorpus) -> str:
+    sources = sorted(corpus.held_out[0].references, key=len)
+    return sources[len(sources) // 2]

@@ -1,0 +1,92 @@
+"""Figures in words that a person understands, and the request that uses the model."""
+
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from service.bundle import EncoderDecoderManifest, Manifest, Measurement, PairMeasurement
+
+URL = "http://127.0.0.1:8000"
+_FLOORS = {
+    "copy": "copying the source",
+    "nearest source": "the answer of the most similar source",
+}
+
+
+def seconds(value: float) -> str:
+    """A duration: `40 seconds`, `12 minutes`."""
+    if value < 90:
+        return f"{max(1, round(value))} seconds"
+    return f"{round(value / 60)} minutes"
+
+
+def language_model_figures(manifest: Manifest, unit: str) -> list[str]:
+    """The held-out figure beside guessing and the best n-gram."""
+    metrics = manifest.metrics
+    mine = next(
+        x for x in metrics.measurements if x.kind == "model" and x.name == manifest.precision
+    )
+    floors = [x for x in metrics.measurements if x.kind == "baseline"]
+    even = math.log2(manifest.vocab.size - 2) * metrics.tokens / metrics.chars
+    said = f"On {unit} that it has never seen ({metrics.chars:,} characters), the model needs "
+    lines = [said + f"{mine.bits_per_char:.2f} bits a character; guessing evenly needs {even:.2f}."]
+    if floors:
+        lines.append(compared(mine, min(floors, key=lambda x: x.bits_per_char)))
+    return lines
+
+
+def compared(mine: Measurement, floor: Measurement) -> str:
+    """The model beside the best n-gram, whichever is better."""
+    better = 1.0 - mine.bits_per_char / floor.bits_per_char
+    said = f"The best n-gram ({floor.name}) needs {floor.bits_per_char:.2f}: "
+    if abs(better) < 0.005:
+        return said + "the model is as good, and no better."
+    if better > 0:
+        return said + f"the model is {100 * better:.0f} % better."
+    return said + (
+        f"it is {-100 * better:.0f} % better than the model. "
+        "More text would help most; with as little as this an n-gram is hard to beat."
+    )
+
+
+def pair_figures(manifest: EncoderDecoderManifest) -> list[str]:
+    """How often the model is right on each held-out set, beside what costs nothing."""
+    lines = []
+    for found in manifest.metrics:
+        mine = [x for x in found.measurements if x.kind == "model" and "exact_match" in x.values][
+            -1
+        ]
+        exact = mine.values["exact_match"]
+        error = _standard_error(exact, found.sources)
+        lines.append(
+            f"Of {found.sources:,} sources that it has never seen ({found.split}), it gets "
+            f"{100 * exact:.1f} % exactly right (give or take {100 * error:.1f}), and "
+            f"{100 * mine.values['symbol_error_rate']:.1f} % of the symbols wrong."
+        )
+        floors = [x for x in found.measurements if x.kind == "baseline"]
+        lines += [_floor(x) for x in floors]
+    return lines
+
+
+def _floor(floor: PairMeasurement) -> str:
+    name = _FLOORS.get(floor.name, floor.name)
+    return f"By {name}: {100 * floor.values['exact_match']:.1f} % exactly right."
+
+
+def _standard_error(share: float, count: int) -> float:
+    """Of a share of `count` draws, with two more of each kind (Agresti and Coull 1998)."""
+    share, count = (share * count + 2) / (count + 4), count + 4
+    return math.sqrt(share * (1 - share) / count)
+
+
+def curl(path: str, body: Mapping[str, Any], url: str = URL) -> str:
+    """A request as a line for a POSIX shell."""
+    words = ["curl", "-s", url + path, "-H", "Content-Type: application/json"]
+    return shlex.join([*words, "-d", json.dumps(body, ensure_ascii=False)])
+
+
+def listing(title: str, lines: Sequence[str]) -> str:
+    """A title and lines below it."""
+    return "\n".join([title, *(f"  {line}" for line in lines)])
