@@ -33,8 +33,9 @@ def form_fields(content_type: str, body: bytes, limit: int) -> dict[str, list[st
 
 def _url_encoded(body: bytes, limit: int) -> list[tuple[str, str]]:
     try:
+        # Letters beyond ASCII should be escaped, and `curl -d` does not do it.
         return parse_qsl(
-            body.decode("ascii"),
+            body.decode(),
             keep_blank_values=True,
             strict_parsing=bool(body),
             errors="strict",

@@ -239,6 +239,9 @@ def test_a_form_says_the_same(client: AppClient) -> None:
     form = "q=a+cat&source=SOURCE&target=Target&alternatives=1&format=text&api_key="
     answer = client.post("/libretranslate/translate", content=form, headers=FORM)
     assert answer.json() == plain
+    plain = "q=caf\u00e9 100 %25&source=source&target=target"  # as `curl -d` sends it
+    answer = client.post("/libretranslate/translate", content=plain.encode(), headers=FORM)
+    assert answer.json() == translate(client, q="caf\u00e9 100 %")
     listed = client.post(
         "/libretranslate/translate", content="q=a&q=b&source=source&target=target", headers=FORM
     )
