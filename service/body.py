@@ -39,10 +39,16 @@ async def read_body(
     return await asyncio.to_thread(_parse, schema, body)
 
 
-async def read_bytes(request: Request, media_types: Sequence[str]) -> bytes:
-    """The body, which must be of one of these types. Raises the errors of 413 and 415."""
+async def read_bytes(
+    request: Request, media_types: Sequence[str], limit: int | None = None
+) -> bytes:
+    """The body, which must be of one of these types. Raises the errors of 413 and 415.
+
+    `limit` is for bodies that have a smaller one than the setting.
+    """
     _check_type(request, media_types)
-    return await _receive(request, request.app.state.settings.max_body_bytes)
+    largest: int = request.app.state.settings.max_body_bytes
+    return await _receive(request, largest if limit is None else min(limit, largest))
 
 
 def body_documentation(schema: type[BaseModel]) -> dict[str, Any]:

@@ -14,7 +14,14 @@ from pydantic import ValidationError
 
 from service.answers import json_answer, problems_as, served_engines, texts_within, unless_gone
 from service.body import LARGE_BYTES, body_documentation, field_errors, read_bytes
-from service.errors import EngineStopped, InvalidRequest, NotOffered, ServiceError, Unauthorized
+from service.errors import (
+    BodyTooLarge,
+    EngineStopped,
+    InvalidRequest,
+    NotOffered,
+    ServiceError,
+    Unauthorized,
+)
 from service.forms import MULTIPART, URL_ENCODED, form_fields
 from service.gateway import admit
 from service.libretranslate_schemas import (
@@ -36,6 +43,8 @@ from service.translator import DEFAULT_BEAM_SIZE, Translated, TranslateOptions, 
 from service.workers import at_most, off_loop
 
 STATUS = {422: 400}  # what their clients expect of a mistake
+# Whose key is in the body is not known before it was read: nobody may fill the memory by that.
+_KEYLESS_BYTES = 256 * 1024
 _MEDIA_TYPES = ("application/json", URL_ENCODED, MULTIPART)
 _ERRORS = problems_as(libretranslate_error, STATUS)
 
@@ -200,12 +209,15 @@ async def _read(request: Request, schema: type[Schema]) -> Schema:
     content_type = request.headers.get("content-type", "")
     # A text a field, and the other fields.
     limit = request.app.state.settings.max_inputs + len(schema.model_fields) - 1
+    bound = _KEYLESS_BYTES if current_request().owes_key else None
     try:
-        body = await read_bytes(request, _MEDIA_TYPES)
+        body = await read_bytes(request, _MEDIA_TYPES, bound)
         if len(body) <= LARGE_BYTES:
             read = _parse(schema, content_type, body, limit)
         else:
             read = await asyncio.to_thread(_parse, schema, content_type, body, limit)
+    except BodyTooLarge:
+        raise
     except ServiceError as error:
         try:
             admit(request, None)

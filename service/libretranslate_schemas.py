@@ -39,7 +39,10 @@ class LibreTranslateRequest(BaseModel):
         Count | None, BeforeValidator(_number, json_schema_input_type=Count | Digits | None)
     ] = Field(None, description="Further translations of each text.")
     api_key: str | None = Field(
-        None, max_length=512, description="Where keys are asked for, and none is in the headers."
+        None,
+        max_length=512,
+        description="Where keys are asked for, and none is in the headers; a body with its key has "
+        "262,144 bytes at most.",
     )
     model: str | None = Field(
         None, description="An extension: which of several models for the same languages."
@@ -53,7 +56,10 @@ class DetectRequest(BaseModel):
 
     q: Texts = Field(description="A text or a list of texts.")
     api_key: str | None = Field(
-        None, max_length=512, description="Where keys are asked for, and none is in the headers."
+        None,
+        max_length=512,
+        description="Where keys are asked for, and none is in the headers; a body with its key has "
+        "262,144 bytes at most.",
     )
 
 

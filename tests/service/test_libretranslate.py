@@ -204,6 +204,8 @@ def test_a_key_may_stand_in_the_body(
     # Whoever has no key learns nothing of a mistake; a key in the headers is the one that counts.
     assert status(q="a" * 99_999, target="x", alternatives="x") == 401
     assert status({"X-API-Key": "unroll-guess"}, api_key=keys["use"]) == 401
+    assert status(more="m" * 2**18, api_key=keys["use"]) == 413
+    assert status({"X-API-Key": keys["use"]}, more="m" * 2**18) == 200
     assert status({"Authorization": f"Bearer {keys['use']}"}, api_key="unroll-guess") == 200
 
 
