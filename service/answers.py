@@ -173,13 +173,25 @@ def _documented_event(name: str | None, schema: type[BaseModel]) -> dict[str, An
     return {"properties": {"event": {"const": name}, "data": data}, "required": ["event", "data"]}
 
 
-def engine_named(request: Request, name: str | None) -> AnyEngine:
-    """An engine by its model's name, looked up in memory, and held until the request has ended."""
+def engine_named(
+    request: Request, name: str | None, kind: type[AnyEngine] | None = None
+) -> AnyEngine:
+    """An engine by its model's name, looked up in memory, and held until the request has ended.
+
+    Without a name it is the only one, or the only one of a kind. Raises InvalidRequest.
+    """
     registry: ModelRegistry = request.app.state.registry
-    if name is None and len(registry.engines) != 1:
-        served = ", ".join(sorted(registry.engines)) or "none"
-        raise InvalidRequest.at("/model", f"name one of the served models: {served}")
-    return registry.held(next(iter(registry.engines)) if name is None else name)
+    if name is None:
+        fitting = [
+            x for x, engine in registry.engines.items() if isinstance(engine, kind or object)
+        ]
+        # With none that fits, the only one says what it is for.
+        fitting = fitting or list(registry.engines)
+        if len(fitting) != 1:
+            served = ", ".join(sorted(fitting)) or "none"
+            raise InvalidRequest.at("/model", f"name one of the served models: {served}")
+        name = fitting[0]
+    return registry.held(name)
 
 
 def texts_within(texts: str | list[str], pointer: str, request: Request) -> list[str]:

@@ -55,7 +55,7 @@ def new_key(name: str, role: Role) -> tuple[str, ApiKey]:
 def read_api_keys(path: Path) -> list[ApiKey]:
     """The keys of a file. Raises ApiKeysError."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         cause = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ApiKeysError(f"{path}: {cause}") from error

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import Match, Route
 
 from service import libretranslate, open_inference, openai_routes, token_routes
 from service.answers import problem_document
@@ -26,6 +26,7 @@ from service.libretranslate_schemas import libretranslate_error
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.model_registry import ModelRegistry
+from service.nearest_names import path_hint
 from service.open_inference_schemas import open_inference_error
 from service.operations_routes import router as operations_router
 from service.operations_routes import show_gauges
@@ -95,8 +96,11 @@ def create_app(settings: Settings, engines: Sequence[AnyEngine] | None = None) -
     app.state.tracer = _tracer(settings)
     app.state.page = read_page()
     adapters = (token_routes, openai_routes, open_inference, libretranslate)
-    for each in (router, operations_router, page_router, *(x.router for x in adapters)):
+    routers = (router, operations_router, page_router, *(x.router for x in adapters))
+    for each in routers:
         app.include_router(each)
+    paths = [route.path for each in routers for route in each.routes if isinstance(route, Route)]
+    app.state.paths = [path for path in paths if "{" not in path]
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _parameter_error)
@@ -145,7 +149,7 @@ def _problem(request: Request, error: ServiceError | HTTPException) -> Response:
             type="http-error",
             title="HTTP error",
             status=error.status_code,
-            detail=_HTTP_DETAILS.get(error.status_code, "the request cannot be answered"),
+            detail=_detail_of(request, error),
             request_id=request.scope.get("unroll.request_id", ""),
             errors=[],
         )
@@ -162,12 +166,25 @@ def _problem(request: Request, error: ServiceError | HTTPException) -> Response:
 # Paths whose clients expect errors in another form, and some with other statuses.
 _ERROR_FORMS: dict[str, tuple[Callable[[Problem], BaseModel], dict[int, int]]] = {
     "/v1/": (openai_routes.openai_error, {}),
+    # Where a client's base URL lacks /v1.
+    "/chat/": (openai_routes.openai_error, {}),
+    "/completions": (openai_routes.openai_error, {}),
+    "/embeddings": (openai_routes.openai_error, {}),
     "/v2": (open_inference_error, {}),
     "/libretranslate/": (libretranslate_error, libretranslate.STATUS),
 }
 
 
-_HTTP_DETAILS = {404: "there is no such path", 405: "the path does not take this method"}
+_NO_PATH = "there is no such path"
+_HTTP_DETAILS = {404: _NO_PATH, 405: "the path does not take this method"}
+
+
+def _detail_of(request: Request, error: HTTPException) -> str:
+    """What the framework's own error is, and for a path that is not there where to go."""
+    detail = _HTTP_DETAILS.get(error.status_code, "the request cannot be answered")
+    if detail is not _NO_PATH:
+        return detail
+    return f"{detail}; {path_hint(request.scope['path'], request.app.state.paths)}"
 
 
 async def _service_error(request: Request, error: Exception) -> Response:

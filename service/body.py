@@ -17,12 +17,15 @@ from service.errors import (
     InvalidRequest,
     UnsupportedMediaType,
 )
+from service.nearest_names import nearest_field
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
 LARGE_BYTES = 64 * 1024
 # Of more mistakes the answer tells the number only: a list of them could outgrow the body.
 _MAX_MISTAKES = 100
+# Unknown names for which the nearest known one is looked for.
+_MAX_SUGGESTED = 8
 
 
 async def read_body(
@@ -134,7 +137,10 @@ def field_errors(schema: type[BaseModel], error: ValidationError) -> BadRequest 
     mistakes = error.errors(include_url=False, include_input=False, include_context=False)
     if mistakes[0]["type"] == "json_invalid":
         return _syntax_error(mistakes[0]["msg"])
-    errors = [_field_error(schema, mistake) for mistake in mistakes]
+    errors = [
+        _field_error(schema, mistake, suggests=i < _MAX_SUGGESTED)
+        for i, mistake in enumerate(mistakes)
+    ]
     return InvalidRequest(
         "; ".join(f"{x.pointer or 'the body'}: {x.detail}" for x in errors[:3]), errors=errors
     )
@@ -150,7 +156,7 @@ def _syntax_error(message: str) -> BadRequest | InvalidRequest:
     return BadRequest("the body is not JSON")
 
 
-def _field_error(schema: type[BaseModel], mistake: ErrorDetails) -> FieldError:
+def _field_error(schema: type[BaseModel], mistake: ErrorDetails, *, suggests: bool) -> FieldError:
     detail = mistake["msg"].removeprefix("Value error, ")
     parts: list[int | str] = []
     inside = schema
@@ -162,7 +168,11 @@ def _field_error(schema: type[BaseModel], mistake: ErrorDetails) -> FieldError:
             parts.append(part)
             inside = _schema_in(inside.model_fields[part].annotation) or inside
     if mistake["type"] == "extra_forbidden":
-        detail = f"there is no such field; there are {', '.join(inside.model_fields)}"
+        names = ", ".join(inside.model_fields)
+        meant = nearest_field(str(mistake["loc"][-1]), inside.model_fields) if suggests else None
+        detail = "there is no such field; " + (
+            f"there are {names}" if meant is None else f"did you mean `{meant}`? There are {names}"
+        )
     return FieldError("".join(f"/{part}" for part in parts), detail)
 
 

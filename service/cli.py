@@ -108,8 +108,8 @@ class RunningServer:
 def _key(path: Path) -> str:
     """The key in a file: command lines can be read by others."""
     try:
-        return path.read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        return path.read_text("utf-8-sig").encode("ascii").decode().strip()
+    except (OSError, UnicodeError) as error:
         raise CommandError(f"{path}: no key can be read from it") from error
 
 

@@ -6,6 +6,7 @@ the model's log-probabilities stay what they are.
 """
 
 import asyncio
+import unicodedata
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from service.bundle import EOS_ID, UNK_ID
+from service.bundle import EOS_ID, UNK_ID, Normalization, normalize
 from service.errors import InvalidRequest, QueueFull
 from service.patterns import Automaton, Budget, PatternError, compile_pattern
 from service.settings import Settings
@@ -48,7 +49,7 @@ class Choices:
 class AllowedChars:
     """The text has these characters alone."""
 
-    characters: str
+    characters: str | tuple[str, ...]  # some of them together, or each alone
 
 
 Rule: TypeAlias = Pattern | Choices | AllowedChars
@@ -182,7 +183,26 @@ def check_size(rule: Rule, settings: Settings) -> None:
                 raise InvalidRequest.at("/choices", detail)
             _check_length("/choices", sum(map(len, texts)), settings.max_choices_chars)
         case AllowedChars(allowed):
-            _check_length("/allowed_chars", len(allowed), settings.max_choices_chars)
+            _check_length("/allowed_chars", sum(map(len, allowed)), settings.max_choices_chars)
+
+
+def normalized_rule(rule: Rule, rules: Normalization) -> Rule:
+    """A rule about texts as the model writes them. Raises InvalidRequest.
+
+    A pattern is composed and no more: in its syntax case and punctuation have meanings.
+    """
+    match rule:
+        case Pattern(regex):
+            return Pattern(unicodedata.normalize("NFC", regex)) if rules.nfc else rule
+        case Choices(texts):
+            return Choices(tuple(normalize(text, rules) for text in texts))
+        case AllowedChars(str(together)):
+            return AllowedChars(normalize(together, rules))
+        case AllowedChars(alone):
+            for i, each in enumerate(alone):
+                if len(unicodedata.normalize("NFC", each)) != 1:
+                    raise InvalidRequest.at(f"/allowed_chars/{i}", "it must be one character")
+            return AllowedChars(tuple(normalize(each, rules) for each in alone))
 
 
 def compile_rule(rule: Rule, tokens: Sequence[str], settings: Settings) -> Constraint:
@@ -202,7 +222,7 @@ def compile_rule(rule: Rule, tokens: Sequence[str], settings: Settings) -> Const
             automaton = trie(texts)
         case AllowedChars(allowed):
             pointer, nothing = "/allowed_chars", "the model writes none of these characters"
-            wanted = set(allowed)
+            wanted = set("".join(allowed))
             class_of = dict.fromkeys((x for x in characters if x in wanted), 0)
             automaton = Automaton(class_of, [{0: 0} if class_of else {}], [bool(class_of)])
     constraint = Constraint.of(automaton, tokens)
@@ -231,8 +251,14 @@ class ConstraintCompiler:
     What is kept is bounded by its bytes; the least recently used is forgotten first.
     """
 
-    def __init__(self, tokens: Sequence[str], settings: Settings) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        settings: Settings,
+        normalization: Normalization = Normalization(),  # noqa: B008 (frozen)
+    ) -> None:
         self._tokens = tokens
+        self._normalization = normalization
         self._settings = settings
         self._compiling = asyncio.Lock()
         self._waiting = 0
@@ -242,6 +268,7 @@ class ConstraintCompiler:
     async def compiled(self, rule: Rule) -> Constraint:
         """The constraint of a rule. Raises InvalidRequest and QueueFull."""
         check_size(rule, self._settings)
+        rule = normalized_rule(rule, self._normalization)
         known = self._recall(rule)
         if known is not None:
             return known
@@ -283,5 +310,5 @@ def _kept_bytes(rule: Rule, constraint: Constraint) -> int:
         case Choices(texts):
             characters = sum(map(len, texts)) + 50 * len(texts)
         case AllowedChars(allowed):
-            characters = len(allowed)
+            characters = sum(map(len, allowed))
     return 4 * characters + constraint.size_bytes + _ENTRY_OVERHEAD_BYTES

@@ -70,7 +70,9 @@ class Engine(Workers[TextWork]):
         self.precision = precision
         self._vocab = bundle.vocab
         self._id_of_token = {token: i for i, token in enumerate(bundle.vocab.tokens)}
-        self._constraints = ConstraintCompiler(bundle.vocab.tokens, settings)
+        self._constraints = ConstraintCompiler(
+            bundle.vocab.tokens, settings, bundle.manifest.normalization
+        )
         self._seal = _seal_of(bundle, precision, settings)
         super().__init__(
             lambda name: TextRunner(session, settings.max_rows, name=name),
@@ -110,7 +112,7 @@ class Engine(Workers[TextWork]):
 
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
-        options, begin, works = await self._prepared(prompts, options)
+        options, begin, works, unknown = await self._prepared(prompts, options)
         reused = await self._run(works)
         answer_size = sum(map(len, prompts)) if options.echo else 0
         answer_size += sum(len(row.tokens) for work in works for row in work.write)
@@ -120,8 +122,10 @@ class Engine(Workers[TextWork]):
         return await off_loop(
             answer_size,
             lambda: [
-                self._generated(prompt, work, options, begin, cached)
-                for prompt, work, cached in zip(prompts, works, reused, strict=True)
+                replace(self._generated(prompt, work, options, begin, cached), unknown=places)
+                for prompt, work, cached, places in zip(
+                    prompts, works, reused, unknown, strict=True
+                )
             ],
         )
 
@@ -133,7 +137,7 @@ class Engine(Workers[TextWork]):
         What could still become a stop string is held back. Raises what `generate` raises; close it,
         and the rows leave before the next step.
         """
-        options, begin, works = await self._prepared(prompts, options)
+        options, begin, works, unknown = await self._prepared(prompts, options)
         feed: Feed[tuple[StreamedChoice, Told | None]] = Feed()
 
         def sealed(work: TextWork, row: WriteRow) -> str | None:
@@ -164,21 +168,24 @@ class Engine(Workers[TextWork]):
             prompt_tokens=sum(prompt_tokens),
             completion_tokens=sum(len(row.tokens) for work in works for row in work.write),
             cached_tokens=sum(map(min, reused, prompt_tokens)),
+            unknown=tuple(unknown),
         )
 
     async def _prepared(
         self, prompts: Sequence[Prompt], options: GenerateOptions
-    ) -> tuple[GenerateOptions, "_Beginning", list[TextWork]]:
-        """The options with what was left out, where choices begin, and the work."""
+    ) -> tuple[GenerateOptions, "_Beginning", list[TextWork], list[tuple[int, ...]]]:
+        """The options with what was left out, where choices begin, the work, what is unknown."""
         self.refuse_if_full()
         options = self._checked(prompts, options)
         constraint = await self._constraint(options)
         begin = self._beginning(options)
         size = sum(map(len, prompts))
-        works = await off_loop(
-            size, lambda: self._generate_work(prompts, options, begin, constraint)
+        read = await off_loop(
+            size, lambda: [self._read_prompt(prompt, options.unknown) for prompt in prompts]
         )
-        return options, begin, works
+        ids = [each for each, _ in read]
+        works = await off_loop(size, lambda: self._generate_work(ids, options, begin, constraint))
+        return options, begin, works, [places for _, places in read]
 
     def _checked(self, prompts: Sequence[Prompt], options: GenerateOptions) -> GenerateOptions:
         """The options with what was left out. Raises InvalidRequest."""
@@ -236,19 +243,22 @@ class Engine(Workers[TextWork]):
         """The sampling options, with the bias by token id."""
         if not options.logit_bias:
             return options.sampling
-        bias = []
+        bias: dict[int, float] = {}
         for token, gain in options.logit_bias.items():
-            id_ = self._id_of_token.get(token, UNK_ID)
+            character = normalize(token, self.manifest.normalization)
+            id_ = self._id_of_token.get(character, UNK_ID)
             if id_ in {PAD_ID, BOS_ID, UNK_ID}:
                 raise InvalidRequest.at(
                     "/logit_bias", "every key is one character of the model's vocabulary, or U+E002"
                 )
-            bias.append((id_, gain))
-        return replace(options.sampling, logit_bias=tuple(bias))
+            if id_ in bias:
+                raise InvalidRequest.at("/logit_bias", "two keys are one character to the model")
+            bias[id_] = gain
+        return replace(options.sampling, logit_bias=tuple(bias.items()))
 
     def _generate_work(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[npt.NDArray[np.uint16]],
         options: GenerateOptions,
         begin: "_Beginning",
         constraint: Constraint | None,
@@ -260,10 +270,9 @@ class Engine(Workers[TextWork]):
         # One table for all of them.
         held = 0 if constraint is None else constraint.cells
         work: list[TextWork] = []
-        for prompt in prompts:
-            tokens = self._prompt_ids(prompt)
+        for tokens in prompts:
             if begin.after is None:
-                tokens = np.append(np.uint16(BOS_ID), tokens)
+                tokens = np.append(np.uint16(BOS_ID), tokens)  # noqa: PLW2901
             tells = options.echo and options.logprobs is not None
             counted = tokens if tells else np.full_like(tokens, PAD_ID)
             read = _read_after(begin.after, tokens, counted, options.logprobs if tells else None)
@@ -488,8 +497,13 @@ class Engine(Workers[TextWork]):
 
     # --- shared ---------------------------------------------------------------------------------
 
-    def _prompt_ids(self, prompt: Prompt) -> npt.NDArray[np.uint16]:
-        return self._encode(prompt) if isinstance(prompt, str) else np.array(prompt, np.uint16)
+    def _read_prompt(
+        self, prompt: Prompt, policy: UnknownPolicy
+    ) -> tuple[npt.NDArray[np.uint16], tuple[int, ...]]:
+        """The ids of a prompt and where its unknown characters are; ids that came are as meant."""
+        if isinstance(prompt, str):
+            return self._apply_policy(self._encode(prompt), policy, "/prompt")
+        return np.array(prompt, np.uint16), ()
 
     def _encode(self, text: str) -> npt.NDArray[np.uint16]:
         return self._vocab.encode(normalize(text, self.manifest.normalization))

@@ -53,6 +53,9 @@ class LineSplitter:
     def _line(self) -> Line:
         self._number += 1
         content = None if self._too_long else bytes(self._held).removesuffix(b"\r")
+        if content is not None and self._number == 1:
+            # What editors put before UTF-8 is no part of a text.
+            content = content.removeprefix(codecs.BOM_UTF8)
         self._held.clear()
         self._too_long = self._began = False
         return Line(self._number, content)
@@ -68,7 +71,7 @@ class TextSplitter:
     """
 
     def __init__(self, max_chars: int) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("strict")
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("strict")
         self._max_chars = max_chars
         self._held = ""
         self.read_bytes = 0  # that came, and are UTF-8 but for the last three at most

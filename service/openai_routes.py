@@ -95,7 +95,7 @@ async def model(name: str, request: Request) -> ModelOut:
 async def completions(request: Request) -> Response:
     """Complete a prompt, or every prompt of a list."""
     body = await read_body(request, CompletionRequest)
-    engine = engine_named(request, body.model)
+    engine = engine_named(request, body.model, Engine)
     if not isinstance(engine, Engine):
         raise InvalidRequest.at("/model", "an encoder-decoder translates; see /translate")
     settings = request.app.state.settings

@@ -57,11 +57,9 @@ router = APIRouter()
 async def generate(request: Request) -> Response:
     """Continue a prompt, or every prompt of a list."""
     body = await read_body(request, GenerateRequest)
-    engine = engine_named(request, body.model)
+    engine = engine_named(request, body.model, Engine)
     if not isinstance(engine, Engine):
         raise InvalidRequest.at("/model", "an encoder-decoder answers /translate and /score")
-    if body.state is None and "prompt" not in body.model_fields_set:
-        raise InvalidRequest.at("/prompt", "a prompt or a state is required")
     prompts = texts_within(body.prompt, "/prompt", request)
     options = body.options()
     check_choices(options.n, "/n", options.stop, request.app.state.settings)
@@ -72,6 +70,7 @@ async def generate(request: Request) -> Response:
     choices = [choice for result in results for choice in result.choices]
     size = sum(len(choice.text) for choice in choices) * (1 + (body.logprobs or 0))
     size += sum(len(choice.state or "") for choice in choices)
+    size += sum(len(result.unknown) for result in results)
     return await json_answer(size, lambda: GenerateResponse.of(engine, results))
 
 
@@ -101,7 +100,7 @@ async def _generate_events(
 async def translate(request: Request) -> Response:
     """Translate a source, or every source of a list."""
     body = await read_body(request, TranslateRequest)
-    engine = engine_named(request, body.model)
+    engine = engine_named(request, body.model, Translator)
     if not isinstance(engine, Translator):
         raise InvalidRequest.at("/model", "a language model translates nothing; see /models")
     sources = texts_within(body.source, "/source", request)

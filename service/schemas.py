@@ -51,7 +51,12 @@ StopList = Annotated[list[StopText], Field(fail_fast=True)]
 Texts = Annotated[str | TextList, AfterValidator(_not_empty)]
 
 
-Character = Annotated[str, Field(min_length=1, max_length=1)]
+# What composes to one, as the model reads it; that is checked with the model at hand.
+Character = Annotated[
+    str,
+    Field(min_length=1, max_length=8),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 1}),
+]
 
 
 class RequestBody(BaseModel):
@@ -61,7 +66,9 @@ class RequestBody(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     model: str | None = Field(
-        None, description="Name of a served model; may be left out where only one is served."
+        None,
+        description="Name of a served model; may be left out where only one is served that answers "
+        "this.",
     )
 
 
@@ -76,8 +83,8 @@ class GenerateRequest(RequestBody):
 
     prompt: Texts = Field(
         "",
-        description="A text or a list of texts; it may be empty. With a `state` it is read after "
-        "that, and may be left out.",
+        description="A text or a list of texts. Left out or empty, a document is begun, or gone on "
+        "with after a `state`.",
     )
     max_tokens: int | None = Field(
         None,
@@ -140,6 +147,11 @@ class GenerateRequest(RequestBody):
         description="Give each token's log-probability and this many alternatives: the model's "
         "own, before temperature and filters.",
     )
+    unknown: Literal["unk", "error", "skip"] = Field(
+        "unk",
+        description="Characters of a prompt outside the vocabulary: read them as the unknown "
+        "token, refuse the prompt, or leave them out. The answer has their positions.",
+    )
     stream: bool = Field(
         False,
         description="Answer with server-sent events: `token` as it is written, then `done`, or "
@@ -168,7 +180,10 @@ class GenerateRequest(RequestBody):
             return Pattern(self.pattern)
         if self.choices is not None:
             return Choices(tuple(self.choices))
-        return None if self.allowed_chars is None else AllowedChars("".join(self.allowed_chars))
+        if self.allowed_chars is None:
+            return None
+        allowed = self.allowed_chars
+        return AllowedChars(allowed if isinstance(allowed, str) else tuple(allowed))
 
     def options(self) -> GenerateOptions:
         """What the engine takes."""
@@ -191,6 +206,7 @@ class GenerateRequest(RequestBody):
             logprobs=self.logprobs,
             state=self.state,
             return_state=self.return_state,
+            unknown=self.unknown,
         )
 
 
@@ -331,6 +347,16 @@ class GenerateResult(Answer):
     """The continuations of one prompt."""
 
     choices: list[ChoiceOut] = Field(description="`n` of them.")
+    unknown: list[int] = Field(
+        description="Positions, in the normalized prompt, of characters outside the vocabulary."
+    )
+
+    @classmethod
+    def of(cls, result: Generated) -> "GenerateResult":
+        """From the engine's result."""
+        return cls.model_construct(
+            choices=list(map(ChoiceOut.of, result.choices)), unknown=list(result.unknown)
+        )
 
 
 class GenerateResponse(Answer):
@@ -347,10 +373,7 @@ class GenerateResponse(Answer):
         return cls.model_construct(
             model=engine.manifest.name,
             precision=engine.precision,
-            results=[
-                GenerateResult.model_construct(choices=[ChoiceOut.of(x) for x in result.choices])
-                for result in results
-            ],
+            results=list(map(GenerateResult.of, results)),
             usage=Usage(
                 prompt_tokens=sum(result.prompt_tokens for result in results),
                 completion_tokens=sum(x.completion_tokens for r in results for x in r.choices),
@@ -418,6 +441,10 @@ class GenerateDone(Answer):
     model: str = Field(description="The model that answered.")
     precision: str = Field(description="Its arithmetic.")
     choices: list[StreamedEnd] = Field(description="Every choice of every prompt, in order.")
+    unknown: list[list[int]] = Field(
+        description="Of each prompt, in order: positions, in the normalized text, of characters "
+        "outside the vocabulary."
+    )
     usage: Usage = Field(description="Counts over the whole request.")
 
     @classmethod
@@ -428,6 +455,7 @@ class GenerateDone(Answer):
             model=engine.manifest.name,
             precision=engine.precision,
             choices=list(map(StreamedEnd.of, ordered)),
+            unknown=list(map(list, usage.unknown)),
             usage=Usage(
                 prompt_tokens=usage.prompt_tokens,
                 completion_tokens=usage.completion_tokens,

@@ -36,6 +36,7 @@ class GenerateOptions:
     logprobs: int | None = None  # alternatives a token; None for none of it
     state: str | None = None  # a handle: every prompt is read after it, and begins no document
     return_state: bool = False
+    unknown: UnknownPolicy = "unk"  # of the prompts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +116,7 @@ class StreamUsage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    unknown: tuple[tuple[int, ...], ...] = ()  # of each prompt: positions in the normalized text
 
 
 StreamEvent: TypeAlias = TokenEvent | ChoiceEnd | StreamUsage
@@ -127,6 +129,7 @@ class Generated:
     choices: tuple[Choice, ...]
     prompt_tokens: int
     cached_tokens: int  # of those: read before, or with another input
+    unknown: tuple[int, ...] = ()  # positions in the normalized prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,7 +234,7 @@ class PairConfig(_Section):
 def load_config(path: Path) -> Config | PairConfig:
     """Read and check a configuration. Raises ConfigError, one line a mistake."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if document.get("task", "language_model") not in ("language_model", "encoder_decoder"):

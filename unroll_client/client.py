@@ -53,6 +53,7 @@ class GenerateOptions(TypedDict, total=False):
     pattern: str
     choices: list[str]
     allowed_chars: str | list[str]
+    unknown: str
     state: str
     return_state: bool
 

@@ -51,6 +51,7 @@ class GenerateResult:
     """The continuations of one prompt."""
 
     choices: tuple[Choice, ...]
+    unknown: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ class GenerateDone:
     precision: str
     choices: tuple[StreamedEnd, ...]
     usage: Usage
+    unknown: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

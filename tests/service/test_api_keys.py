@@ -25,6 +25,13 @@ def test_a_fresh_key_is_known_by_its_line(tmp_path: Path) -> None:
     assert known_key(keys, "") is None
 
 
+def test_a_byte_order_mark_before_the_first_key_is_passed_over(tmp_path: Path) -> None:
+    secret, key = new_key("me", "use")
+    path = tmp_path / "keys"
+    path.write_text(f"{key.line()}\n", "utf-8-sig")
+    assert known_key(read_api_keys(path), secret) == key
+
+
 def test_two_keys_are_never_the_same() -> None:
     assert new_key("a", "use")[0] != new_key("a", "use")[0]
 

@@ -202,7 +202,7 @@ def test_an_endpoint_is_documented_with_its_body_and_its_errors(
     endpoint = openapi["paths"][path]["post"]
     content = endpoint["requestBody"]["content"]["application/json"]
     assert field in content["schema"]["properties"]
-    # A prompt may be left out where a state is given.
+    # A prompt may be left out.
     assert content["schema"].get("required", ["prompt"]) == [field]
     example = content["example"] | {"model": "tiny-gru"}
     assert client.ask(path, **example)

@@ -590,8 +590,9 @@ def test_the_tables_of_waiting_requests_count_in_the_queue() -> None:
     constraint = compile_rule(Pattern("(?:b[a-z])*"), bundle.vocab.tokens, Settings())
     options = GenerateOptions(max_tokens=7, n=2)
     begin = engine._beginning(options)
-    free = engine._generate_work(["ab", "abc"], options, begin, None)
-    held = engine._generate_work(["ab", "abc"], options, begin, constraint)
+    prompts = [engine.ids_of("ab"), engine.ids_of("abc")]
+    free = engine._generate_work(prompts, options, begin, None)
+    held = engine._generate_work(prompts, options, begin, constraint)
     assert constraint.cells == 3 * 3  # with the dead state, and the class that is never allowed
     before, after = (sum(work.queued_tokens for work in works) for works in (free, held))
     assert after == before + constraint.cells

@@ -1,5 +1,6 @@
 """`POST /generate`: what is continued, how it ends, and that a seed is a text."""
 
+import json
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.bundles import ALPHABET
 from tests.fakes import AppClient
+from tests.service.events import parsed
 
 EOS = "\ue002"
 AWKWARD = "one\r\ntwo\r \x00\x85\u2028 cafe\u0301 7\u05d0\u202e\U0010ffff\ue000\ue002 "
@@ -73,7 +75,7 @@ def test_no_tokens_is_the_empty_text(client: AppClient, model: str) -> None:
         "logprobs": [],
         "state": None,
     }
-    assert answer["results"] == [{"choices": [empty, empty]}] * 2
+    assert answer["results"] == [{"choices": [empty, empty], "unknown": []}] * 2
     usage = answer["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (3, 0)
 
@@ -354,3 +356,67 @@ def test_any_prompt_is_continued_and_echoed(
         for choice in result["choices"]:
             assert choice["text"].startswith(prompt)
             assert set(choice["text"][len(prompt) :]) <= set(ALPHABET)
+
+
+# --- as training read it, and what was not known --------------------------------------------------
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_unknown_characters_of_prompts_are_reported(
+    client: AppClient, model: str, streams: bool
+) -> None:
+    body = {"model": model, "prompt": ["\u05d0b\r\n7", "ab"], "max_tokens": 1}
+    if streams:
+        *_, done = parsed(client.post("/generate", json=body | {"stream": True}).content)
+        unknown = json.loads(done.data)["unknown"]
+    else:
+        unknown = [x["unknown"] for x in client.ask("/generate", **body)["results"]]
+    assert unknown == [[0, 3], []]
+
+
+def test_unknown_characters_of_prompts_can_be_skipped_or_refused(
+    client: AppClient, model: str
+) -> None:
+    options = {"seed": 1, "max_tokens": 20}
+    skipped = one(client, model, "\u05d0ab", unknown="skip", **options)
+    assert skipped == one(client, model, "ab", **options)
+    assert one(client, model, "\u05d0ab", unknown="unk", **options) == one(
+        client, model, "\u05d0ab", **options
+    )
+    body = {"model": model, "prompt": "a\u05d0", "unknown": "error"}
+    response = client.post("/generate", json=body)
+    assert response.status_code == 422
+    (error,) = response.json()["errors"]
+    assert error["pointer"] == "/prompt"
+    assert "at positions 1 of" in error["detail"]
+
+
+def test_a_prompt_that_is_left_out_is_an_empty_one(client: AppClient, model: str) -> None:
+    options = {"model": model, "seed": 1, "n": 3, "max_tokens": 20}
+    assert client.ask("/generate", **options) == client.ask("/generate", prompt="", **options)
+
+
+@pytest.mark.parametrize(
+    ("composed", "decomposed"),
+    [
+        ({"pattern": "[\u00e9a]{5}"}, {"pattern": "[e\u0301a]{5}"}),
+        ({"choices": ["caf\u00e9", "b\n"]}, {"choices": ["cafe\u0301", "b\r\n"]}),
+        ({"allowed_chars": "a\u00e9"}, {"allowed_chars": "ae\u0301"}),
+        ({"allowed_chars": ["a", "\u00e9"]}, {"allowed_chars": ["a", "e\u0301"]}),
+        ({"logit_bias": {"\u00e9": 5.0}}, {"logit_bias": {"e\u0301": 5.0}}),
+        ({"stop": "\u00e9"}, {"stop": "e\u0301"}),
+    ],
+)
+def test_what_is_asked_of_a_text_is_normalized_as_texts_are(
+    client: AppClient, model: str, composed: dict[str, Any], decomposed: dict[str, Any]
+) -> None:
+    options: dict[str, Any] = {"n": 4, "seed": 3, "max_tokens": 20}
+    wanted = choices(client, model, "a", **options, **composed)
+    assert choices(client, model, "a", **options, **decomposed) == wanted
+
+
+def test_two_keys_that_are_one_character_are_refused(client: AppClient, model: str) -> None:
+    bias = {"\u00e9": 1.0, "e\u0301": 2.0}
+    response = client.post("/generate", json={"model": model, "logit_bias": bias})
+    assert response.status_code == 422
+    assert [x["pointer"] for x in response.json()["errors"]] == ["/logit_bias"]

@@ -93,3 +93,16 @@ def test_what_is_held_is_bounded() -> None:
     splitter.feed("é".encode()[:1])
     with pytest.raises(UnicodeDecodeError):
         splitter.end()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_a_byte_order_mark_before_the_first_line_is_no_text(size: int) -> None:
+    data = "\ufeffone\n\ufefftwo\n".encode()
+    lines, text = LineSplitter(100), TextSplitter(100)
+    read: list[bytes | None] = []
+    whole = ""
+    for i in range(0, len(data), size):
+        read += [line.content for line in lines.feed(data[i : i + size])]
+        whole += text.feed(data[i : i + size])
+    assert read == [b"one", "\ufefftwo".encode()]
+    assert whole + text.end() == "one\n\ufefftwo\n"

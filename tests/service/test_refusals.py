@@ -294,13 +294,48 @@ def test_a_field_that_does_not_exist_is_refused_without_its_name(
 ) -> None:
     problem = refused(client, client.post(path, json=body(path) | {name: MARKER}), 422, pointer="")
     (mistake,) = problem["errors"]
-    known = mistake["detail"].removeprefix("there is no such field; there are ").split(", ")
+    assert mistake["detail"].startswith("there is no such field; ")
+    known = re.split("[tT]here are ", mistake["detail"])[-1].split(", ")
     assert PATHS[path] in known
     assert "model" in known
 
 
-def test_a_missing_field_is_named(client: AppClient, path: str) -> None:
-    problem = refused(client, client.post(path, json={}), 422, pointer=f"/{PATHS[path]}")
+@pytest.mark.parametrize(
+    ("path", "name", "meant"),
+    [
+        ("/generate", "max_token", "max_tokens"),
+        ("/generate", "maxTokens", "max_tokens"),
+        ("/generate", "max_new_tokens", "max_tokens"),
+        ("/generate", "max_length", "max_tokens"),
+        ("/generate", "num_return_sequences", "n"),
+        ("/generate", "inputs", "prompt"),
+        ("/generate", "text", "prompt"),
+        ("/generate", "temprature", "temperature"),
+        ("/generate", "temperatur" + "e" * 10_000, None),
+        ("/generate", "zzz", None),
+        ("/score", "prompt", "text"),
+        ("/translate", "q", "source"),
+        ("/translate", "num_beams", "beam_size"),
+    ],
+)
+def test_a_field_that_may_have_been_meant_is_named(
+    client: AppClient, path: str, name: str, meant: str | None
+) -> None:
+    answer = client.post(path, json={"model": "tiny-gru", name: 1})
+    details = [x["detail"] for x in answer.json()["errors"]]
+    (told,) = [x for x in details if x.startswith("there is no such field")]
+    assert (f"did you mean `{meant}`?" in told) == (meant is not None)
+    assert ("did you mean" in told) == (meant is not None)
+
+
+def test_only_the_first_unknown_names_are_compared(client: AppClient) -> None:
+    names = {f"temperatur{i}": 1 for i in range(50)}
+    answer = client.post("/generate", json=names)
+    assert answer.text.count("`temperature`?") <= 2 * 8
+
+
+def test_a_missing_field_is_named(client: AppClient) -> None:
+    problem = refused(client, client.post("/score", json={}), 422, pointer="/text")
     assert "required" in problem["detail"]
 
 
@@ -541,7 +576,8 @@ def test_a_model_page_that_does_not_exist_is_not_found(client: AppClient, name: 
 
 @pytest.mark.parametrize("path", [f"/{MARKER}", "/generate/more", "/models/fake/more", "/v1"])
 def test_a_path_that_does_not_exist_is_not_found(client: AppClient, path: str) -> None:
-    assert refused(client, client.get(path), 404)["detail"] == "there is no such path"
+    detail = refused(client, client.get(path), 404)["detail"]
+    assert detail.startswith("there is no such path; ")
 
 
 @pytest.mark.parametrize(
@@ -582,3 +618,25 @@ def test_a_query_parameter_is_refused_without_its_value(client: AppClient) -> No
 def test_the_fields_of_a_json_request_stand_in_its_body(client: AppClient) -> None:
     answer = client.post("/score", params={"bos": "false"}, json={"text": "a"})
     assert "body" in refused(client, answer, 422)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/v1/chat/completions", "/v1/completions"),
+        ("/chat/completions", "/v1/completions"),
+        ("/v1/completion", "did you mean /v1/completions?"),
+        ("/genrate", "did you mean /generate?"),
+        ("/api/generate", "/generate"),
+        ("/healthz", "/livez"),
+        (f"/{'z' * 20}", "/docs lists all paths"),
+        (f"/generat{'e' * 5000}", "/docs lists all paths"),
+    ],
+)
+def test_a_path_that_is_not_there_says_where_to_go(client: AppClient, path: str, hint: str) -> None:
+    answer = client.post(path, json={})
+    assert answer.status_code == 404
+    told = answer.json()
+    is_openais = "completion" in path
+    assert hint in (told["error"]["message"] if is_openais else told["detail"])
+    assert path in hint or path == "/api/generate" or path not in answer.text

@@ -376,12 +376,6 @@ def test_what_does_not_go_with_a_state_is_refused(
     assert state not in response.text
 
 
-def test_a_prompt_or_a_state_is_needed(fake: AppClient) -> None:
-    for body in ({}, {"state": None}, {"stream": True}):
-        response = fake.post("/generate", json={"max_tokens": 1} | body)
-        assert mistake(response) == ("/prompt", "a prompt or a state is required")
-
-
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", ["/generate", "/score"])
 def test_forged_foreign_and_stale_states_are_refused(
