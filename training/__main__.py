@@ -9,15 +9,14 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import argparse
 import ctypes
-import json
 import math
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,13 +27,12 @@ from service.bundle import (
     Vocabulary,
     normalize,
     read_any_bundle,
-    read_bundle,
 )
-from training import checkpoint
 from training import corpus as corpora
 from training.bundle_parts import ExportError
 from training.checkpoint import LAST, CheckpointError
 from training.config import NAME_PATTERN, Config, ConfigError, PairConfig, load_config
+from training.corpus import Corpus
 from training.encoder_decoder import EncoderDecoder
 from training.encoder_decoder_task import (
     EncoderDecoderTask,
@@ -43,21 +41,24 @@ from training.encoder_decoder_task import (
     translate_texts,
 )
 from training.evaluation import evaluate
-from training.export import export, held_out_split
-from training.language_model_task import LanguageModelTask, load_best
+from training.export import held_out_split
+from training.language_model_task import load_best
 from training.learn.command import add_options, learn
-from training.pair_export import export_pairs
 from training.pair_report import NearestSource, baselines, measure_pairs, pair_table
-from training.pairs import PairCorpus, prepare_pairs
+from training.pairs import PairCorpus
 from training.report import measure_baselines, measurement, table
+from training.run import (
+    CONFIG_FILE,
+    describe_data,
+    export_run,
+    is_pairs,
+    open_data,
+    prepare_data,
+    train_run,
+)
 from training.sampling import sample
-from training.task import Evaluation, TrainingError
-from training.trainer import Stopped, Trainer
-
-CONFIG_FILE = "config.toml"
-METRICS_FILE = "metrics.json"
-# The configuration's own folder, so that its relative paths hold inside a run's folder too.
-BASE_FILE = "base.txt"
+from training.task import TrainingError
+from training.trainer import Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("stopped\n")
         return 128 + signal.SIGINT
     except Stopped as stopped:
-        _say(f"stopped by {stopped}; `--resume` goes on from {options.run or 'the run folder'}")
+        _say(
+            f"stopped by {stopped}; to go on: python -m training train {options.run} --resume; "
+            f"`export {options.run}` takes the best weights so far"
+        )
         return 128 + stopped.signal_number
     except (
         ConfigError,
@@ -106,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     learning.set_defaults(command=_learn)
 
     train = commands.add_parser("train", help="train the model of a configuration")
-    train.add_argument("config", type=Path, metavar="CONFIG.toml")
+    train.add_argument(
+        "config", type=Path, metavar="CONFIG.toml", help="with --resume a run's folder will do"
+    )
     train.add_argument("--run", type=Path, help="the run's folder (default: runs/NAME)")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     train.add_argument("--device", choices=("cpu", "cuda"), help="instead of training.device")
@@ -123,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     sampling.add_argument("--max-tokens", type=_natural, default=400)
     sampling.add_argument("--temperature", type=_temperature, default=0.8, help="0 is greedy")
     sampling.add_argument("--seed", type=_natural, default=1)
+    sampling.add_argument("--n", type=_positive, default=1, help="texts, each with the next seed")
     sampling.set_defaults(command=_sample)
 
     translating = commands.add_parser("translate", help="translate with a run's best weights")
@@ -175,7 +182,13 @@ def _learn(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
-    config = load_config(options.config)
+    config_path = options.config
+    if config_path.is_dir():
+        if not options.resume:
+            raise ConfigError(f"{config_path}: a folder; to go on with a run in it, add --resume")
+        options.run = options.run or config_path
+        config_path = config_path / CONFIG_FILE
+    config = load_config(config_path)
     if options.device:
         changed = config.training.model_copy(update={"device": options.device})
         config = config.model_copy(update={"training": changed})
@@ -184,67 +197,19 @@ def _train(options: argparse.Namespace) -> None:
         raise ConfigError(
             f"{run_dir}: holds a run; add --resume, or name another folder with --run"
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / BASE_FILE).write_text(str(options.config.resolve().parent))
-    if isinstance(config, PairConfig):
-        _train_pairs(config, run_dir, options)
-    else:
-        _train_language_model(config, run_dir, options)
-
-
-def _train_language_model(config: Config, run_dir: Path, options: argparse.Namespace) -> None:
-    corpus = _open_corpus(config, run_dir)
-    _say(
-        f"{config.name}: {corpus.train.chars:,} characters to train, {corpus.valid.chars:,} to "
-        f"validate, {corpus.test.chars:,} to test; {len(corpus.vocab)} tokens"
-    )
-    task = LanguageModelTask(config, corpus)
-    trainer = Trainer(config, task, run_dir)
-    valid = _run(trainer, options)
-    name, held_out = held_out_split(corpus)
-    score = evaluate(trainer.evaluated_model, held_out, task.device)
-    measurements = [
-        measurement(f"{config.name} (PyTorch)", "model", score),
-        *measure_baselines(corpus.train, held_out, len(corpus.vocab), config.baselines),
-    ]
-    document = {"split": name, "measurements": [x.model_dump() for x in measurements]}
-    (run_dir / METRICS_FILE).write_text(json.dumps(document, indent=2) + "\n")
-    loss = valid.values["loss"]
-    _say(f"valid: {loss:.4f} nats/token, {valid.values['bits_per_char']:.4f} bits/char")
-    _say(table(f"{name}, {held_out.chars:,} characters", measurements))
-
-
-def _train_pairs(config: PairConfig, run_dir: Path, options: argparse.Namespace) -> None:
-    corpus = _open_pairs(config, run_dir)
-    task = EncoderDecoderTask(config, corpus)
-    trainer = Trainer(config, task, run_dir)
-    valid = _run(trainer, options)
-    metrics = measure_pairs(config, task, trainer.evaluated_model)
-    document = [x.model_dump() for x in metrics]
-    (run_dir / METRICS_FILE).write_text(json.dumps(document, indent=2) + "\n")
-    _say(f"valid: {valid.line}")
-    _say(pair_table(metrics))
-
-
-def _run(trainer: Trainer[Any], options: argparse.Namespace) -> Evaluation:
-    """Train to the end, from the last checkpoint where that is asked for."""
-    if options.resume:
-        trainer.resume()
-    # Only now: a configuration that is not this run's has been refused.
-    (options.run / CONFIG_FILE).write_bytes(options.config.read_bytes())
-    valid = trainer.run(resumed=options.resume)
-    _say(f"best step {trainer.best_step}; {trainer.seconds:.0f} s of training and evaluation")
-    return valid
+    if options.resume and not (run_dir / LAST).exists():
+        raise ConfigError(f"{run_dir}: there is no run to go on with; leave out --resume")
+    measured = train_run(config, config_path, run_dir, resume=options.resume, say=_say)
+    _say(measured.table)
+    _say(f"the run is {run_dir}; next: python -m training export {shlex.quote(str(run_dir))}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    if _is_pairs(options.run):
+    if is_pairs(options.run):
         _evaluate_pairs(options)
         return
-    config, model, record = load_best(options.run)
+    config, model, _ = load_best(options.run)
     corpus = _open_corpus(config, options.run)
-    if corpus.sha256 != record["corpus_sha256"]:
-        raise ConfigError(f"{options.run}: the prepared text is not the one the weights come from")
     name = options.split or held_out_split(corpus)[0]
     if name not in corpora.SPLITS:
         raise ConfigError(f"--split: there are {', '.join(corpora.SPLITS)}")
@@ -256,7 +221,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _evaluate_pairs(options: argparse.Namespace) -> None:
-    config, model, corpus = _open_run(options.run)
+    config, model, corpus = _open_pairs(options.run)
     known = {x.name: x for x in (corpus.train, corpus.valid, *corpus.tests)}
     if options.split and options.split not in known:
         raise ConfigError(f"--split: there are {', '.join(known)}")
@@ -266,28 +231,29 @@ def _evaluate_pairs(options: argparse.Namespace) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
-    if _is_pairs(options.run):
+    if is_pairs(options.run):
         raise ConfigError(f"{options.run}: an encoder-decoder; `translate` is its command")
     config, model, record = load_best(options.run)
     vocab = Vocabulary(record["vocab"])
-    text = sample(
-        model,
-        vocab,
-        config.data.normalization,
-        prompt=options.prompt,
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
-        seed=options.seed,
-    )
-    _say(options.prompt + text)
+    for seed in range(options.seed, options.seed + options.n):
+        text = sample(
+            model,
+            vocab,
+            config.data.normalization,
+            prompt=options.prompt,
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            seed=seed,
+        )
+        _say(options.prompt + text)
 
 
 def _translate(options: argparse.Namespace) -> None:
-    if not _is_pairs(options.run):
+    if not is_pairs(options.run):
         raise ConfigError(f"{options.run}: a language model; `sample` is its command")
-    config, model, corpus = _open_run(options.run)
+    config, model, corpus = _open_pairs(options.run)
     rules = config.data.source.normalization
-    texts = [normalize(text, rules) for text in options.source]
+    texts = [normalize(text, rules).strip() for text in options.source]
     limits = length_limits(corpus.train, config.data.max_source_tokens)
     beam_size = options.beam_size or config.training.beam_size
     device = torch.device("cpu")
@@ -296,93 +262,58 @@ def _translate(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    if _is_pairs(options.run):
-        _export_pairs(options)
-        return
-    config, _, _ = load_best(options.run)
-    corpus = _open_corpus(config, options.run)
-    path = export(options.run, corpus, options.models, name=options.name)
-    _say_size(path)
-    manifest = read_bundle(path).manifest
-    models = [x for x in manifest.metrics.measurements if x.kind == "model"]
-    _say(table(f"{manifest.metrics.split}, served in {manifest.precision}", models))
-
-
-def _export_pairs(options: argparse.Namespace) -> None:
-    config, _, _, _, _ = load_best_pairs(options.run)
-    corpus = _open_pairs(config, options.run)
-    path = export_pairs(options.run, corpus, options.models, name=options.name)
-    _say_size(path)
-    manifest = read_any_bundle(path).manifest
-    if not isinstance(manifest, EncoderDecoderManifest):
-        raise TypeError(manifest.task)
-    _say(f"served in {manifest.precision}")
-    _say(pair_table(manifest.metrics))
-
-
-def _say_size(path: Path) -> None:
+    path = export_run(options.run, options.models, name=options.name)
     size = sum(file.stat().st_size for file in path.iterdir())
     _say(f"{path}: {size:,} bytes")
+    manifest = read_any_bundle(path).manifest
+    if isinstance(manifest, EncoderDecoderManifest):
+        _say(f"served in {manifest.precision}")
+        _say(pair_table(manifest.metrics))
+        return
+    models = [x for x in manifest.metrics.measurements if x.kind == "model"]
+    _say(table(f"{manifest.metrics.split}, served in {manifest.precision}", models))
 
 
 def _baselines(options: argparse.Namespace) -> None:
     config = load_config(options.config)
     run_dir = options.run or Path("runs") / config.name
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / BASE_FILE).write_text(str(options.config.resolve().parent))
-    if isinstance(config, PairConfig):
-        pairs = _open_pairs(config, run_dir)
-        nearest = NearestSource(pairs.train)
-        _say(
-            pair_table(
-                [
-                    PairMetrics(
-                        split=split.name,
-                        pairs=len(split),
-                        sources=len(split.references),
-                        measurements=baselines(config, split, nearest),
-                    )
-                    for split in pairs.held_out
-                ]
+    data = prepare_data(config, options.config.resolve().parent, run_dir)
+    _say(describe_data(config, data))
+    if isinstance(config, PairConfig) and isinstance(data, PairCorpus):
+        nearest = NearestSource(data.train)
+        found = [
+            PairMetrics(
+                split=split.name,
+                pairs=len(split),
+                sources=len(split.references),
+                measurements=baselines(config, split, nearest),
             )
-        )
-        return
-    corpus = _open_corpus(config, run_dir)
-    name, held_out = held_out_split(corpus)
-    if held_out.chars == 0:
-        raise ConfigError("data.valid_fraction, data.test_fraction: there is no held-out text")
-    floors = measure_baselines(corpus.train, held_out, len(corpus.vocab), config.baselines)
-    _say(table(f"{name}, {held_out.chars:,} characters", floors))
+            for split in data.held_out
+        ]
+        _say(pair_table(found))
+    elif isinstance(config, Config) and isinstance(data, Corpus):
+        name, held_out = held_out_split(data)
+        if held_out.chars == 0:
+            raise ConfigError("data.valid_fraction, data.test_fraction: there is no held-out text")
+        floors = measure_baselines(data.train, held_out, len(data.vocab), config.baselines)
+        _say(table(f"{name}, {held_out.chars:,} characters", floors))
 
 
-def _is_pairs(run_dir: Path) -> bool:
-    """Whether a run's weights are an encoder-decoder's."""
-    record = checkpoint.read_record(run_dir / checkpoint.BEST)
-    return bool(record["config"].get("task") == "encoder_decoder")
-
-
-def _open_run(run_dir: Path) -> tuple[PairConfig, EncoderDecoder, PairCorpus]:
+def _open_pairs(run_dir: Path) -> tuple[PairConfig, EncoderDecoder, PairCorpus]:
     """A run's best weights and the pairs that they come from."""
-    config, model, _, _, record = load_best_pairs(run_dir)
-    corpus = _open_pairs(config, run_dir)
-    if corpus.sha256 != record["corpus_sha256"]:
-        raise ConfigError(f"{run_dir}: the prepared pairs are not those the weights come from")
+    config, model, _, _, _ = load_best_pairs(run_dir)
+    corpus = open_data(config, run_dir)
+    if not isinstance(corpus, PairCorpus):
+        raise TypeError(type(corpus))
     return config, model, corpus
 
 
-def _open_pairs(config: PairConfig, run_dir: Path) -> PairCorpus:
-    """The pairs of a configuration, with what was kept and dropped."""
-    corpus = prepare_pairs(config.data, Path((run_dir / BASE_FILE).read_text()))
-    counts = ", ".join(f"{name}: {count:,}" for name, count in corpus.counts.items())
-    tokens = f"{len(corpus.source)} source tokens, {len(corpus.target)} target tokens"
-    _say(f"{config.name}: pairs {counts}; {tokens}")
+def _open_corpus(config: Config, run_dir: Path) -> Corpus:
+    """The text that a run's weights come from."""
+    corpus = open_data(config, run_dir)
+    if not isinstance(corpus, Corpus):
+        raise TypeError(type(corpus))
     return corpus
-
-
-def _open_corpus(config: Config, run_dir: Path) -> corpora.Corpus:
-    """The prepared text in the run's folder, prepared anew where the input has changed."""
-    base = Path((run_dir / BASE_FILE).read_text())
-    return corpora.prepare(config.data, base, run_dir / "corpus")
 
 
 def _say(line: str) -> None:

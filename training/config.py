@@ -1,5 +1,6 @@
 """The configuration of one experiment: a TOML file, checked at the edge, frozen inside."""
 
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -73,7 +74,7 @@ class ModelConfig(_Section):
 class OptimizerConfig(_Section):
     """What every kind of training has: AdamW, its schedule, evaluations and checkpoints."""
 
-    steps: PositiveInt  # optimizer steps
+    steps: PositiveInt = 5000  # optimizer steps; some minutes for a model of the default size
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     final_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -126,7 +127,7 @@ class Config(_Section):
     license: str = "not stated"  # of the trained weights, for the bundle's manifest
     data: DataConfig
     model: ModelConfig = ModelConfig()
-    training: TrainingConfig
+    training: TrainingConfig = TrainingConfig()
     baselines: BaselineConfig = BaselineConfig()
 
 
@@ -228,14 +229,22 @@ class PairConfig(_Section):
     license: str = "not stated"  # of the trained weights, for the bundle's manifest
     data: PairDataConfig
     model: EncoderDecoderConfig = EncoderDecoderConfig()
-    training: PairTrainingConfig
+    training: PairTrainingConfig = PairTrainingConfig()
 
 
 def load_config(path: Path) -> Config | PairConfig:
     """Read and check a configuration. Raises ConfigError, one line a mistake."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
+        if path.suffix == ".toml":
+            raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(
+            f"{path}: not a configuration, which is a TOML file. To train on a text as it is: "
+            f"python -m training learn {shlex.quote(str(path))}. To choose yourself: copy "
+            "training/configs/lines.toml, files.toml or pairs.toml, and name the text in data.files"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if document.get("task", "language_model") not in ("language_model", "encoder_decoder"):
         raise ConfigError(f'{path}: task: it is "language_model" or "encoder_decoder"')

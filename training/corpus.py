@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ from service.bundle import (
 from training.config import ConfigError, DataConfig
 
 SPLITS = ("train", "valid", "test")
+_RECORD_FILE = "corpus.json"
 _READ_BYTES = 1 << 20
 # Without ' . : ^ and `: whether a sigma is a final one is decided by what stands beyond those.
 _ASCII_PAIR = re.compile(r"[!-&(-\-/-9;-\]_a-~]{2}")
@@ -88,25 +90,51 @@ def input_files(patterns: Sequence[str], base: Path, option: str = "data.files")
 def prepare(config: DataConfig, base: Path, folder: Path) -> Corpus:
     """Write the corpus into `folder`, or reuse what is there if inputs and options are the same."""
     files = input_files(config.files, base)
-    digest = digest_of(files)
     options = config.model_dump(include={"documents", "normalization", "min_count"})
     options |= config.model_dump(include={"valid_fraction", "test_fraction"})
-    key = {"format": 1, "sha256": digest, **options}
-    record = folder / "corpus.json"
-    if not record.exists() or json.loads(record.read_text())["key"] != key:
+    key = {"format": 2, "sha256": digest_of(files), **options}
+    if not _is_prepared(folder, key):
+        record = folder / _RECORD_FILE
         folder.mkdir(parents=True, exist_ok=True)
         record.unlink(missing_ok=True)
         tokens = _write(config, files, folder)
+        document = {"key": key, "tokens": tokens, "checksums": _checksums(folder)}
         # Whole or not at all: a crash leaves a corpus that is prepared anew.
         scratch = record.with_suffix(".writing")
-        scratch.write_text(json.dumps({"key": key, "tokens": tokens}))
+        scratch.write_text(json.dumps(document))
         scratch.replace(record)
     return load(folder)
 
 
+def _is_prepared(folder: Path, key: dict[str, Any]) -> bool:
+    """Whether the folder holds, undamaged, what these inputs and options give."""
+    record = folder / _RECORD_FILE
+    if not record.exists():
+        return False
+    document = json.loads(record.read_text())
+    return bool(document["key"] == key and document["checksums"] == _checksums(folder))
+
+
+def input_digest(config: DataConfig, base: Path) -> str:
+    """What `Corpus.sha256` is for the files as they are now. Raises ConfigError for none."""
+    return digest_of(input_files(config.files, base))
+
+
 def load(folder: Path) -> Corpus:
-    """Open a prepared corpus."""
-    record = json.loads((folder / "corpus.json").read_text())
+    """Open a prepared corpus; the text that it comes from is not needed.
+
+    Raises ConfigError where there is none, or where its files are not those that were written.
+    """
+    path = folder / _RECORD_FILE
+    try:
+        record = json.loads(path.read_text())
+        whole = record["checksums"] == _checksums(folder)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{error.filename}: not there; the run's folder is not whole") from error
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"{path}: not a prepared corpus; train the run anew") from error
+    if not whole:
+        raise ConfigError(f"{folder}: damaged: its files are not those that were written")
     splits = {}
     for name in SPLITS:
         starts = np.memmap(folder / f"{name}.starts", dtype=np.int64, mode="r")
@@ -116,6 +144,12 @@ def load(folder: Path) -> Corpus:
         ids = np.empty(0, np.uint16) if empty else np.memmap(path, dtype=np.uint16, mode="r")
         splits[name] = Split(ids, starts)
     return Corpus(Vocabulary(record["tokens"]), record["key"]["sha256"], **splits)
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that hold the splits."""
+    names = [f"{split}.{part}" for split in SPLITS for part in ("ids", "starts")]
+    return {name: digest_of([folder / name]) for name in names}
 
 
 def stream_text(path: Path, rules: Normalization) -> Iterator[str]:

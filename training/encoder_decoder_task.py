@@ -14,15 +14,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from service.bundle import PAD_ID, MetricName, PairLimits
-from service.bundle.tokenization import Subwords, Tokenizer
+from service.bundle.tokenization import Tokenizer
 from training import checkpoint
-from training.config import PairConfig, TextSideConfig
+from training.config import PairConfig
 from training.decoding import translate
 from training.encoder_decoder import EncoderDecoder
 from training.metrics import measure, rank_of
 from training.pair_batches import PairBatch, PairBatches, pair_batch
-from training.pairs import PairCorpus, PairSplit, make_tokenizer
+from training.pairs import PairCorpus, PairSplit
 from training.replicas import Replicas, ShareLoss
+from training.stored_pairs import restored_tokenizer, tokenizer_record
 from training.task import Curve, Evaluation, open_device
 
 # What validation lets a target have: enough for any of the training split, and a way to end.
@@ -88,8 +89,8 @@ class EncoderDecoderTask:
     def identity(self) -> dict[str, Any]:
         """The pairs and both vocabularies."""
         return {
-            "source": _tokenizer_record(self.corpus.source),
-            "target": _tokenizer_record(self.corpus.target),
+            "source": tokenizer_record(self.corpus.source),
+            "target": tokenizer_record(self.corpus.target),
             "corpus_sha256": self.corpus.sha256,
         }
 
@@ -269,20 +270,11 @@ def load_best_pairs(
     """Config, best weights, both tokenizers and the checkpoint's record of a run's folder."""
     tensors, record = checkpoint.read(run_dir / checkpoint.BEST)
     config = PairConfig.model_validate(record["config"])
-    source = _restored_tokenizer(config.data.source, record["source"])
-    target = _restored_tokenizer(config.data.target, record["target"])
+    source = restored_tokenizer(config.data.source, record["source"])
+    target = restored_tokenizer(config.data.target, record["target"])
     model = EncoderDecoder(config.model, len(source), len(target))
     model.load_state_dict(tensors)
     return config, model.eval(), source, target, record
-
-
-def _tokenizer_record(tokenizer: Tokenizer) -> dict[str, Any]:
-    document = tokenizer.document if isinstance(tokenizer, Subwords) else None
-    return {"tokens": list(tokenizer.tokens), "document": document}
-
-
-def _restored_tokenizer(side: TextSideConfig, record: dict[str, Any]) -> Tokenizer:
-    return make_tokenizer(side.tokenization, record["tokens"], record["document"])
 
 
 def _rows(batch: PairBatch, rows: slice) -> PairBatch:

@@ -23,6 +23,7 @@ from training.sampling import sample
 from training.task import Curve, Evaluation, TrainingError, open_device
 from training.windows import Windows
 
+_SAMPLED_LINES = 4
 _LARGEST_EXPONENT = 700.0  # exp of more overflows a double
 
 
@@ -133,20 +134,24 @@ class LanguageModelTask:
         )
 
     def show(self, model: LanguageModel, step: int) -> Sequence[str]:
-        """A sample."""
+        """A sample, or a few where a document is a line."""
         options = self._config.training
         if not options.sample_chars:
             return []
-        text = sample(
-            model,
-            self.corpus.vocab,
-            self._config.data.normalization,
-            prompt=options.sample_prompt,
-            max_tokens=options.sample_chars,
-            temperature=0.8,
-            seed=step,
-        )
-        return [f"    {options.sample_prompt}{text}".replace("\n", "\n    ")]
+        count = _SAMPLED_LINES if self._config.data.documents == "line" else 1
+        texts = [
+            sample(
+                model,
+                self.corpus.vocab,
+                self._config.data.normalization,
+                prompt=options.sample_prompt,
+                max_tokens=options.sample_chars // count or 1,
+                temperature=0.8,
+                seed=step + i,
+            )
+            for i in range(count)
+        ]
+        return [f"    {options.sample_prompt}{text}".replace("\n", "\n    ") for text in texts]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Generators, the lanes' states and where they stand."""

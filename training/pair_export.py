@@ -241,7 +241,7 @@ def _metrics(run_dir: Path, losses: Mapping[Precision, float]) -> list[PairMetri
     path = run_dir / "metrics.json"
     if not path.exists():
         raise ExportError(f"{path}: not there; `train` writes it when it is done")
-    found = [PairMetrics.model_validate(entry) for entry in json.loads(path.read_text())]
+    found = [PairMetrics.model_validate(entry) for entry in json.loads(path.read_text())["pairs"]]
     exported = [
         PairMeasurement(
             name=f"{precision}, onnxruntime, first pairs", kind="model", values={"loss": loss}

@@ -15,6 +15,7 @@ from service.bundle.tokenization import Characters, Subwords, Symbols, Tokenizer
 from training.config import ConfigError, PairDataConfig, TextSideConfig
 from training.corpus import digest_of, input_files
 
+_SPLITS = ("train", "valid", "test")
 ALIGNED = " || "  # between the names of two aligned files
 
 Ids: TypeAlias = npt.NDArray[np.uint16]
@@ -82,6 +83,23 @@ def prepare_pairs(config: PairDataConfig, base: Path) -> PairCorpus:
         encoded["valid"],
         [split for split in tests if len(split)],
         dict(counts),
+    )
+
+
+def pair_input_digest(config: PairDataConfig, base: Path) -> str:
+    """What `PairCorpus.sha256` is for the files as they are now. Raises ConfigError for none."""
+    lists = [
+        (config.files, "data.files"),
+        *((getattr(config, f"{name}_files"), f"data.{name}_files") for name in _SPLITS),
+        *((x, f"data.extra_tests.{name}") for name, x in config.extra_tests.items()),
+    ]
+    return digest_of(
+        [
+            path
+            for patterns, option in lists
+            for pattern in patterns
+            for path in _open(pattern, base, option)[0]
+        ]
     )
 
 

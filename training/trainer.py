@@ -4,10 +4,8 @@ What is trained is a task's business (`task.py`): its batches, its loss, what it
 """
 
 import copy
-import json
 import math
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +16,12 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
-from tqdm import tqdm
 
 from training import checkpoint
+from training.changes import forbidden_change
 from training.checkpoint import BEST, LAST
-from training.config import Config, OptimizerConfig, PairConfig
+from training.config import Config, OptimizerConfig, PairConfig, parse_config
+from training.progress import Progress, open_progress
 from training.run_log import RunLog
 from training.task import Evaluation, Task, TrainingError
 
@@ -135,20 +134,18 @@ class Trainer(Generic[Model]):
         """
         options = self.config.training
         log = RunLog(self.run_dir, resume_step=self.step if resumed else None)
-        bar = tqdm(
-            total=options.steps, initial=self.step, unit="step", dynamic_ncols=True, smoothing=0.1
-        )
+        progress = open_progress(self.step, options.steps)
         try:
             with self._signals():
                 while self.step < options.steps and not self._exhausted():
-                    self._one_iteration(log, bar)
+                    self._one_iteration(log, progress)
         finally:
-            bar.close()
+            progress.close()
             log.close()
             self.task.close()
         return self.finish()
 
-    def _one_iteration(self, log: RunLog, bar: "tqdm[Any]") -> None:
+    def _one_iteration(self, log: RunLog, progress: Progress) -> None:
         options = self.config.training
         started = time.monotonic()
         nats, predicted = self.train_step()
@@ -156,7 +153,7 @@ class Trainer(Generic[Model]):
         self.interval_nats += nats
         self.interval_tokens += predicted
         rate = predicted / (time.monotonic() - started)
-        bar.update()
+        progress.advance()
         if self.step % options.log_every == 0:
             loss = self.interval_nats / self.interval_tokens
             values = {
@@ -166,10 +163,10 @@ class Trainer(Generic[Model]):
                 "seconds": self.seconds,
             }
             log.add("train", self.step, values)
-            bar.set_postfix_str(f"{self.task.describe(loss)}, {rate:,.0f} {self.task.unit}s/s")
+            progress.describe(f"{self.task.describe(loss)}, {rate:,.0f} {self.task.unit}s/s")
             self.interval_nats, self.interval_tokens = 0.0, 0
         if self.step % options.eval_every == 0 or self.step == options.steps:
-            self._evaluate(log, bar)
+            self._evaluate(log, progress)
         done = self.step == options.steps or self._exhausted()
         stop_signal = self._signal  # read once: what comes after the check stops the next step
         if self.step % options.checkpoint_every == 0 or done or stop_signal is not None:
@@ -177,7 +174,7 @@ class Trainer(Generic[Model]):
         if stop_signal is not None:
             raise Stopped(stop_signal)
 
-    def _evaluate(self, log: RunLog, bar: "tqdm[Any]") -> None:
+    def _evaluate(self, log: RunLog, progress: Progress) -> None:
         started = time.monotonic()
         found = self.task.evaluate(self.evaluated_model)
         self.seconds += time.monotonic() - started
@@ -188,7 +185,7 @@ class Trainer(Generic[Model]):
         log.draw(self.config.name, self.task.curve)
         mark = " (best)" if improved else ""
         line = f"step {self.step}: valid {found.line}, {self.seconds:.0f} s{mark}"
-        bar.write("\n".join([line, *self.task.show(self.evaluated_model, self.step)]), sys.stderr)
+        progress.write([line, *self.task.show(self.evaluated_model, self.step)])
         if improved:
             self.best_rank, self.best_step = found.rank, self.step
             self.evaluations_since_best = 0
@@ -202,7 +199,15 @@ class Trainer(Generic[Model]):
         return patience is not None and self.evaluations_since_best >= patience
 
     def finish(self) -> Evaluation:
-        """Load the best weights into `evaluated_model`, and evaluate them once more."""
+        """Load the best weights into `evaluated_model`, and evaluate them once more.
+
+        Raises TrainingError where there are none: a run that is over before its first evaluation.
+        """
+        if not (self.run_dir / BEST).exists():
+            raise TrainingError(
+                f"{self.run_dir}: over after {self.step} steps and before the first evaluation; "
+                "raise training.steps, or lower training.eval_every"
+            )
         tensors, _ = checkpoint.read(self.run_dir / BEST)
         self.evaluated_model.load_state_dict(tensors)
         return self.task.evaluate(self.evaluated_model)
@@ -250,7 +255,10 @@ class Trainer(Generic[Model]):
         checkpoint.save(self.run_dir / LAST, tensors, record)
 
     def resume(self) -> None:
-        """Go on from the last checkpoint. Raises TrainingError if it is of another experiment."""
+        """Go on from the last checkpoint. Raises TrainingError if it is of another experiment.
+
+        What may change (`changes.py`) holds from here on.
+        """
         tensors, record = checkpoint.read(self.run_dir / LAST)
         self._check_same_experiment(record)
         self.model.load_state_dict(checkpoint.unprefixed("model", tensors))
@@ -266,21 +274,32 @@ class Trainer(Generic[Model]):
         self.seconds = record["seconds"]
         self.interval_nats = record["interval_nats"]
         self.interval_tokens = record["interval_tokens"]
+        self._tell_best()
 
     def _check_same_experiment(self, record: dict[str, Any]) -> None:
-        mine = self._identity()
-        if any(record.get(key) != mine[key] for key in mine if key != "config"):
-            raise TrainingError("the data have changed since the checkpoint was written")
-        # Device and threads may differ: the run goes on, to the last digit only on the same ones.
-        for document in (record["config"], mine["config"]):
-            for option in ("device", "threads"):
-                document["training"].pop(option, None)
-        if record["config"] != mine["config"]:
-            old, new = (json.dumps(x, sort_keys=True) for x in (record["config"], mine["config"]))
+        where = self.run_dir
+        other = "train it as a run of its own (--run)"
+        # Parsed, so that an option that is younger than the run has its default in both.
+        old = parse_config(record["config"]).model_dump(mode="json")
+        change = forbidden_change(old, self.config.model_dump(mode="json"))
+        if change is not None:
+            raise TrainingError(f"{where}: {change}; set it back to go on, or {other}")
+        mine = self.task.identity()
+        if record["corpus_sha256"] != mine["corpus_sha256"]:
             raise TrainingError(
-                f"the configuration has changed since the checkpoint was written: "
-                f"it had {old}, it has {new}"
+                f"{where}: the text has changed since the run began; put it back, or {other}"
             )
+        if any(record.get(key) != value for key, value in mine.items()):
+            raise TrainingError(f"{where}: the text gives another vocabulary than before; {other}")
+
+    def _tell_best(self) -> None:
+        """Give the kept weights the configuration of today: its words go into the bundle."""
+        path = self.run_dir / BEST
+        if not path.exists():
+            return
+        tensors, record = checkpoint.read(path)
+        if record["config"] != self._identity()["config"]:
+            checkpoint.save(path, tensors, {**record, **self._identity()})
 
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -175,8 +175,15 @@ def test_a_name_that_is_no_folder_name_is_refused(tmp_path: Path, name: str) -> 
 
 def test_a_missing_option_is_named(tmp_path: Path) -> None:
     document = tiny_document()
-    del document["training"]["steps"]
-    assert refusal(tmp_path, document).endswith("training.steps: Field required")
+    del document["data"]["files"]
+    assert refusal(tmp_path, document).endswith("data.files: Field required")
+
+
+def test_a_text_in_a_configurations_place_is_told_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "my names.txt").write_text("Anna\nBert\n")
+    with pytest.raises(ConfigError, match=r"training learn '.*my names\.txt'") as caught:
+        load_config(tmp_path / "my names.txt")
+    assert "\n" not in str(caught.value)
 
 
 def test_bad_toml_is_refused_with_the_file_and_the_line(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from service.bundle import BOS_ID, EOS_ID, SPECIAL_TOKENS, UNK_ID, Normalization
 from tests.training.helpers import documents, texts
 from training import corpus as corpora
 from training.config import ConfigError, DataConfig
-from training.corpus import SPLITS, Corpus, prepare, stream_text
+from training.corpus import SPLITS, Corpus, load, prepare, stream_text
 from training.windows import Windows
 
 Files = Mapping[str, bytes]
@@ -412,8 +412,29 @@ def written_at(folder: Path) -> int:
 
 def test_a_prepared_corpus_is_used_again(tmp_path: Path) -> None:
     prepared(tmp_path, {"a.txt": b"one"})
+    before = (tmp_path / "corpus/train.ids").stat().st_ino, (tmp_path / "corpus/corpus.json").stat()
+    prepared(tmp_path, {"a.txt": b"one"})
+    again = (tmp_path / "corpus/train.ids").stat().st_ino, (tmp_path / "corpus/corpus.json").stat()
+    assert again == before
+
+
+def test_a_prepared_corpus_opens_when_its_text_is_gone(tmp_path: Path) -> None:
+    whole = prepared(tmp_path, {"a.txt": b"one"})
+    (tmp_path / "a.txt").unlink()
+    opened = load(tmp_path / "corpus")
+    assert (opened.vocab.tokens, opened.sha256) == (whole.vocab.tokens, whole.sha256)
+    assert all_texts(opened) == all_texts(whole)
+
+
+def test_a_damaged_corpus_is_refused_and_prepared_anew_where_the_text_is(tmp_path: Path) -> None:
+    whole = all_texts(prepared(tmp_path, {"a.txt": b"one"}))
     (tmp_path / "corpus/train.ids").write_bytes(np.array([1, 4, 2], np.uint16).tobytes())
-    assert texts(prepared(tmp_path, {"a.txt": b"one"}), "train")[0][0] == "e"
+    with pytest.raises(ConfigError, match="corpus: damaged"):
+        load(tmp_path / "corpus")
+    assert all_texts(prepared(tmp_path, {"a.txt": b"one"})) == whole
+    (tmp_path / "corpus/valid.ids").unlink()
+    with pytest.raises(ConfigError, match=r"valid\.ids: not there"):
+        load(tmp_path / "corpus")
 
 
 def test_a_reused_corpus_is_the_one_that_was_prepared(tmp_path: Path) -> None:

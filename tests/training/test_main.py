@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,7 +100,7 @@ def test_without_a_test_split_the_validation_split_is_reported(tmp_path: Path, c
     _, stdout, _ = call("train", config, "--run", tmp_path / "run")
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["split"] == "valid"
-    assert f"valid: {metrics['measurements'][0]['loss']:.4f} nats/token" in stdout
+    assert f"valid: loss {metrics['measurements'][0]['loss']:.4f}" in stdout
 
 
 def test_a_run_stands_in_runs_under_its_name(
@@ -134,10 +135,10 @@ def test_resuming_with_a_changed_configuration_is_refused_and_changes_nothing(
     config = configured(tmp_path)
     call("train", config, "--run", tmp_path / "run")
     before = config.read_bytes()
-    configured(tmp_path, training={"steps": 20})
+    configured(tmp_path, training={"bptt_len": 20})
     status, _, stderr = call("train", config, "--run", tmp_path / "run", "--resume")
     assert status == 1
-    assert_one_line(stderr, "the configuration has changed since the checkpoint was written")
+    assert_one_line(stderr, "training.bptt_len: it was ", ", the configuration has 20;")
     assert (tmp_path / "run/config.toml").read_bytes() == before
 
 
@@ -147,14 +148,68 @@ def test_resuming_with_a_changed_text_is_refused(tmp_path: Path, call: Main) -> 
     configured(tmp_path, text=FABLE + "more")
     status, _, stderr = call("train", config, "--run", tmp_path / "run", "--resume")
     assert status == 1
-    assert_one_line(stderr, "the data have changed since the checkpoint was written")
+    assert_one_line(stderr, "the text has changed since the run began")
 
 
 def test_there_must_be_something_to_resume(tmp_path: Path, call: Main) -> None:
     arguments = ("train", configured(tmp_path), "--run", tmp_path / "run", "--resume")
     status, _, stderr = call(*arguments)
     assert status == 1
-    assert_one_line(stderr, "there is no checkpoint")
+    assert_one_line(stderr, "there is no run to go on with")
+
+
+def test_a_finished_run_can_be_trained_on_from_its_folder_alone(tmp_path: Path, call: Main) -> None:
+    config = configured(
+        tmp_path / "made", data={"title": "Fables"}, training={"steps": 4, "eval_every": 2}
+    )
+    call("train", config, "--run", tmp_path / "made/run")
+    (tmp_path / "made/run").rename(tmp_path / "moved")
+    shutil.rmtree(tmp_path / "made")
+    own = tmp_path / "moved/config.toml"
+    words = own.read_text().replace("steps = 4", "steps = 8").replace('"Fables"', '"Aesop"')
+    own.write_text(words)
+    status, stdout, _ = call("train", tmp_path / "moved", "--resume")
+    assert status == 0
+    assert stdout.splitlines()[-1].endswith(f"export {tmp_path / 'moved'}")
+    assert call("sample", tmp_path / "moved", "--n", 3)[0] == 0
+    assert call("evaluate", tmp_path / "moved")[0] == 0
+    models = tmp_path / "models"
+    assert call("export", tmp_path / "moved", "--models", models)[0] == 0
+    manifest = read_bundle(models / "tiny").manifest
+    assert (manifest.training.steps, manifest.data.name) == (8, "Aesop")
+
+
+def test_a_run_that_was_stopped_early_exports_its_best_weights(
+    tmp_path: Path, call: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signal_at_step_five(step: int, _: object) -> float:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return 1e-3
+
+    monkeypatch.setattr(trainer, "learning_rate", signal_at_step_five)
+    config = configured(tmp_path, training={"steps": 100, "eval_every": 4})
+    assert call("train", config, "--run", tmp_path / "run")[0] == 128 + signal.SIGINT
+    assert not (tmp_path / "run/metrics.json").exists()
+    assert call("export", tmp_path / "run", "--models", tmp_path / "models")[0] == 0
+    manifest = read_bundle(tmp_path / "models/tiny").manifest
+    assert manifest.training.steps == 4
+    assert {x.kind for x in manifest.metrics.measurements} == {"model", "baseline"}
+
+
+def test_a_run_without_an_evaluation_says_so(
+    tmp_path: Path, call: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signal_at_once(_: int, __: object) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 1e-3
+
+    monkeypatch.setattr(trainer, "learning_rate", signal_at_once)
+    call("train", configured(tmp_path), "--run", tmp_path / "run")
+    for command in ("export", "evaluate", "sample"):
+        status, _, stderr = call(command, tmp_path / "run")
+        assert status == 1
+        assert_one_line(stderr, "stopped before its first evaluation", "--resume")
 
 
 def test_a_run_that_explodes_says_so(tmp_path: Path, call: Main) -> None:
@@ -181,8 +236,10 @@ def test_a_signal_ends_a_run_after_the_step_in_hand(
     config = configured(tmp_path, training={"log_every": 100})
     status, stdout, _ = call("train", config, "--run", tmp_path / "run")
     assert status == 128 + number
+    run = tmp_path / "run"
     assert stdout.splitlines()[-1] == (
-        f"stopped by {number.name}; `--resume` goes on from {tmp_path / 'run'}"
+        f"stopped by {number.name}; to go on: python -m training train {run} --resume; "
+        f"`export {run}` takes the best weights so far"
     )
     assert len(steps) == 4
     assert signal.getsignal(number) is handler
@@ -294,20 +351,22 @@ def test_a_bundle_can_be_given_another_name(trained: Path, tmp_path: Path, call:
     assert [x.name for x in tmp_path.iterdir()] == ["other"]
 
 
-def test_evaluating_on_a_changed_text_is_refused(tmp_path: Path, call: Main) -> None:
+def test_what_has_become_of_the_text_is_nothing_to_a_run(tmp_path: Path, call: Main) -> None:
     config = configured(tmp_path, training={"steps": 1})
     call("train", config, "--run", tmp_path / "run")
+    before = call("evaluate", tmp_path / "run")
     configured(tmp_path, text="0123456789" + FABLE)
-    status, _, stderr = call("evaluate", tmp_path / "run")
-    assert status == 1
-    assert_one_line(stderr, "the prepared text is not the one the weights come from")
+    assert call("evaluate", tmp_path / "run") == before
+    assert call("export", tmp_path / "run", "--models", tmp_path / "models")[0] == 0
 
 
-def test_a_bundle_of_a_changed_text_is_refused(tmp_path: Path, call: Main) -> None:
-    config = configured(tmp_path, training={"steps": 1})
-    call("train", config, "--run", tmp_path / "run")
-    configured(tmp_path, text=FABLE.replace("fox", "cat"))
-    status, _, stderr = call("export", tmp_path / "run", "--models", tmp_path / "models")
+def test_a_corpus_of_other_weights_is_not_exported(tmp_path: Path, call: Main) -> None:
+    for name, text in (("one", FABLE), ("two", FABLE.replace("fox", "cat"))):
+        config = configured(tmp_path / name, text=text, training={"steps": 1})
+        call("train", config, "--run", tmp_path / name / "run")
+    shutil.rmtree(tmp_path / "one/run/corpus")
+    (tmp_path / "two/run/corpus").rename(tmp_path / "one/run/corpus")
+    status, _, stderr = call("export", tmp_path / "one/run", "--models", tmp_path / "models")
     assert status == 1
     assert_one_line(stderr, "the prepared text is not the one the weights come from")
     assert not (tmp_path / "models").exists()

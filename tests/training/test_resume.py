@@ -117,11 +117,11 @@ def saved(folder: Path, **sections: Mapping[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("section", "change"),
     [
-        ("training", {"learning_rate": 0.02}),
-        ("training", {"steps": 20}),
+        ("training", {"bptt_len": 20}),
         ("training", {"seed": 2}),
         ("model", {"hidden_size": 16}),
-        ("data", {"title": "another"}),
+        ("model", {"dropout_output": 0.5}),
+        ("data", {"min_count": 2}),
     ],
 )
 def test_a_changed_configuration_is_refused(
@@ -130,16 +130,47 @@ def test_a_changed_configuration_is_refused(
     saved(tmp_path)
     changed = tiny_trainer(tmp_path, **{section: change})
     option, value = next(iter(change.items()))
-    with pytest.raises(TrainingError, match="the configuration has changed") as caught:
+    with pytest.raises(TrainingError, match=f"{section}.{option}: it was ") as caught:
         changed.resume()
-    assert f'"{option}": {json.dumps(value)}' in str(caught.value)
+    assert f"the configuration has {json.dumps(value)};" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("training", {"steps": 20}),
+        ("training", {"learning_rate": 0.02, "final_learning_rate_ratio": 0.5}),
+        ("training", {"eval_every": 3, "patience": 7, "checkpoint_every": 5, "log_every": 1}),
+        ("training", {"sample_prompt": "a", "sample_chars": 3}),
+        ("data", {"title": "another", "source": "elsewhere", "license": "mine"}),
+        ("baselines", {"max_order": 2}),
+    ],
+)
+def test_words_schedule_and_what_is_looked_at_may_change(
+    tmp_path: Path, section: str, change: dict[str, Any]
+) -> None:
+    saved(tmp_path)
+    changed = tiny_trainer(tmp_path, **{section: change})
+    changed.resume()
+    assert changed.step == 1
+
+
+def test_an_option_that_is_younger_than_the_run_had_its_default(tmp_path: Path) -> None:
+    saved(tmp_path)
+    tensors, record = checkpoint.read(tmp_path / LAST)
+    del record["config"]["model"]["dropout_output"]
+    checkpoint.save(tmp_path / LAST, tensors, record)
+    tiny_trainer(tmp_path).resume()
+    with pytest.raises(TrainingError, match=r"dropout_output: it was 0\.0"):
+        tiny_trainer(tmp_path, model={"dropout_output": 0.5}).resume()
 
 
 @pytest.mark.parametrize("text", [FABLE + "more", FABLE.replace("fox", "cat"), "Z" + FABLE])
 def test_a_changed_text_is_refused(tmp_path: Path, text: str) -> None:
     saved(tmp_path)
     changed = tiny_trainer(tmp_path, text)
-    with pytest.raises(TrainingError, match="the data have changed"):
+    with pytest.raises(TrainingError, match="the text has changed"):
         changed.resume()
 
 
@@ -227,8 +258,8 @@ def log_without_timings(run: Run) -> list[dict[str, Any]]:
 def test_sigterm_ends_a_run_with_a_message_and_its_exit_code(runs: dict[str, Run]) -> None:
     run = runs["terminated"]
     assert run.exit_code == 128 + signal.SIGTERM
-    message = f"stopped by SIGTERM; `--resume` goes on from {run.folder}"
-    assert run.stdout.splitlines()[-1] == message
+    message = f"stopped by SIGTERM; to go on: python -m training train {run.folder} --resume"
+    assert run.stdout.splitlines()[-1].startswith(message)
 
 
 @pytest.mark.parametrize("name", BROKEN_OFF)

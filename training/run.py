@@ -1,0 +1,222 @@
+"""A run's folder: what is trained from it, measured and exported, with nothing beside it.
+
+It holds the configuration, the prepared data, the checkpoints, the log and the figures, so that it
+can be moved to another machine, and its text can go.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from service.bundle import Measurement, PairMetrics
+from training import checkpoint
+from training import corpus as corpora
+from training.bundle_parts import ExportError
+from training.checkpoint import BEST, LAST
+from training.config import Config, ConfigError, PairConfig, load_config
+from training.corpus import Corpus
+from training.encoder_decoder_task import EncoderDecoderTask, load_best_pairs
+from training.evaluation import evaluate
+from training.export import export, held_out_split
+from training.language_model_task import LanguageModelTask, load_best
+from training.pair_export import export_pairs
+from training.pair_report import measure_pairs, pair_table
+from training.pairs import PairCorpus, pair_input_digest, prepare_pairs
+from training.report import measure_baselines, measurement, table
+from training.stored_pairs import load_pairs, store_pairs
+from training.task import TrainingError
+from training.trainer import Trainer
+
+CONFIG_FILE = "config.toml"
+METRICS_FILE = "metrics.json"
+_CORPUS_FOLDER = "corpus"
+_PAIRS_FILE = "pairs.json"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a run's best weights are worth, and its floors, on the held-out data."""
+
+    step: int  # of the weights
+    split: str  # of a language model; pairs have theirs in `pairs`
+    chars: int
+    measurements: list[Measurement]
+    pairs: list[PairMetrics]
+
+    @property
+    def table(self) -> str:
+        """For people."""
+        if self.pairs:
+            return pair_table(self.pairs)
+        return table(f"{self.split}, {self.chars:,} characters", self.measurements)
+
+
+def prepare_data(config: Config | PairConfig, base: Path, run_dir: Path) -> Corpus | PairCorpus:
+    """The files of a configuration, prepared in the run's folder. Raises ConfigError.
+
+    `base` is the folder that the configuration's paths start from.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if isinstance(config, Config):
+        return corpora.prepare(config.data, base, run_dir / _CORPUS_FOLDER)
+    pairs = prepare_pairs(config.data, base)
+    store_pairs(pairs, run_dir / _PAIRS_FILE)
+    return pairs
+
+
+def open_data(config: Config | PairConfig, run_dir: Path) -> Corpus | PairCorpus:
+    """What `prepare_data` left; the files are not looked at. Raises ConfigError."""
+    if isinstance(config, Config):
+        return corpora.load(run_dir / _CORPUS_FOLDER)
+    return load_pairs(config.data, run_dir / _PAIRS_FILE)
+
+
+def describe_data(config: Config | PairConfig, data: Corpus | PairCorpus) -> str:
+    """A line on what there is to train on."""
+    if isinstance(data, PairCorpus):
+        counts = ", ".join(f"{name}: {count:,}" for name, count in data.counts.items())
+        tokens = f"{len(data.source)} source tokens, {len(data.target)} target tokens"
+        return f"{config.name}: pairs {counts}; {tokens}"
+    return (
+        f"{config.name}: {data.train.chars:,} characters to train, {data.valid.chars:,} to "
+        f"validate, {data.test.chars:,} to test; {len(data.vocab)} tokens"
+    )
+
+
+def train_run(
+    config: Config | PairConfig, config_path: Path, run_dir: Path, *, resume: bool, say: Say
+) -> Measured:
+    """Train to the end, and measure. Raises Stopped, TrainingError and ConfigError.
+
+    To resume takes the prepared data alone; where the files are there as well, they must be those.
+    """
+    base = config_path.resolve().parent
+    if resume:
+        data = open_data(config, run_dir)
+        _check_text(config, base, data.sha256)
+    else:
+        data = prepare_data(config, base, run_dir)
+    say(describe_data(config, data))
+    trainer = Trainer(config, _task(config, data), run_dir)
+    if resume:
+        trainer.resume()
+    # Only now: a configuration that is not this run's has been refused.
+    if config_path.resolve() != (run_dir / CONFIG_FILE).resolve():
+        (run_dir / CONFIG_FILE).write_bytes(config_path.read_bytes())
+    valid = trainer.run(resumed=resume)
+    say(f"best step {trainer.best_step}; {trainer.seconds:.0f} s of training and evaluation")
+    say(f"valid: {valid.line}")
+    return measure_run(run_dir)
+
+
+def measure_run(run_dir: Path) -> Measured:
+    """Measure a run's best weights and its floors, and write METRICS_FILE."""
+    config, step = _best(run_dir)
+    data = open_data(config, run_dir)
+    found: Measured
+    if isinstance(config, PairConfig) and isinstance(data, PairCorpus):
+        _, pair_model, _, _, _ = load_best_pairs(run_dir)
+        task = EncoderDecoderTask(config, data)
+        try:
+            found = Measured(step, "", 0, [], measure_pairs(config, task, pair_model))
+        finally:
+            task.close()
+    elif isinstance(config, Config) and isinstance(data, Corpus):
+        _, model, _ = load_best(run_dir)
+        name, held_out = held_out_split(data)
+        score = evaluate(model, held_out, torch.device("cpu"))
+        measurements = [
+            measurement(f"{config.name} (PyTorch)", "model", score),
+            *measure_baselines(data.train, held_out, len(data.vocab), config.baselines),
+        ]
+        found = Measured(step, name, held_out.chars, measurements, [])
+    else:
+        raise TypeError(type(data))
+    document: dict[str, Any] = {"step": step}
+    if found.pairs:
+        document["pairs"] = [x.model_dump() for x in found.pairs]
+    else:
+        document["split"] = found.split
+        document["measurements"] = [x.model_dump() for x in found.measurements]
+    (run_dir / METRICS_FILE).write_text(json.dumps(document, indent=2) + "\n")
+    return found
+
+
+def export_run(run_dir: Path, models_dir: Path, *, name: str | None = None) -> Path:
+    """Write a run's best weights as a bundle, wherever the run was stopped.
+
+    Raises ExportError, and nothing is written.
+    """
+    config, step = _best(run_dir)
+    data = open_data(config, run_dir)
+    if not _is_measured(run_dir, step):
+        measure_run(run_dir)
+    if isinstance(data, PairCorpus):
+        return export_pairs(run_dir, data, models_dir, name=name)
+    return export(run_dir, data, models_dir, name=name)
+
+
+def run_config(run_dir: Path) -> Config | PairConfig:
+    """The configuration that a run goes on with. Raises ConfigError."""
+    return load_config(run_dir / CONFIG_FILE)
+
+
+def is_pairs(run_dir: Path) -> bool:
+    """Whether a run's weights are an encoder-decoder's."""
+    return bool(_best_record(run_dir)["config"].get("task") == "encoder_decoder")
+
+
+def _best(run_dir: Path) -> tuple[Config | PairConfig, int]:
+    record = _best_record(run_dir)
+    schema = PairConfig if record["config"].get("task") == "encoder_decoder" else Config
+    return schema.model_validate(record["config"]), record["step"]
+
+
+def _best_record(run_dir: Path) -> dict[str, Any]:
+    if (run_dir / LAST).exists() and not (run_dir / BEST).exists():
+        raise ExportError(
+            f"{run_dir}: stopped before its first evaluation, so there are no weights to use yet; "
+            f"go on with `python -m training train {run_dir} --resume`"
+        )
+    return checkpoint.read_record(run_dir / BEST)
+
+
+def _is_measured(run_dir: Path, step: int) -> bool:
+    """Whether METRICS_FILE is of these weights; a run that was stopped or went on has none."""
+    path = run_dir / METRICS_FILE
+    if not path.exists():
+        return False
+    document = json.loads(path.read_text())
+    return isinstance(document, dict) and document.get("step") == step
+
+
+def _task(
+    config: Config | PairConfig, data: Corpus | PairCorpus
+) -> LanguageModelTask | EncoderDecoderTask:
+    if isinstance(config, PairConfig) and isinstance(data, PairCorpus):
+        return EncoderDecoderTask(config, data)
+    if isinstance(config, Config) and isinstance(data, Corpus):
+        return LanguageModelTask(config, data)
+    raise TypeError(type(data))
+
+
+def _check_text(config: Config | PairConfig, base: Path, sha256: str) -> None:
+    """Raise TrainingError where the files are there and are not those that were prepared."""
+    try:
+        if isinstance(config, Config):
+            found = corpora.input_digest(config.data, base)
+        else:
+            found = pair_input_digest(config.data, base)
+    except ConfigError:
+        return  # gone, or this is another machine: the prepared data are what counts
+    if found != sha256:
+        raise TrainingError(
+            "data.files: the text has changed since the run began; put the old one back, or train "
+            "the new one as a run of its own (--run)"
+        )
