@@ -28,7 +28,7 @@ from training.pair_report import measure_pairs, pair_table
 from training.pairs import PairCorpus, pair_input_digest, prepare_pairs
 from training.report import measure_baselines, measurement, table
 from training.stored_pairs import load_pairs, store_pairs
-from training.task import TrainingError
+from training.task import Task, TrainingError
 from training.trainer import Trainer
 
 CONFIG_FILE = "config.toml"
@@ -103,7 +103,7 @@ def train_run(
     else:
         data = prepare_data(config, base, run_dir)
     say(describe_data(config, data))
-    trainer = Trainer(config, _task(config, data), run_dir)
+    trainer: Trainer[Any] = Trainer(config, _task(config, data), run_dir)
     if resume:
         trainer.resume()
     # Only now: a configuration that is not this run's has been refused.
@@ -196,9 +196,7 @@ def _is_measured(run_dir: Path, step: int) -> bool:
     return isinstance(document, dict) and document.get("step") == step
 
 
-def _task(
-    config: Config | PairConfig, data: Corpus | PairCorpus
-) -> LanguageModelTask | EncoderDecoderTask:
+def _task(config: Config | PairConfig, data: Corpus | PairCorpus) -> Task[Any]:
     if isinstance(config, PairConfig) and isinstance(data, PairCorpus):
         return EncoderDecoderTask(config, data)
     if isinstance(config, Config) and isinstance(data, Corpus):

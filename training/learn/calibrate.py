@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from training import corpus as corpora
 from training.config import Config, PairConfig
 from training.corpus import Corpus
 from training.encoder_decoder_task import EncoderDecoderTask
 from training.language_model_task import LanguageModelTask
 from training.learn.recipe import Speed
-from training.pairs import PairCorpus, prepare_pairs
+from training.pairs import PairCorpus
 from training.task import Task
 from training.trainer import Trainer
 
@@ -23,13 +22,6 @@ _MAX_STEPS = 200
 
 Data = Corpus | PairCorpus
 Clock = Callable[[], float]
-
-
-def prepare(config: Config | PairConfig, base: Path, folder: Path) -> Data:
-    """The files as training reads them; text is kept in `folder`, where the run finds it."""
-    if isinstance(config, PairConfig):
-        return prepare_pairs(config.data, base)
-    return corpora.prepare(config.data, base, folder)
 
 
 def measure(config: Config | PairConfig, data: Data, clock: Clock = time.monotonic) -> Speed:

@@ -18,7 +18,7 @@ from training.config import NAME_PATTERN, Config, ConfigError, PairConfig, load_
 from training.corpus import Corpus
 from training.cpus import usable_cpus
 from training.learn import words
-from training.learn.calibrate import Data, measure, prepare
+from training.learn.calibrate import Data, measure
 from training.learn.document import render
 from training.learn.recipe import (
     Plan,
@@ -31,8 +31,8 @@ from training.learn.recipe import (
 )
 from training.learn.recognize import KINDS, Sight, recognize
 from training.pairs import ALIGNED, PairCorpus
+from training.run import CONFIG_FILE, open_data, prepare_data
 
-CONFIG_FILE = "config.toml"
 _MAX_REPLICAS = 4
 _SMALLER_SIZES = 4  # tried where the time is short
 
@@ -90,7 +90,7 @@ def learn(options: argparse.Namespace, run: Run, say: Say) -> int:
         config = load_config(config_path)
         _check_same_files(config, options, run_dir)
         say(f"{run_dir}: a run with these files; it goes on")
-        data = prepare(config, run_dir, run_dir / "corpus")
+        data = open_data(config, run_dir)
     else:
         config, data, text = _choose(options, name, run_dir, say)
         config_path.write_text(text, encoding="utf-8")
@@ -170,7 +170,7 @@ def _choose(
         document = _document(options, sight, chosen, name)
         trial = with_steps(chosen, 1000, 1000)
         config = _parsed({**document, "training": trial})
-        data = data or prepare(config, run_dir, run_dir / "corpus")
+        data = data or prepare_data(config, run_dir, run_dir)
         if options.steps:
             break
         speed = measure(config, data)

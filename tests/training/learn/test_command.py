@@ -13,7 +13,8 @@ from service.settings import Settings
 from tests.fakes import AppClient
 from tests.training.helpers import BACKWARDS, FABLE, Main
 from training.config import load_config, parse_config
-from training.learn.calibrate import measure, prepare
+from training.learn.calibrate import measure
+from training.run import prepare_data
 
 NAMES = [f"{a}{b}{c}" for a in ("An", "Be", "Ka") for b in ("na", "li", "ro") for c in "aeiou"]
 
@@ -68,7 +69,7 @@ def test_a_machine_is_measured_by_real_steps_without_the_slowest(tmp_path: Path)
             "training": options,
         }
     )
-    data = prepare(config, tmp_path, tmp_path / "corpus")
+    data = prepare_data(config, tmp_path, tmp_path)
     times = iter(range(10_000))  # every look at the clock takes a second
     speed = measure(config, data, lambda: float(next(times)))
     assert (speed.step_s, speed.evaluation_s) == (1.0, 1.0)
