@@ -95,13 +95,21 @@ def reference_logprobs(
     Written from the formulas and not from the graph, which is checked against it. Where a value
     lies within rounding of the middle between two steps of h, the two can take different steps.
     """
+    logprobs, steps = reference_steps(model, tokens, states)
+    return logprobs, steps[-1]
+
+
+def reference_steps(
+    model: LanguageModel, tokens: Tensor, states: Sequence[Tensor]
+) -> tuple[Tensor, list[States]]:
+    """The same log p, and the states before each of the tokens and after the last, [T + 1]."""
     cell = model.config.cell
     layers = model.recurrent_layers
     quantized = [QuantizedLayer.of(cell, x, first=i == 0) for i, x in enumerate(layers)]
     table = torch.from_numpy(input_table(model)).double()
     per_layer = len(STATE_NAMES[cell])
     current = [state.double() for state in states]
-    outputs = []
+    outputs, steps = [], [tuple(current)]
     for t in range(tokens.shape[1]):
         x = table[tokens[:, t]]  # [B, G·H]
         for i, (layer, matrices) in enumerate(zip(layers, quantized, strict=True)):
@@ -111,9 +119,10 @@ def reference_logprobs(
             current[own] = _cell(cell, layer, matrices, x, current[own], first=i == 0)
             x = current[own][0]
         outputs.append(x)
+        steps.append(tuple(current))
     hidden = torch.stack(outputs, dim=1)  # [B, T, H]
     logits = hidden @ model.output.weight.double().T + model.output.bias.double()
-    return torch.log_softmax(logits, dim=-1).detach(), tuple(current)
+    return torch.log_softmax(logits, dim=-1).detach(), steps
 
 
 def _input_sums(
