@@ -8,10 +8,10 @@ a name that looks like a misspelling of a known one.
 
 import json
 from collections.abc import Collection, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from service.errors import InvalidRequest
+from service.nearest_names import nearest_field
 
 _RULES = "/generate has `pattern`, `choices` and `allowed_chars` for that"
 
@@ -96,9 +96,9 @@ def refuse_foreign(given: Mapping[str, Any], known: Collection[str]) -> None:
             if value not in neutral:
                 raise InvalidRequest.at(f"/{name}", _refusal(neutral, instead))
             continue
-        likeliest = get_close_matches(name[:64], known, n=1, cutoff=_ALIKE)
-        if likeliest:
-            raise InvalidRequest(f"there is an unknown field; did you mean `{likeliest[0]}`?")
+        meant = nearest_field(name, known, _ALIKE)
+        if meant is not None:
+            raise InvalidRequest(f"there is an unknown field; did you mean `{meant}`?")
 
 
 def _refusal(neutral: tuple[Any, ...], instead: str) -> str:

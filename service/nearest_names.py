@@ -42,8 +42,11 @@ _LONGEST = 64  # characters of a name that are looked at
 _ALIKE = 0.7
 
 
-def nearest_field(name: str, known: Collection[str]) -> str | None:
-    """The field that may have been meant; None where none is near. Costs the same for any name."""
+def nearest_field(name: str, known: Collection[str], alike: float = _ALIKE) -> str | None:
+    """The field that may have been meant; None where none is near. Costs the same for any name.
+
+    `alike`: the likeness from which on it is a misspelling (difflib's ratio, 1 for the same name).
+    """
     name = name[:_LONGEST].lower().replace("-", "_")
     for meant in _ELSEWHERE.get(name, ()):
         if meant in known:
@@ -51,7 +54,7 @@ def nearest_field(name: str, known: Collection[str]) -> str | None:
     flat = {field.replace("_", ""): field for field in known}
     if name.replace("_", "") in flat:  # maxTokens
         return flat[name.replace("_", "")]
-    return next(iter(get_close_matches(name, known, n=1, cutoff=_ALIKE)), None)
+    return next(iter(get_close_matches(name, known, n=1, cutoff=alike)), None)
 
 
 def path_hint(path: str, known: Collection[str]) -> str:

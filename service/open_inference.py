@@ -46,8 +46,8 @@ from service.open_inference_schemas import (
 from service.sampling import SamplingParams
 from service.schemas import AnyEngine
 from service.sse import ServerSentEvent, event_response
-from service.tasks import ChoiceEnd, GenerateOptions, TokenEvent, best_choices
-from service.translator import TranslatedToken, TranslateOptions, Translation, Translator
+from service.tasks import ChoiceEnd, GenerateOptions, StreamUsage, TokenEvent, best_choices
+from service.translator import Translated, TranslatedToken, TranslateOptions, Translator
 
 VERSION = "1"  # a bundle has no other, and so the paths have its number
 
@@ -184,14 +184,14 @@ async def _generated(
         found = result.hypotheses[0]
         text = found.text
         if given.details:
-            details = _translation_details(engine, found)
+            details = _translation_details(engine, result)
     else:
         (generated,) = await engine.generate([asked], _text_options(request, engine, given))
         (choice,) = best_choices(generated.choices, 1)
         text = choice.text
         if given.details:
             told = [(x.token, x.logprob or 0.0) for x in choice.tokens or ()]
-            details = _details(engine.tokens, choice.finish_reason, told)
+            details = _details(engine.tokens, choice.finish_reason, told, generated.unknown)
     return GenerateTextResponse.model_construct(
         text_output=text,
         model_name=engine.manifest.name,
@@ -273,14 +273,17 @@ async def _text_events(
     engine: Engine, asked: str, given: GenerateParameters, options: GenerateOptions
 ) -> AsyncGenerator[ServerSentEvent, None]:
     told: list[tuple[str, float]] = []
+    reason: Literal["stop", "length"] = "length"
     details: DetailsOut | None = None
     async with aclosing(engine.stream([asked], options)) as events:
         async for event in events:
             if isinstance(event, TokenEvent) and event.token is not None:
                 told.append((event.token.token, event.token.logprob or 0.0))
                 yield _event(engine, event.text)
-            elif isinstance(event, ChoiceEnd) and given.details:
-                details = _details(engine.tokens, event.finish_reason, told)
+            elif isinstance(event, ChoiceEnd):
+                reason = event.finish_reason
+            elif isinstance(event, StreamUsage) and given.details:
+                details = _details(engine.tokens, reason, told, event.unknown[0])
     yield _event(engine, "", done=True, details=details)
 
 
@@ -294,7 +297,7 @@ async def _translation_events(
             if isinstance(event, TranslatedToken):
                 yield _event(engine, event.text)
             elif given.details:
-                details = _translation_details(engine, event[0].hypotheses[0])
+                details = _translation_details(engine, event[0])
     yield _event(engine, "", done=True, details=details)
 
 
@@ -316,15 +319,18 @@ def _error_event(request: Request, error: ServiceError) -> ServerSentEvent:
     return ServerSentEvent(told.model_dump_json())
 
 
-def _translation_details(engine: Translator, found: Translation) -> DetailsOut:
+def _translation_details(engine: Translator, result: Translated) -> DetailsOut:
+    found = result.hypotheses[0]
     told = [(x.token, x.logprob) for x in found.tokens or ()]
-    return _details(engine.side("target").tokens, found.finish_reason, told)
+    names = engine.side("target").tokens
+    return _details(names, found.finish_reason, told, result.unknown)
 
 
 def _details(
     names: Sequence[str],
     finish_reason: Literal["stop", "length", "repetition"],
     told: Sequence[tuple[str, float]],
+    unknown: Sequence[int],
 ) -> DetailsOut:
     """Why a text ended, and its printed tokens with their log-probabilities, of a vocabulary."""
     id_of_name = {name: i for i, name in enumerate(names)}
@@ -340,7 +346,7 @@ def _details(
     reason: Literal["length", "eos_token", "stop_sequence"] = "length"
     if finish_reason == "stop":
         reason = "eos_token" if tokens and tokens[-1].id == EOS_ID else "stop_sequence"
-    return DetailsOut.model_construct(finish_reason=reason, logprobs=tokens)
+    return DetailsOut.model_construct(finish_reason=reason, logprobs=tokens, unknown=list(unknown))
 
 
 def _ready(response: Response, is_ready: bool) -> ReadyOut:

@@ -151,6 +151,9 @@ class DetailsOut(Answer):
         description="Why it ended; a translation that went round in a cycle was cut: `length`."
     )
     logprobs: list[TokenOut] = Field(description="Every token.")
+    unknown: list[int] = Field(
+        description="Positions of characters of the normalized text that the model does not know."
+    )
 
 
 class GenerateTextResponse(Answer):

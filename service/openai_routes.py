@@ -32,6 +32,7 @@ from service.openai_schemas import (
     ModelsOut,
     OpenAIError,
     OpenAIErrorAnswer,
+    PromptTokensDetails,
     engine_prompt,
     fingerprint,
     logprobs_of,
@@ -180,7 +181,8 @@ class _Frame:
                 )
         prompt_tokens = sum(result.prompt_tokens for result in results)
         written = sum(x.completion_tokens for result in results for x in result.choices)
-        return self.chunk(choices, _usage(prompt_tokens, written))
+        unknown = sum(len(result.unknown) for result in results)
+        return self.chunk(choices, _usage(prompt_tokens, written, unknown))
 
     def wants_logprobs(self) -> bool:
         """Whether chunks tell them."""
@@ -213,7 +215,8 @@ async def _events(
                 began.add(index)
                 yield _chunk_event(frame, _piece(frame, event, index, bos))
             elif frame.gives_usage:
-                usage = _usage(event.prompt_tokens, event.completion_tokens)
+                unknown = sum(map(len, event.unknown))
+                usage = _usage(event.prompt_tokens, event.completion_tokens, unknown)
                 yield ServerSentEvent(frame.chunk([], usage).model_dump_json())
     yield ServerSentEvent(_END)
 
@@ -247,9 +250,10 @@ def _error_event(request: Request, error: ServiceError) -> ServerSentEvent:
     return ServerSentEvent(openai_error(problem_document(request, error)).model_dump_json())
 
 
-def _usage(prompt_tokens: int, completion_tokens: int) -> CompletionUsage:
+def _usage(prompt_tokens: int, completion_tokens: int, unknown: int) -> CompletionUsage:
     return CompletionUsage(
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         total_tokens=prompt_tokens + completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(unknown_tokens=unknown),
     )

@@ -287,12 +287,21 @@ class CompletionChoice(Answer):
     )
 
 
+class PromptTokensDetails(Answer):
+    """What the prompts' characters were."""
+
+    unknown_tokens: int = Field(
+        description="Characters that the model does not know; /generate says where. An extension."
+    )
+
+
 class CompletionUsage(Answer):
     """What the request cost."""
 
     prompt_tokens: int = Field(description="Characters of the prompts.")
     completion_tokens: int = Field(description="Tokens generated, eos counted.")
     total_tokens: int = Field(description="Both.")
+    prompt_tokens_details: PromptTokensDetails = Field(description="Of the prompts.")
 
 
 class Completion(Answer):

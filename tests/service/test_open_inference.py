@@ -232,6 +232,15 @@ def test_a_text_that_may_not_end_has_all_its_tokens(client: AppClient) -> None:
     assert "eos_token" in ends
 
 
+@pytest.mark.parametrize("model", [TEXT, PAIRS])
+def test_unknown_characters_are_told_with_the_details(client: AppClient, model: str) -> None:
+    body = {"text_input": "a\u2603b\u2603", "details": True, "max_tokens": 3}
+    whole = client.post(f"/v2/models/{model}/generate", json=body).json()
+    assert whole["details"]["unknown"] == [1, 3]
+    streamed = parsed(client.post(f"/v2/models/{model}/generate_stream", json=body).content)
+    assert json.loads(streamed[-1].data)["details"]["unknown"] == [1, 3]
+
+
 def test_tensors_are_refused_in_the_protocols_form(client: AppClient) -> None:
     body = {"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]}
     for version in ("", "/versions/1"):

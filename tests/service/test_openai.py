@@ -114,6 +114,8 @@ def test_null_is_as_good_as_left_out(client: AppClient) -> None:
         (422, "stream_options", "only with stream", {"stream_options": {"include_usage": True}}),
         (422, "messages", "there is no chat", {"messages": [], "prompt": None}),
         (422, None, "did you mean `max_tokens`?", {"max_token": 5}),
+        (422, None, "did you mean `prompt`?", {"inputs": "ab", "prompt": None}),
+        (422, None, "did you mean `max_tokens`?", {"maxTokens": 5}),
         (422, None, "at most 64 are passed over", {f"made_up_{i}": 1 for i in range(65)}),
         (422, "max_new_tokens", "say max_tokens", {"max_new_tokens": 5}),
         (422, "max_completion_tokens", "or one", {"max_tokens": 5, "max_completion_tokens": 6}),
@@ -343,6 +345,16 @@ def test_a_text_that_begins_with_bos_is_read_as_ids_that_do(client: AppClient) -
     inside = complete(client, prompt="a\ue001b", **options)["choices"][0]
     assert inside["text"].startswith("a\ue001b")
     assert inside["logprobs"]["tokens"][:3] == ["a", "\ue003", "b"]
+
+
+def test_unknown_characters_are_counted(client: AppClient) -> None:
+    asked = ["a\u2603b", "ab", "\u2603\u2603"]
+    told = complete(client, prompt=asked, max_tokens=1)["usage"]
+    assert told["prompt_tokens_details"] == {"unknown_tokens": 3}
+    body = {"model": MODEL, "prompt": asked, "stream": True, "max_tokens": 1}
+    options = {"include_usage": True}
+    events = parsed(client.post("/v1/completions", json=body | {"stream_options": options}).content)
+    assert json.loads(events[-2].data)["usage"] == told
 
 
 FAKE = in_memory(*plain_files("fake", ALPHABET))
