@@ -94,7 +94,6 @@ def describe_fields(path: str, body: dict[str, Any]) -> None:
         required.extend({"model"} - set(required))  # of several
     if "state" in fields:
         fields["state"] = {"type": "null"}  # servers make them
-        required.extend({"prompt"} & (fields.keys() - set(required)))  # without one
     for name in fields.keys() & LIMITS.keys():
         for kind in fields[name].get("anyOf", [fields[name]]):
             if kind["type"] == "integer":
