@@ -3,6 +3,9 @@ PYTHON ?= python3
 SERVICE_ENV := .venv/service
 DEVELOPMENT_ENV := .venv/development
 CLIENTS_ENV := .venv/clients
+TRAINING_ENV := .venv/training
+# Builds of torch for processors alone, a third of the size; empty takes the plain index's build.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PROMTOOL := .venv/promtool/usr/bin
 AUDIT_ENV := .venv/audit
 BIN := $(DEVELOPMENT_ENV)/bin
@@ -14,12 +17,22 @@ export ORT_DISABLE_TELEMETRY := 1
 LANGUAGE_MODELS := alice-lstm alice-gru alice-rnn
 PAIR_MODELS := dates-en-de dates-iso g2p-en strings-en-de
 
-.PHONY: help serve test test-faults lint format bench bench-peers bench-translate bench-g2p \
+.PHONY: help learn serve test test-faults lint format bench bench-peers bench-translate bench-g2p \
 	bench-overload soak bundles shakespeare \
 	screenshots chromium promtool lock sbom audit clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+# A flag where the variable stands on make's command line: some shells have a NAME of their own.
+given = $(if $(filter command,$(origin $(1))),--$(shell echo $(1) | tr A-Z a-z) "$$$(1)")
+
+# FILE is taken whole where there is a file of that name, with its spaces, and else as several.
+learn: $(TRAINING_ENV)/.done ## Learn from a file: make learn FILE=names.txt [NAME=] [MINUTES=] [MODELS=].
+	@if [ -z "$$FILE" ]; then echo "which file? make learn FILE=names.txt" >&2; exit 2; fi; \
+	if [ -e "$$FILE" ]; then set -- "$$FILE"; else set -- $$FILE; fi; \
+	exec $(TRAINING_ENV)/bin/python -m training learn $(call given,NAME) $(call given,MINUTES) \
+		$(call given,MODELS) -- "$$@"
 
 serve: $(SERVICE_ENV)/.done ## Serve every bundle under models/ on 127.0.0.1:8000.
 	UNROLL_WATCH_MODELS_S=$${UNROLL_WATCH_MODELS_S-2} exec $(SERVICE_ENV)/bin/python -m service
@@ -133,13 +146,23 @@ $(SERVICE_ENV)/.done: requirements/service.txt
 	$(SERVICE_ENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
 	touch $@
 
+# By version alone: its wheel differs by platform, and the plain name can be another. What torch
+# needs is in the lists, but for what its builds with CUDA need.
+TORCH := $$(sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+PIP_INSTALL := bin/pip install --quiet --disable-pip-version-check
+define install_torch
+	[ -n "$(TORCH_INDEX)" ] && $(1)/$(PIP_INSTALL) --no-deps --retries 1 --timeout 15 \
+		--index-url "$(TORCH_INDEX)" $(TORCH) \
+	|| { echo "torch: taking the plain index's build, which may bring CUDA"; \
+		$(1)/$(PIP_INSTALL) $(TORCH); }
+endef
+
 # The lists are whole: without --no-deps pip would add what pyproject.toml's [tool.uv] leaves out.
-# torch first and by version alone: its wheel differs by platform, and the plain name can be another.
-$(DEVELOPMENT_ENV)/.done: requirements/service.txt requirements/development.txt pyproject.toml
-	$(PYTHON) -m venv $(DEVELOPMENT_ENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check \
-		$$(sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/development.txt
+$(DEVELOPMENT_ENV)/.done $(TRAINING_ENV)/.done: requirements/service.txt requirements/development.txt \
+		pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(call install_torch,$(@D))
+	$(@D)/$(PIP_INSTALL) --no-deps -r requirements/development.txt
 	touch $@
 
 # What other people's clients need, and what they would pull in of models and GPUs is left out.

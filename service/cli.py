@@ -26,6 +26,7 @@ from service.api_keys import ROLES, ApiKeysError, new_key
 from service.body import field_errors
 from service.bundle import BundleError, read_any_bundle
 from service.engine import Engine
+from service.environment import program
 from service.errors import InvalidRequest, ServiceError
 from service.model_registry import bundle_folders, open_engine
 from service.pair_schemas import TranslateRequest, TranslateResponse
@@ -361,7 +362,7 @@ def _is_file(lines: TextIO) -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m service",
+        prog=program(),
         description="Serve bundles (without a command), or run a task from the command line.",
     )
     commands = parser.add_subparsers(dest="command", required=True)

@@ -6,7 +6,9 @@ service named `unroll` makes them look like settings: `UNROLL_PORT=tcp://10.0.0.
 
 import difflib
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 PREFIX = "UNROLL_"
 # What compose.yaml and README set beside the settings; they are for Docker, not for the server.
@@ -50,3 +52,10 @@ def unknown_variables(environment: Mapping[str, str], known: Iterable[str]) -> I
             f"did you mean {PREFIX}{near[0]}?" if near else "`python -m service --help` lists them"
         )
         yield f"{name} is no setting and is ignored; {hint}"
+
+
+def program(command: str = "") -> str:
+    """How the command line was called: as a module, or as the script of `unroll.py`."""
+    if Path(sys.argv[0]).stem == "unroll":
+        return f"unroll {command}".strip()
+    return "python -m service"

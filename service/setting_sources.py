@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
-from service.environment import PREFIX, is_service_link
+from service.environment import PREFIX, is_service_link, program
 from service.settings import SUBJECTS, Settings, SettingsError
 
 FILE_SUFFIX = "_FILE"
@@ -145,7 +145,7 @@ def _bound(bound: Any, *, whole: bool) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m service",
+        prog=program("serve"),
         description="Serve the bundles of a folder over HTTP. Each setting is a flag or a variable "
         f"in the environment: --log-level debug, {PREFIX}LOG_LEVEL=debug; {PREFIX}…{FILE_SUFFIX} "
         "names a file that holds the value. A flag wins.",

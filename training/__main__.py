@@ -102,7 +102,7 @@ def _keep_freed_memory() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser = argparse.ArgumentParser(prog=_program(), description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     learning = commands.add_parser("learn", help="from your files to a model that is served")
@@ -149,6 +149,11 @@ def _parser() -> argparse.ArgumentParser:
     baselines.add_argument("--run", type=Path, help="the run's folder (default: runs/NAME)")
     baselines.set_defaults(command=_baselines)
     return parser
+
+
+def _program() -> str:
+    """How the command line was called: as a module, or as the script of `unroll.py`."""
+    return "unroll" if Path(sys.argv[0]).stem == "unroll" else "python -m training"
 
 
 def _natural(text: str) -> int:
@@ -201,7 +206,7 @@ def _train(options: argparse.Namespace) -> None:
         raise ConfigError(f"{run_dir}: there is no run to go on with; leave out --resume")
     measured = train_run(config, config_path, run_dir, resume=options.resume, say=_say)
     _say(measured.table)
-    _say(f"the run is {run_dir}; next: python -m training export {shlex.quote(str(run_dir))}")
+    _say(f"the run is {run_dir}; next: {_program()} export {shlex.quote(str(run_dir))}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -1,0 +1,44 @@
+"""`make learn`: the command line that it runs, whatever the file is called."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HAVE_MAKE = shutil.which("make") is not None
+
+
+@pytest.mark.skipif(not HAVE_MAKE, reason="make is not here")
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"FILE": "it's my names.txt"}, ["--", "it's my names.txt"]),
+        ({"FILE": 'a"b.txt'}, ["--", 'a"b.txt']),
+        ({"FILE": "x.en x.de", "MINUTES": "2"}, ["--minutes", "2", "--", "x.en", "x.de"]),
+        (
+            {"FILE": "x.en", "NAME": "n", "MODELS": "my models"},
+            ["--name", "n", "--models", "my models", "--", "x.en"],
+        ),
+    ],
+)
+def test_make_learn_hands_on_names_as_they_are(
+    variables: dict[str, str], expected: list[str], tmp_path: Path
+) -> None:
+    files = ("it's my names.txt", 'a"b.txt', "x.en", "x.de")
+    for name in files:
+        (tmp_path / name).write_text("")
+    for name in ("Makefile", "pyproject.toml", "requirements"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    python = tmp_path / "environment/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "environment/.done").write_text("")
+    command = ["make", "--silent", "learn", "TRAINING_ENV=environment"]
+    words = [f"{name}={value}" for name, value in variables.items()]
+    environment = {"PATH": os.environ["PATH"], "NAME": "a host's"}
+    out = subprocess.check_output([*command, *words], cwd=tmp_path, text=True, env=environment)
+    assert out.splitlines() == ["-m", "training", "learn", *expected]
