@@ -183,7 +183,7 @@ def _name(text: str) -> str:
 
 
 def _learn(options: argparse.Namespace) -> int:
-    return learn(options, main, _say)
+    return learn(options, _say)
 
 
 def _train(options: argparse.Namespace) -> None:

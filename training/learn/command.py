@@ -31,14 +31,13 @@ from training.learn.recipe import (
 )
 from training.learn.recognize import KINDS, Sight, recognize
 from training.pairs import ALIGNED, PairCorpus
-from training.run import CONFIG_FILE, open_data, prepare_data
+from training.run import CONFIG_FILE, export_run, open_data, prepare_data, train_run
+from training.trainer import Stopped
 
 _MAX_REPLICAS = 4
 _SMALLER_SIZES = 4  # tried where the time is short
 
 Say = Callable[[str], None]
-# A command of `python -m training` by its arguments; its exit status.
-Run = Callable[[Sequence[str]], int]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +70,7 @@ def _minutes(text: str) -> float:
     return value
 
 
-def learn(options: argparse.Namespace, run: Run, say: Say) -> int:
+def learn(options: argparse.Namespace, say: Say) -> int:
     """From files to a bundle and the request that uses it; the exit status.
 
     Raises ConfigError and what training and export raise.
@@ -98,15 +97,12 @@ def learn(options: argparse.Namespace, run: Run, say: Say) -> int:
         if options.dry_run:
             say(f"Next: python -m training train {shlex.quote(str(config_path))}")
             return 0
-    command = ["train", str(config_path), "--run", str(run_dir)]
-    status = run([*command, "--resume"] if again else command)
-    if status >= 128:
-        say("Stopped; the same `learn` command goes on from here.")
-    status = status or run(
-        ["export", str(run_dir), "--models", str(options.models), "--name", name]
-    )
-    if status:
-        return status
+    try:
+        train_run(config, config_path, run_dir, resume=again, say=say)
+    except Stopped as stopped:
+        say(f"Stopped; what was learned is in {run_dir}, and the same command goes on with it.")
+        return 128 + stopped.signal_number
+    export_run(run_dir, options.models, name=name)
     manifest = read_any_bundle(bundle).manifest
     serve = [sys.executable, "-m", "service", "--models-dir", str(options.models)]
     say("\n".join(["", *figures(manifest, config), ""]))
