@@ -10,11 +10,12 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from http.client import HTTPException
-from itertools import islice
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
@@ -27,7 +28,8 @@ from service.body import field_errors
 from service.bundle import BundleError, read_any_bundle
 from service.engine import Engine
 from service.environment import program
-from service.errors import InvalidRequest, ServiceError
+from service.errors import BodyTooLarge, InvalidRequest, ModelFailure, ServiceError
+from service.input_lines import InputLine, InputLines
 from service.model_registry import bundle_folders, open_engine
 from service.pair_schemas import TranslateRequest, TranslateResponse
 from service.schemas import (
@@ -42,14 +44,28 @@ from service.settings import Settings, is_loopback
 from service.translator import Translator
 
 COMMANDS = ("generate", "score", "translate", "models", "keys")
-# Lines of standard input that are asked for together where they are there already.
-_LINES = 64
+# Lines of standard input that are asked for together where they are there already, and characters.
+_LINES = {"generate": 64, "translate": 64, "score": 512}
+_BATCH_CHARS = 64 * 1024
+# Refusals from the first line on, after which the rest would not be taken either.
+_HOPELESS = 20
 
 Answer = dict[str, Any]
+
+# The body is wrong, or too large, or the model fails at it.
+_REFUSED = {BodyTooLarge.status, InvalidRequest.status, ModelFailure.status}
 
 
 class CommandError(Exception):
     """What ends a command, in one line."""
+
+
+class Refusal(CommandError):
+    """What was asked for is not answered; something else may be."""
+
+    def __init__(self, detail: str, pointer: str) -> None:
+        super().__init__(detail)
+        self.is_of_text = pointer.startswith(("/text", "/prompt", "/source")) or not pointer
 
 
 class Service(Protocol):
@@ -101,7 +117,7 @@ class RunningServer:
                 found: Answer = json.load(answer)
                 return found
         except HTTPError as error:
-            raise CommandError(_detail(error)) from error
+            raise _problem(error) from error
         except (URLError, HTTPException, OSError, ValueError) as error:
             raise CommandError(f"{self._url}: {error}") from error
 
@@ -114,12 +130,15 @@ def _key(path: Path) -> str:
         raise CommandError(f"{path}: no key can be read from it") from error
 
 
-def _detail(error: HTTPError) -> str:
+def _problem(error: HTTPError) -> CommandError:
     """What a problem document says."""
     try:
-        return str(json.load(error)["detail"])
+        problem = json.load(error)
+        detail = str(problem["detail"])
+        pointer = str(problem["errors"][0]["pointer"]) if problem["errors"] else ""
     except (ValueError, KeyError, TypeError):
-        return f"the server answered {error.code}"
+        return CommandError(f"the server answered {error.code}")
+    return Refusal(detail, pointer) if error.code in _REFUSED else CommandError(detail)
 
 
 class Bundle:
@@ -141,7 +160,10 @@ class Bundle:
         try:
             return self._runner.run(_ANSWERS[path](self._engine, json.dumps(dict(body))))
         except ServiceError as error:
-            raise CommandError(error.detail) from error
+            if error.status not in _REFUSED:
+                raise CommandError(error.detail) from error
+            pointer = error.errors[0].pointer if error.errors else ""
+            raise Refusal(error.detail, pointer) from error
 
     def models(self) -> list[Answer]:
         """This one."""
@@ -195,10 +217,10 @@ def _listed(texts: str | list[str]) -> list[str]:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command; the exit status: 0, 1 for an error of the answer, 130 for an interrupt."""
+    """Run a command; the exit status: 0, 1 for an error of an answer, 130 for an interrupt."""
     options = _parser().parse_args(arguments)
     try:
-        _run(options)
+        return _run(options)
     except CommandError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -210,16 +232,16 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace) -> int:
     if options.command == "keys":
         _write_key(options)
-        return
+        return 0
     service = _service(options)
     try:
         if options.command == "models":
             for model in service.models():
                 _write(options.format, model, "{name}\t{task}\t{precision}\t{description}")
-            return
+            return 0
         write: Callable[[Service, argparse.Namespace, list[str]], None] = {
             "generate": _write_generated,
             "score": _write_scored,
@@ -227,11 +249,77 @@ def _run(options: argparse.Namespace) -> None:
         }[options.command]
         if options.format == "tsv":
             sys.stdout.write("\t".join(_COLUMNS[options.command]) + "\n")
-        for batch in _batches(options.texts, sys.stdin):
-            write(service, options, batch)
-            sys.stdout.flush()
+        texts = _texts(options)
+        if texts is not None:
+            write(service, options, texts)
+            return 0
+        return _Reading(partial(write, service, options), InputLines(sys.stdin.fileno())).run(
+            options.command
+        )
     finally:
         service.close()
+
+
+def _texts(options: argparse.Namespace) -> list[str] | None:
+    """The arguments; None where standard input has the texts."""
+    for place, text in enumerate(options.texts, 1):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise CommandError(f"text {place} is not UTF-8") from error
+    if options.texts:
+        return list(options.texts)
+    if options.command == "generate" and (sys.stdin is None or sys.stdin.isatty()):
+        return [""]  # a prompt that is left out begins a text
+    if sys.stdin is None:
+        raise CommandError("there is no text, and no standard input")
+    return None
+
+
+class _Reading:
+    """Lines that are answered as they come; what is refused is reported and passed over."""
+
+    def __init__(self, write: Callable[[list[str]], None], lines: InputLines) -> None:
+        self._write = write
+        self._lines = lines
+        self._answered = self._failed = 0
+
+    def run(self, command: str) -> int:
+        """Answer all; the exit status."""
+        for batch in self._lines.batches(_LINES[command], _BATCH_CHARS):
+            for error, lines in groupby(batch, key=lambda line: line.error):
+                if error is None:
+                    self._answer(list(lines))
+                else:
+                    for line in lines:
+                        self._fail(line, error)
+            sys.stdout.flush()
+        if command == "generate" and not self._answered and not self._failed:
+            self._write([""])
+        return int(self._failed > 0)
+
+    def _answer(self, batch: list[InputLine]) -> None:
+        """Ask for lines together; where that is refused, for each half of them."""
+        try:
+            self._write([line.text for line in batch])
+        except Refusal as error:
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                self._answer(batch[:middle])
+                self._answer(batch[middle:])
+                return
+            if not error.is_of_text:
+                raise
+            self._fail(batch[0], str(error))
+            if not self._answered and self._failed >= _HOPELESS:
+                raise CommandError("no line is taken so far; the rest is not tried") from error
+            return
+        self._answered += len(batch)
+
+    def _fail(self, line: InputLine, cause: str) -> None:
+        self._failed += 1
+        sys.stdout.flush()
+        sys.stderr.write(f"error: {self._lines.name}: line {line.number}: {cause}\n")
 
 
 def _write_key(options: argparse.Namespace) -> None:
@@ -339,27 +427,6 @@ def _escaped(value: Any) -> str:
     return text
 
 
-def _batches(texts: Sequence[str], lines: TextIO) -> Iterator[list[str]]:
-    """The arguments together, or lines of standard input: as many as are there, at most `_LINES`.
-
-    A file's lines go together; of a pipe or a terminal each goes at once.
-    """
-    if texts:
-        yield list(texts)
-        return
-    stripped = (line.removesuffix("\n").removesuffix("\r") for line in lines)
-    size = _LINES if _is_file(lines) else 1
-    while batch := list(islice(stripped, size)):
-        yield batch
-
-
-def _is_file(lines: TextIO) -> bool:
-    try:
-        return lines.seekable()
-    except ValueError:
-        return False
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program(),
@@ -374,11 +441,13 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--api-key-file", type=Path, help="file with the key of a running server")
     common.add_argument("--format", choices=("text", "tsv", "json"), default="text")
     texts = argparse.ArgumentParser(add_help=False)
-    texts.add_argument("texts", nargs="*", help="left out: the lines of standard input")
+    texts.add_argument(
+        "texts", nargs="*", help="left out: the lines of standard input, as they come"
+    )
     generate = commands.add_parser(
         "generate",
         parents=[common, texts],
-        help="continue prompts",
+        help="continue prompts; without any, begin texts",
         epilog='python -m service generate --bundle models/alice-lstm "Alice was " --seed 1',
     )
     generate.add_argument("--max-tokens", type=int)
@@ -386,14 +455,15 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--top-k", type=int)
     generate.add_argument("--top-p", type=float)
     generate.add_argument("--seed", type=int)
-    generate.add_argument("--n", type=int, help="choices a prompt")
+    generate.add_argument("-n", "--n", type=int, help="choices a prompt")
     generate.add_argument("--stop", action="append", default=[], help="may be given again")
     generate.add_argument("--pattern", help="what the text may be: masked, not conditioned")
     score = commands.add_parser(
         "score",
         parents=[common, texts],
         help="how surprising texts are: bits a character, then the text",
-        epilog="tail -f log | python -m service score --bundle models/alice-lstm | sort -rn",
+        epilog="tail -f log | python -m service score --bundle models/alice-lstm: each line as it "
+        "comes. For the most surprising lines of a file: … score … < log | sort -rn | head",
     )
     score.add_argument("--source", help="of an encoder-decoder: what the texts translate")
     score.add_argument("--context", help="read before each text and not counted")

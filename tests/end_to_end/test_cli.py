@@ -1,6 +1,7 @@
 """The command line: on a bundle and against a server, the same numbers to the last digit."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -120,6 +121,23 @@ def test_each_line_of_a_pipe_is_answered_at_once(folder: Path) -> None:
         # Whoever reads goes: that is the end, and a quiet one.
         process.stdout.close()
         process.stdin.write("a hat\na rabbit\n")
+        process.stdin.close()
+        assert process.wait(60) == 0
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the README's command needs curl")
+def test_curl_is_answered_line_by_line(server: Server) -> None:
+    url = f"{server.url}/score?model={TEXT}"
+    arguments = ["curl", "-sN", "-X", "POST", "-T", ".", "-H", "Content-Type: text/plain", url]
+    with subprocess.Popen(
+        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for number in (1, 2):
+            process.stdin.write("a cat\n")
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["line"] == number
         process.stdin.close()
         assert process.wait(60) == 0
 
