@@ -35,6 +35,9 @@ from service.settings import Settings, SettingsError
 
 # Connections that are still open when all is over: idle ones, and those that never end.
 _CLOSE_S = 2
+# For a worker to answer its parent, which it does once it has started: uvicorn's 5 s ended workers
+# that a busy machine starts slowly, again and again.
+_WORKER_ANSWER_S = 20
 _KEPT_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 logger = logging.getLogger("service")
@@ -172,6 +175,7 @@ def _serve(
         app,
         factory=True,
         workers=settings.workers,
+        timeout_worker_healthcheck=_WORKER_ANSWER_S,
         log_config=None,  # ours
         log_level=settings.log_level,
         access_log=False,
