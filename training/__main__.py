@@ -115,6 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--run", type=Path, help="the run's folder (default: runs/NAME)")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    train.add_argument(
+        "--init-from", type=Path, metavar="FOLDER", help="begin with a run's or a bundle's weights"
+    )
     train.add_argument("--device", choices=("cpu", "cuda"), help="instead of training.device")
     train.set_defaults(command=_train)
 
@@ -204,7 +207,14 @@ def _train(options: argparse.Namespace) -> None:
         )
     if options.resume and not (run_dir / LAST).exists():
         raise ConfigError(f"{run_dir}: there is no run to go on with; leave out --resume")
-    measured = train_run(config, config_path, run_dir, resume=options.resume, say=_say)
+    measured = train_run(
+        config,
+        config_path,
+        run_dir,
+        resume=options.resume,
+        say=_say,
+        init_from=options.init_from,
+    )
     _say(measured.table)
     _say(f"the run is {run_dir}; next: {_program()} export {shlex.quote(str(run_dir))}")
 

@@ -89,6 +89,7 @@ class OptimizerConfig(_Section):
     log_every: PositiveInt = 20  # steps between log lines
     checkpoint_every: PositiveInt = 500  # steps between resumable checkpoints
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    init_from: str | None = None  # a run's folder or a bundle's, relative to the config's
     replicas: PositiveInt = 1  # shares of a batch computed side by side, a thread each
     threads: PositiveInt | None = None  # for all of them; None: every core this process may use
     device: Literal["cpu", "cuda"] = "cpu"

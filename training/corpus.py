@@ -87,17 +87,24 @@ def input_files(patterns: Sequence[str], base: Path, option: str = "data.files")
     return list(files)
 
 
-def prepare(config: DataConfig, base: Path, folder: Path) -> Corpus:
-    """Write the corpus into `folder`, or reuse what is there if inputs and options are the same."""
+def prepare(
+    config: DataConfig, base: Path, folder: Path, known_tokens: Sequence[str] = ()
+) -> Corpus:
+    """Write the corpus into `folder`, or reuse what is there if inputs and options are the same.
+
+    `known_tokens` keep their ids, and the text's other characters follow.
+    """
     files = input_files(config.files, base)
     options = config.model_dump(include={"documents", "normalization", "min_count"})
     options |= config.model_dump(include={"valid_fraction", "test_fraction"})
     key = {"format": 2, "sha256": digest_of(files), **options}
+    if known_tokens:
+        key["known_tokens"] = list(known_tokens)
     if not _is_prepared(folder, key):
         record = folder / _RECORD_FILE
         folder.mkdir(parents=True, exist_ok=True)
         record.unlink(missing_ok=True)
-        tokens = _write(config, files, folder)
+        tokens = _write(config, files, folder, known_tokens)
         document = {"key": key, "tokens": tokens, "checksums": _checksums(folder)}
         # Whole or not at all: a crash leaves a corpus that is prepared anew.
         scratch = record.with_suffix(".writing")
@@ -213,13 +220,17 @@ def _documents(config: DataConfig, files: list[Path]) -> Iterator[tuple[str, boo
             yield "", True
 
 
-def _write(config: DataConfig, files: list[Path], folder: Path) -> list[str]:
+def _write(
+    config: DataConfig, files: list[Path], folder: Path, known_tokens: Sequence[str]
+) -> list[str]:
     """Write every split's ids and document offsets; returns the vocabulary's tokens."""
     total = sum(len(piece) for piece, _ in _documents(config, files))
     if total == 0:
         raise ConfigError("data.files: there is no text in them")
     ends = _split_ends(config, total)
     vocab = _vocabulary(config, files, ends)
+    if known_tokens:
+        vocab = Vocabulary([*known_tokens, *(x for x in vocab.tokens if x not in known_tokens)])
     with ExitStack() as stack:
         ids = [stack.enter_context((folder / f"{name}.ids").open("wb")) for name in SPLITS]
         starts = [stack.enter_context((folder / f"{name}.starts").open("wb")) for name in SPLITS]

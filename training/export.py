@@ -116,6 +116,7 @@ def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None 
             steps=record["step"],
             git_commit=git_commit(),
             versions=versions(),
+            parent=record.get("parent"),
             curve=learning_curve(run_dir, LanguageModelTask.curve),
         ),
         golden=[x for x in golden if x.precision in precisions],

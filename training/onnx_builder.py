@@ -46,6 +46,13 @@ def reordered_gates(cell: str, stacked: FloatArray) -> FloatArray:
     return np.concatenate([gates[i] for i in _ONNX_GATES[cell]])
 
 
+def torch_gates(cell: str, stacked: FloatArray) -> FloatArray:
+    """What `reordered_gates` was given."""
+    order = _ONNX_GATES[cell]
+    gates = np.split(stacked, len(order))
+    return np.concatenate([gates[order.index(i)] for i in range(len(order))])
+
+
 def finish_model(
     graph: GraphBuilder,
     inputs: Sequence[onnx.ValueInfoProto],

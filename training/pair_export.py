@@ -130,6 +130,7 @@ def export_pairs(
             steps=record["step"],
             git_commit=git_commit(),
             versions=versions(),
+            parent=record.get("parent"),
             curve=learning_curve(run_dir, EncoderDecoderTask.curve),
         ),
         golden=[x for x in golden if x.precision in {"fp32", precision}],

@@ -60,14 +60,24 @@ class PairCorpus:
         return self.tests or [self.valid]
 
 
-def prepare_pairs(config: PairDataConfig, base: Path) -> PairCorpus:
-    """Read, filter, split and tokenize. Raises ConfigError for files that cannot be used."""
+def prepare_pairs(
+    config: PairDataConfig, base: Path, known: Sequence[Tokenizer] = ()
+) -> PairCorpus:
+    """Read, filter, split and tokenize. Raises ConfigError for files that cannot be used.
+
+    Of `known` tokenizers, source and target, tokens keep their ids, and others follow; subwords
+    stay as they are.
+    """
     reader = _Reader(config, base)
     splits = reader.splits()
     counts = reader.counts
     if not splits["train"] or not splits["valid"]:
         raise ConfigError("data: no pair is left to train on, or none to validate on")
     source, target = _tokenizers(config, splits["train"])
+    if known:
+        shared = source is target
+        source = _grown(known[0], source)
+        target = source if shared else _grown(known[1], target)
     encoder = _Encoder(config, source, target, counts)
     encoded = {name: encoder.encode(name, pairs) for name, pairs in splits.items()}
     for name, split in encoded.items():
@@ -224,6 +234,14 @@ def _tokenizers(config: PairDataConfig, train: Sequence[Pair]) -> tuple[Tokenize
         return _learn(config.source, list(dict.fromkeys(sources))), _learn(config.target, targets)
     except ValueError as error:
         raise ConfigError(f"data: {error}; a higher min_count leaves fewer") from error
+
+
+def _grown(known: Tokenizer, own: Tokenizer) -> Tokenizer:
+    """The known tokens and then those that are new."""
+    if isinstance(own, Subwords):
+        return known
+    tokens = [*known.tokens, *(x for x in own.tokens if x not in known.tokens)]
+    return Characters(tokens) if isinstance(own, Characters) else Symbols(tokens)
 
 
 def _learn(config: TextSideConfig, texts: Iterable[str]) -> Tokenizer:

@@ -27,6 +27,7 @@ from training.pair_export import export_pairs
 from training.pair_report import measure_pairs, pair_table
 from training.pairs import PairCorpus, pair_input_digest, prepare_pairs
 from training.report import measure_baselines, measurement, table
+from training.starting_point import StartingPoint, open_starting_point
 from training.stored_pairs import load_pairs, store_pairs
 from training.task import Task, TrainingError
 from training.trainer import Trainer
@@ -57,15 +58,20 @@ class Measured:
         return table(f"{self.split}, {self.chars:,} characters", self.measurements)
 
 
-def prepare_data(config: Config | PairConfig, base: Path, run_dir: Path) -> Corpus | PairCorpus:
+def prepare_data(
+    config: Config | PairConfig, base: Path, run_dir: Path, start: StartingPoint | None = None
+) -> Corpus | PairCorpus:
     """The files of a configuration, prepared in the run's folder. Raises ConfigError.
 
-    `base` is the folder that the configuration's paths start from.
+    `base` is the folder that the configuration's paths start from; the tokens of `start` keep
+    their ids.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
+    known = start.tokenizers if start is not None else ()
     if isinstance(config, Config):
-        return corpora.prepare(config.data, base, run_dir / _CORPUS_FOLDER)
-    pairs = prepare_pairs(config.data, base)
+        tokens = known[0].tokens if known else ()
+        return corpora.prepare(config.data, base, run_dir / _CORPUS_FOLDER, tokens)
+    pairs = prepare_pairs(config.data, base, known)
     store_pairs(pairs, run_dir / _PAIRS_FILE)
     return pairs
 
@@ -90,20 +96,34 @@ def describe_data(config: Config | PairConfig, data: Corpus | PairCorpus) -> str
 
 
 def train_run(
-    config: Config | PairConfig, config_path: Path, run_dir: Path, *, resume: bool, say: Say
+    config: Config | PairConfig,
+    config_path: Path,
+    run_dir: Path,
+    *,
+    resume: bool,
+    say: Say,
+    init_from: Path | None = None,
 ) -> Measured:
     """Train to the end, and measure. Raises Stopped, TrainingError and ConfigError.
 
-    To resume takes the prepared data alone; where the files are there as well, they must be those.
+    `init_from` wins over the configuration's. To resume takes the prepared data alone; where the
+    files are there as well, they must be those.
     """
     base = config_path.resolve().parent
+    start = None
     if resume:
         data = open_data(config, run_dir)
         _check_text(config, base, data.sha256)
     else:
-        data = prepare_data(config, base, run_dir)
+        start = _starting_point(config, base, init_from)
+        data = prepare_data(config, base, run_dir, start)
     say(describe_data(config, data))
-    trainer: Trainer[Any] = Trainer(config, _task(config, data), run_dir)
+    task = _task(config, data)
+    if start is not None:
+        start.load_into(task.model)
+        say(f"it starts from the weights of {start.name}")
+    parent = start.record if start is not None else None
+    trainer: Trainer[Any] = Trainer(config, task, run_dir, parent=parent)
     if resume:
         trainer.resume()
     # Only now: a configuration that is not this run's has been refused.
@@ -194,6 +214,18 @@ def _is_measured(run_dir: Path, step: int) -> bool:
         return False
     document = json.loads(path.read_text())
     return isinstance(document, dict) and document.get("step") == step
+
+
+def _starting_point(
+    config: Config | PairConfig, base: Path, init_from: Path | None
+) -> StartingPoint | None:
+    if init_from is None and config.training.init_from is not None:
+        init_from = base / Path(config.training.init_from).expanduser()
+    if init_from is None:
+        return None
+    start = open_starting_point(init_from)
+    start.check(config)
+    return start
 
 
 def _task(config: Config | PairConfig, data: Corpus | PairCorpus) -> Task[Any]:

@@ -52,8 +52,17 @@ def learning_rate(step: int, config: OptimizerConfig) -> float:
 class Trainer(Generic[Model]):
     """One run. All that changes while it trains is saved by `save` and put back by `resume`."""
 
-    def __init__(self, config: Config | PairConfig, task: Task[Model], run_dir: Path) -> None:
+    def __init__(
+        self,
+        config: Config | PairConfig,
+        task: Task[Model],
+        run_dir: Path,
+        *,
+        parent: dict[str, str] | None = None,
+    ) -> None:
+        """`parent` says whose weights the task's model begins with, if anyone's."""
         self.config = config
+        self.parent = parent
         self.task = task
         self.run_dir = run_dir
         options = config.training
@@ -229,7 +238,11 @@ class Trainer(Generic[Model]):
     # --- save and resume ------------------------------------------------------------------------
 
     def _identity(self) -> dict[str, Any]:
-        return {"config": self.config.model_dump(mode="json"), **self.task.identity()}
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "parent": self.parent,
+            **self.task.identity(),
+        }
 
     def save(self) -> None:
         """Write everything that the run needs to go on as if it had never stopped."""
@@ -274,6 +287,7 @@ class Trainer(Generic[Model]):
         self.seconds = record["seconds"]
         self.interval_nats = record["interval_nats"]
         self.interval_tokens = record["interval_tokens"]
+        self.parent = record.get("parent")
         self._tell_best()
 
     def _check_same_experiment(self, record: dict[str, Any]) -> None:

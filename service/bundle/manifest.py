@@ -159,6 +159,13 @@ class LearningCurve(Record):
         return self
 
 
+class Parent(Record):
+    """The weights that a training began with."""
+
+    name: str = Field(description="Name of the bundle, or of the run.")
+    sha256: Sha256 = Field(description="Of the bundle's manifest, or of the run's weights.")
+
+
 class TrainingRecord(Record):
     """How the weights came to be."""
 
@@ -167,6 +174,9 @@ class TrainingRecord(Record):
     steps: int = Field(ge=0, description="Optimizer steps behind the exported weights.")
     git_commit: str | None = Field(description="Commit of the code, null outside a checkout.")
     versions: dict[str, str] = Field(description="Versions of Python and of the libraries.")
+    parent: Parent | None = Field(
+        None, description="What the training started from; null where it began anew."
+    )
     curve: LearningCurve | None = Field(
         None, description="The learning curve; null in bundles that were written without one."
     )
