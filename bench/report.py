@@ -2,13 +2,14 @@
 
 import datetime
 import json
-import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+from training.cpus import usable_cpus
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -60,7 +61,7 @@ def machine() -> str:
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
             break
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, {platform.system()}"
+    return f"{model}, {usable_cpus()} cores, {platform.system()}"
 
 
 def say(line: str) -> None:

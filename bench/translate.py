@@ -24,6 +24,7 @@ from bench.report import Row, say, table, write
 from bench.server import ROOT, free_port, running, unroll
 from bench.torch_beam import beam_search
 from training.config import PairConfig, load_config
+from training.cpus import usable_cpus
 from training.encoder_decoder_task import load_best_pairs
 from training.pair_export import export_pairs
 from training.pairs import prepare_pairs
@@ -68,7 +69,7 @@ def main() -> int:
 def _batch(options: argparse.Namespace, words: list[str], url: str, name: str) -> list[Row]:
     """512 words in one request, beside the loop in a process of its own with every core."""
     _, model, source, target, _ = load_best_pairs(options.run)
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(usable_cpus())
     sources = [source.encode(word) for word in words]
     body = {"model": name, "source": words, "beam_size": BEAM}
 
