@@ -17,8 +17,10 @@ from training.checkpoint import LAST
 from training.config import NAME_PATTERN, Config, ConfigError, PairConfig, load_config, parse_config
 from training.corpus import Corpus
 from training.cpus import usable_cpus
+from training.language_model_task import load_best
 from training.learn import words
 from training.learn.calibrate import Data, measure
+from training.learn.compare import against_ngrams
 from training.learn.document import render
 from training.learn.recipe import (
     Plan,
@@ -57,6 +59,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--test", type=Path, nargs="+", default=[], metavar="FILE", help="to test on"
+    )
+    parser.add_argument(
+        "--split",
+        choices=("position",),
+        help="hold out the last tenth, as benchmarks do, and nothing to test on",
     )
     parser.add_argument("--steps", type=int, help="exactly so many, whatever time they take")
     parser.add_argument("--dry-run", action="store_true", help="write the configuration and stop")
@@ -105,7 +112,7 @@ def learn(options: argparse.Namespace, say: Say) -> int:
     export_run(run_dir, options.models, name=name)
     manifest = read_any_bundle(bundle).manifest
     serve = [sys.executable, "-m", "service", "--models-dir", str(options.models)]
-    say("\n".join(["", *figures(manifest, config), ""]))
+    say("\n".join(["", *figures(manifest, data, run_dir), ""]))
     if not options.serve:
         say(f"To serve it: {shlex.join(['python', *serve[1:]])}")
         say("A server that watches the folder, as `make serve` does, has it already. Then ask it:")
@@ -237,6 +244,8 @@ def _document(options: argparse.Namespace, sight: Sight, chosen: Plan, name: str
     data["train_files" if held_out else "files"] = files
     data |= held_out
     data |= {x: y for x, y in chosen.data.items() if not (held_out and x.endswith("_fraction"))}
+    if options.split == "position":
+        data |= {"valid_fraction": 0.1, "test_fraction": 0.0}
     data["title"] = _title(sight)
     document: dict[str, Any] = {"name": name}
     if sight.kind == "pairs":
@@ -255,12 +264,16 @@ def _parsed(document: dict[str, Any]) -> Config | PairConfig:
 # --- what it is worth, and how it is used ---------------------------------------------------------
 
 
-def figures(manifest: Manifest | EncoderDecoderManifest, config: Config | PairConfig) -> list[str]:
+def figures(manifest: Manifest | EncoderDecoderManifest, data: Data, run_dir: Path) -> list[str]:
     """What the model is worth on held-out data, in words."""
     if isinstance(manifest, EncoderDecoderManifest):
         return words.pair_figures(manifest)
-    lines = isinstance(config, Config) and config.data.documents == "line"
-    return words.language_model_figures(manifest, "lines" if lines else "text")
+    if isinstance(data, PairCorpus):
+        raise TypeError(manifest.task)
+    config, model, _ = load_best(run_dir)
+    unit = "lines" if config.data.documents == "line" else "text"
+    difference = against_ngrams(model, data, config.baselines)
+    return words.language_model_figures(manifest, unit, difference)
 
 
 def request(manifest: Manifest | EncoderDecoderManifest, data: Data) -> list[str]:

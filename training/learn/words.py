@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from service.bundle import EncoderDecoderManifest, Manifest, Measurement, PairMeasurement
+from service.bundle import EncoderDecoderManifest, Manifest, PairMeasurement
+from training.learn.compare import Difference
 
 URL = "http://127.0.0.1:8000"
 _FLOORS = {
@@ -22,32 +23,36 @@ def seconds(value: float) -> str:
     return f"{round(value / 60)} minutes"
 
 
-def language_model_figures(manifest: Manifest, unit: str) -> list[str]:
+def language_model_figures(manifest: Manifest, unit: str, difference: Difference) -> list[str]:
     """The held-out figure beside guessing and the best n-gram."""
     metrics = manifest.metrics
     mine = next(
         x for x in metrics.measurements if x.kind == "model" and x.name == manifest.precision
-    )
-    floors = [x for x in metrics.measurements if x.kind == "baseline"]
+    ).bits_per_char
     even = math.log2(manifest.vocab.size - 2) * metrics.tokens / metrics.chars
-    said = f"On {unit} that it has never seen ({metrics.chars:,} characters), the model needs "
-    lines = [said + f"{mine.bits_per_char:.2f} bits a character; guessing evenly needs {even:.2f}."]
-    if floors:
-        lines.append(compared(mine, min(floors, key=lambda x: x.bits_per_char)))
-    return lines
+    return [
+        f"On {unit} that it has never seen ({metrics.chars:,} characters), the model needs "
+        f"{mine:.2f} bits a character; guessing evenly needs {even:.2f}.",
+        compared(mine, difference),
+    ]
 
 
-def compared(mine: Measurement, floor: Measurement) -> str:
-    """The model beside the best n-gram, whichever is better."""
-    better = 1.0 - mine.bits_per_char / floor.bits_per_char
-    said = f"The best n-gram ({floor.name}) needs {floor.bits_per_char:.2f}: "
-    if abs(better) < 0.005:
-        return said + "the model is as good, and no better."
-    if better > 0:
-        return said + f"the model is {100 * better:.0f} % better."
-    return said + (
-        f"it is {-100 * better:.0f} % better than the model. "
-        "More text would help most; with as little as this an n-gram is hard to beat."
+def compared(mine: float, difference: Difference) -> str:
+    """The model's bits a character beside the best n-gram's, whichever is better."""
+    floor = mine + difference.bits_per_char
+    said = f"The best n-gram ({difference.order} characters) needs {floor:.2f}: "
+    percent = 100 * abs(difference.bits_per_char) / floor
+    error = 100 * difference.standard_error / floor
+    if abs(difference.bits_per_char) < 2 * difference.standard_error:
+        return (
+            said
+            + f"a difference of {percent:.1f} %, give or take {error:.1f}, which may be chance."
+        )
+    if difference.bits_per_char > 0:
+        return said + f"the model is {percent:.1f} % better, give or take {error:.1f}."
+    return (
+        said + f"it is {percent:.1f} % better than the model, give or take {error:.1f}. "
+        "More data, or more --minutes where the model was still getting better, would help."
     )
 
 
