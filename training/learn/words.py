@@ -30,11 +30,9 @@ def language_model_figures(manifest: Manifest, unit: str, difference: Difference
         x for x in metrics.measurements if x.kind == "model" and x.name == manifest.precision
     ).bits_per_char
     even = math.log2(manifest.vocab.size - 2) * metrics.tokens / metrics.chars
-    return [
-        f"On {unit} that it has never seen ({metrics.chars:,} characters), the model needs "
-        f"{mine:.2f} bits a character; guessing evenly needs {even:.2f}.",
-        compared(mine, difference),
-    ]
+    said = f"On {unit} that it has never seen ({metrics.chars:,} characters), the model needs "
+    figures = f"{mine:.2f} bits a character; guessing evenly needs {even:.2f}."
+    return [said + figures, compared(mine, difference)]
 
 
 def compared(mine: float, difference: Difference) -> str:
