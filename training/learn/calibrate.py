@@ -1,9 +1,11 @@
 """What this machine does in its first seconds: real steps of the model to be, timed."""
 
+import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,29 @@ Clock = Callable[[], float]
 
 def measure(config: Config | PairConfig, data: Data, clock: Clock = time.monotonic) -> Speed:
     """The seconds of a step and of an evaluation. What was trained meanwhile is thrown away."""
+    with _trainer(config, data) as trainer:
+        step_s = _step_seconds(trainer, clock)
+        started = clock()
+        trainer.task.evaluate(trainer.evaluated_model)
+        return Speed(step_s, clock() - started)
+
+
+def try_out(config: Config | PairConfig, data: Data) -> float:
+    """The best validation loss of a whole training, of which nothing is kept."""
+    options = config.training
+    best, waited = math.inf, 0
+    with _trainer(config, data) as trainer:
+        while trainer.step < options.steps and waited < (options.patience or options.steps):
+            trainer.train_step()
+            if trainer.step % options.eval_every == 0 or trainer.step == options.steps:
+                loss = trainer.task.evaluate(trainer.evaluated_model).loss
+                waited = 0 if loss < best else waited + 1
+                best = min(best, loss)
+    return best
+
+
+@contextmanager
+def _trainer(config: Config | PairConfig, data: Data) -> Iterator[Trainer[Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         task: Task[Any]
         if isinstance(config, PairConfig) and isinstance(data, PairCorpus):
@@ -34,12 +59,8 @@ def measure(config: Config | PairConfig, data: Data, clock: Clock = time.monoton
             task = LanguageModelTask(config, data)
         else:
             raise TypeError(type(data))
-        trainer: Trainer[Any] = Trainer(config, task, Path(scratch))
         try:
-            step_s = _step_seconds(trainer, clock)
-            started = clock()
-            task.evaluate(trainer.evaluated_model)
-            return Speed(step_s, clock() - started)
+            yield Trainer(config, task, Path(scratch))
         finally:
             task.close()
 

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from training.corpus import Corpus
 from training.cpus import usable_cpus
 from training.language_model_task import load_best
 from training.learn import words
-from training.learn.calibrate import Data, measure
+from training.learn.calibrate import Data, measure, try_out
 from training.learn.compare import against_ngrams
 from training.learn.document import render
 from training.learn.recipe import (
@@ -29,6 +30,7 @@ from training.learn.recipe import (
     plan,
     steps_for,
     too_slow,
+    trial_steps,
     with_steps,
 )
 from training.learn.recognize import KINDS, Sight, recognize
@@ -180,15 +182,42 @@ def _choose(
         if size == _SMALLER_SIZES or not too_slow(chosen, speed, options.minutes):
             break
         size += 1
+    minutes, tried = options.minutes, ""
     if speed is None:
         steps, eval_every = options.steps, max(10, options.steps // 20)
     else:
-        steps, eval_every = steps_for(chosen, speed, options.minutes)
+        started = time.monotonic()
+        document["model"], tried = _tried(document, chosen, data, speed, minutes)
+        minutes -= (time.monotonic() - started) / 60
+        steps, eval_every = steps_for(chosen, speed, max(minutes, 0.3 * options.minutes))
     document["training"] = with_steps(chosen, steps, eval_every)
     notes = _notes(chosen, speed, steps, eval_every, size)
+    if tried:
+        notes.insert(len(chosen.reasons), tried)
     say(words.listing("What is chosen:", notes))
     header = [f"Chosen by `python -m training learn` for {_title(sight)}", *notes]
     return _parsed(document), data, render(header, document)
+
+
+def _tried(
+    document: dict[str, Any], chosen: Plan, data: Data, speed: Speed, minutes: float
+) -> tuple[dict[str, Any], str]:
+    """The model's options that do best in a part of the time, and what was tried."""
+    steps = trial_steps(chosen, speed, minutes)
+    if steps is None:
+        return chosen.model, ""
+    dropouts = [x for x in chosen.model if x.startswith("dropout") or x == "weight_drop"]
+    plain = {x: y for x, y in chosen.model.items() if x not in dropouts}
+    models = [chosen.model, *({**plain, **variant} for variant in chosen.variants)]
+    training = with_steps(chosen, steps, max(1, steps // 15))
+    losses = [
+        try_out(_parsed({**document, "model": x, "training": training}), data) for x in models
+    ]
+    best = losses.index(min(losses))
+    found = ", ".join(
+        f"{model['dropout_output']} {loss:.3f}" for model, loss in zip(models, losses, strict=True)
+    )
+    return models[best], f"dropouts tried, with their losses after {steps:,} steps: {found}"
 
 
 def _replicas() -> int:

@@ -43,6 +43,7 @@ _COMMENTS = {
     "batch_size": "texts, or places in a text, read side by side",
     "bptt_len": "tokens a step reads of each",
     "replicas": "shares of a batch computed side by side",
+    "threads": "for all of them",
     "learning_rate": "peak",
     "weight_decay": "pulls weights towards zero",
     "beta2": "of AdamW",

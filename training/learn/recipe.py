@@ -23,6 +23,8 @@ _SMALLEST_FRACTION = 0.05
 _HELD_OUT_CHARS = 200_000  # more says nothing new and costs time at every evaluation
 
 MIN_STEPS = 20
+_TRIAL_SHARE = 0.5
+_MIN_TRIAL_STEPS = 300
 # Shares of the time: evaluations on the way must leave most of it to training.
 _EVALUATIONS = 20
 _EVALUATION_SHARE = 0.1
@@ -53,6 +55,7 @@ class Plan:
     sides: dict[str, dict[str, Any]] = field(
         default_factory=dict
     )  # pairs: data.source, data.target
+    variants: Sequence[dict[str, float]] = ()  # other dropouts that may suit the data better
 
 
 def check_enough(sight: Sight) -> None:
@@ -93,6 +96,15 @@ def steps_for(plan: Plan, speed: Speed, minutes: float) -> tuple[int, int]:
     return steps, max(1, -(-steps // evaluations))
 
 
+def trial_steps(plan: Plan, speed: Speed, minutes: float) -> int | None:
+    """Steps for each way to drop out, all in a share of the time; None where they say nothing."""
+    if not plan.variants:
+        return None
+    ways = 1 + len(plan.variants)
+    steps, _ = steps_for(plan, speed, minutes * _TRIAL_SHARE / ways)
+    return steps if steps >= min(_MIN_TRIAL_STEPS, 10 * plan.epoch_steps) else None
+
+
 def too_slow(plan: Plan, speed: Speed, minutes: float) -> bool:
     """Whether a smaller model is worth more: the time does not let this one read enough."""
     return 60.0 * minutes / speed.step_s < plan.min_epochs * plan.epoch_steps
@@ -116,39 +128,38 @@ def with_steps(plan: Plan, steps: int, eval_every: int) -> dict[str, Any]:
 _SIZES = (384, 336, 256, 192, 128, 96, 64)
 
 
+# How much dropout suits little text is tried: repetitive text wants less than varied text.
+_DROPOUTS: tuple[dict[str, float], ...] = (
+    {"dropout_input": 0.1, "dropout_output": 0.5, "weight_drop": 0.3},
+    {"dropout_output": 0.25, "weight_drop": 0.2},
+    {"dropout_output": 0.1},
+)
+
+
 def _texts(sight: Sight, size: int, replicas: int) -> Plan:
     lines = sight.kind == "lines"
-    texts = sight.texts if lines else 1
-    fraction = held_out_fraction(texts if lines else sight.chars // 1000, sight.chars)
+    fraction = held_out_fraction(sight.texts if lines else sight.chars // 1000, sight.chars)
     train_chars = sight.chars * (1.0 - 2.0 * fraction)
     hidden_size = _SIZES[min(len(_SIZES) - 1, _size_for(train_chars) + size)]
-    model: dict[str, Any] = {
-        "hidden_size": hidden_size,
-        "embedding_dim": 64 if train_chars > 400_000 else 32,
-    }
-    small = train_chars < 400_000
-    if small:
-        model |= {"dropout_input": 0.2, "dropout_output": 0.45, "weight_drop": 0.35}
-    else:
-        model |= {"dropout_input": 0.1, "dropout_output": 0.25}
-    batch_size, bptt_len = 16, 64
-    if lines:
-        mean_chars = max(1.0, sight.chars / sight.texts)
-        batch_size = int(min(128, max(16, 8 * round(64 / mean_chars * 2))))
-        bptt_len = int(min(128, max(16, 8 * -(-2 * mean_chars // 8))))
-    window = min(bptt_len, sight.chars / sight.texts + 1) if lines else bptt_len
-    epoch_steps = train_chars / (batch_size * window)
+    mean_chars = max(1.0, sight.chars / sight.texts) if lines else sight.chars
+    batch_size, bptt_len = (32 if lines and mean_chars < 50 else 16), 64
+    if lines and train_chars > 400_000:
+        batch_size = int(min(128, max(16, 8 * round(128 / mean_chars))))
+    window = min(bptt_len, mean_chars + 1)
+    side_by_side = replicas if batch_size * window >= 512 else 1
     training: dict[str, Any] = {
         "batch_size": batch_size,
         "bptt_len": bptt_len,
-        "replicas": replicas if batch_size * window >= 512 else 1,
-        "learning_rate": 3e-3,
+        "replicas": side_by_side,
+        "learning_rate": 0.003 if train_chars > 100_000 else 0.01,
         "beta2": 0.99,
         "patience": 8,
     }
+    if side_by_side == 1:
+        training["threads"] = 1
     if not lines:
-        training["restart_probability"] = 0.05 if small else 0.01
-    why = "little text: strong dropout" if small else "much text for its size: light dropout"
+        training["restart_probability"] = 0.05 if train_chars < 400_000 else 0.01
+    chosen, variants, why = _dropouts(train_chars)
     return Plan(
         "language_model",
         {
@@ -156,13 +167,28 @@ def _texts(sight: Sight, size: int, replicas: int) -> Plan:
             "valid_fraction": fraction,
             "test_fraction": fraction,
         },
-        model,
+        {
+            "hidden_size": hidden_size,
+            "embedding_dim": 64 if train_chars > 400_000 else 32,
+            **chosen,
+        },
         training,
-        epoch_steps,
-        max_epochs=60.0,
-        min_epochs=4.0 if small else min(4.0, 4e6 / train_chars),
+        train_chars / (batch_size * window),
+        max_epochs=100.0 if variants else 60.0,
+        min_epochs=min(4.0, 4e6 / train_chars),
         reasons=[f"one LSTM layer of {hidden_size} units for {train_chars:,.0f} characters", why],
+        variants=variants,
     )
+
+
+def _dropouts(train_chars: float) -> tuple[dict[str, float], Sequence[dict[str, float]], str]:
+    """The dropout for so much text, others to try, and why."""
+    if train_chars > 400_000:
+        return {"dropout_input": 0.1, "dropout_output": 0.25}, (), "much text: light dropout"
+    if train_chars > 100_000:
+        strong = {"dropout_input": 0.2, "dropout_output": 0.45, "weight_drop": 0.35}
+        return strong, (), "not much text: strong dropout"
+    return _DROPOUTS[0], _DROPOUTS[1:], "little text: strong dropout, unless less does better"
 
 
 def _size_for(train_chars: float) -> int:

@@ -13,7 +13,7 @@ from service.settings import Settings
 from tests.fakes import AppClient
 from tests.training.helpers import BACKWARDS, FABLE, Main
 from training.config import load_config, parse_config
-from training.learn.calibrate import measure
+from training.learn.calibrate import measure, try_out
 from training.run import prepare_data
 
 NAMES = [f"{a}{b}{c}" for a in ("An", "Be", "Ka") for b in ("na", "li", "ro") for c in "aeiou"]
@@ -73,6 +73,9 @@ def test_a_machine_is_measured_by_real_steps_without_the_slowest(tmp_path: Path)
     times = iter(range(10_000))  # every look at the clock takes a second
     speed = measure(config, data, lambda: float(next(times)))
     assert (speed.step_s, speed.evaluation_s) == (1.0, 1.0)
+    loss = try_out(config, data)
+    training = config.training.model_copy(update={"steps": 30, "learning_rate": 0.02})
+    assert try_out(config.model_copy(update={"training": training}), data) < loss
 
 
 def test_pairs_become_a_model(call: Main, tmp_path: Path) -> None:

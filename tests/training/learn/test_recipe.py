@@ -17,6 +17,7 @@ from training.learn.recipe import (
     held_out_fraction,
     plan,
     steps_for,
+    trial_steps,
     with_steps,
 )
 from training.learn.recognize import Kind, Side, Sight
@@ -84,6 +85,17 @@ def test_more_data_never_gets_a_smaller_model_nor_more_dropout(
 @given(st.integers(1, 10**9), st.integers(1, 10**12))
 def test_what_is_held_out_is_bounded(texts: int, chars: int) -> None:
     assert 0.004 < held_out_fraction(texts, chars) <= 0.15
+
+
+def test_little_text_has_dropouts_tried_in_a_share_of_the_time_and_much_text_has_not() -> None:
+    speed = Speed(0.01, 0.1)
+    little = plan(sight("lines", 15_000))
+    tried = trial_steps(little, speed, 10)
+    assert tried is not None
+    assert 3 * tried * speed.step_s <= 0.5 * 600
+    assert tried <= steps_for(little, speed, 10)[0]
+    assert trial_steps(little, speed, 0.1) is None
+    assert trial_steps(plan(sight("lines", 1_500_000)), speed, 10) is None
 
 
 def test_a_smaller_size_is_smaller() -> None:
