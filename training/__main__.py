@@ -28,11 +28,11 @@ from service.bundle import (
     normalize,
     read_any_bundle,
 )
-from training import corpus as corpora
 from training.bundle_parts import ExportError
 from training.checkpoint import LAST, CheckpointError
 from training.config import NAME_PATTERN, Config, ConfigError, PairConfig, load_config
 from training.corpus import Corpus
+from training.documents import SPLITS
 from training.encoder_decoder import EncoderDecoder
 from training.encoder_decoder_task import (
     EncoderDecoderTask,
@@ -226,8 +226,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     config, model, _ = load_best(options.run)
     corpus = _open_corpus(config, options.run)
     name = options.split or held_out_split(corpus)[0]
-    if name not in corpora.SPLITS:
-        raise ConfigError(f"--split: there are {', '.join(corpora.SPLITS)}")
+    if name not in SPLITS:
+        raise ConfigError(f"--split: there are {', '.join(SPLITS)}")
     split = corpus.split(name)
     if split.chars == 0:
         raise ConfigError(f"the {name} split is empty")
@@ -308,8 +308,6 @@ def _baselines(options: argparse.Namespace) -> None:
         _say(pair_table(found))
     elif isinstance(config, Config) and isinstance(data, Corpus):
         name, held_out = held_out_split(data)
-        if held_out.chars == 0:
-            raise ConfigError("data.valid_fraction, data.test_fraction: there is no held-out text")
         floors = measure_baselines(data.train, held_out, len(data.vocab), config.baselines)
         _say(table(f"{name}, {held_out.chars:,} characters", floors))
 

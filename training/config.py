@@ -15,14 +15,30 @@ from service.bundle import (
     SideNormalization,
     Tokenization,
 )
+from training.errors import ConfigError
+from training.text_files import read_text
+
+__all__ = [
+    "NAME_PATTERN",
+    "BaselineConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "EncoderDecoderConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PairConfig",
+    "PairDataConfig",
+    "PairTrainingConfig",
+    "TextSideConfig",
+    "TrainingConfig",
+    "load_config",
+    "parse_config",
+]
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"  # of a run and its bundle: the manifest's
-
-
-class ConfigError(Exception):
-    """A configuration that cannot be used; the message names the option and what is allowed."""
 
 
 class _Section(BaseModel):
@@ -30,14 +46,23 @@ class _Section(BaseModel):
 
 
 class DataConfig(_Section):
-    """The text, how it is cut into documents and splits, and on what terms it is used."""
+    """The text, how it is cut into documents and splits, and on what terms it is used.
 
-    files: Annotated[list[str], Field(min_length=1)]  # relative to the config's folder; globs too
+    `files` are split; the other lists are used whole.
+    """
+
+    files: list[str] = []  # relative to the config's folder; folders and globs, too
+    train_files: list[str] = []  # all of it for training
+    valid_files: list[str] = []  # all of it for validation
+    test_files: list[str] = []  # all of it for the test
     documents: Literal["file", "line"] = "file"  # what one document is
+    strip_lines: bool = False  # lines as documents: without the blanks at their ends
+    split_by: Literal["document", "position"] = "document"  # position: the end is held out
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # which lines, or short files, those are
     normalization: Normalization = Normalization()
     min_count: PositiveInt = 1  # characters rarer than this in the training split become unk
-    valid_fraction: Probability = 0.05  # after the training split, by position
-    test_fraction: Probability = 0.05  # the end of the text, by position
+    valid_fraction: Probability = 0.05  # of the lines, of each file, or of all text by position
+    test_fraction: Probability = 0.05
     title: str = "untitled"  # for the bundle's manifest
     source: str = "the user's own files"
     license: str = "not stated"
@@ -45,7 +70,11 @@ class DataConfig(_Section):
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Self:
         if self.normalization.strip:
-            raise ValueError("normalization.strip: a language model's texts are not stripped")
+            raise ValueError("normalization.strip: set strip_lines instead, which strips lines")
+        if not self.files and not self.train_files:
+            raise ValueError("files or train_files must name something to train on")
+        if self.strip_lines and self.documents != "line":
+            raise ValueError('strip_lines needs documents = "line"')
         if self.valid_fraction + self.test_fraction >= 1.0:
             raise ValueError("valid_fraction + test_fraction must leave a training split")
         return self
@@ -236,7 +265,7 @@ class PairConfig(_Section):
 def load_config(path: Path) -> Config | PairConfig:
     """Read and check a configuration. Raises ConfigError, one line a mistake."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        document = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         if path.suffix == ".toml":
             raise ConfigError(f"{path}: {error}") from error
@@ -245,8 +274,6 @@ def load_config(path: Path) -> Config | PairConfig:
             f"python -m training learn {shlex.quote(str(path))}. To choose yourself: copy "
             "training/configs/lines.toml, files.toml or pairs.toml, and name the text in data.files"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
     if document.get("task", "language_model") not in ("language_model", "encoder_decoder"):
         raise ConfigError(f'{path}: task: it is "language_model" or "encoder_decoder"')
     try:

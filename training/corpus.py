@@ -5,36 +5,37 @@ split's characters for the vocabulary, one writes the ids. Every document is sto
 `bos, characters, eos`; a split is a range of documents.
 """
 
-import codecs
-import glob
-import hashlib
 import json
-import re
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from service.bundle import (
-    BOS_ID,
-    EOS_ID,
-    SPECIAL_TOKENS,
-    Normalization,
-    Vocabulary,
-    normalize,
-)
-from training.config import ConfigError, DataConfig
+from service.bundle import BOS_ID, EOS_ID, SPECIAL_TOKENS, Vocabulary
+from training.config import DataConfig
+from training.documents import SPLITS, TRAIN, Documents, sources
+from training.errors import ConfigError
+from training.text_files import digest_of
 
-SPLITS = ("train", "valid", "test")
 _RECORD_FILE = "corpus.json"
-_READ_BYTES = 1 << 20
-# Without ' . : ^ and `: whether a sigma is a final one is decided by what stands beyond those.
-_ASCII_PAIR = re.compile(r"[!-&(-\-/-9;-\]_a-~]{2}")
+_SPLIT_FILES = tuple(f"{split}.{part}" for split in SPLITS for part in ("ids", "starts"))
+# What the ids depend on, beside the files.
+_OPTIONS = {
+    "documents",
+    "normalization",
+    "min_count",
+    "strip_lines",
+    "split_by",
+    "split_seed",
+    "valid_fraction",
+    "test_fraction",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +70,11 @@ class Corpus:
     train: Split
     valid: Split
     test: Split
+    counts: dict[str, int] = field(default_factory=dict)  # what was read and dropped, for people
 
     def split(self, name: str) -> Split:
         """The split called `train`, `valid` or `test`."""
         return {"train": self.train, "valid": self.valid, "test": self.test}[name]
-
-
-def input_files(patterns: Sequence[str], base: Path, option: str = "data.files") -> list[Path]:
-    """The files that an option names, globs expanded and sorted. Raises ConfigError for none."""
-    files: dict[Path, None] = {}  # in order, each once: a second copy would leak between splits
-    for pattern in patterns:
-        # Not base.glob: absolute patterns too. Not base / pattern: a folder's [name] is no pattern.
-        found = sorted(base / x for x in glob.glob(pattern, root_dir=base, recursive=True))  # noqa: PTH207
-        if not found:
-            raise ConfigError(f"{option}: nothing matches {pattern!r} beside the configuration")
-        files |= dict.fromkeys(path for path in found if path.is_file())
-    return list(files)
 
 
 def prepare(
@@ -94,18 +84,27 @@ def prepare(
 
     `known_tokens` keep their ids, and the text's other characters follow.
     """
-    files = input_files(config.files, base)
-    options = config.model_dump(include={"documents", "normalization", "min_count"})
-    options |= config.model_dump(include={"valid_fraction", "test_fraction"})
-    key = {"format": 2, "sha256": digest_of(files), **options}
+    files = sources(config, base)
+    options = config.model_dump(include=_OPTIONS)
+    roles = [source.role for source in files]
+    sha256 = digest_of([source.path for source in files])
+    key = {"format": 3, "sha256": sha256, "roles": roles, **options}
     if known_tokens:
         key["known_tokens"] = list(known_tokens)
     if not _is_prepared(folder, key):
         record = folder / _RECORD_FILE
         folder.mkdir(parents=True, exist_ok=True)
         record.unlink(missing_ok=True)
-        tokens = _write(config, files, folder, known_tokens)
-        document = {"key": key, "tokens": tokens, "checksums": _checksums(folder)}
+        documents = Documents(config, files)
+        if documents.chars == 0:
+            raise ConfigError(_no_text([source.path for source in files]))
+        tokens = _write(config, documents, folder, known_tokens)
+        document = {
+            "key": key,
+            "tokens": tokens,
+            "counts": documents.counts,
+            "checksums": _checksums(folder),
+        }
         # Whole or not at all: a crash leaves a corpus that is prepared anew.
         scratch = record.with_suffix(".writing")
         scratch.write_text(json.dumps(document))
@@ -116,7 +115,7 @@ def prepare(
 def _is_prepared(folder: Path, key: dict[str, Any]) -> bool:
     """Whether the folder holds, undamaged, what these inputs and options give."""
     record = folder / _RECORD_FILE
-    if not record.exists():
+    if not record.exists() or _missing(folder):
         return False
     document = json.loads(record.read_text())
     return bool(document["key"] == key and document["checksums"] == _checksums(folder))
@@ -124,7 +123,7 @@ def _is_prepared(folder: Path, key: dict[str, Any]) -> bool:
 
 def input_digest(config: DataConfig, base: Path) -> str:
     """What `Corpus.sha256` is for the files as they are now. Raises ConfigError for none."""
-    return digest_of(input_files(config.files, base))
+    return digest_of([source.path for source in sources(config, base)])
 
 
 def load(folder: Path) -> Corpus:
@@ -133,11 +132,11 @@ def load(folder: Path) -> Corpus:
     Raises ConfigError where there is none, or where its files are not those that were written.
     """
     path = folder / _RECORD_FILE
+    if missing := _missing(folder):
+        raise ConfigError(f"{missing[0]}: not there; the run's folder is not whole")
     try:
         record = json.loads(path.read_text())
         whole = record["checksums"] == _checksums(folder)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{error.filename}: not there; the run's folder is not whole") from error
     except (ValueError, KeyError) as error:
         raise ConfigError(f"{path}: not a prepared corpus; train the run anew") from error
     if not whole:
@@ -150,92 +149,34 @@ def load(folder: Path) -> Corpus:
         empty = path.stat().st_size == 0
         ids = np.empty(0, np.uint16) if empty else np.memmap(path, dtype=np.uint16, mode="r")
         splits[name] = Split(ids, starts)
-    return Corpus(Vocabulary(record["tokens"]), record["key"]["sha256"], **splits)
+    # Corpora of earlier versions were not counted.
+    counts = record.get("counts", {})
+    return Corpus(Vocabulary(record["tokens"]), record["key"]["sha256"], **splits, counts=counts)
 
 
 def _checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of the files that hold the splits."""
-    names = [f"{split}.{part}" for split in SPLITS for part in ("ids", "starts")]
-    return {name: digest_of([folder / name]) for name in names}
+    return {name: digest_of([folder / name]) for name in _SPLIT_FILES}
 
 
-def stream_text(path: Path, rules: Normalization) -> Iterator[str]:
-    """Normalized pieces of a UTF-8 file. Raises ConfigError for a file that is not UTF-8.
-
-    Pieces are cut before white space, which neither composes with what stands before it nor
-    changes how it is lower-cased, so that the pieces together are the whole text's normal form.
-    Text without any is cut between two ASCII characters that lower-casing does not look past,
-    which are as safe; only a text with neither is held whole.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    rest = ""
-    with path.open("rb") as stream:
-        while block := stream.read(_READ_BYTES):
-            try:
-                rest += decoder.decode(block)
-            except UnicodeDecodeError as error:
-                raise ConfigError(f"{path}: not UTF-8: {error.reason}") from error
-            cut = _safe_cut(rest)
-            if cut > 0:
-                yield normalize(rest[:cut], rules)
-                rest = rest[cut:]
-    try:
-        rest += decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8: {error.reason}") from error
-    if rest:
-        yield normalize(rest, rules)
-
-
-def _safe_cut(text: str) -> int:
-    """Where the text may be cut and still normalize, part by part, as a whole; 0 for nowhere."""
-    cut = max(text.rfind(" "), text.rfind("\n"))
-    if cut > 0:
-        # CR LF must stay in one piece.
-        return cut - 1 if text[cut - 1] == "\r" else cut
-    between = _ASCII_PAIR.search(text, max(0, len(text) - _READ_BYTES))
-    return between.start() + 1 if between else 0
-
-
-def _documents(config: DataConfig, files: list[Path]) -> Iterator[tuple[str, bool]]:
-    """(text, ends) pieces: `ends` is true on the last piece of a document."""
-    for path in files:
-        if config.documents == "file":
-            for piece in stream_text(path, config.normalization):
-                yield piece, False
-            yield "", True
-            continue
-        line_open = False
-        for piece in stream_text(path, config.normalization):
-            *whole, last = piece.split("\n")
-            for line in whole:
-                # Blank lines separate, they are not texts.
-                if line or line_open:
-                    yield line, True
-                line_open = False
-            if last:
-                yield last, False
-                line_open = True
-        if line_open:
-            yield "", True
+def _missing(folder: Path) -> list[Path]:
+    """Files that a prepared corpus has, and this folder has not."""
+    paths = [folder / name for name in (_RECORD_FILE, *_SPLIT_FILES)]
+    return [path for path in paths if not path.exists()]
 
 
 def _write(
-    config: DataConfig, files: list[Path], folder: Path, known_tokens: Sequence[str]
+    config: DataConfig, documents: Documents, folder: Path, known_tokens: Sequence[str]
 ) -> list[str]:
     """Write every split's ids and document offsets; returns the vocabulary's tokens."""
-    total = sum(len(piece) for piece, _ in _documents(config, files))
-    if total == 0:
-        raise ConfigError("data.files: there is no text in them")
-    ends = _split_ends(config, total)
-    vocab = _vocabulary(config, files, ends)
+    vocab = _vocabulary(config, documents)
     if known_tokens:
         vocab = Vocabulary([*known_tokens, *(x for x in vocab.tokens if x not in known_tokens)])
     with ExitStack() as stack:
         ids = [stack.enter_context((folder / f"{name}.ids").open("wb")) for name in SPLITS]
         starts = [stack.enter_context((folder / f"{name}.starts").open("wb")) for name in SPLITS]
         document_open = False
-        for split, text, ends_here in _assign(config, files, ends):
+        for split, text, ends_here in documents.pieces():
             piece = vocab.encode(text)
             if not document_open:
                 starts[split].write(np.int64(ids[split].tell() // piece.itemsize).tobytes())
@@ -249,72 +190,65 @@ def _write(
     return list(vocab.tokens)
 
 
-def _vocabulary(config: DataConfig, files: list[Path], ends: tuple[int, int]) -> Vocabulary:
+def _vocabulary(config: DataConfig, documents: Documents) -> Vocabulary:
     """The training split's characters, but the rare ones."""
     counts: Counter[str] = Counter()
-    for split, text, _ in _assign(config, files, ends):
-        if split == 0:
+    for split, text, _ in documents.pieces():
+        if split == TRAIN:
             counts.update(text)
+    if not counts:
+        raise ConfigError(_too_little(config, documents.counts, "train"))
     vocab = Vocabulary.of_characters(c for c, n in counts.items() if n >= config.min_count)
     if len(vocab) == len(SPECIAL_TOKENS):
         raise ConfigError("data.min_count: no character of the training split is that frequent")
     return vocab
 
 
-def _split_ends(config: DataConfig, total: int) -> tuple[int, int]:
-    """Characters before the end of the training split, and before the end of the validation."""
-    train = 1.0 - config.valid_fraction - config.test_fraction
-    # Rounded first: 1 - 0.1 is 0.9, and 0.9 of a million characters is not 899,999.
-    train_end = int(round(train, 9) * total)
-    if config.test_fraction == 0.0:
-        return train_end, total
-    return train_end, int(round(1.0 - config.test_fraction, 9) * total)
+def check_held_out(config: DataConfig, corpus: Corpus) -> None:
+    """Raise ConfigError, with what is needed, where a split that is wanted has no text."""
+    if corpus.valid.chars == 0:
+        raise ConfigError(_too_little(config, corpus.counts, "valid"))
+    if corpus.test.chars == 0 and (config.test_files or config.test_fraction > 0):
+        raise ConfigError(_too_little(config, corpus.counts, "test"))
 
 
-def _assign(
-    config: DataConfig, files: list[Path], ends: tuple[int, int]
-) -> Iterator[tuple[int, str, bool]]:
-    """(split, text, ends) pieces in order.
-
-    A file is cut where the split ends, and each part is a document of its own; a line belongs to
-    the split in which it starts.
-    """
-    position = 0  # characters before this piece
-    split = 0
-    fresh = True  # at the start of a document
-    for text, ends_here in _documents(config, files):
-        if config.documents == "line":
-            if fresh:
-                split = _split_at(position, ends)
-            yield split, text, ends_here
-            fresh = ends_here
-            position += len(text)
-        else:
-            rest = text
-            while split < 2 and position + len(rest) > ends[split]:
-                cut = ends[split] - position
-                # An empty part is not a document.
-                if cut or not fresh:
-                    yield split, rest[:cut], True
-                    fresh = True
-                rest, position = rest[cut:], ends[split]
-                split += 1
-            if rest or not fresh:
-                yield split, rest, ends_here
-                fresh = ends_here
-            position += len(rest)
+def _no_text(files: list[Path]) -> str:
+    return (
+        f"data.files: there is no text in {_named(files)}: no line that is not blank; "
+        "name files that hold the text to train on"
+    )
 
 
-def _split_at(position: int, ends: tuple[int, int]) -> int:
-    return 0 if position < ends[0] else 1 if position < ends[1] else 2
+def _named(files: list[Path]) -> str:
+    names = ", ".join(str(path) for path in files[:3])
+    return names + (f" and {len(files) - 3:,} more" if len(files) > 3 else "")
 
 
-def digest_of(files: Sequence[Path]) -> str:
-    """SHA-256 of a file; of several, over theirs, since where one ends matters too."""
-    digests = []
-    for path in files:
-        with path.open("rb") as stream:
-            digests.append(hashlib.file_digest(stream, "sha256"))
-    if len(digests) == 1:
-        return digests[0].hexdigest()
-    return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
+def _too_little(config: DataConfig, counts: dict[str, int], split: str) -> str:
+    """What was found, what is needed and which options change it."""
+    lines = config.documents == "line"
+    what = "lines" if lines else "files"
+    count = counts.get(what, 0)
+    found = f"{count:,} {what if count != 1 else what[:-1]}"
+    if dropped := counts.get(f"dropped: held out elsewhere, from {split}", 0):
+        found += f", {dropped:,} of them left out of {split} since they are held out elsewhere"
+    said = f"data: no text is left for the {split} split ({found}). "
+    if split == "train":
+        return said + (
+            "Add text, lower data.valid_fraction and data.test_fraction, or name data.train_files"
+        )
+    option = f"data.{split}_fraction"
+    fraction = getattr(config, f"{split}_fraction")
+    if fraction == 0.0:
+        return said + f"Set {option} (0.1 is usual), or name data.{split}_files"
+    if lines:
+        # So many that a split stays empty in one case of twenty.
+        least = math.ceil(math.log(0.05) / math.log1p(-fraction))
+        return said + (
+            f"With {option} = {fraction:g}, at least {least:,} different lines are needed: "
+            f"add lines, set {option} higher, or name data.{split}_files"
+        )
+    return said + (
+        f"{option} is {fraction:g}: add text, set {option} higher, name data.{split}_files, "
+        'or set data.split_by = "position", which cuts all files as one text'
+    )

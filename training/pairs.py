@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -12,11 +12,13 @@ import numpy.typing as npt
 
 from service.bundle import SPECIAL_TOKENS, is_blank, normalize
 from service.bundle.tokenization import Characters, Subwords, Symbols, Tokenizer
-from training.config import ConfigError, PairDataConfig, TextSideConfig
-from training.corpus import digest_of, input_files
+from training.config import PairDataConfig, TextSideConfig
+from training.errors import ConfigError
+from training.text_files import digest_of, input_files, read_lines
 
 _SPLITS = ("train", "valid", "test")
 ALIGNED = " || "  # between the names of two aligned files
+_RARE = 0.05  # of a file's lines: fewer without a tab are dropped, more are not a file of pairs
 
 Ids: TypeAlias = npt.NDArray[np.uint16]
 Pair: TypeAlias = tuple[str, str]  # source, target; normalized
@@ -71,8 +73,9 @@ def prepare_pairs(
     reader = _Reader(config, base)
     splits = reader.splits()
     counts = reader.counts
-    if not splits["train"] or not splits["valid"]:
-        raise ConfigError("data: no pair is left to train on, or none to validate on")
+    for name, purpose in (("train", "train on"), ("valid", "validate on")):
+        if not splits[name]:
+            raise ConfigError(_too_little(config, counts, name, purpose))
     source, target = _tokenizers(config, splits["train"])
     if known:
         shared = source is target
@@ -108,9 +111,20 @@ def pair_input_digest(config: PairDataConfig, base: Path) -> str:
             path
             for patterns, option in lists
             for pattern in patterns
-            for path in _open(pattern, base, option)[0]
+            for path in _files(pattern, base, option)
         ]
     )
+
+
+def _too_little(config: PairDataConfig, counts: Mapping[str, int], name: str, purpose: str) -> str:
+    """What was found, and which options change it."""
+    dropped = sum(count for reason, count in counts.items() if reason.startswith("dropped"))
+    said = f"data: no pair is left to {purpose}, of {counts['read']:,} read ({dropped:,} dropped). "
+    if name == "train":
+        return said + "Add pairs, or lower data.valid_fraction and data.test_fraction"
+    fraction = config.valid_fraction
+    least = f" ({fraction:g} now; 0.1 is usual)"
+    return said + f"Add pairs, set data.valid_fraction higher{least}, or name data.valid_files"
 
 
 class _Reader:
@@ -141,9 +155,9 @@ class _Reader:
         rules = self._config.source.normalization, self._config.target.normalization
         pairs: dict[Pair, None] = {}
         for pattern in patterns:
-            found, lines = _open(pattern, self._base, option)
+            found = _files(pattern, self._base, option)
             self.files += found
-            for texts in lines:
+            for texts in self._texts(found, aligned=ALIGNED in pattern):
                 self.counts["read"] += 1
                 source, target = map(normalize, texts, rules)
                 if is_blank(source) or is_blank(target):
@@ -153,6 +167,11 @@ class _Reader:
                 else:
                     pairs[source, target] = None
         return list(pairs)
+
+    def _texts(self, found: Sequence[Path], *, aligned: bool) -> Iterator[Pair]:
+        if aligned:
+            return _aligned(found[0], found[1])
+        return (pair for path in found for pair in _tsv(path, self.counts))
 
 
 def make_tokenizer(tokenization: str, tokens: Sequence[str], document: str | None) -> Tokenizer:
@@ -164,39 +183,46 @@ def make_tokenizer(tokenization: str, tokens: Sequence[str], document: str | Non
     return Characters(tokens) if tokenization == "character" else Symbols(tokens)
 
 
-def _open(pattern: str, base: Path, option: str) -> tuple[list[Path], Iterator[Pair]]:
+def _files(pattern: str, base: Path, option: str) -> list[Path]:
     if ALIGNED in pattern:
         names = pattern.split(ALIGNED)
         found = [path for name in names for path in input_files([name.strip()], base, option)]
         if len(found) != 2:
             raise ConfigError(f"{option}: {pattern!r} must name two files")
-        return found, _aligned(found[0], found[1])
-    found = input_files([pattern], base, option)
-    return found, (pair for path in found for pair in _tsv(path))
+        return found
+    return input_files([pattern], base, option)
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8: {error.reason}") from error
-    # CR LF and CR are LF by now. Not splitlines: U+2028 and its like stand inside of texts.
-    lines = text.split("\n")
-    return lines[:-1] if lines[-1] == "" else lines
-
-
-def _tsv(path: Path) -> Iterator[Pair]:
-    for number, line in enumerate(_lines(path), start=1):
-        fields = line.split("\t")
-        if len(fields) != 2:
-            raise ConfigError(
-                f"{path}, line {number}: it has {len(fields)} fields; source, tab, target are two"
-            )
-        yield fields[0], fields[1]
+def _tsv(path: Path, counts: Counter[str]) -> Iterator[Pair]:
+    """The pairs of a file; lines that hold none are counted. Raises ConfigError for many such."""
+    lines = without_tab = first = 0
+    for number, line in enumerate(read_lines(path), start=1):
+        if is_blank(line):
+            counts["read"] += 1
+            counts["dropped: empty"] += 1
+            continue
+        lines += 1
+        source, tab, rest = line.partition("\t")
+        target, more, _ = rest.partition("\t")
+        if not tab:
+            counts["read"] += 1
+            counts["dropped: no tab"] += 1
+            without_tab += 1
+            first = first or number
+            continue
+        if more:
+            counts["with further columns, passed over"] += 1
+        yield source, target
+    if without_tab > _RARE * lines:
+        raise ConfigError(
+            f"{path}, line {first}: it has no tab, as {without_tab:,} of {lines:,} lines; "
+            "a line is source, tab, target (two aligned files are written "
+            f'"sources.txt{ALIGNED}targets.txt")'
+        )
 
 
 def _aligned(sources: Path, targets: Path) -> Iterator[Pair]:
-    left, right = _lines(sources), _lines(targets)
+    left, right = list(read_lines(sources)), list(read_lines(targets))
     if len(left) != len(right):
         raise ConfigError(
             f"{sources} has {len(left)} lines and {targets} has {len(right)}; they must be aligned"

@@ -70,7 +70,9 @@ def prepare_data(
     known = start.tokenizers if start is not None else ()
     if isinstance(config, Config):
         tokens = known[0].tokens if known else ()
-        return corpora.prepare(config.data, base, run_dir / _CORPUS_FOLDER, tokens)
+        corpus = corpora.prepare(config.data, base, run_dir / _CORPUS_FOLDER, tokens)
+        corpora.check_held_out(config.data, corpus)
+        return corpus
     pairs = prepare_pairs(config.data, base, known)
     store_pairs(pairs, run_dir / _PAIRS_FILE)
     return pairs
@@ -85,14 +87,17 @@ def open_data(config: Config | PairConfig, run_dir: Path) -> Corpus | PairCorpus
 
 def describe_data(config: Config | PairConfig, data: Corpus | PairCorpus) -> str:
     """A line on what there is to train on."""
+    counts = ", ".join(f"{name}: {count:,}" for name, count in data.counts.items())
     if isinstance(data, PairCorpus):
-        counts = ", ".join(f"{name}: {count:,}" for name, count in data.counts.items())
         tokens = f"{len(data.source)} source tokens, {len(data.target)} target tokens"
         return f"{config.name}: pairs {counts}; {tokens}"
-    return (
-        f"{config.name}: {data.train.chars:,} characters to train, {data.valid.chars:,} to "
-        f"validate, {data.test.chars:,} to test; {len(data.vocab)} tokens"
+    line = isinstance(config, Config) and config.data.documents == "line"
+    splits = (
+        f"{split.chars:,} characters to {purpose}" + (f" ({split.documents:,} lines)" * line)
+        for split, purpose in ((data.train, "train"), (data.valid, "validate"), (data.test, "test"))
     )
+    read = f" {counts};" if counts else ""
+    return f"{config.name}:{read} {', '.join(splits)}; {len(data.vocab)} tokens"
 
 
 def train_run(

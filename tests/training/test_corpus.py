@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from service.bundle import BOS_ID, EOS_ID, SPECIAL_TOKENS, UNK_ID, Normalization, normalize
 from tests.training.helpers import documents, texts
 from training import corpus as corpora
-from training.config import ConfigError, DataConfig
-from training.corpus import SPLITS, Corpus, load, prepare, stream_text
+from training import text_files
+from training.config import DataConfig
+from training.corpus import Corpus, check_held_out, load, prepare
+from training.documents import SPLITS, stream_text
+from training.errors import ConfigError
 from training.windows import Windows
 
 Files = Mapping[str, bytes]
@@ -89,12 +92,12 @@ def test_a_split_counts_its_documents_characters_and_predicted_tokens(tmp_path: 
 @pytest.mark.parametrize("kind", ["file", "line"])
 @pytest.mark.parametrize("files", [{"a.txt": b""}, {"a.txt": b"", "b.txt": b"\xef\xbb\xbf"}])
 def test_input_without_text_is_refused(tmp_path: Path, files: Files, kind: str) -> None:
-    with pytest.raises(ConfigError, match=r"data\.files: there is no text in them"):
+    with pytest.raises(ConfigError, match=r"data\.files: there is no text in .*a\.txt"):
         prepared(tmp_path, files, documents=kind)
 
 
 def test_lines_that_are_all_blank_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.files: there is no text in them"):
+    with pytest.raises(ConfigError, match=r"data\.files: there is no text in .*a\.txt"):
         prepared(tmp_path, {"a.txt": b"\n\r\n\n"}, documents="line")
 
 
@@ -135,9 +138,11 @@ def test_a_pattern_that_matches_nothing_is_refused_by_its_name(tmp_path: Path) -
         prepared(tmp_path, {"a.txt": b"one"}, files=["a.txt", "b*.txt"])
 
 
-@pytest.mark.parametrize("data", [b"caf\xe9 au lait", b"cut short \xe2\x80"])
-def test_a_file_that_is_not_utf_8_is_refused_by_its_name(tmp_path: Path, data: bytes) -> None:
-    with pytest.raises(ConfigError, match=r"b\.txt: not UTF-8"):
+@pytest.mark.parametrize("data", [b"one\ncaf\xe9 au lait", b"one\ncaf\xe2\x80"])
+def test_a_file_that_is_not_utf_8_is_refused_by_its_name_with_the_place(
+    tmp_path: Path, data: bytes
+) -> None:
+    with pytest.raises(ConfigError, match=r"b\.txt, line 2, byte 8 of the file: not UTF-8"):
         prepared(tmp_path, {"a.txt": b"good", "b.txt": data})
 
 
@@ -200,22 +205,25 @@ def test_a_text_is_cut_by_position(
     assert found == [[document] if len(document) > 2 else [] for document in ids]
 
 
+QUARTERS = {"split_by": "position", "valid_fraction": 0.25, "test_fraction": 0.25}
+
+
 def test_a_file_that_a_split_cuts_becomes_a_document_in_each(tmp_path: Path) -> None:
     files = {"a.txt": b"abca", "b.txt": b"bbbbbbbbbb", "c.txt": b"cccccc"}
-    corpus = prepared(tmp_path, files, valid_fraction=0.25, test_fraction=0.25)
+    corpus = prepared(tmp_path, files, **QUARTERS)
     assert all_texts(corpus) == [["abca", "bbbbbb"], ["bbbb", "c"], ["ccccc"]]
 
 
 def test_a_split_at_the_end_of_a_file_cuts_nothing(tmp_path: Path) -> None:
     files = {"a.txt": b"abab", "b.txt": b"ba", "c.txt": b"bb"}
-    corpus = prepared(tmp_path, files, valid_fraction=0.25, test_fraction=0.25)
+    corpus = prepared(tmp_path, files, **QUARTERS)
     assert all_texts(corpus) == [["abab"], ["ba"], ["bb"]]
 
 
 def test_a_line_is_never_cut_and_belongs_where_it_begins(tmp_path: Path) -> None:
     # 12 characters: the splits end at 6 and 9. The second line begins at 5, the third at 10.
     files = {"a.txt": b"aaaaa\naabba\nbb\n"}
-    corpus = prepared(tmp_path, files, documents="line", valid_fraction=0.25, test_fraction=0.25)
+    corpus = prepared(tmp_path, files, documents="line", **QUARTERS)
     assert all_texts(corpus) == [["aaaaa", "aabba"], [], ["bb"]]
 
 
@@ -224,11 +232,12 @@ def test_a_line_is_never_cut_and_belongs_where_it_begins(tmp_path: Path) -> None
 def test_lines_keep_their_order_and_are_all_there_and_none_is_empty(
     tmp_path_factory: pytest.TempPathFactory, contents: list[str], valid: int, test: int
 ) -> None:
-    lines = [line for text in contents for line in text.split("\n") if line]
+    lines = [line for text in contents for line in text.split("\n") if line.strip()]
     if int(sum(map(len, lines)) * (20 - valid - test) / 20) == 0:
         return
     files = {f"{i}.txt": text.encode() for i, text in enumerate(contents)}
-    options = {"valid_fraction": valid / 20, "test_fraction": test / 20}
+    options: dict[str, Any] = {"valid_fraction": valid / 20, "test_fraction": test / 20}
+    options["split_by"] = "position"
     corpus = prepared(tmp_path_factory.mktemp("lines"), files, documents="line", **options)
     every_id = [ids for name in SPLITS for ids in documents(corpus.split(name))]
     expected = [[BOS_ID, *corpus.vocab.encode(line).tolist(), EOS_ID] for line in lines]
@@ -244,11 +253,158 @@ def test_files_lose_no_character_to_the_splits_and_no_document_is_empty(
     if int(len(text) * (20 - valid - test) / 20) == 0:
         return
     files = {f"{i}.txt": x.encode() for i, x in enumerate(contents)}
-    options = {"valid_fraction": valid / 20, "test_fraction": test / 20}
+    options: dict[str, Any] = {"valid_fraction": valid / 20, "test_fraction": test / 20}
+    options["split_by"] = "position"
     corpus = prepared(tmp_path_factory.mktemp("files"), files, **options)
     every_id = [ids for name in SPLITS for ids in documents(corpus.split(name))]
     assert [i for ids in every_id for i in ids[1:-1]] == corpus.vocab.encode(text).tolist()
     assert min(len(ids) for ids in every_id) > 2
+
+
+LINES = [f"name {i:03}" for i in range(400)]
+TENTHS = {"documents": "line", "valid_fraction": 0.1, "test_fraction": 0.1}
+
+
+def of_lines(folder: Path, lines: list[str], **options: Any) -> list[set[str]]:
+    """The lines of each split."""
+    files = {"a.txt": "\n".join(lines).encode()}
+    return [set(x) for x in all_texts(prepared(folder, files, **{**TENTHS, **options}))]
+
+
+def test_lines_are_split_the_same_whatever_their_order_and_their_file(tmp_path: Path) -> None:
+    straight = of_lines(tmp_path, LINES)
+    assert [len(x) > 20 for x in straight] == [True] * 3
+    assert of_lines(tmp_path, LINES[::-1]) == straight
+    halves = {"a.txt": "\n".join(LINES[:9]).encode(), "b.txt": "\n".join(LINES[9:]).encode()}
+    assert [set(x) for x in all_texts(prepared(tmp_path, halves, **TENTHS))] == straight
+    assert of_lines(tmp_path, LINES, split_seed=1) != straight
+    assert of_lines(tmp_path, LINES, split_by="position") == [
+        set(LINES[:320]),
+        set(LINES[320:360]),
+        set(LINES[360:]),
+    ]
+
+
+def test_a_line_that_is_repeated_is_in_one_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is long, and cut elsewhere into blocks, and has blanks at its end."""
+    monkeypatch.setattr(text_files, "READ_BYTES", 700)
+    long = [f"{i} " + "and so on " * 500 for i in range(12)]
+    for i in range(12):
+        found = of_lines(tmp_path, [*LINES[:i], *long, *LINES[i:], *(f" {x} " for x in long)])
+        twice = [sum(any(x.strip() == line.strip() for x in s) for s in found) for line in long]
+        assert twice == [1] * 12
+
+
+def test_every_file_has_a_part_of_its_own_in_every_split(tmp_path: Path) -> None:
+    files = {f"{c}.txt": (c * 1000).encode() for c in "abc"}
+    corpus = prepared(tmp_path, files, valid_fraction=0.1, test_fraction=0.2)
+    assert all_texts(corpus) == [[c * n for c in "abc"] for n in (700, 100, 200)]
+
+
+def test_a_short_file_of_several_goes_whole_to_one_split(tmp_path: Path) -> None:
+    files = {f"{i}.txt": f"a poem of number {i}".encode() for i in range(100)}
+    corpus = prepared(tmp_path, files, valid_fraction=0.2, test_fraction=0.2)
+    found = all_texts(corpus)
+    assert sorted(x for part in found for x in part) == sorted(x.decode() for x in files.values())
+    assert min(map(len, found)) > 10
+    assert corpus.counts["short: not cut"] == 100
+    # By its content: under another name it stays where it is.
+    renamed = {f"{100 + int(x[:-4])}.txt": data for x, data in files.items()}
+    again = all_texts(prepared(tmp_path, renamed, valid_fraction=0.2, test_fraction=0.2))
+    assert [set(x) for x in again] == [set(x) for x in found]
+
+
+def test_lists_are_used_whole_and_held_out_lines_are_not_trained_on(tmp_path: Path) -> None:
+    write(tmp_path, {"t.txt": b"one\ntwo\nwurft\ntwo\n", "v.txt": b"two\nfour", "x.txt": b"four"})
+    lists = {"train_files": ["t.txt"], "valid_files": ["v.txt"], "test_files": ["x.txt"]}
+    corpus = prepared(tmp_path, {}, **{**TENTHS, "files": [], **lists})
+    assert all_texts(corpus) == [["one", "wurft"], ["two"], ["four"]]
+    assert corpus.counts["dropped: held out elsewhere, from train"] == 2
+    assert corpus.counts["dropped: held out elsewhere, from valid"] == 1
+
+
+def test_lines_held_out_of_split_files_are_not_trained_on_from_others(tmp_path: Path) -> None:
+    write(tmp_path, {"b.txt": "\n".join(LINES).encode()})
+    train, valid, test = of_lines(tmp_path, LINES, train_files=["b.txt"])
+    assert not train & (valid | test)
+    assert train | valid | test == set(LINES)
+
+
+def test_whole_files_are_listed_and_a_copy_of_a_test_file_is_dropped(tmp_path: Path) -> None:
+    files = {"a.txt": b"one\nfur", "b.txt": b"none", "copy.txt": b"none", "c.txt": b"four"}
+    write(tmp_path, files)
+    lists = {"train_files": ["*.txt"], "valid_files": ["c.txt"], "test_files": ["b.txt"]}
+    corpus = prepared(tmp_path, {}, files=[], **lists)
+    assert all_texts(corpus) == [["one\nfur"], ["four"], ["none"]]
+    assert corpus.counts["dropped: held out elsewhere"] == 1
+    config = DataConfig.model_validate({"files": [], **lists})
+    assert corpus.sha256 == corpora.input_digest(config, tmp_path)
+    write(tmp_path, {"b.txt": b"five"})
+    assert corpora.input_digest(config, tmp_path) != corpus.sha256
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_a_file_for_another_purpose_is_prepared_anew(tmp_path: Path, split: str) -> None:
+    write(tmp_path, {"a.txt": b"one two", "b.txt": b"two"})
+    prepared(tmp_path, {}, files=["a.txt", "b.txt"])
+    corpus = prepared(tmp_path, {}, files=["a.txt"], **{f"{split}_files": ["b.txt"]})
+    assert texts(corpus, split)[-1:] == ["two"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"valid split \(5 lines\).*valid_fraction = 0\.05, at least 59 different lines"),
+        ({"valid_fraction": 0.0}, r"Set data\.valid_fraction .*data\.valid_files"),
+        ({"valid_files": ["v.txt"]}, r"test split .*at least 59 .*data\.test_files"),
+        ({"train_files": ["v.txt"], "files": [], "valid_files": ["v.txt"]}, "for the train split"),
+    ],
+)
+def test_too_little_text_is_told_with_numbers_and_options(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    write(tmp_path, {"v.txt": b"Zoe"})
+    fractions = {"documents": "line", "valid_fraction": 0.05, "test_fraction": 0.05}
+    names = {"a.txt": b"Anna\nBert\nCarl\nDora\nEmil\n"}
+    config = {"files": ["a.txt"], **fractions, **options}
+    with pytest.raises(ConfigError, match=message):
+        check_held_out(DataConfig.model_validate(config), prepared(tmp_path, names, **config))
+
+
+def test_few_files_that_are_too_short_to_cut_are_told_of_positions(tmp_path: Path) -> None:
+    options = {"valid_fraction": 0.05, "test_fraction": 0.05}
+    corpus = prepared(tmp_path, {"a.txt": b"one", "b.txt": b"two"}, **options)
+    with pytest.raises(ConfigError, match=r'\(2 files\).*data\.split_by = "position"'):
+        check_held_out(DataConfig(files=["a.txt"]), corpus)
+
+
+def test_what_is_read_of_lines_is_counted(tmp_path: Path) -> None:
+    files = {"a.txt": b"one\n \n\n two\nthree \n", "b.txt": b"four"}
+    corpus = prepared(tmp_path, files, documents="line")
+    assert texts(corpus, "train") == ["one", " two", "three ", "four"]
+    counts = {"files": 2, "lines": 4, "dropped: blank": 2, "with blanks at an end": 2}
+    assert corpus.counts == counts
+    stripped = prepared(tmp_path, files, documents="line", strip_lines=True)
+    assert texts(stripped, "train") == ["one", "two", "three", "four"]
+    assert stripped.counts == counts
+
+
+@given(st.lists(plain, min_size=1, max_size=4), st.integers(1, 7))
+@quick
+def test_stripped_lines_are_the_lines_stripped_whatever_the_blocks(
+    tmp_path_factory: pytest.TempPathFactory, contents: list[str], block: int
+) -> None:
+    lines = [x.strip() for text in contents for x in text.split("\n") if x.strip()]
+    if not lines:
+        return
+    files = {f"{i}.txt": text.encode() for i, text in enumerate(contents)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_files, "READ_BYTES", block)
+        folder = tmp_path_factory.mktemp("stripped")
+        corpus = prepared(folder, files, documents="line", strip_lines=True)
+    assert texts(corpus, "train") == lines
 
 
 # --- vocabulary ---------------------------------------------------------------------------------
@@ -312,7 +468,7 @@ def test_pieces_of_a_file_are_together_its_normal_form(
     path = tmp_path_factory.mktemp("pieces") / "text.txt"
     path.write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpora, "_READ_BYTES", block)
+        patch.setattr(text_files, "READ_BYTES", block)
         pieces = list(stream_text(path, rules))
     assert "".join(pieces) == normalize(text, rules)
 
@@ -322,7 +478,7 @@ def test_a_sigma_looks_past_what_lower_casing_ignores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     """Unicode's rule for a final sigma: a point or an apostrophe does not end a word."""
-    monkeypatch.setattr(corpora, "_READ_BYTES", block)
+    monkeypatch.setattr(text_files, "READ_BYTES", block)
     rules = Normalization(lowercase=True)
     path = tmp_path / "text.txt"
     for mark in map(chr, range(0x21, 0x7F)):
@@ -350,7 +506,7 @@ def test_small_blocks_give_the_same_ids_as_one_block(
     except ConfigError:  # nothing to train on
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpora, "_READ_BYTES", block)
+        patch.setattr(text_files, "READ_BYTES", block)
         streamed = prepare(config, folder, folder / "streamed")
     assert streamed.vocab.tokens == whole.vocab.tokens
     for name in SPLITS:
@@ -360,7 +516,7 @@ def test_small_blocks_give_the_same_ids_as_one_block(
 def test_a_sigma_is_final_where_its_word_ends_whatever_the_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpora, "_READ_BYTES", 1)
+    monkeypatch.setattr(text_files, "READ_BYTES", 1)
     files = {"a.txt": "ΟΔΟΣ ΣΑΣ\nΣ".encode()}
     corpus = prepared(tmp_path, files, normalization={"lowercase": True})
     assert texts(corpus, "train") == ["οδος σας\nσ"]  # noqa: RUF001
@@ -373,7 +529,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, int]:
     line = "The quick brown fox jumps over the lazy dog; café, naïve.\r\n".encode()
     (folder / "text.txt").write_bytes(line * (6_000_000 // len(line)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpora, "_READ_BYTES", 1 << 16)
+        patch.setattr(text_files, "READ_BYTES", 1 << 16)
         tracemalloc.start()
         try:
             corpus = prepared(folder, {}, files=["text.txt"], valid_fraction=0.1)
@@ -529,13 +685,13 @@ def test_the_record_is_json_that_holds_the_vocabulary(tmp_path: Path) -> None:
 def test_a_file_that_two_patterns_match_is_read_once(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abc")
     config = DataConfig(files=["*.txt", "a.txt"])
-    assert corpora.input_files(config.files, tmp_path) == [tmp_path / "a.txt"]
+    assert text_files.input_files(config.files, tmp_path) == [tmp_path / "a.txt"]
 
 
 def test_text_without_white_space_is_streamed_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpora, "_READ_BYTES", 64)
+    monkeypatch.setattr(text_files, "READ_BYTES", 64)
     text = "GATTACA" * 1000
     (tmp_path / "dna.txt").write_text(text)
     pieces = list(stream_text(tmp_path / "dna.txt", Normalization()))

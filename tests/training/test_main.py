@@ -91,7 +91,10 @@ def test_the_tables_figures_are_the_metrics_that_the_run_keeps(tmp_path: Path, c
 def test_training_says_how_the_text_is_split(tmp_path: Path, call: Main) -> None:
     config = configured(tmp_path, text="ab" * 500, training={"steps": 1})
     _, stdout, _ = call("train", config, "--run", tmp_path / "run")
-    first = "tiny: 800 characters to train, 100 to validate, 100 to test; 6 tokens"
+    first = (
+        "tiny: files: 1; 800 characters to train, 100 characters to validate, "
+        "100 characters to test; 6 tokens"
+    )
     assert stdout.splitlines()[0] == first
 
 
@@ -417,7 +420,7 @@ def test_baselines_need_held_out_text(tmp_path: Path, call: Main) -> None:
     config = configured(tmp_path, data={"valid_fraction": 0.0, "test_fraction": 0.0})
     status, _, stderr = call("baselines", config, "--run", tmp_path / "run")
     assert status == 1
-    assert_one_line(stderr, "data.valid_fraction", "no held-out text")
+    assert_one_line(stderr, "data.valid_fraction", "no text is left for the valid split")
 
 
 # --- errors -------------------------------------------------------------------------------------

@@ -71,12 +71,22 @@ def test_a_tab_in_aligned_files_is_a_part_of_the_text(tmp_path: Path) -> None:
     assert ("one\ttwo", "eins\tzwei") in corpus.train.pairs
 
 
-@pytest.mark.parametrize(("line", "fields"), [("alone", 1), ("", 1), ("a\tb\tc", 3), ("a\tb\t", 3)])
-def test_a_wrong_number_of_fields_is_refused_with_the_file_and_the_line(
-    tmp_path: Path, line: str, fields: int
+def test_blank_lines_further_columns_and_a_rare_line_without_a_tab_are_counted(
+    tmp_path: Path,
 ) -> None:
-    written(tmp_path, bad=f"a\tb\n{line}\nc\td\n")
-    with pytest.raises(ConfigError, match=rf"bad\.tsv, line 2: it has {fields} fields"):
+    """As in Tatoeba's files, whose third column names the authors."""
+    written(tmp_path, a=TSV, b=TSV.replace("\n", "\tby A, by B\n") + "\n \nalone\n")
+    corpus = prepared(tmp_path, files=["b.tsv"])
+    counts = corpus.counts
+    assert all_pairs(corpus) == all_pairs(prepared(tmp_path, files=["a.tsv"]))
+    assert counts["with further columns, passed over"] == 200
+    assert (counts["dropped: empty"], counts["dropped: no tab"], counts["read"]) == (2, 1, 203)
+
+
+def test_a_file_without_tabs_is_refused_with_the_line_and_what_is_expected(tmp_path: Path) -> None:
+    written(tmp_path, bad="a\tb\n\nalone\nc\td\n")
+    message = r"bad\.tsv, line 3: it has no tab, as 1 of 3 lines; a line is source, tab, target"
+    with pytest.raises(ConfigError, match=message):
         prepared(tmp_path, files=["bad.tsv"])
 
 
@@ -104,9 +114,10 @@ def test_a_file_that_is_not_there_is_named_with_its_option(
 
 
 def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
-    written(tmp_path, bad=b"a\t\xff\n")
-    with pytest.raises(ConfigError, match=r"bad\.tsv: not UTF-8"):
-        prepared(tmp_path, files=["bad.tsv"])
+    written(tmp_path, a=TSV, bad=b"a\tb\na\t\xff\n")
+    for files in (["bad.tsv"], ["bad.tsv || a.tsv"]):
+        with pytest.raises(ConfigError, match=r"bad\.tsv, line 2, byte 7 of the file: not UTF-8"):
+            prepared(tmp_path, files=files)
 
 
 @pytest.mark.parametrize("encoded", ["\ufeff" + TSV, TSV.replace("\n", "\r\n"), TSV.rstrip("\n")])
@@ -196,16 +207,17 @@ def test_limits_that_leave_nothing_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "message"),
     [
-        {"files": ["a.tsv"], "valid_fraction": 0.0},
-        {"train_files": ["a.tsv"], "valid_files": ["a.tsv"]},  # all of it is held out
+        ({"files": ["a.tsv"], "valid_fraction": 0.0}, r"to validate on, of 200 .*valid_fraction"),
+        # All of it is held out.
+        ({"train_files": ["a.tsv"], "valid_files": ["a.tsv"]}, r"train on, of 400 read \(200 dr"),
     ],
 )
 def test_there_must_be_pairs_to_train_on_and_to_validate_on(
-    tmp_path: Path, options: Mapping[str, Any]
+    tmp_path: Path, options: Mapping[str, Any], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match="no pair is left to train on, or none to validate on"):
+    with pytest.raises(ConfigError, match=message):
         prepared(written(tmp_path, a=TSV), **options)
 
 

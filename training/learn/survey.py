@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from service.bundle import Normalization
-from training.corpus import stream_text
+from training.documents import stream_text
 
 # Lines that statistics are taken over; counts are over all lines.
 SAMPLE_LINES = 20_000
