@@ -208,7 +208,9 @@ def check_held_out(config: DataConfig, corpus: Corpus) -> None:
     """Raise ConfigError, with what is needed, where a split that is wanted has no text."""
     if corpus.valid.chars == 0:
         raise ConfigError(_too_little(config, corpus.counts, "valid"))
-    if corpus.test.chars == 0 and (config.test_files or config.test_fraction > 0):
+    # The fractions are of `files` alone.
+    wanted = config.test_files or (config.files and config.test_fraction > 0)
+    if corpus.test.chars == 0 and wanted:
         raise ConfigError(_too_little(config, corpus.counts, "test"))
 
 
@@ -239,6 +241,8 @@ def _too_little(config: DataConfig, counts: dict[str, int], split: str) -> str:
         )
     option = f"data.{split}_fraction"
     fraction = getattr(config, f"{split}_fraction")
+    if not config.files:
+        return said + f"Name data.{split}_files, or data.files to split by the fractions"
     if fraction == 0.0:
         return said + f"Set {option} (0.1 is usual), or name data.{split}_files"
     if lines:

@@ -360,6 +360,10 @@ def test_a_file_for_another_purpose_is_prepared_anew(tmp_path: Path, split: str)
         ({"valid_fraction": 0.0}, r"Set data\.valid_fraction .*data\.valid_files"),
         ({"valid_files": ["v.txt"]}, r"test split .*at least 59 .*data\.test_files"),
         ({"train_files": ["v.txt"], "files": [], "valid_files": ["v.txt"]}, "for the train split"),
+        (
+            {"train_files": ["a.txt"], "files": []},
+            r"valid split .* Name data\.valid_files, or data\.fi",
+        ),
     ],
 )
 def test_too_little_text_is_told_with_numbers_and_options(
@@ -371,6 +375,17 @@ def test_too_little_text_is_told_with_numbers_and_options(
     config = {"files": ["a.txt"], **fractions, **options}
     with pytest.raises(ConfigError, match=message):
         check_held_out(DataConfig.model_validate(config), prepared(tmp_path, names, **config))
+
+
+def test_lists_need_no_test_split(tmp_path: Path) -> None:
+    options = {
+        "files": [],
+        "train_files": ["a.txt"],
+        "valid_files": ["b.txt"],
+        "test_fraction": 0.1,
+    }
+    corpus = prepared(tmp_path, {"a.txt": b"one", "b.txt": b"two"}, **options)
+    check_held_out(DataConfig.model_validate(options), corpus)
 
 
 def test_few_files_that_are_too_short_to_cut_are_told_of_positions(tmp_path: Path) -> None:
