@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ Data = Corpus | PairCorpus
 Clock = Callable[[], float]
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a short training came to."""
+
+    loss: float  # the best on the validation split
+    step: int  # of that
+
+
 def measure(config: Config | PairConfig, data: Data, clock: Clock = time.monotonic) -> Speed:
     """The seconds of a step and of an evaluation. What was trained meanwhile is thrown away."""
     with _trainer(config, data) as trainer:
@@ -35,17 +44,18 @@ def measure(config: Config | PairConfig, data: Data, clock: Clock = time.monoton
         return Speed(step_s, clock() - started)
 
 
-def try_out(config: Config | PairConfig, data: Data) -> float:
-    """The best validation loss of a whole training, of which nothing is kept."""
+def try_out(config: Config | PairConfig, data: Data) -> Trial:
+    """A whole training, of which nothing is kept."""
     options = config.training
-    best, waited = math.inf, 0
+    best, waited = Trial(math.inf, 0), 0
     with _trainer(config, data) as trainer:
         while trainer.step < options.steps and waited < (options.patience or options.steps):
             trainer.train_step()
             if trainer.step % options.eval_every == 0 or trainer.step == options.steps:
                 loss = trainer.task.evaluate(trainer.evaluated_model).loss
-                waited = 0 if loss < best else waited + 1
-                best = min(best, loss)
+                waited = 0 if loss < best.loss else waited + 1
+                if loss < best.loss:
+                    best = Trial(loss, trainer.step)
     return best
 
 

@@ -20,7 +20,7 @@ from training.corpus import Corpus
 from training.cpus import usable_cpus
 from training.language_model_task import load_best
 from training.learn import words
-from training.learn.calibrate import Data, measure, try_out
+from training.learn.calibrate import Data, Trial, measure, try_out
 from training.learn.compare import against_ngrams
 from training.learn.document import render
 from training.learn.recipe import (
@@ -28,6 +28,7 @@ from training.learn.recipe import (
     Speed,
     check_enough,
     plan,
+    shortened,
     steps_for,
     too_slow,
     trial_steps,
@@ -187,9 +188,15 @@ def _choose(
         steps, eval_every = options.steps, max(10, options.steps // 20)
     else:
         started = time.monotonic()
-        document["model"], tried = _tried(document, chosen, data, speed, minutes)
-        minutes -= (time.monotonic() - started) / 60
-        steps, eval_every = steps_for(chosen, speed, max(minutes, 0.3 * options.minutes))
+        short = trial_steps(chosen, speed, minutes)
+        best = None
+        if short is not None:
+            document["model"], best, tried = _tried(document, chosen, data, short)
+            minutes = max(minutes - (time.monotonic() - started) / 60, 0.3 * minutes)
+        steps, eval_every = steps_for(chosen, speed, minutes)
+        if best is not None and short is not None:
+            steps = shortened(steps, short, best.step)
+            eval_every = max(1, steps // 20)
     document["training"] = with_steps(chosen, steps, eval_every)
     notes = _notes(chosen, speed, steps, eval_every, size)
     if tried:
@@ -200,24 +207,22 @@ def _choose(
 
 
 def _tried(
-    document: dict[str, Any], chosen: Plan, data: Data, speed: Speed, minutes: float
-) -> tuple[dict[str, Any], str]:
-    """The model's options that do best in a part of the time, and what was tried."""
-    steps = trial_steps(chosen, speed, minutes)
-    if steps is None:
-        return chosen.model, ""
+    document: dict[str, Any], chosen: Plan, data: Data, steps: int
+) -> tuple[dict[str, Any], Trial, str]:
+    """The model's options that do best in so many steps, how well, and what was tried."""
     dropouts = [x for x in chosen.model if x.startswith("dropout") or x == "weight_drop"]
     plain = {x: y for x, y in chosen.model.items() if x not in dropouts}
     models = [chosen.model, *({**plain, **variant} for variant in chosen.variants)]
-    training = with_steps(chosen, steps, max(1, steps // 15))
-    losses = [
-        try_out(_parsed({**document, "model": x, "training": training}), data) for x in models
-    ]
-    best = losses.index(min(losses))
+    training = with_steps(chosen, steps, max(1, steps // 20))
+    documents = [{**document, "model": model, "training": training} for model in models]
+    trials = [try_out(_parsed(x), data) for x in documents]
+    best = min(range(len(trials)), key=lambda i: trials[i].loss)
     found = ", ".join(
-        f"{model['dropout_output']} {loss:.3f}" for model, loss in zip(models, losses, strict=True)
+        f"{model['dropout_output']} gave {trial.loss:.3f} at step {trial.step:,}"
+        for model, trial in zip(models, trials, strict=True)
     )
-    return models[best], f"dropouts tried, with their losses after {steps:,} steps: {found}"
+    said = f"dropouts were tried for {steps:,} steps, and their losses compared: {found}"
+    return models[best], trials[best], said
 
 
 def _replicas() -> int:
@@ -274,7 +279,7 @@ def _document(options: argparse.Namespace, sight: Sight, chosen: Plan, name: str
     data |= held_out
     data |= {x: y for x, y in chosen.data.items() if not (held_out and x.endswith("_fraction"))}
     if options.split == "position":
-        data |= {"valid_fraction": 0.1, "test_fraction": 0.0}
+        data |= {"split_by": "position", "valid_fraction": 0.1, "test_fraction": 0.0}
     data["title"] = _title(sight)
     document: dict[str, Any] = {"name": name}
     if sight.kind == "pairs":

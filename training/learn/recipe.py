@@ -105,6 +105,15 @@ def trial_steps(plan: Plan, speed: Speed, minutes: float) -> int | None:
     return steps if steps >= min(_MIN_TRIAL_STEPS, 10 * plan.epoch_steps) else None
 
 
+def shortened(steps: int, tried: int, best_step: int) -> int:
+    """Steps, where trials of `tried` steps were best at `best_step`.
+
+    A schedule whose best weights come long before its end overfits: one that ends soon after them
+    has annealed by then, and its best weights are better.
+    """
+    return steps if best_step > 0.7 * tried else min(steps, max(MIN_STEPS, round(1.3 * best_step)))
+
+
 def too_slow(plan: Plan, speed: Speed, minutes: float) -> bool:
     """Whether a smaller model is worth more: the time does not let this one read enough."""
     return 60.0 * minutes / speed.step_s < plan.min_epochs * plan.epoch_steps

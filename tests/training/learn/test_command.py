@@ -73,9 +73,11 @@ def test_a_machine_is_measured_by_real_steps_without_the_slowest(tmp_path: Path)
     times = iter(range(10_000))  # every look at the clock takes a second
     speed = measure(config, data, lambda: float(next(times)))
     assert (speed.step_s, speed.evaluation_s) == (1.0, 1.0)
-    loss = try_out(config, data)
+    short = try_out(config, data)
     training = config.training.model_copy(update={"steps": 30, "learning_rate": 0.02})
-    assert try_out(config.model_copy(update={"training": training}), data) < loss
+    longer = try_out(config.model_copy(update={"training": training}), data)
+    assert longer.loss < short.loss
+    assert (short.step, longer.step) == (1, 30)
 
 
 def test_pairs_become_a_model(call: Main, tmp_path: Path) -> None:
@@ -100,6 +102,14 @@ def test_a_dry_run_writes_the_configuration_and_trains_nothing(call: Main, tmp_p
     assert "you said --as file" in out
     assert load_config(tmp_path / "runs/fable/config.toml").name == "fable"
     assert not (tmp_path / "models").exists()
+
+
+def test_a_text_can_be_split_by_position_as_benchmarks_are(call: Main, tmp_path: Path) -> None:
+    (tmp_path / "fable.txt").write_text(FABLE * 3)
+    status, _, err = call("learn", "fable.txt", "--dry-run", "--split", "position", "--steps", 20)
+    assert status == 0, err
+    data = load_config(tmp_path / "runs/fable/config.toml").model_dump()["data"]
+    assert (data["split_by"], data["valid_fraction"], data["test_fraction"]) == ("position", 0.1, 0)
 
 
 def test_too_little_and_unreadable_files_are_one_line(call: Main, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from training.learn.recipe import (
     check_enough,
     held_out_fraction,
     plan,
+    shortened,
     steps_for,
     trial_steps,
     with_steps,
@@ -97,6 +98,12 @@ def test_little_text_has_dropouts_tried_in_a_share_of_the_time_and_much_text_has
     assert tried <= steps_for(little, speed, 10)[0]
     assert trial_steps(little, speed, 0.1) is None
     assert trial_steps(plan(sight("lines", 1_500_000)), speed, 10) is None
+
+
+def test_a_schedule_that_overfits_is_shortened_to_end_soon_after_its_best() -> None:
+    assert shortened(2000, tried=1000, best_step=900) == 2000
+    assert shortened(2000, tried=1000, best_step=400) == 520
+    assert shortened(2000, tried=1000, best_step=2) == MIN_STEPS
 
 
 def test_a_smaller_size_is_smaller() -> None:
