@@ -72,7 +72,7 @@ class PairRecipe:
 
 
 def recipes() -> Iterator[Recipe]:
-    """Every cell alike."""
+    """The sizes of every cell, and one large model."""
     for cell in _CELLS:
         for layers, hidden in ((1, 16), (2, 64), (3, 32)):
             yield Recipe(cell, layers, hidden, "trained")
@@ -81,7 +81,8 @@ def recipes() -> Iterator[Recipe]:
         yield Recipe(cell, 1, 256, "trained", 1_000_000, 300)
         yield Recipe(cell, 2, 256, "trained", 1_000_000)
         yield Recipe(cell, 1, 1024, "trained", 1_000_000, 60)
-        yield Recipe(cell, 3, 1024, "trained", 1_000_000, 20)
+        if cell == "gru":  # what its gates keep is rounded at every token: the most delicate
+            yield Recipe(cell, 3, 1024, "trained", 1_000_000, 20)
         for layers, hidden in ((1, 16), (2, 256), (3, 512)):
             yield Recipe(cell, layers, hidden, "untrained")
         for layers, hidden in ((1, 128), (2, 256), (3, 64)):
