@@ -191,7 +191,7 @@ def _choose(
         short = trial_steps(chosen, speed, minutes)
         best = None
         if short is not None:
-            document["model"], best, tried = _tried(document, chosen, data, short)
+            document["model"], best, tried = _tried(document, chosen, data, speed, short, say)
             minutes = max(minutes - (time.monotonic() - started) / 60, 0.3 * minutes)
         steps, eval_every = steps_for(chosen, speed, minutes)
         if best is not None and short is not None:
@@ -207,7 +207,7 @@ def _choose(
 
 
 def _tried(
-    document: dict[str, Any], chosen: Plan, data: Data, steps: int
+    document: dict[str, Any], chosen: Plan, data: Data, speed: Speed, steps: int, say: Say
 ) -> tuple[dict[str, Any], Trial, str]:
     """The model's options that do best in so many steps, how well, and what was tried."""
     dropouts = [x for x in chosen.model if x.startswith("dropout") or x == "weight_drop"]
@@ -215,6 +215,8 @@ def _tried(
     models = [chosen.model, *({**plain, **variant} for variant in chosen.variants)]
     training = with_steps(chosen, steps, max(1, steps // 20))
     documents = [{**document, "model": model, "training": training} for model in models]
+    about = words.seconds(len(models) * steps * speed.step_s)
+    say(f"Trying {len(models)} ways to drop out, {steps:,} steps each: about {about} or less.")
     trials = [try_out(_parsed(x), data) for x in documents]
     best = min(range(len(trials)), key=lambda i: trials[i].loss)
     found = ", ".join(

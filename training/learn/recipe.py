@@ -259,7 +259,7 @@ def _pairs(sight: Sight, size: int, replicas: int) -> Plan:
         max_epochs=40.0,
         min_epochs=min(6.0, 60_000 / train_pairs),
         reasons=[
-            f"encoder of {layers} layers of {encoder} units both ways, decoder of {decoder} units",
+            f"encoder: {_layers(layers)} of {encoder} units both ways; decoder: {decoder} units",
             f"for {train_pairs:,.0f} pairs to learn from: dropout {dropout}",
         ],
         sides={
@@ -267,6 +267,10 @@ def _pairs(sight: Sight, size: int, replicas: int) -> Plan:
             for name, side in (("source", sight.source), ("target", sight.target))
         },
     )
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
 
 
 def _longest(side: Side) -> int:

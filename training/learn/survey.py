@@ -98,7 +98,7 @@ class LineShapes:
     def alike(self) -> float:
         """Share of lines whose first word has one of the three most usual shapes (`2024-01-02`)."""
         shapes = Counter(_shape(_SPACES.split(line.strip(), maxsplit=1)[0]) for line in self.lines)
-        usual = [n for shape, n in shapes.most_common(3) if re.search(r"[^aA]", shape)]
+        usual = [n for shape, n in shapes.most_common(3) if shape != "a"]
         return sum(usual) / max(1, len(self.lines))
 
     def _share(self, hits: Iterator[int]) -> float:
@@ -106,8 +106,8 @@ class LineShapes:
 
 
 def _shape(word: str) -> str:
-    """A word with runs of digits as 0, of letters as a or A: `2024-01-02T` is `0-0-0A`."""
-    return re.sub(r"[a-z]+", "a", re.sub(r"[A-Z]+", "A", re.sub(r"\d+", "0", word)))
+    """A word with runs of digits as 0 and of letters as a: `2024-01-02T` is `0-0-0a`."""
+    return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", word))
 
 
 def survey(path: Path) -> Survey:

@@ -19,7 +19,7 @@ _FLOORS = {
 def seconds(value: float) -> str:
     """A duration: `40 seconds`, `12 minutes`."""
     if value < 90:
-        return f"{max(1, round(value))} seconds"
+        return f"{max(2, round(value))} seconds"
     return f"{round(value / 60)} minutes"
 
 
@@ -39,19 +39,21 @@ def compared(mine: float, difference: Difference) -> str:
     """The model's bits a character beside the best n-gram's, whichever is better."""
     floor = mine + difference.bits_per_char
     said = f"The best n-gram ({difference.order} characters) needs {floor:.2f}: "
-    percent = 100 * abs(difference.bits_per_char) / floor
-    error = 100 * difference.standard_error / floor
+    percent = _percent(abs(difference.bits_per_char) / floor)
+    error = _percent(difference.standard_error / floor)
     if abs(difference.bits_per_char) < 2 * difference.standard_error:
-        return (
-            said
-            + f"a difference of {percent:.1f} %, give or take {error:.1f}, which may be chance."
-        )
+        return said + f"a difference of {percent} %, give or take {error}, which may be chance."
     if difference.bits_per_char > 0:
-        return said + f"the model is {percent:.1f} % better, give or take {error:.1f}."
+        return said + f"the model is {percent} % better, give or take {error}."
     return (
-        said + f"it is {percent:.1f} % better than the model, give or take {error:.1f}. "
+        said + f"it is {percent} % better than the model, give or take {error}. "
         "More data, or more --minutes where the model was still getting better, would help."
     )
+
+
+def _percent(share: float) -> str:
+    """To a tenth where it is small."""
+    return f"{100 * share:.0f}" if share >= 0.1 else f"{100 * share:.1f}"
 
 
 def pair_figures(manifest: EncoderDecoderManifest) -> list[str]:

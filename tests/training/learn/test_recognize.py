@@ -45,7 +45,7 @@ def wrapped(text: str, width: int = 60) -> list[str]:
     return [*lines, line]
 
 
-NAMES = [word.capitalize() for word in WORDS]
+NAMES = [word.capitalize() + RNG.choice(("", "ë")) for word in WORDS]
 PASSWORDS = [f"{RNG.choice(WORDS)}{RNG.randint(1, 9999)}!" for _ in range(200)]
 LOG = [f"2024-01-{i % 28 + 1:02d} 12:00:{i % 60:02d} INFO {words(6)}" for i in range(100)]
 TABBED_LOG = [f"2024-01-02T12:00:{i % 60:02d}\t{words(6)}" for i in range(100)]

@@ -42,9 +42,9 @@ def test_the_difference_is_that_of_the_totals(texts: list[str]) -> None:
 @pytest.mark.parametrize(
     ("saved", "error", "said"),
     [
-        (0.2, 0.05, "the model is 10.0 % better, give or take 2.5"),
+        (0.2, 0.05, "the model is 10 % better, give or take 2.5"),
         (0.06, 0.05, "may be chance"),
-        (-0.2, 0.05, "it is 11.1 % better than the model"),
+        (-0.2, 0.05, "it is 11 % better than the model"),
     ],
 )
 def test_a_comparison_says_who_is_better_or_that_it_may_be_chance(
@@ -64,4 +64,4 @@ def test_a_curl_line_reaches_a_shell_as_it_was_meant(text: str) -> None:
 
 
 def test_durations_are_for_people() -> None:
-    assert [words.seconds(x) for x in (0.2, 40, 600)] == ["1 seconds", "40 seconds", "10 minutes"]
+    assert [words.seconds(x) for x in (0.2, 40, 600)] == ["2 seconds", "40 seconds", "10 minutes"]
