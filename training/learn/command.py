@@ -191,7 +191,9 @@ def _choose(
         short = trial_steps(chosen, speed, minutes)
         best = None
         if short is not None:
-            document["model"], best, tried = _tried(document, chosen, data, speed, short, say)
+            document["model"], best, tried = _tried(
+                document, chosen, data, speed=speed, steps=short, say=say
+            )
             minutes = max(minutes - (time.monotonic() - started) / 60, 0.3 * minutes)
         steps, eval_every = steps_for(chosen, speed, minutes)
         if best is not None and short is not None:
@@ -207,7 +209,7 @@ def _choose(
 
 
 def _tried(
-    document: dict[str, Any], chosen: Plan, data: Data, speed: Speed, steps: int, say: Say
+    document: dict[str, Any], chosen: Plan, data: Data, *, speed: Speed, steps: int, say: Say
 ) -> tuple[dict[str, Any], Trial, str]:
     """The model's options that do best in so many steps, how well, and what was tried."""
     dropouts = [x for x in chosen.model if x.startswith("dropout") or x == "weight_drop"]
