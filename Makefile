@@ -151,7 +151,8 @@ $(SERVICE_ENV)/.done: requirements/service.txt
 TORCH := $$(sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 PIP_INSTALL := bin/pip install --quiet --disable-pip-version-check
 define install_torch
-	[ -n "$(TORCH_INDEX)" ] && $(1)/$(PIP_INSTALL) --no-deps --retries 1 --timeout 15 \
+	@echo "installing torch into $(1)"
+	@[ -n "$(TORCH_INDEX)" ] && $(1)/$(PIP_INSTALL) --no-deps --retries 1 --timeout 15 \
 		--index-url "$(TORCH_INDEX)" $(TORCH) \
 	|| { echo "torch: taking the plain index's build, which may bring CUDA"; \
 		$(1)/$(PIP_INSTALL) $(TORCH); }

@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Trial:
 
     loss: float  # the best on the validation split
     step: int  # of that
+    step_s: float  # seconds a step, evaluations counted in
 
 
 def measure(config: Config | PairConfig, data: Data, clock: Clock = time.monotonic) -> Speed:
@@ -47,7 +48,8 @@ def measure(config: Config | PairConfig, data: Data, clock: Clock = time.monoton
 def try_out(config: Config | PairConfig, data: Data) -> Trial:
     """A whole training, of which nothing is kept."""
     options = config.training
-    best, waited = Trial(math.inf, 0), 0
+    best, waited = Trial(math.inf, 0, 0.0), 0
+    started = time.monotonic()
     with _trainer(config, data) as trainer:
         while trainer.step < options.steps and waited < (options.patience or options.steps):
             trainer.train_step()
@@ -55,8 +57,8 @@ def try_out(config: Config | PairConfig, data: Data) -> Trial:
                 loss = trainer.task.evaluate(trainer.evaluated_model).loss
                 waited = 0 if loss < best.loss else waited + 1
                 if loss < best.loss:
-                    best = Trial(loss, trainer.step)
-    return best
+                    best = Trial(loss, trainer.step, 0.0)
+        return replace(best, step_s=(time.monotonic() - started) / trainer.step)
 
 
 @contextmanager

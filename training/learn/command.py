@@ -10,6 +10,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,8 @@ def _choose(
                 document, chosen, data, speed=speed, steps=short, say=say
             )
             minutes = max(minutes - (time.monotonic() - started) / 60, 0.3 * minutes)
+            # Measured for longer, and so better.
+            speed = replace(speed, step_s=best.step_s)
         steps, eval_every = steps_for(chosen, speed, minutes)
         if best is not None and short is not None:
             steps = shortened(steps, short, best.step)
