@@ -170,10 +170,11 @@ def _choose(
     check_enough(sight)
     run_dir.mkdir(parents=True, exist_ok=True)
     data: Data | None = None
+    held_out = 0.0 if options.valid or options.test else 0.1 if options.split else None
     size = 0
     speed: Speed | None = None
     while True:
-        chosen = plan(sight, size=size, replicas=_replicas())
+        chosen = plan(sight, size=size, replicas=_replicas(), held_out=held_out)
         document = _document(options, sight, chosen, name)
         trial = with_steps(chosen, 1000, 1000)
         config = _parsed({**document, "training": trial})

@@ -18,6 +18,7 @@ MIN_PAIRS = 100
 MIN_CHARS = 2_000
 # Held-out texts that a figure should be over, if the data has them.
 _HELD_OUT_TEXTS = 200
+_LINE_CHARS = 40  # of running text that count as a text
 _LARGEST_FRACTION = 0.15
 _SMALLEST_FRACTION = 0.05
 _HELD_OUT_CHARS = 200_000  # more says nothing new and costs time at every evaluation
@@ -79,11 +80,14 @@ def held_out_fraction(texts: int, chars: int) -> float:
     return round(min(fraction, max(0.005, _HELD_OUT_CHARS / max(1, chars))), 4)
 
 
-def plan(sight: Sight, *, size: int = 0, replicas: int = 1) -> Plan:
-    """The choices; `size` counts how many sizes below the one for plenty of time."""
+def plan(sight: Sight, *, size: int = 0, replicas: int = 1, held_out: float | None = None) -> Plan:
+    """The choices; `size` counts how many sizes below the one for plenty of time.
+
+    `held_out` is the share of the texts that is not trained on, where that is settled.
+    """
     if sight.kind == "pairs":
-        return _pairs(sight, size, replicas)
-    return _texts(sight, size, replicas)
+        return _pairs(sight, size, replicas, held_out)
+    return _texts(sight, size, replicas, held_out)
 
 
 def steps_for(plan: Plan, speed: Speed, minutes: float) -> tuple[int, int]:
@@ -145,10 +149,11 @@ _DROPOUTS: tuple[dict[str, float], ...] = (
 )
 
 
-def _texts(sight: Sight, size: int, replicas: int) -> Plan:
+def _texts(sight: Sight, size: int, replicas: int, held_out: float | None) -> Plan:
     lines = sight.kind == "lines"
-    fraction = held_out_fraction(sight.texts if lines else sight.chars // 1000, sight.chars)
-    train_chars = sight.chars * (1.0 - 2.0 * fraction)
+    texts = sight.texts if lines else sight.chars // _LINE_CHARS
+    fraction = held_out_fraction(texts, sight.chars)
+    train_chars = sight.chars * (1.0 - (2.0 * fraction if held_out is None else held_out))
     hidden_size = _SIZES[min(len(_SIZES) - 1, _size_for(train_chars) + size)]
     mean_chars = max(1.0, sight.chars / sight.texts) if lines else sight.chars
     batch_size, bptt_len = (32 if lines and mean_chars < 50 else 16), 64
@@ -215,11 +220,11 @@ def _size_for(train_chars: float) -> int:
 _PAIR_SIZES = ((2, 192, 256, 128), (1, 192, 256, 128), (1, 128, 192, 96), (1, 96, 128, 64))
 
 
-def _pairs(sight: Sight, size: int, replicas: int) -> Plan:
+def _pairs(sight: Sight, size: int, replicas: int, held_out: float | None) -> Plan:
     if sight.source is None or sight.target is None:
         raise ConfigError("pairs have two sides")
     fraction = held_out_fraction(sight.texts, 0)
-    train_pairs = sight.texts * (1.0 - 2.0 * fraction)
+    train_pairs = sight.texts * (1.0 - (2.0 * fraction if held_out is None else held_out))
     subwords = "bpe" in (sight.source.tokenization, sight.target.tokenization)
     size += 2 if train_pairs < 1000 else 1 if subwords else 0
     layers, encoder, decoder, embedding = _PAIR_SIZES[min(len(_PAIR_SIZES) - 1, size)]
