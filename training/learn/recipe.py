@@ -113,9 +113,11 @@ def shortened(steps: int, tried: int, best_step: int) -> int:
     """Steps, where trials of `tried` steps were best at `best_step`.
 
     A schedule whose best weights come long before its end overfits: one that ends soon after them
-    has annealed by then, and its best weights are better.
+    has annealed by then, and its best weights are better. Nor is much more known to help where
+    the trials were best at their end.
     """
-    return steps if best_step > 0.7 * tried else min(steps, max(MIN_STEPS, round(1.3 * best_step)))
+    enough = 1.5 * tried if best_step > 0.7 * tried else 1.3 * best_step
+    return min(steps, max(MIN_STEPS, round(enough)))
 
 
 def too_slow(plan: Plan, speed: Speed, minutes: float) -> bool:
