@@ -118,12 +118,18 @@ def learn(options: argparse.Namespace, say: Say) -> int:
     serve = [sys.executable, "-m", "service", "--models-dir", str(options.models)]
     say("\n".join(["", *figures(manifest, data, run_dir), ""]))
     if not options.serve:
-        say(f"To serve it: {shlex.join(['python', *serve[1:]])}")
+        say(f"To serve it: {shlex.join([_short(serve[0]), *serve[1:]])}")
         say("A server that watches the folder, as `make serve` does, has it already. Then ask it:")
     say("\n".join(request(manifest, data)))
     if options.serve:
         os.execv(serve[0], serve)  # noqa: S606  # the same interpreter, with arguments of ours
     return 0
+
+
+def _short(executable: str) -> str:
+    """A path from here where it lies below."""
+    path = Path(executable)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _name(options: argparse.Namespace) -> str:
