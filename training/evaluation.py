@@ -4,14 +4,16 @@ B batch, T time, V vocabulary.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch.nn import functional
 
 from service.bundle import PAD_ID
 from training.corpus import Split
 from training.language_model import LanguageModel
+from training.uncertainty import Floats, Units, units_of
 from training.windows import SequentialWindows
 
 # Tokens of one evaluation window over all lanes: bounds the logits that stand in memory.
@@ -26,6 +28,8 @@ class Score:
     nats: float  # total negative log-probability
     tokens: int  # predicted tokens: characters, and eos a document
     chars: int
+    unit_nats: Floats | None = field(default=None, compare=False, repr=False)  # of `units_of`
+    standard_error: float | None = None  # of the bits a character; None: too little text to tell
 
     @property
     def loss(self) -> float:
@@ -51,7 +55,10 @@ def evaluate(model: LanguageModel, split: Split, device: torch.device) -> Score:
     lanes = min(split.documents, _MAX_LANES)
     states = model.to(device).initial_states(lanes)
     nats = 0.0
-    for window in SequentialWindows(split, lanes, _WINDOW_TOKENS // lanes):
+    units = units_of(split)
+    unit_nats = np.zeros(len(units))
+    windows = SequentialWindows(split, lanes, _WINDOW_TOKENS // lanes)
+    for window in windows:
         keep = torch.from_numpy(~window.reset).to(device).unsqueeze(1)
         tokens = torch.from_numpy(window.tokens).to(device)
         targets = torch.from_numpy(window.targets).to(device)
@@ -60,5 +67,15 @@ def evaluate(model: LanguageModel, split: Split, device: torch.device) -> Score:
             logits.flatten(0, 1), targets.flatten(), ignore_index=PAD_ID, reduction="none"
         )
         nats += float(losses.double().sum())
+        read = window.targets != PAD_ID
+        places = windows.places[:, np.newaxis] + np.arange(read.shape[1])  # [B, T]
+        found = losses.double().cpu().numpy().reshape(read.shape)
+        unit_nats += units.totals(places[read], found[read])
     model.train(was_training)
-    return Score(nats, split.tokens, split.chars)
+    return score_of(nats, split, units, unit_nats)
+
+
+def score_of(nats: float, split: Split, units: Units, unit_nats: Floats) -> Score:
+    """A split's score, from its total and from those of its units."""
+    error = units.standard_error(unit_nats)
+    return Score(nats, split.tokens, split.chars, unit_nats, error)

@@ -78,7 +78,12 @@ def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None 
     precision = gate(scores)
     precisions: list[Precision] = ["fp32", "int8"] if precision == "int8" else ["fp32"]
     graphs = {kind: data for kind, data in graphs.items() if kind[0] in precisions}
-    measured = [measurement(kind, "model", score) for kind, score in scores.items()]
+    # Of the same weights on the same text; 8 bits do not move it.
+    spread = {"standard_error": _measurements(run_dir)[0].standard_error}
+    measured = [
+        measurement(kind, "model", score).model_copy(update=spread)
+        for kind, score in scores.items()
+    ]
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         name=name or config.name,
@@ -108,7 +113,10 @@ def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None 
             split=held_out_name,
             chars=held_out.chars,
             tokens=held_out.tokens,
-            measurements=[*measured, *_baselines(run_dir)],
+            measurements=[
+                *measured,
+                *(x for x in _measurements(run_dir) if x.kind == "baseline"),
+            ],
         ),
         training=TrainingRecord(
             config=record["config"],
@@ -198,10 +206,10 @@ def model_shape(model: LanguageModel) -> ModelShape:
     )
 
 
-def _baselines(run_dir: Path) -> list[Measurement]:
-    """The baselines that `train` left in the run's folder."""
+def _measurements(run_dir: Path) -> list[Measurement]:
+    """What `train` left in the run's folder: the model, then the baselines."""
     path = run_dir / "metrics.json"
     if not path.exists():
         raise ExportError(f"{path}: not there; `train` writes it when it is done")
     entries = json.loads(path.read_text())["measurements"]
-    return [Measurement.model_validate(x) for x in entries if x["kind"] == "baseline"]
+    return [Measurement.model_validate(x) for x in entries]

@@ -1,5 +1,6 @@
 """What translations are worth: exact match, error rates, BLEU and chrF."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,15 @@ def measure(
         found["bleu"] = sacrebleu.corpus_bleu(hypotheses, lists).score
         found["chrf"] = sacrebleu.corpus_chrf(hypotheses, lists).score
     return found
+
+
+def share_error(share: float, count: int) -> float:
+    """The standard error of a share of `count` draws, with two more of each kind.
+
+    Those keep it above 0 where all or none is right (Agresti and Coull 1998).
+    """
+    share, count = (share * count + 2) / (count + 4), count + 4
+    return math.sqrt(share * (1 - share) / count)
 
 
 def rank_of(metric: MetricName, values: Mapping[MetricName, float]) -> float:

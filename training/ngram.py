@@ -144,25 +144,35 @@ def fit(ids: Ids, starts: Sequence[int] | Ids, vocab_size: int, max_order: int) 
 def evaluate(
     models: Sequence[NGramModel], ids: Ids, starts: Sequence[int] | Ids
 ) -> dict[int, float]:
-    """Order to total negative logprob, in nats, of every token but the bos of each document.
+    """Order to total negative logprob, in nats, of every token but the bos of each document."""
+    bounds = np.array([int(starts[0]), int(starts[-1])])
+    return {order: float(nats[0]) for order, nats in evaluate_parts(models, ids, bounds).items()}
 
-    So the number of predicted tokens is starts[-1] - starts[0] - D. `ids` and `starts` as for
-    `fit`; `ids` may be memory-mapped, it is read a window at a time. Raises ValueError for models
-    of different fits: the highest order's tables serve them all.
+
+def evaluate_parts(
+    models: Sequence[NGramModel], ids: Ids, bounds: npt.NDArray[np.int64]
+) -> dict[int, Floats]:
+    """Order to [U] total negative logprobs of the parts between [U + 1] offsets into `ids`.
+
+    The first is a document's start. `ids` may be memory-mapped, it is read a window at a time.
+    Raises ValueError for models of different fits: the highest order's tables serve them all.
     """
     highest = max(models, key=lambda model: model.order)
     if any(model.unigram is not highest.unigram for model in models):
         raise ValueError("the models must be of one fit")
-    totals = {model.order: 0.0 for model in models}
-    first, last = int(starts[0]), int(starts[-1])
+    totals = {model.order: np.zeros(len(bounds) - 1) for model in models}
+    first, last = int(bounds[0]), int(bounds[-1])
     for begin in range(first, last, _WINDOW_TOKENS):
         overlap = min(begin - first, highest.order - 1)
         window = ids[begin - overlap : begin + _WINDOW_TOKENS][: last - begin + overlap]
         predicted = window != BOS_ID
         predicted[:overlap] = False
+        places = np.flatnonzero(predicted) + begin - overlap
+        part = np.searchsorted(bounds, places, side="right") - 1
         for order, probs in enumerate(highest.probs_by_order(window), start=1):
             if order in totals:
-                totals[order] -= float(np.log(probs[predicted]).sum())
+                logprobs = np.log(probs[predicted])
+                totals[order] -= np.bincount(part, logprobs, minlength=len(bounds) - 1)
     return totals
 
 

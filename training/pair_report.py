@@ -9,7 +9,7 @@ from service.bundle import PairMeasurement, PairMetrics
 from training.config import PairConfig
 from training.encoder_decoder import EncoderDecoder
 from training.encoder_decoder_task import EncoderDecoderTask, mean_loss, metric_options
-from training.metrics import measure
+from training.metrics import measure, share_error
 from training.pairs import PairSplit
 
 _GRAM = 3
@@ -108,4 +108,12 @@ def pair_table(metrics: Sequence[PairMetrics]) -> str:
         for x in found.measurements:
             cells = [f"{x.values[n]:>19.4f}" if n in x.values else " " * 19 for n in names]
             lines.append(f"{x.name:<18}{''.join(cells)}")
+        models = [x for x in found.measurements if x.kind == "model" and "exact_match" in x.values]
+        if models:
+            exact = models[-1].values["exact_match"]
+            error = share_error(exact, found.sources)
+            lines.append(
+                f"{models[-1].name}: exact_match {exact:.4f} ± {error:.4f} (± is a standard error; "
+                "word_error_rate has the same)"
+            )
     return "\n".join(lines)

@@ -158,7 +158,7 @@ def measure_run(run_dir: Path) -> Measured:
         score = evaluate(model, held_out, torch.device("cpu"))
         measurements = [
             measurement(f"{config.name} (PyTorch)", "model", score),
-            *measure_baselines(data.train, held_out, len(data.vocab), config.baselines),
+            *measure_baselines(data.train, held_out, len(data.vocab), config.baselines, score),
         ]
         found = Measured(step, name, held_out.chars, measurements, [])
     else:

@@ -158,6 +158,8 @@ class SequentialWindows:
         self._bptt_len = bptt_len
         self._next_document = 0
         self._lanes: list[tuple[int, int] | None] = [None] * min(batch_size, split.documents)
+        # [B] of each row's first target, in the split's ids; those of the last window.
+        self.places = np.zeros(len(self._lanes), np.int64)
 
     def __iter__(self) -> "SequentialWindows":
         return self
@@ -180,6 +182,7 @@ class SequentialWindows:
         position, end = lane
         size = min(self._bptt_len, end - 1 - position)
         piece = np.asarray(self._split.ids[position : position + size + 1], np.int64)
+        self.places[index] = position + 1
         position += size
         self._lanes[index] = None if position == end - 1 else (position, end)
         return piece[:-1], piece[1:], fresh

@@ -130,6 +130,19 @@ class Measurement(Record):
         description="Total negative log-probability / (characters · ln 2)."
     )
     perplexity: float = Field(description="exp(loss), over every predicted token.")
+    standard_error: float | None = Field(
+        default=None,
+        ge=0,
+        description="Of `bits_per_char`, over the held-out texts or stretches of a long one.",
+    )
+    difference_error: float | None = Field(
+        default=None,
+        ge=0,
+        description=(
+            "Of a baseline: the standard error of its `bits_per_char` less the model's, which is "
+            "smaller than either's own, since both are measured on the same texts."
+        ),
+    )
 
 
 class Metrics(Record):

@@ -40,8 +40,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows(table: str) -> dict[str, list[float]]:
-    """Name to the numbers of every line of a table that ends in three."""
-    found = re.finditer(r"^(\S.*?) +([\d.]+) +([\d.]+) +([\d.]+)$", table, re.MULTILINE)
+    """Name to the numbers of every line of a table: three, and perhaps a standard error."""
+    found = re.finditer(
+        r"^(\S.*?) +([\d.]+) +([\d.]+) +([\d.]+)(?: +[\d.]+)?$", table, re.MULTILINE
+    )
     return {x[1]: [float(x[i]) for i in (2, 3, 4)] for x in found}
 
 

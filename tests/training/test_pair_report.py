@@ -107,8 +107,10 @@ def test_a_table_has_a_part_for_each_split_and_a_line_for_each_measurement() -> 
         f"{'beam 5':<18}{'0.2500':>19}{'0.5000':>19}",
         f"{'copy':<18}{'':>19}{'0.1250':>19}",
     ]
-    assert lines[4].startswith("names: ")
-    assert lines[5:] == lines[1:4]
+    # 0.5 of 1,000 draws: sqrt(0.25 / 1,004).
+    assert lines[4].startswith("beam 5: exact_match 0.5000 ± 0.0158 (")
+    assert lines[5].startswith("names: ")
+    assert lines[6:] == lines[1:5]
 
 
 def test_no_measurements_are_an_empty_table() -> None:
