@@ -8,6 +8,7 @@ from typing import Any
 
 from service.bundle import EncoderDecoderManifest, Manifest, PairMeasurement
 from training.learn.compare import Difference
+from training.metrics import share_error
 
 URL = "http://127.0.0.1:8000"
 _FLOORS = {
@@ -64,7 +65,7 @@ def pair_figures(manifest: EncoderDecoderManifest) -> list[str]:
             -1
         ]
         exact = mine.values["exact_match"]
-        error = _standard_error(exact, found.sources)
+        error = share_error(exact, found.sources)
         lines.append(
             f"Of {found.sources:,} sources that it has never seen ({found.split}), it gets "
             f"{100 * exact:.1f} % exactly right (give or take {100 * error:.1f}), and "
@@ -78,12 +79,6 @@ def pair_figures(manifest: EncoderDecoderManifest) -> list[str]:
 def _floor(floor: PairMeasurement) -> str:
     name = _FLOORS.get(floor.name, floor.name)
     return f"By {name}: {100 * floor.values['exact_match']:.1f} % exactly right."
-
-
-def _standard_error(share: float, count: int) -> float:
-    """Of a share of `count` draws, with two more of each kind (Agresti and Coull 1998)."""
-    share, count = (share * count + 2) / (count + 4), count + 4
-    return math.sqrt(share * (1 - share) / count)
 
 
 def curl(path: str, body: Mapping[str, Any], url: str = URL) -> str:
