@@ -35,7 +35,7 @@ from training.learn.recipe import (
     trial_steps,
     with_steps,
 )
-from training.learn.recognize import KINDS, Sight, recognize
+from training.learn.recognize import KINDS, Sight, expand, recognize
 from training.pairs import ALIGNED, PairCorpus
 from training.run import CONFIG_FILE, export_run, open_data, prepare_data, train_run
 from training.trainer import Stopped
@@ -148,20 +148,14 @@ def _name(options: argparse.Namespace) -> str:
 def _check_same_files(
     config: Config | PairConfig, options: argparse.Namespace, run_dir: Path
 ) -> None:
-    wanted = {str(path.expanduser().resolve()) for path in options.files}
-    patterns = [*config.data.files, *getattr(config.data, "train_files", [])]
-    listed = [glob_free for x in patterns for glob_free in _named(x)]
-    if not all(
-        any(Path(x) == Path(y) or Path(y) in Path(x).parents for y in wanted) for x in listed
-    ):
+    """Raises ConfigError for a run's folder whose configuration names other files."""
+    config_files = {*config.data.files, *config.data.train_files}
+    wanted = _patterns(expand(options.files))
+    if config_files not in ({*wanted}, {ALIGNED.join(wanted)}):
         raise ConfigError(
             f"{run_dir}: holds a run with other files; name another folder with --run, "
             "or another model with --name"
         )
-
-
-def _named(pattern: str) -> list[str]:
-    return [re.sub(r"\[(.)\]", r"\1", part) for part in pattern.split(ALIGNED)]
 
 
 # --- choosing -----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,13 @@ def test_names_become_a_model_that_the_service_answers_with(call: Main, tmp_path
     again, _, err = call("learn", path, "--steps", 20)
     assert (again, err.count("\n")) == (1, 1)
     assert "--name" in err
+    (tmp_path / "other.txt").write_text("\n".join(NAMES))
+    _, _, err = call("learn", "other.txt", "--run", "runs/it-s-my-names-e")
+    assert "holds a run with other files" in err
+    shutil.rmtree(tmp_path / "models")
+    status, out, err = call("learn", path)
+    assert status == 0, err
+    assert "it goes on" in out
 
 
 def test_a_machine_is_measured_by_real_steps_without_the_slowest(tmp_path: Path) -> None:
