@@ -6,6 +6,8 @@ from typing import Annotated, Literal, Self, TypeAlias
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from service.bundle import (
+    EOS_ID,
+    UNK_ID,
     DataSource,
     Limits,
     Manifest,
@@ -578,6 +580,9 @@ class ModelDetail(ModelSummary):
     data: DataSource = Field(description="What it was trained on.")
     metrics: Metrics = Field(description="What it is worth, beside the baselines.")
     training: TrainingRecord = Field(description="How it was trained.")
+    examples: list[str] = Field(
+        description="Held-out text, unpicked: whole ones where they are short, else how one begins."
+    )
 
     @classmethod
     def of_engine(cls, engine: Engine) -> "ModelDetail":
@@ -595,7 +600,22 @@ class ModelDetail(ModelSummary):
             data=manifest.data,
             metrics=manifest.metrics,
             training=manifest.training,
+            examples=_examples(engine),
         )
+
+
+def _examples(engine: Engine) -> list[str]:
+    """The held-out texts that the first golden vector holds, but one that it cuts off.
+
+    Of a single long text that is all there is.
+    """
+    texts = [""]
+    for token in engine.manifest.golden[0].tokens:
+        if token == EOS_ID:
+            texts.append("")
+        elif token > UNK_ID:
+            texts[-1] += engine.tokens[token]
+    return texts[:-1] or texts
 
 
 class Live(Answer):

@@ -67,6 +67,11 @@ export class CharacterMap {
     this.#value();
   }
 
+  /** What follows is another text. */
+  newLine() {
+    this.node.append("\n");
+  }
+
   /** Put the cursor on a character, and tell of it. */
   moveTo(i) {
     this.cells[this.cursor]?.classList.remove("at");

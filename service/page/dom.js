@@ -31,7 +31,7 @@ export function byId(id) {
 export function table(caption, head, rows, properties = {}) {
   const header = el("tr", {}, head.map((cell) => el("th", { scope: "col" }, cell)));
   const body = rows.map((cells) =>
-    el("tr", {}, cells.map((cell, i) => (i ? el("td", {}, cell) : el("th", { scope: "row" }, cell)))),
+    el("tr", {}, cells.map((cell, i) => (i ? el("td", { "data-column": head[i] }, cell) : el("th", { scope: "row" }, cell)))),
   );
   const whole = el("table", properties, el("caption", {}, caption), el("thead", {}, header), el("tbody", {}, body));
   return el("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": caption }, whole);

@@ -15,16 +15,15 @@ import { startWrite } from "./write.js";
 async function start() {
   for (const node of document.querySelectorAll("[data-legend]")) node.append(...legend());
   const { models } = await getJson("models");
-  startWrite(models);
-  startScore(models);
-  const suggest = startTranslate(models);
-  const pending = new Map([
-    ["models", () => showModels(models)],
-    ["translate", suggest],
+  const examples = new Map([
+    ["write", startWrite(models)],
+    ["score", startScore(models)],
+    ["translate", startTranslate(models)],
   ]);
-  startTabs(document.querySelector("[role=tablist]"), async (id) => {
+  const pending = new Map([...examples, ["models", () => showModels(models)]]);
+  startTabs(document.querySelector("[role=tablist]"), async (id, otherModel) => {
     hide();
-    const first = pending.get(id);
+    const first = pending.get(id) ?? (otherModel ? examples.get(id) : undefined);
     pending.delete(id);
     if (first) byId(`${id}-problem`).hidden = true;
     try {

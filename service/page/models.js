@@ -126,6 +126,10 @@ function learningCurve({ curve, steps }) {
 
 function examples({ examples: shown }) {
   if (!shown?.length) return [];
+  if (typeof shown[0] === "string") {
+    const texts = shown.map((text) => el("blockquote", { class: "said" }, text));
+    return [el("h3", {}, "Held-out text, unpicked"), ...texts];
+  }
   const rows = shown.map(({ source, targets, translation }) => [
     source,
     targets.join(" · "),

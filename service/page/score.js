@@ -7,7 +7,7 @@ import { byId, el, table } from "./dom.js";
 import { bits, bitsPerChar, count, oneLine, plural, signed } from "./format.js";
 import { hideSoon } from "./inspector.js";
 import { surprisingSpans } from "./spans.js";
-import { choose, chooseModel, onSubmit } from "./task.js";
+import { choose, chooseModel, isTyped, onExample, onSubmit } from "./task.js";
 
 const ALTERNATIVES = 5;
 const MOST_SPANS = 8;
@@ -38,6 +38,21 @@ export function startScore(models) {
   }
   byId("score-form").addEventListener("change", arrange);
   arrange();
+  let suggested = "";
+  let suggestedSource = "";
+
+  const example = onExample("score", (detail) => {
+    const [text, source] = [byId("score-text"), byId("score-source")];
+    if (isTyped(text, suggested) || isTyped(source, suggestedSource)) return false;
+    const [first] = detail.examples;
+    suggested = typeof first === "string" ? first : (first?.targets[0] ?? "");
+    suggestedSource = first?.source ?? "";
+    text.value = suggested;
+    source.value = suggestedSource;
+    arrange();
+    return true;
+  });
+  byId("score-model").addEventListener("change", example);
 
   onSubmit("score", {
     busy: "Scoring…",
@@ -51,6 +66,7 @@ export function startScore(models) {
     },
     stopped: () => "Stopped.",
   });
+  return example;
 }
 
 /** One or two results, each with a title, its model and what was scored. */

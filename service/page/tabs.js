@@ -1,4 +1,5 @@
-// Tabs as the ARIA authoring practices have them: arrow keys, Home, End; the address remembers.
+// Tabs as the ARIA authoring practices have them: arrow keys, Home, End. A tab and its model have an
+// address (`#write/alice-lstm`), so that Back, bookmarks and links work.
 
 export function startTabs(list, onShow) {
   const tabs = [...list.querySelectorAll("[role=tab]")];
@@ -10,15 +11,16 @@ export function startTabs(list, onShow) {
       each.tabIndex = chosen ? 0 : -1;
       panelOf(each).hidden = !chosen;
     }
-    onShow(panelOf(tab).id);
+    const select = modelOf(tab);
+    onShow(panelOf(tab).id, chosenIn(select, address().model));
   }
 
   function fromAddress() {
-    show(tabs.find((tab) => `#${tab.getAttribute("aria-controls")}` === location.hash) ?? tabs[0]);
+    show(tabs.find((tab) => tab.getAttribute("aria-controls") === address().tab) ?? tabs[0]);
   }
 
   function open(tab) {
-    history.replaceState(null, "", `#${tab.getAttribute("aria-controls")}`);
+    if (tab.getAttribute("aria-selected") !== "true") history.pushState(null, "", addressOf(tab));
     show(tab);
   }
 
@@ -35,10 +37,42 @@ export function startTabs(list, onShow) {
     tab.focus();
     open(tab);
   });
-  window.addEventListener("hashchange", fromAddress);
+  for (const tab of tabs) {
+    modelOf(tab)?.addEventListener("change", () => history.replaceState(null, "", addressOf(tab)));
+  }
+  window.addEventListener("popstate", fromAddress);
   fromAddress();
 }
 
 function panelOf(tab) {
   return document.getElementById(tab.getAttribute("aria-controls"));
+}
+
+function modelOf(tab) {
+  return document.getElementById(`${panelOf(tab).id}-model`);
+}
+
+function addressOf(tab) {
+  // With a slash, or the browser would take it for the panel itself, and scroll there.
+  return `#${panelOf(tab).id}/${encodeURIComponent(modelOf(tab)?.value ?? "")}`;
+}
+
+function address() {
+  const [tab, model = ""] = location.hash.slice(1).split("/");
+  return { tab, model: decoded(model) };
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return ""; // no address of ours
+  }
+}
+
+/** Choose the model that the address names, if there is one such; whether that changed anything. */
+function chosenIn(select, model) {
+  if (!select || select.value === model || ![...select.options].some(({ value }) => value === model)) return false;
+  select.value = model;
+  return true;
 }

@@ -1,6 +1,6 @@
 // What the three forms share: one run at a time, Stop, status, and problems that name their field.
 
-import { isAbort, Problem } from "./api.js";
+import { isAbort, modelDetail, Problem } from "./api.js";
 import { byId, el } from "./dom.js";
 
 /**
@@ -64,6 +64,11 @@ export function showProblem(name, error) {
     ...[wait && el("p", {}, wait), error.requestId && el("small", {}, `Request ${error.requestId}`)].filter(Boolean),
   );
   box.hidden = false;
+  // A field in folded options must be seen to be corrected.
+  for (const field of document.querySelectorAll(`#${name}-options [aria-invalid=true]`)) {
+    field.closest("details").open = true;
+  }
+  box.scrollIntoView({ block: "nearest" });
 }
 
 function clearProblem(name) {
@@ -105,6 +110,23 @@ export function mirror(id, digits) {
   };
   field.addEventListener("input", show);
   show();
+}
+
+/**
+ * An example in the fields of a form, run once so that there is something to see. It gives way to what
+ * a person types; `fill(detail)` puts it there, and says whether it did.
+ */
+export function onExample(name, fill) {
+  const select = byId(`${name}-model`);
+  return async () => {
+    if (!select.value) return;
+    if (fill(await modelDetail(select.value))) byId(`${name}-form`).requestSubmit();
+  };
+}
+
+/** Whether a field holds what a person has put there, and not the example `given`. */
+export function isTyped(field, given) {
+  return field.value !== given || document.activeElement === field;
 }
 
 /** Fill a list of models. Where there is none of a kind, the form says so and starts nothing. */

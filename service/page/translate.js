@@ -4,7 +4,7 @@ import { modelDetail, postJson } from "./api.js";
 import { byId, el } from "./dom.js";
 import { fixed, percent, plural, tokenName } from "./format.js";
 import { alignmentMatrix } from "./matrix.js";
-import { chooseModel, mirror, numberIn, onSubmit } from "./task.js";
+import { chooseModel, isTyped, mirror, numberIn, onExample, onSubmit } from "./task.js";
 
 const REASONS = { stop: "whole", length: "cut off at its longest", repetition: "went round in circles" };
 
@@ -14,18 +14,13 @@ export function startTranslate(models) {
   mirror("translate-penalty", 1);
   const source = byId("translate-source");
   let suggested = "";
-
-  const isTheirs = () => source.value !== suggested || document.activeElement === source;
-
-  /** A held-out source of the model, unless the person types one. */
-  async function suggest() {
-    if (!names.length || isTheirs()) return;
-    const { examples } = await modelDetail(byId("translate-model").value);
-    if (isTheirs() || !examples.length) return;
+  const example = onExample("translate", ({ examples }) => {
+    if (isTyped(source, suggested) || !examples.length) return false;
     suggested = examples[0].source;
     source.value = suggested;
-  }
-  byId("translate-model").addEventListener("change", suggest);
+    return true;
+  });
+  byId("translate-model").addEventListener("change", example);
 
   onSubmit("translate", {
     busy: "Translating…",
@@ -40,7 +35,7 @@ export function startTranslate(models) {
     },
     stopped: () => "Stopped.",
   });
-  return suggest;
+  return example;
 }
 
 function request(model, attends) {

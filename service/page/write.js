@@ -4,9 +4,10 @@ import { postStream } from "./api.js";
 import { CharacterMap } from "./charmap.js";
 import { byId } from "./dom.js";
 import { bitsPerChar, plural, surprisal } from "./format.js";
-import { chooseModel, mirror, numberIn, onSubmit } from "./task.js";
+import { chooseModel, isTyped, mirror, numberIn, onExample, onSubmit } from "./task.js";
 
 const ALTERNATIVES = 5;
+const PROMPT_CHARS = 24; // of an example's beginning, up to a blank
 const REASONS = { stop: "the text ended", length: "the length is reached" };
 
 export function startWrite(models) {
@@ -17,21 +18,46 @@ export function startWrite(models) {
   const map = new CharacterMap(byId("write-map"), "Written characters, by surprisal");
   let written = [];
 
+  let suggested = "";
+  let unknown = 0;
+
+  const example = onExample("write", (detail) => {
+    // A model of short texts writes whole ones, several of them; another goes on from a beginning.
+    const short = detail.examples.length > 1;
+    byId("write-count-field").hidden = !short;
+    byId("write-count").disabled = !short;
+    const prompt = byId("write-prompt");
+    if (isTyped(prompt, suggested)) return false;
+    suggested = short ? "" : beginning(detail.examples[0]);
+    prompt.value = suggested;
+    return true;
+  });
+  byId("write-model").addEventListener("change", example);
   byId("write-reroll").addEventListener("click", reroll);
   onSubmit("write", {
     busy: "Writing…",
     work: async (signal) => {
       if (!byId("write-lock").checked || isEmpty(byId("write-seed"))) reroll();
       written = [];
+      unknown = 0;
       map.clear(byId("write-prompt").value);
       byId("write-plain").textContent = "";
       let reason = "";
       try {
+        const later = [];
         for await (const { event, value } of postStream("generate", request(), signal)) {
-          if (event === "done") [{ finish_reason: reason }] = value.choices;
+          if (event === "done") {
+            [{ finish_reason: reason }] = value.choices;
+            unknown = value.unknown?.[0]?.length ?? 0;
+          }
           if (event !== "token" || value.token === null) continue;
-          written.push(value);
-          map.append([value]);
+          if (value.choice) (later[value.choice] ??= []).push(value);
+          else shown([value]);
+        }
+        // The first text comes by the character, the others after it are whole.
+        for (const tokens of later.filter(Boolean)) {
+          map.newLine();
+          shown(tokens);
         }
       } finally {
         tell();
@@ -40,6 +66,11 @@ export function startWrite(models) {
     },
     stopped: () => told("Stopped", "as you asked"),
   });
+
+  function shown(tokens) {
+    written.push(...tokens);
+    map.append(tokens);
+  }
 
   /** All at once, and only in the end: what is fed by the character cannot be listened to. */
   function tell() {
@@ -51,9 +82,20 @@ export function startWrite(models) {
     // The end of the text is a token, too, but no character.
     const counted = written.filter((token) => token.text !== "");
     const bits = counted.reduce((sum, token) => sum + surprisal(token.logprob), 0);
+    const missing = unknown ? ` ${plural(unknown, "character of the prompt is", "characters of the prompt are")} unknown to the model.` : "";
     const rate = counted.length ? `, ${bitsPerChar(bits / counted.length)} on average` : "";
-    return `${what} (${why}): ${plural(counted.length, "character")}${rate}, seed ${byId("write-seed").value}.`;
+    return `${what} (${why}): ${plural(counted.length, "character")}${rate}, seed ${byId("write-seed").value}.${missing}`;
   }
+  return example;
+}
+
+/** The first words of a text, from where a paragraph or a sentence of it begins, if one does. */
+function beginning(text) {
+  const start = /\n\s*\n\s*|[.!?]["')\]]*\s+/.exec(text);
+  const rest = start ? text.slice(start.index + start[0].length) : text;
+  const from = rest.length > PROMPT_CHARS ? rest : text;
+  const end = from.lastIndexOf(" ", PROMPT_CHARS);
+  return from.slice(0, end > 0 ? end + 1 : PROMPT_CHARS);
 }
 
 function isEmpty(field) {
@@ -75,5 +117,6 @@ function request() {
     seed: numberIn("write-seed"),
     logprobs: ALTERNATIVES,
   };
+  if (!byId("write-count").disabled) body.n = numberIn("write-count");
   return pattern ? { ...body, pattern } : body;
 }

@@ -1,8 +1,12 @@
 """The Python client: what it sends, what it makes of answers, and the same numbers as the wire."""
 
+import ast
 import asyncio
 import dataclasses
 import json
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +15,7 @@ import pytest
 
 from service.bundle import write_bundle
 from tests.bundles import tiny_files, tiny_pair_files
-from tests.end_to_end.server import Server, free_port, serve
+from tests.end_to_end.server import ROOT, Server, free_port, serve
 from unroll_client import (
     AsyncUnroll,
     ConnectionFailed,
@@ -241,3 +245,16 @@ def test_an_answer_that_is_no_permission_has_a_class_of_its_own(
     ):
         client.score("a")
     assert (refused.value.status, refused.value.request_id) == (status, "7")
+
+
+def test_the_extra_brings_all_that_the_client_imports() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    installed = {re.match(r"[a-z0-9-]+", line)[0] for line in extras["client"]}  # type: ignore[index]
+    imported = set()
+    for path in (ROOT / "unroll_client").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add((node.module or "").split(".")[0])
+    assert imported - set(sys.stdlib_module_names) - {"unroll_client"} == installed

@@ -23,7 +23,7 @@ SHOWN = re.findall(r"```\n([^`\n]+)\n```\n\n```text\n(.*?)\n```", README, re.DOT
 SCRIPTS = re.findall(r"```python\n(.*?)\n```\n\n```text\n(.*?)\n```", README, re.DOTALL)
 # What installs, trains or measures for minutes: that there is such a command is tested here, and
 # what the commands do in tests/training.
-LONG = ("make ", "python3 -m venv ", ".venv/training/bin/")
+LONG = ("make ", "python3 -m venv ", ".venv/training/bin/", ".venv/service/bin/pip ")
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,18 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from service.app import create_app
 from service.bundle import BundleError, Precision, write_bundle
 from service.cpus import usable_cpus
+from service.engine import Engine
 from service.metrics import Metrics
 from service.model_registry import ModelRegistry, bundle_folders
-from service.schemas import AnyEngine
+from service.schemas import AnyEngine, _examples
 from service.settings import Settings
 from tests.bundles import ALPHABET, plain_files, tiny_files
 from tests.fakes import AppClient
@@ -316,3 +318,20 @@ def test_one_bad_bundle_keeps_the_service_from_starting(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"zzz: sequence\.fp32\.onnx: not a usable graph"):
         client.__enter__()
     client.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "examples"),
+    [
+        # Lines: whole ones, and not the last, which a known answer may cut off.
+        ([1, 4, 5, 2, 1, 6, 2, 1, 4], ["ab", "c"]),
+        ([1, 4, 5, 6], ["abc"]),  # the beginning of a long text
+        ([1, 2], [""]),
+    ],
+)
+def test_a_models_examples_are_the_held_out_texts_of_its_known_answers(
+    tokens: list[int], examples: list[str]
+) -> None:
+    golden = [SimpleNamespace(tokens=tokens)]
+    engine = SimpleNamespace(manifest=SimpleNamespace(golden=golden), tokens="????abc")
+    assert _examples(cast(Engine, engine)) == examples
