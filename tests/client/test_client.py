@@ -248,7 +248,9 @@ def test_an_answer_that_is_no_permission_has_a_class_of_its_own(
 
 
 def test_the_extra_brings_all_that_the_client_imports() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     installed = {re.match(r"[a-z0-9-]+", line)[0] for line in extras["client"]}  # type: ignore[index]
     imported = set()
     for path in (ROOT / "unroll_client").glob("*.py"):

@@ -334,4 +334,4 @@ def test_a_models_examples_are_the_held_out_texts_of_its_known_answers(
 ) -> None:
     golden = [SimpleNamespace(tokens=tokens)]
     engine = SimpleNamespace(manifest=SimpleNamespace(golden=golden), tokens="????abc")
-    assert _examples(cast(Engine, engine)) == examples
+    assert _examples(cast("Engine", engine)) == examples
