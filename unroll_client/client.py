@@ -408,7 +408,15 @@ def _connecting() -> Iterator[None]:
     try:
         yield
     except httpx.HTTPError as error:
-        raise ConnectionFailed(f"{type(error).__name__}: {error}") from error
+        raise _failed(error) from error
+
+
+def _failed(error: httpx.HTTPError) -> ConnectionFailed:
+    if isinstance(error, httpx.ConnectError):
+        url = error.request.url
+        where = f"{url.scheme}://{url.netloc.decode()}"
+        return ConnectionFailed(f"nothing answers at {where} ({error}); is the server running?")
+    return ConnectionFailed(f"{type(error).__name__}: {error}")
 
 
 @asynccontextmanager
@@ -416,4 +424,4 @@ async def _connecting_async() -> AsyncIterator[None]:
     try:
         yield
     except httpx.HTTPError as error:
-        raise ConnectionFailed(f"{type(error).__name__}: {error}") from error
+        raise _failed(error) from error

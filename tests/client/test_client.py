@@ -157,7 +157,8 @@ def test_errors_say_where_and_what_is_allowed(server: Server) -> None:
             client.score("a", model="nothing")
         with pytest.raises(InvalidRequest):
             next(iter(client.generate_stream("a", model=TEXT, n=1000)))
-    with Unroll(f"http://127.0.0.1:{free_port()}") as client, pytest.raises(ConnectionFailed):
+    nobody = f"http://127.0.0.1:{free_port()}"
+    with Unroll(nobody) as client, pytest.raises(ConnectionFailed, match=f"answers at {nobody} "):
         client.models()
 
 
