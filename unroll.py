@@ -48,8 +48,8 @@ def _run(package: str, words: list[str]) -> int:
         if (error.name or "").partition(".")[0] in EXTRAS:
             raise  # ours, and so no extra brings it
         sys.stderr.write(
-            f"error: {error.name} is not installed; "
-            f"pip install 'unroll[{EXTRAS[package]}]' brings what this command needs\n"
+            f"error: {error.name} is not installed; in Unroll's own folder, "
+            f"pip install '.[{EXTRAS[package]}]' brings what this command needs\n"
         )
         return 1
     sys.argv = [sys.argv[0], *words]

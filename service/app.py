@@ -129,7 +129,7 @@ def _tracer(settings: Settings) -> Tracer:
         from service.telemetry import OtlpTracer  # noqa: PLC0415 (an extra that few need)
     except ImportError as error:
         raise SettingsError(
-            "UNROLL_OTLP_ENDPOINT: it needs OpenTelemetry: pip install 'unroll[telemetry]'"
+            "UNROLL_OTLP_ENDPOINT: it needs OpenTelemetry: pip install '.[telemetry]'"
         ) from error
     return OtlpTracer(settings.otlp_endpoint)
 

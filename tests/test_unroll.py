@@ -32,7 +32,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
     assert unroll.main(["learn", "names.txt"]) == 1
     error = capsys.readouterr().err
     assert "torch" in error
-    assert "pip install 'unroll[service,training]'" in error
+    assert "pip install '.[service,training]'" in error
 
 
 def test_an_unknown_command_ends_with_the_list(capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,5 +88,5 @@ def test_without_the_extra_it_is_said_what_is_missing(
     models_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "service.telemetry", None)
-    with pytest.raises(SettingsError, match=r"pip install 'unroll\[telemetry\]'"):
+    with pytest.raises(SettingsError, match=r"pip install '\.\[telemetry\]'"):
         create_app(Settings(models_dir=models_dir, otlp_endpoint="http://127.0.0.1:9/v1/traces"))
