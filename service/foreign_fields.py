@@ -24,6 +24,11 @@ _FOREIGN: dict[str, tuple[tuple[Any, ...], str]] = {
     "suffix": (("",), "a text is continued, and not filled in"),
     "add_special_tokens": ((True,), "a prompt begins a document; /score has `bos` for that"),
     "truncate_prompt_tokens": ((-1,), "send the end of the prompt"),
+    "truncate": ((), "send the end of the prompt"),
+    "system": (("",), "there is no chat; send all of the text as a prompt"),
+    "template": (("",), "send all of the text as a prompt"),
+    "prefix": (("",), "send all of the text as a prompt"),
+    "max_tokens_to_sample": ((), "say max_tokens"),
     "max_new_tokens": ((), "say max_tokens"),
     "n_predict": ((), "say max_tokens"),
     "tools": (([],), ""),
@@ -39,6 +44,9 @@ _FOREIGN: dict[str, tuple[tuple[Any, ...], str]] = {
     "guided_grammar": ((), _RULES),
     "guided_decoding_guide": ((), _RULES),
     "grammar": (("",), _RULES),
+    "regex": ((), _RULES),
+    "ebnf": ((), _RULES),
+    "force_words": (([],), _RULES),
     "json_schema": ((), _RULES),
     "allowed_token_ids": ((), _RULES),
     "bad_words": (([], "", [""]), "give single tokens a logit_bias of -1000 on /v1"),
@@ -55,6 +63,13 @@ _FOREIGN: dict[str, tuple[tuple[Any, ...], str]] = {
     "repeat_penalty": ((1,), "say presence_penalty or frequency_penalty"),
     "no_repeat_ngram_size": ((0,), ""),
     "typical_p": ((1,), "say top_p"),
+    "typical": ((1,), "say top_p"),
+    "top_n_sigma": ((-1, 0), "say min_p"),
+    "penalty_alpha": ((0,), ""),
+    "samplers": ((), "say the options themselves"),
+    "sampler_seed": ((-1,), "say seed"),
+    "options": (({},), "say them one by one"),
+    "no_repeat_ngrams": ((0,), ""),
     "top_a": ((0,), "say min_p"),
     "tfs": ((1,), "say top_p"),
     "tfs_z": ((1,), "say top_p"),
@@ -67,6 +82,8 @@ _FOREIGN: dict[str, tuple[tuple[Any, ...], str]] = {
     "xtc_probability": ((0,), ""),
     "dry_multiplier": ((0,), ""),
     # what is answered
+    "return_full_text": ((False,), "say echo on /v1"),
+    "n_probs": ((0,), "say logprobs on /v1"),
     "prompt_logprobs": ((), "say echo with logprobs on /v1"),
     "return_tokens_as_token_ids": ((False,), "/tokenize gives the ids"),
     "return_log_probs": ((False,), "say details"),
@@ -93,7 +110,10 @@ def refuse_foreign(given: Mapping[str, Any], known: Collection[str]) -> None:
             continue
         neutral, instead = _FOREIGN.get(name, (None, ""))
         if neutral is not None:
-            if value not in neutral:
+            # By kind as well: to Python true is 1, and false is 0.
+            if not any(
+                value == x and isinstance(value, bool) == isinstance(x, bool) for x in neutral
+            ):
                 raise InvalidRequest.at(f"/{name}", _refusal(neutral, instead))
             continue
         meant = nearest_field(name, known, _ALIKE)

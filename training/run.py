@@ -118,7 +118,7 @@ def train_run(
     start = None
     if resume:
         data = open_data(config, run_dir)
-        _check_text(config, base, data.sha256)
+        _check_text(config, base, data.sha256, say)
     else:
         start = _starting_point(config, base, init_from)
         data = prepare_data(config, base, run_dir, start)
@@ -241,7 +241,7 @@ def _task(config: Config | PairConfig, data: Corpus | PairCorpus) -> Task[Any]:
     raise TypeError(type(data))
 
 
-def _check_text(config: Config | PairConfig, base: Path, sha256: str) -> None:
+def _check_text(config: Config | PairConfig, base: Path, sha256: str, say: Say) -> None:
     """Raise TrainingError where the files are there and are not those that were prepared."""
     try:
         if isinstance(config, Config):
@@ -249,7 +249,9 @@ def _check_text(config: Config | PairConfig, base: Path, sha256: str) -> None:
         else:
             found = pair_input_digest(config.data, base)
     except ConfigError:
-        return  # gone, or this is another machine: the prepared data are what counts
+        # Gone, or this is another machine: the prepared data are what counts.
+        say("the files are not all there, so they are not compared; the run has its own copy")
+        return
     if found != sha256:
         raise TrainingError(
             "data.files: the text has changed since the run began; put the old one back, or train "

@@ -176,6 +176,7 @@ def test_a_finished_run_can_be_trained_on_from_its_folder_alone(tmp_path: Path, 
     status, stdout, _ = call("train", tmp_path / "moved", "--resume")
     assert status == 0
     assert stdout.splitlines()[-1].endswith(f"export {tmp_path / 'moved'}")
+    assert "not compared" in stdout.splitlines()[0]
     assert call("sample", tmp_path / "moved", "--n", 3)[0] == 0
     assert call("evaluate", tmp_path / "moved")[0] == 0
     models = tmp_path / "models"

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.helpers import FABLE, tiny_document, tiny_trainer, write_toml
+from tests.training.helpers import FABLE, tiny_config, tiny_document, tiny_trainer, write_toml
 from training import checkpoint
 from training.__main__ import main
+from training.changes import forbidden_change
 from training.checkpoint import BEST, LAST
 from training.language_model import LanguageModel
 from training.run_log import read_log
@@ -154,6 +155,21 @@ def test_words_schedule_and_what_is_looked_at_may_change(
     changed = tiny_trainer(tmp_path, **{section: change})
     changed.resume()
     assert changed.step == 1
+
+
+def test_files_may_be_called_otherwise_but_not_change_their_split() -> None:
+    one = tiny_config(data={"valid_files": ["b.txt"], "test_files": ["c.txt"]}).model_dump()
+    renamed = tiny_config(
+        data={"files": ["moved.txt"], "valid_files": ["b.txt"], "test_files": ["c.txt"]}
+    ).model_dump()
+    assert forbidden_change(one, renamed) is None
+    for name in ("train_files", "valid_files", "test_files"):
+        moved = tiny_config(
+            data={"valid_files": ["b.txt"], "test_files": ["c.txt"], name: ["d.txt"]}
+        )
+        found = forbidden_change(one, moved.model_dump())
+        assert found is not None
+        assert found.startswith(f"data.{name}: it was ")
 
 
 def test_an_option_that_is_younger_than_the_run_had_its_default(tmp_path: Path) -> None:
