@@ -104,13 +104,21 @@ def _pieces_of_sentence(sentence: str, fits: Fits) -> Iterator[Piece]:
 # --- HTML -----------------------------------------------------------------------------------------
 
 _HTML_BLANKS = re.compile(r"(?<=[^ \t\n\f\r])[ \t\n\f\r]+(?=[^ \t\n\f\r])")
-_TAG = re.compile(r"""<(/?)([A-Za-z][^\s/>]*+)(?:[^>"']++|"[^"]*+"|'[^']*+')*+>""")
+# A quote delimits where a value begins, and nowhere else: `title=it's` is read as browsers do.
+_TAG = re.compile(
+    r"""<(/?)([A-Za-z][^\s/>]*+)(?:[^>=]++|=\s*+(?:"[^"]*+"|'[^']*+'|(?!["'])[^\s>]*+))*+>"""
+)
 _TAG_BEGINS = re.compile(r"<(?:/?[A-Za-z]|[!?])")
 _KEPT = frozenset({"code", "pre"})
 _NOT_MARKUP = frozenset({"script", "style", "textarea"})  # up to their end tags
-_VOID = frozenset({"br", "hr", "img", "input", "link", "meta", "source", "wbr"})
+_VOID = frozenset(
+    ("area", "base", "br", "col", "embed", "hr", "img", "input")
+    + ("link", "meta", "param", "source", "track", "wbr")
+)
 _NO_TRANSLATION = re.compile(
-    r"""\stranslate\s*=\s*["']?no["'\s/>]|\sclass\s*=\s*["'][^"']*\bnotranslate\b""", re.IGNORECASE
+    r"""\stranslate\s*=\s*["']?no["'\s/>]"""
+    r"""|\sclass\s*=\s*(?:["'](?:[^"']*\s)?)?notranslate["'\s/>]""",
+    re.IGNORECASE,
 )
 
 
@@ -156,6 +164,9 @@ def _text(html: str, start: int, end: int) -> Iterator[tuple[int, int, str]]:
 def _end_of_markup(html: str, start: int) -> int:
     """Where a tag or a comment ends; the text's end where it does not."""
     if html.startswith("<!--", start):
+        for empty in ("<!-->", "<!--->"):
+            if html.startswith(empty, start):
+                return start + len(empty)
         end = html.find("-->", start + 4)
         return len(html) if end < 0 else end + 3
     tag = _TAG.match(html, start)
