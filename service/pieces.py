@@ -112,8 +112,22 @@ _TAG_BEGINS = re.compile(r"<(?:/?[A-Za-z]|[!?])")
 _KEPT = frozenset({"code", "pre"})
 _NOT_MARKUP = frozenset({"script", "style", "textarea"})  # up to their end tags
 _VOID = frozenset(
-    ("area", "base", "br", "col", "embed", "hr", "img", "input")
-    + ("link", "meta", "param", "source", "track", "wbr")
+    (
+        "area",
+        "base",
+        "br",
+        "col",
+        "embed",
+        "hr",
+        "img",
+        "input",
+        "link",
+        "meta",
+        "param",
+        "source",
+        "track",
+        "wbr",
+    )
 )
 _NO_TRANSLATION = re.compile(
     r"""\stranslate\s*=\s*["']?no["'\s/>]"""
