@@ -109,7 +109,7 @@ def prepare(
         scratch = record.with_suffix(".writing")
         scratch.write_text(json.dumps(document))
         scratch.replace(record)
-    return load(folder)
+    return _opened(folder)
 
 
 def _is_prepared(folder: Path, key: dict[str, Any]) -> bool:
@@ -141,6 +141,12 @@ def load(folder: Path) -> Corpus:
         raise ConfigError(f"{path}: not a prepared corpus; train the run anew") from error
     if not whole:
         raise ConfigError(f"{folder}: damaged: its files are not those that were written")
+    return _opened(folder)
+
+
+def _opened(folder: Path) -> Corpus:
+    """A corpus that is known to be whole."""
+    record = json.loads((folder / _RECORD_FILE).read_text())
     splits = {}
     for name in SPLITS:
         starts = np.memmap(folder / f"{name}.starts", dtype=np.int64, mode="r")
@@ -149,9 +155,8 @@ def load(folder: Path) -> Corpus:
         empty = path.stat().st_size == 0
         ids = np.empty(0, np.uint16) if empty else np.memmap(path, dtype=np.uint16, mode="r")
         splits[name] = Split(ids, starts)
-    # Corpora of earlier versions were not counted.
-    counts = record.get("counts", {})
-    return Corpus(Vocabulary(record["tokens"]), record["key"]["sha256"], **splits, counts=counts)
+    vocab = Vocabulary(record["tokens"])
+    return Corpus(vocab, record["key"]["sha256"], **splits, counts=record["counts"])
 
 
 def _checksums(folder: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from training import checkpoint
 from training import corpus as corpora
 from training.bundle_parts import ExportError
 from training.checkpoint import BEST, LAST
-from training.config import Config, ConfigError, PairConfig, load_config
+from training.config import Config, ConfigError, PairConfig, parse_config
 from training.corpus import Corpus
 from training.encoder_decoder_task import EncoderDecoderTask, load_best_pairs
 from training.evaluation import evaluate
@@ -123,7 +123,7 @@ def train_run(
         start = _starting_point(config, base, init_from)
         data = prepare_data(config, base, run_dir, start)
     say(describe_data(config, data))
-    task = _task(config, data)
+    task = open_task(config, data)
     if start is not None:
         start.load_into(task.model)
         say(f"it starts from the weights of {start.name}")
@@ -137,13 +137,17 @@ def train_run(
     valid = trainer.run(resumed=resume)
     say(f"best step {trainer.best_step}; {trainer.seconds:.0f} s of training and evaluation")
     say(f"valid: {valid.line}")
-    return measure_run(run_dir)
+    if trainer.step < config.training.steps:
+        waited = trainer.evaluations_since_best
+        say(
+            f"ended after step {trainer.step}: {waited} evaluations without a better one (patience)"
+        )
+    return _measure(run_dir, data)
 
 
-def measure_run(run_dir: Path) -> Measured:
+def _measure(run_dir: Path, data: Corpus | PairCorpus) -> Measured:
     """Measure a run's best weights and its floors, and write METRICS_FILE."""
     config, step = _best(run_dir)
-    data = open_data(config, run_dir)
     found: Measured
     if isinstance(config, PairConfig) and isinstance(data, PairCorpus):
         _, pair_model, _, _, _ = load_best_pairs(run_dir)
@@ -181,30 +185,26 @@ def export_run(run_dir: Path, models_dir: Path, *, name: str | None = None) -> P
     config, step = _best(run_dir)
     data = open_data(config, run_dir)
     if not _is_measured(run_dir, step):
-        measure_run(run_dir)
+        _measure(run_dir, data)
     if isinstance(data, PairCorpus):
         return export_pairs(run_dir, data, models_dir, name=name)
     return export(run_dir, data, models_dir, name=name)
 
 
-def run_config(run_dir: Path) -> Config | PairConfig:
-    """The configuration that a run goes on with. Raises ConfigError."""
-    return load_config(run_dir / CONFIG_FILE)
-
-
 def is_pairs(run_dir: Path) -> bool:
     """Whether a run's weights are an encoder-decoder's."""
-    return bool(_best_record(run_dir)["config"].get("task") == "encoder_decoder")
+    return isinstance(_best(run_dir)[0], PairConfig)
 
 
 def _best(run_dir: Path) -> tuple[Config | PairConfig, int]:
     record = _best_record(run_dir)
-    schema = PairConfig if record["config"].get("task") == "encoder_decoder" else Config
-    return schema.model_validate(record["config"]), record["step"]
+    return parse_config(record["config"]), record["step"]
 
 
 def _best_record(run_dir: Path) -> dict[str, Any]:
-    if (run_dir / LAST).exists() and not (run_dir / BEST).exists():
+    if not (run_dir / LAST).exists() and not (run_dir / BEST).exists():
+        raise ExportError(f"{run_dir}: there is no run in this folder")
+    if not (run_dir / BEST).exists():
         raise ExportError(
             f"{run_dir}: stopped before its first evaluation, so there are no weights to use yet; "
             f"go on with `python -m training train {run_dir} --resume`"
@@ -233,7 +233,8 @@ def _starting_point(
     return start
 
 
-def _task(config: Config | PairConfig, data: Corpus | PairCorpus) -> Task[Any]:
+def open_task(config: Config | PairConfig, data: Corpus | PairCorpus) -> Task[Any]:
+    """What is trained on the data. Raises TrainingError."""
     if isinstance(config, PairConfig) and isinstance(data, PairCorpus):
         return EncoderDecoderTask(config, data)
     if isinstance(config, Config) and isinstance(data, Corpus):

@@ -444,7 +444,7 @@ def test_a_folder_that_holds_no_run_is_one_line(tmp_path: Path, call: Main, comm
     status, stdout, stderr = call(command, tmp_path)
     assert (status, stdout) == (1, "")
     assert len(stderr.splitlines()) == 1
-    assert_one_line(stderr, "best.safetensors: there is no checkpoint")
+    assert_one_line(stderr, "there is no run in this folder")
 
 
 def test_a_text_that_is_not_there_is_one_line(tmp_path: Path, call: Main) -> None:
@@ -528,4 +528,4 @@ def test_the_module_is_a_command() -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr == "error: /nowhere/best.safetensors: there is no checkpoint\n"
+    assert done.stderr == "error: /nowhere: there is no run in this folder\n"

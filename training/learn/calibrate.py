@@ -12,11 +12,9 @@ from typing import Any
 
 from training.config import Config, PairConfig
 from training.corpus import Corpus
-from training.encoder_decoder_task import EncoderDecoderTask
-from training.language_model_task import LanguageModelTask
 from training.learn.recipe import Speed
 from training.pairs import PairCorpus
-from training.task import Task
+from training.run import open_task
 from training.trainer import Trainer
 
 _WARM_UP_STEPS = 3
@@ -63,14 +61,8 @@ def try_out(config: Config | PairConfig, data: Data) -> Trial:
 
 @contextmanager
 def _trainer(config: Config | PairConfig, data: Data) -> Iterator[Trainer[Any]]:
+    task = open_task(config, data)
     with tempfile.TemporaryDirectory() as scratch:
-        task: Task[Any]
-        if isinstance(config, PairConfig) and isinstance(data, PairCorpus):
-            task = EncoderDecoderTask(config, data)
-        elif isinstance(config, Config) and isinstance(data, Corpus):
-            task = LanguageModelTask(config, data)
-        else:
-            raise TypeError(type(data))
         try:
             yield Trainer(config, task, Path(scratch))
         finally:

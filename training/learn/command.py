@@ -19,10 +19,8 @@ from training.checkpoint import LAST
 from training.config import NAME_PATTERN, Config, ConfigError, PairConfig, load_config, parse_config
 from training.corpus import Corpus
 from training.cpus import usable_cpus
-from training.language_model_task import load_best
 from training.learn import words
 from training.learn.calibrate import Data, Trial, measure, try_out
-from training.learn.compare import against_ngrams
 from training.learn.document import render
 from training.learn.recipe import (
     Plan,
@@ -51,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="or a folder of texts")
     parser.add_argument("--name", help="of the model (default: from the file's name)")
     parser.add_argument(
-        "--minutes", type=_minutes, default=10.0, help="to train at most (default: 10)"
+        "--minutes", type=_minutes, default=10.0, help="to train, about (default: 10)"
     )
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder of bundles")
     parser.add_argument("--run", type=Path, help="the run's folder (default: runs/NAME)")
@@ -116,7 +114,7 @@ def learn(options: argparse.Namespace, say: Say) -> int:
     export_run(run_dir, options.models, name=name)
     manifest = read_any_bundle(bundle).manifest
     serve = [sys.executable, "-m", "service", "--models-dir", str(options.models)]
-    say("\n".join(["", *figures(manifest, data, run_dir), ""]))
+    say("\n".join(["", *figures(manifest, config), ""]))
     if not options.serve:
         say(f"To serve it: {shlex.join([_short(serve[0]), *serve[1:]])}")
         say("A server that watches the folder, as `make serve` does, has it already. Then ask it:")
@@ -306,16 +304,12 @@ def _parsed(document: dict[str, Any]) -> Config | PairConfig:
 # --- what it is worth, and how it is used ---------------------------------------------------------
 
 
-def figures(manifest: Manifest | EncoderDecoderManifest, data: Data, run_dir: Path) -> list[str]:
+def figures(manifest: Manifest | EncoderDecoderManifest, config: Config | PairConfig) -> list[str]:
     """What the model is worth on held-out data, in words."""
     if isinstance(manifest, EncoderDecoderManifest):
         return words.pair_figures(manifest)
-    if isinstance(data, PairCorpus):
-        raise TypeError(manifest.task)
-    config, model, _ = load_best(run_dir)
-    unit = "lines" if config.data.documents == "line" else "text"
-    difference = against_ngrams(model, data, config.baselines)
-    return words.language_model_figures(manifest, unit, difference)
+    lines = isinstance(config, Config) and config.data.documents == "line"
+    return words.language_model_figures(manifest, "lines" if lines else "text")
 
 
 def request(manifest: Manifest | EncoderDecoderManifest, data: Data) -> list[str]:

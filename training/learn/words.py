@@ -6,8 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from service.bundle import EncoderDecoderManifest, Manifest, PairMeasurement
-from training.learn.compare import Difference
+from service.bundle import EncoderDecoderManifest, Manifest, Measurement, PairMeasurement
 from training.metrics import share_error
 
 URL = "http://127.0.0.1:8000"
@@ -24,7 +23,7 @@ def seconds(value: float) -> str:
     return f"{round(value / 60)} minutes"
 
 
-def language_model_figures(manifest: Manifest, unit: str, difference: Difference) -> list[str]:
+def language_model_figures(manifest: Manifest, unit: str) -> list[str]:
     """The held-out figure beside guessing and the best n-gram."""
     metrics = manifest.metrics
     mine = next(
@@ -33,18 +32,21 @@ def language_model_figures(manifest: Manifest, unit: str, difference: Difference
     even = math.log2(manifest.vocab.size - 2) * metrics.tokens / metrics.chars
     said = f"On {unit} that it has never seen ({metrics.chars:,} characters), the model needs "
     figures = f"{mine:.2f} bits a character; guessing evenly needs {even:.2f}."
-    return [said + figures, compared(mine, difference)]
+    floors = [x for x in metrics.measurements if x.kind == "baseline"]
+    return [said + figures, compared(mine, min(floors, key=lambda x: x.bits_per_char))]
 
 
-def compared(mine: float, difference: Difference) -> str:
+def compared(mine: float, floor: Measurement) -> str:
     """The model's bits a character beside the best n-gram's, whichever is better."""
-    floor = mine + difference.bits_per_char
-    said = f"The best n-gram ({difference.order} characters) needs {floor:.2f}: "
-    percent = _percent(abs(difference.bits_per_char) / floor)
-    error = _percent(difference.standard_error / floor)
-    if abs(difference.bits_per_char) < 2 * difference.standard_error:
+    said = f"The best n-gram ({floor.name}) needs {floor.bits_per_char:.2f}: "
+    gain = floor.bits_per_char - mine
+    percent = _percent(abs(gain) / floor.bits_per_char)
+    if floor.difference_error is None:
+        return said + f"a difference of {percent} %; there is too little text to rule out chance."
+    error = _percent(floor.difference_error / floor.bits_per_char)
+    if abs(gain) < 2 * floor.difference_error:
         return said + f"a difference of {percent} %, give or take {error}, which may be chance."
-    if difference.bits_per_char > 0:
+    if gain > 0:
         return said + f"the model is {percent} % better, give or take {error}."
     return (
         said + f"it is {percent} % better than the model, give or take {error}. "
