@@ -48,9 +48,7 @@ def unknown_variables(environment: Mapping[str, str], known: Iterable[str]) -> I
         near = difflib.get_close_matches(
             name.removeprefix(PREFIX), [x.removeprefix(PREFIX) for x in names], n=1
         )
-        hint = (
-            f"did you mean {PREFIX}{near[0]}?" if near else "`python -m service --help` lists them"
-        )
+        hint = f"did you mean {PREFIX}{near[0]}?" if near else _LIST
         yield f"{name} is no setting and is ignored; {hint}"
 
 

@@ -33,11 +33,13 @@ def form_fields(content_type: str, body: bytes, limit: int) -> dict[str, list[st
 
 def _url_encoded(body: bytes, limit: int) -> list[tuple[str, str]]:
     try:
-        # Letters beyond ASCII should be escaped, and `curl -d` does not do it.
+        # Letters beyond ASCII should be escaped, and `curl -d` does not do it; a line end behind
+        # the fields and empty parts between them are nobody's (as in the URL standard of WHATWG).
+        fields = "&".join(filter(None, body.decode().rstrip("\r\n").split("&")))
         return parse_qsl(
-            body.decode(),
+            fields,
             keep_blank_values=True,
-            strict_parsing=bool(body),
+            strict_parsing=bool(fields),
             errors="strict",
             max_num_fields=limit,
         )

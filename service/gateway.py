@@ -36,6 +36,7 @@ from service.trace_context import Span, Tracer, fresh_id
 # What anybody may ask for, at any time: whether the server is there, and the page, which holds
 # nothing that is not in the repository. Everything else needs a key where there are keys.
 HEALTH = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
+_HOST = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]*))(?::[0-9]*)?")
 # LibreTranslate's clients ask for the languages without a key.
 _LIBRETRANSLATE = "/libretranslate"
 PUBLIC = HEALTH | {
@@ -245,11 +246,9 @@ def _request_id(headers: Headers) -> str:
 
 
 def _host(headers: Headers) -> str:
-    """The name in Host, without its port."""
-    host = headers.get("host", "").lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+    """The name in Host, without its port; what is not in that form is no name (RFC 9110, 7.2)."""
+    found = _HOST.fullmatch(headers.get("host", "").lower())
+    return "" if found is None else found[1] or found[2]
 
 
 def _role_of(path: str) -> Role:

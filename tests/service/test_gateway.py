@@ -142,7 +142,17 @@ def test_this_machines_names_are_answered(open_client: AppClient, host: str) -> 
     assert open_client.get("/models", headers={"Host": host}).status_code == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "localhost.x:8000"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "",
+        "localhost.x:8000",
+        "[::1]evil",
+        "127.0.0.1:x:y",
+    ],
+)
 def test_a_name_that_points_here_is_not_enough(open_client: AppClient, host: str) -> None:
     answer = open_client.get("/models", headers={"Host": host})
     assert (answer.status_code, answer.json()["type"]) == (421, "host-not-allowed")

@@ -244,6 +244,9 @@ def test_a_form_says_the_same(client: AppClient) -> None:
     plain = "q=caf\u00e9 100 %25&source=source&target=target"  # as `curl -d` sends it
     answer = client.post("/libretranslate/translate", content=plain.encode(), headers=FORM)
     assert answer.json() == translate(client, q="caf\u00e9 100 %")
+    loose = "&q=a+cat&&source=source&target=target&\r\n"  # empty parts, and a line end
+    answer = client.post("/libretranslate/translate", content=loose, headers=FORM)
+    assert answer.json() == translate(client, q="a cat")
     listed = client.post(
         "/libretranslate/translate", content="q=a&q=b&source=source&target=target", headers=FORM
     )
