@@ -28,11 +28,11 @@ help: ## Show this list.
 given = $(if $(filter command,$(origin $(1))),--$(shell echo $(1) | tr A-Z a-z) "$$$(1)")
 
 # FILE is taken whole where there is a file of that name, with its spaces, and else as several.
-learn: $(TRAINING_ENV)/.done ## Learn from a file: make learn FILE=names.txt [NAME=] [MINUTES=] [MODELS=].
+learn: $(TRAINING_ENV)/.done ## Learn from a file: make learn FILE=names.txt [NAME=] [MINUTES=] [MODELS=] [AS=lines].
 	@if [ -z "$$FILE" ]; then echo "which file? make learn FILE=names.txt" >&2; exit 2; fi; \
 	if [ -e "$$FILE" ]; then set -- "$$FILE"; else set -- $$FILE; fi; \
 	exec $(TRAINING_ENV)/bin/python -m training learn $(call given,NAME) $(call given,MINUTES) \
-		$(call given,MODELS) -- "$$@"
+		$(call given,MODELS) $(call given,AS) -- "$$@"
 
 serve: $(SERVICE_ENV)/.done ## Serve every bundle under models/ on 127.0.0.1:8000.
 	UNROLL_WATCH_MODELS_S=$${UNROLL_WATCH_MODELS_S-2} exec $(SERVICE_ENV)/bin/python -m service
@@ -142,6 +142,7 @@ clean: ## Remove the environments.
 	rm -rf .venv
 
 $(SERVICE_ENV)/.done: requirements/service.txt
+	@echo "installing what serving needs into $(SERVICE_ENV), once"
 	$(PYTHON) -m venv $(SERVICE_ENV)
 	$(SERVICE_ENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
 	touch $@

@@ -251,7 +251,7 @@ def _sample(options: argparse.Namespace) -> None:
     config, model, record = load_best(options.run)
     vocab = Vocabulary(record["vocab"])
     for seed in range(options.seed, options.seed + options.n):
-        text = sample(
+        text, _ = sample(
             model,
             vocab,
             config.data.normalization,

@@ -19,12 +19,12 @@ from training import checkpoint
 from training.config import PairConfig
 from training.decoding import translate
 from training.encoder_decoder import EncoderDecoder
-from training.metrics import measure, rank_of
+from training.metrics import has_bleu, measure, rank_of
 from training.pair_batches import PairBatch, PairBatches, pair_batch
 from training.pairs import PairCorpus, PairSplit
 from training.replicas import Replicas, ShareLoss
 from training.stored_pairs import restored_tokenizer, tokenizer_record
-from training.task import Curve, Evaluation, open_device
+from training.task import Curve, Evaluation, TrainingError, open_device
 
 # What validation lets a target have: enough for any of the training split, and a way to end.
 _EXTRA_TOKENS = 10
@@ -64,6 +64,11 @@ class EncoderDecoderTask:
         self.corpus = corpus
         options = config.training
         self.device = open_device(options)
+        if options.select_by == "bleu" and not has_bleu([*corpus.valid.references.values()]):
+            raise TrainingError(
+                "training.select_by: BLEU counts four words in a row, which no target to validate "
+                "with has; choose chrf, exact_match, word_error_rate, symbol_error_rate or loss"
+            )
         self._model = EncoderDecoder(config.model, len(corpus.source), len(corpus.target))
         self._model.to(self.device)
         self.batches = PairBatches(corpus.train, options.batch_size, seed=options.seed)

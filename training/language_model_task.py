@@ -151,7 +151,8 @@ class LanguageModelTask:
             )
             for i in range(count)
         ]
-        return [f"    {options.sample_prompt}{text}".replace("\n", "\n    ") for text in texts]
+        shown = (options.sample_prompt + text + ("" if ended else " …") for text, ended in texts)
+        return [f"    {text}".replace("\n", "\n    ") for text in shown]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Generators, the lanes' states and where they stand."""

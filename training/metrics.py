@@ -26,7 +26,7 @@ def measure(
     `exact_match`: share of hypotheses that are one of the targets. `word_error_rate`: the rest, as
     grapheme-to-phoneme work calls it. `symbol_error_rate`: edits to the nearest target over that
     target's symbols (phonemes). `bleu`, `chrf`: sacrebleu's corpus scores, 0 to 100, with its
-    defaults; left out without `corpus_metrics`.
+    defaults; left out without `corpus_metrics`, BLEU also where it is not defined.
     """
     hits = sum(text in wanted for text, wanted in zip(hypotheses, references, strict=True))
     exact = hits / len(hypotheses)
@@ -42,14 +42,23 @@ def measure(
         "symbol_error_rate": edits / max(1, symbols),
     }
     if corpus_metrics:
-        deepest = max(map(len, references))
-        # sacrebleu takes one list a reference, with None where a source has fewer.
-        lists: list[Any] = [
-            [x[i] if i < len(x) else None for x in references] for i in range(deepest)
-        ]
-        found["bleu"] = sacrebleu.corpus_bleu(hypotheses, lists).score
+        lists = _by_reference(references)
+        if has_bleu(references):
+            found["bleu"] = sacrebleu.corpus_bleu(hypotheses, lists).score
         found["chrf"] = sacrebleu.corpus_chrf(hypotheses, lists).score
     return found
+
+
+def has_bleu(references: Sequence[Sequence[str]]) -> bool:
+    """Whether a target has the four words that BLEU counts; without them it is 0 for any text."""
+    targets = [target for wanted in references for target in wanted]
+    return bool(sacrebleu.corpus_bleu(targets, [targets]).totals[-1])
+
+
+def _by_reference(references: Sequence[Sequence[str]]) -> list[Any]:
+    """As sacrebleu takes them: a list a reference, with None where a source has fewer."""
+    deepest = max(map(len, references))
+    return [[x[i] if i < len(x) else None for x in references] for i in range(deepest)]
 
 
 def share_error(share: float, count: int) -> float:

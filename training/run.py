@@ -87,10 +87,10 @@ def open_data(config: Config | PairConfig, run_dir: Path) -> Corpus | PairCorpus
 
 def describe_data(config: Config | PairConfig, data: Corpus | PairCorpus) -> str:
     """A line on what there is to train on."""
-    counts = ", ".join(f"{name}: {count:,}" for name, count in data.counts.items())
+    counts = ", ".join(f"{count:,} {_reason(name)}" for name, count in data.counts.items())
     if isinstance(data, PairCorpus):
         tokens = f"{len(data.source)} source tokens, {len(data.target)} target tokens"
-        return f"{config.name}: pairs {counts}; {tokens}"
+        return f"{config.name}: of the pairs {counts}; {tokens}"
     line = isinstance(config, Config) and config.data.documents == "line"
     splits = (
         f"{split.chars:,} characters to {purpose}" + (f" ({split.documents:,} lines)" * line)
@@ -98,6 +98,12 @@ def describe_data(config: Config | PairConfig, data: Corpus | PairCorpus) -> str
     )
     read = f" {counts};" if counts else ""
     return f"{config.name}:{read} {', '.join(splits)}; {len(data.vocab)} tokens"
+
+
+def _reason(name: str) -> str:
+    """What was counted: `dropped: empty` is `dropped (empty)`."""
+    what, colon, why = name.partition(": ")
+    return f"{what} ({why})" if colon else name
 
 
 def train_run(

@@ -16,8 +16,11 @@ def sample(
     max_tokens: int,
     temperature: float,
     seed: int,
-) -> str:
-    """Continue `prompt`; temperature 0 is greedy. Training's random generator is untouched."""
+) -> tuple[str, bool]:
+    """Continue `prompt`; whether the text came to its end within `max_tokens`.
+
+    Temperature 0 is greedy. Training's random generator is untouched.
+    """
     was_training = model.training
     model.eval()
     device = model.output.weight.device
@@ -25,6 +28,7 @@ def sample(
     states = model.initial_states(1)
     tokens = [BOS_ID, *vocab.encode(normalize(prompt, rules)).tolist()]
     generated: list[int] = []
+    ended = False
     for _ in range(max_tokens):
         logits, states = model(torch.tensor([tokens], device=device), states)
         last = logits[0, -1].cpu()  # [V]
@@ -34,9 +38,9 @@ def sample(
         else:
             probs = torch.softmax(last / temperature, dim=0)
             token = int(torch.multinomial(probs, 1, generator=generator))
-        if token == EOS_ID:
+        if ended := token == EOS_ID:
             break
         generated.append(token)
         tokens = [token]
     model.train(was_training)
-    return vocab.decode(generated)
+    return vocab.decode(generated), ended

@@ -96,6 +96,14 @@ def test_without_corpus_metrics_there_are_no_bleu_and_chrf() -> None:
     assert set(found) == {"exact_match", "word_error_rate", "symbol_error_rate"}
 
 
+def test_bleu_is_left_out_where_no_target_has_four_words() -> None:
+    found = measure(["a b c d e"], [["MDCVI", "one two three"]], split=list)
+    assert "chrf" in found
+    assert "bleu" not in found
+    # A translation too short for it is another matter.
+    assert measure(["one"], [["one", "one two three four"]], split=list)["bleu"] == 0.0
+
+
 def test_hypotheses_and_references_are_of_one_length() -> None:
     with pytest.raises(ValueError, match="shorter"):
         measure(["a", "b"], [["a"]], split=list)

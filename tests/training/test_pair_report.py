@@ -66,7 +66,9 @@ def test_the_ends_of_a_text_count() -> None:
 def test_the_floors_are_a_copy_and_the_nearest_sources_target() -> None:
     config = PairConfig.model_validate(tiny_pair_document())
     nearest = NearestSource(split_of([("12 apples", "12 Äpfel"), ("pears", "Birnen")]))
-    split = split_of([("same", "same"), ("13 apples", "12 Äpfel"), ("same", "same too")], "test")
+    split = split_of(
+        [("same", "same"), ("13 apples", "12 Äpfel"), ("same", "the same, in other words")], "test"
+    )
     copy, near = baselines(config, split, nearest)
     assert (copy.name, near.name) == ("copy", "nearest source")
     assert copy.kind == near.kind == "baseline"

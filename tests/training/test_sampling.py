@@ -25,7 +25,7 @@ def biased(**bias: float) -> LanguageModel:
 
 
 def text(model: LanguageModel, *, prompt: str = "", seed: int = 1, temperature: float = 1.0) -> str:
-    return sample(
+    found, _ = sample(
         model,
         VOCAB,
         Normalization(lowercase=True),
@@ -34,12 +34,27 @@ def text(model: LanguageModel, *, prompt: str = "", seed: int = 1, temperature: 
         temperature=temperature,
         seed=seed,
     )
+    return found
 
 
 def test_a_seed_decides_the_sample() -> None:
     model = tiny_model(11)
     assert text(model, seed=1) == text(model, seed=1)
     assert text(model, seed=1) != text(model, seed=2)
+
+
+@pytest.mark.parametrize(("eos", "ended"), [(-100.0, False), (100.0, True)])
+def test_a_sample_says_whether_it_came_to_its_end(eos: float, ended: bool) -> None:
+    found = sample(
+        biased(b=1.0, eos=eos),
+        VOCAB,
+        Normalization(),
+        prompt="",
+        max_tokens=3,
+        temperature=0.0,
+        seed=1,
+    )
+    assert found == ("" if ended else "bbb", ended)
 
 
 def test_torchs_own_generator_is_left_alone() -> None:

@@ -138,8 +138,14 @@ def _name(options: argparse.Namespace) -> str:
                 "--name: small letters, digits, `.`, `_` and `-`, with a letter or a digit first"
             )
         return str(options.name)
-    first = options.files[0].expanduser().resolve()
-    plain = unicodedata.normalize("NFKD", first.stem).encode("ascii", "ignore").decode().lower()
+    stem = options.files[0].expanduser().resolve().stem
+    # `names.utf8.txt` is what the hint for other encodings writes.
+    plain = (
+        unicodedata.normalize("NFKD", stem.removesuffix(".utf8"))
+        .encode("ascii", "ignore")
+        .decode()
+        .lower()
+    )
     return re.sub(r"[^a-z0-9._-]+", "-", plain).strip("._-")[:64] or "model"
 
 

@@ -152,8 +152,8 @@ def _lines_or_file(surveys: Sequence[Survey]) -> tuple[Kind, str]:
     if shapes.continued >= _SOME_CONTINUED:
         return "file", f"many lines end within a sentence, as in verse; {whole}"
     return "lines", (
-        f"lines of {shapes.median_chars} characters that end where they end, with no blank lines "
-        "between; each is a text of its own"
+        f"lines of about {shapes.median_chars} characters, each complete in itself, with no blank "
+        "lines between them; each is a text of its own"
     )
 
 
@@ -240,7 +240,7 @@ def _columns(surveys: Sequence[Survey], reason: str) -> Sight:
     rows = [line.split("\t") for found in surveys for line in found.sample if "\t" in line]
     sources, targets = [row[0].strip() for row in rows], [row[1].strip() for row in rows]
     if any(len(row) > 2 for row in rows):
-        reason += "; what stands in further columns is passed over"
+        reason += "; further columns are ignored"
     return Sight(
         "pairs",
         reason,

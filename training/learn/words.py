@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 from service.bundle import EncoderDecoderManifest, Manifest, Measurement, PairMeasurement
 from training.metrics import share_error
 
-URL = "http://127.0.0.1:8000"
 _FLOORS = {
     "copy": "copying the source",
     "nearest source": "the answer of the most similar source",
@@ -45,11 +45,11 @@ def compared(mine: float, floor: Measurement) -> str:
         return said + f"a difference of {percent} %; there is too little text to rule out chance."
     error = _percent(floor.difference_error / floor.bits_per_char)
     if abs(gain) < 2 * floor.difference_error:
-        return said + f"a difference of {percent} %, give or take {error}, which may be chance."
+        return said + f"a difference of {percent} % (± {error}), which may be chance."
     if gain > 0:
-        return said + f"the model is {percent} % better, give or take {error}."
+        return said + f"the model is {percent} % better (± {error})."
     return (
-        said + f"it is {percent} % better than the model, give or take {error}. "
+        said + f"it is {percent} % better than the model (± {error}). "
         "More data, or more --minutes where the model was still getting better, would help."
     )
 
@@ -70,7 +70,7 @@ def pair_figures(manifest: EncoderDecoderManifest) -> list[str]:
         error = share_error(exact, found.sources)
         lines.append(
             f"Of {found.sources:,} sources that it has never seen ({found.split}), it gets "
-            f"{100 * exact:.1f} % exactly right (give or take {100 * error:.1f}), and "
+            f"{100 * exact:.1f} % exactly right (± {100 * error:.1f}), and "
             f"{100 * mine.values['symbol_error_rate']:.1f} % of the symbols wrong."
         )
         floors = [x for x in found.measurements if x.kind == "baseline"]
@@ -83,8 +83,10 @@ def _floor(floor: PairMeasurement) -> str:
     return f"By {name}: {100 * floor.values['exact_match']:.1f} % exactly right."
 
 
-def curl(path: str, body: Mapping[str, Any], url: str = URL) -> str:
-    """A request as a line for a POSIX shell."""
+def curl(path: str, body: Mapping[str, Any]) -> str:
+    """A request as a line for a POSIX shell, to where a server here listens without flags."""
+    port = os.environ.get("UNROLL_PORT", "")
+    url = f"http://127.0.0.1:{port if port.isdecimal() else 8000}"
     words = ["curl", "-s", url + path, "-H", "Content-Type: application/json"]
     return shlex.join([*words, "-d", json.dumps(body, ensure_ascii=False)])
 

@@ -13,7 +13,7 @@ from training.learn import words
 @pytest.mark.parametrize(
     ("saved", "error", "said"),
     [
-        (0.3, 0.05, "the model is 15 % better, give or take 2.5"),
+        (0.3, 0.05, "the model is 15 % better (± 2.5)"),
         (0.06, 0.05, "may be chance"),
         (-0.2, 0.05, "it is 11 % better than the model"),
         (0.2, None, "too little text to rule out chance"),
@@ -42,6 +42,20 @@ def test_a_curl_line_reaches_a_shell_as_it_was_meant(text: str) -> None:
     out = subprocess.check_output(["sh", "-c", script], text=True)
     assert json.loads(out) == {"text": text}
     assert shlex.split(line)[0] == "curl"
+
+
+@pytest.mark.parametrize(
+    ("port", "url"),
+    [
+        ("8123", "http://127.0.0.1:8123/score"),
+        ("tcp://10.0.0.1:8000", "http://127.0.0.1:8000/score"),
+    ],
+)
+def test_a_curl_line_asks_where_the_server_listens(
+    monkeypatch: pytest.MonkeyPatch, port: str, url: str
+) -> None:
+    monkeypatch.setenv("UNROLL_PORT", port)
+    assert shlex.split(words.curl("/score", {}))[2] == url
 
 
 def test_durations_are_for_people() -> None:
