@@ -125,6 +125,8 @@ class Scheduler(Generic[WorkT]):
         self._late: list[Job[WorkT]] = []  # whose time was over in the queue
         self._running_tokens = 0  # of the active work, as the queue counts them
         self._step_began: float | None = None
+        self._watched_step: float | None = None  # that ran when `look` was called last
+        self._stalled_s = 0.0  # for which it has been seen to run
         self._counted_to = time.monotonic()  # up to here the rate knows of the time at work
         self.last_step = time.monotonic()
         self._thread = threading.Thread(target=self._work, name=f"engine-{name}", daemon=True)
@@ -153,10 +155,21 @@ class Scheduler(Generic[WorkT]):
         """Whether the worker has ended, and nobody asked it to."""
         return self._dead and not self._stopping
 
-    def stalled_s(self) -> float:
-        """How long the step has run that runs now; 0 between steps."""
+    def look(self, ran_s: float) -> None:
+        """Count this time towards the step that runs, if it ran at the last look, too.
+
+        For whoever looks again and again; `ran_s`: for how long the process ran since then. The
+        clock alone does not tell: it goes on while a process is stopped or a container is frozen.
+        """
         began = self._step_began
-        return 0.0 if began is None else time.monotonic() - began
+        is_same = began is not None and began == self._watched_step
+        self._stalled_s = self._stalled_s + ran_s if is_same else 0.0
+        self._watched_step = began
+
+    def stalled_s(self) -> float:
+        """For how long the step has been seen to run that runs now; 0 between steps."""
+        began = self._step_began
+        return self._stalled_s if began is not None and began == self._watched_step else 0.0
 
     @property
     def load(self) -> int:

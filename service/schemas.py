@@ -633,7 +633,9 @@ class EngineState(Answer):
     model: str = Field(description="The model.")
     ready: bool = Field(description="Whether its worker takes work.")
     last_step_age_s: float = Field(description="Seconds since its last step; it idles between.")
-    stalled_s: float = Field(description="Seconds that the step has run that runs; 0 when none.")
+    stalled_s: float = Field(
+        description="Seconds for which the step has been seen to run that runs now; 0 when none."
+    )
 
 
 class FailedModel(Answer):

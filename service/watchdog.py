@@ -19,12 +19,18 @@ async def watch_engines(registry: ModelRegistry, lifecycle: Lifecycle, limit_s: 
 
     A thread that hangs in a model run cannot be ended, and what it holds is lost to the process: so
     everything that waits for it is told, `lifecycle.fatal` is set, and whoever runs the process
-    ends it. A step that takes longer than `limit_s` hangs.
+    ends it. A step hangs that takes longer than `limit_s` while the rest of the process runs: what
+    this is late itself by is not counted, since all stood still then (SIGSTOP, a frozen container).
     """
     restarts: list[float] = []
+    interval_s = min(1.0, limit_s / 4)
+    looked_at = time.monotonic()
     while lifecycle.fatal is None:
-        await asyncio.sleep(min(1.0, limit_s / 4))
+        await asyncio.sleep(interval_s)
+        before, looked_at = looked_at, time.monotonic()
+        ran_s = min(looked_at - before, 2 * interval_s)
         for name, engine in list(registry.engines.items()):
+            engine.look(ran_s)
             if engine.stalled_s() > limit_s:
                 lifecycle.fatal = f"the engine of {name} hangs in a step"
                 logger.critical("%s; nothing comes of it any more", lifecycle.fatal)

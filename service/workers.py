@@ -110,8 +110,13 @@ class Workers(Generic[WorkT]):
         """Whether every worker takes work."""
         return all(scheduler.alive for scheduler in self.schedulers)
 
+    def look(self, ran_s: float) -> None:
+        """Count time in which the process ran towards the steps that run."""
+        for scheduler in self.schedulers:
+            scheduler.look(ran_s)
+
     def stalled_s(self) -> float:
-        """How long the longest step has run that runs now."""
+        """How long the longest step has been seen to run that runs now."""
         return max(scheduler.stalled_s() for scheduler in self.schedulers)
 
     def gauges(self) -> EngineGauges:

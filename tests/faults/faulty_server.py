@@ -38,6 +38,10 @@ def _faulty_run(self: Any, output: str, tokens: Any, *rest: Any) -> Any:
         raise RuntimeError("the run broke")
     if FAULT == "hang":
         time.sleep(600)
+    if FAULT == "slow":
+        # In parts: what is left of a sleep is over when a stopped process goes on.
+        for _ in range(12):
+            time.sleep(0.05)
     result, after = _run(self, output, tokens, *rest)
     if FAULT in {"nan", "infinity"}:
         result = result.copy()

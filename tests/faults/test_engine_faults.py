@@ -1,5 +1,6 @@
-"""Rows 16 to 18 and 23 of the table of faults: engines that break, machines that lack things."""
+"""Rows 16 to 18, 23 and 36 of the table of faults: engines that break, what machines lack."""
 
+import concurrent.futures
 import contextlib
 import os
 import resource
@@ -118,6 +119,24 @@ def test_an_engine_that_hangs_is_told_of_and_ends_the_process(
         assert 1 <= time.monotonic() - begun < 15
         assert statuses >= {(200, 200), (503, 503)}
         assert server.process.wait(20) == 1
+
+
+def test_a_pause_of_the_machine_is_no_step_that_hangs(tiny_models: Path, tmp_path: Path) -> None:
+    flag = tmp_path / "armed"
+    flag.touch()
+    with faulty(tiny_models, flag, "slow", watchdog_s=1) as server, server.client() as client:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            asked = [pool.submit(client.post, "/score", json=BAD) for _ in range(2)]
+            time.sleep(0.2)
+            server.process.send_signal(signal.SIGSTOP)
+            time.sleep(1.3)
+            server.process.send_signal(signal.SIGCONT)
+            # Not ill for a moment: whoever asks then would start it anew.
+            assert {client.get("/livez").status_code for _ in range(20)} == {200}
+            assert [x.result().status_code for x in asked] == [200, 200]
+        flag.unlink()
+        time.sleep(0.3)  # the watchdog looks every 0.25 s
+        goes_on(server)
 
 
 # --- what a machine lacks -------------------------------------------------------------------------
