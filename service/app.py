@@ -19,6 +19,7 @@ from starlette.routing import Match, Route
 from service import libretranslate, open_inference, openai_routes, token_routes
 from service.answers import problem_document
 from service.api_keys import read_api_keys
+from service.byte_budget import ByteBudget
 from service.documentation import document
 from service.errors import FieldError, InvalidRequest, ServiceError
 from service.gateway import SECURITY_HEADERS, Doorkeeping, Gateway
@@ -90,6 +91,7 @@ def create_app(settings: Settings, engines: Sequence[AnyEngine] | None = None) -
     )
     app.state.settings = settings
     app.state.metrics = metrics
+    app.state.bodies = ByteBudget(settings.max_bodies_bytes)
     app.state.registry = registry
     app.state.lifecycle = lifecycle
     app.state.api_keys = keys

@@ -51,7 +51,9 @@ class Hypothesis:
 class SearchListener(Protocol):
     """Who is told of a search while it goes on, in the worker's thread."""
 
-    def wrote(self, place: int, tokens: list[int], logprobs: list[float]) -> None:
+    def wrote(
+        self, place: int, tokens: npt.NDArray[np.uint16], logprobs: npt.NDArray[np.float32]
+    ) -> None:
         """The target at this place of the answer goes on with these tokens, whatever follows.
 
         A sample's place is its row; of beams the best is told, which is at place 0.
@@ -385,7 +387,7 @@ class SearchBatch:
             last = slice(search.position - 1, search.position)
             for row in live.tolist():
                 tokens, logprobs = self._written[row, last], self._picked[row, last]
-                search.listener.wrote(row - begin, tokens.tolist(), logprobs.tolist())
+                search.listener.wrote(row - begin, tokens, logprobs)
         elif len(live):
             # Whatever is best in the end begins with what all that can still be have in common.
             row, first, end = int(live[0]), search.told, search.position
@@ -401,7 +403,7 @@ class SearchBatch:
             if search.told > first:
                 new = slice(first, search.told)
                 tokens, logprobs = self._written[row, new], self._picked[row, new]
-                search.listener.wrote(0, tokens.tolist(), logprobs.tolist())
+                search.listener.wrote(0, tokens, logprobs)
 
     def _finish(
         self, finite: npt.NDArray[np.bool_], logprobs: npt.NDArray[np.float32]

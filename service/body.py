@@ -9,15 +9,19 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
+from service.byte_budget import ByteBudget
 from service.errors import (
     BadRequest,
     BodyTooLarge,
     ClientGone,
     FieldError,
     InvalidRequest,
+    QueueFull,
     UnsupportedMediaType,
 )
+from service.json_values import holds_more_values
 from service.nearest_names import nearest_field
+from service.request_context import current_request
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -39,7 +43,8 @@ async def read_body(
     body = await read_bytes(request, media_types)
     if len(body) <= LARGE_BYTES:
         return _parse(schema, body)
-    return await asyncio.to_thread(_parse, schema, body)
+    limit: int = request.app.state.settings.max_values
+    return await asyncio.to_thread(_parse_large, schema, body, limit)
 
 
 async def read_bytes(
@@ -52,6 +57,15 @@ async def read_bytes(
     _check_type(request, media_types)
     largest: int = request.app.state.settings.max_body_bytes
     return await _receive(request, largest if limit is None else min(limit, largest))
+
+
+def check_values(body: bytes, limit: int) -> None:
+    """Raise InvalidRequest for a large JSON body that holds more values than the limit."""
+    if len(body) > LARGE_BYTES and holds_more_values(body, limit):
+        raise InvalidRequest(
+            f"the body holds too many values; at most {limit} are allowed, such as texts in lists "
+            "and token ids"
+        )
 
 
 def body_documentation(schema: type[BaseModel]) -> dict[str, Any]:
@@ -93,11 +107,17 @@ async def _receive(request: Request, limit: int) -> bytes:
     if declared.isdecimal() and (len(declared) > 20 or int(declared) > limit):
         raise _too_large(limit)
     body = bytearray()
+    budget: ByteBudget = request.app.state.bodies
+    taken = LARGE_BYTES  # so much everyone has
     try:
         async for chunk in request.stream():
             body += chunk
             if len(body) > limit:
                 raise _too_large(limit)
+            if len(body) > taken:
+                if not current_request().take_bytes(budget, len(body) - taken):
+                    raise _no_room(budget)
+                taken = len(body)
     except ClientDisconnect as error:
         raise ClientGone("the client closed the connection within the body") from error
     return bytes(body)
@@ -107,6 +127,19 @@ def _too_large(limit: int) -> BodyTooLarge:
     # The rest is not read, so the connection cannot be used again.
     headers = {"Connection": "close"}
     return BodyTooLarge(f"the body may have {limit} bytes at most", headers=headers)
+
+
+def _no_room(budget: ByteBudget) -> QueueFull:
+    headers = {"Retry-After": "1", "Connection": "close"}
+    return QueueFull(
+        f"the bodies of the requests in hand may have {budget.limit} bytes together, and do",
+        headers=headers,
+    )
+
+
+def _parse_large(schema: type[Schema], body: bytes, limit: int) -> Schema:
+    check_values(body, limit)
+    return _parse(schema, body)
 
 
 def _parse(schema: type[Schema], body: bytes) -> Schema:

@@ -16,8 +16,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from service.bundle import EOS_ID, UNK_ID, Normalization, normalize
+from service.bundle import EOS_ID, MAX_MARKS, UNK_ID, Normalization
 from service.errors import InvalidRequest, QueueFull
+from service.normal_form import normal_form
 from service.patterns import Automaton, Budget, PatternError, compile_pattern
 from service.settings import Settings
 
@@ -195,14 +196,14 @@ def normalized_rule(rule: Rule, rules: Normalization) -> Rule:
         case Pattern(regex):
             return Pattern(unicodedata.normalize("NFC", regex)) if rules.nfc else rule
         case Choices(texts):
-            return Choices(tuple(normalize(text, rules) for text in texts))
+            return Choices(tuple(normal_form(text, rules, "/choices") for text in texts))
         case AllowedChars(str(together)):
-            return AllowedChars(normalize(together, rules))
+            return AllowedChars(normal_form(together, rules, "/allowed_chars"))
         case AllowedChars(alone):
             for i, each in enumerate(alone):
-                if len(unicodedata.normalize("NFC", each)) != 1:
+                if len(each) > MAX_MARKS or len(unicodedata.normalize("NFC", each)) != 1:
                     raise InvalidRequest.at(f"/allowed_chars/{i}", "it must be one character")
-            return AllowedChars(tuple(normalize(each, rules) for each in alone))
+            return AllowedChars(tuple(normal_form(each, rules) for each in alone))
 
 
 def compile_rule(rule: Rule, tokens: Sequence[str], settings: Settings) -> Constraint:

@@ -19,13 +19,13 @@ from service.bundle import (
     UNK_ID,
     Bundle,
     Precision,
-    normalize,
     special_ids,
 )
 from service.constraints import Constraint, ConstraintCompiler
 from service.errors import InvalidRequest
 from service.handles import Handle, NoisePlace, Seal
 from service.metrics import Metrics
+from service.normal_form import normal_form
 from service.rows import Continuation, ReadRow, WriteRow
 from service.sampling import SamplingParams
 from service.session import Session
@@ -44,12 +44,13 @@ from service.tasks import (
     ScoreOptions,
     StreamEvent,
     StreamUsage,
+    Unknown,
     UnknownPolicy,
     scored_tokens,
     unknown_text,
 )
 from service.text_runner import TextRunner, TextWork
-from service.text_stream import StreamedChoice, Told, offsets_of, pieces_of, read_ids, text_of
+from service.text_stream import StreamedChoice, offsets_of, pieces_of, read_ids, text_of
 from service.workers import Workers, at_most, check_details, drawn_seed, off_loop
 
 
@@ -91,7 +92,7 @@ class Engine(Workers[TextWork]):
 
     def token_ids(self, text: str, _side: str = "") -> list[int]:
         """The ids of a text, in which printed special tokens are read as such."""
-        normalized = normalize(text, self.manifest.normalization)
+        normalized = normal_form(text, self.manifest.normalization, "/prompt")
         return special_ids(self._vocab, normalized)
 
     def text_of(self, ids: Sequence[int], _side: str = "") -> str:
@@ -138,7 +139,7 @@ class Engine(Workers[TextWork]):
         and the rows leave before the next step.
         """
         options, begin, works, unknown = await self._prepared(prompts, options)
-        feed: Feed[tuple[StreamedChoice, Told | None]] = Feed()
+        feed: Feed[StreamedChoice] = Feed()
 
         def sealed(work: TextWork, row: WriteRow) -> str | None:
             return self._sealed_choice(work, row, begin) if options.return_state else None
@@ -156,12 +157,12 @@ class Engine(Workers[TextWork]):
             reused.extend(await self._run(works))
 
         async with aclosing(feed.during(run())) as told:
-            async for choice, news in told:
-                for event in choice.events(news):
+            async for choice in told:
+                for event in choice.events():
                     yield event
         for choice in choices:
             if not choice.has_ended:  # it had no token to write
-                for event in choice.events(None):
+                for event in choice.end():
                     yield event
         prompt_tokens = [len(read_ids(work)) for work in works]
         yield StreamUsage(
@@ -173,7 +174,7 @@ class Engine(Workers[TextWork]):
 
     async def _prepared(
         self, prompts: Sequence[Prompt], options: GenerateOptions
-    ) -> tuple[GenerateOptions, "_Beginning", list[TextWork], list[tuple[int, ...]]]:
+    ) -> tuple[GenerateOptions, "_Beginning", list[TextWork], list[Unknown]]:
         """The options with what was left out, where choices begin, the work, what is unknown."""
         self.refuse_if_full()
         options = self._checked(prompts, options)
@@ -245,7 +246,7 @@ class Engine(Workers[TextWork]):
             return options.sampling
         bias: dict[int, float] = {}
         for token, gain in options.logit_bias.items():
-            character = normalize(token, self.manifest.normalization)
+            character = normal_form(token, self.manifest.normalization, "/logit_bias")
             id_ = self._id_of_token.get(character, UNK_ID)
             if id_ in {PAD_ID, BOS_ID, UNK_ID}:
                 raise InvalidRequest.at(
@@ -263,7 +264,7 @@ class Engine(Workers[TextWork]):
         begin: "_Beginning",
         constraint: Constraint | None,
     ) -> list[TextWork]:
-        stop = tuple(tuple(int(i) for i in self._encode(text)) for text in options.stop)
+        stop = tuple(tuple(int(i) for i in self._encode(text, "/stop")) for text in options.stop)
         # A stop string with a character that the model cannot write can never end a text.
         stop = tuple(sequence for sequence in stop if UNK_ID not in sequence)
         ended = _ended_before(options.max_tokens or 0, constraint)
@@ -385,8 +386,10 @@ class Engine(Workers[TextWork]):
     def _plan(
         self, text: str, context: str, options: ScoreOptions, handle: Handle | None
     ) -> "_ScorePlan":
-        ids, positions = self._apply_policy(self._encode(text), options.unknown, "/text")
-        before, _ = self._apply_policy(self._encode(context), options.unknown, "/context")
+        ids, unknown = self._apply_policy(self._encode(text, "/text"), options.unknown, "/text")
+        before, _ = self._apply_policy(
+            self._encode(context, "/context"), options.unknown, "/context"
+        )
         start = [BOS_ID] if options.bos and handle is None else []
         end = [EOS_ID] if options.eos else []
         sequence = np.concatenate([start, before, ids, end]).astype(np.uint16)
@@ -402,17 +405,17 @@ class Engine(Workers[TextWork]):
             row = _read_after(after, tokens, counted, detail_top, goes_on=goes_on)
         lacks_first = handle is None and not (start or len(before))
         read_before = 0 if handle is None else handle.position
-        return _ScorePlan(row, ids, positions, len(before), lacks_first, read_before)
+        return _ScorePlan(row, ids, unknown, len(before), lacks_first, read_before)
 
     def _apply_policy(
         self, ids: npt.NDArray[np.uint16], policy: UnknownPolicy, pointer: str
-    ) -> tuple[npt.NDArray[np.uint16], tuple[int, ...]]:
-        unknown = np.flatnonzero(ids == UNK_ID)
-        if policy == "error" and len(unknown):
-            raise unknown_text(pointer, unknown.tolist())
+    ) -> tuple[npt.NDArray[np.uint16], Unknown]:
+        unknown = Unknown.at(np.flatnonzero(ids == UNK_ID))
+        if policy == "error" and unknown.count:
+            raise unknown_text(pointer, unknown)
         if policy == "skip":
             ids = ids[ids != UNK_ID]
-        return ids, tuple(unknown.tolist())
+        return ids, unknown
 
     def _scored(self, plan: "_ScorePlan", options: ScoreOptions, cached: int) -> Scored:
         # Without bos and context the first character has nothing to be predicted from.
@@ -499,14 +502,14 @@ class Engine(Workers[TextWork]):
 
     def _read_prompt(
         self, prompt: Prompt, policy: UnknownPolicy
-    ) -> tuple[npt.NDArray[np.uint16], tuple[int, ...]]:
-        """The ids of a prompt and where its unknown characters are; ids that came are as meant."""
+    ) -> tuple[npt.NDArray[np.uint16], Unknown]:
+        """The ids of a prompt and its unknown characters; ids that came are as meant."""
         if isinstance(prompt, str):
-            return self._apply_policy(self._encode(prompt), policy, "/prompt")
-        return np.array(prompt, np.uint16), ()
+            return self._apply_policy(self._encode(prompt, "/prompt"), policy, "/prompt")
+        return np.array(prompt, np.uint16), Unknown()
 
-    def _encode(self, text: str) -> npt.NDArray[np.uint16]:
-        return self._vocab.encode(normalize(text, self.manifest.normalization))
+    def _encode(self, text: str, pointer: str = "") -> npt.NDArray[np.uint16]:
+        return self._vocab.encode(normal_form(text, self.manifest.normalization, pointer))
 
     async def _run(self, works: Sequence[TextWork]) -> list[int]:
         """Run all the work to its end; how many tokens of each read needed no run of its own.
@@ -561,7 +564,7 @@ class _ScorePlan:
 
     row: ReadRow | None  # None where nothing has to be read
     ids: npt.NDArray[np.uint16]  # of the text, unknown characters dropped where they are skipped
-    unknown: tuple[int, ...]
+    unknown: Unknown
     context_tokens: int
     lacks_first: bool  # nothing stands before the first token
     read_before: int  # tokens before the row's own

@@ -13,7 +13,13 @@ from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
 from service.answers import json_answer, problems_as, served_engines, texts_within, unless_gone
-from service.body import LARGE_BYTES, body_documentation, field_errors, read_bytes
+from service.body import (
+    LARGE_BYTES,
+    body_documentation,
+    check_values,
+    field_errors,
+    read_bytes,
+)
 from service.errors import (
     BodyTooLarge,
     EngineStopped,
@@ -215,7 +221,8 @@ async def _read(request: Request, schema: type[Schema]) -> Schema:
         if len(body) <= LARGE_BYTES:
             read = _parse(schema, content_type, body, limit)
         else:
-            read = await asyncio.to_thread(_parse, schema, content_type, body, limit)
+            values: int = request.app.state.settings.max_values
+            read = await asyncio.to_thread(_parse_large, schema, content_type, body, limit, values)
     except BodyTooLarge:
         raise
     except ServiceError as error:
@@ -229,9 +236,21 @@ async def _read(request: Request, schema: type[Schema]) -> Schema:
     return read
 
 
+def _parse_large(
+    schema: type[Schema], content_type: str, body: bytes, limit: int, values: int
+) -> Schema:
+    if _is_json(content_type):
+        check_values(body, values)
+    return _parse(schema, content_type, body, limit)
+
+
+def _is_json(content_type: str) -> bool:
+    return content_type.split(";", maxsplit=1)[0].strip().lower() == "application/json"
+
+
 def _parse(schema: type[Schema], content_type: str, body: bytes, limit: int) -> Schema:
     try:
-        if content_type.split(";", maxsplit=1)[0].strip().lower() == "application/json":
+        if _is_json(content_type):
             return schema.model_validate_json(body)
         return schema.model_validate(_form(content_type, body, limit))
     except ValidationError as error:

@@ -1,11 +1,11 @@
 """Bytes that arrive in pieces, as lines or as one text, in bounded memory."""
 
 import codecs
-import unicodedata
 from dataclasses import dataclass
 
-# How far around a cut characters are looked at: what composes lies next to each other.
-_NEIGHBOURS = 32
+from service.bundle.text import parts_at
+
+_KEPT = 32  # characters at the end that are not cut apart: what composes lies next to each other
 _MOST_TRIED = 4096  # places from the end on
 
 
@@ -102,20 +102,9 @@ class TextSplitter:
             return place
         if len(self._held) <= self._max_chars:
             return 0
-        for place in range(len(self._held) - _NEIGHBOURS, 0, -1):
-            if _parts_here(self._held, place):
+        for place in range(len(self._held) - _KEPT, 0, -1):
+            if parts_at(self._held, place):
                 return place
             if len(self._held) - place > _MOST_TRIED:
                 break
         raise ValueError("the text holds no place to cut it")
-
-
-def _parts_here(text: str, place: int) -> bool:
-    """Whether the text before and the text after have the normal form of both together."""
-    before, after = text[max(0, place - _NEIGHBOURS) : place], text[place : place + _NEIGHBOURS]
-    if before.endswith("\r"):
-        return False
-    whole = unicodedata.normalize("NFC", before + after)
-    parts = unicodedata.normalize("NFC", before) + unicodedata.normalize("NFC", after)
-    # A sigma's lower case depends on what follows it, and combining marks on what they stand on.
-    return whole == parts and not unicodedata.combining(after[0]) and "\u03a3" not in before + after

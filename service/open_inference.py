@@ -46,7 +46,14 @@ from service.open_inference_schemas import (
 from service.sampling import SamplingParams
 from service.schemas import AnyEngine
 from service.sse import ServerSentEvent, event_response
-from service.tasks import ChoiceEnd, GenerateOptions, StreamUsage, TokenEvent, best_choices
+from service.tasks import (
+    ChoiceEnd,
+    GenerateOptions,
+    StreamUsage,
+    TokenEvent,
+    Unknown,
+    best_choices,
+)
 from service.translator import Translated, TranslatedToken, TranslateOptions, Translator
 
 VERSION = "1"  # a bundle has no other, and so the paths have its number
@@ -330,7 +337,7 @@ def _details(
     names: Sequence[str],
     finish_reason: Literal["stop", "length", "repetition"],
     told: Sequence[tuple[str, float]],
-    unknown: Sequence[int],
+    unknown: Unknown,
 ) -> DetailsOut:
     """Why a text ended, and its printed tokens with their log-probabilities, of a vocabulary."""
     id_of_name = {name: i for i, name in enumerate(names)}
@@ -346,7 +353,12 @@ def _details(
     reason: Literal["length", "eos_token", "stop_sequence"] = "length"
     if finish_reason == "stop":
         reason = "eos_token" if tokens and tokens[-1].id == EOS_ID else "stop_sequence"
-    return DetailsOut.model_construct(finish_reason=reason, logprobs=tokens, unknown=list(unknown))
+    return DetailsOut.model_construct(
+        finish_reason=reason,
+        logprobs=tokens,
+        unknown=list(unknown.positions),
+        unknown_chars=unknown.count,
+    )
 
 
 def _ready(response: Response, is_ready: bool) -> ReadyOut:

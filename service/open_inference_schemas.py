@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import InvalidRequest
 from service.foreign_fields import refuse_foreign
-from service.schemas import Answer, Problem, TextList
+from service.schemas import UNKNOWN, UNKNOWN_CHARS, Answer, Problem, TextList
 
 DEFAULT_MAX_TOKENS = 20  # the protocol's
 
@@ -151,9 +151,8 @@ class DetailsOut(Answer):
         description="Why it ended; a translation that went round in a cycle was cut: `length`."
     )
     logprobs: list[TokenOut] = Field(description="Every token.")
-    unknown: list[int] = Field(
-        description="Positions of characters of the normalized text that the model does not know."
-    )
+    unknown: list[int] = Field(description=UNKNOWN)
+    unknown_chars: int = Field(description=UNKNOWN_CHARS)
 
 
 class GenerateTextResponse(Answer):

@@ -181,7 +181,7 @@ class _Frame:
                 )
         prompt_tokens = sum(result.prompt_tokens for result in results)
         written = sum(x.completion_tokens for result in results for x in result.choices)
-        unknown = sum(len(result.unknown) for result in results)
+        unknown = sum(result.unknown.count for result in results)
         return self.chunk(choices, _usage(prompt_tokens, written, unknown))
 
     def wants_logprobs(self) -> bool:
@@ -215,7 +215,7 @@ async def _events(
                 began.add(index)
                 yield _chunk_event(frame, _piece(frame, event, index, bos))
             elif frame.gives_usage:
-                unknown = sum(map(len, event.unknown))
+                unknown = sum(x.count for x in event.unknown)
                 usage = _usage(event.prompt_tokens, event.completion_tokens, unknown)
                 yield ServerSentEvent(frame.chunk([], usage).model_dump_json())
     yield ServerSentEvent(_END)

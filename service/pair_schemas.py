@@ -14,7 +14,16 @@ from service.bundle import (
     TrainingRecord,
 )
 from service.sampling import SamplingParams
-from service.schemas import Answer, ModelSummary, RequestBody, TextList, Texts, Usage
+from service.schemas import (
+    UNKNOWN,
+    UNKNOWN_CHARS,
+    Answer,
+    ModelSummary,
+    RequestBody,
+    TextList,
+    Texts,
+    Usage,
+)
 from service.translator import (
     DEFAULT_BEAM_SIZE,
     Translated,
@@ -181,9 +190,8 @@ class TranslateResult(Answer):
     hypotheses: list[HypothesisOut] = Field(
         description="Best score first, those that ended before all others; samples in order."
     )
-    unknown: list[int] = Field(
-        description="Positions, in the normalized source, of characters outside the vocabulary."
-    )
+    unknown: list[int] = Field(description=UNKNOWN)
+    unknown_chars: int = Field(description=UNKNOWN_CHARS)
     source_tokens: list[str] | None = Field(
         description="With alignments: what each column of one stands for; the last has eos."
     )
@@ -194,7 +202,8 @@ class TranslateResult(Answer):
         """From the engine's result."""
         return cls.model_construct(
             hypotheses=[_hypothesis(x) for x in result.hypotheses],
-            unknown=list(result.unknown),
+            unknown=list(result.unknown.positions),
+            unknown_chars=result.unknown.count,
             source_tokens=None if result.source_tokens is None else list(result.source_tokens),
             seed=result.seed,
         )

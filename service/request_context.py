@@ -9,6 +9,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from service.byte_budget import ByteBudget
+
 
 class Held(Protocol):
     """What a request holds while it is answered, such as the engine of a version of a model."""
@@ -33,16 +35,27 @@ class RequestContext:
     engine_s: float = 0.0  # in the engine after that
     outcome: str = ""  # `type` of the error that it ended with
     held: list[Held] = field(default_factory=list)
+    bytes_taken: list[tuple[ByteBudget, int]] = field(default_factory=list)
 
     def hold(self, held: Held) -> None:
         """Keep something until the request has been answered."""
         held.holds += 1
         self.held.append(held)
 
+    def take_bytes(self, budget: ByteBudget, count: int) -> bool:
+        """Take bytes of a budget, if they are there, until the request has been answered."""
+        is_taken = budget.take(count)
+        if is_taken:
+            self.bytes_taken.append((budget, count))
+        return is_taken
+
     def release(self) -> None:
         """Let go of everything."""
         while self.held:
             self.held.pop().holds -= 1
+        while self.bytes_taken:
+            budget, count = self.bytes_taken.pop()
+            budget.give_back(count)
 
     def begin_again(self) -> None:
         """Count the time from now: each part of a stream has the time of a request."""

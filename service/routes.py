@@ -70,7 +70,6 @@ async def generate(request: Request) -> Response:
     choices = [choice for result in results for choice in result.choices]
     size = sum(len(choice.text) for choice in choices) * (1 + (body.logprobs or 0))
     size += sum(len(choice.state or "") for choice in choices)
-    size += sum(len(result.unknown) for result in results)
     return await json_answer(size, lambda: GenerateResponse.of(engine, results))
 
 

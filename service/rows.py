@@ -5,7 +5,7 @@ T time, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,11 @@ class TokenDetails:
             top_ids=order,
             top_logprobs=np.take_along_axis(logprobs, order, axis=1),
         )
+
+    @property
+    def columns(self) -> tuple[npt.NDArray[Any], ...]:
+        """In the order of the fields."""
+        return self.logprob, self.entropy, self.rank, self.top_ids, self.top_logprobs
 
     def of_one(self, index: int, top: int) -> "TokenDetails":
         """Those of one token, with so many alternatives."""

@@ -21,6 +21,7 @@ from service.engine import Engine
 from service.sampling import SamplingParams
 from service.tasks import (
     DEFAULT_MAX_TOKENS,
+    MAX_POSITIONS,
     Choice,
     ChoiceEnd,
     Generated,
@@ -52,6 +53,12 @@ StopText = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1})]
 StopList = Annotated[list[StopText], Field(fail_fast=True)]
 Texts = Annotated[str | TextList, AfterValidator(_not_empty)]
 
+
+UNKNOWN = (
+    "Positions, in the normalized text, of characters outside the vocabulary: of the first "
+    f"{MAX_POSITIONS:,}."
+)
+UNKNOWN_CHARS = "How many characters are outside the vocabulary, these and all others."
 
 # What composes to one, as the model reads it; that is checked with the model at hand.
 Character = Annotated[
@@ -349,15 +356,16 @@ class GenerateResult(Answer):
     """The continuations of one prompt."""
 
     choices: list[ChoiceOut] = Field(description="`n` of them.")
-    unknown: list[int] = Field(
-        description="Positions, in the normalized prompt, of characters outside the vocabulary."
-    )
+    unknown: list[int] = Field(description=UNKNOWN)
+    unknown_chars: int = Field(description=UNKNOWN_CHARS)
 
     @classmethod
     def of(cls, result: Generated) -> "GenerateResult":
         """From the engine's result."""
         return cls.model_construct(
-            choices=list(map(ChoiceOut.of, result.choices)), unknown=list(result.unknown)
+            choices=list(map(ChoiceOut.of, result.choices)),
+            unknown=list(result.unknown.positions),
+            unknown_chars=result.unknown.count,
         )
 
 
@@ -443,10 +451,8 @@ class GenerateDone(Answer):
     model: str = Field(description="The model that answered.")
     precision: str = Field(description="Its arithmetic.")
     choices: list[StreamedEnd] = Field(description="Every choice of every prompt, in order.")
-    unknown: list[list[int]] = Field(
-        description="Of each prompt, in order: positions, in the normalized text, of characters "
-        "outside the vocabulary."
-    )
+    unknown: list[list[int]] = Field(description=f"Of each prompt, in order. {UNKNOWN}")
+    unknown_chars: list[int] = Field(description=f"Of each prompt, in order. {UNKNOWN_CHARS}")
     usage: Usage = Field(description="Counts over the whole request.")
 
     @classmethod
@@ -457,7 +463,8 @@ class GenerateDone(Answer):
             model=engine.manifest.name,
             precision=engine.precision,
             choices=list(map(StreamedEnd.of, ordered)),
-            unknown=list(map(list, usage.unknown)),
+            unknown=[list(x.positions) for x in usage.unknown],
+            unknown_chars=[x.count for x in usage.unknown],
             usage=Usage(
                 prompt_tokens=usage.prompt_tokens,
                 completion_tokens=usage.completion_tokens,
@@ -492,9 +499,8 @@ class ScoreFigures(Answer):
 class ScoreResult(ScoreFigures):
     """The probability of one text."""
 
-    unknown: list[int] = Field(
-        description="Positions, in the normalized text, of characters outside the vocabulary."
-    )
+    unknown: list[int] = Field(description=UNKNOWN)
+    unknown_chars: int = Field(description=UNKNOWN_CHARS)
     tokens: list[ScoreToken] | None = Field(description="Every counted token, where asked for.")
     state: str | None = Field(
         description="Where it was asked for. Null after the end of the text, which nothing "
@@ -512,7 +518,8 @@ class ScoreResult(ScoreFigures):
             chars=scored.chars,
             bos=scored.bos,
             eos=scored.eos,
-            unknown=list(scored.unknown),
+            unknown=list(scored.unknown.positions),
+            unknown_chars=scored.unknown.count,
             tokens=None if scored.tokens is None else list(map(_score_token, scored.tokens)),
             state=scored.state,
         )

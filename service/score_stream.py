@@ -27,7 +27,7 @@ from service.live import LiveResponse
 from service.request_context import current_request
 from service.schemas import Answer, AnyEngine, Problem, ScoreFigures, ScoreRequest, ScoreResult
 from service.settings import Settings
-from service.tasks import CarriedScore, Scored, ScoreOptions
+from service.tasks import CarriedScore, Scored, ScoreOptions, Unknown
 from service.translator import Translator
 
 TEXT, NDJSON = "text/plain", "application/x-ndjson"
@@ -73,6 +73,7 @@ class StreamedScore(ScoreFigures):
     line: int = Field(description="Its number, from 1 on.")
     id: str | int | None = Field(None, description="What the line gave; left out where it did not.")
     unknown: list[int] = Field(description="As in the JSON answer.")
+    unknown_chars: int = Field(description="As in the JSON answer.")
 
 
 class StreamedError(Answer):
@@ -357,7 +358,9 @@ async def _scored(
             told |= await _scored(request, engine, query, body, {number: text})
         return told
     return {
-        number: _with_id({"line": number}, text) | _figures(result) | {"unknown": result.unknown}
+        number: _with_id({"line": number}, text)
+        | _figures(result)
+        | {"unknown": result.unknown.positions, "unknown_chars": result.unknown.count}
         for (number, text), result in zip(texts.items(), results, strict=True)
     }
 
@@ -450,7 +453,7 @@ def _running(carried: CarriedScore, *, is_done: bool) -> dict[str, Any]:
         chars=carried.chars,
         bos=carried.bos,
         eos=carried.eos,
-        unknown=(),
+        unknown=Unknown(),
         tokens=None,
         prompt_tokens=0,
         cached_tokens=0,
@@ -460,7 +463,9 @@ def _running(carried: CarriedScore, *, is_done: bool) -> dict[str, Any]:
 
 def _figures(scored: Scored) -> dict[str, Any]:
     """What the JSON answer tells of a text, but for what is in a list."""
-    return ScoreResult.of(scored).model_dump(exclude={"unknown", "tokens", "state"})
+    return ScoreResult.of(scored).model_dump(
+        exclude={"unknown", "unknown_chars", "tokens", "state"}
+    )
 
 
 def _json(told: dict[str, Any]) -> bytes:

@@ -142,6 +142,14 @@ class Settings(BaseModel):
     max_url_bytes: Count = Field(8192, description="longest URL")
     max_header_bytes: Count = Field(16_384, description="largest headers of a request, in all")
     max_body_bytes: Count = Field(8 * 2**20, description="largest request body")
+    max_bodies_bytes: Count = Field(
+        64 * 2**20,
+        description="most bytes of all bodies in hand, a process; 64 KB of each are not counted",
+    )
+    max_values: Count = Field(
+        131_072,
+        description="most values of a JSON body: token ids, texts in lists, and what holds them",
+    )
     max_inputs: Count = Field(1024, description="most texts in one request")
     max_prompt_chars: Count = Field(
         100_000, description="longest prompt, and text for LibreTranslate"

@@ -21,6 +21,23 @@ Prompt: TypeAlias = str | tuple[int, ...]
 DEFAULT_MAX_TOKENS = 128
 
 
+# Positions in an answer: of more unknown characters it tells the number alone.
+MAX_POSITIONS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """The characters of a text that are not in the vocabulary."""
+
+    count: int = 0
+    positions: tuple[int, ...] = ()  # in the normalized text; of the first MAX_POSITIONS
+
+    @classmethod
+    def at(cls, positions: Sequence[int] | npt.NDArray[np.int64]) -> "Unknown":
+        """Those at all these positions."""
+        return cls(len(positions), tuple(map(int, positions[:MAX_POSITIONS])))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateOptions:
     """What `/generate` may be asked for, besides the prompts."""
@@ -116,7 +133,7 @@ class StreamUsage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
-    unknown: tuple[tuple[int, ...], ...] = ()  # of each prompt: positions in the normalized text
+    unknown: tuple[Unknown, ...] = ()  # of each prompt
 
 
 StreamEvent: TypeAlias = TokenEvent | ChoiceEnd | StreamUsage
@@ -129,7 +146,7 @@ class Generated:
     choices: tuple[Choice, ...]
     prompt_tokens: int
     cached_tokens: int  # of those: read before, or with another input
-    unknown: tuple[int, ...] = ()  # positions in the normalized prompt
+    unknown: Unknown = Unknown()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +157,7 @@ class Scored:
     chars: int
     bos: bool
     eos: bool
-    unknown: tuple[int, ...]  # positions in the normalized text
+    unknown: Unknown
     tokens: tuple[ScoredToken, ...] | None
     prompt_tokens: int
     cached_tokens: int  # of those: read before, or with another input
@@ -194,13 +211,13 @@ def best_choices(choices: Sequence[Choice], count: int) -> list[Choice]:
     return sorted(choices, key=mean, reverse=True)[:count]
 
 
-def unknown_text(pointer: str, positions: Sequence[int]) -> InvalidRequest:
+def unknown_text(pointer: str, unknown: Unknown) -> InvalidRequest:
     """The error of a text that holds what the model does not know."""
-    shown = ", ".join(map(str, positions[:16]))
+    shown = ", ".join(map(str, unknown.positions[:16]))
     return InvalidRequest.at(
         pointer,
-        f"{len(positions)} characters are not in the model's vocabulary, at positions "
-        f"{shown}{', …' if len(positions) > 16 else ''} of the normalized text",
+        f"{unknown.count} characters are not in the model's vocabulary, at positions "
+        f"{shown}{', …' if unknown.count > 16 else ''} of the normalized text",
     )
 
 

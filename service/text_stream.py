@@ -9,11 +9,11 @@ import numpy.typing as npt
 
 from service.bundle import EOS_ID, SPECIAL_TOKENS
 from service.rows import TokenDetails, WriteRow
-from service.streams import Feed
+from service.streams import Feed, News
 from service.tasks import ChoiceEnd, Prompt, ScoredToken, TokenEvent, scored_tokens
 from service.text_runner import TextWork
 
-Told: TypeAlias = tuple[int, TokenDetails]  # a token that was written
+_Told: TypeAlias = tuple[int, TokenDetails]  # a token that was written
 
 
 class StreamedChoice:
@@ -21,7 +21,7 @@ class StreamedChoice:
 
     def __init__(  # noqa: PLR0917 (what a choice is made of)
         self,
-        feed: "Feed[tuple[StreamedChoice, Told | None]]",
+        feed: "Feed[StreamedChoice]",
         names: Sequence[str],
         place: tuple[int, int],
         echoed: Prompt | None,
@@ -36,7 +36,8 @@ class StreamedChoice:
         self._echoed = echoed
         self._work = work
         self._row = row
-        self._held: list[Told] = []  # might be a stop string's tokens
+        self._news = News()
+        self._held: list[_Told] = []  # might be a stop string's tokens
         self._offset = 0
         self._began = False
         self._count = 0
@@ -47,24 +48,28 @@ class StreamedChoice:
 
     def wrote(self, token: int, details: TokenDetails) -> None:
         """From the worker: a token."""
-        self._feed.put((self, (token, details)))
+        if self._news.add((np.array([token], np.uint16), *details.columns)):
+            self._feed.put(self)
 
     def ended(self) -> None:
         """From the worker: no token follows."""
-        self._feed.put((self, None))
+        if self._news.end():
+            self._feed.put(self)
 
-    def events(self, told: Told | None) -> Iterator[TokenEvent | ChoiceEnd]:
-        """What a token, or the end, lets be known."""
-        if not self._began:
-            self._began = True
-            yield from self._echo()
-        if told is not None:
-            self._count += 1
-            self._held.append(told)
-            held = self._stop_length()
-            sure = len(self._held) - held
-            yield from self._release(sure, with_text=sure)
-            return
+    def events(self) -> Iterator[TokenEvent | ChoiceEnd]:
+        """What the tokens since the last time, and the end, let be known."""
+        columns, has_ended = self._news.take()
+        if columns:
+            tokens, *details = columns
+            for i, token in enumerate(tokens.tolist()):
+                one = TokenDetails(*(column[i : i + 1] for column in details))
+                yield from self._after(token, one)
+        if has_ended:
+            yield from self.end()
+
+    def end(self) -> Iterator[TokenEvent | ChoiceEnd]:
+        """What the end lets be known: of a choice with no token to write nobody tells it."""
+        yield from self._begin()
         self.has_ended = True
         yield from self._release(len(self._held), len(self._held) - self._row.stop_tokens)
         constraint = self._row.constraint
@@ -77,6 +82,18 @@ class StreamedChoice:
             self._sealed(self._work, self._row),
             None if constraint is None else constraint.accepts(self._state),
         )
+
+    def _begin(self) -> Iterator[TokenEvent]:
+        if not self._began:
+            self._began = True
+            yield from self._echo()
+
+    def _after(self, token: int, details: TokenDetails) -> Iterator[TokenEvent]:
+        yield from self._begin()
+        self._count += 1
+        self._held.append((token, details))
+        sure = len(self._held) - self._stop_length()
+        yield from self._release(sure, with_text=sure)
 
     def _echo(self) -> Iterator[TokenEvent]:
         if self._echoed is None:

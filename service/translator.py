@@ -3,7 +3,6 @@
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,17 +17,24 @@ from service.bundle import (
     TextSide,
     Tokenizer,
     is_blank,
-    normalize,
     special_ids,
 )
 from service.errors import InvalidRequest
 from service.metrics import Metrics
+from service.normal_form import normal_form
 from service.pair_session import PairSession
 from service.sampling import SamplingParams
 from service.search_runner import SearchRunner
 from service.settings import Settings
-from service.streams import Feed
-from service.tasks import Scored, ScoreOptions, UnknownPolicy, scored_tokens, unknown_text
+from service.streams import Feed, News
+from service.tasks import (
+    Scored,
+    ScoreOptions,
+    Unknown,
+    UnknownPolicy,
+    scored_tokens,
+    unknown_text,
+)
 from service.workers import Workers, at_most, check_details, drawn_seed, off_loop
 
 DEFAULT_BEAM_SIZE = 5
@@ -36,6 +42,8 @@ DEFAULT_BEAM_SIZE = 5
 _PACKED_ROWS = 256
 # Weights of one token's row in an alignment, about: what an answer with them costs to write.
 ALIGNMENT_SIZE = 64
+# At the ends of a text, where no white space is read.
+_MAX_BLANKS = 1024
 # What such a row counts among the details of an answer, in alternatives.
 _ATTENTION_DETAILS = 20
 
@@ -89,7 +97,7 @@ class Translated:
     """What became of one source."""
 
     hypotheses: tuple[Translation, ...]
-    unknown: tuple[int, ...]  # positions in the normalized source
+    unknown: Unknown
     source_tokens: tuple[str, ...] | None  # of each memory position, with alignments
     seed: int | None  # of samples
     prompt_tokens: int
@@ -112,7 +120,7 @@ class _Source:
 
     text: str  # normalized, without what is skipped
     ids: npt.NDArray[np.uint16]  # eos the last
-    unknown: tuple[int, ...]  # positions in the normalized text, skipped or not
+    unknown: Unknown  # skipped or not
 
     @property
     def is_blank(self) -> bool:
@@ -137,6 +145,9 @@ class Translator(Workers[Search]):
         self.precision = precision
         self._source = bundle.source
         self._target = bundle.target
+        limits = bundle.manifest.limits
+        self._max_source_chars = _most_chars(limits.max_source_tokens, self._source)
+        self._max_target_chars = _most_chars(settings.max_tokens, self._target)
         super().__init__(
             lambda name: SearchRunner(session, name=name),
             bundle.manifest.name,
@@ -154,11 +165,13 @@ class Translator(Workers[Search]):
     def token_ids(self, text: str, side: str) -> list[int]:
         """The ids of a text on one side, in which printed special tokens are read as such."""
         rules = (self.manifest.target if side == "target" else self.manifest.source).normalization
-        return special_ids(self.side(side), normalize(text, rules))
+        return special_ids(self.side(side), normal_form(text, rules, "/prompt"))
 
     def fits(self, text: str) -> bool:
         """Whether a source is within the model's limit."""
-        ids = self._source.encode(normalize(text, self.manifest.source.normalization))
+        if len(text) > self._max_source_chars:
+            return False
+        ids = self._source.encode(normal_form(text, self.manifest.source.normalization))
         return len(ids) <= self.manifest.limits.max_source_tokens
 
     def text_of(self, ids: Sequence[int], side: str) -> str:
@@ -193,17 +206,29 @@ class Translator(Workers[Search]):
         if options.copy_unknown:
             raise InvalidRequest.at("/copy_unknown", "not together with stream")
         sources, searches = await self._planned(texts, prefixes, options, seed)
-        feed: Feed[tuple[_StreamedSearch, _Told | None]] = Feed()
+        feed: Feed[_StreamedSearch] = Feed()
         running = [(i, search) for i, search in enumerate(searches) if search is not None]
         for i, search in running:
             search.listener = _StreamedSearch(feed, self._target, i, search)
 
         work = self._run([search for _, search in running])
         async with aclosing(feed.during(work)) as told:
-            async for search_, news in told:
-                for event in search_.events(news):
+            async for streamed in told:
+                for event in streamed.events():
                     yield event
         yield await self._answer(sources, searches, options, seed)
+
+    def _check_lengths(
+        self, sources: Sequence[str], targets: Sequence[str], target_pointer: str
+    ) -> None:
+        """Raise InvalidRequest for texts that have too many tokens however they are cut.
+
+        That is known before anything is spent on them.
+        """
+        longest = max(map(len, sources), default=0)
+        at_most("/source", longest, self._max_source_chars, "characters in a source")
+        longest = max(map(len, targets), default=0)
+        at_most(target_pointer, longest, self._max_target_chars, "characters in a target")
 
     def _checked(self, options: TranslateOptions) -> tuple[TranslateOptions, int | None]:
         """The options with what was left out, and the seed of samples. Raises InvalidRequest."""
@@ -223,6 +248,7 @@ class Translator(Workers[Search]):
     ) -> tuple[list[_Source], list[Search | None]]:
         """A search for every source that is not blank, within the limits of one request."""
         size = sum(map(len, texts)) + sum(map(len, prefixes))
+        self._check_lengths(texts, prefixes, "/target_prefix")
         sources, planned = await off_loop(
             size, lambda: self._plan_searches(texts, prefixes, options, seed or 0)
         )
@@ -316,12 +342,12 @@ class Translator(Workers[Search]):
     def _forced(self, prefix: str) -> tuple[int, ...]:
         rules = self.manifest.target.normalization
         # A target does not begin with a blank; where the prefix ends, it goes on.
-        text = normalize(prefix, rules.model_copy(update={"strip": False}))
+        text = normal_form(prefix, rules.model_copy(update={"strip": False}), "/target_prefix")
         text = text.lstrip() if rules.strip else text
         ids = self._target.encode(text)
-        positions = _starts(_unknown(ids, self._target, text))
-        if positions:
-            raise unknown_text("/target_prefix", positions)
+        unknown = _known_as(_unknown(ids, self._target, text))
+        if unknown.count:
+            raise unknown_text("/target_prefix", unknown)
         return tuple(ids.tolist())
 
     def _translated(
@@ -386,6 +412,7 @@ class Translator(Workers[Search]):
         """
         size = sum(map(len, sources)) + sum(map(len, targets))
         at_most("/text", size, self.settings.max_queue_tokens, "characters, sources included")
+        self._check_lengths(sources, targets, "/text")
         if options.tokens:
             told = sum(map(len, targets))
             check_details("/text", told, options.top_logprobs, self.settings)
@@ -450,23 +477,32 @@ class Translator(Workers[Search]):
         return _Source(text, np.append(ids, np.uint16(EOS_ID)), positions)
 
 
+def _most_chars(tokens: int, tokenizer: Tokenizer) -> int:
+    """More characters than so many tokens stand for.
+
+    Normalization makes one character of four at most, and takes blanks away at the ends.
+    """
+    longest = max(map(len, tokenizer.tokens)) + 1  # a blank between symbols
+    return 4 * tokens * longest + _MAX_BLANKS
+
+
 def _read(
     text: str, side: TextSide, tokenizer: Tokenizer, policy: UnknownPolicy, pointer: str
-) -> tuple[str, npt.NDArray[np.uint16], tuple[int, ...]]:
-    """The normalized text with what the policy leaves of it, its ids, and where the unknown stand.
+) -> tuple[str, npt.NDArray[np.uint16], Unknown]:
+    """The normalized text with what the policy leaves of it, its ids, and what is unknown.
 
     What is left is normalized again: a blank beside a skipped character may stand at an end now.
     """
-    text = normalize(text, side.normalization)
+    text = normal_form(text, side.normalization, pointer)
     ids = tokenizer.encode(text)
     spans = unknown = _unknown(ids, tokenizer, text)
     if policy == "error" and unknown:
-        raise unknown_text(pointer, _starts(unknown))
+        raise unknown_text(pointer, _known_as(unknown))
     while policy == "skip" and spans:
-        text = normalize(_without(text, spans), side.normalization)
+        text = normal_form(_without(text, spans), side.normalization, pointer)
         ids = tokenizer.encode(text)
         spans = _unknown(ids, tokenizer, text)
-    return text, ids, _starts(unknown)
+    return text, ids, _known_as(unknown)
 
 
 def _unknown(ids: npt.NDArray[np.uint16], tokenizer: Tokenizer, text: str) -> list[tuple[int, int]]:
@@ -498,15 +534,12 @@ def _blank(options: TranslateOptions) -> Translation:
     )
 
 
-_Told: TypeAlias = tuple[int, list[int], list[float]]  # place, tokens, log-probabilities
-
-
 class _StreamedSearch:
     """One source's search on one side, its events on the other."""
 
     def __init__(
         self,
-        feed: "Feed[tuple[_StreamedSearch, _Told | None]]",
+        feed: "Feed[_StreamedSearch]",
         target: Tokenizer,
         source: int,
         search: Search,
@@ -515,22 +548,30 @@ class _StreamedSearch:
         self._target = target
         self._source = source
         self._search = search
+        self._news = News()
         self._pieces: dict[int, list[str]] = {}  # of each place, as printed
         self._texts: dict[int, str] = {}  # what they join to
         self._counts: dict[int, int] = {}
 
-    def wrote(self, place: int, tokens: list[int], logprobs: list[float]) -> None:
+    def wrote(
+        self, place: int, tokens: npt.NDArray[np.uint16], logprobs: npt.NDArray[np.float32]
+    ) -> None:
         """From the worker: tokens."""
-        self._feed.put((self, (place, tokens, logprobs)))
+        if self._news.add((np.full(len(tokens), place, np.uint16), tokens, logprobs)):
+            self._feed.put(self)
 
     def ended(self) -> None:
         """From the worker: the hypotheses are there."""
-        self._feed.put((self, None))
+        if self._news.end():
+            self._feed.put(self)
 
-    def events(self, told: _Told | None) -> Iterator[TranslatedToken]:
-        """What tokens, or the end, let be known."""
-        if told is not None:
-            yield from self._tokens(*told)
+    def events(self) -> Iterator[TranslatedToken]:
+        """What the tokens since the last time, and the end, let be known."""
+        columns, has_ended = self._news.take()
+        if columns:
+            for place, token, logprob in zip(*(x.tolist() for x in columns), strict=True):
+                yield from self._tokens(place, [token], [logprob])
+        if not has_ended:
             return
         found = self._search.best()
         # Of beams the best alone is told.
@@ -571,8 +612,9 @@ def _copied(
     return [piece for piece in copied if piece]
 
 
-def _starts(spans: Sequence[tuple[int, int]]) -> tuple[int, ...]:
-    return tuple(start for start, _ in spans)
+def _known_as(spans: Sequence[tuple[int, int]]) -> Unknown:
+    """Unknown characters by their spans in the text."""
+    return Unknown.at([start for start, _ in spans])
 
 
 @dataclass(frozen=True, slots=True)
@@ -581,5 +623,5 @@ class _PairPlan:
 
     search: Search
     chars: int
-    unknown: tuple[int, ...]  # positions in the normalized target
+    unknown: Unknown
     prompt_tokens: int

@@ -5,9 +5,11 @@ import glob
 import hashlib
 import io
 import shlex
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from service.bundle import MAX_MARKS, without_extra_marks
 from training.errors import ConfigError
 
 READ_BYTES = 1 << 20
@@ -26,8 +28,23 @@ def text_blocks(path: Path) -> Iterator[str]:
     """The text of a file in pieces, line ends as they are; a byte order mark is no part of it.
 
     UTF-8, or UTF-16 or UTF-32 by their byte order mark. Raises ConfigError with file, line and byte
-    for anything else.
+    for anything else. Of combining marks in a row those that are too many are left out, with a
+    warning: the service reads no text that has them.
     """
+    run = dropped = 0
+    for block in _decoded_blocks(path):
+        text, extra, run = without_extra_marks(block, run)
+        dropped += extra
+        yield text
+    if dropped:
+        warnings.warn(
+            f"{path}: {dropped:,} combining marks are left out; at most {MAX_MARKS} in a row are "
+            "read",
+            stacklevel=2,
+        )
+
+
+def _decoded_blocks(path: Path) -> Iterator[str]:
     with _open(path) as stream:
         head = stream.read(READ_BYTES)
         encoding = _encoding(path, head)

@@ -51,7 +51,8 @@ class GenerateResult:
     """The continuations of one prompt."""
 
     choices: tuple[Choice, ...]
-    unknown: tuple[int, ...] = ()
+    unknown: tuple[int, ...] = ()  # positions of the first 1,024
+    unknown_chars: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,7 @@ class GenerateDone:
     choices: tuple[StreamedEnd, ...]
     usage: Usage
     unknown: tuple[tuple[int, ...], ...] = ()
+    unknown_chars: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +127,10 @@ class ScoreResult:
     chars: int
     bos: bool
     eos: bool
-    unknown: tuple[int, ...]
+    unknown: tuple[int, ...]  # positions of the first 1,024
     tokens: tuple[ScoredToken, ...] | None = None
     state: str | None = None
+    unknown_chars: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +168,10 @@ class TranslateResult:
     """The translations of one source."""
 
     hypotheses: tuple[Hypothesis, ...]
-    unknown: tuple[int, ...]
+    unknown: tuple[int, ...]  # positions of the first 1,024
     source_tokens: tuple[str, ...] | None = None
     seed: int | None = None
+    unknown_chars: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from service.bundle.manifest import (
     TrainingRecord,
     VocabFile,
 )
+from service.bundle.marks import MAX_MARKS, TooManyMarks, without_extra_marks
 from service.bundle.padding import padded_length
 from service.bundle.pair_manifest import (
     Attention,
@@ -75,6 +76,7 @@ __all__ = [
     "EOS_ID",
     "FORMAT_VERSION",
     "MAX_CURVE_POINTS",
+    "MAX_MARKS",
     "PAD_ID",
     "SPECIAL_TOKENS",
     "UNK_ID",
@@ -115,6 +117,7 @@ __all__ = [
     "Tokenization",
     "Tokenizer",
     "TokenizerFile",
+    "TooManyMarks",
     "TrainingRecord",
     "VocabFile",
     "Vocabulary",
@@ -124,5 +127,6 @@ __all__ = [
     "read_any_bundle",
     "read_bundle",
     "special_ids",
+    "without_extra_marks",
     "write_bundle",
 ]

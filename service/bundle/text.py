@@ -1,13 +1,15 @@
 """Text to ids and back: normalization and the character vocabulary."""
 
-import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
+
+from service.bundle.marks import check_marks
 
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 
@@ -16,7 +18,11 @@ PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 SPECIAL_TOKENS = ("\ue000", "\ue001", "\ue002", "\ue003")
 
 _CODE_POINTS = 0x110000
-_LINE_ENDS = re.compile("\r\n?")
+# Characters that are normalized together. Python does so while no other thread may run: this many
+# take a few milliseconds.
+_PART = 1 << 17
+# How far around a cut characters are looked at: what composes lies next to each other.
+_NEIGHBOURS = 32
 
 # What `fold` replaces. Nothing composes with a plain form, so that texts fold part by part.
 _PLAIN = (
@@ -71,7 +77,10 @@ class SideNormalization(Normalization):
 
 
 def normalize(text: str, rules: Normalization) -> str:
-    """The text as the model reads it, in training and in serving. Idempotent."""
+    """The text as the model reads it, in training and in serving.
+
+    Idempotent, where what comes out has no more marks in a row than are read. Raises TooManyMarks.
+    """
     text = _normalized(text, rules)
     # Last: other blanks have become plain ones, and a part of a text in NFC is in NFC.
     return text.strip() if rules.strip else text
@@ -82,20 +91,64 @@ def is_blank(text: str) -> bool:
     return not text or text.isspace()
 
 
+def parts_at(text: str, place: int) -> bool:
+    """Whether the text before and the text after have the normal form of both together."""
+    before, after = _around(text, place)
+    # A line end may be two characters, and a sigma's lower case depends on what follows it.
+    return (
+        not before.endswith("\r")
+        and "\u03a3" not in before + after
+        and _composes_apart(text, place)
+    )
+
+
+def _around(text: str, place: int) -> tuple[str, str]:
+    return text[max(0, place - _NEIGHBOURS) : place], text[place : place + _NEIGHBOURS]
+
+
+def _composes_apart(text: str, place: int) -> bool:
+    before, after = _around(text, place)
+    whole = unicodedata.normalize("NFC", before + after)
+    parts = unicodedata.normalize("NFC", before) + unicodedata.normalize("NFC", after)
+    return whole == parts and not unicodedata.combining(after[0])
+
+
+def _parts(text: str) -> Iterator[str]:
+    """The text in parts that compose and decompose apart."""
+    start = 0
+    while len(text) - start > _PART:
+        end = start + _PART
+        # Soon: marks stand in short rows, and of other characters few compose.
+        while end < len(text) and not _composes_apart(text, end):
+            end += 1
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _in_parts(text: str, step: Callable[[str], str]) -> str:
+    return "".join(map(step, _parts(text)))
+
+
 def _normalized(text: str, rules: Normalization) -> str:
     if rules.newlines:
-        text = _LINE_ENDS.sub("\n", text)
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
     if text.isascii():
         return text.lower() if rules.lowercase else text
+    check_marks(text)
     if rules.fold:
-        text = text.translate(_PLAIN)
+        text = _in_parts(text, lambda part: part.translate(_PLAIN))
     if rules.lowercase:
         text = text.lower()
     if rules.ascii_fold:
-        decomposed = unicodedata.normalize("NFD", text)
-        text = "".join(char for char in decomposed if unicodedata.category(char) != "Mn")
+        text = _in_parts(text, _without_accents)
     # Composing comes last: lower case and folding can leave characters that compose.
-    return unicodedata.normalize("NFC", text) if rules.nfc else text
+    return _in_parts(text, partial(unicodedata.normalize, "NFC")) if rules.nfc else text
+
+
+def _without_accents(text: str) -> str:
+    decomposed = unicodedata.normalize("NFD", text)
+    return "".join(char for char in decomposed if unicodedata.category(char) != "Mn")
 
 
 class Vocabulary:

@@ -138,10 +138,10 @@ function figures(one) {
 }
 
 function notes(one) {
-  if (!one.unknown.length) return null;
+  if (!one.unknown_chars) return null;
   const where = one.unknown.slice(0, 10).map((i) => count(i + 1)).join(", ");
-  const more = one.unknown.length > 10 ? ", …" : "";
-  const what = plural(one.unknown.length, "character is", "characters are");
+  const more = one.unknown_chars > 10 ? ", …" : "";
+  const what = plural(one.unknown_chars, "character is", "characters are");
   return el("p", { class: "note" }, `${what} outside the vocabulary, at ${where}${more}.`);
 }
 

@@ -50,8 +50,8 @@ function request(model, attends) {
   };
 }
 
-function told({ hypotheses, unknown }) {
-  const missing = unknown.length ? ` ${plural(unknown.length, "character is", "characters are")} outside the vocabulary.` : "";
+function told({ hypotheses, unknown_chars }) {
+  const missing = unknown_chars ? ` ${plural(unknown_chars, "character is", "characters are")} outside the vocabulary.` : "";
   return `${plural(hypotheses.length, "hypothesis", "hypotheses")}; the best is ${hypotheses[0].text}.${missing}`;
 }
 

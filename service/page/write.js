@@ -48,7 +48,7 @@ export function startWrite(models) {
         for await (const { event, value } of postStream("generate", request(), signal)) {
           if (event === "done") {
             [{ finish_reason: reason }] = value.choices;
-            unknown = value.unknown?.[0]?.length ?? 0;
+            unknown = value.unknown_chars?.[0] ?? 0;
           }
           if (event !== "token" || value.token === null) continue;
           if (value.choice) (later[value.choice] ??= []).push(value);

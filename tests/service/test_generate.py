@@ -75,7 +75,7 @@ def test_no_tokens_is_the_empty_text(client: AppClient, model: str) -> None:
         "logprobs": [],
         "state": None,
     }
-    assert answer["results"] == [{"choices": [empty, empty], "unknown": []}] * 2
+    assert answer["results"] == [{"choices": [empty, empty], "unknown": [], "unknown_chars": 0}] * 2
     usage = answer["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (3, 0)
 

@@ -127,6 +127,7 @@ def test_the_empty_text_is_certain_and_its_end_is_not(client: AppClient, model: 
         "bos": True,
         "eos": False,
         "unknown": [],
+        "unknown_chars": 0,
         "tokens": [],
         "state": None,
     }
@@ -215,7 +216,7 @@ def test_unknown_characters_are_left_out_where_that_is_asked_for(
     result = one(client, model, "a7b\u05d0c", unknown="skip")
     plain = one(client, model, "abc")
     assert result["unknown"] == [1, 3]
-    assert {**result, "unknown": []} == plain
+    assert {**result, "unknown": [], "unknown_chars": 0} == plain
     nothing = one(client, model, "789", unknown="skip", eos=True)
     assert (nothing["chars"], nothing["unknown"]) == (0, [0, 1, 2])
     assert nothing["logprob"] == one(client, model, "", eos=True)["logprob"]

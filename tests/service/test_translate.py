@@ -411,6 +411,7 @@ def test_a_blank_source_has_a_blank_translation_and_no_model_is_run(
             }
         ],
         "unknown": [],
+        "unknown_chars": 0,
         "source_tokens": None if model == "plain" else [EOS],
         "seed": None,
     }
@@ -459,7 +460,7 @@ def test_shipped_models_read_what_people_send_as_they_were_trained(
 
 def test_what_skipping_leaves_is_stripped_again(client: AppClient) -> None:
     left_out = one(client, f"{UNKNOWN} a cat {UNKNOWN}", unknown="skip")
-    assert left_out == {**one(client, "a cat"), "unknown": [0, 8]}
+    assert left_out == {**one(client, "a cat"), "unknown": [0, 8], "unknown_chars": 2}
     (blank,) = one(client, f" {UNKNOWN} ", unknown="skip")["hypotheses"]
     assert blank["text"] == ""
     asked = {"source": "a cat", "unknown": "skip"}
@@ -490,7 +491,7 @@ def test_an_unknown_character_is_read_as_the_unknown_token(
 def test_unknown_characters_can_be_left_out(client: AppClient) -> None:
     left_out = one(client, f"{UNKNOWN}a{UNKNOWN}b", unknown="skip", return_alignments=True)
     without = one(client, "ab", return_alignments=True)
-    assert left_out == {**without, "unknown": [0, 2]}
+    assert left_out == {**without, "unknown": [0, 2], "unknown_chars": 2}
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -773,7 +774,7 @@ def test_unknown_characters_of_a_target(client: AppClient) -> None:
     assert result["chars"] == 4
     (skipped,) = score(client, text, source="abc", unknown="skip")["results"]
     (without,) = score(client, "te", source="abc")["results"]
-    assert skipped == {**without, "unknown": [1, 3]}
+    assert skipped == {**without, "unknown": [1, 3], "unknown_chars": 2}
     refused(
         client, "/score", "/text", "at positions 1, 3 of", text=text, source="a", unknown="error"
     )

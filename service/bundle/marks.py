@@ -1,0 +1,92 @@
+"""Combining marks in a row: bounded, since putting them in order takes the square of their number.
+
+Of a run of n marks Unicode's canonical ordering compares each with those before it, and Python does
+so while no other thread may run: 100,000 of them hold up a process for many seconds. Written
+languages have no more than ten in a row; the Stream-Safe Text Format allows 30 (UAX 15, 13).
+"""
+
+import unicodedata
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_MARKS = 30
+# No mark lies beyond; a test looks.
+_CODE_POINTS = 0x20000
+# Characters that are looked at together: little memory, and other threads have their turns.
+_PART = 1 << 16
+
+
+class TooManyMarks(ValueError):
+    """A text with more marks in a row than are read; `place` is the first that is too many."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__(
+            f"more than {MAX_MARKS} combining marks in a row, which no language writes, end at "
+            f"position {place}; at most {MAX_MARKS} are allowed"
+        )
+        self.place = place
+
+
+def check_marks(text: str) -> None:
+    """Raises TooManyMarks."""
+    # A run that is too long has a mark at one of these places.
+    step = MAX_MARKS + 1
+    if not _are_marks(text[MAX_MARKS::step]).any():
+        return
+    run = 0
+    for start in range(0, len(text), _PART):
+        places = _places_in_runs(text[start : start + _PART], run)
+        run = int(places[-1])
+        if places.max() > MAX_MARKS:
+            raise TooManyMarks(start + int((places > MAX_MARKS).argmax()))
+
+
+def without_extra_marks(text: str, run: int = 0) -> tuple[str, int, int]:
+    """The text without the marks that are too many; how many those were; the run at its end.
+
+    `run`: marks in a row before the text.
+    """
+    if text.isascii():
+        return text, 0, 0 if text else run
+    places = _places_in_runs(text, run)
+    extra = places > MAX_MARKS
+    end = min(int(places[-1]), MAX_MARKS)
+    dropped = int(np.count_nonzero(extra))
+    if dropped:
+        text = "".join(char for char, goes in zip(text, extra.tolist(), strict=True) if not goes)
+    return text, dropped, end
+
+
+def _places_in_runs(text: str, run: int) -> npt.NDArray[np.int64]:
+    """Of each character its place in a row of marks, from 1; 0 for what is no mark."""
+    places = np.arange(len(text))
+    others = np.where(_are_marks(text), -1 - run, places)
+    since: npt.NDArray[np.int64] = places - np.maximum.accumulate(others)
+    return since
+
+
+def _are_marks(text: str) -> npt.NDArray[np.bool_]:
+    # surrogatepass: a lone surrogate is no mark.
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    marks: npt.NDArray[np.bool_] = _table()[np.minimum(codes, _CODE_POINTS - 1)]
+    return marks
+
+
+@cache
+def _table() -> npt.NDArray[np.bool_]:
+    """Whether a code point is put in order with those beside it (a non-starter).
+
+    Its canonical decomposition counts, which for a few starters has non-starters alone.
+    """
+    return np.fromiter((_is_mark(chr(code)) for code in range(_CODE_POINTS)), np.bool_)
+
+
+def _is_mark(char: str) -> bool:
+    if unicodedata.combining(char):
+        return True
+    # The first test alone takes a fifth of the time.
+    return bool(unicodedata.decomposition(char)) and all(
+        map(unicodedata.combining, unicodedata.normalize("NFD", char))
+    )
