@@ -21,6 +21,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from service import cli
+from service.allocator import bound_arenas
 from service.api_keys import ApiKeysError
 from service.app import create_app
 from service.bundle import BundleError
@@ -50,6 +51,7 @@ def main() -> int:
     """
     if sys.argv[1:2] and sys.argv[1] in cli.COMMANDS:
         return cli.run(sys.argv[1:])
+    bound_arenas(os.environ)
     # Until a server takes signals, they end the process, and in order.
     for number in _KEPT_SIGNALS:
         signal.signal(number, _end_early)
@@ -95,6 +97,7 @@ def create_worker() -> FastAPI:
 
     It has the parent's environment, and its command line too: multiprocessing hands that on.
     """
+    bound_arenas(os.environ)
     settings = load_settings(sys.argv[1:], os.environ)
     log_to_stderr(settings)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()

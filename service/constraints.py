@@ -7,7 +7,7 @@ the model's log-probabilities stay what they are.
 
 import asyncio
 import unicodedata
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.bundle import EOS_ID, MAX_MARKS, UNK_ID, Normalization
+from service.cache_budget import Cache, CacheBudget
 from service.errors import InvalidRequest, QueueFull
 from service.normal_form import normal_form
 from service.patterns import Automaton, Budget, PatternError, compile_pattern
@@ -249,13 +250,15 @@ def _check_characters(texts: Sequence[str], characters: Sequence[str]) -> None:
 class ConstraintCompiler:
     """Constraints of one vocabulary: compiled in a thread, one at a time, and kept for a while.
 
-    What is kept is bounded by its bytes; the least recently used is forgotten first.
+    What is kept is bounded by its bytes, in a budget that other models' patterns may share; the
+    least recently used is forgotten first.
     """
 
     def __init__(
         self,
         tokens: Sequence[str],
         settings: Settings,
+        budget: CacheBudget,
         normalization: Normalization = Normalization(),  # noqa: B008 (frozen)
     ) -> None:
         self._tokens = tokens
@@ -263,14 +266,13 @@ class ConstraintCompiler:
         self._settings = settings
         self._compiling = asyncio.Lock()
         self._waiting = 0
-        self._kept: OrderedDict[Rule, Constraint] = OrderedDict()
-        self.size_bytes = 0
+        self._kept: Cache[Rule, Constraint] = Cache(budget)
 
     async def compiled(self, rule: Rule) -> Constraint:
         """The constraint of a rule. Raises InvalidRequest and QueueFull."""
         check_size(rule, self._settings)
         rule = normalized_rule(rule, self._normalization)
-        known = self._recall(rule)
+        known = self._kept.get(rule)
         if known is not None:
             return known
         if self._waiting >= MAX_WAITING:
@@ -281,27 +283,19 @@ class ConstraintCompiler:
         self._waiting += 1
         try:
             async with self._compiling:
-                known = self._recall(rule)
+                known = self._kept.get(rule)
                 if known is not None:  # compiled for another, meanwhile
                     return known
                 compiling = partial(compile_rule, rule, self._tokens, self._settings)
                 constraint = await asyncio.to_thread(compiling)
-                self._keep(rule, constraint)
+                self._kept.put(rule, constraint, _kept_bytes(rule, constraint))
                 return constraint
         finally:
             self._waiting -= 1
 
-    def _recall(self, rule: Rule) -> Constraint | None:
-        if rule not in self._kept:
-            return None
-        self._kept.move_to_end(rule)
-        return self._kept[rule]
-
-    def _keep(self, rule: Rule, constraint: Constraint) -> None:
-        self._kept[rule] = constraint
-        self.size_bytes += _kept_bytes(rule, constraint)
-        while self.size_bytes > self._settings.pattern_cache_bytes:
-            self.size_bytes -= _kept_bytes(*self._kept.popitem(last=False))
+    def close(self) -> None:
+        """Forget everything, for good: the model has ended."""
+        self._kept.close()
 
 
 def _kept_bytes(rule: Rule, constraint: Constraint) -> int:

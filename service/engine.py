@@ -21,6 +21,7 @@ from service.bundle import (
     Precision,
     special_ids,
 )
+from service.cache_budget import CacheBudgets
 from service.constraints import Constraint, ConstraintCompiler
 from service.errors import InvalidRequest
 from service.handles import Handle, NoisePlace, Seal
@@ -66,13 +67,15 @@ class Engine(Workers[TextWork]):
         precision: Precision,
         threads: int = 1,
         metrics: Metrics | None = None,
+        budgets: CacheBudgets | None = None,
     ) -> None:
+        budgets = budgets or CacheBudgets.of(settings)
         self.manifest = bundle.manifest
         self.precision = precision
         self._vocab = bundle.vocab
         self._id_of_token = {token: i for i, token in enumerate(bundle.vocab.tokens)}
         self._constraints = ConstraintCompiler(
-            bundle.vocab.tokens, settings, bundle.manifest.normalization
+            bundle.vocab.tokens, settings, budgets.patterns, bundle.manifest.normalization
         )
         self._seal = _seal_of(bundle, precision, settings)
         super().__init__(
@@ -83,7 +86,13 @@ class Engine(Workers[TextWork]):
             max_rows=settings.max_rows,
             metrics=metrics,
         )
-        self._reads = SharedReads(settings.prefix_cache_bytes, self.metrics)
+        self._reads = SharedReads(budgets.prefixes, self.metrics)
+
+    async def stop(self, timeout_s: float | None = None) -> None:
+        """End the workers; what the caches keep is other models' to use."""
+        await super().stop(timeout_s)
+        self._reads.prefixes.close()
+        self._constraints.close()
 
     @property
     def tokens(self) -> tuple[str, ...]:

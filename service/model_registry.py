@@ -5,7 +5,6 @@ and it ends when the last of them has ended.
 """
 
 import asyncio
-import ctypes
 import gc
 import hashlib
 import logging
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from service.allocator import return_free_memory
 from service.bundle import (
     Bundle,
     BundleError,
@@ -22,6 +22,7 @@ from service.bundle import (
     Precision,
     read_any_bundle,
 )
+from service.cache_budget import CacheBudgets
 from service.cpus import usable_cpus
 from service.engine import Engine
 from service.errors import BundleUnusable, ModelNotFound
@@ -65,6 +66,7 @@ class ModelRegistry:
         # One key for all models, so that a state of another one is known as such.
         self._settings = settings.model_copy(update={"state_key": settings.signing_key()})
         self._metrics = metrics
+        self._budgets = CacheBudgets.of(settings)
         self.engines: dict[str, AnyEngine] = {}
         self.failed: dict[str, str] = {}  # bundles that cannot be served, and why
         self._changing = asyncio.Lock()
@@ -200,7 +202,8 @@ class ModelRegistry:
         settings = self._settings
         share = max(1, usable_cpus() // settings.workers)
         threads = settings.engine_threads or min(share, MAX_DEFAULT_THREADS)
-        return open_engine(read_any_bundle(folder), settings, threads, self._metrics)
+        bundle = read_any_bundle(folder)
+        return open_engine(bundle, settings, threads, self._metrics, self._budgets)
 
     # --- watching the folder --------------------------------------------------------------------
 
@@ -248,11 +251,9 @@ async def _end_when_free(engine: AnyEngine) -> None:
 
 
 def _return_memory() -> None:
-    """Give the system back what is free: glibc keeps what lies between other blocks."""
+    """Give the system back what an engine had."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    return_free_memory()
 
 
 def version_of(engine: AnyEngine) -> str:
@@ -278,13 +279,17 @@ def open_engine(
     settings: Settings,
     threads: int,
     metrics: Metrics | None = None,
+    budgets: CacheBudgets | None = None,
 ) -> AnyEngine:
-    """The engine of a bundle, with so many threads. Raises BundleError."""
+    """The engine of a bundle, with so many threads. Raises BundleError.
+
+    Without `budgets` its caches share theirs with nobody.
+    """
     if isinstance(bundle, Bundle):
         session = open_session(bundle, settings, OnnxSession)
         return Engine(
             bundle, session, settings,
-            precision=session.precision, threads=threads, metrics=metrics,
+            precision=session.precision, threads=threads, metrics=metrics, budgets=budgets,
         )  # fmt: skip
     pair_session = open_session(bundle, settings, OnnxPairSession)
     return Translator(

@@ -7,13 +7,15 @@ length, and it is bitwise the same whoever read it: neither sharing nor the cach
 import bisect
 import hashlib
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from service.cache_budget import Cache, CacheBudget
 from service.rows import Continuation, Ids
 
 # Shorter ones are read again: a model run for them alone would cost more than it saves.
@@ -23,64 +25,65 @@ MAX_LEVELS = 8
 _DIGEST_BYTES = 16
 _ENTRY_OVERHEAD_BYTES = 256
 
+_Key: TypeAlias = tuple[int, bytes]  # how many tokens, and their digest
+
 
 class PrefixCache:
     """From the tokens of a prefix to where it leads; the least recently used are forgotten first.
 
-    Bounded by the bytes of the continuations. Safe to use from several threads.
+    Bounded by the bytes of the continuations, in a budget that it shares with other models' caches.
+    Safe to use from several threads.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._lock = threading.Lock()
-        self._entries: OrderedDict[tuple[int, bytes], Continuation] = OrderedDict()
-        self._lengths: list[int] = []  # of the entries, ascending, each once
+    def __init__(self, budget: CacheBudget) -> None:
+        self._kept: Cache[_Key, Continuation] = Cache(budget, self._on_kept, self._on_forgotten)
+        self._lock = threading.Lock()  # of the lengths; inside the budget's where both are held
+        self._lengths: list[int] = []  # of what is kept, ascending, each once
         self._count_of_length: Counter[int] = Counter()
-        self.size_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return self._count_of_length.total()
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of what is kept."""
+        return self._kept.size_bytes
 
     def longest(self, tokens: Ids, at_most: int) -> tuple[int, Continuation] | None:
         """The longest known prefix of `tokens` of at most so many tokens, and where it leads."""
-        if not self._max_bytes:
-            return None
         with self._lock:
             lengths = self._lengths[: bisect.bisect_right(self._lengths, at_most)]
-            found = None
-            for key in _keys(tokens, lengths):
-                if key in self._entries:
-                    found = key
-            if found is None:
-                return None
-            self._entries.move_to_end(found)
-            return found[0], self._entries[found]
+        if not lengths:
+            return None
+        for key in reversed(list(_keys(tokens, lengths))):
+            continuation = self._kept.get(key)
+            if continuation is not None:
+                return key[0], continuation
+        return None
 
     def put(self, tokens: Ids, continuation: Continuation) -> None:
         """Remember where a prefix leads."""
-        size = _size_bytes(continuation)
-        if size > self._max_bytes:
-            return
         (key,) = _keys(tokens, [len(tokens)])
-        with self._lock:
-            if key in self._entries:
-                self._entries.move_to_end(key)
-                return
-            self._entries[key] = continuation
-            self.size_bytes += size
-            self._count_of_length[len(tokens)] += 1
-            if self._count_of_length[len(tokens)] == 1:
-                bisect.insort(self._lengths, len(tokens))
-            while self.size_bytes > self._max_bytes:
-                self._forget_oldest()
+        self._kept.put(key, continuation, _size_bytes(continuation))
 
-    def _forget_oldest(self) -> None:
-        (length, _), continuation = self._entries.popitem(last=False)
-        self.size_bytes -= _size_bytes(continuation)
-        self._count_of_length[length] -= 1
-        if not self._count_of_length[length]:
-            del self._count_of_length[length]
-            self._lengths.remove(length)
+    def close(self) -> None:
+        """Forget everything, for good: the model has ended."""
+        self._kept.close()
+
+    def _on_kept(self, key: _Key) -> None:
+        length, _ = key
+        with self._lock:
+            self._count_of_length[length] += 1
+            if self._count_of_length[length] == 1:
+                bisect.insort(self._lengths, length)
+
+    def _on_forgotten(self, key: _Key) -> None:
+        length, _ = key
+        with self._lock:
+            self._count_of_length[length] -= 1
+            if not self._count_of_length[length]:
+                del self._count_of_length[length]
+                self._lengths.remove(length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +143,7 @@ def _common_length(one: npt.NDArray[np.uint32], other: npt.NDArray[np.uint32]) -
     return first if shorter and different[first] else shorter
 
 
-def _keys(tokens: Ids, lengths: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+def _keys(tokens: Ids, lengths: Sequence[int]) -> Iterator[_Key]:
     """The keys of prefixes of these ascending lengths: BLAKE2b, which no two texts share."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     raw = memoryview(tokens.tobytes())

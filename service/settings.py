@@ -88,10 +88,14 @@ class Settings(BaseModel):
         1024, description="rows of beams that step together, an encoder-decoder"
     )
     prefix_cache_bytes: int = Field(
-        64 * 2**20, ge=0, description="memory for prefixes that were read before, a model; 0 is off"
+        64 * 2**20,
+        ge=0,
+        description="memory for prefixes that were read before, of all models, a process; 0 is off",
     )
     pattern_cache_bytes: int = Field(
-        8 * 2**20, ge=0, description="memory for compiled patterns, a model; 0 is off"
+        8 * 2**20,
+        ge=0,
+        description="memory for compiled patterns, of all models, a process; 0 is off",
     )
     api_keys_file: Path | None = Field(
         None,

@@ -7,6 +7,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from service.cache_budget import CacheBudget
 from service.metrics import EngineMetrics
 from service.prefixes import MIN_SHARED_TOKENS, PrefixCache, shared_prefixes
 from service.rows import ReadRow
@@ -19,9 +20,9 @@ Run: TypeAlias = Callable[[Sequence[TextWork]], Awaitable[None]]
 class SharedReads:
     """Runs texts so that what they share, or what is known, is not read again."""
 
-    def __init__(self, max_bytes: int, metrics: EngineMetrics) -> None:
-        """`max_bytes` bounds what is kept between requests."""
-        self.prefixes = PrefixCache(max_bytes)
+    def __init__(self, budget: CacheBudget, metrics: EngineMetrics) -> None:
+        """`budget` bounds what is kept between requests, of all that share it."""
+        self.prefixes = PrefixCache(budget)
         self._metrics = metrics
 
     async def run(self, works: Sequence[TextWork], run: Run) -> list[int]:

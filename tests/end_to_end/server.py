@@ -1,6 +1,8 @@
 """A real server process on a free port of 127.0.0.1, waited for by polling, always ended."""
 
+import itertools
 import os
+import re
 import signal
 import socket
 import ssl
@@ -20,6 +22,7 @@ START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 # No address here begins with https, and to read certificates takes 50 ms a client.
 NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+_HEAP_BYTES = 64 * 2**20  # HEAP_MAX_SIZE of glibc's malloc/arena.c where addresses have 64 bits
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,22 @@ class Server:
         """End it with SIGTERM; the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(STOP_TIMEOUT_S)
+
+
+def arenas_in(maps: str) -> int:
+    """How many malloc arenas a `/proc/…/maps` shows, each of less than 64 MiB.
+
+    All but the first have a stretch of 64 MiB at a multiple of that, used from its beginning; what
+    follows the used part is not accessible.
+    """
+    found = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) (\S+)", maps, re.MULTILINE)
+    stretches = [(int(begin, 16), int(end, 16), rights) for begin, end, rights in found]
+    return 1 + sum(
+        begin % _HEAP_BYTES == 0
+        and (rights, after) == ("rw-p", "---p")
+        and (end, last) == (middle, begin + _HEAP_BYTES)
+        for (begin, end, rights), (middle, last, after) in itertools.pairwise(stretches)
+    )
 
 
 def free_port() -> int:

@@ -12,7 +12,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.end_to_end.server import ROOT, serve
+from service.allocator import MAX_ARENAS
+from tests.end_to_end.server import ROOT, arenas_in, serve
 
 BODY = {"model": "alice-gru", "prompt": "Alice ", "max_tokens": 60, "seed": 3, "n": 2}
 
@@ -47,6 +48,8 @@ def test_workers_share_the_port_answer_alike_and_end_together(models_dir: Path) 
             texts = list(pool.map(lambda seed: ask(server.url, seed % 4), range(64)))
         assert all(texts[i] == texts[i % 4] for i in range(64))
         assert len(set(texts)) == 4
+        for worker in workers:
+            assert arenas_in(Path(f"/proc/{worker.pid}/maps").read_text()) <= MAX_ARENAS
         # Both of them worked.
         after = [sum(x.cpu_times()[:2]) for x in workers]
         assert all(new > old for new, old in zip(after, before, strict=True))

@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service.bundle import BOS_ID, EOS_ID, PAD_ID
+from service.cache_budget import CacheBudget
 from service.constraints import (
     MAX_WAITING,
     AllowedChars,
@@ -338,14 +339,15 @@ def test_a_rule_that_cannot_be_obeyed_or_is_too_large_is_refused(
 def test_constraints_are_kept_within_their_bytes_the_last_used_longest() -> None:
     async def run() -> None:
         one = compiled(Pattern("a{10}"))
-        compiler = ConstraintCompiler(TOKENS, Settings(pattern_cache_bytes=6000))
+        budget = CacheBudget(6000)
+        compiler = ConstraintCompiler(TOKENS, Settings(), budget)
         assert 2 * one.size_bytes < 6000
         first = await compiler.compiled(Pattern("a{10}"))
         assert await compiler.compiled(Pattern("a{10}")) is first
         for letter in "bcdefg":
             await compiler.compiled(Pattern(f"{letter}{{10}}"))
             assert await compiler.compiled(Pattern("a{10}")) is first
-            assert 0 < compiler.size_bytes <= 6000
+            assert 0 < budget.size_bytes <= 6000
         for letter in "bcdefg":
             await compiler.compiled(Pattern(f"{letter}{{10}}"))
         assert await compiler.compiled(Pattern("a{10}")) is not first
@@ -355,9 +357,10 @@ def test_constraints_are_kept_within_their_bytes_the_last_used_longest() -> None
 
 def test_without_a_cache_nothing_is_kept() -> None:
     async def run() -> None:
-        compiler = ConstraintCompiler(TOKENS, Settings(pattern_cache_bytes=0))
+        budget = CacheBudget(0)
+        compiler = ConstraintCompiler(TOKENS, Settings(), budget)
         first = await compiler.compiled(Choices(("a",)))
-        assert compiler.size_bytes == 0
+        assert budget.size_bytes == 0
         assert await compiler.compiled(Choices(("a",))) is not first
 
     asyncio.run(run())
@@ -377,7 +380,7 @@ def test_few_compile_at_a_time_few_wait_and_one_pattern_is_compiled_once(
     monkeypatch.setattr("service.constraints.compile_rule", slow)
 
     async def run() -> None:
-        compiler = ConstraintCompiler(TOKENS, Settings())
+        compiler = ConstraintCompiler(TOKENS, Settings(), CacheBudget(2**20))
         rules = [Pattern("a*"), Pattern("b*")] * (MAX_WAITING // 2)
         waiting = [asyncio.create_task(compiler.compiled(rule)) for rule in rules]
         await asyncio.to_thread(eventually, lambda: bool(begun))

