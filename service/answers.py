@@ -33,6 +33,7 @@ from service.schemas import AnyEngine, FieldErrorOut, Problem, ScoreRequest
 from service.settings import Settings
 from service.sse import ServerSentEvent
 from service.tasks import Scored
+from service.threads import in_thread
 from service.workers import LARGE_CHARS
 
 Result = TypeVar("Result")
@@ -263,7 +264,7 @@ async def json_answer(
     def render() -> str:
         return build().model_dump_json(exclude=exclude)
 
-    content = render() if size <= LARGE_CHARS else await asyncio.to_thread(render)
+    content = render() if size <= LARGE_CHARS else await in_thread(render)
     return Response(content, media_type="application/json")
 
 

@@ -1,6 +1,5 @@
 """Request bodies: received with a bound, checked for their type, parsed off the event loop."""
 
-import asyncio
 import codecs
 from collections.abc import Sequence
 from typing import Any, TypeVar, get_args
@@ -22,6 +21,7 @@ from service.errors import (
 from service.json_values import holds_more_values
 from service.nearest_names import nearest_field
 from service.request_context import current_request
+from service.threads import in_thread
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -44,12 +44,12 @@ async def read_body(
     if len(body) <= LARGE_BYTES:
         return _parse(schema, body)
     limit: int = request.app.state.settings.max_values
-    return await asyncio.to_thread(_parse_large, schema, body, limit)
+    return await in_thread(lambda: _parse_large(schema, body, limit))
 
 
 async def read_bytes(
     request: Request, media_types: Sequence[str], limit: int | None = None
-) -> bytes:
+) -> bytearray:
     """The body, which must be of one of these types. Raises the errors of 413 and 415.
 
     `limit` is for bodies that have a smaller one than the setting.
@@ -59,7 +59,7 @@ async def read_bytes(
     return await _receive(request, largest if limit is None else min(limit, largest))
 
 
-def check_values(body: bytes, limit: int) -> None:
+def check_values(body: bytes | bytearray, limit: int) -> None:
     """Raise InvalidRequest for a large JSON body that holds more values than the limit."""
     if len(body) > LARGE_BYTES and holds_more_values(body, limit):
         raise InvalidRequest(
@@ -101,7 +101,7 @@ def _check_type(request: Request, media_types: Sequence[str]) -> None:
         raise UnsupportedMediaType("send the body without Content-Encoding")
 
 
-async def _receive(request: Request, limit: int) -> bytes:
+async def _receive(request: Request, limit: int) -> bytearray:
     declared = request.headers.get("content-length", "")
     # Python converts numbers of up to 4300 digits, and twenty are over any limit.
     if declared.isdecimal() and (len(declared) > 20 or int(declared) > limit):
@@ -120,7 +120,7 @@ async def _receive(request: Request, limit: int) -> bytes:
                 taken = len(body)
     except ClientDisconnect as error:
         raise ClientGone("the client closed the connection within the body") from error
-    return bytes(body)
+    return body
 
 
 def _too_large(limit: int) -> BodyTooLarge:
@@ -137,21 +137,22 @@ def _no_room(budget: ByteBudget) -> QueueFull:
     )
 
 
-def _parse_large(schema: type[Schema], body: bytes, limit: int) -> Schema:
+def _parse_large(schema: type[Schema], body: bytearray, limit: int) -> Schema:
     check_values(body, limit)
     return _parse(schema, body)
 
 
-def _parse(schema: type[Schema], body: bytes) -> Schema:
+def _parse(schema: type[Schema], body: bytearray) -> Schema:
     # A reader may pass over a byte order mark (RFC 8259, 8.1), and some clients write one.
-    body = body.removeprefix(codecs.BOM_UTF8)
+    if body.startswith(codecs.BOM_UTF8):
+        del body[: len(codecs.BOM_UTF8)]
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
         raise _encoding_error(body) or field_errors(schema, error) from error
 
 
-def _encoding_error(body: bytes) -> BadRequest | None:
+def _encoding_error(body: bytearray) -> BadRequest | None:
     """What is wrong with a body that is not UTF-8, and where; None where it is."""
     if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return BadRequest("the body is UTF-16; send it as UTF-8")

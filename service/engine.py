@@ -419,7 +419,7 @@ class Engine(Workers[TextWork]):
     def _apply_policy(
         self, ids: npt.NDArray[np.uint16], policy: UnknownPolicy, pointer: str
     ) -> tuple[npt.NDArray[np.uint16], Unknown]:
-        unknown = Unknown.at(np.flatnonzero(ids == UNK_ID))
+        unknown = Unknown.of(ids)
         if policy == "error" and unknown.count:
             raise unknown_text(pointer, unknown)
         if policy == "skip":

@@ -19,7 +19,7 @@ _CHARSET = re.compile(r';\s*charset="?([^";\s]+)', re.IGNORECASE)
 _MAX_HEAD_BYTES = 4096  # of one field
 
 
-def form_fields(content_type: str, body: bytes, limit: int) -> dict[str, list[str]]:
+def form_fields(content_type: str, body: bytes | bytearray, limit: int) -> dict[str, list[str]]:
     """Every field's values, `limit` of them in all. Raises InvalidRequest."""
     if content_type.split(";", maxsplit=1)[0].strip().lower() == MULTIPART:
         found = _multipart(content_type, body, limit)
@@ -31,7 +31,7 @@ def form_fields(content_type: str, body: bytes, limit: int) -> dict[str, list[st
     return fields
 
 
-def _url_encoded(body: bytes, limit: int) -> list[tuple[str, str]]:
+def _url_encoded(body: bytes | bytearray, limit: int) -> list[tuple[str, str]]:
     try:
         # Letters beyond ASCII should be escaped, and `curl -d` does not do it; a line end behind
         # the fields and empty parts between them are nobody's (as in the URL standard of WHATWG).
@@ -47,7 +47,7 @@ def _url_encoded(body: bytes, limit: int) -> list[tuple[str, str]]:
         raise _no_form(limit) from error
 
 
-def _multipart(content_type: str, body: bytes, limit: int) -> Iterator[tuple[str, str]]:
+def _multipart(content_type: str, body: bytes | bytearray, limit: int) -> Iterator[tuple[str, str]]:
     boundary = _BOUNDARY.search(content_type)
     if boundary is None:
         raise InvalidRequest(f"Content-Type: {MULTIPART} needs the boundary between its fields")

@@ -10,7 +10,7 @@ _BEFORE_VALUES = np.zeros(256, np.bool_)
 _BEFORE_VALUES[list(b",[{")] = True
 
 
-def holds_more_values(body: bytes, limit: int) -> bool:
+def holds_more_values(body: bytes | bytearray, limit: int) -> bool:
     """Whether there are more commas and brackets outside of strings than `limit`.
 
     A value of a few bytes becomes an object of a hundred, while no other thread may run. What is

@@ -4,7 +4,6 @@ Texts are translated line by line, and where a line is too long for the model se
 (`pieces`); what is asked for as HTML keeps its tags.
 """
 
-import asyncio
 import json
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -45,6 +44,7 @@ from service.libretranslate_schemas import (
 )
 from service.pieces import Piece, joined, pieces_of
 from service.request_context import current_request
+from service.threads import in_thread
 from service.translator import DEFAULT_BEAM_SIZE, Translated, TranslateOptions, Translator
 from service.workers import at_most, off_loop
 
@@ -222,7 +222,7 @@ async def _read(request: Request, schema: type[Schema]) -> Schema:
             read = _parse(schema, content_type, body, limit)
         else:
             values: int = request.app.state.settings.max_values
-            read = await asyncio.to_thread(_parse_large, schema, content_type, body, limit, values)
+            read = await in_thread(lambda: _parse_large(schema, content_type, body, limit, values))
     except BodyTooLarge:
         raise
     except ServiceError as error:
@@ -237,7 +237,7 @@ async def _read(request: Request, schema: type[Schema]) -> Schema:
 
 
 def _parse_large(
-    schema: type[Schema], content_type: str, body: bytes, limit: int, values: int
+    schema: type[Schema], content_type: str, body: bytes | bytearray, limit: int, values: int
 ) -> Schema:
     if _is_json(content_type):
         check_values(body, values)
@@ -248,7 +248,7 @@ def _is_json(content_type: str) -> bool:
     return content_type.split(";", maxsplit=1)[0].strip().lower() == "application/json"
 
 
-def _parse(schema: type[Schema], content_type: str, body: bytes, limit: int) -> Schema:
+def _parse(schema: type[Schema], content_type: str, body: bytes | bytearray, limit: int) -> Schema:
     try:
         if _is_json(content_type):
             return schema.model_validate_json(body)
@@ -257,7 +257,7 @@ def _parse(schema: type[Schema], content_type: str, body: bytes, limit: int) -> 
         raise field_errors(schema, error) from error
 
 
-def _form(content_type: str, body: bytes, limit: int) -> dict[str, Any]:
+def _form(content_type: str, body: bytes | bytearray, limit: int) -> dict[str, Any]:
     """The fields of a form, of which q may stand for several texts. Raises InvalidRequest."""
     fields: dict[str, Any] = {}
     for name, values in form_fields(content_type, body, limit).items():

@@ -147,7 +147,7 @@ class Settings(BaseModel):
     max_header_bytes: Count = Field(16_384, description="largest headers of a request, in all")
     max_body_bytes: Count = Field(8 * 2**20, description="largest request body")
     max_bodies_bytes: Count = Field(
-        64 * 2**20,
+        16 * 2**20,
         description="most bytes of all bodies in hand, a process; 64 KB of each are not counted",
     )
     max_values: Count = Field(

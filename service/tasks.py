@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from service.bundle import UNK_ID
 from service.constraints import Rule
 from service.errors import InvalidRequest
 from service.rows import TokenDetails
@@ -19,6 +20,14 @@ UnknownPolicy: TypeAlias = Literal["unk", "error", "skip"]
 Prompt: TypeAlias = str | tuple[int, ...]
 
 DEFAULT_MAX_TOKENS = 128
+
+
+def _end_of_first(mask: npt.NDArray[np.bool_], count: int) -> int:
+    """A place before which at least so many are true."""
+    end = count
+    while np.count_nonzero(mask[:end]) < count:
+        end *= 2
+    return end
 
 
 # Positions in an answer: of more unknown characters it tells the number alone.
@@ -33,9 +42,18 @@ class Unknown:
     positions: tuple[int, ...] = ()  # in the normalized text; of the first MAX_POSITIONS
 
     @classmethod
-    def at(cls, positions: Sequence[int] | npt.NDArray[np.int64]) -> "Unknown":
+    def at(cls, positions: Sequence[int]) -> "Unknown":
         """Those at all these positions."""
-        return cls(len(positions), tuple(map(int, positions[:MAX_POSITIONS])))
+        return cls(len(positions), tuple(positions[:MAX_POSITIONS]))
+
+    @classmethod
+    def of(cls, ids: npt.NDArray[np.uint16]) -> "Unknown":
+        """Those among the ids of a text's characters."""
+        unknown = ids == UNK_ID
+        count = int(np.count_nonzero(unknown))
+        # Of a text's first characters most are enough, and an index takes eight bytes.
+        end = len(ids) if count <= MAX_POSITIONS else _end_of_first(unknown, MAX_POSITIONS)
+        return cls(count, tuple(np.flatnonzero(unknown[:end])[:MAX_POSITIONS].tolist()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ from service.metrics import EngineGauges, EngineMetrics, Metrics
 from service.request_context import RequestContext, current_request
 from service.scheduler import Job, Runner, Scheduler, Work
 from service.settings import Settings
+from service.threads import in_thread
 
 # Characters of one request from which work on text leaves the event loop's thread.
 LARGE_CHARS = 8192
@@ -260,4 +261,4 @@ def check_details(pointer: str, tokens: int, alternatives: int, settings: Settin
 
 async def off_loop(size: int, function: Callable[[], Result]) -> Result:
     """Call the function: at once for a small request, else in a thread, so that no one waits."""
-    return function() if size <= LARGE_CHARS else await asyncio.to_thread(function)
+    return function() if size <= LARGE_CHARS else await in_thread(function)

@@ -174,7 +174,7 @@ def _choose(
     check_enough(sight)
     run_dir.mkdir(parents=True, exist_ok=True)
     data: Data | None = None
-    held_out = 0.0 if options.valid or options.test else 0.1 if options.split else None
+    held_out = 0.0 if options.valid and options.test else 0.1 if options.split else None
     size = 0
     speed: Speed | None = None
     while True:
@@ -287,9 +287,15 @@ def _document(options: argparse.Namespace, sight: Sight, chosen: Plan, name: str
     held_out = {"valid_files": _patterns(options.valid), "test_files": _patterns(options.test)}
     held_out = {option: patterns for option, patterns in held_out.items() if patterns}
     files = [ALIGNED.join(_patterns(sight.files))] if sight.aligned else _patterns(sight.files)
-    data["train_files" if held_out else "files"] = files
+    # What no file was named for is held out of the others.
+    data["train_files" if len(held_out) == 2 else "files"] = files
     data |= held_out
-    data |= {x: y for x, y in chosen.data.items() if not (held_out and x.endswith("_fraction"))}
+    fractions = {f"{split}_fraction" for split in ("valid", "test") if f"{split}_files" in held_out}
+    for option, value in chosen.data.items():
+        if option not in fractions:
+            data[option] = value
+        elif len(held_out) == 1:
+            data[option] = 0.0
     if options.split == "position":
         data |= {"split_by": "position", "valid_fraction": 0.1, "test_fraction": 0.0}
     data["title"] = _title(sight)

@@ -14,8 +14,9 @@ from service.settings import Settings
 from tests.fakes import AppClient
 from tests.training.helpers import BACKWARDS, FABLE, Main
 from training.config import load_config, parse_config
+from training.corpus import Corpus
 from training.learn.calibrate import measure, try_out
-from training.run import prepare_data
+from training.run import open_data, prepare_data
 
 NAMES = [f"{a}{b}{c}" for a in ("An", "Be", "Ka") for b in ("na", "li", "ro") for c in "aeiou"]
 
@@ -118,6 +119,29 @@ def test_a_text_can_be_split_by_position_as_benchmarks_are(call: Main, tmp_path:
     assert status == 0, err
     data = load_config(tmp_path / "runs/fable/config.toml").model_dump()["data"]
     assert (data["split_by"], data["valid_fraction"], data["test_fraction"]) == ("position", 0.1, 0)
+
+
+@pytest.mark.parametrize("named", [("valid",), ("test",), ("valid", "test")])
+def test_what_no_file_is_named_for_is_held_out_of_the_others(
+    call: Main, tmp_path: Path, named: tuple[str, ...]
+) -> None:
+    lines = [f"{x}{y}{z}" for x in "abcdefgh" for y in "klmnopqr" for z in "stuv"]
+    (tmp_path / "names.txt").write_text("\n".join(lines[:200]) + "\n")
+    (tmp_path / "valid.txt").write_text("\n".join(lines[200:228]) + "\n")
+    (tmp_path / "test.txt").write_text("\n".join(lines[228:]) + "\n")
+    more = [part for split in named for part in (f"--{split}", f"{split}.txt")]
+    status, out, err = call("learn", "names.txt", "--dry-run", "--steps", 20, *more)
+    assert status == 0, err
+    data = load_config(tmp_path / "runs/names/config.toml").model_dump()["data"]
+    for split in ("valid", "test"):
+        assert bool(data[f"{split}_files"]) == (split in named)
+    config = load_config(tmp_path / "runs/names/config.toml")
+    corpus = open_data(config, tmp_path / "runs/names")
+    assert isinstance(corpus, Corpus)
+    held_out = {"valid": corpus.valid.documents, "test": corpus.test.documents}
+    for split, documents in held_out.items():
+        assert (documents == 28) == (split in named), out
+        assert documents > 10
 
 
 def test_too_little_and_unreadable_files_are_one_line(call: Main, tmp_path: Path) -> None:
