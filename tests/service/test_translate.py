@@ -494,6 +494,22 @@ def test_unknown_characters_can_be_left_out(client: AppClient) -> None:
     assert left_out == {**without, "unknown": [0, 2], "unknown_chars": 2}
 
 
+def test_an_alignment_of_subwords_has_a_label_for_each_place_whatever_is_left_out() -> None:
+    made = pairs_in_memory(*tiny_pair_files("gru", name="pieces", tokenization="bpe"))
+    engine = Translator(made, OnnxPairSession(made, "fp32"), SETTINGS, precision="fp32")
+    with AppClient(create_app(SETTINGS, [engine])) as client:
+        for source in (f"{UNKNOWN} a cat", f"a{UNKNOWN} cat", f"a cat {UNKNOWN}", f"{UNKNOWN}a"):
+            for policy in ("skip", "unk"):
+                options = {"unknown": policy, "return_alignments": True, "copy_unknown": True}
+                result = one(client, source, "pieces", **options)
+                for row in result["hypotheses"][0]["alignment"]:
+                    assert len(row) == len(result["source_tokens"])
+                    assert sum(row) == pytest.approx(1.0, abs=1e-4)
+                shown = "".join(result["source_tokens"]).removesuffix(EOS)
+                left = source.replace(UNKNOWN, "").strip() if policy == "skip" else source
+                assert shown.strip() == left
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_tells_its_unknown_characters(client: AppClient, model: str) -> None:
     assert one(client, f"a {UNKNOWN} cat", model)["unknown"] == [2]

@@ -1,0 +1,176 @@
+"""Work that has to come after its limit: marks, sources, ids, unknown characters, stalled streams.
+
+Each is sent at its full size to a server with the default limits, and others are answered
+meanwhile.
+"""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.bundle import Limits, write_bundle
+from tests.bundles import tiny_files, tiny_pair_files
+from tests.end_to_end.server import Server, serve
+from tests.faults.support import eventually, goes_on, rows_in_use
+
+SIZE = 8 * 2**20 - 1000
+# A machine that has other work: what these did before took from five seconds to hours.
+LONGEST_PAUSE_S = 1.0
+MARKS = "\u0301\u0323"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("models")
+    write_bundle(folder, *tiny_files("lstm", limits=Limits(max_tokens=100_000)))
+    write_bundle(folder, *tiny_pair_files("gru", name="tiny-pairs"))
+    with serve(folder, log_level="warning") as running:
+        yield running
+
+
+@contextmanager
+def others_are_answered(server: Server) -> Iterator[None]:
+    """Nobody waits long for /livez meanwhile."""
+    pauses: list[float] = []
+    done = threading.Event()
+
+    def look() -> None:
+        with server.client() as client:
+            while not done.is_set():
+                begun = time.monotonic()
+                assert client.get("/livez").status_code == 200
+                pauses.append(time.monotonic() - begun)
+                time.sleep(0.005)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield
+    finally:
+        done.set()
+        looking.join()
+    assert max(pauses) < LONGEST_PAUSE_S
+
+
+def post(server: Server, path: str, body: bytes, media_type: str) -> httpx.Response:
+    with server.client() as client:
+        return client.post(path, content=body, headers={"Content-Type": media_type})
+
+
+def listed(begin: str, entry: str, end: str) -> bytes:
+    """A list of so many entries that the body is full."""
+    count = (SIZE - len(begin) - len(end)) // (len(entry) + 1)
+    return (begin + ",".join([entry] * count) + end).encode()
+
+
+def encoded(**fields: Any) -> bytes:
+    return json.dumps({"model": "tiny-lstm", **fields}, ensure_ascii=False).encode()
+
+
+MARKED = "a" + MARKS * (SIZE // 4 - 100)
+JSON = "application/json"
+REFUSED = {
+    "30 marks to score": ("/score", encoded(text=MARKED), JSON, "combining marks"),
+    "30 marks in a prompt": ("/generate", encoded(prompt="a" + MARKS * 40_000), JSON, "marks"),
+    "30 marks to tokenize": ("/tokenize", encoded(prompt="a" + MARKS * 40_000), JSON, "marks"),
+    "30 marks of another client": (
+        "/v1/completions", encoded(prompt="a" + MARKS * 40_000), JSON, "marks",
+    ),
+    "34 a source": (
+        "/translate", encoded(model="tiny-pairs", source="a" * (SIZE - 100)), JSON, "characters",
+    ),
+    "34 a target": (
+        "/score", encoded(model="tiny-pairs", source="a", text="a" * (SIZE - 100)), JSON, "charact",
+    ),
+    "34 ids": ("/v1/completions", listed('{"prompt":[', "5", "]}"), JSON, "131072"),
+    "34 lists of ids": ("/v1/completions", listed('{"prompt":[', "[5]", "]}"), JSON, "131072"),
+    "34 texts": ("/score", listed('{"text":[', '""', "]}"), JSON, "131072"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_its_limit_refuses_is_refused_before_it_costs_anything(
+    server: Server, what: str
+) -> None:
+    path, body, media_type, said = REFUSED[what]
+    with others_are_answered(server):
+        answer = post(server, path, body, media_type)
+    assert answer.status_code == 422, answer.text
+    assert said in answer.text
+    assert len(answer.content) < 1000
+    goes_on(server)
+
+
+def test_marks_in_a_stream_are_told_of_their_line_and_the_others_are_scored(
+    server: Server,
+) -> None:
+    text = f"a cat\na{MARKS * 100_000}\na cat\n".encode()
+    with others_are_answered(server):
+        answer = post(server, "/score?model=tiny-lstm", text, "text/plain")
+    first, marked, last = map(json.loads, answer.text.splitlines())
+    assert "combining marks" in marked["error"]["detail"]
+    assert first["logprob"] == last["logprob"]
+
+
+def test_positions_in_an_answer_are_bounded_and_their_number_is_told(server: Server) -> None:
+    count = SIZE // 2 - 100
+    with others_are_answered(server):
+        answer = post(server, "/score", encoded(text="\u05d0" * count, unknown="skip"), JSON)
+    (result,) = answer.json()["results"]
+    assert result["unknown_chars"] == count
+    assert result["unknown"] == list(range(1024))
+
+
+def test_the_bodies_in_hand_share_their_bytes(tmp_path: Path) -> None:
+    write_bundle(tmp_path, *tiny_files("lstm"))
+    # Of a text that is too long: known when the whole body has been read.
+    body = encoded(prompt="a" * 300_000)
+    head = (
+        b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n" % len(body)
+    )
+    with serve(tmp_path, max_bodies_bytes=400_000, log_level="error") as server:
+        host, port = server.url.removeprefix("http://").split(":")
+
+        def status() -> int:
+            return post(server, "/tokenize", body, JSON).status_code
+
+        with socket.create_connection((host, int(port))) as slow:
+            slow.sendall(head + body[:-1])  # all of them are taken now, but for the first 65,536
+            eventually(lambda: status() == 429)
+            goes_on(server)  # of small bodies nothing is counted
+            slow.sendall(body[-1:])
+            assert slow.recv(12) == b"HTTP/1.1 422"
+        assert status() == 422
+
+
+def test_streams_that_nobody_reads_take_little_memory_and_leave_their_rows(
+    server: Server,
+) -> None:
+    body = encoded(prompt=["a"] * 64, max_tokens=512, stream=True, logit_bias={"\ue002": -1000.0})
+    head = (
+        b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n" % len(body)
+    )
+    host, port = server.url.removeprefix("http://").split(":")
+    before = server.resident_bytes()
+    tokens = 'unroll_tokens_total{kind="completion",model="tiny-lstm"}'
+    written = server.samples().get(tokens, 0)
+    stalled = [socket.create_connection((host, int(port))) for _ in range(2)]
+    for each in stalled:
+        each.sendall(head + body)
+    # Two of 64 x 512 tokens, which took 1.3 kB each: 85 MB.
+    eventually(lambda: server.samples().get(tokens, 0) >= written + 2 * 64 * 512, timeout_s=60)
+    assert server.resident_bytes() - before < 40 * 2**20
+    for each in stalled:
+        each.close()
+    eventually(lambda: rows_in_use(server) == 0)
+    goes_on(server)
