@@ -1,7 +1,8 @@
 """A bundle's graphs in onnxruntime: opened from bytes, checked against the manifest."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 from service.bundle import BundleError, Graph, Tensor
@@ -39,8 +40,7 @@ def open_graph(name: str, graph: Graph, data: bytes) -> onnxruntime.InferenceSes
         # From bytes, so that the checksum holds for what runs.
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base
-        line = str(error).splitlines()[0]
-        raise BundleError(f"{where}: not a usable graph: {line}") from error
+        raise BundleError(f"{where}: not a usable graph: {_line(error)}") from error
     for kind, declared, actual in (
         ("input", graph.inputs, session.get_inputs()),
         ("output", graph.outputs, session.get_outputs()),
@@ -50,6 +50,22 @@ def open_graph(name: str, graph: Graph, data: bytes) -> onnxruntime.InferenceSes
         if found != expected:
             raise BundleError(f"{where}: its {kind}s are not the manifest's: {found}")
     return session
+
+
+@contextmanager
+def golden_run(name: str) -> Iterator[None]:
+    """A run of a bundle's golden vectors. Raises BundleError where it fails."""
+    try:
+        yield
+    except BundleError:
+        raise
+    except Exception as error:  # onnxruntime's errors have no common base
+        cause = f"its golden vectors cannot be run: {_line(error)}"
+        raise BundleError(f"{name}: {cause}") from error
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def check_declared(where: str, graph: Graph, inputs: Declared, outputs: Declared) -> None:

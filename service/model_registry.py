@@ -1,6 +1,7 @@
 """Which models are served: bundles loaded, replaced and unloaded while requests are answered.
 
-A version is opened and verified before it is shown. Requests hold the version that they began with,
+A version is opened and verified before it is shown, in a process of its own first where it comes
+while others are served. Requests hold the version that they began with,
 and it ends when the last of them has ended.
 """
 
@@ -19,6 +20,8 @@ from service.bundle import (
     Bundle,
     BundleError,
     EncoderDecoderBundle,
+    EncoderDecoderManifest,
+    Manifest,
     Precision,
     read_any_bundle,
 )
@@ -34,6 +37,7 @@ from service.schemas import AnyEngine
 from service.session import OnnxSession
 from service.settings import Settings
 from service.translator import Translator
+from service.trial import Trial
 
 AnyBundle = TypeVar("AnyBundle", Bundle, EncoderDecoderBundle)
 Opened = TypeVar("Opened")
@@ -69,18 +73,25 @@ class ModelRegistry:
         self._budgets = CacheBudgets.of(settings)
         self.engines: dict[str, AnyEngine] = {}
         self.failed: dict[str, str] = {}  # bundles that cannot be served, and why
+        share = max(1, usable_cpus() // settings.workers)
+        self._threads = settings.engine_threads or min(share, MAX_DEFAULT_THREADS)
+        self._trial = Trial(settings, self._threads)
         self._changing = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
 
     # --- start and end --------------------------------------------------------------------------
 
     def load_all(self) -> None:
-        """Open every bundle of the folder; no event loop is needed. Raises BundleError."""
+        """Open every bundle of the folder; no event loop is needed. Raises BundleError.
+
+        What the server starts with is taken as it is, unless the others are served whatever it is.
+        """
+        skips = self._settings.on_bad_bundle == "skip"
         for folder in bundle_folders(self._settings.models_dir):
             try:
-                self.engines[folder.name] = self._open(folder)
+                self.engines[folder.name] = self._open(folder, tries=skips)
             except BundleError as error:
-                if self._settings.on_bad_bundle == "refuse":
+                if not skips:
                     skip = "UNROLL_ON_BAD_BUNDLE=skip serves the others"
                     raise BundleError(f"{error}; {skip}") from error
                 self._fail(folder.name, error)
@@ -98,6 +109,7 @@ class ModelRegistry:
         """End everything, whoever still asks."""
         for task in self._retiring:
             task.cancel()
+        await asyncio.to_thread(self._trial.close)
         engines = [*self.engines.values()]
         await asyncio.gather(*self._retiring, return_exceptions=True)
         await asyncio.gather(*(engine.stop(_STOP_TIMEOUT_S) for engine in engines))
@@ -160,7 +172,7 @@ class ModelRegistry:
         if name not in folders:
             raise ModelNotFound("there is no bundle of that name in the models folder")
         try:
-            engine = await asyncio.to_thread(self._open, folders[name])
+            engine = await asyncio.to_thread(self._open, folders[name], tries=True)
         except BundleError as error:
             self._fail(name, error)
             raise BundleUnusable(str(error)) from error
@@ -182,7 +194,7 @@ class ModelRegistry:
         engine.start()
         manifest = engine.manifest
         self._metrics.forget_model(manifest.name)
-        labels = (manifest.name, engine.precision, manifest.task, version_of(engine))
+        labels = (manifest.name, engine.precision, manifest.task, version_of(manifest)[:12])
         self._metrics.model_info.labels(*labels).set(1)
         self._metrics.model_loads.labels("loaded").inc()
 
@@ -196,14 +208,15 @@ class ModelRegistry:
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    def _open(self, folder: Path) -> AnyEngine:
+    def _open(self, folder: Path, *, tries: bool) -> AnyEngine:
+        """Open a bundle here; with `tries`, only what could be opened elsewhere."""
         if folder.is_symlink():
             raise BundleError(f"{folder.name}: symbolic links are not followed")
-        settings = self._settings
-        share = max(1, usable_cpus() // settings.workers)
-        threads = settings.engine_threads or min(share, MAX_DEFAULT_THREADS)
+        version = self._trial.check(folder) if tries else None
         bundle = read_any_bundle(folder)
-        return open_engine(bundle, settings, threads, self._metrics, self._budgets)
+        if version not in {None, version_of(bundle.manifest)}:
+            raise BundleError(f"{folder.name}: it was replaced while it was opened; ask again")
+        return open_engine(bundle, self._settings, self._threads, self._metrics, self._budgets)
 
     # --- watching the folder --------------------------------------------------------------------
 
@@ -256,9 +269,12 @@ def _return_memory() -> None:
     return_free_memory()
 
 
-def version_of(engine: AnyEngine) -> str:
-    """What tells a version of a bundle from others: the beginning of its manifest's SHA-256."""
-    return hashlib.sha256(engine.manifest.model_dump_json().encode()).hexdigest()[:12]
+def version_of(manifest: Manifest | EncoderDecoderManifest) -> str:
+    """What tells a version of a bundle from others: the SHA-256 of what its manifest says.
+
+    It knows the checksums of all other files.
+    """
+    return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()
 
 
 def bundle_folders(models_dir: Path) -> list[Path]:

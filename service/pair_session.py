@@ -19,7 +19,7 @@ from service.bundle import (
     Role,
     padded_length,
 )
-from service.graphs import Declared, GoldenMismatch, check_declared, open_graph
+from service.graphs import Declared, GoldenMismatch, check_declared, golden_run, open_graph
 from service.runtime import onnxruntime
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
@@ -111,9 +111,10 @@ class OnnxPairSession:
             {"tokens": ("int64", ["B"]), **rows, **memory},
             {"logprobs": ("float32", ["B", self._vocab_size]), **rows_out, **attention},
         )
-        for index, vector in enumerate(manifest.golden):
-            if vector.precision == precision:
-                self._check_golden(index, vector)
+        with golden_run(self._name):
+            for index, vector in enumerate(manifest.golden):
+                if vector.precision == precision:
+                    self._check_golden(index, vector)
 
     @property
     def vocab_size(self) -> int:

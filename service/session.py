@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.bundle import PAD_ID, Bundle, BundleError, Graph, Precision, Role
-from service.graphs import Declared, GoldenMismatch, check_declared, open_graph
+from service.graphs import Declared, GoldenMismatch, check_declared, golden_run, open_graph
 from service.runtime import onnxruntime
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
@@ -92,7 +92,8 @@ class OnnxSession:
             raise BundleError(f"{self._name}: no {precision} graph; it has {available}")
         self._sequence = sequence
         self._step = self._load(bundle, precision, "step")
-        self._check_golden(bundle)
+        with golden_run(self._name):
+            self._check_golden(bundle)
 
     @property
     def vocab_size(self) -> int:

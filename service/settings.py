@@ -78,6 +78,15 @@ class Settings(BaseModel):
         description="how often to look for new, changed and removed bundles; unset looks once, at "
         "the start",
     )
+    open_timeout_s: Seconds = Field(
+        30.0,
+        description="longest time of a processor for opening and checking a bundle that comes "
+        "while others are served; by the clock three times that and 20 s",
+    )
+    open_memory_bytes: Count = Field(
+        512 * 2**20,
+        description="most memory for that, beside four times the bundle's graphs",
+    )
     engine_threads: Count | None = Field(
         None,
         description="threads that run a model in each process; unset shares out the usable "

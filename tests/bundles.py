@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 import torch
 
 from service.bundle import (
@@ -153,6 +155,41 @@ def tiny_files(
     manifest = manifest_of(vocab, described, **(options | changes))
     files = {file_name(*kind): data for kind, data in graphs.items()}
     return manifest, {"vocab.json": vocab_bytes(vocab), **files}
+
+
+def endless_files(*, hoards: bool, **changes: Any) -> tuple[Manifest, dict[str, bytes]]:
+    """`tiny-lstm`, whose graph goes round for ever, where it `hoards` with a megabyte a round."""
+    manifest, files = tiny_files("lstm", **changes)
+    name = file_name("int8", "sequence")
+    proto = onnx.load_model_from_string(files[name])
+    graph, result = proto.graph, "target_logprobs"
+    for node in graph.node:
+        node.output[:] = ["sound" if x == result else x for x in node.output]
+    node, scalar = onnx.helper.make_node, partial(onnx.helper.make_tensor_value_info, shape=[])
+    float32, int64, boolean = (
+        onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.BOOL,
+    )  # fmt: skip
+    tensor = partial(onnx.helper.make_tensor_value_info, elem_type=float32, shape=None)
+    steps = [node("Identity", ["again"], ["goes_on"]), node("Identity", ["before"], ["after"])]
+    outputs, results = [scalar("goes_on", boolean), tensor("after")], [result]
+    if hoards:
+        steps.append(node("ConstantOfShape", ["size"], ["piece"]))
+        outputs.append(tensor("piece"))
+        results.append("hoard")
+    inputs = [scalar("round", int64), scalar("again", boolean), tensor("before")]
+    body = onnx.helper.make_graph(steps, "body", inputs, outputs)
+    make = onnx.helper.make_tensor
+    graph.initializer.extend(
+        [
+            make("rounds", int64, [], [2**62]),
+            make("always", boolean, [], [True]),
+            make("size", int64, [1], [2**18]),
+        ]
+    )
+    graph.node.append(node("Loop", ["rounds", "always", "sound"], results, body=body))
+    files[name] = proto.SerializeToString()
+    described = [describe_graph(x.precision, x.role, files[x.file]) for x in manifest.graphs]
+    return manifest.model_copy(update={"graphs": described}), files
 
 
 def in_memory(manifest: Manifest, files: Mapping[str, bytes], characters: str = ALPHABET) -> Bundle:

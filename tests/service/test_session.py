@@ -63,6 +63,18 @@ def refusal(bundle: Bundle) -> str:
     return message
 
 
+def test_a_graph_that_fails_on_its_golden_vectors_is_one_line(bundle: Bundle) -> None:
+    def look_too_far(proto: onnx.ModelProto) -> None:
+        for node in proto.graph.node:
+            node.output[:] = ["sound" if x == "target_logprobs" else x for x in node.output]
+        proto.graph.initializer.append(helper.make_tensor("far", TensorProto.INT64, [1], [10**6]))
+        proto.graph.node.append(helper.make_node("Gather", ["sound", "far"], ["there"], axis=1))
+        proto.graph.node.append(helper.make_node("Add", ["sound", "there"], ["target_logprobs"]))
+
+    message = refusal(with_graph_as_described(bundle, look_too_far))
+    assert message.startswith("tiny-gru: its golden vectors cannot be run: ")
+
+
 @pytest.mark.parametrize(("cell", "tensors"), [("rnn", 2), ("gru", 2), ("lstm", 4)])
 def test_a_session_has_the_bundles_states_and_vocabulary(cell: str, tensors: int) -> None:
     bundle = in_memory(*tiny_files(cell))
