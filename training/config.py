@@ -131,6 +131,7 @@ class TrainingConfig(OptimizerConfig):
     bptt_len: PositiveInt = 128  # tokens a window
     order: Literal["stream", "shuffle"] | None = None  # None: files stream, lines shuffle
     restart_probability: Probability = 0.0  # a window: end the text at a line end, begin anew
+    ngram_targets: Probability = 0.0  # share of each target by an n-gram of the other texts
     sample_prompt: str = ""  # a sample is printed at every evaluation
     sample_chars: Annotated[int, Field(ge=0)] = 200
 

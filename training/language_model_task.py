@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -18,10 +19,11 @@ from training.config import Config
 from training.corpus import Corpus
 from training.evaluation import evaluate
 from training.language_model import LanguageModel, States
+from training.ngram_targets import ngram_targets
 from training.replicas import Replicas, ShareLoss
 from training.sampling import sample
 from training.task import Curve, Evaluation, TrainingError, open_device
-from training.windows import Windows
+from training.windows import Window, Windows
 
 _SAMPLED_LINES = 4
 _LARGEST_EXPONENT = 700.0  # exp of more overflows a double
@@ -59,6 +61,11 @@ class LanguageModelTask:
             threads=options.threads,
             device=self.device,
         )
+        self._ngram_targets: Tensor | None = None  # [N, V]
+        if options.ngram_targets:
+            targets = ngram_targets(corpus.train, len(vocab))
+            self._ngram_targets = torch.from_numpy(targets).to(self.device)
+        self._nats = [0.0] * options.replicas  # of each replica's share of the last window
         lanes = options.batch_size // options.replicas
         self._states = [self._model.initial_states(lanes) for _ in range(options.replicas)]
 
@@ -77,24 +84,57 @@ class LanguageModelTask:
         return {"vocab": list(self.corpus.vocab.tokens), "corpus_sha256": self.corpus.sha256}
 
     def backward(self) -> tuple[float, int]:
-        """The next window of every lane."""
+        """The next window of every lane; the loss is that of the text's own tokens."""
         window = self.windows.next()
         parts = (window.tokens, window.targets, window.reset)
         tokens, targets, reset = (torch.from_numpy(x).to(self.device) for x in parts)
         predicted = int((window.targets != PAD_ID).sum())
-        loss = self.replicas.backward(self.shares(tokens, targets, reset, predicted))
-        return loss, predicted
+        shares = self.shares(tokens, targets, reset, predicted, self._told(window))
+        objective = self.replicas.backward(shares)
+        if self._ngram_targets is None or not math.isfinite(objective):
+            return objective, predicted
+        return sum(self._nats) / predicted, predicted
+
+    def _told(self, window: Window) -> Tensor | None:
+        """What an n-gram model expects [B, T, V] of a window, and zeros where it is not asked."""
+        if self._ngram_targets is None:
+            return None
+        ids = self.corpus.train.ids
+        places = self.windows.places[:, np.newaxis] + np.arange(window.targets.shape[1])  # [B, T]
+        places = np.minimum(places, len(ids) - 1)  # of padding
+        told = self._ngram_targets[torch.from_numpy(places)]
+        # Where a text ends early, eos is the target, and the text itself goes on otherwise.
+        own = (window.targets == ids[places]) & (window.targets != PAD_ID)
+        return told * torch.from_numpy(own).to(self.device).unsqueeze(2)
 
     def shares(
-        self, tokens: Tensor, targets: Tensor, reset: Tensor, predicted: int
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        reset: Tensor,
+        predicted: int,
+        told: Tensor | None = None,
     ) -> list[ShareLoss[LanguageModel]]:
-        """Each replica's lanes of a window: `tokens` and `targets` [B, T], `reset` [B]."""
+        """Each replica's lanes of a window: `tokens` and `targets` [B, T], `reset` [B].
+
+        `told` [B, T, V]: distributions to learn from as well, zeros where there is none.
+        """
         count = len(self.replicas)
         chunks = zip(tokens.chunk(count), targets.chunk(count), reset.chunk(count), strict=True)
-        return [self._share(index, *share, predicted) for index, share in enumerate(chunks)]
+        parts = [None] * count if told is None else told.chunk(count)
+        return [
+            self._share(index, *share, predicted, part)
+            for index, (share, part) in enumerate(zip(chunks, parts, strict=True))
+        ]
 
-    def _share(
-        self, index: int, tokens: Tensor, targets: Tensor, reset: Tensor, predicted: int
+    def _share(  # noqa: PLR0917 (a window's parts)
+        self,
+        index: int,
+        tokens: Tensor,
+        targets: Tensor,
+        reset: Tensor,
+        predicted: int,
+        told: Tensor | None,
     ) -> ShareLoss[LanguageModel]:
         def loss(model: LanguageModel, generator: torch.Generator) -> Tensor:
             keep = (~reset).unsqueeze(1)  # [B, 1]
@@ -104,7 +144,15 @@ class LanguageModelTask:
                 logits.flatten(0, 1), targets.flatten(), ignore_index=PAD_ID, reduction="sum"
             )
             self._states[index] = tuple(state.detach() for state in after)
-            return total / predicted
+            if told is None:
+                return total / predicted
+            self._nats[index] = float(total.detach())
+            logprobs = torch.log_softmax(logits, dim=2)
+            own = -logprobs.gather(2, targets.unsqueeze(2)).squeeze(2)  # [B, T]
+            counted = told.any(dim=2)
+            expected = -(told * logprobs).sum(dim=2)
+            share = self._config.training.ngram_targets
+            return (total + share * (expected - own)[counted].sum()) / predicted
 
         return loss
 

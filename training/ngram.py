@@ -91,6 +91,27 @@ class NGramModel:
         *_, probs = self.probs_by_order(ids)
         return np.log(probs[1:])
 
+    def distributions(self, ids: Ids) -> Floats:
+        """[T] ids of one document, or of a piece of it, to [T, V] probabilities of each of them.
+
+        As `logprobs`, with every token of the vocabulary in its place.
+        """
+        ids = ids.astype(np.int64)
+        vocab_size = len(self.unigram)
+        if not self.levels:
+            return np.tile(self.unigram, (len(ids), 1))
+        probs = np.tile(self.continuation, (len(ids), 1))  # [T, V]
+        ranks, unseen = ids, vocab_size
+        for level in self.levels:
+            histories = np.concatenate(([unseen], ranks[:-1]))  # [T]
+            keys = histories[:, np.newaxis] * vocab_size + np.arange(vocab_size)  # [T, V]
+            weights = level.highest if level is self.levels[-1] else level.lower
+            found = level.ranks(keys.ravel()).reshape(keys.shape)
+            probs = weights.interpolate(found, histories[:, np.newaxis], probs)
+            ranks = level.ranks(histories * vocab_size + ids)
+            unseen = len(level.keys) - 1
+        return probs
+
     def probs_by_order(self, ids: Ids) -> Iterator[Floats]:
         """[T] ids to [T] probabilities under order 1, then 2, up to this order.
 

@@ -66,6 +66,8 @@ class Windows:
         self._line_end_id = line_end_id
         self._windows_read = 0
         self._documents_taken = 0
+        # [B] of each row's first target, in the split's ids; those of the last window.
+        self.places = np.zeros(batch_size, np.int64)
         self._lanes: list[_Lane] = []
         for lane in range(batch_size):
             if order == "stream":
@@ -100,6 +102,7 @@ class Windows:
         fresh = lane.fresh
         if fresh:
             tokens[0] = BOS_ID
+        self.places[index] = lane.position + 1
         lane.position += size
         lane.fresh = False
         if self._restarts(index):

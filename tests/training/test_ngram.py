@@ -140,6 +140,20 @@ def test_estimated_discounts_agree_with_the_reference(
 
 
 @quick
+@given(corpora, documents, st.integers(1, MAX_ORDER))
+def test_a_distribution_has_what_each_token_has_in_its_place(
+    corpus: list[list[int]], document: list[int], order: int
+) -> None:
+    model = ngram.fit(*flat(corpus), VOCAB_SIZE, MAX_ORDER)[order - 1]
+    ids = np.array(document)
+    found = model.distributions(ids)
+    assert np.allclose(found.sum(axis=1), 1.0)
+    for token in PREDICTABLE:
+        for place in range(1, len(ids)):
+            other = np.append(ids[:place], token)
+            assert np.log(found[place, token]) == pytest.approx(model.logprobs(other)[-1])
+
+
 @given(corpora, histories)
 def test_probabilities_sum_to_one_after_any_history(
     corpus: list[list[int]], history: list[int]

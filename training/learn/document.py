@@ -49,6 +49,7 @@ _COMMENTS = {
     "beta2": "of AdamW",
     "patience": "evaluations without a better one before it stops",
     "restart_probability": "a step's chance to end the text at a line end and begin anew",
+    "ngram_targets": "share of each target by an n-gram of the other texts",
     "label_smoothing": "share of the target probability given to every token",
     "select_by": "metric that keeps the weights",
     "max_valid_sources": "translated at an evaluation",

@@ -113,10 +113,11 @@ def shortened(steps: int, tried: int, best_step: int) -> int:
     """Steps, where trials of `tried` steps were best at `best_step`.
 
     A schedule whose best weights come long before its end overfits: one that ends soon after them
-    has annealed by then, and its best weights are better. Nor is much more known to help where
-    the trials were best at their end.
+    has annealed by then, and its best weights are better. Where the trials were best at their end,
+    more helps, and three times as much is enough (2,000 names: 3.34 bits with 1.5 times the steps,
+    3.31 with three).
     """
-    enough = 1.5 * tried if best_step > 0.7 * tried else 1.3 * best_step
+    enough = 3.0 * tried if best_step > 0.7 * tried else 1.5 * best_step
     return min(steps, max(MIN_STEPS, round(enough)))
 
 
@@ -150,6 +151,9 @@ _DROPOUTS: tuple[dict[str, float], ...] = (
     {"dropout_output": 0.1, "weight_drop": 0.2},
 )
 
+# Of 0.3, 0.5 and 0.7 the best on 2,000 names: 3.36, 3.34 and 3.37 bits a character, 3.44 without.
+_NGRAM_TARGETS = 0.5
+
 
 def _texts(sight: Sight, size: int, replicas: int, held_out: float | None) -> Plan:
     lines = sight.kind == "lines"
@@ -177,6 +181,10 @@ def _texts(sight: Sight, size: int, replicas: int, held_out: float | None) -> Pl
     if not lines:
         training["restart_probability"] = 0.05 if train_chars < 400_000 else 0.01
     chosen, variants, why = _dropouts(train_chars)
+    reasons = [f"one LSTM layer of {hidden_size} units for {train_chars:,.0f} characters", why]
+    if variants:
+        training["ngram_targets"] = _NGRAM_TARGETS
+        reasons.append("half of each target is what an n-gram model of the other texts expects")
     return Plan(
         "language_model",
         {
@@ -193,7 +201,7 @@ def _texts(sight: Sight, size: int, replicas: int, held_out: float | None) -> Pl
         epoch_steps,
         max_epochs=max(35.0, 300.0 / epoch_steps) if variants else 60.0,
         min_epochs=min(4.0, 4e6 / train_chars),
-        reasons=[f"one LSTM layer of {hidden_size} units for {train_chars:,.0f} characters", why],
+        reasons=reasons,
         variants=variants,
     )
 
