@@ -90,8 +90,8 @@ bench-g2p: $(DEVELOPMENT_ENV)/.done ## Train SIGMORPHON 2020's languages, beside
 bench-overload: $(DEVELOPMENT_ENV)/.done ## Offer ten times the capacity for a minute (h2load: apt-get install nghttp2-client).
 	$(BIN)/python -m bench.overload
 
-soak: $(DEVELOPMENT_ENV)/.done ## Ten minutes of mixed traffic: memory, threads and descriptors stay flat.
-	$(BIN)/python -m bench.soak --minutes 10
+soak: $(DEVELOPMENT_ENV)/.done ## Send 40,000 random requests: memory, threads and descriptors stay flat.
+	$(BIN)/python -m bench.soak
 
 bundles: $(addprefix data/,g2p-en dates strings-en-de) ## Train and export the shipped bundles anew (two hours).
 	for name in $(LANGUAGE_MODELS) $(PAIR_MODELS); do \

@@ -1,21 +1,22 @@
-"""Ten minutes of mixed traffic against one server: does anything grow?
+"""Forty thousand random requests against one server: does anything grow?
 
-    python -m bench.soak --minutes 10
+    python -m bench.soak --requests 40000 --minutes 30
 
-Every ten seconds the server's resident memory, threads, file descriptors and rows are sampled. All
-clients begin with what takes most memory at once. What is left of each series after the first two
-minutes, in which caches and pools fill and the allocator finds its working set, gets a line by
-least squares. It is flat where its slope is at most twice its bound and, less two standard errors,
-within it:
+Requests of every kind, most of them random (`bench.soak_requests`), some whose answers are known
+(`bench.soak_traffic`); clients that leave in the middle, and that stop reading. Every 20 s one of
+the models is reloaded, with a key that is made for the run. Every five seconds the server's
+resident memory, threads, file descriptors and rows are sampled. In the first 5,000 requests caches
+and pools fill and the allocator finds its working set; what comes after gets a line by least
+squares. It is flat where its slope, less two standard errors, is within its bound, and the slope
+itself within twice that:
 
-* memory: 30 MiB an hour, in eight minutes 4 MiB; memory was seen to grow in steps of 3 to 9 MiB, so
-  that less cannot be told from one step. At 20 requests a second it is 440 bytes a request.
-* threads and file descriptors: 30 an hour, 4 in eight minutes, a third of the clients: connections
-  come and go by as many. A leak of one in a thousand requests is 72 an hour.
+* memory: MOST_MIB in 10,000 requests. And its mean over the last tenth of the run is at most
+  MOST_GROWTH_MIB over that around the 5,000th request.
+* threads and file descriptors: four in 10,000 requests, a third of the clients.
 * rows: none is in use when the clients have gone.
 
-The exit status is 1 where something is not flat, an answer was not the one known for its request,
-or a request failed. Every 20 s one of the models is reloaded, with a key that is made for the run.
+The exit status is 1 where something is not flat, an answer was not one that its request may have,
+a request failed, or a kind of request was never answered well.
 """
 
 import argparse
@@ -36,18 +37,20 @@ import psutil
 
 from bench.report import RESULTS, Row, say, table, write
 from bench.server import ROOT, Server, unroll
-from bench.soak_traffic import LANGUAGE_MODELS, PAIR_MODEL, Tally, Traffic
+from bench.soak_tally import Tally
+from bench.soak_traffic import LANGUAGE_MODELS, PAIR_MODELS, Traffic
 from service.api_keys import new_key
 
 CLIENTS = 12
-SAMPLE_S = 10.0
-SETTLE_S = 120.0
+SAMPLE_S = 5.0
+SETTLE_REQUESTS = 5000
 RELOAD_S = 20.0
-MOST_MEMORY_MIB_PER_HOUR = 30.0
-MOST_COUNT_PER_HOUR = 30.0
+MOST_MIB = 8.0
+MOST_GROWTH_MIB = 32.0
+MOST_COUNT = 4.0
+SHOWN_REQUESTS = (5000, 10_000, 20_000, 30_000, 40_000)
+_PER = 10_000
 _MIB = 2**20
-# Caches that fill within the first two minutes; clients that stop reading are given up in seconds.
-_SETTINGS = {"prefix_cache_bytes": _MIB, "pattern_cache_bytes": _MIB, "request_timeout_s": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Sample:
     """The server at one time."""
 
     at_s: float
+    requests: int
     memory_mib: float
     threads: int
     file_descriptors: int
@@ -63,46 +67,62 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """A line through a series, by the hour."""
+    """A line through a series, by 10,000 requests."""
 
-    per_hour: float
-    error: float  # one standard error
+    slope: float
+    error: float  # one standard error, as if samples were independent
     most: float
 
     @property
     def flat(self) -> bool:
         """Whether it is within its bound, as far as its error lets that be told."""
-        return self.per_hour - 2 * self.error <= self.most and self.per_hour <= 2 * self.most
+        return self.slope - 2 * self.error <= self.most and self.slope <= 2 * self.most
 
 
-def slope(times_s: Sequence[float], values: Sequence[float], most: float) -> Slope:
+def slope(requests: Sequence[float], values: Sequence[float], most: float) -> Slope:
     """Least squares (Draper and Smith, chapter 1); infinite with fewer than three points."""
-    if len(times_s) < 3:
+    if len(requests) < 3:
         return Slope(float("inf"), 0.0, most)
-    hours = np.asarray(times_s) / 3600.0
-    centred = hours - hours.mean()
+    places = np.asarray(requests) / _PER
+    centred = places - places.mean()
     spread = float(centred @ centred)
-    per_hour = float(centred @ np.asarray(values)) / spread
-    residuals = np.asarray(values) - np.mean(values) - per_hour * centred
-    error = (float(residuals @ residuals) / (len(hours) - 2) / spread) ** 0.5
-    return Slope(per_hour, error, most)
+    found = float(centred @ np.asarray(values)) / spread
+    residuals = np.asarray(values) - np.mean(values) - found * centred
+    error = (float(residuals @ residuals) / (len(places) - 2) / spread) ** 0.5
+    return Slope(found, error, most)
 
 
 def main() -> int:
     """Soak, print the slopes, write them; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--requests", type=int, default=40_000)
+    parser.add_argument("--minutes", type=float, default=30.0, help="end by then, done or not")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--cache-mib",
+        type=int,
+        default=2,
+        help="memory for prefixes and for patterns, each: little, so that what fills the caches "
+        "is not taken for growth; the service's own defaults are 64 and 8",
+    )
     given = parser.parse_args()
     secret, key = new_key("soak", "admin")
     with tempfile.TemporaryDirectory() as scratch:
         keys = Path(scratch) / "keys"
         keys.write_text(key.line())
-        settings: dict[str, object] = {**_SETTINGS, "api_keys_file": keys}
+        settings: dict[str, object] = {
+            "api_keys_file": keys,
+            "prefix_cache_bytes": given.cache_mib * _MIB,
+            "pattern_cache_bytes": given.cache_mib * _MIB,
+            # Clients that stop reading are given up in seconds.
+            "request_timeout_s": 20,
+            "log_level": "warning",
+        }
         folder = Path(scratch) / "models"
-        for name in (*LANGUAGE_MODELS, PAIR_MODEL):
+        for name in (*LANGUAGE_MODELS, *PAIR_MODELS):
             shutil.copytree(ROOT / "models" / name, folder / name)
         with unroll(folder, ROOT / "bench/.work/logs/soak.log", **settings) as server:
-            soak = _Soak(server, given.minutes * 60.0, secret)
+            soak = _Soak(server, given.requests, given.minutes * 60.0, given.seed, secret)
             asyncio.run(soak.run())
     return soak.report()
 
@@ -110,15 +130,22 @@ def main() -> int:
 class _Soak:
     """One run: traffic, samples, reloads."""
 
-    def __init__(self, server: Server, duration_s: float, admin_key: str) -> None:
+    def __init__(
+        self, server: Server, requests: int, most_s: float, seed: int, admin_key: str
+    ) -> None:
         self._server = server
-        self._duration_s = duration_s
+        self._requests = requests
+        self._most_s = most_s
+        self._seed = seed
         self._admin_key = admin_key
         self._process = psutil.Process(server.pid)
         self._samples: list[Sample] = []
         self._tally = Tally()
+        self._mistakes_said = 0
         self._reloads = 0
         self._rows_at_end = 0.0
+        self._failures: dict[str, float] = {}
+        self._never_good: list[str] = []
 
     async def run(self) -> None:
         """Learn the answers, then everything at once; in the end all rows must be free."""
@@ -130,38 +157,52 @@ class _Soak:
         ) as session:
             traffic = Traffic(self._server.url, session, self._tally, self._admin_key)
             await traffic.learn()
-            await traffic.crowd(CLIENTS)
-            clients = [asyncio.create_task(traffic.client(seed)) for seed in range(CLIENTS)]
-            reloads = asyncio.create_task(self._reload(session))
             begin = time.monotonic()
-            while time.monotonic() < begin + self._duration_s:
+            self._samples.append(await self._sample(0.0))
+            await traffic.crowd(CLIENTS)
+            seeds = range(self._seed * CLIENTS, (self._seed + 1) * CLIENTS)
+            clients = [asyncio.create_task(traffic.client(seed)) for seed in seeds]
+            reloads = asyncio.create_task(self._reload(session))
+            while (
+                self._tally.requests < self._requests
+                and time.monotonic() < begin + self._most_s
+                and not any(client.done() for client in clients)
+            ):
                 await asyncio.sleep(SAMPLE_S)
                 self._samples.append(await self._sample(time.monotonic() - begin))
             traffic.ending.set()
             reloads.cancel()
             await asyncio.gather(*clients)
+            kinds = self._tally.counts.keys() & traffic.random.good.keys()
+            self._never_good = [x for x in sorted(kinds - {"bad"}) if not traffic.random.good[x]]
         # What a client left behind ends within a step, and takes a moment to be told.
         for _ in range(50):
-            self._rows_at_end = await asyncio.to_thread(
-                rows_in_use, self._server.url, self._admin_key
-            )
+            numbers = await self._numbers()
+            self._rows_at_end = rows_in(numbers)
             if not self._rows_at_end:
                 break
             await asyncio.sleep(0.1)
+        self._failures = failures_in(numbers)
+
+    async def _numbers(self) -> dict[str, float]:
+        return await asyncio.to_thread(numbers_of, self._server.url, self._admin_key)
 
     async def _sample(self, at_s: float) -> Sample:
-        rows = await asyncio.to_thread(rows_in_use, self._server.url, self._admin_key)
+        rows = rows_in(await self._numbers())
         memory = self._process.memory_info().rss / _MIB
-        sample = Sample(at_s, memory, self._process.num_threads(), self._process.num_fds(), rows)
+        threads, descriptors = self._process.num_threads(), self._process.num_fds()
+        sample = Sample(at_s, self._tally.requests, memory, threads, descriptors, rows)
         say(
-            f"{at_s:5.0f} s: {memory:.1f} MiB, {sample.threads} threads, "
-            f"{sample.file_descriptors} file descriptors, {rows:g} rows; "
-            f"{self._tally.counts.total()} requests, {self._tally.counts['wrong']} wrong"
+            f"{at_s:5.0f} s, {sample.requests:>6} requests: {memory:.1f} MiB, {threads} threads, "
+            f"{descriptors} file descriptors, {rows:g} rows, {self._tally.wrong} wrong"
         )
+        for mistake in self._tally.mistakes[self._mistakes_said :]:
+            say(mistake[:700])
+            self._mistakes_said += 1
         return sample
 
     async def _reload(self, session: aiohttp.ClientSession) -> None:
-        names = (*LANGUAGE_MODELS, PAIR_MODEL)
+        names = (*LANGUAGE_MODELS, *PAIR_MODELS)
         while True:
             await asyncio.sleep(RELOAD_S)
             name = names[self._reloads % len(names)]
@@ -172,47 +213,88 @@ class _Soak:
 
     def report(self) -> int:
         """Print and write what came of it; 1 where something is not as it must be."""
-        begin = min(SETTLE_S, self._duration_s / 3)
-        late = [x for x in self._samples if x.at_s >= begin]
-        times = [x.at_s for x in late]
+        late = [x for x in self._samples if x.requests >= SETTLE_REQUESTS]
+        places = [x.requests for x in late]
         slopes = {
-            "resident memory, MiB/h": slope(
-                times, [x.memory_mib for x in late], MOST_MEMORY_MIB_PER_HOUR
-            ),
-            "threads, 1/h": slope(times, [x.threads for x in late], MOST_COUNT_PER_HOUR),
-            "file descriptors, 1/h": slope(
-                times, [x.file_descriptors for x in late], MOST_COUNT_PER_HOUR
-            ),
+            "resident memory, MiB": slope(places, [x.memory_mib for x in late], MOST_MIB),
+            "threads": slope(places, [x.threads for x in late], MOST_COUNT),
+            "file descriptors": slope(places, [x.file_descriptors for x in late], MOST_COUNT),
         }
-        rows = []
+        rows = [Row("resident memory at the start", self._samples[0].memory_mib, "MiB")]
+        shown = [at for at in SHOWN_REQUESTS if at <= self._samples[-1].requests]
+        rows += [
+            Row(f"resident memory at {at:,} requests", self._memory_at(at), "MiB") for at in shown
+        ]
         for name, found in slopes.items():
             verdict = "flat" if found.flat else "NOT FLAT"
-            say(f"{name:<28}{found.per_hour:>9.1f} ± {found.error:<7.1f} {verdict}")
-            rows.append(
-                Row(name, found.per_hour, f"± {found.error:.1f}", f"at most {found.most:g}")
-            )
-        wrong = self._tally.counts.pop("wrong", 0)
+            label = f"{name} in {_PER:,} requests, after {SETTLE_REQUESTS:,}"
+            say(f"{label:<60}{found.slope:>7.1f} ± {found.error:<5.1f} {verdict}")
+            rows.append(Row(label, found.slope, f"± {found.error:.1f}", f"at most {found.most:g}"))
+        growth = self._growth(late)
+        rows.append(Row("the last tenth over that", growth, "MiB", f"at most {MOST_GROWTH_MIB:g}"))
         rows += [Row(name, count, "") for name, count in sorted(self._tally.counts.items())]
-        rows.append(Row("answers that are not the known one, and failures", wrong, ""))
+        rows.append(Row("requests in all", self._tally.requests, ""))
+        rows.append(Row("minutes", self._samples[-1].at_s / 60, ""))
+        rows.append(Row("answers that may not be, and failures", self._tally.wrong, ""))
+        rows += [Row(name, count, "") for name, count in self._failures.items()]
         rows.append(Row("rows in use at the end", self._rows_at_end, ""))
         say(table(rows))
-        for mistake in self._tally.mistakes:
-            say(mistake[:400])
-        write("soak.json", f"Soak of {self._duration_s / 60:g} minutes", rows)
+        for mistake in self._tally.mistakes[self._mistakes_said :]:
+            say(mistake[:700])
+        for kind in self._never_good:
+            say(f"never answered well: {kind}")
+        write("soak.json", f"Soak of {self._tally.requests:,} requests", rows)
         file = RESULTS / "soak.json"
         document = json.loads(file.read_text()) | {"samples": [asdict(x) for x in self._samples]}
         file.write_text(json.dumps(document, indent=1) + "\n")
-        good = all(x.flat for x in slopes.values()) and not wrong and not self._rows_at_end
+        good = (
+            all(x.flat for x in slopes.values())
+            and growth <= MOST_GROWTH_MIB
+            and not self._tally.wrong
+            and not self._failures
+            and not self._never_good
+            and not self._rows_at_end
+        )
         say("flat" if good else "NOT as it must be")
         return 0 if good else 1
 
+    def _memory_at(self, requests: int) -> float:
+        """The mean of the samples next to that number of requests."""
+        near = [x.memory_mib for x in self._samples if abs(x.requests - requests) <= _PER / 20]
+        closest = min(self._samples, key=lambda x: abs(x.requests - requests))
+        return float(np.mean(near)) if near else closest.memory_mib
 
-def rows_in_use(url: str, key: str) -> float:
-    """The sum of `unroll_rows` of `/metrics`."""
+    def _growth(self, late: Sequence[Sample]) -> float:
+        """By how much the end lies over the memory at SETTLE_REQUESTS; infinite without an end."""
+        last = [x.memory_mib for x in late if x.requests >= 0.9 * self._samples[-1].requests]
+        if not last:
+            return float("inf")
+        return float(np.mean(last)) - self._memory_at(SETTLE_REQUESTS)
+
+
+def numbers_of(url: str, key: str) -> dict[str, float]:
+    """`/metrics`, by series."""
     request = urllib.request.Request(f"{url}/metrics", headers={"Authorization": f"Bearer {key}"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         lines = answer.read().decode().splitlines()
-    return sum(float(x.rpartition(" ")[2]) for x in lines if x.startswith("unroll_rows{"))
+    pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, _, value in pairs}
+
+
+def rows_in(numbers: dict[str, float]) -> float:
+    """Rows that run or wait, of all models."""
+    return sum(value for name, value in numbers.items() if name.startswith("unroll_rows{"))
+
+
+def failures_in(numbers: dict[str, float]) -> dict[str, float]:
+    """Answers of 5xx that the server itself has counted; deadlines apart, which are asked for."""
+    return {
+        name: value
+        for name, value in numbers.items()
+        if name.startswith("unroll_requests_total{")
+        and 'status="5' in name
+        and 'status="504"' not in name
+    }
 
 
 if __name__ == "__main__":

@@ -1,21 +1,24 @@
-"""Mixed traffic for the soak: requests whose answers are known, bad ones, clients that go away.
+"""Mixed traffic for the soak: random requests, some whose answers are known, clients that go away.
 
-Every answer is compared with what the same request gave alone, before the traffic began.
+What is known is compared with what the same request gave alone, before the traffic began.
 """
 
 import asyncio
 import json
 import random
 import socket
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
-LANGUAGE_MODELS = ("alice-lstm", "alice-gru")
-PAIR_MODEL = "g2p-en"
+from bench.soak_random import RandomTraffic
+from bench.soak_requests import Models
+from bench.soak_tally import Tally
+
+LANGUAGE_MODELS = ("alice-lstm", "alice-gru", "alice-rnn")
+PAIR_MODELS = ("g2p-en", "strings-en-de")
 MOST_PAUSE_S = 0.1  # between two requests of a client: load, and no overload
 _PROMPTS = ("Alice was ", "The Queen said ", "Off with ", "")
 _TEXTS = ("the white rabbit", "the whjte rabbit", "", "a mad tea-party", "é ☃ 兎")
@@ -43,22 +46,6 @@ class Case:
     body: dict[str, Any]
 
 
-@dataclass(slots=True)
-class Tally:
-    """What came of the traffic, by kind."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    mistakes: list[str] = field(default_factory=list)
-
-    def note(self, kind: str, *, good: bool, told: object) -> None:
-        """Count an answer; one that is wrong is kept, the first of them."""
-        self.counts[kind] += 1
-        if not good:
-            self.counts["wrong"] += 1
-            if len(self.mistakes) < 20:
-                self.mistakes.append(f"{kind}: {told}")
-
-
 def cases() -> list[Case]:
     """All good requests, each with a seed where it draws."""
     found = []
@@ -69,8 +56,9 @@ def cases() -> list[Case]:
         found.append(Case("/score", {"model": model, "text": list(_TEXTS)}))
         found.append(Case("/score", {"model": model, "text": list(_TEXTS), "context": "Alice "}))
     for beam_size in (1, 5):
-        body = {"model": PAIR_MODEL, "source": list(_SOURCES), "beam_size": beam_size}
-        found.append(Case("/translate", body))
+        for model in PAIR_MODELS:
+            body = {"model": model, "source": list(_SOURCES), "beam_size": beam_size}
+            found.append(Case("/translate", body))
     return found
 
 
@@ -83,6 +71,7 @@ class Traffic:
         self._session = session
         self._tally = tally
         self._known: list[tuple[Case, list[Any]]] = []
+        self.random = RandomTraffic(url, session, tally, Models(LANGUAGE_MODELS, PAIR_MODELS))
         self.ending = asyncio.Event()
 
     async def learn(self) -> None:
@@ -105,8 +94,8 @@ class Traffic:
         """One request after the other, of random kinds, until the end."""
         rng = random.Random(seed)
         kinds: Sequence[tuple[Callable[[random.Random], Awaitable[None]], float]] = (
-            (self._plain, 10), (self._streamed, 4), (self._lines, 4), (self._bad, 4),
-            (self._leaving, 4), (self._stalling, 0.5),
+            (self.random.ask, 80), (self._plain, 6), (self._streamed, 3), (self._lines, 3),
+            (self._bad, 2), (self._leaving, 3), (self._stalling, 0.1),
         )  # fmt: skip
         while not self.ending.is_set():
             (kind,) = rng.choices([x for x, _ in kinds], [weight for _, weight in kinds])

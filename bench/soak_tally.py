@@ -1,0 +1,28 @@
+"""What came of the soak's requests."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+_MOST_MISTAKES = 20
+
+
+@dataclass(slots=True)
+class Tally:
+    """Requests by kind, and the first of those that were not answered as they must be."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    wrong: int = 0
+    mistakes: list[str] = field(default_factory=list)
+
+    @property
+    def requests(self) -> int:
+        """All of them."""
+        return self.counts.total()
+
+    def note(self, kind: str, *, good: bool, told: object) -> None:
+        """Count a request; `told` is kept of one that is wrong."""
+        self.counts[kind] += 1
+        if not good:
+            self.wrong += 1
+            if len(self.mistakes) < _MOST_MISTAKES:
+                self.mistakes.append(f"{kind}: {told}")
