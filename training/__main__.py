@@ -14,6 +14,7 @@ import re
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +65,8 @@ from training.trainer import Stopped
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status: 0 done, 1 it failed, 2 bad usage, 128 + n on signal n."""
     options = _parser().parse_args(arguments)
+    # A line for people, without the place in the code.
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     _keep_freed_memory()
     try:
         return int(options.command(options) or 0)

@@ -117,3 +117,14 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch(mode=0)
     with pytest.raises(ConfigError, match=r"a\.txt: Permission denied"):
         read_text(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("block", [7, 1 << 20])
+def test_marks_that_the_service_does_not_read_are_left_out_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("a" + "\u0301" * 40 + "b\n", encoding="utf-8")
+    monkeypatch.setattr(text_files, "READ_BYTES", block)
+    with pytest.warns(UserWarning, match=r"a.txt: 10 combining marks are left out; at most 30"):
+        assert read_text(path) == "a" + "\u0301" * 30 + "b\n"
