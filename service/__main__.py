@@ -13,12 +13,12 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
 
 from service import cli
 from service.allocator import bound_arenas
@@ -29,10 +29,11 @@ from service.drain import Drain
 from service.environment import PREFIX, service_links, unknown_variables
 from service.listener import ListenError, bound_sockets, listen, url_of
 from service.logs import log_to_stderr
-from service.metrics import SHARED_FOLDER, forget_this_process
+from service.metrics import SHARED_FOLDER, forget_this_process, lacks_room
 from service.protocol import BoundedProtocol
 from service.setting_sources import KNOWN, load_settings
 from service.settings import Settings, SettingsError
+from service.supervisor import Supervisor
 
 # Connections that are still open when all is over: idle ones, and those that never end.
 _CLOSE_S = 2
@@ -60,6 +61,7 @@ def main() -> int:
         log_to_stderr(settings)
         _remark_on(os.environ)
         logger.info("settings: %s", json.dumps(settings.redacted()))
+        _check_shared_folder(settings)
         app = create_app(settings)
         # Before the models, which take their time: a port in use is known at once.
         sockets = bound_sockets(settings.host, settings.port)
@@ -78,9 +80,11 @@ def main() -> int:
         # The models were opened to refuse what cannot be served; each worker opens its own.
         del app
         _share_state_key(settings)
-        with _shared_numbers():
-            _serve("service.__main__:create_worker", settings, sockets)
-        return 0
+        with _shared_numbers(settings):
+            supervisor = Supervisor(_config("service.__main__:create_worker", settings), sockets)
+            _tell_where(sockets)
+            supervisor.run()
+        return 1 if supervisor.failed else 0
     try:
         _serve(lambda: _drained(app), settings, sockets)
     except ListenError as error:
@@ -101,7 +105,13 @@ def create_worker() -> FastAPI:
     settings = load_settings(sys.argv[1:], os.environ)
     log_to_stderr(settings)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
-    return _drained(create_app(settings))
+    try:
+        app = create_app(settings)
+        app.state.registry.load_all()
+    except (SettingsError, ApiKeysError, BundleError) as error:
+        logger.error("this worker cannot start: %s", error)  # noqa: TRY400 (told, not a bug)
+        sys.exit(STARTUP_FAILURE)
+    return _drained(app)
 
 
 def _drained(app: FastAPI) -> FastAPI:
@@ -122,21 +132,34 @@ def _share_state_key(settings: Settings) -> None:
 
 
 @contextmanager
-def _shared_numbers() -> Iterator[None]:
+def _shared_numbers(settings: Settings) -> Iterator[None]:
     """A folder in which the workers share what they measure."""
     if SHARED_FOLDER in os.environ:
         forget_this_process()
         yield
         return
     try:
-        with tempfile.TemporaryDirectory(prefix="unroll-metrics-") as folder:
-            os.environ[SHARED_FOLDER] = folder
-            yield
+        made = tempfile.TemporaryDirectory(prefix="unroll-metrics-", ignore_cleanup_errors=True)
     except OSError as error:
-        if SHARED_FOLDER in os.environ:
-            raise
-        logger.warning("no folder for shared metrics (%s): each worker tells its own", error)
+        cause = f"no folder for shared metrics can be made ({error.strerror}); set TMPDIR"
+        logger.warning("%s; each worker tells its own numbers", cause)
         yield
+        return
+    with made as folder:
+        lack = lacks_room(Path(folder), settings.workers)
+        if lack is None:
+            os.environ[SHARED_FOLDER] = folder
+        else:
+            logger.warning("%s; each worker tells its own numbers", lack)
+        yield
+
+
+def _check_shared_folder(settings: Settings) -> None:
+    """Raise SettingsError where the folder for metrics that was named cannot be used."""
+    if SHARED_FOLDER in os.environ:
+        lack = lacks_room(Path(os.environ[SHARED_FOLDER]), settings.workers)
+        if lack is not None:
+            raise SettingsError(f"{SHARED_FOLDER}: {lack}")
 
 
 def _end_with_parent() -> None:
@@ -171,10 +194,15 @@ def _tell_where(sockets: list[socket.socket]) -> None:
     logger.info("listening on %s", ", ".join(url_of(x) for x in sockets))
 
 
-def _serve(
-    app: str | Callable[[], FastAPI], settings: Settings, sockets: list[socket.socket]
-) -> None:
-    config = uvicorn.Config(
+def _serve(app: Callable[[], FastAPI], settings: Settings, sockets: list[socket.socket]) -> None:
+    server = _Server(_config(app, settings))
+    server.run(sockets)
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
+
+
+def _config(app: str | Callable[[], FastAPI], settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         factory=True,
         workers=settings.workers,
@@ -190,14 +218,6 @@ def _serve(
         proxy_headers=False,
         timeout_graceful_shutdown=_CLOSE_S,
     )
-    if settings.workers > 1:
-        _tell_where(sockets)
-        Multiprocess(config, sockets).run()
-        return
-    server = _Server(config)
-    server.run(sockets)
-    if not server.started:
-        sys.exit(STARTUP_FAILURE)
 
 
 def _end_early(number: int, _: FrameType | None) -> None:

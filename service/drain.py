@@ -63,7 +63,10 @@ class Drain:
             # They are told 503, and need a moment for that.
             await self._registry.stop()
             self._again.clear()
-            await self._wait(_LAST_WORDS_S, self._is_idle)
+            if not await self._wait(_LAST_WORDS_S, self._is_idle):
+                # So are those that wait for no engine, but for their own bodies.
+                self._lifecycle.cut()
+                await self._wait(_LAST_WORDS_S, self._is_idle)
         self._end_server(number)
 
     async def _wait(self, limit_s: float, is_over: Callable[[], bool]) -> bool:

@@ -3,6 +3,7 @@
 Around the application and inside nothing: what is refused here costs no more than its head.
 """
 
+import asyncio
 import logging
 import re
 import time
@@ -111,12 +112,12 @@ class Gateway:
         )
         enter_request(context)
         scope["unroll.request_id"] = context.request_id
-        status = 500  # of an answer that does not come
+        status, has_begun = 500, False  # of an answer that does not come
 
         async def send_out(message: Message) -> None:
-            nonlocal status
+            nonlocal status, has_begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, has_begun = message["status"], True
                 _add_headers(message, context)
             elif is_head:
                 if message.get("more_body", False):
@@ -124,12 +125,19 @@ class Gateway:
                 message = {**message, "body": b""}
             await send(message)
 
-        self._by.lifecycle.in_flight += 1
+        lifecycle = self._by.lifecycle
         try:
-            answering = self._admitted(scope, headers, context)
-            await answering(scope, receive, send_out)
+            with lifecycle.request():
+                answering = self._admitted(scope, headers, context)
+                await answering(scope, receive, send_out)
+        except asyncio.CancelledError:
+            # At the end of the grace: told, where nothing has been answered yet.
+            if not lifecycle.is_cut:
+                raise
+            context.outcome = Draining.type
+            if not has_begun:
+                await self._render(Request(scope), _draining())(scope, receive, send_out)
         finally:
-            self._by.lifecycle.in_flight -= 1
             context.release()
             method = "HEAD" if is_head else scope["method"]
             self._ended(scope, method, status, context, span)
@@ -152,8 +160,7 @@ class Gateway:
         if path not in PUBLIC and not path.startswith(PUBLIC_FOLDER):
             self._check_key(method, path, headers, context)
         if self._by.lifecycle.phase == "draining" and path != "/metrics":
-            again = {"Retry-After": "1", "Connection": "close"}
-            raise Draining("the server is about to end; ask again", headers=again)
+            raise _draining()
         context.timeout_s = _timeout_s(headers)
         # Streams wait for a place, and loading a model needs none.
         is_json = headers.get("content-type", "").startswith("application/json")
@@ -204,6 +211,11 @@ def admit(request: Request, key: str | None) -> None:
     if context.owes_key:
         _let_in(request.app.state.api_keys, key, "use", context)
         context.owes_key = False
+
+
+def _draining() -> Draining:
+    again = {"Retry-After": "1", "Connection": "close"}
+    return Draining("the server is about to end; ask again", headers=again)
 
 
 def _let_in(keys: Sequence[ApiKey], given: str | None, role: Role, context: RequestContext) -> None:

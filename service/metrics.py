@@ -6,6 +6,7 @@ of errors.py. Several server processes share their numbers through files in a fo
 """
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
+# That one process writes there at most, roughly.
+_SHARED_BYTES = 2 * 2**20
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 _TOKEN_SECONDS = (5e-5, 1e-4, 2e-4, 5e-4, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 1)
@@ -237,6 +241,23 @@ class Metrics:
 def forget_this_process() -> None:
     """Take back the gauges of a process that serves nothing: the parent of those that do."""
     mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
+
+
+def lacks_room(folder: Path, processes: int = 1) -> str | None:
+    """Why so many processes cannot share their numbers in a folder, in a line; None where they can.
+
+    Their files are mapped into memory: one that finds no room on its disk ends the process.
+    """
+    needed = _SHARED_BYTES * processes
+    try:
+        # Written, since not every limit on space is told beforehand.
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(needed))
+    except OSError as error:
+        what = f"{needed / 2**20:g} MiB of shared metrics cannot be written in {folder}"
+        advice = f"make room, or name another folder in {SHARED_FOLDER}"
+        return f"{what} ({error.strerror}); {advice}"
+    return None
 
 
 def _forget_ended_processes(folder: Path) -> None:

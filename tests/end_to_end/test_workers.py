@@ -2,10 +2,8 @@
 
 import concurrent.futures
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -14,6 +12,7 @@ import pytest
 
 from service.allocator import MAX_ARENAS
 from tests.end_to_end.server import ROOT, arenas_in, serve
+from tests.faults.support import eventually
 
 BODY = {"model": "alice-gru", "prompt": "Alice ", "max_tokens": 60, "seed": 3, "n": 2}
 
@@ -66,22 +65,35 @@ def test_workers_give_what_one_process_gives(models_dir: Path) -> None:
         ]
 
 
-def test_a_worker_that_dies_is_replaced(models_dir: Path, tmp_path: Path) -> None:
-    shared = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    with serve(models_dir, workers=2, extra=shared) as server:
-        first = workers_of(server.process.pid)[0]
-        first.send_signal(signal.SIGKILL)
-        deadline = time.monotonic() + 30
-        while len({x.pid for x in workers_of(server.process.pid)} - {first.pid}) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        assert ask(server.url, 1) == ask(server.url, 1)
-        # What it showed of its last moment is shown no longer.
-        while server.samples()["unroll_ready"] != 1:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+def test_a_worker_that_dies_is_replaced_as_soon_as_one_can_start(
+    models_dir: Path, tmp_path: Path
+) -> None:
+    shared, log = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}, tmp_path / "log"
+    folder = shutil.copytree(models_dir, tmp_path / "models")
+    with log.open("wb") as out, serve(folder, workers=2, extra=shared, stderr=out) as server:
+        eventually(lambda: log.read_text().count("Application startup complete") == 2)
+        first, second = workers_of(server.process.pid)
+        # Beside a folder that is broken by now the other one goes on, and the cause is said.
+        (folder / "broken").mkdir()
+        first.kill()
+        eventually(lambda: "this worker cannot start: broken: manifest.json" in log.read_text())
+        assert "(SIGKILL); another is started now" in log.read_text()
+        eventually(lambda: "(status 3); another is started in 1 s" in log.read_text())
+        assert {ask(server.url, 1) for _ in range(4)} == {ask(server.url, 1)}
+        assert workers_of(server.process.pid)[0] == second
+        (folder / "broken").rmdir()
+        eventually(lambda: log.read_text().count("Application startup complete") == 3)
+        assert len(workers_of(server.process.pid)) == 2
+        # What the first one showed of its last moment is shown no longer.
+        eventually(lambda: server.samples()["unroll_ready"] == 1)
         assert not list(tmp_path.glob(f"gauge_live*_{first.pid}.db"))
         assert list(tmp_path.glob("gauge_live*.db"))
+        # Where no worker is left, and none can start, the service ends, and not well.
+        (folder / "broken").mkdir()
+        for worker in workers_of(server.process.pid):
+            worker.kill()
+        assert server.process.wait(30) == 1
+        assert "no worker could be started: the service ends" in log.read_text()
 
 
 def test_workers_do_not_outlive_the_process_that_started_them(models_dir: Path) -> None:

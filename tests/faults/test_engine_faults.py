@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from service.bundle import Vocabulary
+from service.metrics import lacks_room
 from tests.bundles import ALPHABET
 from tests.end_to_end.server import ROOT, Server, free_port, serve
 from tests.faults.conftest import LIMITS
@@ -162,13 +163,36 @@ def test_few_file_descriptors_refuse_connections_and_nothing_else(tiny_models: P
         goes_on(server)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_it_serves_without_a_folder_for_temporary_files(tiny_models: Path, workers: int) -> None:
+def test_it_serves_without_a_folder_for_temporary_files(tiny_models: Path) -> None:
     nowhere = {"TMPDIR": "/nonexistent", "TEMP": "/nonexistent", "TMP": "/nonexistent"}
-    with serve(tiny_models, extra=nowhere, **(LIMITS | {"workers": workers})) as server:
+    with serve(tiny_models, extra=nowhere, **LIMITS) as server:
         goes_on(server)
         assert server.samples()
         assert server.stop() == 0
+
+
+def test_workers_serve_where_temporary_files_find_no_room(
+    tiny_models: Path, tmp_path: Path
+) -> None:
+    def prepare() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+
+    with (tmp_path / "log").open("wb") as log:
+        settings = LIMITS | {"workers": 2}
+        with serve(tiny_models, stderr=log, prepare=prepare, **settings) as server:
+            goes_on(server)
+            assert server.samples()
+            assert server.stop() == 0
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert "4 MiB of shared metrics cannot be written in" in line
+    assert line.endswith("each worker tells its own numbers")
+
+
+def test_a_folder_for_metrics_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    line = lacks_room(Path("/nonexistent"))
+    assert line is not None
+    assert line.startswith("2 MiB of shared metrics cannot be written in /nonexistent (No such")
+    assert lacks_room(tmp_path) is None
 
 
 def test_a_log_that_cannot_be_written_stops_nothing(tiny_models: Path) -> None:

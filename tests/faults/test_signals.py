@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -112,6 +113,11 @@ def test_what_does_not_end_within_the_grace_is_told(tiny_models: Path) -> None:
     with serve(tiny_models, **(SETTINGS | {"grace_s": 0.5})) as server:
         plain = asked(server, ENDLESS)
         stream = Background(lambda: streamed(server.url, ENDLESS))
+        # It waits for no engine: its body does not come.
+        url = httpx.URL(server.url)
+        slow = socket.create_connection((url.host, url.port or 0), timeout=20)
+        head = b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        slow.sendall(head + b"Content-Length: 100\r\n\r\n{")
         time.sleep(0.3)
         begun = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
@@ -119,6 +125,11 @@ def test_what_does_not_end_within_the_grace_is_told(tiny_models: Path) -> None:
         assert time.monotonic() - begun < 10
         assert problem_of(plain.join(), 503)["type"] == "engine-stopped"
         assert "event: error" in stream.join()
+        answer = b"".join(iter(lambda: slow.recv(65536), b""))
+        slow.close()
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1" in answer
+        assert b'"type":"draining"' in answer
 
 
 def test_a_second_signal_ends_it_at_once(tiny_models: Path) -> None:
