@@ -20,8 +20,7 @@ from service.metrics import SHARED_FOLDER, lacks_room
 # Between the starts of a worker that does not come to serve: doubled each time.
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
-# Of a worker that has answered late: this process may have been stopped itself.
-_SECOND_LOOK_S = 1.0
+_LOOK_S = 0.1  # at the answer of a worker
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +31,6 @@ class Supervisor(Multiprocess):
     def __init__(self, config: Config, sockets: list[socket]) -> None:
         super().__init__(config, sockets)
         self.failed = False
-        self._has_served: set[Process] = set()
         self._pause_s: dict[Process, float] = {}  # after the one that this was started for
         self._due: dict[Process, float] = {}  # of those that ended: when another is started
 
@@ -49,13 +47,22 @@ class Supervisor(Multiprocess):
                 self.processes[i] = self._successor(process)
 
     def _lives(self, process: Process) -> bool:
-        limit_s = self.config.timeout_worker_healthcheck
-        if not (process.is_alive(limit_s) or process.is_alive(_SECOND_LOOK_S)):
+        """Whether a worker answers, within its time; one that has ended is not waited for."""
+        # Looks are counted and not the clock: this process may be stopped itself meanwhile.
+        looks = int(self.config.timeout_worker_healthcheck / _LOOK_S)
+        try:
+            process.parent_conn.send(b"ping")
+            while process.process.is_alive() and looks:
+                if self.signal_queue:
+                    return True  # first things first
+                if process.parent_conn.poll(_LOOK_S):
+                    if process.parent_conn.recv():  # whether it serves by now
+                        self._pause_s[process] = 0.0
+                    return True
+                looks -= 1
+        except (OSError, EOFError):
             return False
-        if process not in self._has_served and process.is_ready(_SECOND_LOOK_S):
-            self._has_served.add(process)
-            self._pause_s[process] = 0.0
-        return True
+        return False
 
     def _bury(self, process: Process) -> None:
         """A worker that has ended, or hangs: end it, and say when another is started."""
@@ -82,7 +89,6 @@ class Supervisor(Multiprocess):
         _check_shared_folder()
         pause_s = self._pause_s.pop(process, 0.0)
         self._due.pop(process, None)
-        self._has_served.discard(process)
         successor = Process(self.config, self.sockets)
         self._pause_s[successor] = min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, 2 * pause_s))
         successor.start()

@@ -4,6 +4,7 @@ import concurrent.futures
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -12,9 +13,12 @@ import pytest
 
 from service.allocator import MAX_ARENAS
 from tests.end_to_end.server import ROOT, arenas_in, serve
-from tests.faults.support import eventually
+from tests.faults.support import eventually as within
 
 BODY = {"model": "alice-gru", "prompt": "Alice ", "max_tokens": 60, "seed": 3, "n": 2}
+
+
+eventually = partial(within, timeout_s=60)  # starts of processes, one after another
 
 
 def ask(url: str, seed: int) -> str:
@@ -92,7 +96,7 @@ def test_a_worker_that_dies_is_replaced_as_soon_as_one_can_start(
         (folder / "broken").mkdir()
         for worker in workers_of(server.process.pid):
             worker.kill()
-        assert server.process.wait(30) == 1
+        assert server.process.wait(60) == 1
         assert "no worker could be started: the service ends" in log.read_text()
 
 
