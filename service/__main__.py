@@ -27,12 +27,12 @@ from service.app import create_app
 from service.bundle import BundleError
 from service.drain import Drain
 from service.environment import PREFIX, service_links, unknown_variables
-from service.listener import ListenError, bound_sockets, listen, url_of
+from service.listener import ListenError, all_loopback, bound_sockets, listen, url_of
 from service.logs import log_to_stderr
 from service.metrics import SHARED_FOLDER, forget_this_process, lacks_room
 from service.protocol import BoundedProtocol
 from service.setting_sources import KNOWN, load_settings
-from service.settings import Settings, SettingsError
+from service.settings import LOOPBACK, Settings, SettingsError
 from service.supervisor import Supervisor
 
 # Connections that are still open when all is over: idle ones, and those that never end.
@@ -62,9 +62,10 @@ def main() -> int:
         _remark_on(os.environ)
         logger.info("settings: %s", json.dumps(settings.redacted()))
         _check_shared_folder(settings)
-        app = create_app(settings)
         # Before the models, which take their time: a port in use is known at once.
         sockets = bound_sockets(settings.host, settings.port)
+        settings = _with_own_names(settings, sockets)
+        app = create_app(settings)
         app.state.registry.load_all()
     except (SettingsError, ApiKeysError) as error:
         sys.stderr.write(f"error: {error}\n")
@@ -123,6 +124,20 @@ def _drained(app: FastAPI) -> FastAPI:
     # Held, since nobody else does.
     state.drain = Drain(state.settings, state.lifecycle, state.registry)
     return app
+
+
+def _with_own_names(settings: Settings, sockets: list[socket.socket]) -> Settings:
+    """Settings that answer for this machine's names alone where it alone is listened to.
+
+    A name may stand for a loopback address, as this machine's own does on many systems.
+    """
+    is_said = settings.allowed_hosts is not None or settings.hosts is not None
+    if is_said or not all_loopback(sockets):
+        return settings
+    names = ",".join((*LOOPBACK, settings.host))
+    # For the workers, which read their settings from it.
+    os.environ[f"{PREFIX}ALLOWED_HOSTS"] = names
+    return settings.model_copy(update={"allowed_hosts": names})
 
 
 def _share_state_key(settings: Settings) -> None:

@@ -53,6 +53,12 @@ def listen(sockets: Sequence[socket.socket]) -> None:
             raise _listen_error(error, str(host), port) from error
 
 
+def all_loopback(sockets: Sequence[socket.socket]) -> bool:
+    """Whether this machine alone reaches the sockets, whatever their host was called."""
+    hosts = [str(each.getsockname()[0]).partition("%")[0] for each in sockets]
+    return all(ipaddress.ip_address(host).is_loopback for host in hosts)
+
+
 def url_of(bound: socket.socket) -> str:
     """Where a person on this machine finds what listens on the socket."""
     host, port = bound.getsockname()[:2]

@@ -232,6 +232,18 @@ class Settings(BaseModel):
         10.0, ge=0, description="after that, how long requests in flight may take to end"
     )
 
+    @field_validator("host")
+    @classmethod
+    def _is_bare(cls, value: str) -> str:
+        """As the system takes it: `[::1]`, `localhost.`, `::ffff:127.0.0.1` are other spellings."""
+        name = value.removeprefix("[").removesuffix("]").removesuffix(".") or value
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return name
+        mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+        return name if mapped is None else str(mapped)
+
     @field_validator("cors_origins")
     @classmethod
     def _are_origins(cls, value: str) -> str:

@@ -112,7 +112,17 @@ def test_workers_do_not_outlive_the_process_that_started_them(models_dir: Path) 
 
 def test_workers_do_not_start_on_a_bundle_that_cannot_be_served(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
-    command = [sys.executable, "-m", "service", "--models-dir", str(tmp_path), "--workers", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "service",
+        "--models-dir",
+        str(tmp_path),
+        "--workers",
+        "2",
+        "--port",
+        "0",
+    ]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, timeout=60)
     assert done.returncode == 1
     last = done.stderr.decode().splitlines()[-1]

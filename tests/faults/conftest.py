@@ -36,5 +36,6 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(tiny_models: Path) -> Iterator[Server]:
     """One for the faults that leave nothing behind."""
-    with serve(tiny_models, **LIMITS) as running:
+    # An address of this machine, oddly spelled.
+    with serve(tiny_models, host="127.1", **LIMITS) as running:
         yield running

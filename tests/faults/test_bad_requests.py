@@ -1,4 +1,4 @@
-"""Rows 1 to 9, 12, 13, 22, 27 and 28 of the table of faults, over real sockets.
+"""Rows 1 to 9, 12, 13, 22, 27, 28 and 37 of the table of faults, over real sockets.
 
 Every fault here is repeated a hundred times: the server lives, answers the next good request at
 once, has counted every one, and has not grown.
@@ -160,6 +160,16 @@ def test_a_bad_request_is_refused_and_leaves_nothing_behind(server: Server, faul
         names = [f'unroll_rejected_total{{reason="{problem["type"]}"}}']
     assert sum(moved(before, after, name) for name in names) == fault.repeats
     goes_on(server)
+
+
+@pytest.mark.parametrize("host", ["127.1", "LOCALHOST:80", "[::1]"])
+def test_this_machines_names_are_answered_however_its_address_is_spelled(
+    server: Server, host: str
+) -> None:
+    with server.client() as client:
+        assert client.get("/models", headers={"Host": host}).status_code == 200
+        refused = client.get("/models", headers={"Host": "page.example"})
+        assert problem_of(refused, 421)["type"] == "host-not-allowed"
 
 
 def test_limits_are_told_with_the_refusal(server: Server) -> None:

@@ -2,12 +2,14 @@
 
 import socket
 from contextlib import closing
+from typing import Any
 
 import pytest
 
-from service.__main__ import _serve
+from service.__main__ import _serve, _with_own_names
 from service.app import create_app
 from service.listener import ListenError, bound_sockets, url_of
+from service.setting_sources import load_settings
 from service.settings import Settings
 
 
@@ -88,3 +90,42 @@ def test_of_two_that_are_started_at_once_one_says_that_the_port_is_in_use() -> N
         settings = Settings()
         with pytest.raises(ListenError, match="the port is in use"):
             _serve(lambda: create_app(settings, []), settings, [second])
+
+
+SPELLINGS = [
+    "127.0.0.2", "127.1", "0x7f.1", "2130706433", "localhost", "LOCALHOST", "localhost.",
+    "::ffff:127.0.0.1", "this-machine", "", " ",
+]  # fmt: skip
+SPELLINGS += ["::1", "[::1]", "0:0:0:0:0:0:0:1"] if has_ipv6() else []
+
+
+@pytest.mark.parametrize("host", SPELLINGS)
+def test_where_this_machine_alone_is_listened_to_others_names_are_refused(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = socket.getaddrinfo
+
+    def with_own_name(name: str, *rest: Any, **options: Any) -> Any:
+        # As /etc/hosts has it on many systems.
+        return found("127.0.1.1" if name == "this-machine" else name, *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", with_own_name)
+    monkeypatch.setenv("UNROLL_ALLOWED_HOSTS", "")  # so that it is put back
+    settings = load_settings([], {"UNROLL_HOST": host})
+    sockets = bound_sockets(settings.host, 0)
+    try:
+        hosts = _with_own_names(settings, sockets).hosts
+    finally:
+        for each in sockets:
+            each.close()
+    assert hosts is not None
+    assert {"localhost", "127.0.0.1", "::1", settings.host.lower()} >= set(hosts)
+
+
+def test_where_others_reach_it_or_names_are_given_nothing_is_added() -> None:
+    (bound,) = bound_sockets("0.0.0.0", 0)  # noqa: S104
+    with closing(bound):
+        assert _with_own_names(Settings(host="0.0.0.0"), [bound]).hosts is None  # noqa: S104
+    (bound,) = bound_sockets("127.0.0.1", 0)
+    with closing(bound):
+        assert _with_own_names(Settings(allowed_hosts="*"), [bound]).hosts is None

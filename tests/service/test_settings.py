@@ -258,7 +258,9 @@ def test_what_is_told_of_the_settings_holds_no_secret() -> None:
         ({"host": "127.0.0.2"}, ("127.0.0.1", "::1", "localhost", "127.0.0.2")),
         ({"host": "127.1"}, ("127.0.0.1", "::1", "localhost", "127.1")),
         ({"host": "0:0:0:0:0:0:0:1"}, ("127.0.0.1", "::1", "localhost", "0:0:0:0:0:0:0:1")),
-        ({"host": "::ffff:127.0.0.1"}, ("127.0.0.1", "::1", "localhost", "::ffff:127.0.0.1")),
+        ({"host": "::ffff:127.0.0.1"}, ("127.0.0.1", "::1", "localhost")),
+        ({"host": "[::1]"}, ("127.0.0.1", "::1", "localhost")),
+        ({"host": "localhost."}, ("127.0.0.1", "::1", "localhost")),
         ({"host": "0.0.0.0"}, None),  # noqa: S104
         ({"host": "::"}, None),
         ({"host": "localhost.example"}, None),
