@@ -66,7 +66,7 @@ def main() -> int:
         sockets = bound_sockets(settings.host, settings.port)
         settings = _with_own_names(settings, sockets)
         app = create_app(settings)
-        app.state.registry.load_all()
+        app.state.registry.load_all(_give_up)
     except (SettingsError, ApiKeysError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -108,11 +108,23 @@ def create_worker() -> FastAPI:
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     try:
         app = create_app(settings)
-        app.state.registry.load_all()
+        app.state.registry.load_all(_give_up_worker)
     except (SettingsError, ApiKeysError, BundleError) as error:
         logger.error("this worker cannot start: %s", error)  # noqa: TRY400 (told, not a bug)
         sys.exit(STARTUP_FAILURE)
     return _drained(app)
+
+
+def _give_up(cause: str) -> None:
+    """End a start that hangs in onnxruntime, which nothing interrupts."""
+    sys.stderr.write(f"error: {cause}\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _give_up_worker(cause: str) -> None:
+    logger.error("this worker cannot start: %s", cause)
+    os._exit(STARTUP_FAILURE)
 
 
 def _drained(app: FastAPI) -> FastAPI:

@@ -9,8 +9,9 @@ import asyncio
 import gc
 import hashlib
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,7 +38,7 @@ from service.schemas import AnyEngine
 from service.session import OnnxSession
 from service.settings import Settings
 from service.translator import Translator
-from service.trial import Trial
+from service.trial import PATIENCE, Trial
 
 AnyBundle = TypeVar("AnyBundle", Bundle, EncoderDecoderBundle)
 Opened = TypeVar("Opened")
@@ -81,15 +82,18 @@ class ModelRegistry:
 
     # --- start and end --------------------------------------------------------------------------
 
-    def load_all(self) -> None:
+    def load_all(self, give_up: Callable[[str], None] | None = None) -> None:
         """Open every bundle of the folder; no event loop is needed. Raises BundleError.
 
-        What the server starts with is taken as it is, unless the others are served whatever it is.
+        What the server starts with is opened here at once, unless the others are served whatever it
+        is. It cannot be interrupted: `give_up` is called from another thread, with the cause, where
+        it takes too long, and may end the process.
         """
         skips = self._settings.on_bad_bundle == "skip"
         for folder in bundle_folders(self._settings.models_dir):
             try:
-                self.engines[folder.name] = self._open(folder, tries=skips)
+                with self._in_time(folder.name, None if skips else give_up):
+                    self.engines[folder.name] = self._open(folder, tries=skips)
             except BundleError as error:
                 if not skips:
                     skip = "UNROLL_ON_BAD_BUNDLE=skip serves the others"
@@ -97,6 +101,21 @@ class ModelRegistry:
                 self._fail(folder.name, error)
         if not self.engines:
             raise BundleError(f"{self._settings.models_dir}: no bundle in it can be served")
+
+    @contextmanager
+    def _in_time(self, name: str, give_up: Callable[[str], None] | None) -> Iterator[None]:
+        if give_up is None:
+            yield
+            return
+        limit_s = PATIENCE * self._settings.open_timeout_s
+        cause = f"{name}: opening it takes more than {limit_s:g} s, three times open_timeout_s"
+        timer = threading.Timer(limit_s, give_up, [cause])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def start(self, engines: Sequence[AnyEngine] | None = None) -> None:
         """Begin to serve what is open, or these."""

@@ -16,12 +16,13 @@ from typing import IO
 from pydantic import BaseModel
 
 from service.bundle import BundleError
+from service.environment import PREFIX
 from service.metrics import SHARED_FOLDER
 from service.settings import Settings
 
-# By the clock, as a multiple of the processor's time: a busy machine is no fault of the bundle. And
-# for the process to start.
-_PATIENCE = 3.0
+# By the clock, as a multiple of the processor's time: a busy machine is no fault of the bundle.
+PATIENCE = 3.0
+# For the process to start.
 _START_S = 20.0
 # For the next bundle, since its start takes half a second, and a folder may hold many.
 _IDLE_S = 10.0
@@ -111,7 +112,8 @@ class Trial:
         if self._process is not None and self._process.poll() is None:
             return self._process
         self._end()
-        environment = {key: x for key, x in os.environ.items() if key != SHARED_FOLDER}
+        left_out = (PREFIX, SHARED_FOLDER)
+        environment = {k: x for k, x in os.environ.items() if not k.startswith(left_out)}
         environment |= {"PYTHONPATH": str(Path(__file__).parents[1]), **_ONE_THREAD}
         try:
             self._process = subprocess.Popen(
@@ -153,7 +155,7 @@ def _line(stream: IO[bytes], limit_s: float) -> bytes | None:
 
 
 def _by_the_clock(limit_s: float) -> float:
-    return _START_S + _PATIENCE * limit_s
+    return _START_S + PATIENCE * limit_s
 
 
 def _cause(too_late: bool, status: int | None, limit_s: float) -> str:

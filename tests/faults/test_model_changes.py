@@ -190,6 +190,13 @@ def test_a_folder_that_is_watched_is_followed(folder: Path) -> None:
         assert admin.text("tiny-lstm") == changed
 
 
+def test_a_graph_that_never_ends_ends_the_start(folder: Path) -> None:
+    write_bundle(folder, *endless_files(hoards=False, name="endless"))
+    status, line = ended(folder, open_timeout_s=0.3)
+    assert status == 1
+    assert line == "error: endless: opening it takes more than 0.9 s, three times open_timeout_s"
+
+
 def test_a_graph_that_never_ends_or_takes_all_memory_is_refused_in_time(folder: Path) -> None:
     write_bundle(folder, *endless_files(hoards=False, name="endless"))
     settings = {

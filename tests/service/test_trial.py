@@ -71,7 +71,7 @@ def test_a_process_that_stands_still_is_ended_by_the_clock(
     (first,) = running()
     first.suspend()
     monkeypatch.setattr(trial, "_START_S", 0.1)
-    monkeypatch.setattr(trial, "_PATIENCE", 0.0)
+    monkeypatch.setattr(trial, "PATIENCE", 0.0)
     with pytest.raises(BundleError, match=r"more than 0.1 s by the clock \(open_timeout_s\)"):
         opener.check(bundle)
     assert not running()
