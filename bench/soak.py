@@ -115,7 +115,7 @@ def main() -> int:
             "prefix_cache_bytes": given.cache_mib * _MIB,
             "pattern_cache_bytes": given.cache_mib * _MIB,
             # Clients that stop reading are given up in seconds.
-            "request_timeout_s": 20,
+            "request_timeout_s": 60,
             "log_level": "warning",
         }
         folder = Path(scratch) / "models"
@@ -151,7 +151,7 @@ class _Soak:
         """Learn the answers, then everything at once; in the end all rows must be free."""
         connector = aiohttp.TCPConnector(limit=0)
         headers = {"Authorization": f"Bearer {self._admin_key}"}
-        timeout = aiohttp.ClientTimeout(total=60)
+        timeout = aiohttp.ClientTimeout(total=90)
         async with aiohttp.ClientSession(
             connector=connector, headers=headers, timeout=timeout
         ) as session:

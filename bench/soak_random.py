@@ -44,9 +44,8 @@ class RandomTraffic:
             async with asyncio.timeout(rng.expovariate(1 / _LEAVES_AFTER_S) if leaves else None):
                 status, body = await self._sent(wire, rng)
         except TimeoutError:
-            if not leaves:
-                raise
-            self._tally.note("clients that left", good=True, told="")
+            kind = "clients that left" if leaves else f"{wire.kind}, never ended"
+            self._tally.note(kind, good=leaves, told=_told(wire))
             return
         except aiohttp.ClientConnectionError as error:
             # Of a body that is refused not all is read: the answer may come too late to be seen.

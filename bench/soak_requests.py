@@ -13,9 +13,9 @@ from urllib.parse import urlencode
 
 Outcome: TypeAlias = Literal["answered", "refused", "either"]
 
-_MOST_CHARS = 2000
+_MOST_CHARS = 1000
 _MOST_TOKENS = 200
-_MOST_INPUTS = 24
+_MOST_INPUTS = 16
 _JSON = "application/json"
 _ALPHABETS = (
     "abcdefghijklmnopqrstuvwxyz     ,.'\n",
@@ -323,12 +323,12 @@ def _large(rng: random.Random, models: Models, _: States) -> Wire:
     long = "the white rabbit put on his spectacles. " * 2500
     of_tokens = {"tokens": True, "top_logprobs": 2}
     bodies: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("/score", {"model": model, "text": long[: rng.randint(10_000, 100_000)]}),
+        ("/score", {"model": model, "text": long[: 10_000 + size(rng, 90_000)]}),
         ("/score", {"model": model, "text": long[:20_000], **of_tokens}),
         ("/score", {"model": model, "text": [text(rng, 60) for _ in range(600)]}),
         ("/generate", {"model": model, "prompt": [text(rng, 40) for _ in range(200)],
                        "max_tokens": 20}),
-        ("/generate", {"model": model, "prompt": long[:80_000], "max_tokens": 5}),
+        ("/generate", {"model": model, "prompt": long[: size(rng, 100_000)], "max_tokens": 5}),
         ("/translate", {"model": rng.choice(models.pairs), "source": ["rabbit"] * 300,
                         "unknown": "skip"}),
     )  # fmt: skip
@@ -397,7 +397,7 @@ _MAKERS: Sequence[_Maker] = (
     _generate, _score, _score_pairs, _score_lines, _score_stream, _translate, _tokens, _looked_at,
     _completions, _inference, _libretranslate, _large, _mutated, _bad,
 )  # fmt: skip
-_WEIGHTS = (16, 12, 4, 6, 6, 12, 4, 6, 8, 5, 5, 0.5, 8, 8)
+_WEIGHTS = (16, 12, 4, 6, 6, 12, 4, 6, 8, 5, 5, 0.3, 8, 8)
 
 
 # --- pieces of bodies -----------------------------------------------------------------------------

@@ -30,6 +30,7 @@ def open_graph(name: str, graph: Graph, data: bytes) -> onnxruntime.InferenceSes
     # A plan of the memory for every shape that was ever run: it grows with what clients send, takes
     # 10 MB within minutes, and saves no time that could be measured.
     options.enable_mem_pattern = False
+    options.add_session_config_entry("session.use_env_allocators", "1")  # of `runtime`
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Left alone, a graph from bytes takes weights from any file, from the working folder on.
     options.add_session_config_entry(
