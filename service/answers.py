@@ -265,6 +265,7 @@ async def json_answer(
         return build().model_dump_json(exclude=exclude)
 
     content = render() if size <= LARGE_CHARS else await in_thread(render)
+    current_request().end_building()
     return Response(content, media_type="application/json")
 
 

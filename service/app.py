@@ -37,6 +37,8 @@ from service.routes import router
 from service.schemas import AnyEngine, Problem
 from service.settings import Settings, SettingsError
 from service.trace_context import LoggingTracer, Tracer
+from service.turns import Turns
+from service.unsent import Unsent
 from service.watchdog import watch_engines
 
 _GAUGES_S = 1.0
@@ -96,6 +98,8 @@ def create_app(settings: Settings, engines: Sequence[AnyEngine] | None = None) -
     app.state.lifecycle = lifecycle
     app.state.api_keys = keys
     app.state.tracer = _tracer(settings)
+    app.state.turns = Turns()
+    app.state.unsent = Unsent(settings.max_unsent_bytes)
     app.state.page = read_page()
     adapters = (token_routes, openai_routes, open_inference, libretranslate)
     routers = (router, operations_router, page_router, *(x.router for x in adapters))

@@ -27,6 +27,7 @@ from service.errors import InvalidRequest
 from service.handles import Handle, NoisePlace, Seal
 from service.metrics import Metrics
 from service.normal_form import normal_form
+from service.request_context import current_request
 from service.rows import Continuation, ReadRow, WriteRow
 from service.sampling import SamplingParams
 from service.session import Session
@@ -129,7 +130,7 @@ class Engine(Workers[TextWork]):
         answer_size *= 1 + (options.logprobs or 0)
         if options.return_state:
             answer_size += sum(len(work.write) for work in works) * self._seal.handle_chars
-        return await off_loop(
+        return await self.built(
             answer_size,
             lambda: [
                 replace(self._generated(prompt, work, options, begin, cached), unknown=places)
@@ -148,6 +149,7 @@ class Engine(Workers[TextWork]):
         and the rows leave before the next step.
         """
         options, begin, works, unknown = await self._prepared(prompts, options)
+        current_request().keep_no_details()
         feed: Feed[StreamedChoice] = Feed()
 
         def sealed(work: TextWork, row: WriteRow) -> str | None:
@@ -387,7 +389,7 @@ class Engine(Workers[TextWork]):
         answer_size = size * (1 + options.top_logprobs) if options.tokens else 0
         if options.return_state:
             answer_size += len(texts) * self._seal.handle_chars
-        return await off_loop(
+        return await self.built(
             answer_size,
             lambda: [self._scored(plan, options, cached.get(id(plan), 0)) for plan in plans],
         )

@@ -21,6 +21,7 @@
     ├── EngineStopped 503         with Retry-After
     ├── Draining 503              with Retry-After
     ├── TooManyConnections 503    with Retry-After
+    ├── TooMuchUnsent 503         with Retry-After
     └── DeadlineExceeded 504
 
 Messages say what was wrong and what is allowed. They never hold what the client sent.
@@ -182,6 +183,12 @@ class TooManyConnections(ServiceError):
     """The server holds as many connections as it may."""
 
     status, type, title = 503, "too-many-connections", "Too many connections"
+
+
+class TooMuchUnsent(ServiceError):
+    """Answers that wait for their clients to read them fill the room that there is for them."""
+
+    status, type, title = 503, "too-much-unsent", "Too much unsent"
 
 
 class DeadlineExceeded(ServiceError):

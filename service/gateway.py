@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api_keys import ApiKey, Role, known_key
+from service.byte_budget import ByteBudget
 from service.errors import (
     Draining,
     Forbidden,
@@ -25,6 +26,7 @@ from service.errors import (
     InvalidRequest,
     QueueFull,
     ServiceError,
+    TooMuchUnsent,
     Unauthorized,
 )
 from service.lifecycle import Lifecycle
@@ -33,6 +35,7 @@ from service.model_registry import ModelRegistry
 from service.request_context import RequestContext, current_request, enter_request
 from service.settings import Settings
 from service.trace_context import Span, Tracer, fresh_id
+from service.workers import DETAILS_IN_HAND
 
 # What anybody may ask for, at any time: whether the server is there, and the page, which holds
 # nothing that is not in the repository. Everything else needs a key where there are keys.
@@ -57,6 +60,9 @@ SECURITY_HEADERS = {
 }
 
 Render: TypeAlias = Callable[[Request, ServiceError], Response]
+
+# Answers of this size always go out.
+SMALL_BYTES = 64 * 1024
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -94,6 +100,8 @@ class Gateway:
         self._app = app
         self._by = doorkeeping
         self._render = render
+        self._details = ByteBudget(DETAILS_IN_HAND * doorkeeping.settings.max_details)
+        self._building = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and what answers it back (ASGI 3)."""
@@ -104,11 +112,15 @@ class Gateway:
         is_head = scope["method"] == "HEAD"
         if is_head:
             # Answered as GET, without the body. A copy: the server goes by its own.
-            scope = {**scope, "method": "GET"}
+            scope = {**scope, "method": "GET", "unroll.has_room": None}
         headers = Headers(scope=scope)
         span = self._by.tracer.begin(headers)
         context = RequestContext(
-            request_id=_request_id(headers), trace_id=span.trace_id, span_id=span.span_id
+            request_id=_request_id(headers),
+            trace_id=span.trace_id,
+            span_id=span.span_id,
+            details=self._details,
+            building=self._building,
         )
         enter_request(context)
         scope["unroll.request_id"] = context.request_id
@@ -129,7 +141,7 @@ class Gateway:
         try:
             with lifecycle.request():
                 answering = self._admitted(scope, headers, context)
-                await answering(scope, receive, send_out)
+                await self._answer(answering, scope, receive, send_out)
         except asyncio.CancelledError:
             # At the end of the grace: told, where nothing has been answered yet.
             if not lifecycle.is_cut:
@@ -178,6 +190,28 @@ class Gateway:
             context.owes_key = True
             return
         _let_in(self._by.api_keys, given, role, context)
+
+    async def _answer(self, answering: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer; where what comes is large and too much waits to be read already, refuse."""
+        refusal: ServiceError | None = None
+
+        async def send_out(message: Message) -> None:
+            nonlocal refusal
+            if message["type"] == "http.response.start" and not _has_room(scope, message):
+                refusal = self._too_much_unsent()
+            if refusal is None:
+                await send(message)
+
+        await answering(scope, receive, send_out)
+        if refusal is not None:
+            await self._render(Request(scope), refusal)(scope, receive, send)
+
+    def _too_much_unsent(self) -> ServiceError:
+        limit = self._by.settings.max_unsent_bytes
+        return TooMuchUnsent(
+            f"answers of {limit} bytes in all may wait to be read; read them, or ask for less",
+            headers={"Retry-After": "1"},
+        )
 
     def _ended(
         self, scope: Scope, method: str, status: int, context: RequestContext, span: Span
@@ -247,6 +281,13 @@ def _normalize_path(scope: Scope, root_path: str) -> None:
     if path != asked:
         scope["path"] = path
         scope["raw_path"] = quote(path).encode("ascii")
+
+
+def _has_room(scope: Scope, message: Message) -> bool:
+    """Whether an answer that begins like this may wait for its client, if it is large."""
+    length = Headers(raw=message["headers"]).get("content-length", "0")
+    asked: Callable[[int], bool] | None = scope.get("unroll.has_room")
+    return int(length) <= SMALL_BYTES or asked is None or asked(int(length))
 
 
 def _request_id(headers: Headers) -> str:

@@ -1,83 +1,101 @@
-"""HTTP/1.1 with bounds on what is received: connections, heads, and the time that they take.
+"""HTTP/1.1 with bounds on what is received and on what waits to be sent.
 
-uvicorn has no deadline for a request that comes slowly, and answers what is malformed in plain
-text. This is its h11 protocol with both; httptools is no choice here, since it takes headers of any
-size.
+uvicorn has no deadline for a request that comes slowly or an answer that nobody reads, and answers
+what is malformed in plain text. This is its h11 protocol with these; httptools is no choice here,
+since it takes headers of any size.
 """
 
 import asyncio
+import socket
 from typing import Any
 
 import h11
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.answers import problem_of
 from service.errors import (
     BadRequest,
-    HeadersTooLarge,
+    ClientGone,
     ReceiptTimeout,
     ServiceError,
     TooManyConnections,
-    UrlTooLong,
 )
+from service.gateway import HEALTH
+from service.received import FIRST_CHUNKS, TURN_CHUNKS, ReceivingConnection
 from service.settings import Settings
 from service.trace_context import fresh_id
+from service.turns import Turns
+from service.unsent import Outlet, Unsent
 
 # What may come behind a request that is being answered, before no more is read.
 _AHEAD_BYTES = 64 * 1024
+# What the kernel may receive of a stream before it is read.
+_STREAM_AHEAD_BYTES = 128 * 1024
+# Connections above `max_connections`, for a request to a health path each.
+_SPARE_PLACES = 16
 
 
 class BoundedProtocol(H11Protocol):
     """For uvicorn's `http` option; the application is `create_app`'s, with nothing around it."""
 
-    conn: "_Connection"
+    conn: ReceivingConnection
+    flow: "_Flow"
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.settings: Settings = self.app.state.settings
-        self.conn = _Connection(self.settings)
+        state = self.app.state
+        self.settings: Settings = state.settings
+        self.turns: Turns = state.turns
+        self.unsent: Unsent = state.unsent
+        self.conn = ReceivingConnection(self.settings, self._check_place)
+        self.outlet: Outlet
         self._deadline: asyncio.TimerHandle | None = None
         self._awaits_body = False
+        self._awaits_turn = False
+        self._next_chunks = FIRST_CHUNKS
+        self._completes = False  # an answer is complete, and has not been read
+        self._discarded = 0  # bytes that came after the end
+        self.spare_since: float | None = None  # it has one of the spare places
+        self.still_since: float | None = None  # its stream stands still
+        self.give_way: asyncio.Future[None] | None = None  # ends that stream
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take the connection, or refuse it where there are too many."""
+        """Take the connection; where there are too many, for a request to a health path."""
         super().connection_made(transport)
-        if len(self.connections) > self.settings.max_connections and not self._make_room():
-            limit = self.settings.max_connections
-            self._refuse(
-                TooManyConnections(
-                    f"this server holds {limit} connections at most",
-                    headers={"Retry-After": "1"},
-                )
-            )
-        else:
-            self._await_head()
-
-    def _make_room(self) -> bool:
-        """Close the connection that has idled longest since its last answer; whether one has."""
-        idle = {
-            x.timeout_keep_alive_task.when(): x
-            for x in self.connections
-            if isinstance(x, BoundedProtocol)
-            and x.timeout_keep_alive_task is not None
-            and not x.transport.is_closing()
-        }
-        if not idle:
-            return False
-        idle[min(idle)].timeout_keep_alive_handler()
-        return True
-
-    def _should_upgrade(self) -> bool:
-        """Upgrades (h2c, WebSocket) may be ignored: the answer is HTTP/1.1 (RFC 9110, 7.8)."""
-        return False
+        self.flow = _Flow(transport)
+        self.outlet = self.transport = Outlet(
+            transport,
+            self.unsent,
+            timeout_s=self.settings.request_timeout_s,
+            on_full=self.flow.pause_writing,
+            on_drained=self._drained,
+            on_given_up=self._given_up,
+            lingers=lambda: self.conn.receives or self.conn.their_state is h11.ERROR,
+        )
+        if not self._fits():
+            self.spare_since = self.loop.time()
+            self.conn.closes = True
+            self._bound_places()
+        self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
         self._end_deadline()
+        self.outlet.lost()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; the first of a head begins the head's time, the end of it the body's."""
+        if self.outlet.is_closing():
+            self._discarded += len(data)
+            if self._discarded > self.settings.max_body_bytes:
+                self.outlet.end_lingering()
+            else:
+                # Read on in a turn to come: uvloop reads 32 times in a row.
+                self.outlet.pause_reading()
+                self.turns.call(self.outlet.resume_reading)
+            return
         if self._deadline is None and self.conn.awaits_head:
             self._await_head()
         super().data_received(data)
@@ -86,30 +104,183 @@ class BoundedProtocol(H11Protocol):
             self.flow.resume_reading()
         self._keep_time()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more; whether it still has to be sent something."""
+        if self._completes or (self.outlet.is_full and self.outlet.is_closing()):
+            self.outlet.close()
+            return True
+        return False
+
+    def handle_events(self) -> None:
+        """Do what has come, as much of it as a turn may take, and the rest in turns to come."""
+        if self._awaits_turn:
+            return
+        self.conn.begin_turn(self._next_chunks)
+        super().handle_events()
+        if self.scope is not None and "unroll.abort" not in self.scope:
+            told = {
+                "unroll.abort": self.outlet.abort,
+                "unroll.has_room": self.unsent.has_room,
+                "unroll.is_gone": self.outlet.is_closing,
+            }
+            self.scope.update(told)  # type: ignore[typeddict-item]
+        if self.conn.is_cut and not self.outlet.is_closing():
+            self._awaits_turn = True
+            self.flow.hold_reading()
+            self.turns.call(self._go_on)
+
+    def _go_on(self) -> None:
+        self._awaits_turn = False
+        if self.outlet.is_closing():
+            return
+        self._next_chunks = TURN_CHUNKS
+        self.handle_events()
+        self._next_chunks = FIRST_CHUNKS
+        if not self._awaits_turn:
+            self.flow.release_reading()
+        self._keep_time()
+
+    def pause_writing(self) -> None:
+        """The transport is full."""
+        self.outlet.pause()
+
+    def resume_writing(self) -> None:
+        """The transport takes more."""
+        self.outlet.resume()
+
     def on_response_complete(self) -> None:
-        """Go on to the next request, which may have come already, whole or in part."""
+        """Go on to the next request, which may have come already, whole or in part.
+
+        Not before this answer has been taken: the next one would wait beside it.
+        """
+        if self.outlet.is_full and not self.outlet.is_closing():
+            self._completes = True
+            return
         super().on_response_complete()
         self._keep_time()
 
+    def timeout_keep_alive_handler(self) -> None:
+        """Close; what is unsent has been so since the keep-alive time began."""
+        if not self.outlet.is_closing():
+            self.outlet.unsent_for(self.timeout_keep_alive)
+
+    def shutdown(self) -> None:
+        """The server ends."""
+        super().shutdown()
+        self.outlet.end_lingering()
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn calls for a request that is none."""
+        self.refuse(self.conn.refusal or BadRequest("the request is not HTTP/1.1"), log=msg)
+
+    def _should_upgrade(self) -> bool:
+        """Upgrades (h2c, WebSocket) may be ignored: the answer is HTTP/1.1 (RFC 9110, 7.8)."""
+        return False
+
+    def _drained(self) -> None:
+        self.flow.resume_writing()
+        if self._completes:
+            self._completes = False
+            self.on_response_complete()
+
+    def _given_up(self) -> None:
+        self.logger.warning("a client took nothing of its answer for too long")
+        self.app.state.metrics.refused(ClientGone.type)
+
+    # --- places ---------------------------------------------------------------------------------
+
+    def _fits(self) -> bool:
+        """Whether this connection has a place; one that idles goes for it."""
+        most = self.settings.max_connections
+        if len(self.connections) <= most:
+            return True
+        held = [x for x in self._others() if x.spare_since is None and not x.is_leaving]
+        return len(held) < most or self._make_room(held)
+
+    def _make_room(self, held: "list[BoundedProtocol]") -> bool:
+        """Close the connection that has idled longest; whether one has.
+
+        Those that idle between requests go first, then streams that stand still.
+        """
+        idle = {x.timeout_keep_alive_task.when(): x for x in held if x.timeout_keep_alive_task}
+        if idle:
+            idle[min(idle)].timeout_keep_alive_handler()
+            return True
+        longest = min(held, key=lambda x: x.still_since or float("inf"))
+        still_s = self.loop.time() - (longest.still_since or float("inf"))
+        if longest.give_way is None or still_s < self.settings.stream_yield_s:
+            return False
+        longest.give_way.set_result(None)
+        longest.stand_still(None)
+        return True
+
+    def _bound_places(self) -> None:
+        """Bound those above `max_connections`, too: the one that has been there longest goes."""
+        if len(self.connections) <= self.settings.max_connections + _SPARE_PLACES:
+            return
+        leaving = [x for x in self._others() if x.outlet.is_lingering]
+        if leaving:
+            min(leaving, key=lambda x: x.outlet.closing_since or 0.0).outlet.end_lingering()
+            return
+        spare = [x for x in self._others() if x.spare_since is not None and not x.is_leaving]
+        if spare:
+            min(spare, key=lambda x: x.spare_since or 0.0).refuse(self.too_many())
+
+    def _others(self) -> "list[BoundedProtocol]":
+        return [x for x in self.connections if isinstance(x, BoundedProtocol) and x is not self]
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it has been told to end."""
+        return self.outlet.is_closing() or (self.give_way is not None and self.give_way.done())
+
+    def _check_place(self, request: h11.Request) -> ServiceError | None:
+        """The error of a request on a spare place that is not about health."""
+        if self.spare_since is None:
+            return None
+        if self._fits():
+            self.spare_since = None
+            self.conn.closes = False
+            return None
+        path = request.target.partition(b"?")[0].decode("ascii")
+        path = path.removeprefix(self.settings.root_path).rstrip("/")
+        return None if path in HEALTH else self.too_many()
+
+    def too_many(self) -> ServiceError:
+        """What a connection without a place is told."""
+        limit = self.settings.max_connections
+        return TooManyConnections(
+            f"this server holds {limit} connections at most", headers={"Retry-After": "1"}
+        )
+
+    # --- streams --------------------------------------------------------------------------------
+
+    def expect_stream(self) -> None:
+        """The body is a stream, which ends when its client ends it, in chunks of any size."""
+        self._end_deadline()
+        self.conn.expect_stream()
+        # The kernel would take megabytes ahead, and the end of the stream stands behind them.
+        connection = self.outlet.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _STREAM_AHEAD_BYTES)
+
+    def stand_still(self, give_way: "asyncio.Future[None] | None") -> None:
+        """The stream waits for its client, with nothing in hand; None: it goes on.
+
+        It has to end once `give_way` is done.
+        """
+        if self.give_way is None or not self.give_way.done():
+            self.give_way = give_way
+        self.still_since = None if give_way is None else self.loop.time()
+
+    # --- deadlines ------------------------------------------------------------------------------
+
     def _keep_time(self) -> None:
         """A body's time begins with the end of its head, and ends with its own."""
-        if self.scope is not None:
-            self.scope.setdefault("unroll.abort", self.transport.abort)  # type: ignore[typeddict-item]
-        if self.transport.is_closing() or not self.conn.receives:
+        if self.outlet.is_closing() or not self.conn.receives:
             self._end_deadline()
             self._awaits_body = False
         elif self.conn.began_body and not self._awaits_body:
             self._await_body()
-
-    def send_400_response(self, msg: str) -> None:
-        """What uvicorn calls for a request that is none."""
-        self._refuse(self.conn.refusal or BadRequest("the request is not HTTP/1.1"), log=msg)
-
-    def lift_deadline(self) -> None:
-        """The body is a stream, which ends when its client ends it."""
-        self._end_deadline()
-
-    # --- deadlines ------------------------------------------------------------------------------
 
     def _await_head(self) -> None:
         self._begin_deadline("the head of a request", self.settings.header_timeout_s)
@@ -117,7 +288,8 @@ class BoundedProtocol(H11Protocol):
     def _await_body(self) -> None:
         self._awaits_body = True
         # For routes whose bodies are streams; the application has not begun to read yet.
-        self.scope["unroll.lift_deadline"] = self.lift_deadline  # type: ignore[typeddict-unknown-key]
+        told = {"unroll.expect_stream": self.expect_stream, "unroll.stand_still": self.stand_still}
+        self.scope.update(told)  # type: ignore[typeddict-item]
         self._begin_deadline("the body of a request", self.settings.body_timeout_s)
 
     def _begin_deadline(self, what: str, limit_s: float) -> None:
@@ -132,26 +304,26 @@ class BoundedProtocol(H11Protocol):
 
     def _too_slow(self, error: ServiceError) -> None:
         self._deadline = None
-        if self.transport.is_closing():
+        if self.outlet.is_closing():
             return
-        if self.conn.idle:
+        if self.conn.idle and self.spare_since is None:
             # Nothing was asked, so nothing is answered.
-            self.transport.close()
+            self.outlet.close()
             return
+        self.refuse(self.too_many() if self.conn.idle else error)
+
+    def refuse(self, error: ServiceError, log: str = "") -> None:
+        """Answer with a problem, and close; an answer that has begun is cut off."""
+        self._end_deadline()
         if self.cycle is not None and not self.cycle.response_complete:
             # The application sees its client gone, and what it still sends is dropped.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self._refuse(error)
-
-    def _refuse(self, error: ServiceError, log: str = "") -> None:
-        """Answer with a problem, and close; an answer that has begun is cut off."""
-        self._end_deadline()
         request_id = fresh_id(16)
         self.logger.info("refused: %s (%s) %s", error.type, request_id, log)
         self.app.state.metrics.refused(error.type)
         if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
-            self.transport.close()
+            self.outlet.close()
             return
         content = problem_of(error, request_id).model_dump_json().encode()
         headers = {
@@ -164,84 +336,29 @@ class BoundedProtocol(H11Protocol):
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         line = f"HTTP/1.1 {error.status} {error.title}\r\n{head}\r\n"
         # Past h11, whose state may be that of an error.
-        self.transport.write(line.encode("ascii") + content)
-        self.transport.close()
+        self.outlet.write(line.encode("ascii") + content)
+        self.outlet.close()
 
 
-class _Connection(h11.Connection):
-    """h11's state machine, with limits on a request's head."""
+class _Flow(FlowControl):
+    """uvicorn's, where reading also stops while what was read waits for its turn."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        whole = settings.max_url_bytes + settings.max_header_bytes
-        super().__init__(h11.SERVER, whole)
-        self._line = 0  # bytes of a request line that has not ended
-        self._bytes = 0  # of a head that has not ended
-        self.refusal: ServiceError | None = None
+    _is_held = False
 
-    @property
-    def awaits_head(self) -> bool:
-        """Whether the next byte belongs to a request's head."""
-        return self.their_state is h11.IDLE
+    def hold_reading(self) -> None:
+        """Read nothing, whatever the application asks for."""
+        self._is_held = True
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
 
-    @property
-    def idle(self) -> bool:
-        """Whether no byte of a request has come."""
-        return self.their_state is h11.IDLE and not self._bytes
+    def release_reading(self) -> None:
+        """Read as the application asks."""
+        self._is_held = False
+        if not self.read_paused and not self._transport.is_closing():
+            self._transport.resume_reading()
 
-    def runs_ahead(self, limit: int) -> bool:
-        """Whether a request is whole, and what has come behind it is within the limit."""
-        is_whole = self.their_state not in {h11.IDLE, h11.SEND_BODY, h11.ERROR}
-        return is_whole and len(self.trailing_data[0]) < limit
-
-    @property
-    def began_body(self) -> bool:
-        """Whether a head has come, and its body has not ended."""
-        return self.their_state is h11.SEND_BODY
-
-    @property
-    def receives(self) -> bool:
-        """Whether something of a request is still to come."""
-        return self.began_body or (self.awaits_head and bool(self._bytes))
-
-    def receive_data(self, data: bytes) -> None:
-        """Count what a head takes, then h11's own."""
-        if self.awaits_head:
-            if self._line == self._bytes:
-                self._line += (data.find(b"\n") + 1) or len(data)
-            self._bytes += len(data)
-        super().receive_data(data)
-
-    def next_event(self) -> Any:
-        """h11's next event. Raises RemoteProtocolError for a head that is over a limit, too."""
-        try:
-            event = super().next_event()
-        except h11.RemoteProtocolError as error:
-            if error.error_status_hint == 431:
-                self.refusal = self._too_large(self._line)
-            raise
-        if isinstance(event, h11.Request):
-            self._bytes = self._line = 0
-            self._check(event)
-        return event
-
-    def _check(self, request: h11.Request) -> None:
-        names = [name for name, _ in request.headers]
-        size = sum(len(name) + len(value) + 4 for name, value in request.headers)
-        if len(request.target) > self._settings.max_url_bytes:
-            self._refuse(self._too_large(len(request.target)))
-        if size > self._settings.max_header_bytes:
-            self._refuse(self._too_large(0))
-        if b"content-length" in names and b"transfer-encoding" in names:
-            # Two lengths: what one reads as a body another reads as the next request.
-            self._refuse(BadRequest("Content-Length and Transfer-Encoding exclude each other"))
-
-    def _too_large(self, line: int) -> ServiceError:
-        if line > self._settings.max_url_bytes:
-            return UrlTooLong(f"a URL may have {self._settings.max_url_bytes} bytes at most")
-        limit = self._settings.max_header_bytes
-        return HeadersTooLarge(f"the headers of a request may have {limit} bytes at most")
-
-    def _refuse(self, error: ServiceError) -> None:
-        self.refusal = error
-        raise h11.RemoteProtocolError(error.detail, error.status)
+    def resume_reading(self) -> None:
+        """The application wants more."""
+        self.read_paused = False
+        if not self._is_held and not self._transport.is_closing():
+            self._transport.resume_reading()

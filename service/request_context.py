@@ -4,6 +4,7 @@ Held in a context variable, which tasks and threads that answer the request inhe
 asked by nine interfaces, and none of them has to hand it on.
 """
 
+import asyncio
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -36,6 +37,10 @@ class RequestContext:
     outcome: str = ""  # `type` of the error that it ended with
     held: list[Held] = field(default_factory=list)
     bytes_taken: list[tuple[ByteBudget, int]] = field(default_factory=list)
+    # Of the process: details of answers in hand, and who builds a large answer. None: no bound.
+    details: ByteBudget | None = None
+    building: asyncio.Lock | None = None
+    builds: bool = False
 
     def hold(self, held: Held) -> None:
         """Keep something until the request has been answered."""
@@ -49,8 +54,29 @@ class RequestContext:
             self.bytes_taken.append((budget, count))
         return is_taken
 
+    async def begin_building(self) -> None:
+        """Wait until nobody else builds a large answer, which takes many times what is sent."""
+        if self.building is not None and not self.builds:
+            await self.building.acquire()
+            self.builds = True
+
+    def end_building(self) -> None:
+        """Let others build theirs."""
+        if self.building is not None and self.builds:
+            self.building.release()
+            self.builds = False
+
+    def keep_no_details(self) -> None:
+        """Give back the room for details: they are sent as they come."""
+        kept = [(budget, count) for budget, count in self.bytes_taken if budget is not self.details]
+        for budget, count in self.bytes_taken:
+            if budget is self.details:
+                budget.give_back(count)
+        self.bytes_taken = kept
+
     def release(self) -> None:
         """Let go of everything."""
+        self.end_building()
         while self.held:
             self.held.pop().holds -= 1
         while self.bytes_taken:

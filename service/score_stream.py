@@ -20,6 +20,7 @@ from service.errors import (
     ModelFailure,
     QueueFull,
     ServiceError,
+    TooManyConnections,
     UnsupportedMediaType,
 )
 from service.line_reader import Line, LineSplitter, TextSplitter
@@ -29,10 +30,16 @@ from service.schemas import Answer, AnyEngine, Problem, ScoreFigures, ScoreReque
 from service.settings import Settings
 from service.tasks import CarriedScore, Scored, ScoreOptions, Unknown
 from service.translator import Translator
+from service.turns import Turns
 
 TEXT, NDJSON = "text/plain", "application/x-ndjson"
 # A full queue is waited for: a stream is in no hurry.
 _RETRY_S = 0.05
+# Lines that are scored together at most: what is done for all of them at once holds up others.
+_BATCH_LINES = 128
+# Lines that are split in one turn, and lines that are read or answered in one.
+_TURN_LINES = 512
+_TURN_ANSWERS = 32
 
 Result = TypeVar("Result")
 
@@ -152,9 +159,9 @@ async def score_stream(request: Request) -> Response:
         raise InvalidRequest.at("/model", f"an encoder-decoder scores pairs: lines of {NDJSON}")
     if query.mode == "total" and media_type != TEXT:
         raise InvalidRequest.at("/mode", f"a total is of {TEXT}")
-    lift_deadline = request.scope.get("unroll.lift_deadline")
-    if lift_deadline is not None:
-        lift_deadline()
+    expect_stream = request.scope.get("unroll.expect_stream")
+    if expect_stream is not None:
+        expect_stream()
     body = _Body(request)
     # Asked for before the answer begins: a client may wait for "100 Continue" to send it.
     await asyncio.sleep(0)
@@ -190,6 +197,13 @@ class _Body:
 
     def __init__(self, request: Request) -> None:
         self._receive = request.receive
+        # Of the connection, where there is one: hears whether the stream waits for its client.
+        self._stand_still: Callable[[asyncio.Future[None] | None], None] = request.scope.get(
+            "unroll.stand_still", lambda _: None
+        )
+        # The next piece hides that nobody is there to read what becomes of it.
+        self._has_gone: Callable[[], bool] = request.scope.get("unroll.is_gone", lambda: False)
+        self._turns: Turns = request.app.state.turns
         self._idle_s = request.app.state.settings.stream_idle_s
         self._ended = False
         self._ahead = asyncio.create_task(_message(self._receive))
@@ -198,9 +212,8 @@ class _Body:
         """The next piece, and None after the last. Raises ClientGone and DeadlineExceeded."""
         if self._ended:
             return None
-        await asyncio.wait((self._ahead,), timeout=self._idle_s)
         if not self._ahead.done():
-            raise DeadlineExceeded(f"a stream may stand still for {self._idle_s:g} s")
+            await self._arrival()
         message = self._ahead.result()
         if message["type"] == "http.disconnect":
             raise ClientGone("the client closed the connection")
@@ -209,10 +222,33 @@ class _Body:
         data: bytes = message.get("body", b"")
         return data
 
+    async def _arrival(self) -> None:
+        """Wait for the next piece. Raises DeadlineExceeded and TooManyConnections."""
+        give_way: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._stand_still(give_way)
+        try:
+            waiting = (self._ahead, give_way)
+            await asyncio.wait(waiting, timeout=self._idle_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._stand_still(None)
+        if self._ahead.done():
+            return
+        if give_way.done():
+            raise TooManyConnections("this stream stood still, and others need its place")
+        raise DeadlineExceeded(f"a stream may stand still for {self._idle_s:g} s")
+
     @property
     def is_gone(self) -> bool:
         """Whether the client has closed the connection."""
+        if self._has_gone():
+            return True
         return self._ahead.done() and self._ahead.result()["type"] == "http.disconnect"
+
+    async def turn(self) -> None:
+        """Wait for a turn to do a little. Raises ClientGone."""
+        await self._turns.take()
+        if self.is_gone:
+            raise ClientGone("the client closed the connection")
 
     async def while_there(self, work: "asyncio.Task[Any]") -> None:
         """Wait for the work; it is cancelled when the client goes. Raises ClientGone."""
@@ -270,8 +306,7 @@ async def _lines(
     try:
         while True:
             piece = await body.piece()
-            lines = splitter.end() if piece is None else splitter.feed(piece)
-            for batch in _batches(lines, settings):
+            async for batch in _batches(splitter, piece, body, request, is_json=is_json):
                 yield await _answered(request, engine, query, body, batch, is_json=is_json)
             if piece is None:
                 return
@@ -282,19 +317,35 @@ async def _lines(
         yield _json({"error": problem_document(request, error).model_dump()})
 
 
-def _batches(lines: Sequence[Line], settings: Settings) -> list[list[Line]]:
-    """Lines that are scored together: as many as came, within bounds."""
-    batches: list[list[Line]] = []
+async def _batches(
+    splitter: LineSplitter, piece: bytes | None, body: _Body, request: Request, *, is_json: bool
+) -> AsyncGenerator[list[Line], None]:
+    """Lines that are scored together: as many as came, within bounds. Empty ones of NDJSON go."""
+    batch: list[Line] = []
     size = 0
-    for line in lines:
-        length = len(line.content or b"")
-        is_full = size + length > settings.stream_batch_bytes
-        if not batches or is_full or len(batches[-1]) >= settings.max_inputs:
-            batches.append([])
-            size = 0
-        batches[-1].append(line)
-        size += length
-    return batches
+    settings: Settings = request.app.state.settings
+    most = min(settings.max_inputs, _BATCH_LINES)
+    for part in [None] if piece is None else _parts(piece):
+        await body.turn()
+        for line in splitter.end() if part is None else splitter.feed(part):
+            if is_json and line.content is not None and not line.content.strip():
+                continue
+            length = len(line.content or b"")
+            is_full = len(batch) >= most or size + length > settings.stream_batch_bytes
+            if batch and is_full:
+                yield batch
+                batch, size = [], 0
+            batch.append(line)
+            size += length
+    if batch:
+        yield batch
+
+
+def _parts(piece: bytes) -> list[bytes]:
+    """A piece in parts that hold few lines: as a whole, mostly."""
+    if piece.count(b"\n") <= _TURN_LINES:
+        return [piece]
+    return [piece[i : i + _TURN_LINES] for i in range(0, len(piece), _TURN_LINES)]
 
 
 async def _answered(
@@ -308,27 +359,25 @@ async def _answered(
 ) -> bytes:
     """The answers to some lines, in order."""
     limit = request.app.state.settings.max_line_bytes
-    told: dict[int, dict[str, Any]] = {}
+    told: dict[int, bytes] = {}
     texts: dict[int, StreamedText] = {}
-    for line in batch:
+    for i, line in enumerate(batch):
+        if i % _TURN_ANSWERS == 0:
+            await body.turn()
         try:
-            text = _read(line, limit, is_json=is_json)
-            if text is not None:
-                texts[line.number] = text
+            texts[line.number] = _read(line, limit, is_json=is_json)
         except ServiceError as error:
             told[line.number] = _error(request, line.number, None, error)
     if texts:
         told |= await _scored(request, engine, query, body, texts)
-    return b"".join(_json(told[number]) for number in sorted(told))
+    return b"".join(told[number] for number in sorted(told))
 
 
-def _read(line: Line, limit: int, *, is_json: bool) -> StreamedText | None:
-    """A line's text; None for an empty line of NDJSON. Raises InvalidRequest and BadRequest."""
+def _read(line: Line, limit: int, *, is_json: bool) -> StreamedText:
+    """A line's text. Raises InvalidRequest and BadRequest."""
     if line.content is None:
         raise InvalidRequest(f"a line may have {limit} bytes at most")
     if is_json:
-        if not line.content.strip():
-            return None
         try:
             return StreamedText.model_validate_json(line.content)
         except ValidationError as error:
@@ -345,7 +394,7 @@ async def _scored(
     query: StreamQuery,
     body: _Body,
     texts: dict[int, StreamedText],
-) -> dict[int, dict[str, Any]]:
+) -> dict[int, bytes]:
     """What the lines are worth; where one is refused, the others are asked for without it."""
     try:
         results = await _asked(engine, query, body, list(texts.values()))
@@ -353,16 +402,18 @@ async def _scored(
         if len(texts) == 1:
             ((number, text),) = texts.items()
             return {number: _error(request, number, text, error)}
-        told: dict[int, dict[str, Any]] = {}
+        told: dict[int, bytes] = {}
         for number, text in texts.items():
             told |= await _scored(request, engine, query, body, {number: text})
         return told
-    return {
-        number: _with_id({"line": number}, text)
-        | _figures(result)
-        | {"unknown": result.unknown.positions, "unknown_chars": result.unknown.count}
-        for (number, text), result in zip(texts.items(), results, strict=True)
-    }
+    answers: dict[int, bytes] = {}
+    for i, ((number, text), result) in enumerate(zip(texts.items(), results, strict=True)):
+        if i % _TURN_ANSWERS == 0:
+            await body.turn()
+        unknown = {"unknown": result.unknown.positions, "unknown_chars": result.unknown.count}
+        figures = _figures(result) | unknown
+        answers[number] = _json(_with_id({"line": number}, text) | figures)
+    return answers
 
 
 async def _asked(
@@ -397,11 +448,9 @@ async def _in_time(body: _Body, start: Callable[[], Coroutine[Any, Any, Result]]
             await asyncio.sleep(_RETRY_S)
 
 
-def _error(
-    request: Request, number: int, text: StreamedText | None, error: ServiceError
-) -> dict[str, Any]:
+def _error(request: Request, number: int, text: StreamedText | None, error: ServiceError) -> bytes:
     told = {"line": number, "error": problem_document(request, error).model_dump()}
-    return told if text is None else _with_id(told, text)
+    return _json(told if text is None else _with_id(told, text))
 
 
 def _with_id(told: dict[str, Any], text: StreamedText) -> dict[str, Any]:

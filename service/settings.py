@@ -55,7 +55,13 @@ class Settings(BaseModel):
     max_connections: Count = Field(
         1000,
         description="most connections, a process; one more takes the place of one that idles "
-        "between requests",
+        "between requests, or of a stream that stands still, and is otherwise answered for /livez "
+        "and /readyz alone",
+    )
+    max_unsent_bytes: Count = Field(
+        32 * 2**20,
+        description="most bytes of answers that wait for their clients to read them, a process; "
+        "for more, clients that read nothing are given up, or the answer is refused",
     )
     keep_alive_s: Seconds = Field(
         75.0,
@@ -163,6 +169,9 @@ class Settings(BaseModel):
         131_072,
         description="most values of a JSON body: token ids, texts in lists, and what holds them",
     )
+    max_body_chunks: Count = Field(
+        8192, description="most chunks of a request body that comes in chunks and is no stream"
+    )
     max_inputs: Count = Field(1024, description="most texts in one request")
     max_prompt_chars: Count = Field(
         100_000, description="longest prompt, and text for LibreTranslate"
@@ -205,6 +214,11 @@ class Settings(BaseModel):
     )
     stream_idle_s: Seconds = Field(
         3600.0, description="longest time for which a streamed body may stand still"
+    )
+    stream_yield_s: Seconds = Field(
+        5.0,
+        description="a streamed body that has stood still for so long gives its connection's "
+        "place to a new one where no other is free",
     )
     heartbeat_s: Seconds = Field(
         10.0, description="a stream without an event for so long gets a comment"

@@ -23,6 +23,7 @@ from service.errors import InvalidRequest
 from service.metrics import Metrics
 from service.normal_form import normal_form
 from service.pair_session import PairSession
+from service.request_context import current_request
 from service.sampling import SamplingParams
 from service.search_runner import SearchRunner
 from service.settings import Settings
@@ -216,7 +217,9 @@ class Translator(Workers[Search]):
             async for streamed in told:
                 for event in streamed.events():
                     yield event
-        yield await self._answer(sources, searches, options, seed)
+        answer = await self._answer(sources, searches, options, seed)
+        current_request().end_building()
+        yield answer
 
     def _check_lengths(
         self, sources: Sequence[str], targets: Sequence[str], target_pointer: str
@@ -277,7 +280,7 @@ class Translator(Workers[Search]):
         seed: int | None,
     ) -> list[Translated]:
         written = sum(len(x.tokens) for search in searches if search for x in search.best())
-        return await off_loop(
+        return await self.built(
             written * (ALIGNMENT_SIZE if options.alignments else 1),
             lambda: [
                 self._translated(source, search, options, seed)
@@ -424,7 +427,7 @@ class Translator(Workers[Search]):
             ],
         )
         await self._run([plan.search for plan in plans if plan.search.forced])
-        return await off_loop(
+        return await self.built(
             size * (1 + options.top_logprobs) if options.tokens else 0,
             lambda: [self._scored(plan, options, eos=eos) for plan in plans],
         )

@@ -17,6 +17,10 @@ from service.threads import in_thread
 
 # Characters of one request from which work on text leaves the event loop's thread.
 LARGE_CHARS = 8192
+# Answers of which one is built at a time: as objects, one of the largest takes 0.2 GB for a moment.
+_LARGE_ANSWER = 4 * LARGE_CHARS
+# Details in hand of all requests, as a multiple of those of the largest: as arrays, 12 bytes each.
+DETAILS_IN_HAND = 4
 _SEED_BITS = 48  # a seed survives JSON readers that hold numbers as doubles
 
 Result = TypeVar("Result")
@@ -188,6 +192,16 @@ class Workers(Generic[WorkT]):
         except TimeoutError as error:
             raise DeadlineExceeded(f"this request may take {limit_s:g} s") from error
 
+    async def built(self, size: int, function: Callable[[], Result]) -> Result:
+        """What the function makes of results, for an answer of that size; large ones in turn.
+
+        Raises DeadlineExceeded. Whoever has written the answer calls `end_building`.
+        """
+        if size > _LARGE_ANSWER:
+            async with self.deadline():
+                await current_request().begin_building()
+        return await off_loop(size, function)
+
     def _limit_s(self, request: RequestContext) -> float:
         limit_s = self.settings.request_timeout_s
         return limit_s if request.timeout_s is None else min(limit_s, request.timeout_s)
@@ -251,12 +265,23 @@ def at_most(pointer: str, value: int, limit: int, unit: str) -> None:
 
 
 def check_details(pointer: str, tokens: int, alternatives: int, settings: Settings) -> None:
-    """Raise InvalidRequest where an answer would tell too much of too many tokens.
+    """Take room for the details of an answer, until it has been given.
+
+    Raises InvalidRequest where it would tell too much of too many tokens, and QueueFull where
+    others have the room.
 
     A token takes as much memory as four alternatives (measured: 2.2 kB and 0.65 kB in /score).
     """
     unit = "details: tokens · (4 + alternatives)"
-    at_most(pointer, tokens * (4 + alternatives), settings.max_details, unit)
+    count = tokens * (4 + alternatives)
+    at_most(pointer, count, settings.max_details, unit)
+    request = current_request()
+    if request.details is not None and not request.take_bytes(request.details, count):
+        raise QueueFull(
+            f"{request.details.limit} details (tokens · (4 + alternatives)) may be in hand; "
+            "ask for fewer, or again",
+            headers={"Retry-After": str(RETRY_AFTER_S)},
+        )
 
 
 async def off_loop(size: int, function: Callable[[], Result]) -> Result:
