@@ -2,9 +2,9 @@
 
 N sources, K rows of each (its width), B = N · K, M memory positions, V target vocabulary, T tokens.
 
-Sources stand together whose sources have one padded length and whose widths are equal: so every
-row meets the same shapes, and with them the same bits, alone or in company. The K rows of a source
-are its beams, or its samples; a target to score has one row.
+Searches stand together whose sources have one padded length, so that every row has the same bits
+alone and in company, and whose widths are equal, as the decoder takes them. The K rows of a source
+are its beams, or its samples; a target to score has one row, and there the bits of a beam.
 """
 
 import math

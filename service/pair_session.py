@@ -57,7 +57,7 @@ class Step:
 
 
 class PairSession(Protocol):
-    """What the search needs of a model. Sources are independent, bit for bit."""
+    """What the search needs of a model. Rows are independent, bit for bit."""
 
     @property
     def vocab_size(self) -> int:

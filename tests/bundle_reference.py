@@ -38,7 +38,8 @@ and padded to a length that follows from its own alone (`service/bundle/padding.
 tensors and the decoder's first states `<state>_out`. `decoder`: one token a row, `tokens` [B], with the states
 [B, …] and the memory [N, …]; the B / N rows of a source stand together and share its memory. It gives
 `logprobs` [B, V], `attention` [B, M] where the model has attention, and the states after. Only sources of one
-padded length are read or stepped together: then every row is bitwise what it is alone.
+padded length are read or stepped together: then every row is bitwise what it is alone,
+however many rows its source has.
 
 **The shipped bundles** are built by `make bundles`; their figures stand in the project's README.
 

@@ -29,6 +29,8 @@ from training.onnx_products import Products
 from training.quantization import input_bias
 
 FAR_DOWN = 1e30  # taken from the score of a position past the source's end: exp gives exact zeros
+# Where the memory gets axes: keys become [1, N, 1, H, M], values [1, 1, N, 1, M, R].
+_MEMORY_AXES = {"keys": [0, 2], "values": [0, 1, 3]}
 
 
 def build_decoder(model: EncoderDecoder, precision: Precision) -> bytes:
@@ -181,42 +183,54 @@ def _add_attention(graph: GraphBuilder, model: EncoderDecoder, h: str) -> str:
     graph.add("Shape", ["inside"], "sources", start=0, end=1)
     graph.add("Shape", ["inside"], "positions", start=1, end=2)
     graph.constant("rest", np.array([-1], np.int64))
+    graph.constant("one_row", np.array([1], np.int64))
     graph.constant("hidden_size", np.array([model.config.hidden_size], np.int64))
     graph.constant("readout_size", np.array([model.decoder.readout_size], np.int64))
-    graph.add("Concat", ["sources", "rest", "hidden_size"], "query_shape", axis=0)
+    graph.add("Concat", ["sources", "rest", "one_row", "hidden_size"], "query_shape", axis=0)
     graph.add("Concat", ["rest", "positions"], "attention_shape", axis=0)
     graph.add("Concat", ["rest", "readout_size"], "context_shape", axis=0)
     if attention.kind == "additive":
         scores = _add_additive_scores(graph, attention.query, attention.score, h)
     else:
-        queries = graph.add("Reshape", [h, "query_shape"], "queries")  # [N, K, H]
-        scores = graph.add("MatMul", [queries, "keys"], "scores")  # [N, K, M]
+        queries = graph.add("Reshape", [h, "query_shape"], "queries")  # [N, K, 1, H]
+        scores = _add_row_products(graph, queries, "keys", "scores")  # [.., N, K, 1, M]
     graph.constant("within", np.array(1.0, np.float32))
     graph.constant("far_down", np.array(FAR_DOWN, np.float32))
+    graph.constant("axes_1_2", np.array([1, 2], np.int64))
     graph.add("Sub", ["inside", "within"], "outside")  # [N, M] -1 past the source's end
     graph.add("Mul", ["outside", "far_down"], "penalty")
-    graph.add("Unsqueeze", ["penalty", "axis_1"], "penalty_rows")  # [N, 1, M]
+    graph.add("Unsqueeze", ["penalty", "axes_1_2"], "penalty_rows")  # [N, 1, 1, M]
     graph.add("Add", [scores, "penalty_rows"], "masked_scores")
     graph.add("Softmax", ["masked_scores"], "weights", axis=-1)
     graph.add("Reshape", ["weights", "attention_shape"], "attention")  # [B, M]
-    graph.add("MatMul", ["weights", "values"], "contexts")  # [N, K, R]
+    _add_row_products(graph, "weights", "values", "contexts")  # [.., N, K, 1, R]
     return graph.add("Reshape", ["contexts", "context_shape"], "context")
 
 
+def _add_row_products(graph: GraphBuilder, rows: str, memory: str, name: str) -> str:
+    """Each of `rows` [.., N, K, 1, n] times its source's `memory` [N, n, m].
+
+    A product of its own for each row, so that a row's bits do not depend on K: onnxruntime adds up
+    one row otherwise than several. To keep it from taking the K rows of a single source for one
+    product, the memory has more axes than the rows have.
+    """
+    graph.constant(f"{memory}_axes", np.array(_MEMORY_AXES[memory], np.int64))
+    wide = graph.add("Unsqueeze", [memory, f"{memory}_axes"], f"{memory}_wide")
+    return graph.add("MatMul", [rows, wide], name)
+
+
 def _add_additive_scores(graph: GraphBuilder, query: nn.Linear, score: nn.Linear, h: str) -> str:
-    """u·tanh(W_h h + keys) [N, K, M]."""
+    """u·tanh(W_h h + keys) [N, K, 1, M]."""
     graph.add("Unsqueeze", [h, "axis_1"], "query_rows")
     weight, bias = array(query.weight).T, array(query.bias)
     projected = affine(graph, "query", "query_rows", weight, bias)  # [B, 1, A]
-    graph.add("Reshape", [projected, "query_shape"], "queries")  # [N, K, A]
-    graph.add("Unsqueeze", ["queries", "axis_2"], "queries_wide")  # [N, K, 1, A]
+    graph.add("Reshape", [projected, "query_shape"], "queries")  # [N, K, 1, A]
     graph.add("Unsqueeze", ["keys", "axis_1"], "keys_wide")  # [N, 1, M, A]
-    graph.add("Add", ["queries_wide", "keys_wide"], "score_sums")
+    graph.add("Add", ["queries", "keys_wide"], "score_sums")
     graph.add("Tanh", ["score_sums"], "score_inputs")
     graph.constant("score_weight", array(score.weight).T)
     graph.add("MatMul", ["score_inputs", "score_weight"], "score_columns")  # [N, K, M, 1]
-    graph.constant("axis_3", np.array([3], np.int64))
-    return graph.add("Squeeze", ["score_columns", "axis_3"], "scores")
+    return graph.add("Transpose", ["score_columns"], "scores", perm=[0, 1, 3, 2])
 
 
 def _rename(graph: GraphBuilder, names: dict[str, str]) -> None:

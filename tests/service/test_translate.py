@@ -775,7 +775,7 @@ def test_a_translation_scores_what_it_was_found_with(client: AppClient, model: s
         asked = {"source": source, "eos": ended, "tokens": True}
         (scored,) = score(client, found["text"], model, **asked)["results"]
         if [x["token"] for x in scored["tokens"]] == [x["token"] for x in found["tokens"]]:
-            # Of one row each: the same shapes, and so the same bits.
+            # The same number, to the bit.
             assert scored["logprob"] == found["logprob"]
         else:
             # Another way to cut the same text into subwords, or a blank at an end of it.

@@ -156,13 +156,20 @@ def test_a_row_alone_is_bitwise_the_row_in_company(
         for size in (0, 3, 8, 15, 15, 1, 12)  # of one padded length
     ]
     batch = pair_batch(pair_split_of(pairs), range(len(pairs)))
-    # At one number of rows: a product of three rows may have other last bits than one of one.
-    for rows in (1, 3, 5):
-        together = onnx_model.logprobs(*parts(batch), rows=rows)
-        for i in range(len(pairs)):
-            sources, lengths, tokens = (x[i : i + 1] for x in parts(batch))
-            alone = onnx_model.logprobs(sources, lengths, tokens, rows=rows)
-            assert np.array_equal(together[i * rows : (i + 1) * rows], alone)
+    sources, lengths, tokens = parts(batch)
+    single = np.concatenate(
+        [
+            onnx_model.logprobs(sources[i : i + 1], lengths[i : i + 1], tokens[i : i + 1])
+            for i in range(len(pairs))
+        ]
+    )
+    assert np.array_equal(onnx_model.logprobs(sources, lengths, tokens), single)
+    # The rows of a source do not meet either, with others beside them and without.
+    for rows in (2, 3, 5):
+        together = onnx_model.logprobs(sources, lengths, tokens, rows=rows)
+        assert np.array_equal(together, np.repeat(single, rows, axis=0))
+        own = onnx_model.logprobs(sources[:1], lengths[:1], tokens[:1], rows=rows)
+        assert np.array_equal(own, np.repeat(single[:1], rows, axis=0))
 
 
 @some_kinds
@@ -192,7 +199,7 @@ def test_rows_that_meet_are_refused(
     good = loaded(model, precision)
     check(model, good, held_out())
     bad = OnnxEncoderDecoder(good.encoder, Meeting(good), good.state_names, good.memory_names)
-    with pytest.raises(ExportError, match="depend on the sources beside a source"):
+    with pytest.raises(ExportError, match="depend on the rows beside a row"):
         check(model, bad, held_out())
 
 
