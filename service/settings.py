@@ -85,7 +85,7 @@ class Settings(BaseModel):
         "the start",
     )
     open_timeout_s: Seconds = Field(
-        30.0,
+        10.0,
         description="longest time of a processor for opening and checking a bundle that comes "
         "while others are served; by the clock three times that and 20 s",
     )
