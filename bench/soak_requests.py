@@ -200,13 +200,16 @@ def _score_lines(rng: random.Random, models: Models, _: States) -> Wire:
 
 def _score_stream(rng: random.Random, models: Models, _: States) -> Wire:
     query: dict[str, Any] = {"model": rng.choice(models.language)}
+    most = 400
     if rng.random() < 0.5:
-        query |= {"mode": "total", "every": rng.choice([1, 100, 65_536])}
+        # Each running total is a run of its own: after every character only of short texts.
+        every = rng.choice([1, 100, 65_536])
+        query |= {"mode": "total", "every": every}
+        most = 20 if every == 1 else most
     if rng.random() < 0.3:
         query["unknown"] = rng.choice(["unk", "skip", "error"])
-    body = "\n".join(text(rng, 400) for _ in range(size(rng, 20))).encode()
+    body = "\n".join(text(rng, most) for _ in range(size(rng, 20))).encode()
     path = f"/score?{urlencode(query)}"
-    # A running total takes a line of an answer for each character that it is asked for.
     return Wire("/score of text", "POST", path, body, "text/plain", 3, None, "either")
 
 
