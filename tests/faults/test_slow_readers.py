@@ -125,18 +125,6 @@ def test_clients_that_read_nothing_cost_no_more_than_the_bound(server: Server) -
     eventually(lambda: len(whole_answer(server)) == length)
 
 
-def test_who_has_stalled_gives_way_to_who_reads(tiny_models: Path) -> None:
-    with (
-        serve(tiny_models, **(SETTINGS | {"request_timeout_s": 60})) as server,
-        ExitStack() as held,
-    ):
-        for _ in range(2):
-            reader = held.enter_context(closing(connected(server, 4096)))
-            reader.sendall(request("/score", BODY))
-        eventually(lambda: not whole_answer(server))
-        eventually(lambda: bool(whole_answer(server)), 10)
-
-
 def test_a_client_that_reads_slowly_gets_all_of_it(server: Server) -> None:
     expected = whole_answer(server)
     with closing(connected(server, 65536)) as connection:
