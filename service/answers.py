@@ -261,8 +261,8 @@ async def json_answer(
 ) -> Response:
     """The answer as JSON, built and written in a thread where it is large."""
 
-    def render() -> str:
-        return build().model_dump_json(exclude=exclude)
+    def render() -> bytes:
+        return build().model_dump_json(exclude=exclude).encode()
 
     content = render() if size <= LARGE_CHARS else await in_thread(render)
     current_request().end_building()
