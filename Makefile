@@ -17,7 +17,7 @@ export ORT_DISABLE_TELEMETRY := 1
 LANGUAGE_MODELS := alice-lstm alice-gru alice-rnn
 PAIR_MODELS := dates-en-de dates-iso g2p-en strings-en-de
 
-.PHONY: help learn serve test test-faults lint format bench bench-peers bench-translate bench-g2p \
+.PHONY: help learn which-file serve test test-faults lint format bench bench-peers bench-translate bench-g2p \
 	bench-overload soak bundles shakespeare \
 	screenshots chromium promtool lock sbom audit clean
 
@@ -28,11 +28,13 @@ help: ## Show this list.
 given = $(if $(filter command,$(origin $(1))),--$(shell echo $(1) | tr A-Z a-z) "$$$(1)")
 
 # FILE is taken whole where there is a file of that name, with its spaces, and else as several.
-learn: $(TRAINING_ENV)/.done ## Learn from a file: make learn FILE=names.txt [NAME=] [MINUTES=] [MODELS=] [AS=lines].
-	@if [ -z "$$FILE" ]; then echo "which file? make learn FILE=names.txt" >&2; exit 2; fi; \
-	if [ -e "$$FILE" ]; then set -- "$$FILE"; else set -- $$FILE; fi; \
+learn: which-file $(TRAINING_ENV)/.done ## Learn from a file: make learn FILE=names.txt [NAME=] [MINUTES=] [MODELS=] [AS=lines] [REPLACE=1].
+	@if [ -e "$$FILE" ]; then set -- "$$FILE"; else set -- $$FILE; fi; \
 	exec $(TRAINING_ENV)/bin/python -m training learn $(call given,NAME) $(call given,MINUTES) \
-		$(call given,MODELS) $(call given,AS) -- "$$@"
+		$(call given,MODELS) $(call given,AS) $(if $(filter command,$(origin REPLACE)),--replace) -- "$$@"
+
+which-file: # Before anything is installed.
+	@if [ -z "$$FILE" ]; then echo "which file? make learn FILE=names.txt" >&2; exit 2; fi
 
 serve: $(SERVICE_ENV)/.done ## Serve every bundle under models/ on 127.0.0.1:8000.
 	UNROLL_WATCH_MODELS_S=$${UNROLL_WATCH_MODELS_S-2} exec $(SERVICE_ENV)/bin/python -m service

@@ -211,7 +211,7 @@ def _tsv(path: Path, counts: Counter[str]) -> Iterator[Pair]:
             first = first or number
             continue
         if more:
-            counts["with further columns, ignored"] += 1
+            counts["ignored: further columns"] += 1
         yield source, target
     if without_tab > _RARE * lines:
         raise ConfigError(

@@ -5,7 +5,7 @@ can be moved to another machine, and its text can go.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,10 +87,12 @@ def open_data(config: Config | PairConfig, run_dir: Path) -> Corpus | PairCorpus
 
 def describe_data(config: Config | PairConfig, data: Corpus | PairCorpus) -> str:
     """A line on what there is to train on."""
-    counts = ", ".join(f"{count:,} {_reason(name)}" for name, count in data.counts.items())
+    # What was read first, and what became of it last.
+    names = sorted(data.counts, key=lambda name: (name in _PURPOSES) - (name == "read"))
+    counts = ", ".join(f"{data.counts[name]:,} {_counted(name, data.counts)}" for name in names)
     if isinstance(data, PairCorpus):
         tokens = f"{len(data.source)} source tokens, {len(data.target)} target tokens"
-        return f"{config.name}: of the pairs {counts}; {tokens}"
+        return f"{config.name}: pairs: {counts}; {tokens}"
     line = isinstance(config, Config) and config.data.documents == "line"
     splits = (
         f"{split.chars:,} characters to {purpose}" + (f" ({split.documents:,} lines)" * line)
@@ -100,8 +102,15 @@ def describe_data(config: Config | PairConfig, data: Corpus | PairCorpus) -> str
     return f"{config.name}:{read} {', '.join(splits)}; {len(data.vocab)} tokens"
 
 
-def _reason(name: str) -> str:
+_PURPOSES = {"train": "to train", "valid": "to validate", "test": "to test"}
+
+
+def _counted(name: str, counts: Mapping[str, int]) -> str:
     """What was counted: `dropped: empty` is `dropped (empty)`."""
+    if name in _PURPOSES:
+        return _PURPOSES[name]
+    if counts[name] == 1 and name in {"files", "lines"}:
+        return name[:-1]
     what, colon, why = name.partition(": ")
     return f"{what} ({why})" if colon else name
 

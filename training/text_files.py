@@ -159,6 +159,8 @@ def _not_text(path: Path, encoding: str, place: int, error: UnicodeDecodeError) 
     where = f"{path}, line {_line_of(path, encoding, place)}, byte {place + 1:,} of the file"
     if encoding != "utf-8-sig":
         return f"{where}: not {encoding.upper()}, which its byte order mark says: {error.reason}"
+    if b"\0" in error.object:
+        return f"{where}: this is no text: it holds zero bytes"
     return (
         f"{where}: not UTF-8: {error.reason}. If it is Windows text of Western Europe: "
         f"{_iconv('WINDOWS-1252', path)}"

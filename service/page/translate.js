@@ -78,9 +78,9 @@ function page({ hypotheses, source_tokens: sources }, detail) {
     );
   }
   showOne(0);
-  const title = `${detail.source_lang} → ${detail.target_lang}`;
+  const title = detail.source_lang && detail.target_lang ? `, ${detail.source_lang} → ${detail.target_lang}` : "";
   return [
-    el("div", { class: "card" }, el("fieldset", {}, el("legend", {}, el("h2", {}, `Hypotheses, ${title}`)), choices)),
+    el("div", { class: "card" }, el("fieldset", {}, el("legend", {}, el("h2", {}, `Hypotheses${title}`)), choices)),
     el("div", { class: "card" }, shown),
   ];
 }

@@ -92,7 +92,7 @@ def test_training_says_how_the_pairs_are_split_and_ends_with_a_table(
     status, stdout, _ = call("train", configured(tmp_path), "--run", tmp_path / "run")
     assert status == 0
     first, *rest = stdout.splitlines()
-    assert first.startswith("tiny-pairs: of the pairs ")
+    assert first.startswith("tiny-pairs: pairs: ")
     assert {"test: ", "more: "} <= {x.split(" ")[0] + " " for x in rest}
     names = ["greedy", "beam 2", "copy", "nearest source"]
     assert [x for x in (line.split("  ")[0] for line in rest) if x in names] == names * 2

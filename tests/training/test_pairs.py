@@ -79,7 +79,7 @@ def test_blank_lines_further_columns_and_a_rare_line_without_a_tab_are_counted(
     corpus = prepared(tmp_path, files=["b.tsv"])
     counts = corpus.counts
     assert all_pairs(corpus) == all_pairs(prepared(tmp_path, files=["a.tsv"]))
-    assert counts["with further columns, ignored"] == 200
+    assert counts["ignored: further columns"] == 200
     assert (counts["dropped: empty"], counts["dropped: no tab"], counts["read"]) == (2, 1, 203)
 
 

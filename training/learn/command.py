@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
 import unicodedata
@@ -68,7 +69,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="hold out the last tenth, as benchmarks do, and nothing to test on",
     )
     parser.add_argument("--steps", type=int, help="exactly so many, whatever time they take")
-    parser.add_argument("--dry-run", action="store_true", help="write the configuration and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="write the configuration and stop; nothing is tried"
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="train anew in the place of a model of that name"
+    )
     parser.add_argument("--serve", action="store_true", help="then serve the folder of models")
 
 
@@ -87,13 +93,19 @@ def learn(options: argparse.Namespace, say: Say) -> int:
     name = _name(options)
     run_dir = options.run = options.run or Path("runs") / name
     bundle = options.models / name
-    if bundle.exists() and not options.dry_run:
+    if bundle.exists() and not (options.dry_run or options.replace):
         raise ConfigError(
-            f"{bundle}: there is a model of that name; choose another one with --name, "
-            "or remove the folder"
+            f"{bundle}: there is a model of that name; --replace (REPLACE=1 for make) trains anew "
+            "in its place, --name (NAME=) calls the new one otherwise"
         )
     config_path = run_dir / CONFIG_FILE
     again = (run_dir / LAST).exists()
+    if again and options.dry_run:
+        say(f"{run_dir}: there is a run already; its configuration is {config_path}.")
+        return 0
+    if again and options.replace:
+        shutil.rmtree(run_dir)
+        again = False
     if again:
         config = load_config(config_path)
         _check_same_files(config, options, run_dir)
@@ -194,7 +206,7 @@ def _choose(
         steps, eval_every = options.steps, max(10, options.steps // 20)
     else:
         started = time.monotonic()
-        short = trial_steps(chosen, speed, minutes)
+        short = None if options.dry_run else trial_steps(chosen, speed, minutes)
         best = None
         if short is not None:
             document["model"], best, tried = _tried(
@@ -226,8 +238,11 @@ def _tried(
     training = with_steps(chosen, steps, max(1, steps // 20))
     documents = [{**document, "model": model, "training": training} for model in models]
     about = words.seconds(len(models) * steps * speed.step_s)
-    say(f"Trying {len(models)} ways to drop out, {steps:,} steps each: about {about} or less.")
-    trials = [try_out(_parsed(x), data) for x in documents]
+    say(f"Trying {len(models)} amounts of dropout, {steps:,} steps each: about {about} or less.")
+    trials = []
+    for model, each in zip(models, documents, strict=True):
+        trials.append(try_out(_parsed(each), data))
+        say(f"  {model['dropout_output']}: loss {trials[-1].loss:.3f} at step {trials[-1].step:,}")
     best = min(range(len(trials)), key=lambda i: trials[i].loss)
     found = ", ".join(
         f"{model['dropout_output']} gave {trial.loss:.3f} at step {trial.step:,}"
@@ -330,7 +345,8 @@ def request(manifest: Manifest | EncoderDecoderManifest, data: Data) -> list[str
     if isinstance(data, PairCorpus):
         return [words.curl("/translate", {"model": name, "source": _middle_source(data)})]
     text = _held_out_text(data)
-    body = {"model": name, "prompt": text[: _prompt_length(text)], "max_tokens": 100, "n": 3}
+    prompt = text[: _prompt_length(text)]
+    body = {"model": name, "prompt": prompt, "max_tokens": 100, "n": 3, "temperature": 0.7}
     return [
         words.curl("/score", {"model": name, "text": text}),
         words.curl("/generate", body),

@@ -184,7 +184,7 @@ def _texts(sight: Sight, size: int, replicas: int, held_out: float | None) -> Pl
     reasons = [f"one LSTM layer of {hidden_size} units for {train_chars:,.0f} characters", why]
     if variants:
         training["ngram_targets"] = _NGRAM_TARGETS
-        reasons.append("half of each target is what an n-gram model of the other texts expects")
+        reasons.append("an n-gram model helps to teach it: half of each target (ngram_targets)")
     return Plan(
         "language_model",
         {

@@ -3,6 +3,7 @@
 Every decision comes with its reason, and `--as` overrules the kind.
 """
 
+import glob
 import itertools
 import re
 from collections import Counter
@@ -95,6 +96,8 @@ def expand(paths: Sequence[Path]) -> list[Path]:
             files |= dict.fromkeys(texts or inside)
         elif path.is_file():
             files[path] = None
+        elif found := [Path(x) for x in sorted(glob.glob(str(path)))]:  # noqa: PTH207
+            files |= dict.fromkeys(x for x in found if x.is_file())
         else:
             raise ConfigError(f"{path}: there is no such file or folder")
     return list(files)
@@ -110,6 +113,8 @@ def _hidden(path: Path, folder: Path) -> bool:
 def _texts(surveys: Sequence[Survey], kind: Kind, reason: str, hint: str | None = None) -> Sight:
     chars = sum(found.chars for found in surveys)
     texts = sum(found.texts for found in surveys) if kind == "lines" else len(surveys)
+    if kind == "file":
+        chars += sum(found.lines for found in surveys)  # their ends
     characters = _characters(surveys)
     files = [found.path for found in surveys]
     return Sight(kind, reason, files, texts, chars, characters, hint=hint)

@@ -38,18 +38,18 @@ def language_model_figures(manifest: Manifest, unit: str) -> list[str]:
 
 def compared(mine: float, floor: Measurement) -> str:
     """The model's bits a character beside the best n-gram's, whichever is better."""
-    said = f"The best n-gram ({floor.name}) needs {floor.bits_per_char:.2f}: "
+    said = f"The best n-gram ({floor.name}) needs {floor.bits_per_char:.2f}"
     gain = floor.bits_per_char - mine
     percent = _percent(abs(gain) / floor.bits_per_char)
     if floor.difference_error is None:
-        return said + f"a difference of {percent} %; there is too little text to rule out chance."
+        return f"{said}: a difference of {percent} %; there is too little text to rule out chance."
     error = _percent(floor.difference_error / floor.bits_per_char)
     if abs(gain) < 2 * floor.difference_error:
-        return said + f"a difference of {percent} % (± {error}), which may be chance."
+        return f"{said}: a difference of {percent} % (± {error}), which may be chance."
     if gain > 0:
-        return said + f"the model is {percent} % better (± {error})."
+        return f"{said}: the model is {percent} % better (± {error})."
     return (
-        said + f"it is {percent} % better than the model (± {error}). "
+        f"{said}, which is {percent} % better than the model (± {error}). "
         "More data, or more --minutes where the model was still getting better, would help."
     )
 

@@ -121,6 +121,24 @@ def test_a_text_can_be_split_by_position_as_benchmarks_are(call: Main, tmp_path:
     assert (data["split_by"], data["valid_fraction"], data["test_fraction"]) == ("position", 0.1, 0)
 
 
+def test_a_model_of_the_name_is_replaced_where_that_is_asked_for(
+    call: Main, tmp_path: Path
+) -> None:
+    (tmp_path / "fables.txt").write_text(FABLE * 3)
+    arguments = ("learn", "fab*.txt", "--as", "file", "--name", "mine")  # patterns are taken
+    assert call(*arguments, "--steps", 20)[0] == 0
+    manifest, run = tmp_path / "models/mine/manifest.json", tmp_path / "runs/mine"
+    before = manifest.read_bytes()
+    status, out, _ = call(*arguments, "--dry-run")
+    assert (status, "there is a run already" in out) == (0, True)
+    status, _, err = call(*arguments, "--steps", 30)
+    assert (status, "--replace (REPLACE=1 for make)" in err) == (1, True)
+    assert (manifest.read_bytes(), load_config(run / "config.toml").training.steps) == (before, 20)
+    assert call(*arguments, "--steps", 30, "--replace")[0] == 0
+    assert load_config(run / "config.toml").training.steps == 30
+    assert manifest.read_bytes() != before
+
+
 @pytest.mark.parametrize("named", [("valid",), ("test",), ("valid", "test")])
 def test_what_no_file_is_named_for_is_held_out_of_the_others(
     call: Main, tmp_path: Path, named: tuple[str, ...]

@@ -15,7 +15,7 @@ from training.learn import words
     [
         (0.3, 0.05, "the model is 15 % better (± 2.5)"),
         (0.06, 0.05, "may be chance"),
-        (-0.2, 0.05, "it is 11 % better than the model"),
+        (-0.2, 0.05, "which is 11 % better than the model"),
         (0.2, None, "too little text to rule out chance"),
     ],
 )
