@@ -104,10 +104,16 @@ class NGramModel:
         ranks, unseen = ids, vocab_size
         for level in self.levels:
             histories = np.concatenate(([unseen], ranks[:-1]))  # [T]
-            keys = histories[:, np.newaxis] * vocab_size + np.arange(vocab_size)  # [T, V]
             weights = level.highest if level is self.levels[-1] else level.lower
-            found = level.ranks(keys.ravel()).reshape(keys.shape)
-            probs = weights.interpolate(found, histories[:, np.newaxis], probs)
+            probs *= weights.gamma[histories][:, np.newaxis]
+            # Few tokens follow a history, and these alone have mass of their own.
+            keys = level.keys[:-1]
+            first, last = (np.searchsorted(keys, (histories + i) * vocab_size) for i in (0, 1))
+            counts = last - first
+            places = np.repeat(np.arange(len(ids)), counts)
+            before = np.cumsum(counts) - counts
+            found = np.arange(len(places)) - np.repeat(before - first, counts)
+            probs[places, keys[found] - histories[places] * vocab_size] += weights.mass[found]
             ranks = level.ranks(histories * vocab_size + ids)
             unseen = len(level.keys) - 1
         return probs

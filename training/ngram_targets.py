@@ -46,12 +46,22 @@ def ngram_targets(split: Split, vocab_size: int, *, seed: int = 0) -> Floats:
         if not others:
             raise ConfigError("training.ngram_targets: there is too little text to train on")
         model = ngram.fit(np.concatenate(others), offsets, vocab_size, ORDER)[-1]
-        for i in np.flatnonzero(parts == part).tolist():
-            begin, end = int(bounds[i]), int(bounds[i + 1])
-            text_begins = int(starts[np.searchsorted(starts, begin, side="right") - 1])
-            before = max(text_begins, begin - ORDER + 1)
-            found[begin:end] = model.distributions(ids[before:end])[begin - before :]
+        own = [(int(bounds[i]), int(bounds[i + 1])) for i in np.flatnonzero(parts == part)]
+        # Each with what stands before it in its text: of the others nothing reaches into it.
+        befores = [max(_text_begin(starts, begin), begin - ORDER + 1) for begin, _ in own]
+        told = model.distributions(
+            np.concatenate([ids[i:end] for i, (_, end) in zip(befores, own, strict=True)])
+        )
+        place = 0
+        for before, (begin, end) in zip(befores, own, strict=True):
+            place += end - before
+            found[begin:end] = told[place - (end - begin) : place]
     return found
+
+
+def _text_begin(starts: npt.NDArray[np.int64], place: int) -> int:
+    """Where the text begins that a place is in."""
+    return int(starts[np.searchsorted(starts, place, side="right") - 1])
 
 
 def _bounds(starts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
