@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from pydantic import BaseModel
+from pydantic_core import to_json
 
 from service.body import inlined_schema
 from service.engine import Engine
@@ -262,7 +263,8 @@ async def json_answer(
     """The answer as JSON, built and written in a thread where it is large."""
 
     def render() -> bytes:
-        return build().model_dump_json(exclude=exclude).encode()
+        # As bytes at once: of a large answer a text would be a second copy.
+        return to_json(build(), exclude=exclude)
 
     content = render() if size <= LARGE_CHARS else await in_thread(render)
     current_request().end_building()

@@ -315,7 +315,7 @@ class Engine(Workers[TextWork]):
         cached: int,
     ) -> Generated:
         prefix = text_of(prompt, self.tokens) if options.echo else ""
-        before: tuple[ScoredToken, ...] = ()
+        before: Sequence[ScoredToken] = ()
         pieces: tuple[str, ...] = ()
         if options.echo and options.logprobs is not None:
             before = scored_tokens(self._vocab.tokens, read_ids(work), work.read.details)
@@ -323,11 +323,11 @@ class Engine(Workers[TextWork]):
         choices = []
         for row in work.write:
             kept = len(row.tokens) - row.stop_tokens
-            tokens: tuple[ScoredToken, ...] | None = None
+            tokens: Sequence[ScoredToken] | None = None
             offsets: tuple[int, ...] = ()
             state = self._sealed_choice(work, row, begin) if options.return_state else None
             if options.logprobs is not None:
-                tokens = before + scored_tokens(self._vocab.tokens, row.tokens, row.details)
+                tokens = scored_tokens(self._vocab.tokens, row.tokens, row.details).after(before)
                 offsets = offsets_of(prefix, pieces, len(row.tokens), kept)
             choices.append(
                 Choice(
@@ -432,7 +432,7 @@ class Engine(Workers[TextWork]):
         # Without bos and context the first character has nothing to be predicted from.
         uncounted = 1 if plan.lacks_first and len(plan.ids) else 0
         row = plan.row
-        tokens: tuple[ScoredToken, ...] | None = None
+        tokens: Sequence[ScoredToken] | None = None
         if options.tokens:
             # What is counted: the text, and eos where it is asked for.
             counted = np.append(plan.ids, np.uint16(EOS_ID)) if options.eos else plan.ids
@@ -443,7 +443,7 @@ class Engine(Workers[TextWork]):
                 for i in counted[:uncounted]
             )
             details = [] if row is None else row.details
-            tokens = first + scored_tokens(self._vocab.tokens, counted[uncounted:], details)
+            tokens = scored_tokens(self._vocab.tokens, counted[uncounted:], details).after(first)
         return Scored(
             logprob=0.0 if row is None else row.logprob,
             chars=len(plan.ids) - uncounted,

@@ -1,6 +1,6 @@
 """The wire: what requests and answers look like. Every field is documented, none is extra."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
@@ -333,7 +333,7 @@ class ChoiceOut(Answer):
         description="Whether the generated text obeys `pattern`, `choices` or `allowed_chars`; "
         "false only where a stop string cut it off. Null where none was given."
     )
-    logprobs: list[GeneratedToken] | None = Field(description="Where they were asked for.")
+    logprobs: Iterable[GeneratedToken] | None = Field(description="Where they were asked for.")
     state: str | None = Field(
         description="Where it was asked for: all that was generated has been read there, a stop "
         "string included. Null after the end of the text, which nothing follows."
@@ -347,7 +347,7 @@ class ChoiceOut(Answer):
             finish_reason=choice.finish_reason,
             seed=choice.seed,
             matched=choice.matched,
-            logprobs=None if choice.tokens is None else list(map(_generated_token, choice.tokens)),
+            logprobs=None if choice.tokens is None else map(_generated_token, choice.tokens),
             state=choice.state,
         )
 
@@ -501,7 +501,8 @@ class ScoreResult(ScoreFigures):
 
     unknown: list[int] = Field(description=UNKNOWN)
     unknown_chars: int = Field(description=UNKNOWN_CHARS)
-    tokens: list[ScoreToken] | None = Field(description="Every counted token, where asked for.")
+    # Written one by one: as a list of objects they would take 2 kB each.
+    tokens: Iterable[ScoreToken] | None = Field(description="Every counted token, where asked for.")
     state: str | None = Field(
         description="Where it was asked for. Null after the end of the text, which nothing "
         "follows, and where nothing was read."
@@ -520,7 +521,7 @@ class ScoreResult(ScoreFigures):
             eos=scored.eos,
             unknown=list(scored.unknown.positions),
             unknown_chars=scored.unknown.count,
-            tokens=None if scored.tokens is None else list(map(_score_token, scored.tokens)),
+            tokens=None if scored.tokens is None else map(_score_token, scored.tokens),
             state=scored.state,
         )
 

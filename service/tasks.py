@@ -1,9 +1,10 @@
 """What is asked of a model and what it answers: options and results, no HTTP."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ UnknownPolicy: TypeAlias = Literal["unk", "error", "skip"]
 Prompt: TypeAlias = str | tuple[int, ...]
 
 DEFAULT_MAX_TOKENS = 128
+_BLOCK = 256  # tokens that are made objects together
 
 
 def _end_of_first(mask: npt.NDArray[np.bool_], count: int) -> int:
@@ -113,7 +115,7 @@ class Choice:
     text: str
     finish_reason: Literal["stop", "length"]
     seed: int
-    tokens: tuple[ScoredToken, ...] | None
+    tokens: Sequence[ScoredToken] | None
     completion_tokens: int
     state: str | None = None  # a handle; None after eos
     matched: bool | None = None  # whether the text obeys the rule; None where there is none
@@ -176,7 +178,7 @@ class Scored:
     bos: bool
     eos: bool
     unknown: Unknown
-    tokens: tuple[ScoredToken, ...] | None
+    tokens: Sequence[ScoredToken] | None
     prompt_tokens: int
     cached_tokens: int  # of those: read before, or with another input
     state: str | None = None  # a handle; None after eos, and where nothing was read
@@ -239,29 +241,75 @@ def unknown_text(pointer: str, unknown: Unknown) -> InvalidRequest:
     )
 
 
+class ScoredTokens(Sequence[ScoredToken]):
+    """Tokens with what the model thought of them, each made when it is looked at.
+
+    One takes 2 kB as an object, and some tens of bytes in these columns.
+    """
+
+    def __init__(
+        self, names: Sequence[str], ids: npt.NDArray[np.uint16], parts: Sequence[TokenDetails]
+    ) -> None:
+        """`names` are the printed tokens, `ids` [T] those that are told of."""
+        self._names = names
+        self._ids = ids
+        self._details = TokenDetails.joined(parts) if len(ids) else None
+        self._first: tuple[ScoredToken, ...] = ()
+
+    def after(self, first: Sequence[ScoredToken]) -> "ScoredTokens":
+        """These after some others."""
+        whole = copy(self)
+        whole._first = (*first, *self._first)  # noqa: SLF001 (its own)
+        return whole
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._ids)
+
+    def __iter__(self) -> Iterator[ScoredToken]:
+        yield from self._first
+        for start in range(0, len(self._ids), _BLOCK):
+            yield from self._block(slice(start, start + _BLOCK))
+
+    @overload
+    def __getitem__(self, index: int) -> ScoredToken: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[ScoredToken, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> ScoredToken | tuple[ScoredToken, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        place = range(len(self))[index] - len(self._first)
+        if place < 0:
+            return self._first[place]
+        return next(self._block(slice(place, place + 1)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _block(self, places: slice) -> Iterator[ScoredToken]:
+        details, names = self._details, self._names
+        if details is None:
+            return
+        columns = zip(
+            self._ids[places].tolist(),
+            details.logprob[places].tolist(),
+            (details.entropy[places] / math.log(2)).tolist(),
+            details.rank[places].tolist(),
+            details.top_ids[places].tolist(),
+            details.top_logprobs[places].tolist(),
+            strict=True,
+        )
+        for token, logprob, entropy_bits, rank, top_ids, top_logprobs in columns:
+            pairs = zip(top_ids, top_logprobs, strict=True)
+            top = tuple(Alternative(names[i], x) for i, x in pairs)
+            yield ScoredToken(names[token], logprob, entropy_bits, rank, top)
+
+
 def scored_tokens(
     names: Sequence[str], ids: Sequence[int] | npt.NDArray[np.uint16], parts: Sequence[TokenDetails]
-) -> tuple[ScoredToken, ...]:
+) -> ScoredTokens:
     """Tokens with what the model thought of them; `names` are the printed tokens."""
-    if len(ids) == 0:
-        return ()
-    details = TokenDetails.joined(parts)
-    columns = zip(
-        ids,
-        details.logprob.tolist(),
-        (details.entropy / math.log(2)).tolist(),
-        details.rank.tolist(),
-        details.top_ids.tolist(),
-        details.top_logprobs.tolist(),
-        strict=True,
-    )
-    return tuple(
-        ScoredToken(
-            names[token],
-            logprob,
-            entropy_bits,
-            rank,
-            tuple(Alternative(names[i], x) for i, x in zip(top_ids, top_logprobs, strict=True)),
-        )
-        for token, logprob, entropy_bits, rank, top_ids, top_logprobs in columns
-    )
+    return ScoredTokens(names, np.asarray(ids, np.uint16), parts)

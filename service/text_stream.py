@@ -98,7 +98,7 @@ class StreamedChoice:
     def _echo(self) -> Iterator[TokenEvent]:
         if self._echoed is None:
             return
-        tokens: tuple[ScoredToken, ...] = ()
+        tokens: Sequence[ScoredToken] = ()
         if self._work.read.detail_top is not None:
             tokens = scored_tokens(self._names, read_ids(self._work), self._work.read.details)
         if tokens:
