@@ -24,7 +24,7 @@ def test_details_in_columns_are_a_sequence_of_tokens(
     lengths: list[int], top: int, block: int
 ) -> None:
     parts = [details_of(i, length, top) for i, length in enumerate(lengths)]
-    ids = np.arange(sum(lengths)) % len(NAMES)
+    ids = (np.arange(sum(lengths)) % len(NAMES)).astype(np.uint16)
     first = ScoredToken("first", None, None, None, ())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tasks, "_BLOCK", block)
