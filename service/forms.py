@@ -17,6 +17,7 @@ _NAME = re.compile(r';\s*name=(?:"([^"]*)"|([^";\s]+))', re.IGNORECASE)
 _FILE = re.compile(r";\s*filename\*?=", re.IGNORECASE)
 _CHARSET = re.compile(r';\s*charset="?([^";\s]+)', re.IGNORECASE)
 _MAX_HEAD_BYTES = 4096  # of one field
+_MOST_PARTS = 4  # between `&`, a field, since empty ones are passed over
 
 
 def form_fields(content_type: str, body: bytes | bytearray, limit: int) -> dict[str, list[str]]:
@@ -32,6 +33,8 @@ def form_fields(content_type: str, body: bytes | bytearray, limit: int) -> dict[
 
 
 def _url_encoded(body: bytes | bytearray, limit: int) -> list[tuple[str, str]]:
+    if body.count(b"&") > _MOST_PARTS * limit:
+        raise _no_form(limit)
     try:
         # Letters beyond ASCII should be escaped, and `curl -d` does not do it; a line end behind
         # the fields and empty parts between them are nobody's (as in the URL standard of WHATWG).

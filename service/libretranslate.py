@@ -29,6 +29,7 @@ from service.errors import (
 )
 from service.forms import MULTIPART, URL_ENCODED, form_fields
 from service.gateway import admit
+from service.json_values import holds_more_values
 from service.libretranslate_schemas import (
     AUTO,
     DetectedLanguage,
@@ -51,6 +52,8 @@ from service.workers import at_most, off_loop
 STATUS = {422: 400}  # what their clients expect of a mistake
 # Whose key is in the body is not known before it was read: nobody may fill the memory by that.
 _KEYLESS_BYTES = 256 * 1024
+_MOST_TEXTS = 4  # of the longest kind, in one request
+_MOST_LISTED = 8192  # values of a field that may be a list in JSON
 _MEDIA_TYPES = ("application/json", URL_ENCODED, MULTIPART)
 _ERRORS = problems_as(libretranslate_error, STATUS)
 
@@ -142,6 +145,9 @@ async def translate(request: Request) -> Response:
     settings = request.app.state.settings
     for text in texts:
         at_most("/q", len(text), settings.max_prompt_chars, "characters a text")
+    # A page is cut for as long as it is: 100,000 characters of nothing but tags take 50 ms.
+    whole = _MOST_TEXTS * settings.max_prompt_chars
+    at_most("/q", sum(map(len, texts)), whole, "characters in all texts")
     alternatives = body.alternatives or 0
     if alternatives > settings.max_n - 1:
         limit = settings.max_n - 1
@@ -271,7 +277,8 @@ def _form(content_type: str, body: bytes | bytearray, limit: int) -> dict[str, A
 
 def _listed(text: str) -> str | list[str]:
     """A list of texts where a form's field holds one in JSON; else the text."""
-    if not text.startswith("["):
+    # More values than a list may have texts: it is none, and parsing it would be dear.
+    if not text.startswith("[") or holds_more_values(text.encode(), _MOST_LISTED):
         return text
     try:
         found = json.loads(text)

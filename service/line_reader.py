@@ -1,12 +1,15 @@
 """Bytes that arrive in pieces, as lines or as one text, in bounded memory."""
 
 import codecs
+import re
 from dataclasses import dataclass
 
-from service.bundle.text import parts_at
+from service.bundle.text import Normalization, parts_at
 
 _KEPT = 32  # characters at the end that are not cut apart: what composes lies next to each other
-_MOST_TRIED = 4096  # places from the end on
+_MOST_TRIED = 512  # places from the end on
+# A blank or a line end, unless it may be the second half of one.
+_CUT = re.compile("(?<!\r)[ \n]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,9 @@ class TextSplitter:
     `max_chars` characters hold no place for a cut.
     """
 
-    def __init__(self, max_chars: int) -> None:
+    def __init__(self, max_chars: int, rules: Normalization) -> None:
+        self._rules = rules
+        self._searched = 0  # characters of `held` among which there is no blank to cut before
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")("strict")
         self._max_chars = max_chars
         self._held = ""
@@ -81,6 +86,8 @@ class TextSplitter:
         self._held += self._decoder.decode(data)
         self.read_bytes += len(data)
         cut = self._last_cut()
+        if cut:
+            self._searched = 0
         part, self._held = self._held[:cut], self._held[cut:]
         return part
 
@@ -90,21 +97,19 @@ class TextSplitter:
         self._held = ""
         return part
 
-    def _last_blank(self, end: int) -> int:
-        """The last blank or line end before a place; -1 where there is none."""
-        return max(self._held.rfind(" ", 0, end), self._held.rfind("\n", 0, end))
-
     def _last_cut(self) -> int:
-        place = self._last_blank(len(self._held))
-        while place > 0 and self._held[place - 1] == "\r":
-            place = self._last_blank(place - 1)
-        if place > 0:
-            return place
+        """Where the text may be cut; 0 for nowhere."""
+        # What was held before has been searched, but for its last character.
+        searched, self._searched = max(1, self._searched - 1), len(self._held)
+        found = 0
+        for match in _CUT.finditer(self._held, searched):
+            found = match.start()
+        if found:
+            return found
         if len(self._held) <= self._max_chars:
             return 0
-        for place in range(len(self._held) - _KEPT, 0, -1):
-            if parts_at(self._held, place):
+        last = len(self._held) - _KEPT
+        for place in range(last, max(0, last - _MOST_TRIED), -1):
+            if parts_at(self._held, place, self._rules):
                 return place
-            if len(self._held) - place > _MOST_TRIED:
-                break
         raise ValueError("the text holds no place to cut it")

@@ -83,6 +83,8 @@ class BoundedProtocol(H11Protocol):
         """Forget it."""
         self._end_deadline()
         self.outlet.lost()
+        # uvicorn leaves its timer where the client has reset, and it would hold all this so long.
+        self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

@@ -1,5 +1,6 @@
 """h11 with bounds on what a client sends: heads, chunks, and bodies that nobody reads."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from service.settings import Settings
 # Chunks that are read as they come, 5 microseconds each, and in each turn after that.
 FIRST_CHUNKS = 8
 TURN_CHUNKS = 64
+MAX_HEADERS = 256
+_HEAD_END = re.compile(rb"\n\r?\n")
 # The rest of a body that was answered before its end: so much is read, to keep the connection.
 DRAINED_BYTES = 64 * 1024
 
@@ -89,6 +92,8 @@ class ReceivingConnection(h11.Connection):
         """h11's next event. Raises RemoteProtocolError for what is over a limit, too."""
         if self.is_cut:
             return h11.NEED_DATA
+        if self.awaits_head and self._receive_buffer:
+            self._check_lines(bytes(self._receive_buffer))
         try:
             event = super().next_event()
         except h11.RemoteProtocolError as error:
@@ -152,6 +157,12 @@ class ReceivingConnection(h11.Connection):
         lengths = [value for name, value in request.headers if name == b"content-length"]
         # h11 has checked them: one, of 20 digits at most.
         self._rest = int(lengths[0]) if lengths else None
+
+    def _check_lines(self, begun: bytes) -> None:
+        """Refuse a head of very many lines before it is parsed, at 3 microseconds a line."""
+        end = _HEAD_END.search(begun)
+        if begun.count(b"\n", 0, len(begun) if end is None else end.start()) > MAX_HEADERS:
+            self._refuse(HeadersTooLarge(f"a request may have {MAX_HEADERS} headers at most"))
 
     def _too_large(self, line: int) -> ServiceError:
         if line > self._settings.max_url_bytes:

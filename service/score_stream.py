@@ -23,6 +23,7 @@ from service.errors import (
     TooManyConnections,
     UnsupportedMediaType,
 )
+from service.json_values import holds_more_values
 from service.line_reader import Line, LineSplitter, TextSplitter
 from service.live import LiveResponse
 from service.request_context import current_request
@@ -32,6 +33,8 @@ from service.tasks import CarriedScore, Scored, ScoreOptions, Unknown
 from service.translator import Translator
 from service.turns import Turns
 
+# Of a line: its object has four fields, which hold no lists. More would be dear to refuse.
+_MOST_VALUES = 64
 TEXT, NDJSON = "text/plain", "application/x-ndjson"
 # A full queue is waited for: a stream is in no hurry.
 _RETRY_S = 0.05
@@ -378,6 +381,8 @@ def _read(line: Line, limit: int, *, is_json: bool) -> StreamedText:
     if line.content is None:
         raise InvalidRequest(f"a line may have {limit} bytes at most")
     if is_json:
+        if holds_more_values(line.content, _MOST_VALUES):
+            raise InvalidRequest("a line is one object, with the fields text, context, source, id")
         try:
             return StreamedText.model_validate_json(line.content)
         except ValidationError as error:
@@ -463,7 +468,9 @@ def _with_id(told: dict[str, Any], text: StreamedText) -> dict[str, Any]:
 async def _total(
     request: Request, engine: Engine, query: StreamQuery, body: _Body
 ) -> AsyncGenerator[bytes, None]:
-    splitter = TextSplitter(request.app.state.settings.stream_batch_bytes)
+    splitter = TextSplitter(
+        request.app.state.settings.stream_batch_bytes, engine.manifest.normalization
+    )
     carried = CarriedScore(bos=query.bos)
     options = ScoreOptions(bos=query.bos, eos=bool(query.eos), unknown=query.unknown)
     try:

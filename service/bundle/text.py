@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.bundle.marks import check_marks
+from service.bundle.marks import TooManyMarks, check_marks
 
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 
@@ -91,15 +91,18 @@ def is_blank(text: str) -> bool:
     return not text or text.isspace()
 
 
-def parts_at(text: str, place: int) -> bool:
+def parts_at(text: str, place: int, rules: Normalization) -> bool:
     """Whether the text before and the text after have the normal form of both together."""
     before, after = _around(text, place)
     # A line end may be two characters, and a sigma's lower case depends on what follows it.
-    return (
-        not before.endswith("\r")
-        and "\u03a3" not in before + after
-        and _composes_apart(text, place)
-    )
+    if before.endswith("\r") or "\u03a3" in before + after or not _composes_apart(text, place):
+        return False
+    try:
+        whole = _normalized(before + after, rules)
+    except TooManyMarks:
+        return False
+    # Once accents are dropped, and letters are small, others may meet.
+    return whole == _normalized(before, rules) + _normalized(after, rules)
 
 
 def _around(text: str, place: int) -> tuple[str, str]:

@@ -6,6 +6,7 @@ meanwhile.
 
 import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -90,9 +91,9 @@ REFUSED = {
     "34 a target": (
         "/score", encoded(model="tiny-pairs", source="a", text="a" * (SIZE - 100)), JSON, "charact",
     ),
-    "34 ids": ("/v1/completions", listed('{"prompt":[', "5", "]}"), JSON, "131072"),
-    "34 lists of ids": ("/v1/completions", listed('{"prompt":[', "[5]", "]}"), JSON, "131072"),
-    "34 texts": ("/score", listed('{"text":[', '""', "]}"), JSON, "131072"),
+    "34 ids": ("/v1/completions", listed('{"prompt":[', "5", "]}"), JSON, "65536"),
+    "34 lists of ids": ("/v1/completions", listed('{"prompt":[', "[5]", "]}"), JSON, "65536"),
+    "34 texts": ("/score", listed('{"text":[', '""', "]}"), JSON, "65536"),
 }  # fmt: skip
 
 
@@ -174,3 +175,52 @@ def test_streams_that_nobody_reads_take_little_memory_and_leave_their_rows(
         each.close()
     eventually(lambda: rows_in_use(server) == 0)
     goes_on(server)
+
+
+@pytest.mark.parametrize(
+    "field", ["[" + "[]," * 2_000_000 + "[]]", "a" + "&b" * 2_000_000, "[" + "{}," * 2_000_000]
+)
+def test_a_form_is_no_way_around_the_bounds(server: Server, field: str) -> None:
+    body = f"source=en&target=de&q={field}".encode()
+    with others_are_answered(server):
+        answer = post(
+            server, "/libretranslate/translate", body, "application/x-www-form-urlencoded"
+        )
+    assert answer.status_code == 400
+    assert len(answer.content) < 1000
+
+
+def test_a_line_of_many_values_is_refused_before_it_is_parsed(server: Server) -> None:
+    names = ",".join(f'"{i}":0' for i in range(70_000))
+    with others_are_answered(server):
+        answer = post(
+            server, "/score?model=tiny-lstm", f"{{{names}}}\n".encode(), "application/x-ndjson"
+        )
+    assert json.loads(answer.text)["error"]["status"] == 422
+
+
+def test_clients_that_reset_are_forgotten_at_once(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    head = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + b"a:%s\r\n" % (b"b" * 60) * 200 + b"\r\n"
+
+    def reset() -> None:
+        with socket.create_connection((host, int(port))) as client:
+            linger = struct.pack("ii", 1, 0)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            client.sendall(head)
+            client.recv(12)
+
+    for _ in range(200):
+        reset()
+    before = server.resident_bytes()
+    for _ in range(1000):
+        reset()
+    # Each held 20 kB for the time of a keep-alive.
+    assert server.resident_bytes() - before < 8 * 2**20
+
+
+def test_a_head_of_very_many_lines_is_refused(server: Server) -> None:
+    with server.client() as client:
+        answer = client.get("/livez", headers=[("a", "b")] * 300)
+        assert answer.status_code == 431
+        assert client.get("/livez", headers=[("a", "b")] * 200).status_code == 200

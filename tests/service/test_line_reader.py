@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.bundle import Normalization, normalize
+from service.bundle import Normalization, TooManyMarks, normalize
 from service.line_reader import Line, LineSplitter, TextSplitter
 
 
@@ -57,7 +57,7 @@ AWKWARD = (
 def test_the_parts_normal_forms_are_the_wholes(
     text: str, cuts: list[int], rules: Normalization
 ) -> None:
-    splitter = TextSplitter(200)
+    splitter = TextSplitter(200, rules)
     parts = [splitter.feed(piece) for piece in pieces(text.encode(), cuts)] + [splitter.end()]
     assert "".join(parts) == text
     assert "".join(normalize(part, rules) for part in parts) == normalize(text, rules)
@@ -66,30 +66,49 @@ def test_the_parts_normal_forms_are_the_wholes(
 DENSE = st.characters(exclude_categories=["Cs", "Zs"], exclude_characters="\n")
 
 
+# Letters that meet where a mark between them is dropped.
+MEETING = st.sampled_from("a\u1100\u1161\u0301\u0dd9\u0dcf\u0130\u0f73\u0f71")
+
+
 @given(
-    text=st.text(DENSE, min_size=150, max_size=400),
+    text=st.text(DENSE, min_size=150, max_size=400) | st.text(MEETING, min_size=150, max_size=400),
     cuts=st.lists(st.integers(0, 1600), min_size=4, max_size=20),
-)  # fmt: skip
-def test_text_without_blanks_is_cut_where_nothing_composes(text: str, cuts: list[int]) -> None:
-    splitter = TextSplitter(60)
-    rules = Normalization(lowercase=True)
+    rules=st.sampled_from([Normalization(lowercase=True), Normalization(ascii_fold=True)]),
+)
+def test_text_without_blanks_is_cut_where_nothing_composes(
+    text: str, cuts: list[int], rules: Normalization
+) -> None:
+    splitter = TextSplitter(60, rules)
     try:
         parts = [splitter.feed(piece) for piece in pieces(text.encode(), cuts)] + [splitter.end()]
     except ValueError:
         return  # no place for a cut; it says so
+    try:
+        whole = normalize(text, rules)
+    except TooManyMarks:
+        return
+    assert "".join(normalize(part, rules) for part in parts) == whole
+
+
+def test_many_line_ends_in_parts_are_searched_once() -> None:
+    splitter = TextSplitter(1000, Normalization())
+    text = "x" + "\r \r" * 400
+    parts = [splitter.feed(bytes([byte])) for byte in text.encode()] + [splitter.end()]
+    assert "".join(parts) == text
+    rules = Normalization()
     assert "".join(normalize(part, rules) for part in parts) == normalize(text, rules)
 
 
 def test_what_is_held_is_bounded() -> None:
-    splitter = TextSplitter(100)
+    splitter = TextSplitter(100, Normalization())
     for _ in range(200):
         splitter.feed(("中文" * 50).encode())
         assert len(splitter._held) <= 300
     with pytest.raises(ValueError, match="no place"):
-        TextSplitter(100).feed(("\u0301" * 400).encode())
+        TextSplitter(100, Normalization()).feed(("\u0301" * 400).encode())
     with pytest.raises(UnicodeDecodeError):
-        TextSplitter(100).feed(b"a\xff")
-    splitter = TextSplitter(100)
+        TextSplitter(100, Normalization()).feed(b"a\xff")
+    splitter = TextSplitter(100, Normalization())
     splitter.feed("é".encode()[:1])
     with pytest.raises(UnicodeDecodeError):
         splitter.end()
@@ -98,7 +117,7 @@ def test_what_is_held_is_bounded() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
 def test_a_byte_order_mark_before_the_first_line_is_no_text(size: int) -> None:
     data = "\ufeffone\n\ufefftwo\n".encode()
-    lines, text = LineSplitter(100), TextSplitter(100)
+    lines, text = LineSplitter(100), TextSplitter(100, Normalization())
     read: list[bytes | None] = []
     whole = ""
     for i in range(0, len(data), size):
