@@ -20,7 +20,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
 
 from service.answers import scoring
 from service.api_keys import ROLES, ApiKeysError, new_key
@@ -175,19 +176,25 @@ class Bundle:
         self._runner.close()
 
 
+def _plain(answer: BaseModel) -> dict[str, Any]:
+    """An answer as it comes over HTTP: its details are made when they are written."""
+    plain: dict[str, Any] = json.loads(to_json(answer))
+    return plain
+
+
 async def _generate(engine: AnyEngine, body: str) -> Answer:
     request = _parsed(GenerateRequest, body)
     if not isinstance(engine, Engine):
         raise InvalidRequest("an encoder-decoder translates; see the command translate")
     results = await engine.generate(_listed(request.prompt or ""), request.options())
-    return GenerateResponse.of(engine, results).model_dump()
+    return _plain(GenerateResponse.of(engine, results))
 
 
 async def _score(engine: AnyEngine, body: str) -> Answer:
     request = _parsed(ScoreRequest, body)
     texts = _listed(request.text)
     results = await scoring(engine, request, texts)
-    return ScoreResponse.of(engine, results).model_dump()
+    return _plain(ScoreResponse.of(engine, results))
 
 
 async def _translate(engine: AnyEngine, body: str) -> Answer:
@@ -196,7 +203,7 @@ async def _translate(engine: AnyEngine, body: str) -> Answer:
         raise InvalidRequest("a language model translates nothing; see the command generate")
     sources = _listed(request.source)
     results = await engine.translate(sources, request.prefixes(len(sources)), request.options())
-    return TranslateResponse.of(engine, results).model_dump()
+    return _plain(TranslateResponse.of(engine, results))
 
 
 _ANSWERS = {"/generate": _generate, "/score": _score, "/translate": _translate}

@@ -15,7 +15,7 @@ MAX_MARKS = 30
 # No mark lies beyond; a test looks.
 _CODE_POINTS = 0x20000
 # Characters that are looked at together: little memory, and other threads have their turns.
-_PART = 1 << 16
+_PART = 1 << 14
 
 
 class TooManyMarks(ValueError):
@@ -50,13 +50,21 @@ def without_extra_marks(text: str, run: int = 0) -> tuple[str, int, int]:
     """
     if text.isascii():
         return text, 0, 0 if text else run
-    places = _places_in_runs(text, run)
-    extra = places > MAX_MARKS
-    end = min(int(places[-1]), MAX_MARKS)
-    dropped = int(np.count_nonzero(extra))
-    if dropped:
-        text = "".join(char for char, goes in zip(text, extra.tolist(), strict=True) if not goes)
-    return text, dropped, end
+    kept: list[str] | None = None  # parts so far, once something has been dropped
+    dropped = 0
+    for start in range(0, len(text), _PART):
+        part = text[start : start + _PART]
+        places = _places_in_runs(part, run)
+        run = int(places[-1])
+        extra = places > MAX_MARKS
+        if extra.any():
+            kept = [text[:start]] if kept is None else kept
+            dropped += int(np.count_nonzero(extra))
+            stays = zip(part, (~extra).tolist(), strict=True)
+            part = "".join(char for char, is_kept in stays if is_kept)
+        if kept is not None:
+            kept.append(part)
+    return text if kept is None else "".join(kept), dropped, min(run, MAX_MARKS)
 
 
 def _places_in_runs(text: str, run: int) -> npt.NDArray[np.int64]:

@@ -146,7 +146,14 @@ def _normalized(text: str, rules: Normalization) -> str:
     if rules.ascii_fold:
         text = _in_parts(text, _without_accents)
     # Composing comes last: lower case and folding can leave characters that compose.
-    return _in_parts(text, partial(unicodedata.normalize, "NFC")) if rules.nfc else text
+    return _composed(text) if rules.nfc else text
+
+
+def _composed(text: str) -> str:
+    # Most texts are, and need no copy.
+    if all(unicodedata.is_normalized("NFC", part) for part in _parts(text)):
+        return text
+    return _in_parts(text, partial(unicodedata.normalize, "NFC"))
 
 
 def _without_accents(text: str) -> str:

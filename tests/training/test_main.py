@@ -94,7 +94,7 @@ def test_training_says_how_the_text_is_split(tmp_path: Path, call: Main) -> None
     config = configured(tmp_path, text="ab" * 500, training={"steps": 1})
     _, stdout, _ = call("train", config, "--run", tmp_path / "run")
     first = (
-        "tiny: files: 1; 800 characters to train, 100 characters to validate, "
+        "tiny: 1 file; 800 characters to train, 100 characters to validate, "
         "100 characters to test; 6 tokens"
     )
     assert stdout.splitlines()[0] == first
