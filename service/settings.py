@@ -166,7 +166,7 @@ class Settings(BaseModel):
         description="most bytes of all bodies in hand, a process; 64 KB of each are not counted",
     )
     max_values: Count = Field(
-        65_536,
+        131_072,
         description="most values of a JSON body: token ids, texts in lists, and what holds them",
     )
     max_body_chunks: Count = Field(

@@ -91,9 +91,9 @@ REFUSED = {
     "34 a target": (
         "/score", encoded(model="tiny-pairs", source="a", text="a" * (SIZE - 100)), JSON, "charact",
     ),
-    "34 ids": ("/v1/completions", listed('{"prompt":[', "5", "]}"), JSON, "65536"),
-    "34 lists of ids": ("/v1/completions", listed('{"prompt":[', "[5]", "]}"), JSON, "65536"),
-    "34 texts": ("/score", listed('{"text":[', '""', "]}"), JSON, "65536"),
+    "34 ids": ("/v1/completions", listed('{"prompt":[', "5", "]}"), JSON, "131072"),
+    "34 lists of ids": ("/v1/completions", listed('{"prompt":[', "[5]", "]}"), JSON, "131072"),
+    "34 texts": ("/score", listed('{"text":[', '""', "]}"), JSON, "131072"),
 }  # fmt: skip
 
 
