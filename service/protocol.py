@@ -7,6 +7,7 @@ since it takes headers of any size.
 
 import asyncio
 import socket
+import time
 from typing import Any
 
 import h11
@@ -57,6 +58,7 @@ class BoundedProtocol(H11Protocol):
         self._completes = False  # an answer is complete, and has not been read
         self._discarded = 0  # bytes that came after the end
         self.spare_since: float | None = None  # it has one of the spare places
+        self.answered_at = 0.0  # time.perf_counter() at its last answer
         self.still_since: float | None = None  # its stream stands still
         self.give_way: asyncio.Future[None] | None = None  # ends that stream
 
@@ -155,6 +157,7 @@ class BoundedProtocol(H11Protocol):
 
         Not before this answer has been taken: the next one would wait beside it.
         """
+        self.answered_at = time.perf_counter()
         if self.outlet.is_full and not self.outlet.is_closing():
             self._completes = True
             return
@@ -204,9 +207,10 @@ class BoundedProtocol(H11Protocol):
 
         Those that idle between requests go first, then streams that stand still.
         """
-        idle = {x.timeout_keep_alive_task.when(): x for x in held if x.timeout_keep_alive_task}
+        idle = [x for x in held if x.timeout_keep_alive_task]
         if idle:
-            idle[min(idle)].timeout_keep_alive_handler()
+            # Not by the timers: of many in one millisecond they tell no order.
+            min(idle, key=lambda x: x.answered_at).timeout_keep_alive_handler()
             return True
         longest = min(held, key=lambda x: x.still_since or float("inf"))
         still_s = self.loop.time() - (longest.still_since or float("inf"))

@@ -131,7 +131,9 @@ def test_stopping_fails_what_runs_and_what_comes() -> None:
     engine = engine_of(session_of(gate=gate))
 
     async def work() -> None:
-        caller = asyncio.create_task(engine.generate(["abc"], GenerateOptions(max_tokens=1000)))
+        caller = asyncio.create_task(
+            engine.generate(["abc"], GenerateOptions(max_tokens=1000, seed=1))
+        )
         await at(gate)
         stopping = asyncio.create_task(engine.stop())
         await asyncio.to_thread(eventually, lambda: not engine.schedulers[0].alive)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from service import request_context
 from service.logs import log_to_stderr
 from service.request_context import RequestContext, enter_request
 from service.settings import Settings
@@ -19,7 +20,8 @@ def restored() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    enter_request(RequestContext())
+    # Not a new one: its time would run for every test that follows.
+    request_context._CURRENT.set(None)
 
 
 def test_a_line_of_json_tells_the_request_and_its_trace(
