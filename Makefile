@@ -11,7 +11,7 @@ AUDIT_ENV := .venv/audit
 BIN := $(DEVELOPMENT_ENV)/bin
 # A spinning thread pool costs a shared machine 10 to 45 times.
 export OMP_WAIT_POLICY := passive
-# What is run here is nobody else's business: see service/runtime.py.
+# What is run here is nobody else's business: see service/runtime/onnxruntime.py.
 export ORT_DISABLE_TELEMETRY := 1
 
 LANGUAGE_MODELS := alice-lstm alice-gru alice-rnn
@@ -111,7 +111,7 @@ shakespeare: $(DEVELOPMENT_ENV)/.done ## Train on ../shared/data/tinyshakespeare
 models/README.md: $(DEVELOPMENT_ENV)/.done service/bundle/*.py ## Write the bundle's documentation from the schema.
 	$(BIN)/python -m tests.bundle_reference > $@
 
-openapi.json: $(DEVELOPMENT_ENV)/.done service/*.py tests/examples.py ## Write the examples and the OpenAPI document.
+openapi.json: $(DEVELOPMENT_ENV)/.done service/*.py service/*/*.py tests/examples.py ## Write the examples and the OpenAPI document.
 	$(BIN)/python -m tests.examples
 	$(BIN)/python -c 'import json; from service.app import create_app; from service.settings import Settings; \
 		print(json.dumps(create_app(Settings(), []).openapi(), indent=1, ensure_ascii=False))' > $@

@@ -1,0 +1,1 @@
+"""The benchmarks, and the peers that they run beside."""

@@ -1,7 +1,7 @@
 """`python -m bench.alternatives`: the ways to run a step that were tried, side by side.
 
 B batch, T time, H hidden. One layer of an LSTM above the first, since that is where the products
-are: its input and its state, quantized as in `training.quantization`, in these forms:
+are: its input and its state, quantized as in `training.graphs.quantization`, in these forms:
 
 * `MatMulInteger` on input and state joined (what the exporter writes), or on the two apart,
 * `DequantizeLinear` around a `MatMul` (QDQ), which onnxruntime might fuse to integers and does not,
@@ -22,11 +22,11 @@ from onnx import TensorProto, helper
 from bench.engine import WORK, interleaved
 from bench.models import ensure, random_model
 from bench.report import Row, machine, say, table, write
-from service.bundle import read_bundle
-from service.session import OnnxSession
-from training import onnx_graph
-from training.onnx_builder import FloatArray, GraphBuilder
-from training.quantization import STATE_STEPS, STATE_ZERO, QuantizedMatrix
+from service.bundle.store import read_language_model
+from service.runtime.language_model import OnnxLanguageModelSession
+from training.graphs import language_model as onnx_graph
+from training.graphs.builder import Float32Array, GraphBuilder
+from training.graphs.quantization import STATE_STEPS, STATE_ZERO, QuantizedMatrix
 
 BATCHES = (1, 16, 64)
 _ROUNDS, _SLICE_S = 5, 0.1
@@ -71,7 +71,7 @@ def _cells(hidden_size: int, batch: int) -> dict[str, Callable[[], int]]:
     }
 
 
-def _cell(form: str, weight: FloatArray) -> bytes:
+def _cell(form: str, weight: Float32Array) -> bytes:
     """`x`, `h`, `c` [B, H] to `h_out`, `c_out`."""
     hidden_size = weight.shape[1] // 4
     graph = GraphBuilder()
@@ -111,7 +111,7 @@ def _cell(form: str, weight: FloatArray) -> bytes:
     return data
 
 
-def _add_integer_product(graph: GraphBuilder, form: str, weight: FloatArray) -> str:
+def _add_integer_product(graph: GraphBuilder, form: str, weight: Float32Array) -> str:
     hidden_size = weight.shape[1] // 4
     matrix = QuantizedMatrix.of(weight)
     graph.constant("step", np.array(1 / STATE_STEPS, np.float32))
@@ -143,7 +143,7 @@ def _add_integer_product(graph: GraphBuilder, form: str, weight: FloatArray) -> 
     return graph.add("Mul", ["floats", "scale"], "product")
 
 
-def _add_operator(graph: GraphBuilder, weight: FloatArray, hidden_size: int) -> None:
+def _add_operator(graph: GraphBuilder, weight: Float32Array, hidden_size: int) -> None:
     graph.constant("axis_0", np.array([0], np.int64))
     graph.constant("weight_ih", weight[:hidden_size].T[None])
     graph.constant("weight_hh", weight[hidden_size:].T[None])
@@ -156,8 +156,8 @@ def _add_operator(graph: GraphBuilder, weight: FloatArray, hidden_size: int) -> 
 
 
 def _calls(name: str, hidden_size: int, batch: int) -> dict[str, Callable[[], int]]:
-    bundle = read_bundle(WORK / "models" / name / name)
-    session = OnnxSession(bundle, "int8")
+    bundle = read_language_model(WORK / "models" / name / name)
+    session = OnnxLanguageModelSession(bundle, "int8")
     stepper = session.stepper(batch)
     model = random_model(2, hidden_size)
     one = _runner(onnx_graph.build(model, "int8", "step"), hidden_size, batch)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import RESULTS, machine, say
-from training.config import PairConfig, load_config
-from training.encoder_decoder_task import EncoderDecoderTask, mean_loss
-from training.pairs import prepare_pairs
-from training.trainer import Trainer, parameter_count
+from training.config import EncoderDecoderConfig, load_config
+from training.data.pairs import prepare_pairs
+from training.loop.encoder_decoder import EncoderDecoderTask, mean_loss
+from training.loop.trainer import Trainer, parameter_count
 
 CONFIG = Path("training/configs/dates-iso.toml")
 STEPS = 1000
@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def main() -> int:
     """Train every variant, print the table and write bench/results/attention.json."""
     config = load_config(CONFIG)
-    if not isinstance(config, PairConfig):
+    if not isinstance(config, EncoderDecoderConfig):
         raise TypeError(CONFIG)
     corpus = prepare_pairs(config.data, CONFIG.resolve().parent)
     rows = []

@@ -21,14 +21,16 @@ from onnx import TensorProto, helper, numpy_helper
 from bench.http import http_rows
 from bench.models import SHAPES, ensure
 from bench.report import RESULTS, Row, machine, say, table, write
-from service.admission import QueueBounds
-from service.bundle import BOS_ID, Precision, read_bundle
-from service.metrics import EngineMetrics, Metrics
-from service.rows import ReadRow, WriteRow
-from service.sampling import SamplingParams
-from service.scheduler import Job, Scheduler
-from service.session import OnnxSession
-from service.text_runner import TextRunner, TextWork
+from service.bundle.manifest import Precision
+from service.bundle.store import read_language_model
+from service.bundle.text import BOS_ID
+from service.decoding.rows import ReadRow, WriteRow
+from service.decoding.sampling import SamplingParams
+from service.observe.metrics import EngineMetrics, Metrics
+from service.runtime.language_model import OnnxLanguageModelSession
+from service.scheduling.admission import QueueBounds
+from service.scheduling.language_model import LanguageModelRunner, TextWork
+from service.scheduling.scheduler import Job, Scheduler
 
 WORK = Path(__file__).parent / ".work"
 BATCHES = (1, 16, 64)
@@ -74,11 +76,11 @@ def interleaved(
 class EngineUnderLoad:
     """A scheduler with its worker, asked for one long answer a row."""
 
-    def __init__(self, session: OnnxSession) -> None:
+    def __init__(self, session: OnnxLanguageModelSession) -> None:
         self._left = 0
         self._done = threading.Event()
         self.scheduler = Scheduler(
-            TextRunner(session, max(BATCHES), name="bench"),
+            LanguageModelRunner(session, max(BATCHES), name="bench"),
             self._deliver,
             name="bench",
             max_rows=max(BATCHES),
@@ -108,7 +110,7 @@ class EngineUnderLoad:
             self._done.set()
 
 
-def bare_loop(session: OnnxSession, rows: int) -> Callable[[], int]:
+def bare_loop(session: OnnxLanguageModelSession, rows: int) -> Callable[[], int]:
     """The step graph and nothing else: no sampling, no rows that come or go."""
     stepper = session.stepper(rows)
     stepper.tokens[:] = np.random.default_rng(0).integers(4, session.vocab_size, rows)
@@ -158,7 +160,7 @@ def integer_products(num_layers: int, hidden_size: int, rows: int) -> Callable[[
     return run
 
 
-def reading(session: OnnxSession, rows: int) -> Callable[[], int]:
+def reading(session: OnnxLanguageModelSession, rows: int) -> Callable[[], int]:
     """Texts scored by the sequence graph, in the scheduler's chunks."""
     time_steps = 64
     tokens = np.random.default_rng(0).integers(4, session.vocab_size, (rows, time_steps))
@@ -174,9 +176,9 @@ def reading(session: OnnxSession, rows: int) -> Callable[[], int]:
 
 def engine_rows(name: str, shape: tuple[int, int], *, rounds: int, slice_s: float) -> list[Row]:
     """One model: steps, products, the engine, and int8 beside fp32."""
-    bundle = read_bundle(WORK / "models" / name / name)
+    bundle = read_language_model(WORK / "models" / name / name)
     precisions: tuple[Precision, ...] = ("int8", "fp32")
-    sessions = {x: OnnxSession(bundle, x) for x in precisions}
+    sessions = {x: OnnxLanguageModelSession(bundle, x) for x in precisions}
     engines = {x: EngineUnderLoad(sessions[x]) for x in precisions}
     rows = []
     steps = _TOKENS if shape[1] < 1024 else _TOKENS_OF_LARGE

@@ -14,8 +14,8 @@ from pathlib import Path
 from bench.report import RESULTS, machine, say
 from bench.server import ROOT
 from training.__main__ import main as train
-from training.checkpoint import LAST
-from training.run_log import read_log
+from training.loop.checkpoint import LAST
+from training.loop.run_log import read_log
 
 # Word error rates in percent on the official test sets (the data folder's README).
 BASELINE = {

@@ -21,8 +21,8 @@ from bench.load import Endpoint, Request, closed_loop, cpu_s, mix, percentile
 from bench.models import ensure
 from bench.report import RESULTS, Row
 from bench.server import ROOT, Server, unroll
-from service.bundle import read_bundle
-from service.session import OnnxSession
+from service.bundle.store import read_language_model
+from service.runtime.language_model import OnnxLanguageModelSession
 
 _LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz     "))
 
@@ -77,7 +77,7 @@ def text_of(size: int, seed: int) -> str:
 
 def _latency(work: Path, name: str, server: Server, *, rounds: int) -> list[Row]:
     """One client: the whole of an answer, and its first token, beside the bare graph."""
-    session = OnnxSession(read_bundle(work / "models" / name / name), "int8")
+    session = OnnxLanguageModelSession(read_language_model(work / "models" / name / name), "int8")
     stepper = session.stepper(1)
     stepper.tokens[0] = 40
     endpoint = generate_endpoint(server, name)

@@ -18,7 +18,9 @@ from pathlib import Path
 from bench.g2p import BASELINE, DATA
 from bench.report import machine, say
 from bench.server import ROOT
-from service.bundle import EncoderDecoderManifest, Manifest, read_any_bundle
+from service.bundle.encoder_decoder import EncoderDecoderManifest
+from service.bundle.manifest import LanguageModelManifest
+from service.bundle.store import read_bundle
 from training.__main__ import main as training
 
 WORK = ROOT / "bench" / ".work" / "learn"
@@ -82,7 +84,7 @@ def _head(path: Path, count: int) -> Path:
 
 def _learn(
     name: str, files: list[Path], minutes: float, *more: str | Path
-) -> Manifest | EncoderDecoderManifest:
+) -> LanguageModelManifest | EncoderDecoderManifest:
     """Learn anew in a folder of its own; what the bundle says."""
     folder = WORK / f"{name}-{int(time.time())}"
     started = time.monotonic()
@@ -91,11 +93,11 @@ def _learn(
     if training([str(x) for x in arguments]) != 0:
         raise RuntimeError(f"{name}: learn failed; see above")
     say(f"{name}: {(time.monotonic() - started) / 60:.1f} minutes in all, {folder}")
-    return read_any_bundle(folder / "models" / name).manifest
+    return read_bundle(folder / "models" / name).manifest
 
 
-def _print_text(manifest: Manifest | EncoderDecoderManifest) -> None:
-    if not isinstance(manifest, Manifest):
+def _print_text(manifest: LanguageModelManifest | EncoderDecoderManifest) -> None:
+    if not isinstance(manifest, LanguageModelManifest):
         raise TypeError(manifest.task)
     metrics = manifest.metrics
     say(f"{manifest.name}, {metrics.split}, {metrics.chars:,} characters")

@@ -11,32 +11,28 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from service.bundle import (
-    BOS_ID,
+from service.bundle.manifest import (
     FORMAT_VERSION,
-    SPECIAL_TOKENS,
     DataSource,
-    Limits,
-    Manifest,
-    Metrics,
-    Normalization,
+    LanguageModelLimits,
+    LanguageModelManifest,
+    LanguageModelMetrics,
     TrainingRecord,
-    Vocabulary,
-    write_bundle,
 )
-from service.bundle.store import vocab_bytes
-from training.bundle_parts import describe_graph, file_name
-from training.config import ModelConfig
-from training.corpus import Split
-from training.export import (
+from service.bundle.store import vocab_bytes, write_bundle
+from service.bundle.text import BOS_ID, SPECIAL_TOKENS, Normalization, Vocabulary
+from training.config import LanguageModelNetworkConfig
+from training.data.corpus import Split
+from training.export.language_model import (
     VOCAB_FILE,
     build_graphs,
     describe_vocab,
     model_shape,
     state_tensors,
 )
-from training.language_model import LanguageModel
-from training.parity import golden_vectors
+from training.export.language_model_parity import golden_vectors
+from training.export.manifest_parts import describe_graph, file_name
+from training.networks.language_model import LanguageModel
 
 ALPHABET = "\n" + "".join(sorted(string.ascii_letters + string.digits + string.punctuation + " "))
 SHAPES = tuple((layers, hidden) for hidden in (128, 256, 512, 1024) for layers in (1, 2))
@@ -52,7 +48,7 @@ def name_of(num_layers: int, hidden_size: int, cell: str = "lstm") -> str:
 
 def random_model(num_layers: int, hidden_size: int, cell: str = "lstm") -> LanguageModel:
     """A model that nobody trained; its texts are noise with some structure."""
-    config = ModelConfig.model_validate(
+    config = LanguageModelNetworkConfig.model_validate(
         {
             "cell": cell,
             "num_layers": num_layers,
@@ -85,7 +81,7 @@ def _write_bundle(folder: Path, model: LanguageModel) -> None:
     vocab = Vocabulary.of_characters(ALPHABET)
     graphs = build_graphs(model)
     ids = np.array([BOS_ID, *vocab.encode("held out by nobody")], np.uint16)
-    manifest = Manifest(
+    manifest = LanguageModelManifest(
         format_version=FORMAT_VERSION,
         name=folder.name,
         description="Random weights, for measuring speed.",
@@ -99,7 +95,7 @@ def _write_bundle(folder: Path, model: LanguageModel) -> None:
         precision="int8",
         states=state_tensors(model),
         model=model_shape(model),
-        limits=Limits(max_tokens=100_000),
+        limits=LanguageModelLimits(max_tokens=100_000),
         data=DataSource(
             name="nothing",
             source="none",
@@ -110,7 +106,7 @@ def _write_bundle(folder: Path, model: LanguageModel) -> None:
             valid_chars=1,
             test_chars=0,
         ),
-        metrics=Metrics(split="valid", chars=1, tokens=1, measurements=[]),
+        metrics=LanguageModelMetrics(split="valid", chars=1, tokens=1, measurements=[]),
         training=TrainingRecord(config={}, seed=_SEED, steps=0, git_commit=None, versions={}),
         golden=golden_vectors(model, Split(ids, np.array([0, len(ids)])), vocab, ["fp32", "int8"]),
     )

@@ -26,13 +26,13 @@ from bench.parity_models import (
     text_of,
 )
 from bench.report import RESULTS, machine, say
-from service.bundle import Precision, Vocabulary
-from training import export, pair_export
-from training.bundle_parts import ExportError, Graphs, Unverifiable
-from training.corpus import Split
-from training.encoder_decoder import EncoderDecoder
-from training.language_model import LanguageModel
-from training.pair_parity import (
+from service.bundle.manifest import Precision
+from service.bundle.text import Vocabulary
+from training.data.corpus import Split
+from training.data.pairs import PairSplit
+from training.export import encoder_decoder as pair_export
+from training.export import language_model as export
+from training.export.encoder_decoder_parity import (
     OnnxEncoderDecoder,
     check_company,
     check_pair_golden,
@@ -41,8 +41,7 @@ from training.pair_parity import (
     pair_golden_vectors,
     pair_readings,
 )
-from training.pairs import PairSplit
-from training.parity import (
+from training.export.language_model_parity import (
     OnnxModel,
     agreement,
     check_golden,
@@ -50,7 +49,10 @@ from training.parity import (
     golden_vectors,
     readings,
 )
-from training.precision import MARGIN, Agreement
+from training.export.manifest_parts import ExportError, Graphs, Unverifiable
+from training.export.precision import MARGIN, Agreement
+from training.networks.encoder_decoder import EncoderDecoder
+from training.networks.language_model import LanguageModel
 
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 

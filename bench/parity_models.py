@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from service.bundle import BOS_ID, EOS_ID, PAD_ID, Vocabulary
-from training.config import EncoderDecoderConfig, ModelConfig
-from training.corpus import Split
-from training.encoder_decoder import EncoderDecoder
-from training.language_model import LanguageModel
-from training.pair_batches import pair_batch
-from training.pairs import PairSplit
+from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, Vocabulary
+from training.config import EncoderDecoderNetworkConfig, LanguageModelNetworkConfig
+from training.data.corpus import Split
+from training.data.pair_batches import pair_batch
+from training.data.pairs import PairSplit
+from training.networks.encoder_decoder import EncoderDecoder
+from training.networks.language_model import LanguageModel
 
 TEXT = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"
 WORK = Path(__file__).parent / ".work" / "parity"
@@ -157,7 +157,7 @@ def _pair_split(vocab: Vocabulary, pairs: list[tuple[str, str]]) -> PairSplit:
 
 def language_model(recipe: Recipe, vocab: Vocabulary, train: Split) -> LanguageModel:
     """The trained model, from its file where there is one."""
-    config = ModelConfig.model_validate(
+    config = LanguageModelNetworkConfig.model_validate(
         {
             "cell": recipe.cell,
             "num_layers": recipe.num_layers,
@@ -184,7 +184,7 @@ def language_model(recipe: Recipe, vocab: Vocabulary, train: Split) -> LanguageM
 def encoder_decoder(recipe: PairRecipe, vocab_size: int, train: PairSplit) -> EncoderDecoder:
     """The trained model, from its file where there is one."""
     torch.manual_seed(1)
-    config = EncoderDecoderConfig.model_validate(recipe.options)
+    config = EncoderDecoderNetworkConfig.model_validate(recipe.options)
     model = EncoderDecoder(config, vocab_size, vocab_size)
     rng = np.random.default_rng(1)
     # An overtrained model has seen a few pairs all the time.

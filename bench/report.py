@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from training.cpus import usable_cpus
+from training.loop.cpus import usable_cpus
 
 RESULTS = Path(__file__).parent / "results"
 

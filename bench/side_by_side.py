@@ -23,7 +23,7 @@ from bench.models import SHAPES, ensure, name_of
 from bench.peers.clients import PEERS, Peer
 from bench.report import RESULTS, Row, machine, say, table, write
 from bench.server import Server, free_port, running, unroll
-from service.cpus import usable_cpus
+from service.runtime.cpus import usable_cpus
 
 WORK = Path(__file__).parent / ".work"
 UNROLL = "Unroll"  # a process a processor

@@ -39,7 +39,7 @@ from bench.report import RESULTS, Row, say, table, write
 from bench.server import ROOT, Server, unroll
 from bench.soak_tally import Tally
 from bench.soak_traffic import LANGUAGE_MODELS, PAIR_MODELS, Traffic
-from service.api_keys import new_key
+from service.http.api_keys import new_key
 
 CLIENTS = 12
 SAMPLE_S = 5.0

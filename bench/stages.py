@@ -13,14 +13,15 @@ import numpy as np
 
 from bench.report import say
 from bench.translate import BEAM, CONFIG, WORK
-from service.beam_search import Search
-from service.bundle import EOS_ID, EncoderDecoderBundle, read_any_bundle
-from service.pair_session import OnnxPairSession
-from service.search_runner import SearchRunner
+from service.bundle.store import EncoderDecoderBundle, read_bundle
+from service.bundle.text import EOS_ID
+from service.decoding.search_batch import Search
+from service.runtime.encoder_decoder import OnnxEncoderDecoderSession
+from service.scheduling.encoder_decoder import EncoderDecoderRunner
 from service.settings import Settings
-from training.config import PairConfig, load_config
-from training.pair_export import export_pairs
-from training.pairs import prepare_pairs
+from training.config import EncoderDecoderConfig, load_config
+from training.data.pairs import prepare_pairs
+from training.export.encoder_decoder import export_pairs
 
 WORDS = 256  # one thread's share of the 512
 Result = TypeVar("Result")
@@ -33,10 +34,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=8)
     options = parser.parse_args()
     config = load_config(CONFIG)
-    if not isinstance(config, PairConfig):
+    if not isinstance(config, EncoderDecoderConfig):
         raise TypeError(CONFIG)
     corpus = prepare_pairs(config.data, CONFIG.resolve().parent)
-    bundle = read_any_bundle(export_pairs(options.run, corpus, WORK / "pairs"))
+    bundle = read_bundle(export_pairs(options.run, corpus, WORK / "pairs"))
     if not isinstance(bundle, EncoderDecoderBundle):
         raise TypeError(bundle)
     known = list(corpus.tests[0].references)
@@ -50,7 +51,7 @@ def main() -> int:
     return 0
 
 
-class _Timed(OnnxPairSession):
+class _Timed(OnnxEncoderDecoderSession):
     """A session that knows how long it ran."""
 
     def __init__(self, bundle: EncoderDecoderBundle) -> None:
@@ -76,7 +77,7 @@ def _search(
     bundle: EncoderDecoderBundle, session: _Timed, words: list[str]
 ) -> tuple[float, int, dict[str, float]]:
     """Processor seconds of the whole and of its stages, and steps."""
-    runner = SearchRunner(session, name="bench")
+    runner = EncoderDecoderRunner(session, name="bench")
     limits = bundle.manifest.limits
     sources = [np.array([*bundle.source.encode(word), EOS_ID], np.uint16) for word in words]
     sources.sort(key=len, reverse=True)

@@ -18,11 +18,12 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from service.bundle import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Normalization, Tokenizer, normalize
-from training.encoder_decoder import EncoderDecoder, Memory
-from training.encoder_decoder_task import load_best_pairs
-from training.pair_batches import pad_sources
-from training.pairs import Ids
+from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Normalization, normalize
+from service.bundle.tokenization import Tokenizer
+from training.data.pair_batches import pad_sources
+from training.data.pairs import Ids
+from training.loop.encoder_decoder import load_best_pairs
+from training.networks.encoder_decoder import EncoderDecoder, Memory
 
 _NEVER = [PAD_ID, BOS_ID, UNK_ID]
 # Searched together; words a second for 32 to 512, beside other work: 470, 600, 640, 840, 640.

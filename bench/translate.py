@@ -23,11 +23,11 @@ from bench.load import Endpoint, Request, closed_loop, percentile
 from bench.report import Row, say, table, write
 from bench.server import ROOT, free_port, running, unroll
 from bench.torch_beam import beam_search
-from training.config import PairConfig, load_config
-from training.cpus import usable_cpus
-from training.encoder_decoder_task import load_best_pairs
-from training.pair_export import export_pairs
-from training.pairs import prepare_pairs
+from training.config import EncoderDecoderConfig, load_config
+from training.data.pairs import prepare_pairs
+from training.export.encoder_decoder import export_pairs
+from training.loop.cpus import usable_cpus
+from training.loop.encoder_decoder import load_best_pairs
 
 WORDS = 512
 BEAM = 5
@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="of each round with clients")
     options = parser.parse_args()
     config = load_config(CONFIG)
-    if not isinstance(config, PairConfig):
+    if not isinstance(config, EncoderDecoderConfig):
         raise TypeError(CONFIG)
     corpus = prepare_pairs(config.data, CONFIG.resolve().parent)
     models = WORK / "pairs"

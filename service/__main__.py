@@ -20,17 +20,17 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
 
-from service import cli
-from service.allocator import bound_arenas
-from service.api_keys import ApiKeysError
 from service.app import create_app
-from service.bundle import BundleError
+from service.bundle.store import BundleError
+from service.cli import commands as cli
 from service.drain import Drain
 from service.environment import PREFIX, service_links, unknown_variables
-from service.listener import ListenError, all_loopback, bound_sockets, listen, url_of
-from service.logs import log_to_stderr
-from service.metrics import SHARED_FOLDER, forget_this_process, lacks_room
-from service.protocol import BoundedProtocol
+from service.http.api_keys import ApiKeysError
+from service.http.listener import ListenError, all_loopback, bound_sockets, listen, url_of
+from service.http.protocol import BoundedProtocol
+from service.observe.logs import log_to_stderr
+from service.observe.metrics import SHARED_FOLDER, forget_this_process, lacks_room
+from service.runtime.allocator import bound_arenas
 from service.setting_sources import KNOWN, load_settings
 from service.settings import LOOPBACK, Settings, SettingsError
 from service.supervisor import Supervisor

@@ -16,37 +16,39 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from service import libretranslate, open_inference, openai_routes, token_routes
-from service.answers import problem_document
-from service.api_keys import read_api_keys
-from service.byte_budget import ByteBudget
-from service.documentation import document
+from service.endpoints import libretranslate, open_inference
+from service.endpoints import openai as openai_routes
+from service.endpoints import tokens as token_routes
+from service.endpoints.libretranslate_wire import libretranslate_error
+from service.endpoints.native import router
+from service.endpoints.open_inference_wire import open_inference_error
+from service.endpoints.operations import router as operations_router
+from service.endpoints.operations import show_gauges
+from service.endpoints.page import read_page
+from service.endpoints.page import router as page_router
 from service.errors import FieldError, InvalidRequest, ServiceError
-from service.gateway import SECURITY_HEADERS, Doorkeeping, Gateway
-from service.libretranslate_schemas import libretranslate_error
-from service.lifecycle import Lifecycle
-from service.metrics import Metrics
-from service.model_registry import ModelRegistry
-from service.nearest_names import path_hint
-from service.open_inference_schemas import open_inference_error
-from service.operations_routes import router as operations_router
-from service.operations_routes import show_gauges
-from service.page_routes import read_page
-from service.page_routes import router as page_router
-from service.routes import router
-from service.schemas import AnyEngine, Problem
+from service.http.answers import problem_document
+from service.http.api_keys import read_api_keys
+from service.http.gateway import SECURITY_HEADERS, Doorkeeping, Gateway
+from service.http.nearest_names import path_hint
+from service.http.openapi import document
+from service.http.turns import Turns
+from service.http.unsent import Unsent
+from service.http.wire import Problem
+from service.observe.byte_budget import ByteBudget
+from service.observe.lifecycle import Lifecycle
+from service.observe.metrics import Metrics
+from service.observe.trace_context import LoggingTracer, Tracer
 from service.settings import Settings, SettingsError
-from service.trace_context import LoggingTracer, Tracer
-from service.turns import Turns
-from service.unsent import Unsent
-from service.watchdog import watch_engines
+from service.tasks.registry import Engine, ModelRegistry
+from service.tasks.watchdog import watch_engines
 
 _GAUGES_S = 1.0
 
 logger = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, engines: Sequence[AnyEngine] | None = None) -> FastAPI:
+def create_app(settings: Settings, engines: Sequence[Engine] | None = None) -> FastAPI:
     """A plain ASGI application. `engines` are taken instead of the settings' models folder.
 
     Everything is started and ended in the lifespan; a registry that holds models by then serves
@@ -132,7 +134,7 @@ def _tracer(settings: Settings) -> Tracer:
     if settings.otlp_endpoint is None:
         return LoggingTracer()
     try:
-        from service.telemetry import OtlpTracer  # noqa: PLC0415 (an extra that few need)
+        from service.observe.telemetry import OtlpTracer  # noqa: PLC0415 (an extra that few need)
     except ImportError as error:
         raise SettingsError(
             "UNROLL_OTLP_ENDPOINT: it needs OpenTelemetry: pip install '.[telemetry]'"

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from service.lifecycle import Lifecycle
-from service.model_registry import ModelRegistry
+from service.observe.lifecycle import Lifecycle
 from service.settings import Settings
+from service.tasks.registry import ModelRegistry
 
 _POLL_S = 0.02
 _FATAL_POLL_S = 0.5  # for as long as the process lives

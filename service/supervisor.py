@@ -15,7 +15,7 @@ from uvicorn.config import STARTUP_FAILURE, Config
 from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
-from service.metrics import SHARED_FOLDER, lacks_room
+from service.observe.metrics import SHARED_FOLDER, lacks_room
 
 # Between the starts of a worker that does not come to serve: doubled each time.
 _FIRST_PAUSE_S = 1.0

@@ -8,7 +8,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from service.bundle import EncoderDecoderManifest, Manifest
+from service.bundle.encoder_decoder import EncoderDecoderManifest
+from service.bundle.manifest import LanguageModelManifest
 
 PREAMBLE = """\
 # Bundles
@@ -48,7 +49,7 @@ This page is written from the schema (`make models/README.md`), and a test compa
 
 
 _TITLES: dict[type[BaseModel], str] = {
-    Manifest: "`manifest.json` of a language model",
+    LanguageModelManifest: "`manifest.json` of a language model",
     EncoderDecoderManifest: "`manifest.json` of an encoder-decoder",
 }
 

@@ -9,44 +9,42 @@ import numpy as np
 import onnx
 import torch
 
-from service.bundle import (
-    BOS_ID,
-    EOS_ID,
-    Bundle,
-    Characters,
-    EncoderDecoderBundle,
-    EncoderDecoderManifest,
-    GoldenVector,
+from service.bundle.encoder_decoder import EncoderDecoderManifest, TextSide
+from service.bundle.manifest import (
     Graph,
-    Limits,
-    Manifest,
-    Normalization,
+    LanguageModelGoldenVector,
+    LanguageModelLimits,
+    LanguageModelManifest,
     Precision,
     StateTensor,
-    Subwords,
-    Symbols,
-    TextSide,
-    Tokenizer,
-    Vocabulary,
 )
-from service.bundle.store import sha256, vocab_bytes
-from training.bundle_parts import describe_graph, file_name
-from training.config import EncoderDecoderConfig, ModelConfig, TextSideConfig
-from training.corpus import Split
-from training.encoder_decoder import EncoderDecoder
-from training.export import build_graphs
-from training.language_model import LanguageModel
-from training.pair_export import build_graphs as build_pair_graphs
-from training.pair_export import describe_side, memory_tensors, model_shape, state_tensors
-from training.pair_parity import pair_golden_vectors
-from training.pairs import PairSplit
-from training.parity import golden_vectors
+from service.bundle.store import EncoderDecoderBundle, LanguageModelBundle, sha256, vocab_bytes
+from service.bundle.text import BOS_ID, EOS_ID, Normalization, Vocabulary
+from service.bundle.tokenization import Characters, Subwords, Symbols, Tokenizer
+from training.config import EncoderDecoderNetworkConfig, LanguageModelNetworkConfig, TextSideConfig
+from training.data.corpus import Split
+from training.data.pairs import PairSplit
+from training.export.encoder_decoder import build_graphs as build_pair_graphs
+from training.export.encoder_decoder import (
+    describe_side,
+    memory_tensors,
+    model_shape,
+    state_tensors,
+)
+from training.export.encoder_decoder_parity import pair_golden_vectors
+from training.export.language_model import build_graphs
+from training.export.language_model_parity import golden_vectors
+from training.export.manifest_parts import describe_graph, file_name
+from training.networks.encoder_decoder import EncoderDecoder
+from training.networks.language_model import LanguageModel
 
 ALPHABET = "\n !',.?abcdefghijklmnopqrstuvwxyzABC\x00\x85\u2028é\u0301ß\U0001f407"
 HIDDEN = 12
 
 
-def manifest_of(vocab: Vocabulary, graphs: Sequence[Graph], **changes: Any) -> Manifest:
+def manifest_of(
+    vocab: Vocabulary, graphs: Sequence[Graph], **changes: Any
+) -> LanguageModelManifest:
     """A manifest of a model that nobody trained; `changes` replace fields."""
     document: dict[str, Any] = {
         "format_version": 2,
@@ -76,7 +74,7 @@ def manifest_of(vocab: Vocabulary, graphs: Sequence[Graph], **changes: Any) -> M
             "embedding_dim": 5,
             "parameters": 1,
         },
-        "limits": Limits(max_tokens=1000),
+        "limits": LanguageModelLimits(max_tokens=1000),
         "data": {
             "name": "nothing",
             "source": "nowhere",
@@ -89,14 +87,18 @@ def manifest_of(vocab: Vocabulary, graphs: Sequence[Graph], **changes: Any) -> M
         },
         "metrics": {"split": "valid", "chars": 1, "tokens": 1, "measurements": []},
         "training": {"config": {}, "seed": 1, "steps": 0, "git_commit": None, "versions": {}},
-        "golden": [GoldenVector(precision="fp32", tokens=[1, 2], logprobs=[-1.0], tolerance=1e-5)],
+        "golden": [
+            LanguageModelGoldenVector(
+                precision="fp32", tokens=[1, 2], logprobs=[-1.0], tolerance=1e-5
+            )
+        ],
     }
-    return Manifest.model_validate(document | changes)
+    return LanguageModelManifest.model_validate(document | changes)
 
 
 def plain_files(
     name: str = "plain", characters: str = "abc", graph: bytes = b"not a graph", **changes: Any
-) -> tuple[Manifest, dict[str, bytes]]:
+) -> tuple[LanguageModelManifest, dict[str, bytes]]:
     """A bundle that the store takes; no session would."""
     vocab = Vocabulary.of_characters(characters)
     described = Graph(
@@ -117,7 +119,7 @@ def tiny_model(cell: str, vocab_size: int, scale: float = 2.0) -> LanguageModel:
     """An untrained model with weights large enough to have opinions."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
-        config = ModelConfig.model_validate(
+        config = LanguageModelNetworkConfig.model_validate(
             {"cell": cell, "num_layers": 2, "hidden_size": HIDDEN, "embedding_dim": 5}
         )
         model = LanguageModel(config, vocab_size)
@@ -129,7 +131,7 @@ def tiny_model(cell: str, vocab_size: int, scale: float = 2.0) -> LanguageModel:
 
 def tiny_files(
     cell: str, *, characters: str = ALPHABET, scale: float = 2.0, **changes: Any
-) -> tuple[Manifest, dict[str, bytes]]:
+) -> tuple[LanguageModelManifest, dict[str, bytes]]:
     """`tiny-<cell>`: an untrained model as the exporter would write it."""
     vocab = Vocabulary.of_characters(characters)
     model = tiny_model(cell, len(vocab), scale)
@@ -157,7 +159,9 @@ def tiny_files(
     return manifest, {"vocab.json": vocab_bytes(vocab), **files}
 
 
-def endless_files(*, hoards: bool, **changes: Any) -> tuple[Manifest, dict[str, bytes]]:
+def endless_files(
+    *, hoards: bool, **changes: Any
+) -> tuple[LanguageModelManifest, dict[str, bytes]]:
     """`tiny-lstm`, whose graph goes round for ever, where it `hoards` with a megabyte a round."""
     manifest, files = tiny_files("lstm", **changes)
     name = file_name("int8", "sequence")
@@ -192,10 +196,12 @@ def endless_files(*, hoards: bool, **changes: Any) -> tuple[Manifest, dict[str, 
     return manifest.model_copy(update={"graphs": described}), files
 
 
-def in_memory(manifest: Manifest, files: Mapping[str, bytes], characters: str = ALPHABET) -> Bundle:
+def in_memory(
+    manifest: LanguageModelManifest, files: Mapping[str, bytes], characters: str = ALPHABET
+) -> LanguageModelBundle:
     """The bundle as a reader would give it."""
     graphs = {graph.file: files[graph.file] for graph in manifest.graphs}
-    return Bundle(manifest, Vocabulary.of_characters(characters), graphs)
+    return LanguageModelBundle(manifest, Vocabulary.of_characters(characters), graphs)
 
 
 # --- encoder-decoders -----------------------------------------------------------------------------
@@ -230,7 +236,7 @@ def tiny_pair_model(
         "conv_filters": [3, 4, 5],
         "pool_stride": POOL_STRIDE,
     }
-    config = EncoderDecoderConfig.model_validate(sizes | options)
+    config = EncoderDecoderNetworkConfig.model_validate(sizes | options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(23)
         model = EncoderDecoder(config, source_size, target_size)

@@ -1,4 +1,4 @@
-"""`python -m tests.examples`: write service/examples.json, requests and what they are answered.
+"""`python -m tests.examples`: write service/http/examples.json, requests and their answers.
 
 The answers are the shipped bundles' own, from a fresh server. What differs from run to run is
 given a fixed value.

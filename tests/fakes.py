@@ -18,16 +18,17 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import FastAPI
 
-from service.admission import QueueBounds
-from service.bundle import BOS_ID, EOS_ID, PAD_ID, UNK_ID, padded_length
+from service.bundle.padding import padded_length
+from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from service.decoding.rows import WriteRow
+from service.decoding.sampling import NOISE_BLOCK, Sampler, SamplingParams, noise_block
 from service.errors import ServiceError
-from service.metrics import EngineMetrics, Metrics
-from service.pair_session import Encoded, Step, Tensors
-from service.rows import WriteRow
-from service.sampling import NOISE_BLOCK, Sampler, SamplingParams, noise_block
-from service.scheduler import Job, Scheduler, WorkT
-from service.session import FloatArray, IdArray, Session, States
-from service.text_runner import TextRunner, TextWork
+from service.observe.metrics import EngineMetrics, Metrics
+from service.runtime.encoder_decoder import Encoded, Step, Tensors
+from service.runtime.language_model import Float32Array, IdArray, LanguageModelSession, States
+from service.scheduling.admission import QueueBounds
+from service.scheduling.language_model import LanguageModelRunner, TextWork
+from service.scheduling.scheduler import Job, Scheduler, WorkT
 
 PATIENCE_S = 20.0  # a test that waits longer has failed
 
@@ -115,11 +116,13 @@ class FakeSession:
 
     def pick(
         self, tokens: IdArray, lengths: Lengths, targets: IdArray, states: States
-    ) -> tuple[FloatArray, States]:
+    ) -> tuple[Float32Array, States]:
         logprobs, after = self._run("pick", tokens, lengths, states)
         return np.take_along_axis(logprobs, targets[..., None], axis=2)[..., 0], after
 
-    def read(self, tokens: IdArray, lengths: Lengths, states: States) -> tuple[FloatArray, States]:
+    def read(
+        self, tokens: IdArray, lengths: Lengths, states: States
+    ) -> tuple[Float32Array, States]:
         return self._run("read", tokens, lengths, states)
 
     def stepper(self, capacity: int) -> "FakeStepper":
@@ -127,7 +130,7 @@ class FakeSession:
 
     def _run(
         self, kind: str, tokens: IdArray, lengths: Lengths, states: States
-    ) -> tuple[FloatArray, States]:
+    ) -> tuple[Float32Array, States]:
         if self.gate is not None:
             self.gate.enter()
         rows, longest = tokens.shape
@@ -147,7 +150,7 @@ class FakeSession:
 
     def _logprobs(
         self, tokens: IdArray, inside: npt.NDArray[np.bool_], states: States
-    ) -> tuple[FloatArray, States]:
+    ) -> tuple[Float32Array, States]:
         hashes = states[0][:, 0].astype(np.int64)  # [B]
         logprobs = np.full((*tokens.shape, self.vocab_size), np.nan, np.float32)  # [B, T, V]
         for t in range(tokens.shape[1]):
@@ -211,7 +214,7 @@ class PairRun:
 
 
 @dataclass
-class FakePairSession:
+class FakeEncoderDecoderSession:
     """Log-probabilities that depend on the source and every token of the row so far, alone.
 
     States: a rolling hash [B, 1] and a count of tokens [B, 2, 2]. Memory: the source's ids with
@@ -298,7 +301,7 @@ class FakePairSession:
 
 
 def sample(
-    logprobs: FloatArray,
+    logprobs: Float32Array,
     params: Sequence[SamplingParams],
     uniform: npt.NDArray[np.float64],
     counts: npt.NDArray[np.int64] | None = None,
@@ -334,7 +337,7 @@ class Inbox:
 
 @contextmanager
 def running(
-    session: Session,
+    session: LanguageModelSession,
     inbox: Callable[[list[Job[TextWork]]], None],
     *,
     max_rows: int = 8,
@@ -343,7 +346,7 @@ def running(
 ) -> Iterator[Scheduler[TextWork]]:
     """A scheduler of texts at work."""
     scheduler = Scheduler(
-        TextRunner(session, max_rows, name="fake"),
+        LanguageModelRunner(session, max_rows, name="fake"),
         inbox,
         name="fake",
         max_rows=max_rows,
@@ -408,7 +411,7 @@ def answer_alone(work: TextWork, session: FakeSession) -> Answer:
 
 
 def _write_alone(
-    row: WriteRow, session: FakeSession, after: FloatArray, states: States
+    row: WriteRow, session: FakeSession, after: Float32Array, states: States
 ) -> tuple[tuple[int, ...], str | None, int]:
     tokens: list[int] = []
     while len(tokens) < row.max_tokens:
@@ -426,7 +429,7 @@ def _write_alone(
     return tuple(tokens), "length", 0
 
 
-def _next(session: FakeSession, token: int, states: States) -> tuple[FloatArray, States]:
+def _next(session: FakeSession, token: int, states: States) -> tuple[Float32Array, States]:
     logprobs, states = session.read(np.array([[token]]), np.array([1], np.int32), states)
     return logprobs[0, 0], states
 

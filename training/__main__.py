@@ -21,34 +21,29 @@ from pathlib import Path
 
 import torch
 
-from service.bundle import (
-    BundleError,
-    EncoderDecoderManifest,
-    PairMetrics,
-    Vocabulary,
-    normalize,
-    read_any_bundle,
+from service.bundle.encoder_decoder import EncoderDecoderManifest, EncoderDecoderMetrics
+from service.bundle.store import BundleError, read_bundle
+from service.bundle.text import Vocabulary, normalize
+from training.config import (
+    NAME_PATTERN,
+    ConfigError,
+    EncoderDecoderConfig,
+    LanguageModelConfig,
+    load_config,
 )
-from training.bundle_parts import ExportError
-from training.checkpoint import LAST, CheckpointError
-from training.config import NAME_PATTERN, Config, ConfigError, PairConfig, load_config
-from training.corpus import Corpus
-from training.documents import SPLITS
-from training.encoder_decoder import EncoderDecoder
-from training.encoder_decoder_task import (
-    EncoderDecoderTask,
-    length_limits,
-    load_best_pairs,
-    translate_texts,
+from training.data.corpus import Corpus
+from training.data.documents import SPLITS
+from training.data.pairs import PairCorpus
+from training.evaluation.encoder_decoder_report import (
+    NearestSource,
+    baselines,
+    measure_pairs,
+    pair_table,
 )
-from training.evaluation import evaluate
-from training.export import held_out_split
-from training.language_model_task import load_best
-from training.learn.command import add_options, learn
-from training.pair_report import NearestSource, baselines, measure_pairs, pair_table
-from training.pairs import PairCorpus
-from training.report import measure_baselines, measurement, table
-from training.run import (
+from training.evaluation.language_model import evaluate
+from training.evaluation.language_model_report import measure_baselines, measurement, table
+from training.evaluation.sampling import sample
+from training.experiments.run import (
     CONFIG_FILE,
     describe_data,
     export_run,
@@ -57,9 +52,20 @@ from training.run import (
     prepare_data,
     train_run,
 )
-from training.sampling import sample
-from training.task import TrainingError
-from training.trainer import Stopped
+from training.export.language_model import held_out_split
+from training.export.manifest_parts import ExportError
+from training.learn.command import add_options, learn
+from training.loop.checkpoint import LAST, CheckpointError
+from training.loop.encoder_decoder import (
+    EncoderDecoderTask,
+    length_limits,
+    load_best_pairs,
+    translate_texts,
+)
+from training.loop.language_model import load_best
+from training.loop.task import TrainingError
+from training.loop.trainer import Stopped
+from training.networks.encoder_decoder import EncoderDecoder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -283,7 +289,7 @@ def _export(options: argparse.Namespace) -> None:
     path = export_run(options.run, options.models, name=options.name)
     size = sum(file.stat().st_size for file in path.iterdir())
     _say(f"{path}: {size:,} bytes")
-    manifest = read_any_bundle(path).manifest
+    manifest = read_bundle(path).manifest
     if isinstance(manifest, EncoderDecoderManifest):
         _say(f"served in {manifest.precision}")
         _say(pair_table(manifest.metrics))
@@ -297,10 +303,10 @@ def _baselines(options: argparse.Namespace) -> None:
     run_dir = options.run or Path("runs") / config.name
     data = prepare_data(config, options.config.resolve().parent, run_dir)
     _say(describe_data(config, data))
-    if isinstance(config, PairConfig) and isinstance(data, PairCorpus):
+    if isinstance(config, EncoderDecoderConfig) and isinstance(data, PairCorpus):
         nearest = NearestSource(data.train)
         found = [
-            PairMetrics(
+            EncoderDecoderMetrics(
                 split=split.name,
                 pairs=len(split),
                 sources=len(split.references),
@@ -309,13 +315,13 @@ def _baselines(options: argparse.Namespace) -> None:
             for split in data.held_out
         ]
         _say(pair_table(found))
-    elif isinstance(config, Config) and isinstance(data, Corpus):
+    elif isinstance(config, LanguageModelConfig) and isinstance(data, Corpus):
         name, held_out = held_out_split(data)
         floors = measure_baselines(data.train, held_out, len(data.vocab), config.baselines)
         _say(table(f"{name}, {held_out.chars:,} characters", floors))
 
 
-def _open_pairs(run_dir: Path) -> tuple[PairConfig, EncoderDecoder, PairCorpus]:
+def _open_pairs(run_dir: Path) -> tuple[EncoderDecoderConfig, EncoderDecoder, PairCorpus]:
     """A run's best weights and the pairs that they come from."""
     config, model, _, _, _ = load_best_pairs(run_dir)
     corpus = open_data(config, run_dir)
@@ -324,7 +330,7 @@ def _open_pairs(run_dir: Path) -> tuple[PairConfig, EncoderDecoder, PairCorpus]:
     return config, model, corpus
 
 
-def _open_corpus(config: Config, run_dir: Path) -> Corpus:
+def _open_corpus(config: LanguageModelConfig, run_dir: Path) -> Corpus:
     """The text that a run's weights come from."""
     corpus = open_data(config, run_dir)
     if not isinstance(corpus, Corpus):

@@ -7,31 +7,27 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from service.bundle import (
-    Attention,
-    Cell,
-    MetricName,
-    Normalization,
-    SideNormalization,
-    Tokenization,
-)
+from service.bundle.encoder_decoder import Attention, MetricName
+from service.bundle.manifest import Cell
+from service.bundle.text import Normalization, SideNormalization
+from service.bundle.tokenization import Tokenization
 from training.errors import ConfigError
 from training.text_files import read_text
 
 __all__ = [
     "NAME_PATTERN",
     "BaselineConfig",
-    "Config",
     "ConfigError",
-    "DataConfig",
     "EncoderDecoderConfig",
-    "ModelConfig",
+    "EncoderDecoderDataConfig",
+    "EncoderDecoderNetworkConfig",
+    "EncoderDecoderTrainingConfig",
+    "LanguageModelConfig",
+    "LanguageModelDataConfig",
+    "LanguageModelNetworkConfig",
+    "LanguageModelTrainingConfig",
     "OptimizerConfig",
-    "PairConfig",
-    "PairDataConfig",
-    "PairTrainingConfig",
     "TextSideConfig",
-    "TrainingConfig",
     "load_config",
     "parse_config",
 ]
@@ -45,7 +41,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
-class DataConfig(_Section):
+class LanguageModelDataConfig(_Section):
     """The text, how it is cut into documents and splits, and on what terms it is used.
 
     `files` are split; the other lists are used whole.
@@ -80,7 +76,7 @@ class DataConfig(_Section):
         return self
 
 
-class ModelConfig(_Section):
+class LanguageModelNetworkConfig(_Section):
     """The language model. The dropouts are probabilities of zeroing."""
 
     cell: Cell = "lstm"
@@ -124,7 +120,7 @@ class OptimizerConfig(_Section):
     device: Literal["cpu", "cuda"] = "cpu"
 
 
-class TrainingConfig(OptimizerConfig):
+class LanguageModelTrainingConfig(OptimizerConfig):
     """Truncated backpropagation through time."""
 
     batch_size: PositiveInt = 32  # lanes read side by side
@@ -149,16 +145,16 @@ class BaselineConfig(_Section):
     max_train_chars: PositiveInt = 20_000_000  # n-gram tables stand in memory; more is cut
 
 
-class Config(_Section):
+class LanguageModelConfig(_Section):
     """One experiment on text."""
 
     task: Literal["language_model"] = "language_model"
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     description: str = ""
     license: str = "not stated"  # of the trained weights, for the bundle's manifest
-    data: DataConfig
-    model: ModelConfig = ModelConfig()
-    training: TrainingConfig = TrainingConfig()
+    data: LanguageModelDataConfig
+    model: LanguageModelNetworkConfig = LanguageModelNetworkConfig()
+    training: LanguageModelTrainingConfig = LanguageModelTrainingConfig()
     baselines: BaselineConfig = BaselineConfig()
 
 
@@ -172,7 +168,7 @@ class TextSideConfig(_Section):
     min_count: PositiveInt = 1  # rarer tokens become unk; bpe learns no rarer merge
 
 
-class PairDataConfig(_Section):
+class EncoderDecoderDataConfig(_Section):
     """Pairs of source and target, how they are filtered and split, on what terms they are used.
 
     `files` are split by source; the other lists are used whole. A file is TSV (source, tab,
@@ -209,7 +205,7 @@ class PairDataConfig(_Section):
         return self
 
 
-class EncoderDecoderConfig(_Section):
+class EncoderDecoderNetworkConfig(_Section):
     """The encoder-decoder model. The dropouts are probabilities of zeroing."""
 
     cell: Cell = "lstm"
@@ -239,7 +235,7 @@ class EncoderDecoderConfig(_Section):
         return self
 
 
-class PairTrainingConfig(OptimizerConfig):
+class EncoderDecoderTrainingConfig(OptimizerConfig):
     """Training on pairs."""
 
     batch_size: PositiveInt = 64  # pairs
@@ -251,19 +247,19 @@ class PairTrainingConfig(OptimizerConfig):
     show: Annotated[int, Field(ge=0)] = 3  # translations printed at every evaluation
 
 
-class PairConfig(_Section):
+class EncoderDecoderConfig(_Section):
     """One experiment on pairs."""
 
     task: Literal["encoder_decoder"]
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     description: str = ""
     license: str = "not stated"  # of the trained weights, for the bundle's manifest
-    data: PairDataConfig
-    model: EncoderDecoderConfig = EncoderDecoderConfig()
-    training: PairTrainingConfig = PairTrainingConfig()
+    data: EncoderDecoderDataConfig
+    model: EncoderDecoderNetworkConfig = EncoderDecoderNetworkConfig()
+    training: EncoderDecoderTrainingConfig = EncoderDecoderTrainingConfig()
 
 
-def load_config(path: Path) -> Config | PairConfig:
+def load_config(path: Path) -> LanguageModelConfig | EncoderDecoderConfig:
     """Read and check a configuration. Raises ConfigError, one line a mistake."""
     try:
         document = tomllib.loads(read_text(path))
@@ -283,14 +279,16 @@ def load_config(path: Path) -> Config | PairConfig:
         raise ConfigError("\n".join(_explain(path, _schema(document), error))) from error
 
 
-def parse_config(document: dict[str, Any]) -> Config | PairConfig:
+def parse_config(document: dict[str, Any]) -> LanguageModelConfig | EncoderDecoderConfig:
     """The configuration that a document holds. Raises pydantic's ValidationError."""
     return _schema(document).model_validate(document)
 
 
-def _schema(document: dict[str, Any]) -> type[Config] | type[PairConfig]:
+def _schema(document: dict[str, Any]) -> type[LanguageModelConfig] | type[EncoderDecoderConfig]:
     """By its task; a document without one is a language model's."""
-    return PairConfig if document.get("task") == "encoder_decoder" else Config
+    return (
+        EncoderDecoderConfig if document.get("task") == "encoder_decoder" else LanguageModelConfig
+    )
 
 
 def _explain(path: Path, schema: type[BaseModel], error: ValidationError) -> list[str]:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from service.bundle import MAX_MARKS, without_extra_marks
+from service.bundle.marks import MAX_MARKS, without_extra_marks
 from training.errors import ConfigError
 
 READ_BYTES = 1 << 20

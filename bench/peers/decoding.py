@@ -19,7 +19,7 @@ import onnxruntime
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = range(4)
 SCORE_ROWS = 64
 
-FloatArray = npt.NDArray[np.float32]
+Float32Array = npt.NDArray[np.float32]
 IdArray = npt.NDArray[np.int64]
 
 
@@ -114,7 +114,7 @@ class Decoder:
         scores: list[float] = np.where(real, picked, 0.0).sum(axis=1, dtype=np.float64).tolist()
         return scores
 
-    def _read(self, prompts: Sequence[str]) -> tuple[FloatArray, list[FloatArray]]:
+    def _read(self, prompts: Sequence[str]) -> tuple[Float32Array, list[Float32Array]]:
         """log p [B, V] of the token after each prompt, and the states there."""
         tokens, lengths = _padded([[BOS_ID, *self._encode(prompt)] for prompt in prompts])
         feeds = self._feeds(tokens, lengths, np.zeros_like(tokens), self._zeros(len(prompts)))
@@ -126,7 +126,7 @@ class Decoder:
         tokens: IdArray,
         lengths: npt.NDArray[np.int32],
         targets: IdArray,
-        states: Sequence[FloatArray],
+        states: Sequence[Float32Array],
     ) -> dict[str, npt.NDArray[np.generic]]:
         feeds: dict[str, npt.NDArray[np.generic]] = {
             "tokens": tokens,
@@ -135,7 +135,7 @@ class Decoder:
         }
         return feeds | dict(zip(self._states, states, strict=True))
 
-    def _zeros(self, rows: int) -> list[FloatArray]:
+    def _zeros(self, rows: int) -> list[Float32Array]:
         return [np.zeros((rows, self._hidden_size), np.float32) for _ in self._states]
 
     def _encode(self, text: str) -> list[int]:
@@ -152,7 +152,7 @@ class Stepper:
         self,
         session: onnxruntime.InferenceSession,
         names: Sequence[str],
-        states: Sequence[FloatArray],
+        states: Sequence[Float32Array],
         vocab_size: int,
     ) -> None:
         rows = len(states[0])
@@ -167,7 +167,7 @@ class Stepper:
         self._rows = rows
         self._bindings: list[onnxruntime.IOBinding | None] = [None, None]
 
-    def step(self, tokens: IdArray) -> FloatArray:
+    def step(self, tokens: IdArray) -> Float32Array:
         """log p [B, V] of the token after each of `tokens` [B]; good until the next step."""
         self._tokens[: self._rows, 0] = tokens
         binding = self._bindings[self._current]
@@ -206,7 +206,7 @@ class Stepper:
 
 
 def choose(
-    logprobs: FloatArray, temperature: npt.NDArray[np.float64], noise: npt.NDArray[np.float64]
+    logprobs: Float32Array, temperature: npt.NDArray[np.float64], noise: npt.NDArray[np.float64]
 ) -> IdArray:
     """One token a row [B]: inverts the cumulated softmax of `logprobs` [B, V] / temperature [B]."""
     scores = logprobs[:, EOS_ID:].astype(np.float64)  # pad, bos and unk have no text

@@ -91,7 +91,7 @@ class VocabFile(Record):
     unk: Literal[3] = Field(description="Id of every character outside the vocabulary.")
 
 
-class ModelShape(Record):
+class LanguageModelShape(Record):
     """What the model is, for people to read: the service needs none of it."""
 
     cell: Cell = Field(description="Recurrent cell.")
@@ -101,7 +101,7 @@ class ModelShape(Record):
     parameters: int = Field(gt=0, description="Trained parameters.")
 
 
-class Limits(Record):
+class LanguageModelLimits(Record):
     """What the bundle allows, whatever the service's own settings allow."""
 
     max_tokens: int = Field(gt=0, description="Most tokens that one choice may generate.")
@@ -120,7 +120,7 @@ class DataSource(Record):
     test_chars: int = Field(ge=0, description="Characters in the test split.")
 
 
-class Measurement(Record):
+class LanguageModelMeasurement(Record):
     """One model or baseline measured on the split that `Metrics` names."""
 
     name: str = Field(description="`fp32`, `unigram`, `kneser-ney 5-gram` and so on.")
@@ -145,13 +145,15 @@ class Measurement(Record):
     )
 
 
-class Metrics(Record):
+class LanguageModelMetrics(Record):
     """What the export measured on held-out text, beside the baselines on the same text."""
 
     split: Literal["valid", "test"] = Field(description="The held-out split.")
     chars: int = Field(gt=0, description="Characters in it.")
     tokens: int = Field(gt=0, description="Predicted tokens: the characters, and eos a document.")
-    measurements: list[Measurement] = Field(description="One entry a precision and a baseline.")
+    measurements: list[LanguageModelMeasurement] = Field(
+        description="One entry a precision and a baseline."
+    )
 
 
 class LearningCurve(Record):
@@ -195,7 +197,7 @@ class TrainingRecord(Record):
     )
 
 
-class GoldenVector(Record):
+class LanguageModelGoldenVector(Record):
     """A known answer: feed `tokens` from the zero state, and get `logprobs`."""
 
     precision: Precision = Field(description="The graph it belongs to.")
@@ -219,7 +221,7 @@ class Heading(Record):
     )
 
 
-class Manifest(Heading):
+class LanguageModelManifest(Heading):
     """`manifest.json` of a language model, field by field."""
 
     task: Literal["language_model"] = Field(description="Which endpoints the bundle answers.")
@@ -236,12 +238,12 @@ class Manifest(Heading):
     states: list[StateTensor] = Field(
         min_length=1, description="The recurrent state: tensors to carry, all zero at the start."
     )
-    model: ModelShape = Field(description="What the model is.")
-    limits: Limits = Field(description="What the bundle allows.")
+    model: LanguageModelShape = Field(description="What the model is.")
+    limits: LanguageModelLimits = Field(description="What the bundle allows.")
     data: DataSource = Field(description="What it was trained on.")
-    metrics: Metrics = Field(description="What it is worth.")
+    metrics: LanguageModelMetrics = Field(description="What it is worth.")
     training: TrainingRecord = Field(description="How it was trained.")
-    golden: list[GoldenVector] = Field(
+    golden: list[LanguageModelGoldenVector] = Field(
         min_length=1, description="Known answers that the loader checks."
     )
 

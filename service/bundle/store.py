@@ -14,8 +14,8 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from service.bundle.manifest import Graph, Manifest, Precision, Role, VocabFile
-from service.bundle.pair_manifest import AnyManifest, EncoderDecoderManifest, TextSide
+from service.bundle.encoder_decoder import AnyManifest, EncoderDecoderManifest, TextSide
+from service.bundle.manifest import Graph, LanguageModelManifest, Precision, Role, VocabFile
 from service.bundle.text import Vocabulary
 from service.bundle.tokenization import Characters, Subwords, Symbols, Tokenizer
 
@@ -36,7 +36,7 @@ class _Graphs:
 
     __slots__ = ()
 
-    manifest: Manifest | EncoderDecoderManifest
+    manifest: LanguageModelManifest | EncoderDecoderManifest
     graphs: Mapping[str, bytes]
 
     @property
@@ -53,10 +53,10 @@ class _Graphs:
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle(_Graphs):
+class LanguageModelBundle(_Graphs):
     """A language model in memory, every checksum verified. Nothing is read from disk after this."""
 
-    manifest: Manifest
+    manifest: LanguageModelManifest
     vocab: Vocabulary
     graphs: Mapping[str, bytes]  # file name to ONNX bytes
 
@@ -71,15 +71,15 @@ class EncoderDecoderBundle(_Graphs):
     graphs: Mapping[str, bytes]  # file name to ONNX bytes
 
 
-def read_bundle(folder: Path) -> Bundle:
+def read_language_model(folder: Path) -> LanguageModelBundle:
     """Read and verify a language model. Raises BundleError with a one-line cause."""
-    bundle = read_any_bundle(folder)
-    if not isinstance(bundle, Bundle):
+    bundle = read_bundle(folder)
+    if not isinstance(bundle, LanguageModelBundle):
         raise BundleError(f"{folder.name}: an {bundle.manifest.task} and not a language_model")
     return bundle
 
 
-def read_any_bundle(folder: Path) -> Bundle | EncoderDecoderBundle:
+def read_bundle(folder: Path) -> LanguageModelBundle | EncoderDecoderBundle:
     """Read and verify a bundle. Raises BundleError with a one-line cause."""
     name = folder.name
     raw = _read_file(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES)
@@ -99,16 +99,18 @@ def read_any_bundle(folder: Path) -> Bundle | EncoderDecoderBundle:
         raise BundleError(f"{name}: {MANIFEST_FILE}: {where}: {cause}") from error
     if manifest.name != name:
         raise BundleError(f"{name}: {MANIFEST_FILE} names another bundle, {manifest.name}")
-    if isinstance(manifest, Manifest):
+    if isinstance(manifest, LanguageModelManifest):
         tokens = _read_vocab(folder, manifest.vocab)
         vocab = _parsed(name, manifest.vocab.file, lambda: Vocabulary(tokens))
         _check_size(name, manifest.vocab, tokens)
-        return Bundle(manifest, vocab, _read_graphs(folder, manifest.graphs))
+        return LanguageModelBundle(manifest, vocab, _read_graphs(folder, manifest.graphs))
     source, target = (_read_side(folder, side) for side in (manifest.source, manifest.target))
     return EncoderDecoderBundle(manifest, source, target, _read_graphs(folder, manifest.graphs))
 
 
-_ANY_MANIFEST: TypeAdapter[Manifest | EncoderDecoderManifest] = TypeAdapter(AnyManifest)
+_ANY_MANIFEST: TypeAdapter[LanguageModelManifest | EncoderDecoderManifest] = TypeAdapter(
+    AnyManifest
+)
 _TASKS = ("language_model", "encoder_decoder")
 
 
@@ -122,7 +124,9 @@ def _read_graphs(folder: Path, described: Sequence[Graph]) -> dict[str, bytes]:
 
 
 def write_bundle(
-    models_dir: Path, manifest: Manifest | EncoderDecoderManifest, files: Mapping[str, bytes]
+    models_dir: Path,
+    manifest: LanguageModelManifest | EncoderDecoderManifest,
+    files: Mapping[str, bytes],
 ) -> Path:
     """Write `models_dir/<manifest.name>`, whole or not at all, and return its path.
 
@@ -139,7 +143,7 @@ def write_bundle(
         document = manifest.model_dump_json(indent=2) + "\n"
         for file, data in {**files, MANIFEST_FILE: document.encode()}.items():
             _write_synced(staged / file, data)
-        read_any_bundle(staged)
+        read_bundle(staged)
         replaced = scratch / "replaced"
         if final.exists():
             final.rename(replaced)

@@ -4,15 +4,15 @@ import numpy as np
 import torch
 
 from bench.torch_beam import beam_search
-from service.bundle import EOS_ID
-from training.config import EncoderDecoderConfig
-from training.decoding import translate
-from training.encoder_decoder import EncoderDecoder
+from service.bundle.text import EOS_ID
+from training.config import EncoderDecoderNetworkConfig
+from training.evaluation.beam_search import translate
+from training.networks.encoder_decoder import EncoderDecoder
 
 
 def test_the_loop_finds_what_the_other_beam_search_finds() -> None:
     torch.manual_seed(3)
-    config = EncoderDecoderConfig(encoder_hidden_size=8, hidden_size=16, embedding_dim=8)
+    config = EncoderDecoderNetworkConfig(encoder_hidden_size=8, hidden_size=16, embedding_dim=8)
     model = EncoderDecoder(config, 12, 9).eval()
     with torch.no_grad():
         for parameter in model.parameters():

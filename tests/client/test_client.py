@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.bundle import write_bundle
+from service.bundle.store import write_bundle
 from tests.bundles import tiny_files, tiny_pair_files
 from tests.end_to_end.server import ROOT, Server, free_port, serve
 from unroll_client import (

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.bundle import write_bundle
+from service.bundle.store import write_bundle
 from tests.bundles import tiny_files, tiny_pair_files
 from tests.end_to_end.server import ROOT, Server, serve
 

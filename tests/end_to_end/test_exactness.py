@@ -13,22 +13,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.admission import QueueBounds
-from service.bundle import BOS_ID, PAD_ID, Bundle, Precision
-from service.engine import Engine
-from service.metrics import EngineMetrics, Metrics
-from service.read_batch import ReadBatch
-from service.rows import Continuation, ReadRow, TokenDetails, WriteRow
-from service.sampling import SamplingParams
-from service.scheduler import Job, Scheduler
-from service.session import OnnxSession, States
+from service.bundle.manifest import Precision
+from service.bundle.store import LanguageModelBundle
+from service.bundle.text import BOS_ID, PAD_ID
+from service.decoding.read_batch import ReadBatch
+from service.decoding.rows import Continuation, ReadRow, TokenDetails, WriteRow
+from service.decoding.sampling import SamplingParams
+from service.observe.metrics import EngineMetrics, Metrics
+from service.runtime.language_model import OnnxLanguageModelSession, States
+from service.scheduling.admission import QueueBounds
+from service.scheduling.language_model import LanguageModelRunner, TextWork
+from service.scheduling.scheduler import Job, Scheduler
 from service.settings import Settings
-from service.tasks import GenerateOptions, ScoreOptions
-from service.text_runner import TextRunner, TextWork
+from service.tasks.language_model import LanguageModelEngine
+from service.tasks.values import GenerateOptions, ScoreOptions
 from tests.bundles import ALPHABET, in_memory, tiny_files
-from training.config import ModelConfig
-from training.export import build_graphs
-from training.language_model import LanguageModel
+from training.config import LanguageModelNetworkConfig
+from training.export.language_model import build_graphs
+from training.networks.language_model import LanguageModel
 
 CELLS = ("rnn", "gru", "lstm")
 VOCAB = 4 + len(ALPHABET)
@@ -36,14 +38,14 @@ Kind = tuple[str, Precision]
 
 
 @cache
-def bundle_of(cell: str) -> Bundle:
+def bundle_of(cell: str) -> LanguageModelBundle:
     return in_memory(*tiny_files(cell))
 
 
 @cache
-def session_of(cell: str, precision: Precision) -> OnnxSession:
+def session_of(cell: str, precision: Precision) -> OnnxLanguageModelSession:
     """The exported graphs of an untrained model."""
-    return OnnxSession(bundle_of(cell), precision)
+    return OnnxLanguageModelSession(bundle_of(cell), precision)
 
 
 KINDS: list[Kind] = [(cell, precision) for cell in CELLS for precision in ("fp32", "int8")]
@@ -135,7 +137,7 @@ def written(kind: Kind, jobs: Sequence[Job[TextWork]], cancel: Sequence[int] = (
             ended.set()
 
     scheduler = Scheduler(
-        TextRunner(session_of(*kind), 6, name="test"),
+        LanguageModelRunner(session_of(*kind), 6, name="test"),
         deliver,
         name="test",
         max_rows=6,
@@ -227,7 +229,7 @@ asked = st.tuples(
 )
 
 
-async def ask(engine: Engine, texts: list[str], scores: bool, seed: int) -> Any:
+async def ask(engine: LanguageModelEngine, texts: list[str], scores: bool, seed: int) -> Any:
     """An answer without what tells of the cache."""
     if scores:
         context = "the queen of hearts she made " if seed % 2 else ""
@@ -249,7 +251,7 @@ async def ask(engine: Engine, texts: list[str], scores: bool, seed: int) -> Any:
     return [replace(x, cached_tokens=0) for x in generated]
 
 
-async def ask_all(engine: Engine, requests: Sequence[Any]) -> list[Any]:
+async def ask_all(engine: LanguageModelEngine, requests: Sequence[Any]) -> list[Any]:
     """Every answer, None for those that are given up."""
 
     async def one(texts: list[str], scores: bool, seed: int, turns: int, patience: Any) -> Any:
@@ -271,7 +273,9 @@ async def with_engine(kind: Kind, requests: Sequence[Any], threads: int, cache_b
     cell, precision = kind
     settings = Settings(prefix_cache_bytes=cache_bytes, max_rows=5)
     session = session_of(cell, precision)
-    engine = Engine(bundle_of(cell), session, settings, precision=precision, threads=threads)
+    engine = LanguageModelEngine(
+        bundle_of(cell), session, settings, precision=precision, threads=threads
+    )
     engine.start()
     try:
         answers = [await ask_all(engine, requests) for _ in range(2)]  # cold, then warm
@@ -299,7 +303,7 @@ def test_neither_the_prefix_cache_nor_threads_nor_who_gives_up_shows_in_an_answe
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_graph_has_no_operator_outside_the_default_domain(cell: str) -> None:
-    model = LanguageModel(ModelConfig.model_validate({"cell": cell}), VOCAB)
+    model = LanguageModel(LanguageModelNetworkConfig.model_validate({"cell": cell}), VOCAB)
     for data in build_graphs(model).values():
         graph = onnx.load_model_from_string(data)
         bodies = [x.g for node in graph.graph.node for x in node.attribute]

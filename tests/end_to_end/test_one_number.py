@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from service.bundle import BOS_ID, EOS_ID, Vocabulary, normalize, read_bundle
-from service.session import OnnxSession
+from service.bundle.store import read_language_model
+from service.bundle.text import BOS_ID, EOS_ID, Vocabulary, normalize
+from service.runtime.language_model import OnnxLanguageModelSession
 from tests.end_to_end.server import ROOT, Server, serve
 from training.__main__ import main
-from training.language_model_task import load_best
+from training.loop.language_model import load_best
 
 CELLS = ("rnn", "gru", "lstm")
 MAX_DIFFERENCE = 1e-5  # nats a token
@@ -88,8 +89,8 @@ def torch_logprob(run: Path, text: str, *, eos: bool) -> tuple[float, int]:
 
 def session_logprob(models: Path, name: str, text: str, *, eos: bool) -> float:
     """The same by the exported graph alone."""
-    bundle = read_bundle(models / name)
-    session = OnnxSession(bundle, "fp32")
+    bundle = read_language_model(models / name)
+    session = OnnxLanguageModelSession(bundle, "fp32")
     ids = bundle.vocab.encode(normalize(text, bundle.manifest.normalization)).astype(np.int64)
     row = np.concatenate([[BOS_ID], ids, [EOS_ID] if eos else []]).astype(np.int64)[None]
     if row.shape[1] == 1:

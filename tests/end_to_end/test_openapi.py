@@ -18,9 +18,9 @@ from schemathesis.checks import CheckFunction
 from schemathesis.core.parameters import ParameterLocation
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
-from service.api_keys import new_key
 from service.app import create_app
-from service.bundle import write_bundle
+from service.bundle.store import write_bundle
+from service.http.api_keys import new_key
 from service.settings import Settings
 from tests.bundles import ALPHABET, tiny_files, tiny_pair_files
 from tests.end_to_end.server import Server, serve

@@ -13,22 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from service.beam_search import Search
-from service.bundle import (
-    BOS_ID,
-    EOS_ID,
-    EncoderDecoderBundle,
-    Precision,
-    read_any_bundle,
-    write_bundle,
-)
-from service.pair_session import OnnxPairSession, pad_sources
-from service.sampling import SamplingParams
-from service.search_runner import SearchRunner
+from service.bundle.manifest import Precision
+from service.bundle.store import EncoderDecoderBundle, read_bundle, write_bundle
+from service.bundle.text import BOS_ID, EOS_ID
+from service.decoding.sampling import SamplingParams
+from service.decoding.search_batch import Search
+from service.runtime.encoder_decoder import OnnxEncoderDecoderSession, pad_sources
+from service.scheduling.encoder_decoder import EncoderDecoderRunner
 from tests.bundles import tiny_pair_files, tiny_pair_model
 from tests.end_to_end.server import Server, serve
-from training.decoding import translate
-from training.encoder_decoder import EncoderDecoder
+from training.evaluation.beam_search import translate
+from training.networks.encoder_decoder import EncoderDecoder
 
 MAX_DIFFERENCE = 1e-5  # nats a token
 CPU = torch.device("cpu")
@@ -80,7 +75,7 @@ def server(models_dir: Path) -> Iterator[Server]:
 @cache
 def loaded(folder: Path) -> tuple[EncoderDecoderBundle, EncoderDecoder]:
     """A bundle as it is served, and the weights in PyTorch that it was exported from."""
-    bundle = read_any_bundle(folder)
+    bundle = read_bundle(folder)
     assert isinstance(bundle, EncoderDecoderBundle)
     model = tiny_pair_model(len(bundle.source), len(bundle.target), **KINDS[folder.name])
     return bundle, model
@@ -108,7 +103,7 @@ def torch_logprob(folder: Path, source: str, text: str) -> tuple[float, int]:
 def session_logprob(folder: Path, source: str, text: str) -> float:
     """The same by the exported graphs alone."""
     bundle, _ = loaded(folder)
-    session = OnnxPairSession(bundle, "fp32")
+    session = OnnxEncoderDecoderSession(bundle, "fp32")
     source_ids, tokens = ids_of(bundle, source, text)
     lengths = np.array([len(source_ids)], np.int32)
     encoded = session.encode(pad_sources([np.array(source_ids)]), lengths)
@@ -237,9 +232,9 @@ ODD_SOURCES = {
 }
 
 
-def searched(session: OnnxPairSession, searches: list[Search]) -> list[Search]:
+def searched(session: OnnxEncoderDecoderSession, searches: list[Search]) -> list[Search]:
     """The searches, done."""
-    runner = SearchRunner(session, name="test")
+    runner = EncoderDecoderRunner(session, name="test")
     runner.admit(searches)
     while not runner.free:
         assert all(error is None for _, error in runner.run())
@@ -251,9 +246,9 @@ def searched(session: OnnxPairSession, searches: list[Search]) -> list[Search]:
 def test_every_beam_and_sample_of_an_odd_source_has_the_bits_of_its_score(
     name: str, precision: Precision
 ) -> None:
-    bundle = read_any_bundle(SHIPPED / name)
+    bundle = read_bundle(SHIPPED / name)
     assert isinstance(bundle, EncoderDecoderBundle)
-    session = OnnxPairSession(bundle, precision)
+    session = OnnxEncoderDecoderSession(bundle, precision)
     sources = [
         np.append(bundle.source.encode(text), np.uint16(EOS_ID)) for text in ODD_SOURCES[name]
     ]

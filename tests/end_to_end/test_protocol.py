@@ -18,8 +18,8 @@ from urllib.parse import urljoin
 import httpx
 import pytest
 
-from service.bundle import write_bundle
-from service.cli import RunningServer
+from service.bundle.store import write_bundle
+from service.cli.commands import RunningServer
 from tests.bundles import tiny_files
 from tests.end_to_end.server import ROOT, Server, serve
 from unroll_client import Unroll

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from service.bundle import EncoderDecoderBundle, read_any_bundle, read_bundle
-from service.pair_session import OnnxPairSession
-from service.session import OnnxSession
+from service.bundle.store import EncoderDecoderBundle, read_bundle, read_language_model
+from service.runtime.encoder_decoder import OnnxEncoderDecoderSession
+from service.runtime.language_model import OnnxLanguageModelSession
 from tests import bundle_reference
 from tests.end_to_end.server import ROOT
 
@@ -25,23 +25,23 @@ MAX_PAIR_BUNDLE_BYTES = 8 * 10**6
 def test_a_shipped_bundle_loads_and_is_small(name: str) -> None:
     folder = ROOT / "models" / name
     for precision in ("fp32", "int8"):
-        OnnxSession(read_bundle(folder), precision)
+        OnnxLanguageModelSession(read_language_model(folder), precision)
     assert sum(path.stat().st_size for path in folder.iterdir()) <= MAX_BUNDLE_BYTES
 
 
 @pytest.mark.parametrize("name", PAIR_BUNDLES)
 def test_a_shipped_encoder_decoder_loads_and_is_small(name: str) -> None:
     folder = ROOT / "models" / name
-    bundle = read_any_bundle(folder)
+    bundle = read_bundle(folder)
     assert isinstance(bundle, EncoderDecoderBundle)
     for precision in bundle.precisions:
-        OnnxPairSession(bundle, precision)
+        OnnxEncoderDecoderSession(bundle, precision)
     assert sum(path.stat().st_size for path in folder.iterdir()) <= MAX_PAIR_BUNDLE_BYTES
 
 
 @pytest.mark.parametrize("name", PAIR_BUNDLES)
 def test_the_readme_states_the_figures_of_the_encoder_decoders(name: str) -> None:
-    bundle = read_any_bundle(ROOT / "models" / name)
+    bundle = read_bundle(ROOT / "models" / name)
     assert isinstance(bundle, EncoderDecoderBundle)
     assert len(bundle.manifest.examples) == 10
     rows = [x for x in (ROOT / "README.md").read_text().splitlines() if x.startswith(f"| `{name}`")]
@@ -64,7 +64,7 @@ def test_the_readme_states_the_figures_of_the_encoder_decoders(name: str) -> Non
 
 @pytest.mark.parametrize("name", BUNDLES)
 def test_a_shipped_bundle_carries_its_figures_beside_every_baseline(name: str) -> None:
-    manifest = read_bundle(ROOT / "models" / name).manifest
+    manifest = read_language_model(ROOT / "models" / name).manifest
     names = [x.name for x in manifest.metrics.measurements]
     assert names[:3] == ["fp32", "int8", "unigram"]
     assert names[3:] == [f"kneser-ney {order}-gram" for order in range(2, 9)]
@@ -75,7 +75,7 @@ def test_a_shipped_bundle_carries_its_figures_beside_every_baseline(name: str) -
 
 @pytest.mark.parametrize("name", BUNDLES)
 def test_the_readme_states_the_figures_of_the_bundles(name: str) -> None:
-    metrics = read_bundle(ROOT / "models" / name).manifest.metrics
+    metrics = read_language_model(ROOT / "models" / name).manifest.metrics
     fp32, int8 = metrics.measurements[:2]
     best = min(x.bits_per_char for x in metrics.measurements if x.kind == "baseline")
     rows = [x for x in (ROOT / "README.md").read_text().splitlines() if x.startswith(f"| `{name}`")]

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.bundle import write_bundle
+from service.bundle.store import write_bundle
 from tests.bundles import tiny_files
 from tests.end_to_end.server import Server, serve
 from tests.end_to_end.test_workers import workers_of

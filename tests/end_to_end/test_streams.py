@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.bundle import write_bundle
+from service.bundle.store import write_bundle
 from tests.bundles import tiny_files, tiny_pair_files
 from tests.end_to_end.server import Server, serve
 from tests.service.events import parsed

@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from service.allocator import MAX_ARENAS
+from service.runtime.allocator import MAX_ARENAS
 from tests.end_to_end.server import ROOT, arenas_in, serve
 from tests.faults.support import eventually as within
 

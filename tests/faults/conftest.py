@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from service.bundle import Limits, write_bundle
+from service.bundle.manifest import LanguageModelLimits
+from service.bundle.store import write_bundle
 from tests.bundles import tiny_files
 from tests.end_to_end.server import Server, serve
 
@@ -28,7 +29,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `tiny-lstm`, whose texts may be long, and `tiny-gru`."""
     folder = tmp_path_factory.mktemp("models")
     for cell in ("lstm", "gru"):
-        manifest, files = tiny_files(cell, limits=Limits(max_tokens=100_000))
+        manifest, files = tiny_files(cell, limits=LanguageModelLimits(max_tokens=100_000))
         write_bundle(folder, manifest, files)
     return folder
 

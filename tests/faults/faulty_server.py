@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 import service.__main__
-from service.session import OnnxSession
-from service.text_runner import TextRunner
+from service.runtime.language_model import OnnxLanguageModelSession
+from service.scheduling.language_model import LanguageModelRunner
 
 TRIGGER = "z"
 FAULT = os.environ["FAULT"]
 FAULT_FILE = Path(os.environ["FAULT_FILE"])
 
-_run = OnnxSession._run
-_end_read = TextRunner._end_read
+_run = OnnxLanguageModelSession._run
+_end_read = LanguageModelRunner._end_read
 _time = time.time
 
 
@@ -59,9 +59,9 @@ def _jumping_time() -> float:
     return _time() + (3600.0 if _armed() else 0.0)
 
 
-setattr(OnnxSession, "_run", _faulty_run)  # noqa: B010 (mypy would have it typed)
+setattr(OnnxLanguageModelSession, "_run", _faulty_run)  # noqa: B010 (mypy would have it typed)
 if FAULT == "die":
-    setattr(TextRunner, "_end_read", _deadly_end_read)  # noqa: B010
+    setattr(LanguageModelRunner, "_end_read", _deadly_end_read)  # noqa: B010
 if FAULT == "clock":
     time.time = _jumping_time
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from service.api_keys import new_key
+from service.http.api_keys import new_key
 from tests.end_to_end.server import Server, serve
 from tests.faults.conftest import LIMITS
 from tests.faults.support import eventually

@@ -17,7 +17,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.bundle import Limits, write_bundle
+from service.bundle.manifest import LanguageModelLimits
+from service.bundle.store import write_bundle
 from tests.bundles import tiny_files, tiny_pair_files
 from tests.end_to_end.server import Server, serve
 from tests.faults.support import eventually, goes_on, rows_in_use
@@ -31,7 +32,7 @@ MARKS = "\u0301\u0323"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("models")
-    write_bundle(folder, *tiny_files("lstm", limits=Limits(max_tokens=100_000)))
+    write_bundle(folder, *tiny_files("lstm", limits=LanguageModelLimits(max_tokens=100_000)))
     write_bundle(folder, *tiny_pair_files("gru", name="tiny-pairs"))
     with serve(folder, log_level="warning") as running:
         yield running

@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.bundle import Vocabulary
-from service.metrics import lacks_room
+from service.bundle.text import Vocabulary
+from service.observe.metrics import lacks_room
 from tests.bundles import ALPHABET
 from tests.end_to_end.server import ROOT, Server, free_port, serve
 from tests.faults.conftest import LIMITS

@@ -16,8 +16,9 @@ import httpx
 import psutil
 import pytest
 
-from service.api_keys import new_key
-from service.bundle import Limits, write_bundle
+from service.bundle.manifest import LanguageModelLimits
+from service.bundle.store import write_bundle
+from service.http.api_keys import new_key
 from tests.bundles import endless_files, tiny_files
 from tests.end_to_end.server import Server, serve
 from tests.faults.conftest import LIMITS
@@ -149,7 +150,9 @@ def test_models_are_loaded_replaced_and_unloaded_while_it_serves(folder: Path) -
     with administered(folder) as admin:
         before = admin.text("tiny-lstm")
         assert admin.change("tiny-lstm", "load").json()["changed"] is False
-        manifest, files = tiny_files("lstm", scale=1.5, limits=Limits(max_tokens=100_000))
+        manifest, files = tiny_files(
+            "lstm", scale=1.5, limits=LanguageModelLimits(max_tokens=100_000)
+        )
         write_bundle(folder, manifest, files)
         assert admin.text("tiny-lstm") == before
         answer = admin.change("tiny-lstm", "reload").json()
@@ -175,7 +178,9 @@ def test_models_are_loaded_replaced_and_unloaded_while_it_serves(folder: Path) -
 def test_a_folder_that_is_watched_is_followed(folder: Path) -> None:
     with administered(folder, watch_models_s=0.1, on_bad_bundle="skip") as admin:
         before = admin.text("tiny-lstm")
-        manifest, files = tiny_files("lstm", scale=1.5, limits=Limits(max_tokens=100_000))
+        manifest, files = tiny_files(
+            "lstm", scale=1.5, limits=LanguageModelLimits(max_tokens=100_000)
+        )
         write_bundle(folder, manifest, files)
         eventually(lambda: admin.text("tiny-lstm") != before)
         changed = admin.text("tiny-lstm")
@@ -245,7 +250,9 @@ def test_a_request_ends_with_the_version_that_it_began_with(folder: Path) -> Non
     limits = {"max_tokens": 100_000, "max_cost_tokens": 10_000_000}
     with administered(folder, **limits) as admin:
         expected = admin.http.post("/generate", json=body).json()["results"]
-        manifest, files = tiny_files("lstm", scale=1.5, limits=Limits(max_tokens=100_000))
+        manifest, files = tiny_files(
+            "lstm", scale=1.5, limits=LanguageModelLimits(max_tokens=100_000)
+        )
         write_bundle(folder, manifest, files)
         found: list[Any] = []
 

@@ -15,7 +15,7 @@ import aiohttp
 import httpx
 import pytest
 
-from service.api_keys import new_key
+from service.http.api_keys import new_key
 from tests.end_to_end.server import Server, serve
 from tests.faults.conftest import LIMITS
 from tests.faults.support import counting, eventually, goes_on, moved, problem_of, rows_in_use

@@ -12,8 +12,8 @@ import pytest
 from bench.soak_random import RandomTraffic
 from bench.soak_requests import Models
 from bench.soak_tally import Tally
-from service.allocator import MAX_ARENAS
-from service.bundle import write_bundle
+from service.bundle.store import write_bundle
+from service.runtime.allocator import MAX_ARENAS
 from tests.bundles import tiny_pair_files
 from tests.end_to_end.server import Server, arenas_in, serve
 from tests.faults.conftest import LIMITS

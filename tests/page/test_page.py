@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-from service.api_keys import new_key
+from service.http.api_keys import new_key
 from tests.end_to_end.server import ROOT, Server, serve
 from tests.page.chromium import Browser, Page, chromium
 

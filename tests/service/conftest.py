@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from service.app import create_app
-from service.bundle import Precision, write_bundle
+from service.bundle.manifest import Precision
+from service.bundle.store import write_bundle
 from service.settings import Settings
 from tests.bundles import tiny_files
 from tests.fakes import AppClient

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from service.patterns import Automaton
+from service.decoding.patterns import Automaton
 
 _ATOMS = ["a", "b", "c", ".", "[ab]", "[^a]", "[b-d]", r"\w", r"\S", "(?i:A)", "", "é"]
 _REPEATS = ["*", "+", "?", "{2}", "{1,2}", "{2,}", "{0,3}", "*?", "+?", "??", "{,2}", "{0}"]

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from service.beam_search import Search
-from service.bundle import BOS_ID, EOS_ID, PAD_ID, UNK_ID
-from service.pair_session import PairSession, Tensors, pad_sources
-from service.sampling import NOISE_BLOCK, Sampler, SamplingParams, noise_block
+from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from service.decoding.sampling import NOISE_BLOCK, Sampler, SamplingParams, noise_block
+from service.decoding.search_batch import Search
+from service.runtime.encoder_decoder import EncoderDecoderSession, Tensors, pad_sources
 
 LONGEST_CYCLE, CYCLE_REPEATS, CYCLE_TOKENS, LOOK_EVERY = 16, 4, 24, 8
 
@@ -59,7 +59,7 @@ class _Row:
 class _Source:
     """One source, read alone."""
 
-    def __init__(self, session: PairSession, search: Search) -> None:
+    def __init__(self, session: EncoderDecoderSession, search: Search) -> None:
         self._session = session
         lengths = np.array([len(search.source)], np.int32)
         self._encoded = session.encode(pad_sources([search.source]), lengths)
@@ -89,7 +89,7 @@ def _extended(row: _Row, token: int, step: tuple[Any, Tensors, Any]) -> _Row:
     )
 
 
-def alone(session: PairSession, search: Search) -> list[Found]:
+def alone(session: EncoderDecoderSession, search: Search) -> list[Found]:
     """What the search must answer."""
     if search.given:
         return [_given(session, search)]
@@ -98,7 +98,7 @@ def alone(session: PairSession, search: Search) -> list[Found]:
     return _beams(session, search)
 
 
-def _given(session: PairSession, search: Search) -> Found:
+def _given(session: EncoderDecoderSession, search: Search) -> Found:
     source = _Source(session, search)
     row = source.start()
     for token in search.forced:
@@ -106,7 +106,7 @@ def _given(session: PairSession, search: Search) -> Found:
     return row.ended("stop", with_attention=search.wants_attention)
 
 
-def _sample(session: PairSession, search: Search, choice: int) -> Found:
+def _sample(session: EncoderDecoderSession, search: Search, choice: int) -> Found:
     assert search.params is not None
     source = _Source(session, search)
     row = source.start()
@@ -131,7 +131,7 @@ def _sample(session: PairSession, search: Search, choice: int) -> Found:
     return row.ended(reason, with_attention=search.wants_attention)
 
 
-def _beams(session: PairSession, search: Search) -> list[Found]:
+def _beams(session: EncoderDecoderSession, search: Search) -> list[Found]:
     """Of the 2 K likeliest those that end, and rank among the first K, end; K others go on."""
     source = _Source(session, search)
     live, ended = [source.start()], []

@@ -11,13 +11,14 @@ from typing import Any, cast
 import pytest
 
 from service.app import create_app
-from service.bundle import BundleError, Precision, write_bundle
-from service.cpus import usable_cpus
-from service.engine import Engine
-from service.metrics import Metrics
-from service.model_registry import ModelRegistry, bundle_folders
-from service.schemas import AnyEngine, _examples
+from service.bundle.manifest import Precision
+from service.bundle.store import BundleError, write_bundle
+from service.http.wire import _examples
+from service.observe.metrics import Metrics
+from service.runtime.cpus import usable_cpus
 from service.settings import Settings
+from service.tasks.language_model import LanguageModelEngine
+from service.tasks.registry import Engine, ModelRegistry, bundle_folders
 from tests.bundles import ALPHABET, plain_files, tiny_files
 from tests.fakes import AppClient
 
@@ -236,7 +237,7 @@ def test_the_documentation_can_be_looked_at(client: AppClient) -> None:
 # --- the start ------------------------------------------------------------------------------------
 
 
-def load_engines(settings: Settings) -> list[AnyEngine]:
+def load_engines(settings: Settings) -> list[Engine]:
     """Every engine of the models folder, as the service opens them."""
     registry = ModelRegistry(settings, Metrics())
     registry.load_all()
@@ -334,4 +335,4 @@ def test_a_models_examples_are_the_held_out_texts_of_its_known_answers(
 ) -> None:
     golden = [SimpleNamespace(tokens=tokens)]
     engine = SimpleNamespace(manifest=SimpleNamespace(golden=golden), tokens="????abc")
-    assert _examples(cast("Engine", engine)) == examples
+    assert _examples(cast("LanguageModelEngine", engine)) == examples

@@ -9,16 +9,21 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from service.bundle import BOS_ID, EOS_ID, Vocabulary
-from training import corpus as corpora
-from training.config import Config, EncoderDecoderConfig, ModelConfig, PairConfig
-from training.corpus import Corpus, Split
-from training.encoder_decoder import EncoderDecoder
-from training.encoder_decoder_task import EncoderDecoderTask
-from training.language_model import LanguageModel
-from training.language_model_task import LanguageModelTask
-from training.pairs import PairSplit, prepare_pairs
-from training.trainer import Trainer
+from service.bundle.text import BOS_ID, EOS_ID, Vocabulary
+from training.config import (
+    EncoderDecoderConfig,
+    EncoderDecoderNetworkConfig,
+    LanguageModelConfig,
+    LanguageModelNetworkConfig,
+)
+from training.data import corpus as corpora
+from training.data.corpus import Corpus, Split
+from training.data.pairs import PairSplit, prepare_pairs
+from training.loop.encoder_decoder import EncoderDecoderTask
+from training.loop.language_model import LanguageModelTask
+from training.loop.trainer import Trainer
+from training.networks.encoder_decoder import EncoderDecoder
+from training.networks.language_model import LanguageModel
 
 # Runs a command of `python -m training`: exit status, standard output, standard error.
 Main: TypeAlias = Callable[..., tuple[int, str, str]]
@@ -86,12 +91,12 @@ def tiny_document(**sections: Mapping[str, Any]) -> dict[str, Any]:
     return document
 
 
-def tiny_config(**sections: Mapping[str, Any]) -> Config:
+def tiny_config(**sections: Mapping[str, Any]) -> LanguageModelConfig:
     """The configuration of `tiny_document`."""
-    return Config.model_validate(tiny_document(**sections))
+    return LanguageModelConfig.model_validate(tiny_document(**sections))
 
 
-def tiny_corpus(config: Config, folder: Path, text: str = FABLE) -> Corpus:
+def tiny_corpus(config: LanguageModelConfig, folder: Path, text: str = FABLE) -> Corpus:
     """`text` as text.txt in `folder`, prepared for the configuration."""
     (folder / "text.txt").write_bytes(text.encode())
     return corpora.prepare(config.data, folder, folder / "corpus")
@@ -142,7 +147,7 @@ def vocabulary(size: int) -> Vocabulary:
 
 def tiny_model(vocab_size: int = 11, **options: Any) -> LanguageModel:
     """A model with random weights, in evaluation mode."""
-    config = ModelConfig(**{"hidden_size": 8, "embedding_dim": 5, **options})
+    config = LanguageModelNetworkConfig(**{"hidden_size": 8, "embedding_dim": 5, **options})
     return LanguageModel(config, vocab_size).eval()
 
 
@@ -193,7 +198,7 @@ def tiny_pair_trainer(
     """A trainer of pairs whose run folder is `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pairs.tsv").write_text(text, encoding="utf-8")
-    config = PairConfig.model_validate(tiny_pair_document(**sections))
+    config = EncoderDecoderConfig.model_validate(tiny_pair_document(**sections))
     corpus = prepare_pairs(config.data, folder)
     return Trainer(config, EncoderDecoderTask(config, corpus), folder)
 
@@ -218,7 +223,7 @@ def tiny_encoder_decoder(
     source_vocab_size: int = 11, target_vocab_size: int = 9, *, scale: float = 2.0, **options: Any
 ) -> EncoderDecoder:
     """A model with random weights, in evaluation mode; `scale` makes them tell inputs apart."""
-    config = EncoderDecoderConfig(**{**TINY_SIZES, **options})
+    config = EncoderDecoderNetworkConfig(**{**TINY_SIZES, **options})
     model = EncoderDecoder(config, source_vocab_size, target_vocab_size).eval()
     with torch.no_grad():
         for parameter in model.parameters():

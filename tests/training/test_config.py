@@ -10,16 +10,16 @@ import pytest
 from tests.training.helpers import tiny_document, tiny_pair_document, write_toml
 from training.config import (
     BaselineConfig,
-    Config,
     ConfigError,
-    DataConfig,
     EncoderDecoderConfig,
-    ModelConfig,
-    PairConfig,
-    PairDataConfig,
-    PairTrainingConfig,
+    EncoderDecoderDataConfig,
+    EncoderDecoderNetworkConfig,
+    EncoderDecoderTrainingConfig,
+    LanguageModelConfig,
+    LanguageModelDataConfig,
+    LanguageModelNetworkConfig,
+    LanguageModelTrainingConfig,
     TextSideConfig,
-    TrainingConfig,
     load_config,
 )
 
@@ -48,20 +48,23 @@ def test_a_good_configuration_loads(tmp_path: Path) -> None:
 
 def test_everything_but_a_name_the_files_and_the_steps_has_a_default(tmp_path: Path) -> None:
     document = {"name": "x", "data": {"files": ["a"]}, "training": {"steps": 1}}
-    assert load_config(write_toml(tmp_path / "config.toml", document)).model == ModelConfig()
+    assert (
+        load_config(write_toml(tmp_path / "config.toml", document)).model
+        == LanguageModelNetworkConfig()
+    )
 
 
 @pytest.mark.parametrize(
     ("section", "allowed"),
     [
-        ("data", DataConfig),
-        ("model", ModelConfig),
-        ("training", TrainingConfig),
+        ("data", LanguageModelDataConfig),
+        ("model", LanguageModelNetworkConfig),
+        ("training", LanguageModelTrainingConfig),
         ("baselines", BaselineConfig),
     ],
 )
 def test_an_unknown_option_is_refused_and_its_neighbours_are_named(
-    tmp_path: Path, section: str, allowed: type[DataConfig]
+    tmp_path: Path, section: str, allowed: type[LanguageModelDataConfig]
 ) -> None:
     message = refusal_of(tmp_path, section, "hiden_size", 3)
     assert message.endswith("no such option; there are " + ", ".join(allowed.model_fields))
@@ -69,7 +72,9 @@ def test_an_unknown_option_is_refused_and_its_neighbours_are_named(
 
 def test_an_unknown_section_is_refused_and_its_neighbours_are_named(tmp_path: Path) -> None:
     message = refusal(tmp_path, tiny_document() | {"trainig": {"steps": 1}})
-    assert message.endswith("trainig: no such option; there are " + ", ".join(Config.model_fields))
+    assert message.endswith(
+        "trainig: no such option; there are " + ", ".join(LanguageModelConfig.model_fields)
+    )
 
 
 def test_an_unknown_normalization_is_refused_and_the_others_are_named(tmp_path: Path) -> None:
@@ -210,7 +215,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> Non
 
 def test_a_good_configuration_of_pairs_loads(tmp_path: Path) -> None:
     config = load_config(write_toml(tmp_path / "config.toml", tiny_pair_document()))
-    assert isinstance(config, PairConfig)
+    assert isinstance(config, EncoderDecoderConfig)
     assert (config.name, config.training.steps, config.data.files) == (
         "tiny-pairs",
         10,
@@ -226,14 +231,15 @@ def test_pairs_need_a_name_files_and_steps_and_no_more(tmp_path: Path) -> None:
         "training": {"steps": 1},
     }
     config = load_config(write_toml(tmp_path / "config.toml", document))
-    assert config.model == EncoderDecoderConfig()
+    assert config.model == EncoderDecoderNetworkConfig()
 
 
 @pytest.mark.parametrize(
-    ("task", "kind"), [("language_model", Config), ("encoder_decoder", PairConfig)]
+    ("task", "kind"),
+    [("language_model", LanguageModelConfig), ("encoder_decoder", EncoderDecoderConfig)],
 )
 def test_the_task_says_what_is_trained(tmp_path: Path, task: str, kind: type) -> None:
-    document = tiny_document() if kind is Config else tiny_pair_document()
+    document = tiny_document() if kind is LanguageModelConfig else tiny_pair_document()
     config = load_config(write_toml(tmp_path / "config.toml", {**document, "task": task}))
     assert type(config) is kind
     assert config.task == task
@@ -258,13 +264,13 @@ def test_an_unknown_task_is_one_mistake_that_names_both(
 @pytest.mark.parametrize(
     ("section", "allowed"),
     [
-        ("data", PairDataConfig),
-        ("model", EncoderDecoderConfig),
-        ("training", PairTrainingConfig),
+        ("data", EncoderDecoderDataConfig),
+        ("model", EncoderDecoderNetworkConfig),
+        ("training", EncoderDecoderTrainingConfig),
     ],
 )
 def test_an_unknown_option_of_pairs_is_refused_and_its_neighbours_are_named(
-    tmp_path: Path, section: str, allowed: type[PairDataConfig]
+    tmp_path: Path, section: str, allowed: type[EncoderDecoderDataConfig]
 ) -> None:
     message = refusal(tmp_path, tiny_pair_document(**{section: {"hiden_size": 3}}))
     assert message.endswith(
@@ -346,7 +352,7 @@ def test_sides_that_share_a_vocabulary_may_have_different_languages(tmp_path: Pa
     data = {"share_vocab": True, "source": {"lang": "en"}, "target": {"lang": "de"}}
     path = write_toml(tmp_path / "config.toml", tiny_pair_document(data=data))
     config = load_config(path)
-    assert isinstance(config, PairConfig)
+    assert isinstance(config, EncoderDecoderConfig)
     assert config.data.share_vocab
 
 

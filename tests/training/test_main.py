@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from service.bundle import read_bundle
+from service.bundle.store import read_language_model
 from tests.training.helpers import FABLE, Main, tiny_document, write_toml
 from training import __main__ as command_line
-from training import trainer
 from training.__main__ import main
-from training.corpus import Split
-from training.language_model_task import load_best
-from training.run_log import read_log
+from training.data.corpus import Split
+from training.loop import trainer
+from training.loop.language_model import load_best
+from training.loop.run_log import read_log
 
 
 def configured(folder: Path, text: str = FABLE, **sections: Mapping[str, Any]) -> Path:
@@ -181,7 +181,7 @@ def test_a_finished_run_can_be_trained_on_from_its_folder_alone(tmp_path: Path, 
     assert call("evaluate", tmp_path / "moved")[0] == 0
     models = tmp_path / "models"
     assert call("export", tmp_path / "moved", "--models", models)[0] == 0
-    manifest = read_bundle(models / "tiny").manifest
+    manifest = read_language_model(models / "tiny").manifest
     assert (manifest.training.steps, manifest.data.name) == (8, "Aesop")
 
 
@@ -198,7 +198,7 @@ def test_a_run_that_was_stopped_early_exports_its_best_weights(
     assert call("train", config, "--run", tmp_path / "run")[0] == 128 + signal.SIGINT
     assert not (tmp_path / "run/metrics.json").exists()
     assert call("export", tmp_path / "run", "--models", tmp_path / "models")[0] == 0
-    manifest = read_bundle(tmp_path / "models/tiny").manifest
+    manifest = read_language_model(tmp_path / "models/tiny").manifest
     assert manifest.training.steps == 4
     assert {x.kind for x in manifest.metrics.measurements} == {"model", "baseline"}
 
@@ -325,7 +325,7 @@ def test_export_writes_a_bundle_that_reads_back(trained: Path, tmp_path: Path, c
     status, stdout, _ = call("export", trained, "--models", tmp_path)
     assert status == 0
     path = tmp_path / "tiny"
-    manifest = read_bundle(path).manifest
+    manifest = read_language_model(path).manifest
     size = sum(file.stat().st_size for file in path.iterdir())
     first, second, _ = stdout.split("\n", 2)
     assert first == f"{path}: {size:,} bytes"
@@ -339,11 +339,11 @@ def test_export_tells_both_precisions_scores_whichever_is_served(
     trained: Path, tmp_path: Path, call: Main, monkeypatch: pytest.MonkeyPatch, served: str
 ) -> None:
     allowed = {"fp32": -1.0, "int8": 1.0}[served]
-    monkeypatch.setattr("training.export.MAX_QUANTIZATION_LOSS", allowed)
+    monkeypatch.setattr("training.export.language_model.MAX_QUANTIZATION_LOSS", allowed)
     status, stdout, _ = call("export", trained, "--models", tmp_path)
     assert status == 0
     assert f"\ntest, served in {served}\n" in stdout
-    metrics = read_bundle(tmp_path / "tiny").manifest.metrics
+    metrics = read_language_model(tmp_path / "tiny").manifest.metrics
     assert rows(stdout) == {
         x.name: pytest.approx([x.loss, x.bits_per_char, x.perplexity], abs=6e-4)
         for x in metrics.measurements

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from training.config import Config, PairConfig
-from training.corpus import Corpus
+from training.config import EncoderDecoderConfig, LanguageModelConfig
+from training.data.corpus import Corpus
+from training.data.pairs import PairCorpus
+from training.experiments.run import open_task
 from training.learn.recipe import Speed
-from training.pairs import PairCorpus
-from training.run import open_task
-from training.trainer import Trainer
+from training.loop.trainer import Trainer
 
 _WARM_UP_STEPS = 3
 _SECONDS = 3.0
@@ -34,7 +34,9 @@ class Trial:
     step_s: float  # seconds a step, evaluations counted in
 
 
-def measure(config: Config | PairConfig, data: Data, clock: Clock = time.monotonic) -> Speed:
+def measure(
+    config: LanguageModelConfig | EncoderDecoderConfig, data: Data, clock: Clock = time.monotonic
+) -> Speed:
     """The seconds of a step and of an evaluation. What was trained meanwhile is thrown away."""
     with _trainer(config, data) as trainer:
         step_s = _step_seconds(trainer, clock)
@@ -43,7 +45,7 @@ def measure(config: Config | PairConfig, data: Data, clock: Clock = time.monoton
         return Speed(step_s, clock() - started)
 
 
-def try_out(config: Config | PairConfig, data: Data) -> Trial:
+def try_out(config: LanguageModelConfig | EncoderDecoderConfig, data: Data) -> Trial:
     """A whole training, of which nothing is kept."""
     options = config.training
     best, waited = Trial(math.inf, 0, 0.0), 0
@@ -60,7 +62,9 @@ def try_out(config: Config | PairConfig, data: Data) -> Trial:
 
 
 @contextmanager
-def _trainer(config: Config | PairConfig, data: Data) -> Iterator[Trainer[Any]]:
+def _trainer(
+    config: LanguageModelConfig | EncoderDecoderConfig, data: Data
+) -> Iterator[Trainer[Any]]:
     task = open_task(config, data)
     with tempfile.TemporaryDirectory() as scratch:
         try:

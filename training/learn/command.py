@@ -15,11 +15,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from service.bundle import EncoderDecoderManifest, Manifest, read_any_bundle
-from training.checkpoint import LAST
-from training.config import NAME_PATTERN, Config, ConfigError, PairConfig, load_config, parse_config
-from training.corpus import Corpus
-from training.cpus import usable_cpus
+from service.bundle.encoder_decoder import EncoderDecoderManifest
+from service.bundle.manifest import LanguageModelManifest
+from service.bundle.store import read_bundle
+from training.config import (
+    NAME_PATTERN,
+    ConfigError,
+    EncoderDecoderConfig,
+    LanguageModelConfig,
+    load_config,
+    parse_config,
+)
+from training.data.corpus import Corpus
+from training.data.pairs import ALIGNED, PairCorpus
+from training.experiments.run import CONFIG_FILE, export_run, open_data, prepare_data, train_run
 from training.learn import words
 from training.learn.calibrate import Data, Trial, measure, try_out
 from training.learn.document import render
@@ -35,9 +44,9 @@ from training.learn.recipe import (
     with_steps,
 )
 from training.learn.recognize import KINDS, Sight, expand, recognize
-from training.pairs import ALIGNED, PairCorpus
-from training.run import CONFIG_FILE, export_run, open_data, prepare_data, train_run
-from training.trainer import Stopped
+from training.loop.checkpoint import LAST
+from training.loop.cpus import usable_cpus
+from training.loop.trainer import Stopped
 
 _MAX_REPLICAS = 4
 _SMALLER_SIZES = 4  # tried where the time is short
@@ -124,7 +133,7 @@ def learn(options: argparse.Namespace, say: Say) -> int:
         say(f"Stopped; what was learned is in {run_dir}, and the same command goes on with it.")
         return 128 + stopped.signal_number
     export_run(run_dir, options.models, name=name)
-    manifest = read_any_bundle(bundle).manifest
+    manifest = read_bundle(bundle).manifest
     serve = [sys.executable, "-m", "service", "--models-dir", str(options.models)]
     say("\n".join(["", *figures(manifest, config), ""]))
     if not options.serve:
@@ -162,7 +171,7 @@ def _name(options: argparse.Namespace) -> str:
 
 
 def _check_same_files(
-    config: Config | PairConfig, options: argparse.Namespace, run_dir: Path
+    config: LanguageModelConfig | EncoderDecoderConfig, options: argparse.Namespace, run_dir: Path
 ) -> None:
     """Raises ConfigError for a run's folder whose configuration names other files."""
     config_files = {*config.data.files, *config.data.train_files}
@@ -179,7 +188,7 @@ def _check_same_files(
 
 def _choose(
     options: argparse.Namespace, name: str, run_dir: Path, say: Say
-) -> tuple[Config | PairConfig, Data, str]:
+) -> tuple[LanguageModelConfig | EncoderDecoderConfig, Data, str]:
     """The configuration for what is seen, the prepared data, and the TOML's text."""
     sight = recognize(options.files, options.kind)
     say(words.listing(_title(sight), _seen(sight, options.kind)))
@@ -324,22 +333,25 @@ def _patterns(paths: Sequence[Path]) -> list[str]:
     return [glob.escape(str(path.expanduser().resolve())) for path in paths]
 
 
-def _parsed(document: dict[str, Any]) -> Config | PairConfig:
+def _parsed(document: dict[str, Any]) -> LanguageModelConfig | EncoderDecoderConfig:
     return parse_config(json.loads(json.dumps(document)))
 
 
 # --- what it is worth, and how it is used ---------------------------------------------------------
 
 
-def figures(manifest: Manifest | EncoderDecoderManifest, config: Config | PairConfig) -> list[str]:
+def figures(
+    manifest: LanguageModelManifest | EncoderDecoderManifest,
+    config: LanguageModelConfig | EncoderDecoderConfig,
+) -> list[str]:
     """What the model is worth on held-out data, in words."""
     if isinstance(manifest, EncoderDecoderManifest):
         return words.pair_figures(manifest)
-    lines = isinstance(config, Config) and config.data.documents == "line"
+    lines = isinstance(config, LanguageModelConfig) and config.data.documents == "line"
     return words.language_model_figures(manifest, "lines" if lines else "text")
 
 
-def request(manifest: Manifest | EncoderDecoderManifest, data: Data) -> list[str]:
+def request(manifest: LanguageModelManifest | EncoderDecoderManifest, data: Data) -> list[str]:
     """The requests that use the model, with an example from its held-out data."""
     name = manifest.name
     if isinstance(data, PairCorpus):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from service.bundle import Tokenization
+from service.bundle.tokenization import Tokenization
 from training.config import ConfigError
 from training.learn.survey import SAMPLE_LINES, LineShapes, Survey, survey, text_lines
 

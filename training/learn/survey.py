@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from service.bundle import Normalization
-from training.documents import stream_text
+from service.bundle.text import Normalization
+from training.data.documents import stream_text
 
 # Lines that statistics are taken over; counts are over all lines.
 SAMPLE_LINES = 20_000

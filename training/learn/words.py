@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from service.bundle import EncoderDecoderManifest, Manifest, Measurement, PairMeasurement
-from training.metrics import share_error
+from service.bundle.encoder_decoder import EncoderDecoderManifest, EncoderDecoderMeasurement
+from service.bundle.manifest import LanguageModelManifest, LanguageModelMeasurement
+from training.evaluation.metrics import share_error
 
 _FLOORS = {
     "copy": "copying the source",
@@ -23,7 +24,7 @@ def seconds(value: float) -> str:
     return f"{round(value / 60)} minutes"
 
 
-def language_model_figures(manifest: Manifest, unit: str) -> list[str]:
+def language_model_figures(manifest: LanguageModelManifest, unit: str) -> list[str]:
     """The held-out figure beside guessing and the best n-gram."""
     metrics = manifest.metrics
     mine = next(
@@ -36,7 +37,7 @@ def language_model_figures(manifest: Manifest, unit: str) -> list[str]:
     return [said + figures, compared(mine, min(floors, key=lambda x: x.bits_per_char))]
 
 
-def compared(mine: float, floor: Measurement) -> str:
+def compared(mine: float, floor: LanguageModelMeasurement) -> str:
     """The model's bits a character beside the best n-gram's, whichever is better."""
     said = f"The best n-gram ({floor.name}) needs {floor.bits_per_char:.2f}"
     gain = floor.bits_per_char - mine
@@ -78,7 +79,7 @@ def pair_figures(manifest: EncoderDecoderManifest) -> list[str]:
     return lines
 
 
-def _floor(floor: PairMeasurement) -> str:
+def _floor(floor: EncoderDecoderMeasurement) -> str:
     name = _FLOORS.get(floor.name, floor.name)
     return f"By {name}: {100 * floor.values['exact_match']:.1f} % exactly right."
 

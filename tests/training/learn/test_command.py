@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 
 from service.app import create_app
-from service.bundle import EncoderDecoderManifest, Manifest, read_any_bundle
+from service.bundle.encoder_decoder import EncoderDecoderManifest
+from service.bundle.manifest import LanguageModelManifest
+from service.bundle.store import read_bundle
 from service.settings import Settings
 from tests.fakes import AppClient
 from tests.training.helpers import BACKWARDS, FABLE, Main
 from training.config import load_config, parse_config
-from training.corpus import Corpus
+from training.data.corpus import Corpus
+from training.experiments.run import open_data, prepare_data
 from training.learn.calibrate import measure, try_out
-from training.run import open_data, prepare_data
 
 NAMES = [f"{a}{b}{c}" for a in ("An", "Be", "Ka") for b in ("na", "li", "ro") for c in "aeiou"]
 
@@ -41,8 +43,8 @@ def test_names_become_a_model_that_the_service_answers_with(call: Main, tmp_path
     assert "45 lines of text" in out
     assert "each is a text of its own" in out
     assert re.search(r"On lines that it has never seen .* bits a character", out)
-    manifest = read_any_bundle(tmp_path / "models/it-s-my-names-e").manifest
-    assert isinstance(manifest, Manifest)
+    manifest = read_bundle(tmp_path / "models/it-s-my-names-e").manifest
+    assert isinstance(manifest, LanguageModelManifest)
     assert manifest.data.name == path.name
     assert {manifest.license, manifest.data.license} == {"not stated"}
     config = load_config(tmp_path / "runs/it-s-my-names-e/config.toml")
@@ -99,7 +101,7 @@ def test_pairs_become_a_model(call: Main, tmp_path: Path) -> None:
     assert status == 0, err
     assert "source: characters" in out
     assert re.search(r"Of [0-9]+ sources that it has never seen", out)
-    assert isinstance(read_any_bundle(tmp_path / "models/mine").manifest, EncoderDecoderManifest)
+    assert isinstance(read_bundle(tmp_path / "models/mine").manifest, EncoderDecoderManifest)
     route, body = body_of(out.splitlines()[-1])
     assert (route, body["model"]) == ("/translate", "mine")
 

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from service.bundle import Measurement
+from service.bundle.manifest import LanguageModelMeasurement
 from training.learn import words
 
 
@@ -23,7 +23,7 @@ def test_a_comparison_says_who_is_better_or_that_it_may_be_chance(
     saved: float, error: float | None, said: str
 ) -> None:
     mine = 2.0 - max(0.0, saved)
-    floor = Measurement(
+    floor = LanguageModelMeasurement(
         name="kneser-ney 5-gram",
         kind="baseline",
         loss=1.0,

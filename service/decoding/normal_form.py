@@ -1,0 +1,15 @@
+"""Text as a model reads it, and what cannot be read as the error of the field that it stands in."""
+
+from service.bundle.marks import TooManyMarks
+from service.bundle.text import Normalization, normalize
+from service.errors import InvalidRequest
+
+
+def normal_form(text: str, rules: Normalization, pointer: str = "") -> str:
+    """`normalize`. Raises InvalidRequest."""
+    try:
+        return normalize(text, rules)
+    except TooManyMarks as error:
+        if not pointer:
+            raise InvalidRequest(str(error)) from error
+        raise InvalidRequest.at(pointer, str(error)) from error

@@ -1,0 +1,159 @@
+"""Prefixes that are read once: kept between requests, and shared by the inputs of one request.
+
+T tokens, V vocabulary. What a prefix leaves behind is a continuation, a few kilobytes whatever its
+length, and it is bitwise the same whoever read it: neither sharing nor the cache shows in a result.
+"""
+
+import bisect
+import hashlib
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from service.decoding.cache_budget import Cache, CacheBudget
+from service.decoding.rows import Continuation, Ids
+
+# Shorter ones are read again: a model run for them alone would cost more than it saves.
+MIN_SHARED_TOKENS = 16
+# Prefixes of prefixes; each level is one more run before the inputs themselves.
+MAX_LEVELS = 8
+_DIGEST_BYTES = 16
+_ENTRY_OVERHEAD_BYTES = 256
+
+_Key: TypeAlias = tuple[int, bytes]  # how many tokens, and their digest
+
+
+class PrefixCache:
+    """From the tokens of a prefix to where it leads; the least recently used are forgotten first.
+
+    Bounded by the bytes of the continuations, in a budget that it shares with other models' caches.
+    Safe to use from several threads.
+    """
+
+    def __init__(self, budget: CacheBudget) -> None:
+        self._kept: Cache[_Key, Continuation] = Cache(budget, self._on_kept, self._on_forgotten)
+        self._lock = threading.Lock()  # of the lengths; inside the budget's where both are held
+        self._lengths: list[int] = []  # of what is kept, ascending, each once
+        self._count_of_length: Counter[int] = Counter()
+
+    def __len__(self) -> int:
+        return self._count_of_length.total()
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of what is kept."""
+        return self._kept.size_bytes
+
+    def longest(self, tokens: Ids, at_most: int) -> tuple[int, Continuation] | None:
+        """The longest known prefix of `tokens` of at most so many tokens, and where it leads."""
+        with self._lock:
+            lengths = self._lengths[: bisect.bisect_right(self._lengths, at_most)]
+        if not lengths:
+            return None
+        for key in reversed(list(_keys(tokens, lengths))):
+            continuation = self._kept.get(key)
+            if continuation is not None:
+                return key[0], continuation
+        return None
+
+    def put(self, tokens: Ids, continuation: Continuation) -> None:
+        """Remember where a prefix leads."""
+        (key,) = _keys(tokens, [len(tokens)])
+        self._kept.put(key, continuation, _size_bytes(continuation))
+
+    def close(self) -> None:
+        """Forget everything, for good: the model has ended."""
+        self._kept.close()
+
+    def _on_kept(self, key: _Key) -> None:
+        length, _ = key
+        with self._lock:
+            self._count_of_length[length] += 1
+            if self._count_of_length[length] == 1:
+                bisect.insort(self._lengths, length)
+
+    def _on_forgotten(self, key: _Key) -> None:
+        length, _ = key
+        with self._lock:
+            self._count_of_length[length] -= 1
+            if not self._count_of_length[length]:
+                del self._count_of_length[length]
+                self._lengths.remove(length)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPrefix:
+    """The first `length` positions of every member; `parent` is a shorter prefix of the same."""
+
+    length: int
+    members: tuple[int, ...]  # indices of sequences
+    parent: int | None  # index of a shared prefix
+    level: int  # 0 without a parent
+
+
+def shared_prefixes(sequences: Sequence[npt.NDArray[np.uint32]]) -> list[SharedPrefix]:
+    """What at least two of the sequences begin with, parents first.
+
+    A prefix is shared where it is at least MIN_SHARED_TOKENS longer than its parent. This is the
+    compressed prefix tree of the sequences without its short edges.
+    """
+    if len(sequences) < 2:
+        return []
+    raw = [sequence.tobytes() for sequence in sequences]
+    # Sequences that begin alike are neighbours in the order of their bytes.
+    order = sorted(range(len(sequences)), key=raw.__getitem__)
+    common = [0] * len(order)
+    for i in range(1, len(order)):
+        common[i] = _common_length(sequences[order[i - 1]], sequences[order[i]])
+    found: list[SharedPrefix] = []
+    pending: list[tuple[int, int, int | None]] = [(0, len(order), None)]
+    while pending:
+        begin, end, parent = pending.pop()
+        depth = 0 if parent is None else found[parent].length
+        level = 0 if parent is None else found[parent].level + 1
+        if level == MAX_LEVELS:
+            continue
+        for first, after in _runs(common, begin, end, depth + MIN_SHARED_TOKENS):
+            length = min(common[first + 1 : after])
+            members = tuple(order[first:after])
+            found.append(SharedPrefix(length, members, parent, level))
+            pending.append((first, after, len(found) - 1))
+    return found
+
+
+def _runs(common: Sequence[int], begin: int, end: int, at_least: int) -> Iterator[tuple[int, int]]:
+    """Neighbours, two or more, that each share that many positions with the one before."""
+    first = begin
+    for i in range(begin + 1, end + 1):
+        if i == end or common[i] < at_least:
+            if i - first > 1:
+                yield first, i
+            first = i
+
+
+def _common_length(one: npt.NDArray[np.uint32], other: npt.NDArray[np.uint32]) -> int:
+    shorter = min(len(one), len(other))
+    different = one[:shorter] != other[:shorter]
+    first = int(different.argmax()) if shorter else 0
+    return first if shorter and different[first] else shorter
+
+
+def _keys(tokens: Ids, lengths: Sequence[int]) -> Iterator[_Key]:
+    """The keys of prefixes of these ascending lengths: BLAKE2b, which no two texts share."""
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    raw = memoryview(tokens.tobytes())
+    read = 0
+    for length in lengths:
+        digest.update(raw[read * tokens.itemsize : length * tokens.itemsize])
+        read = length
+        yield length, digest.copy().digest()
+
+
+def _size_bytes(continuation: Continuation) -> int:
+    states = sum(state.nbytes for state in continuation.states)
+    return states + continuation.logprobs.nbytes + _ENTRY_OVERHEAD_BYTES

@@ -1,0 +1,160 @@
+"""Rows: one text being read, or one choice being written.
+
+T time, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from service.bundle.text import PAD_ID
+from service.decoding.constraints import Constraint
+from service.decoding.sampling import SamplingParams
+from service.runtime.language_model import Float32Array, States
+
+Ids: TypeAlias = npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """Where a row stands: its states, and log p [V] of its next token."""
+
+    states: States  # [1, …] each
+    logprobs: Float32Array  # [V]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDetails:
+    """What a read tells about each counted token; T is the number of tokens."""
+
+    logprob: Float32Array  # [T] nats
+    entropy: npt.NDArray[np.float64]  # [T] nats
+    rank: npt.NDArray[np.int64]  # [T] 1 is the likeliest
+    top_ids: npt.NDArray[np.int64]  # [T, K]
+    top_logprobs: Float32Array  # [T, K] nats
+
+    @classmethod
+    def of(cls, logprobs: Float32Array, targets: npt.NDArray[np.int64], top: int) -> "TokenDetails":
+        """Details of `targets` [T] under `logprobs` [T, V]."""
+        exact = logprobs.astype(np.float64)
+        picked = np.take_along_axis(logprobs, targets[:, None], axis=1)  # [T, 1]
+        order = np.argsort(-logprobs, axis=1, kind="stable")[:, :top]  # [T, K]
+        return cls(
+            logprob=picked[:, 0],
+            entropy=-(np.exp(exact) * exact).sum(axis=1),
+            rank=1 + (logprobs > picked).sum(axis=1),
+            top_ids=order,
+            top_logprobs=np.take_along_axis(logprobs, order, axis=1),
+        )
+
+    @property
+    def columns(self) -> tuple[npt.NDArray[Any], ...]:
+        """In the order of the fields."""
+        return self.logprob, self.entropy, self.rank, self.top_ids, self.top_logprobs
+
+    def of_one(self, index: int, top: int) -> "TokenDetails":
+        """Those of one token, with so many alternatives."""
+        one = slice(index, index + 1)
+        return TokenDetails(
+            logprob=self.logprob[one],
+            entropy=self.entropy[one],
+            rank=self.rank[one],
+            top_ids=self.top_ids[one, :top],
+            top_logprobs=self.top_logprobs[one, :top],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["TokenDetails"]) -> "TokenDetails":
+        """The parts one after another."""
+        return cls(
+            logprob=np.concatenate([part.logprob for part in parts]),
+            entropy=np.concatenate([part.entropy for part in parts]),
+            rank=np.concatenate([part.rank for part in parts]),
+            top_ids=np.concatenate([part.top_ids for part in parts]),
+            top_logprobs=np.concatenate([part.top_logprobs for part in parts]),
+        )
+
+
+@dataclass(slots=True)
+class ReadRow:
+    """A text to read: `targets[i]` is counted after reading `tokens[i]`; pad counts nothing."""
+
+    tokens: Ids  # [n], n >= 1 without `after`
+    targets: Ids  # [n]
+    start: States | None = None  # [1, …] each; None is the zero state
+    detail_top: int | None = None  # alternatives a counted token; None for no details
+    wants_continuation: bool = False
+    after: Continuation | None = None  # of a text that somebody read before; n may be 0 then
+    first: int = PAD_ID  # what is counted after `after`; pad counts nothing
+    # What reading fills in:
+    position: int = 0
+    logprob: float = 0.0  # nats, summed one by one in order, so that chunks do not show
+    details: list[TokenDetails] = field(default_factory=list)
+    continuation: Continuation | None = None
+    uncounted: int = field(init=False)  # tokens from the start after which nothing is counted
+
+    def __post_init__(self) -> None:
+        counted = np.flatnonzero(self.targets != PAD_ID)
+        self.uncounted = int(counted[0]) if len(counted) else len(self.targets)
+        if self.after is not None:
+            self._begin_after(self.after)
+
+    def _begin_after(self, before: Continuation) -> None:
+        self.start = before.states
+        if not len(self.tokens):
+            self.continuation = before
+        if self.first == PAD_ID:
+            return
+        self.logprob = float(before.logprobs[self.first])
+        if self.detail_top is not None:
+            target = np.array([self.first], np.int64)
+            details = TokenDetails.of(before.logprobs[None], target, self.detail_top)
+            self.details.append(details)
+
+    def resume(self, length: int, states: States) -> None:
+        """Begin after the first `length` tokens, which something else has read."""
+        self.position, self.start = length, states
+
+    @property
+    def remaining(self) -> int:
+        """Tokens still to read."""
+        return len(self.tokens) - self.position
+
+
+class Listener(Protocol):
+    """Who is told of a choice while it is written, in the worker's thread."""
+
+    def wrote(self, token: int, details: TokenDetails) -> None:
+        """A token was written; `details` are of it alone."""
+
+    def ended(self) -> None:
+        """No token follows; the row knows why."""
+
+
+@dataclass(slots=True)
+class WriteRow:
+    """A choice to write, from a continuation on."""
+
+    params: SamplingParams
+    seed: int
+    choice: int
+    max_tokens: int
+    stop: tuple[tuple[int, ...], ...] = ()  # token sequences that end the text
+    detail_top: int | None = None
+    constraint: Constraint | None = None  # what its text may be
+    listener: Listener | None = None  # is told the details, which the row then does not keep
+    drawn: int = 0  # tokens of this choice that somebody drew before: where its noise goes on
+    wants_continuation: bool = False
+    # What writing fills in:
+    began: float | None = None  # time.monotonic() at its first token
+    tokens: list[int] = field(default_factory=list)
+    details: list[TokenDetails] = field(default_factory=list)
+    finish_reason: Literal["stop", "length"] | None = None
+    stop_tokens: int = 0  # how many tokens at the end are a stop string
+    tail: tuple[int, ...] = ()  # its last tokens, where there are stop strings
+    prompt: ReadRow | None = None  # what it still reads, a token a step, before it writes
+    closing: ReadRow | None = None  # its last token, to be read where it wants a continuation
+    continuation: Continuation | None = None  # after its last token; none follows eos

@@ -1,0 +1,169 @@
+"""From log-probabilities to one token a row, all rows at once.
+
+B batch, V vocabulary, A the tokens that can be generated. Every row's token depends on its own
+numbers alone: the noise is drawn from a counter-based generator keyed by (seed, choice, position),
+and nothing is reduced over rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from service.bundle.text import EOS_ID, UNK_ID
+
+NOISE_BLOCK = 256  # positions a draw; four 64-bit numbers a Philox counter
+_COUNTERS_A_BLOCK = NOISE_BLOCK // 4
+# Pad, bos and unk are never generated, since they have no text. Pad and bos come first and are left
+# out of the arrays; unk stands among the rest and is masked there.
+_FIRST_ID = EOS_ID
+_UNK_COLUMN = UNK_ID - _FIRST_ID
+
+# Rounding cannot take the product of this and a total up to the total: inverting a cumulated
+# distribution always ends at a token that can occur.
+LARGEST_UNIFORM = 1.0 - 2.0**-52
+
+Float64Array = npt.NDArray[np.float64]
+IndexArray = npt.NDArray[np.int64]
+# Rows [B'], and which tokens each of them may have, [B', V]: one at least.
+Mask: TypeAlias = tuple[IndexArray, npt.NDArray[np.bool_]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams:
+    """How log-probabilities become one token; applied in the order of the fields."""
+
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id and what its score gains
+    presence_penalty: float = 0.0  # what a token's score loses once the choice has it
+    frequency_penalty: float = 0.0  # what it loses each time that the choice has it
+    temperature: float = 1.0  # 0 is greedy
+    top_k: int | None = None  # None keeps the whole vocabulary
+    top_p: float = 1.0  # smallest set of tokens with at least this probability
+    min_p: float = 0.0  # at least this fraction of the likeliest token's probability
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether any score is changed."""
+        return bool(self.logit_bias or self.presence_penalty or self.frequency_penalty)
+
+    @property
+    def filters(self) -> bool:
+        """Whether any token can be cut off."""
+        drawn = self.temperature > 0.0
+        return drawn and (self.top_k is not None or self.top_p < 1.0 or self.min_p > 0.0)
+
+
+def noise_block(seed: int, choice: int, block: int) -> Float64Array:
+    """Uniform numbers in [0, LARGEST_UNIFORM] for positions `block` · 256 and on, [256].
+
+    Philox 4x64-10 (Salmon et al. 2011), key (seed, choice), 53 bits a number. numpy promises that
+    a bit generator's raw stream never changes.
+    """
+    key = np.array([seed, choice], np.uint64)
+    counter = np.array([block * _COUNTERS_A_BLOCK, 0, 0, 0], np.uint64)
+    raw = np.random.Philox(key=key, counter=counter).random_raw(NOISE_BLOCK)
+    uniform = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return np.minimum(uniform, LARGEST_UNIFORM)
+
+
+class Sampler:
+    """The sampling options of the rows of a batch, and the choice of their next tokens.
+
+    Options lie in arrays over rows. What no row asks for is not computed; what some rows ask for is
+    computed for them alone. A result never depends on which of the two it was.
+    """
+
+    def __init__(self, params: Sequence[SamplingParams], vocab_size: int) -> None:
+        self._columns = vocab_size - _FIRST_ID
+        temperature = np.array([x.temperature for x in params], np.float64)
+        # A row that takes the likeliest token draws at 1, and what it draws is not looked at.
+        self._greedy = np.flatnonzero(temperature == 0.0)
+        self._divisor = np.where(temperature == 0.0, 1.0, temperature)[:, None]  # [B, 1]
+        self._divides = bool((self._divisor != 1.0).any())
+        self._cut = np.flatnonzero(np.array([x.filters for x in params], np.bool_))
+        kept = [params[i] for i in self._cut.tolist()]
+        self._top_k = np.array([min(x.top_k or vocab_size, vocab_size) for x in kept])[:, None]
+        self._top_p = np.array([x.top_p for x in kept])[:, None]
+        self._min_p = np.array([x.min_p for x in kept])[:, None]
+        self._adjusted = np.flatnonzero(np.array([x.adjusts for x in params], np.bool_))
+        adjusting = [params[i] for i in self._adjusted.tolist()]
+        self._bias = np.array([_bias(x, self._columns) for x in adjusting])  # [B', A]
+        self._presence = np.array([x.presence_penalty for x in adjusting])[:, None]
+        self._frequency = np.array([x.frequency_penalty for x in adjusting])[:, None]
+
+    @property
+    def adjusted(self) -> IndexArray:
+        """The rows whose counts `choose` reads."""
+        return self._adjusted
+
+    def choose(
+        self,
+        logprobs: npt.NDArray[np.float32],
+        uniform: Float64Array,
+        counts: IndexArray,
+        masks: Sequence[Mask] = (),
+    ) -> IndexArray:
+        """One token id a row, [B], from `logprobs` [B, V] and one `uniform` number a row, [B].
+
+        `counts` [B', V] says how often each `adjusted` row has each token; `masks` say of some rows
+        which tokens they may have, and everything acts on those alone. Inverse transform
+        sampling: over ids in order where nothing is cut off, else over the tokens that stay,
+        likeliest first.
+        """
+        scores = logprobs[:, _FIRST_ID:].astype(np.float64)  # [B, A]
+        scores[:, _UNK_COLUMN] = -np.inf
+        for rows, allowed in masks:
+            scores[rows] = np.where(allowed[:, _FIRST_ID:], scores[rows], -np.inf)
+        if len(self._adjusted):
+            seen = counts[:, _FIRST_ID:]
+            penalty = self._frequency * seen + self._presence * (seen > 0)
+            scores[self._adjusted] += self._bias - penalty
+        likeliest = scores.argmax(axis=1) if len(self._greedy) else None
+        ranks = np.argsort(-scores[self._cut], axis=1, kind="stable") if len(self._cut) else None
+        # Unnormalized probabilities: the likeliest token has 1, so that nothing overflows.
+        scores -= np.maximum.reduce(scores, axis=1, keepdims=True)
+        if self._divides:
+            # A tiny temperature takes the differences to -inf, which is what it means.
+            with np.errstate(over="ignore"):
+                scores /= self._divisor
+        probs = np.exp(scores, out=scores)
+        if ranks is not None:
+            # By score and before the temperature, which can make unequal ones equal.
+            probs[self._cut] = self._filter(np.take_along_axis(probs[self._cut], ranks, axis=1))
+        chosen = _invert(probs, uniform)
+        if ranks is not None:
+            places = chosen[self._cut, None]
+            chosen[self._cut] = np.take_along_axis(ranks, places, axis=1)[:, 0]
+        if likeliest is not None:
+            chosen[self._greedy] = likeliest[self._greedy]
+        chosen += _FIRST_ID
+        return chosen
+
+    def _filter(self, ranked: Float64Array) -> Float64Array:
+        """Zero what top-k, top-p and min-p cut off; `ranked` [B', A] falls along each row."""
+        ranked = np.where(np.arange(self._columns) < self._top_k, ranked, 0.0)
+        cumulated = np.cumsum(ranked, axis=1)
+        # A token stays while those before it have not reached top_p; the first always stays.
+        keep = cumulated - ranked < self._top_p * cumulated[:, -1:]
+        keep[:, 0] = True
+        keep &= ranked >= self._min_p * ranked[:, :1]
+        return np.where(keep, ranked, 0.0)
+
+
+def _bias(params: SamplingParams, columns: int) -> Float64Array:
+    """What each generated token's score gains, [A]."""
+    bias = np.zeros(columns)
+    for token, gain in params.logit_bias:
+        if token >= _FIRST_ID:
+            bias[token - _FIRST_ID] = gain
+    return bias
+
+
+def _invert(probs: Float64Array, uniform: Float64Array) -> IndexArray:
+    """The first index whose cumulated probability exceeds uniform · total, [B]."""
+    cumulated = np.add.accumulate(probs, axis=1)
+    threshold = uniform[:, None] * cumulated[:, -1:]
+    index: IndexArray = (cumulated > threshold).argmax(axis=1)
+    return index

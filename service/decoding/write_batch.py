@@ -1,0 +1,310 @@
+"""Rows that write: a token a row and step, all rows at once.
+
+B batch, V vocabulary. What differs between rows lies in arrays over rows, so that a step costs
+about the same for one row and for many; only rows that ask for details or stop strings cost more. A
+row joins at the end of the arrays; when one leaves, the last takes its place. A row may read its
+prompt here before it writes, a token a step: beside rows that write, another row costs a third of a
+step of its own. None of this shows in any result.
+"""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from service.bundle.text import EOS_ID, PAD_ID
+from service.decoding.constraints import Constraint
+from service.decoding.rows import Continuation, ReadRow, TokenDetails, WriteRow
+from service.decoding.sampling import NOISE_BLOCK, IndexArray, Mask, Sampler, noise_block
+from service.errors import ModelFailure
+from service.runtime.language_model import Float32Array, LanguageModelSession, States
+
+
+class WriteBatch:
+    """Rows that write: sample a token a row, let finished rows leave, run the model on the rest."""
+
+    def __init__(self, session: LanguageModelSession, capacity: int) -> None:
+        self._session = session
+        self.rows: list[WriteRow] = []
+        self._allocate(capacity)
+
+    def _allocate(self, capacity: int) -> None:
+        self._stepper = self._session.stepper(capacity)
+        # Tokens that each row's choice has, and may have, those that were drawn before counted.
+        self._written = np.zeros(capacity, np.int64)
+        self._max_tokens = np.zeros(capacity, np.int64)
+        # Of the block of positions that each row is in:
+        self._noise = np.zeros((capacity, NOISE_BLOCK))
+        self._block_tokens = np.zeros((capacity, NOISE_BLOCK), np.uint16)
+        # How often a row has each token; there from the first row on that asks for penalties.
+        self._counts = np.zeros((capacity, 0), np.int64)
+        # Where the text of a row with a constraint has led in its automaton.
+        self._state = np.zeros(capacity, np.int64)
+        # Where each row's block begins in a flat view: taking and putting by one index is quicker.
+        self._block_begin = np.arange(capacity) * NOISE_BLOCK
+        self._derived = False
+
+    def _derive(self) -> None:
+        """What follows from the rows and their places, until they change."""
+        rows = len(self.rows)
+        self._sampler = Sampler([row.params for row in self.rows], self._session.vocab_size)
+        self._feeding = [i for i, row in enumerate(self.rows) if row.prompt is not None]
+        # Rows that look at their own tokens one by one.
+        writing = [(i, row) for i, row in enumerate(self.rows) if row.prompt is None]
+        now = time.monotonic()
+        for _, row in writing:
+            if row.began is None:
+                row.began = now
+        self._watching = [i for i, row in writing if row.stop]
+        self._telling = [(i, x.detail_top) for i, x in writing if x.detail_top is not None]
+        self._constrained = _by_constraint(writing)
+        self._advance = np.ones(rows, np.int64)
+        self._advance[self._feeding] = 0
+        adjusted = self._sampler.adjusted
+        self._counting = adjusted[self._advance[adjusted] == 1]
+        written = self._written[:rows]
+        self._cursor = self._block_begin[:rows] + written % NOISE_BLOCK
+        # Steps until some row reaches its limit, or the end of its block.
+        left = self._max_tokens[:rows] - written
+        self._until_limit = int(left.min())
+        self._until_turn = int(NOISE_BLOCK - (written % NOISE_BLOCK).max())
+        self._derived = True
+
+    def add(self, row: WriteRow, start: Continuation) -> None:
+        """Let a row join before the next step."""
+        self._add(row, start.states, start.logprobs)
+
+    def add_reading(self, row: WriteRow, prompt: ReadRow) -> None:
+        """Let a row join that reads the rest of its prompt first; it fills in `continuation`."""
+        row.prompt = prompt
+        # What is drawn from these is not looked at.
+        self._add(row, prompt.start, np.zeros(self._session.vocab_size, np.float32))
+
+    def _add(self, row: WriteRow, states: States | None, logprobs: Float32Array) -> None:
+        place = len(self.rows)
+        if place == self._stepper.capacity:
+            self._grow()
+        for i, state in enumerate(self._stepper.states):
+            state[place] = 0.0 if states is None else states[i][0]
+        self._stepper.logprobs[place] = logprobs
+        self._written[place] = row.drawn
+        self._max_tokens[place] = row.drawn + row.max_tokens
+        self._state[place] = 0
+        self._noise[place] = noise_block(row.seed, row.choice, row.drawn // NOISE_BLOCK)
+        if row.params.adjusts and not self._counts.size:
+            shape = (self._stepper.capacity, self._session.vocab_size)
+            self._counts = np.zeros(shape, np.int64)
+        self._counts[place] = 0
+        self.rows.append(row)
+        self._derived = False
+
+    def remove(self, gone: Sequence[WriteRow]) -> None:
+        """Let rows leave; they keep what they have."""
+        ids = {id(row) for row in gone}
+        self._leave([i for i, row in enumerate(self.rows) if id(row) in ids])
+
+    def sample(self) -> list[WriteRow]:
+        """Give every row its next token; the rows that are done have left."""
+        if not self._derived:
+            self._derive()
+        rows = len(self.rows)
+        adjusted = self._sampler.adjusted
+        chosen = self._sampler.choose(  # [B]
+            self._stepper.logprobs[:rows],
+            self._noise.reshape(-1).take(self._cursor),
+            self._counts[adjusted] if len(adjusted) else self._counts,
+            self._masks() if self._constrained else (),
+        )
+        self._block_tokens.reshape(-1)[self._cursor] = chosen
+        for i in self._feeding:
+            chosen[i] = self._next_of_prompt(i)
+        self._stepper.tokens[:rows] = chosen
+        self._written[:rows] += self._advance
+        if len(self._counting):
+            self._counts[self._counting, chosen[self._counting]] += 1
+        return self._end(chosen)
+
+    def _masks(self) -> list[Mask]:
+        """The tokens that the rows with constraints may have."""
+        left = self._max_tokens - self._written
+        return [
+            (places, constraint.allowed(self._state[places], left[places]))
+            for constraint, places in self._constrained
+        ]
+
+    def _next_of_prompt(self, place: int) -> int:
+        prompt = self.rows[place].prompt
+        if prompt is None:
+            raise RuntimeError("this row reads nothing")
+        prompt.position += 1
+        return int(prompt.tokens[prompt.position - 1])
+
+    def _end(self, chosen: IndexArray) -> list[WriteRow]:
+        """Let the rows leave that end with these tokens."""
+        ended = chosen == EOS_ID
+        if self._telling:
+            self._tell(chosen)
+        for constraint, places in self._constrained:
+            self._state[places] = constraint.after(self._state[places], chosen[places])
+            ended[places] |= constraint.is_closed[self._state[places]]
+        for i in self._watching:
+            ended[i] |= self._watch(i, int(chosen[i]))
+        for i in self._feeding:
+            ended[i] = False
+        self._cursor += self._advance
+        self._until_limit -= 1
+        self._until_turn -= 1
+        if self._until_limit <= 0:
+            rows = len(self.rows)
+            ended |= self._written[:rows] >= self._max_tokens[:rows]
+        if self._until_turn == 0:
+            self._turn()
+        if not ended.any():
+            return []
+        done = np.flatnonzero(ended).tolist()
+        finished = [self._finish(i, int(chosen[i])) for i in done]
+        self._leave(done)
+        return finished
+
+    def run(self) -> list[tuple[WriteRow, ModelFailure]]:
+        """Run the model on every row's last token; the rows that failed have left.
+
+        Raises what the session raises; then no row has moved.
+        """
+        rows = len(self.rows)
+        self._stepper.step(rows)
+        finite = np.isfinite(self._stepper.logprobs[:rows])
+        if self._feeding:
+            self._end_prompts()
+        if finite.all():
+            return []
+        bad = np.flatnonzero(~finite.all(axis=1)).tolist()
+        error = ModelFailure("the model gave a log-probability that is not finite")
+        failed = [(self.rows[i], error) for i in bad]
+        self._leave(bad)
+        return failed
+
+    def _end_prompts(self) -> None:
+        """Let the rows write whose prompts have been read."""
+        for i, row in enumerate(self.rows):
+            if row.prompt is not None and not row.prompt.remaining:
+                states = tuple(state[i : i + 1].copy() for state in self._stepper.states)
+                logprobs = self._stepper.logprobs[i].copy()
+                row.prompt.continuation = Continuation(states, logprobs)
+                row.prompt = None
+                self._derived = False
+
+    def _tell(self, chosen: IndexArray) -> None:
+        """Give the rows that ask for them the details of their tokens."""
+        places = [place for place, _ in self._telling]
+        most = max(top for _, top in self._telling)
+        details = TokenDetails.of(self._stepper.logprobs[places], chosen[places], most)
+        for index, (place, top) in enumerate(self._telling):
+            row, own = self.rows[place], details.of_one(index, top)
+            if row.listener is None:
+                row.details.append(own)
+            else:
+                row.listener.wrote(int(chosen[place]), own)
+
+    def _watch(self, place: int, token: int) -> bool:
+        """Tell a row of its token, and see whether a stop string ends its text."""
+        row = self.rows[place]
+        row.tail = (*row.tail, token)[-max(map(len, row.stop)) :]
+        if token == EOS_ID:
+            return True
+        for sequence in row.stop:
+            if row.tail[-len(sequence) :] == sequence:
+                row.stop_tokens = len(sequence)
+                return True
+        return False
+
+    def _finish(self, place: int, token: int) -> WriteRow:
+        """Say why a row ended."""
+        row = self.rows[place]
+        if token == EOS_ID:
+            row.stop_tokens = 1
+        closed = row.constraint is not None and row.constraint.is_closed[self._state[place]]
+        row.finish_reason = "stop" if row.stop_tokens or closed else "length"
+        if row.wants_continuation and token != EOS_ID:
+            row.closing = self._closing_read(place, token)
+        return row
+
+    def _closing_read(self, place: int, token: int) -> ReadRow:
+        """The read of a row's last token, which it has drawn and will not read here."""
+        states = tuple(state[place : place + 1].copy() for state in self._stepper.states)
+        last = np.array([token], np.uint16)
+        return ReadRow(last, np.full_like(last, PAD_ID), start=states, wants_continuation=True)
+
+    def _turn(self) -> None:
+        """Hand rows their full blocks of tokens, and draw the noise of the next ones."""
+        for i, row in enumerate(self.rows):
+            block, inside = divmod(int(self._written[i]), NOISE_BLOCK)
+            if not inside and self._hand_over(i):
+                self._noise[i] = noise_block(row.seed, row.choice, block)
+        self._derived = False
+
+    def _hand_over(self, place: int) -> int:
+        """Append to a row the tokens of its block that it has not got yet; how many they are."""
+        row = self.rows[place]
+        before = row.drawn + len(row.tokens)
+        count = int(self._written[place]) - before
+        begin = before % NOISE_BLOCK
+        row.tokens += self._block_tokens[place, begin : begin + count].tolist()
+        return count
+
+    def _leave(self, places: list[int]) -> None:
+        """Let the rows at these ascending places leave; the last rows take their places."""
+        if not places:
+            return
+        for i in places:
+            self._hand_over(i)
+        for i in reversed(places):
+            last = len(self.rows) - 1
+            if i < last:
+                self._move(last, i)
+                self.rows[i] = self.rows[last]
+            self.rows.pop()
+        self._derived = False
+
+    def _arrays(self) -> list[npt.NDArray[np.generic]]:
+        """Every array over rows that outlives a step."""
+        stepper = self._stepper
+        return [
+            *stepper.states,
+            stepper.tokens,
+            stepper.logprobs,
+            self._written,
+            self._max_tokens,
+            self._state,
+            self._noise,
+            self._block_tokens,
+            self._counts,
+        ]
+
+    def _move(self, source: int, target: int) -> None:
+        for array in self._arrays():
+            array[target] = array[source]
+
+    def _grow(self) -> None:
+        """Twice the capacity: a lone job may be wider than the batch."""
+        rows = len(self.rows)
+        before = self._arrays()
+        counts = np.zeros((2 * self._stepper.capacity, self._counts.shape[1]), np.int64)
+        self._allocate(2 * self._stepper.capacity)
+        self._counts = counts
+        for new, old in zip(self._arrays(), before, strict=True):
+            new[:rows] = old[:rows]
+
+
+def _by_constraint(
+    rows: Sequence[tuple[int, WriteRow]],
+) -> list[tuple[Constraint, IndexArray]]:
+    """Each constraint, and the places of the rows that have it."""
+    places: dict[int, list[int]] = {}
+    constraints: dict[int, Constraint] = {}
+    for place, row in rows:
+        if row.constraint is not None:
+            constraints[id(row.constraint)] = row.constraint
+            places.setdefault(id(row.constraint), []).append(place)
+    return [(constraints[key], np.array(found)) for key, found in places.items()]

@@ -1,0 +1,365 @@
+"""LibreTranslate's interface over the encoder-decoders, under a prefix of its own.
+
+Texts are translated line by line, and where a line is too long for the model sentence by sentence
+(`pieces`); what is asked for as HTML keeps its tags.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request, Response
+from pydantic import ValidationError
+
+from service.endpoints.libretranslate_wire import (
+    AUTO,
+    DetectedLanguage,
+    DetectRequest,
+    FrontendSettings,
+    HealthOut,
+    Language,
+    LibreTranslateRequest,
+    LibreTranslateResponse,
+    SettingsLanguage,
+    SettingsLanguages,
+    libretranslate_error,
+)
+from service.endpoints.pieces import Piece, joined, pieces_of
+from service.errors import (
+    BodyTooLarge,
+    EngineStopped,
+    InvalidRequest,
+    NotOffered,
+    ServiceError,
+    Unauthorized,
+)
+from service.http.answers import json_answer, problems_as, served_engines, texts_within, unless_gone
+from service.http.body import (
+    LARGE_BYTES,
+    body_documentation,
+    check_values,
+    field_errors,
+    read_bytes,
+)
+from service.http.forms import MULTIPART, URL_ENCODED, form_fields
+from service.http.gateway import admit
+from service.http.json_values import holds_more_values
+from service.observe.request_context import current_request
+from service.runtime.threads import in_thread
+from service.scheduling.workers import at_most, off_loop
+from service.tasks.encoder_decoder import (
+    DEFAULT_BEAM_SIZE,
+    EncoderDecoderEngine,
+    Translated,
+    TranslateOptions,
+)
+
+STATUS = {422: 400}  # what their clients expect of a mistake
+# Whose key is in the body is not known before it was read: nobody may fill the memory by that.
+_KEYLESS_BYTES = 256 * 1024
+_MOST_TEXTS = 4  # of the longest kind, in one request
+_MOST_LISTED = 8192  # values of a field that may be a list in JSON
+_MEDIA_TYPES = ("application/json", URL_ENCODED, MULTIPART)
+_ERRORS = problems_as(libretranslate_error, STATUS)
+
+router = APIRouter(prefix="/libretranslate", tags=["LibreTranslate"])
+
+Schema = TypeVar("Schema", LibreTranslateRequest, DetectRequest)
+
+
+@router.get("/languages")
+async def languages(request: Request) -> list[Language]:
+    """Every language that a served model translates from, and what to."""
+    targets: dict[str, set[str]] = {}
+    for engine in _translators(request):
+        for code in _sources(engine):
+            targets.setdefault(code, set()).add(engine.manifest.target.lang)
+    return [
+        Language(code=code, name=code, targets=sorted(found))
+        for code, found in sorted(targets.items())
+    ]
+
+
+@router.get("/frontend/settings")
+async def frontend_settings(request: Request) -> FrontendSettings:
+    """What a page that translates may ask for."""
+    state = request.app.state
+    pairs = _pairs(_translators(request)) or [("", "")]
+    source, target = (SettingsLanguage(code=code, name=code) for code in pairs[0])
+    return FrontendSettings(
+        charLimit=-1,
+        frontendTimeout=500,
+        apiKeys=state.api_keys is not None,
+        keyRequired=state.api_keys is not None,
+        suggestions=False,
+        filesTranslation=False,
+        supportedFilesFormat=[],
+        language=SettingsLanguages(source=source, target=target),
+    )
+
+
+@router.get("/health", responses={503: _ERRORS[503]})
+async def health(request: Request) -> HealthOut:
+    """Whether every encoder-decoder answers."""
+    engines = _translators(request)
+    if not engines or not all(engine.alive for engine in engines):
+        raise EngineStopped("no model translates now", headers={"Retry-After": "1"})
+    return HealthOut(status="ok")
+
+
+@router.post(
+    "/detect",
+    responses=_ERRORS,
+    openapi_extra=body_documentation(DetectRequest),
+)
+async def detect(request: Request) -> list[DetectedLanguage]:
+    """The language of a text, where every model reads the same one; else it is not told."""
+    await _read(request, DetectRequest)
+    found = {code for engine in _translators(request) for code in _sources(engine)}
+    if len(found) != 1:
+        raise InvalidRequest(
+            "languages are not detected here; name the source of a translation: "
+            + (", ".join(sorted(found)) or "no model translates")
+        )
+    return [DetectedLanguage(language=found.pop(), confidence=100)]
+
+
+@router.post("/suggest", include_in_schema=False)
+async def suggest() -> None:
+    """Refused: suggestions are not taken."""
+    raise NotOffered("suggestions are not taken")
+
+
+@router.post("/translate_file", include_in_schema=False)
+async def translate_file() -> None:
+    """Refused: files are not translated."""
+    raise NotOffered("files are not translated; send their text to /libretranslate/translate")
+
+
+@router.post(
+    "/translate",
+    response_model=LibreTranslateResponse,
+    responses=_ERRORS,
+    openapi_extra=body_documentation(LibreTranslateRequest),
+)
+async def translate(request: Request) -> Response:
+    """Translate with the model for two languages; of several the one with most parameters."""
+    body = await _read(request, LibreTranslateRequest)
+    engine, detected = _chosen(request, body)
+    texts = texts_within(body.q, "/q", request)
+    settings = request.app.state.settings
+    for text in texts:
+        at_most("/q", len(text), settings.max_prompt_chars, "characters a text")
+    # A page is cut for as long as it is: 100,000 characters of nothing but tags take 50 ms.
+    whole = _MOST_TEXTS * settings.max_prompt_chars
+    at_most("/q", sum(map(len, texts)), whole, "characters in all texts")
+    alternatives = body.alternatives or 0
+    if alternatives > settings.max_n - 1:
+        limit = settings.max_n - 1
+        raise InvalidRequest.at("/alternatives", f"at most {limit} are allowed")
+    count = 1 + alternatives
+    beams = max(count, min(DEFAULT_BEAM_SIZE, settings.max_beam_size))
+    options = TranslateOptions(beam_size=beams, num_hypotheses=count)
+    is_html, size = body.format == "html", sum(map(len, texts))
+    cut = await off_loop(size, lambda: _cut(engine, texts, settings.max_inputs, html=is_html))
+    sources = [piece.text for pieces in cut for piece in pieces if piece.is_source]
+    results = await unless_gone(request, _translated(engine, sources, options)) if sources else []
+    size += sum(len(x.text) for result in results for x in result.hypotheses)
+
+    def answer() -> LibreTranslateResponse:
+        found = [_joined(cut, results, place, html=is_html) for place in range(count)]
+        alone = isinstance(body.q, str)
+        fields: dict[str, Any] = {"translatedText": found[0][0] if alone else found[0]}
+        if alternatives:
+            others = [list(each) for each in zip(*found[1:], strict=True)]
+            fields["alternatives"] = others[0] if alone else others
+        if body.source.lower() == AUTO and detected is not None:
+            told = DetectedLanguage(language=detected, confidence=100)
+            fields["detectedLanguage"] = told if alone else [told] * len(texts)
+        return LibreTranslateResponse(**fields)
+
+    # What was not asked for is left out.
+    left_out = set() if alternatives else {"alternatives"}
+    if body.source.lower() != AUTO or detected is None:
+        left_out.add("detectedLanguage")
+    return await json_answer(size, answer, exclude=left_out)
+
+
+def _cut(
+    engine: EncoderDecoderEngine, texts: Sequence[str], limit: int, *, html: bool
+) -> list[list[Piece]]:
+    """The parts of every text. Raises InvalidRequest where there are too many to translate."""
+    count = 0
+    cut: list[list[Piece]] = []
+    for text in texts:
+        cut.append([])
+        for piece in pieces_of(text, engine.fits, html=html):
+            count += piece.is_source
+            at_most("/q", count, limit, "lines and sentences in all texts")
+            cut[-1].append(piece)
+    return cut
+
+
+def _joined(
+    cut: Sequence[Sequence[Piece]], results: Sequence[Translated], place: int, *, html: bool
+) -> list[str]:
+    """Every text with the translations of one place, the best where a piece has no such."""
+    found = iter(
+        result.hypotheses[place if place < len(result.hypotheses) else 0].text for result in results
+    )
+    return [joined(pieces, found, html=html) for pieces in cut]
+
+
+async def _translated(
+    engine: EncoderDecoderEngine, texts: list[str], options: TranslateOptions
+) -> list[Translated]:
+    try:
+        return await engine.translate(texts, [""] * len(texts), options)
+    except InvalidRequest as error:
+        # The engine points at its source, which is a language here.
+        raise InvalidRequest.at("/q", error.detail) from error
+
+
+# --- bodies ---------------------------------------------------------------------------------------
+
+
+async def _read(request: Request, schema: type[Schema]) -> Schema:
+    """The body, as JSON or as a form; where a key is asked for, it may be in it."""
+    content_type = request.headers.get("content-type", "")
+    # A text a field, and the other fields.
+    limit = request.app.state.settings.max_inputs + len(schema.model_fields) - 1
+    bound = _KEYLESS_BYTES if current_request().owes_key else None
+    try:
+        body = await read_bytes(request, _MEDIA_TYPES, bound)
+        if len(body) <= LARGE_BYTES:
+            read = _parse(schema, content_type, body, limit)
+        else:
+            values: int = request.app.state.settings.max_values
+            read = await in_thread(lambda: _parse_large(schema, content_type, body, limit, values))
+    except BodyTooLarge:
+        raise
+    except ServiceError as error:
+        try:
+            admit(request, None)
+        except Unauthorized as unauthorized:
+            # Whoever has no key is told nothing else.
+            raise unauthorized from error
+        raise
+    admit(request, read.api_key)
+    return read
+
+
+def _parse_large(
+    schema: type[Schema], content_type: str, body: bytes | bytearray, limit: int, values: int
+) -> Schema:
+    if _is_json(content_type):
+        check_values(body, values)
+    return _parse(schema, content_type, body, limit)
+
+
+def _is_json(content_type: str) -> bool:
+    return content_type.split(";", maxsplit=1)[0].strip().lower() == "application/json"
+
+
+def _parse(schema: type[Schema], content_type: str, body: bytes | bytearray, limit: int) -> Schema:
+    try:
+        if _is_json(content_type):
+            return schema.model_validate_json(body)
+        return schema.model_validate(_form(content_type, body, limit))
+    except ValidationError as error:
+        raise field_errors(schema, error) from error
+
+
+def _form(content_type: str, body: bytes | bytearray, limit: int) -> dict[str, Any]:
+    """The fields of a form, of which q may stand for several texts. Raises InvalidRequest."""
+    fields: dict[str, Any] = {}
+    for name, values in form_fields(content_type, body, limit).items():
+        if len(values) > 1 and name != "q":
+            raise InvalidRequest("a field stands once in a form, but for q")
+        fields[name] = values if len(values) > 1 else values[0]
+    if isinstance(fields.get("q"), str):
+        fields["q"] = _listed(fields["q"])
+    return fields
+
+
+def _listed(text: str) -> str | list[str]:
+    """A list of texts where a form's field holds one in JSON; else the text."""
+    # More values than a list may have texts: it is none, and parsing it would be dear.
+    if not text.startswith("[") or holds_more_values(text.encode(), _MOST_LISTED):
+        return text
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    if isinstance(found, list) and found and all(isinstance(each, str) for each in found):
+        return found
+    return text
+
+
+# --- languages ------------------------------------------------------------------------------------
+
+
+def _translators(request: Request) -> list[EncoderDecoderEngine]:
+    return [x for x in served_engines(request) if isinstance(x, EncoderDecoderEngine)]
+
+
+def _sources(engine: EncoderDecoderEngine) -> list[str]:
+    """The languages that a model translates from: some read several."""
+    return [code.strip() for code in engine.manifest.source.lang.split(",")]
+
+
+def _pairs(served: Sequence[EncoderDecoderEngine]) -> list[tuple[str, str]]:
+    return sorted({(source, x.manifest.target.lang) for x in served for source in _sources(x)})
+
+
+def _chosen(
+    request: Request, body: LibreTranslateRequest
+) -> tuple[EncoderDecoderEngine, str | None]:
+    """The model for the two languages, and the source where there is one alone.
+
+    Raises InvalidRequest with the languages that there are.
+    """
+    served = _translators(request)
+    shown = ", ".join(f"{source} to {target}" for source, target in _pairs(served)) or "none"
+    target = _looked_up(body.target, {x.manifest.target.lang for x in served})
+    fitting = [x for x in served if x.manifest.target.lang == target]
+    sources = {code for x in fitting for code in _sources(x)}
+    if body.source.lower() == AUTO:
+        source = next(iter(sources)) if len(sources) == 1 else None
+        if len(sources) > 1 and len(fitting) > 1:
+            raise InvalidRequest.at(
+                "/source", f"name it: several lead to this target; there are {shown}"
+            )
+    else:
+        source = _looked_up(body.source, sources)
+        fitting = [x for x in fitting if source in _sources(x)]
+    if not fitting:
+        raise InvalidRequest.at(
+            "/target", f"no model is served for these languages; there are {shown}"
+        )
+    if body.model is not None:
+        fitting = [x for x in fitting if x.manifest.name == body.model]
+        if not fitting:
+            raise InvalidRequest.at("/model", "no such model is served for these languages")
+    chosen = max(fitting, key=lambda x: x.manifest.model.parameters)
+    current_request().hold(chosen)
+    return chosen, source
+
+
+def _looked_up(tag: str, known: set[str]) -> str | None:
+    """The language that a tag stands for: itself, or without its last subtags (RFC 4647, 3.4).
+
+    `en-US` and `EN_us` are `en` where that is known, and a language that has a region is no other
+    region's.
+    """
+    by_tag = {code.lower(): code for code in sorted(known)}
+    subtags = tag.lower().replace("_", "-").split("-")
+    while subtags:
+        found = by_tag.get("-".join(subtags))
+        if found is not None:
+            return found
+        subtags.pop()
+        # A lone letter only introduces what was behind it.
+        while subtags and len(subtags[-1]) == 1:
+            subtags.pop()
+    return None

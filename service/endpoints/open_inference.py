@@ -1,0 +1,374 @@
+"""The Open Inference Protocol, version 2, over the engine's own calls.
+
+Metadata and health are the protocol's (kserve/open-inference-protocol, `inference_rest.md`);
+`generate` and `generate_stream` are its text generation API (`generate_rest.yaml`). Of tensors
+(`/infer`) nothing is offered: these models take texts.
+"""
+
+import math
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path, Request, Response
+
+from service.bundle.text import EOS_ID, SPECIAL_TOKENS
+from service.decoding.sampling import SamplingParams
+from service.endpoints.open_inference_wire import (
+    DEFAULT_MAX_TOKENS,
+    DetailsOut,
+    GenerateParameters,
+    GenerateStreamResponse,
+    GenerateTextRequest,
+    GenerateTextResponse,
+    LiveOut,
+    ModelMetadata,
+    OpenInferenceError,
+    ReadyOut,
+    ServerMetadata,
+    TensorMetadata,
+    TokenOut,
+    open_inference_error,
+)
+from service.errors import InvalidRequest, NotOffered, ServiceError
+from service.http.answers import (
+    check_choices,
+    documented_events,
+    engine_named,
+    json_answer,
+    problem_document,
+    problems_as,
+    served_engines,
+    unless_gone,
+)
+from service.http.body import body_documentation, read_body
+from service.http.sse import ServerSentEvent, event_response
+from service.tasks.encoder_decoder import (
+    EncoderDecoderEngine,
+    Translated,
+    TranslatedToken,
+    TranslateOptions,
+)
+from service.tasks.language_model import LanguageModelEngine
+from service.tasks.registry import Engine
+from service.tasks.values import (
+    ChoiceEnd,
+    GenerateOptions,
+    StreamUsage,
+    TokenEvent,
+    Unknown,
+    best_choices,
+)
+
+VERSION = "1"  # a bundle has no other, and so the paths have its number
+
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+
+_ERRORS = problems_as(open_inference_error)
+_STREAM_ANSWERS = _ERRORS | documented_events((GenerateStreamResponse, OpenInferenceError))
+Name = Annotated[str, Path(description="Name of a served model.")]
+
+
+@router.get("")
+async def server(request: Request) -> ServerMetadata:
+    """The server."""
+    return ServerMetadata(
+        name="unroll", version=request.app.version, extensions=["generate", "generate_stream"]
+    )
+
+
+@router.get("/health/live")
+async def live() -> LiveOut:
+    """Whether the process answers."""
+    return LiveOut(live=True)
+
+
+@router.get("/health/ready", responses={503: {"model": ReadyOut}})
+async def ready(request: Request, response: Response) -> ReadyOut:
+    """Whether every model is ready."""
+    state = request.app.state
+    engines = served_engines(request)
+    alive = bool(engines) and all(engine.alive for engine in engines)
+    return _ready(response, alive and not state.lifecycle.reasons)
+
+
+@router.get("/models/{name}/ready", responses={503: {"model": ReadyOut}, 404: _ERRORS[404]})
+@router.get(
+    "/models/{name}/versions/1/ready",
+    responses={503: {"model": ReadyOut}, 404: _ERRORS[404]},
+)
+async def model_ready(name: Name, request: Request, response: Response) -> ReadyOut:
+    """Whether one model is ready."""
+    return _ready(response, engine_named(request, name).alive)
+
+
+@router.get("/models/{name}", responses={404: _ERRORS[404]})
+@router.get("/models/{name}/versions/1", responses={404: _ERRORS[404]})
+async def model(name: Name, request: Request) -> ModelMetadata:
+    """One model."""
+    engine = engine_named(request, name)
+
+    def text(of: str) -> TensorMetadata:
+        return TensorMetadata(name=of, datatype="BYTES", shape=[1])
+
+    return ModelMetadata(
+        name=engine.manifest.name,
+        versions=[VERSION],
+        platform="onnxruntime_onnx",
+        inputs=[text("text_input")],
+        outputs=[text("text_output")],
+    )
+
+
+_BODY = body_documentation(GenerateTextRequest)
+
+
+@router.post(
+    "/models/{name}/generate",
+    response_model=GenerateTextResponse,
+    responses=_ERRORS,
+    openapi_extra=_BODY,
+)
+@router.post(
+    "/models/{name}/versions/1/generate",
+    response_model=GenerateTextResponse,
+    responses=_ERRORS,
+    openapi_extra=_BODY,
+)
+async def generate(name: Name, request: Request) -> Response:
+    """Continue a text with a language model, translate it with an encoder-decoder."""
+    engine = engine_named(request, name)
+    text, given = await _read(request)
+    answer = await unless_gone(request, _generated(request, engine, text, given))
+    return await json_answer(len(answer.text_output), lambda: answer)
+
+
+@router.post(
+    "/models/{name}/generate_stream",
+    response_class=Response,
+    responses=_STREAM_ANSWERS,
+    openapi_extra=_BODY,
+)
+@router.post(
+    "/models/{name}/versions/1/generate_stream",
+    response_class=Response,
+    responses=_STREAM_ANSWERS,
+    openapi_extra=_BODY,
+)
+async def generate_stream(name: Name, request: Request) -> Response:
+    """The same as server-sent events, token by token."""
+    engine = engine_named(request, name)
+    text, given = await _read(request)
+    if given.best_of not in {None, 1}:
+        raise InvalidRequest.at("/best_of", "not together with a stream")
+    if isinstance(engine, LanguageModelEngine):
+        events = _text_events(engine, text, given, _text_options(request, engine, given))
+    else:
+        events = _translation_events(engine, text, given, _translate_options(given))
+    return await event_response(request, events, partial(_error_event, request))
+
+
+@router.post("/models/{name}/infer", include_in_schema=False)
+@router.post("/models/{name}/versions/1/infer", include_in_schema=False)
+async def infer(name: Name, request: Request) -> None:
+    """Refused: there are no tensors here."""
+    engine_named(request, name)
+    raise NotOffered("no tensors are taken; send a text to generate or generate_stream")
+
+
+async def _read(request: Request) -> tuple[str, GenerateParameters]:
+    """The text, and how it is to be continued or translated."""
+    # Triton's documentation asks with curl's own media type.
+    media_types = ("application/json", "application/x-www-form-urlencoded")
+    body = await read_body(request, GenerateTextRequest, media_types)
+    return body.text_input, body.merged()
+
+
+async def _generated(
+    request: Request, engine: Engine, asked: str, given: GenerateParameters
+) -> GenerateTextResponse:
+    details: DetailsOut | None = None
+    if isinstance(engine, EncoderDecoderEngine):
+        options = _translate_options(given)
+        prefix = given.target_prefix or ""
+        (result,) = await engine.translate([asked], [prefix], options)
+        found = result.hypotheses[0]
+        text = found.text
+        if given.details:
+            details = _translation_details(engine, result)
+    else:
+        (generated,) = await engine.generate([asked], _text_options(request, engine, given))
+        (choice,) = best_choices(generated.choices, 1)
+        text = choice.text
+        if given.details:
+            told = [(x.token, x.logprob or 0.0) for x in choice.tokens or ()]
+            details = _details(engine.tokens, choice.finish_reason, told, generated.unknown)
+    return GenerateTextResponse.model_construct(
+        text_output=text,
+        model_name=engine.manifest.name,
+        model_version=VERSION,
+        details=details,
+    )
+
+
+def _text_options(
+    request: Request, engine: LanguageModelEngine, given: GenerateParameters
+) -> GenerateOptions:
+    for name in ("beam_size", "target_prefix"):
+        if getattr(given, name) is not None:
+            raise InvalidRequest.at(f"/{name}", "a language model does not take it")
+    if given.length_penalty not in {None, 0.0, 1.0}:
+        raise InvalidRequest.at("/length_penalty", "a language model does not take it")
+    stop = tuple(given.stop or ())
+    n = given.best_of or 1
+    check_choices(n, "/best_of", stop, request.app.state.settings)
+    return GenerateOptions(
+        max_tokens=min(DEFAULT_MAX_TOKENS, engine.max_tokens)
+        if given.max_tokens is None
+        else given.max_tokens,
+        sampling=SamplingParams(
+            temperature=1.0 if given.temperature is None else given.temperature,
+            top_k=given.top_k if given.top_k and given.top_k > 0 else None,
+            top_p=1.0 if given.top_p is None else given.top_p,
+            frequency_penalty=given.frequency_penalty or 0.0,
+            presence_penalty=given.presence_penalty or 0.0,
+        ),
+        logit_bias={engine.tokens[EOS_ID]: -math.inf} if given.ignore_eos else {},
+        seed=given.seed,
+        stop=stop,
+        n=n,
+        # Which is best is told by the probabilities.
+        logprobs=0 if given.details or n > 1 else None,
+    )
+
+
+def _translate_options(given: GenerateParameters) -> TranslateOptions:
+    asked = {
+        "stop": given.stop,
+        "frequency_penalty": given.frequency_penalty,
+        "presence_penalty": given.presence_penalty,
+        "best_of": given.best_of != 1 and given.best_of,
+        "ignore_eos": given.ignore_eos,
+    }
+    for name, value in asked.items():
+        if value:
+            raise InvalidRequest.at(f"/{name}", "an encoder-decoder does not take it")
+    if given.max_tokens == 0:
+        raise InvalidRequest.at("/max_tokens", "a translation has 1 token at least")
+    samples = bool(given.temperature)
+    filters = {"top_k": (given.top_k or 0) > 0, "top_p": given.top_p not in {None, 1.0}}
+    refused = (
+        {"beam_size": given.beam_size is not None}
+        if samples
+        else filters | {"seed": given.seed is not None}
+    )
+    for name, value in refused.items():
+        if value:
+            when = "temperature 0" if samples else "a temperature above 0"
+            raise InvalidRequest.at(f"/{name}", f"only with {when}")
+    return TranslateOptions(
+        beam_size=given.beam_size,
+        length_penalty=1.0 if given.length_penalty is None else given.length_penalty,
+        max_tokens=given.max_tokens,
+        sampling=SamplingParams(
+            temperature=given.temperature or 0.0,
+            top_k=given.top_k if given.top_k and given.top_k > 0 else None,
+            top_p=1.0 if given.top_p is None else given.top_p,
+        )
+        if samples
+        else None,
+        seed=given.seed,
+        tokens=bool(given.details),
+    )
+
+
+async def _text_events(
+    engine: LanguageModelEngine, asked: str, given: GenerateParameters, options: GenerateOptions
+) -> AsyncGenerator[ServerSentEvent, None]:
+    told: list[tuple[str, float]] = []
+    reason: Literal["stop", "length"] = "length"
+    details: DetailsOut | None = None
+    async with aclosing(engine.stream([asked], options)) as events:
+        async for event in events:
+            if isinstance(event, TokenEvent) and event.token is not None:
+                told.append((event.token.token, event.token.logprob or 0.0))
+                yield _event(engine, event.text)
+            elif isinstance(event, ChoiceEnd):
+                reason = event.finish_reason
+            elif isinstance(event, StreamUsage) and given.details:
+                details = _details(engine.tokens, reason, told, event.unknown[0])
+    yield _event(engine, "", done=True, details=details)
+
+
+async def _translation_events(
+    engine: EncoderDecoderEngine, asked: str, given: GenerateParameters, options: TranslateOptions
+) -> AsyncGenerator[ServerSentEvent, None]:
+    details: DetailsOut | None = None
+    prefix = given.target_prefix or ""
+    async with aclosing(engine.stream([asked], [prefix], options)) as events:
+        async for event in events:
+            if isinstance(event, TranslatedToken):
+                yield _event(engine, event.text)
+            elif given.details:
+                details = _translation_details(engine, event[0])
+    yield _event(engine, "", done=True, details=details)
+
+
+def _event(
+    engine: Engine, text: str, *, done: bool = False, details: DetailsOut | None = None
+) -> ServerSentEvent:
+    event = GenerateStreamResponse.model_construct(
+        text_output=text,
+        model_name=engine.manifest.name,
+        model_version=VERSION,
+        done=done,
+        details=details,
+    )
+    return ServerSentEvent(event.model_dump_json())
+
+
+def _error_event(request: Request, error: ServiceError) -> ServerSentEvent:
+    told = open_inference_error(problem_document(request, error))
+    return ServerSentEvent(told.model_dump_json())
+
+
+def _translation_details(engine: EncoderDecoderEngine, result: Translated) -> DetailsOut:
+    found = result.hypotheses[0]
+    told = [(x.token, x.logprob) for x in found.tokens or ()]
+    names = engine.side("target").tokens
+    return _details(names, found.finish_reason, told, result.unknown)
+
+
+def _details(
+    names: Sequence[str],
+    finish_reason: Literal["stop", "length", "repetition"],
+    told: Sequence[tuple[str, float]],
+    unknown: Unknown,
+) -> DetailsOut:
+    """Why a text ended, and its printed tokens with their log-probabilities, of a vocabulary."""
+    id_of_name = {name: i for i, name in enumerate(names)}
+    tokens = [
+        TokenOut.model_construct(
+            id=id_of_name[name],
+            text=name,
+            logprob=logprob,
+            special=id_of_name[name] < len(SPECIAL_TOKENS),
+        )
+        for name, logprob in told
+    ]
+    reason: Literal["length", "eos_token", "stop_sequence"] = "length"
+    if finish_reason == "stop":
+        reason = "eos_token" if tokens and tokens[-1].id == EOS_ID else "stop_sequence"
+    return DetailsOut.model_construct(
+        finish_reason=reason,
+        logprobs=tokens,
+        unknown=list(unknown.positions),
+        unknown_chars=unknown.count,
+    )
+
+
+def _ready(response: Response, is_ready: bool) -> ReadyOut:
+    if not is_ready:
+        response.status_code = 503
+    return ReadyOut(ready=is_ready)

@@ -1,0 +1,262 @@
+"""OpenAI's completions over the engine's own calls."""
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from functools import partial
+
+from fastapi import APIRouter, Request, Response
+
+from service.bundle.text import BOS_ID
+from service.endpoints.openai_wire import (
+    Completion,
+    CompletionChoice,
+    CompletionRequest,
+    CompletionUsage,
+    LogprobsOut,
+    ModelOut,
+    ModelsOut,
+    OpenAIError,
+    OpenAIErrorAnswer,
+    PromptTokensDetails,
+    engine_prompt,
+    fingerprint,
+    logprobs_of,
+)
+from service.errors import InvalidRequest, ModelNotFound, ServiceError
+from service.http.answers import (
+    check_choices,
+    documented_events,
+    engine_named,
+    json_answer,
+    problem_document,
+    problems_as,
+    served_engines,
+    unless_gone,
+)
+from service.http.body import body_documentation, read_body
+from service.http.sse import ServerSentEvent, event_response
+from service.http.wire import Problem
+from service.scheduling.workers import at_most, check_details, off_loop
+from service.tasks.language_model import LanguageModelEngine
+from service.tasks.text_stream import text_of
+from service.tasks.values import (
+    ChoiceEnd,
+    Generated,
+    GenerateOptions,
+    Prompt,
+    ScoredToken,
+    TokenEvent,
+    best_choices,
+)
+
+router = APIRouter(prefix="/v1", tags=["OpenAI"])
+
+
+def openai_error(problem: Problem) -> OpenAIErrorAnswer:
+    """A problem in OpenAI's form."""
+    pointer = problem.errors[0].pointer if problem.errors else ""
+    return OpenAIErrorAnswer(
+        error=OpenAIError(
+            message=problem.detail,
+            type=problem.type,
+            param=pointer.strip("/").split("/")[0] or None,
+            code=problem.type,
+        )
+    )
+
+
+_ERRORS = problems_as(openai_error)
+_END = "[DONE]"  # the last event of a stream
+
+
+@router.get("/models")
+async def models(request: Request) -> ModelsOut:
+    """Every served language model, in OpenAI's form."""
+    data = [ModelOut.of(x) for x in served_engines(request) if isinstance(x, LanguageModelEngine)]
+    return ModelsOut(object="list", data=data)
+
+
+@router.get("/models/{name}", responses={404: _ERRORS[404]})
+async def model(name: str, request: Request) -> ModelOut:
+    """One served language model, in OpenAI's form."""
+    engine = engine_named(request, name)
+    if not isinstance(engine, LanguageModelEngine):
+        raise ModelNotFound("this is no language model; an encoder-decoder stands in /models")
+    return ModelOut.of(engine)
+
+
+@router.post(
+    "/completions",
+    response_model=Completion,
+    responses=_ERRORS | documented_events((Completion, OpenAIErrorAnswer), end=_END),
+    openapi_extra=body_documentation(CompletionRequest),
+)
+async def completions(request: Request) -> Response:
+    """Complete a prompt, or every prompt of a list."""
+    body = await read_body(request, CompletionRequest)
+    engine = engine_named(request, body.model, LanguageModelEngine)
+    if not isinstance(engine, LanguageModelEngine):
+        raise InvalidRequest.at("/model", "an encoder-decoder translates; see /translate")
+    settings = request.app.state.settings
+    asked = body.prompts
+    if len(asked) > settings.max_inputs:
+        limit = settings.max_inputs
+        raise InvalidRequest.at("/prompt", f"too many prompts; at most {limit} are allowed")
+    for prompt in asked:
+        at_most("/prompt", len(prompt), settings.max_prompt_chars, "characters a prompt")
+    options = body.options(engine)
+    check_choices(options.n, "/best_of" if body.best_of else "/n", options.stop, settings)
+    if body.alternatives is None and options.logprobs is not None:
+        told = len(asked) * options.n * (options.max_tokens or 0)
+        check_details("/best_of", told, 0, settings)
+    size, vocab_size = sum(map(len, asked)), len(engine.tokens)
+    pairs = await off_loop(size, lambda: [engine_prompt(prompt, vocab_size) for prompt in asked])
+    prompts = [prompt for prompt, _ in pairs]
+    frame = _Frame(engine, body, pairs)
+    if body.stream:
+        events = _events(engine, frame, prompts, options)
+        return await event_response(request, events, partial(_error_event, request))
+    results = await unless_gone(request, engine.generate(prompts, options))
+    size = sum(len(choice.text) for result in results for choice in result.choices)
+    return await json_answer(size * (1 + (body.alternatives or 0)), lambda: frame.answer(results))
+
+
+class _Frame:
+    """What every chunk of one answer repeats."""
+
+    def __init__(
+        self,
+        engine: LanguageModelEngine,
+        body: CompletionRequest,
+        prompts: Sequence[tuple[Prompt, bool]],
+    ) -> None:
+        """`prompts`: each with whether it began with bos."""
+        self._engine = engine
+        self._body = body
+        self._began_with_bos = [has_bos for _, has_bos in prompts]
+        # Offsets count from the prompt's beginning; in an echoed text the prompt is in them.
+        self._starts = [
+            0 if body.echo or body.alternatives is None else len(text_of(prompt, engine.tokens))
+            for prompt, _ in prompts
+        ]
+        self._count = body.n or 1
+        self._id = f"cmpl-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._fingerprint = fingerprint(engine)
+
+    @property
+    def gives_usage(self) -> bool:
+        """Whether the stream ends with a chunk of usage."""
+        options = self._body.stream_options
+        return options is not None and bool(options.include_usage)
+
+    def index(self, prompt: int, choice: int) -> int:
+        """The place of a choice."""
+        return prompt * self._count + choice
+
+    def bos_of(self, prompt: int) -> str | None:
+        """The printed bos of a prompt that is echoed with it."""
+        echoed = self._began_with_bos[prompt] and bool(self._body.echo)
+        return self._engine.tokens[BOS_ID] if echoed else None
+
+    def offsets(self, prompt: int, offsets: Sequence[int]) -> list[int]:
+        """Where tokens stand in the prompt and its completion, of where they stand in the text."""
+        return [self._starts[prompt] + offset for offset in offsets]
+
+    def answer(self, results: Sequence[Generated]) -> Completion:
+        """The whole answer."""
+        choices = []
+        for i, result in enumerate(results):
+            for k, choice in enumerate(best_choices(result.choices, self._count)):
+                logprobs = None
+                if self.wants_logprobs():
+                    offsets = self.offsets(i, choice.offsets)
+                    logprobs = logprobs_of(choice.tokens or (), offsets, after_bos=self.bos_of(i))
+                choices.append(
+                    CompletionChoice.model_construct(
+                        text=choice.text,
+                        index=self.index(i, k),
+                        logprobs=logprobs,
+                        finish_reason=choice.finish_reason,
+                    )
+                )
+        prompt_tokens = sum(result.prompt_tokens for result in results)
+        written = sum(x.completion_tokens for result in results for x in result.choices)
+        unknown = sum(result.unknown.count for result in results)
+        return self.chunk(choices, _usage(prompt_tokens, written, unknown))
+
+    def wants_logprobs(self) -> bool:
+        """Whether chunks tell them."""
+        return self._body.alternatives is not None
+
+    def chunk(
+        self, choices: list[CompletionChoice], usage: CompletionUsage | None = None
+    ) -> Completion:
+        """A part of the answer, or all of it."""
+        return Completion.model_construct(
+            id=self._id,
+            object="text_completion",
+            created=self._created,
+            model=self._engine.manifest.name,
+            system_fingerprint=self._fingerprint,
+            choices=choices,
+            usage=usage,
+        )
+
+
+async def _events(
+    engine: LanguageModelEngine, frame: _Frame, prompts: Sequence[Prompt], options: GenerateOptions
+) -> AsyncGenerator[ServerSentEvent, None]:
+    began: set[int] = set()
+    async with aclosing(engine.stream(prompts, options)) as events:
+        async for event in events:
+            if isinstance(event, TokenEvent | ChoiceEnd):
+                index = frame.index(event.prompt, event.choice)
+                bos = frame.bos_of(event.prompt) if index not in began else None
+                began.add(index)
+                yield _chunk_event(frame, _piece(frame, event, index, bos))
+            elif frame.gives_usage:
+                unknown = sum(x.count for x in event.unknown)
+                usage = _usage(event.prompt_tokens, event.completion_tokens, unknown)
+                yield ServerSentEvent(frame.chunk([], usage).model_dump_json())
+    yield ServerSentEvent(_END)
+
+
+def _piece(
+    frame: _Frame, event: TokenEvent | ChoiceEnd, index: int, bos: str | None
+) -> CompletionChoice:
+    """A token of a choice, or its end; before the first of them the bos of its prompt."""
+    text, reason = "", None
+    tokens: list[ScoredToken] = []
+    offsets: list[int] = []
+    if isinstance(event, ChoiceEnd):
+        reason = event.finish_reason
+    else:
+        text = event.text
+        if event.token is not None:
+            tokens, offsets = [event.token], frame.offsets(event.prompt, [event.offset])
+    logprobs: LogprobsOut | None = None
+    if frame.wants_logprobs() and (tokens or bos is not None):
+        logprobs = logprobs_of(tokens, offsets, after_bos=bos)
+    return CompletionChoice.model_construct(
+        text=text, index=index, logprobs=logprobs, finish_reason=reason
+    )
+
+
+def _chunk_event(frame: _Frame, choice: CompletionChoice) -> ServerSentEvent:
+    return ServerSentEvent(frame.chunk([choice]).model_dump_json())
+
+
+def _error_event(request: Request, error: ServiceError) -> ServerSentEvent:
+    return ServerSentEvent(openai_error(problem_document(request, error)).model_dump_json())
+
+
+def _usage(prompt_tokens: int, completion_tokens: int, unknown: int) -> CompletionUsage:
+    return CompletionUsage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=prompt_tokens + completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(unknown_tokens=unknown),
+    )

@@ -1,0 +1,148 @@
+"""What operators ask: whether it lives and is ready, its numbers, and which models it serves."""
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request, Response
+
+from service.errors import SeveralProcesses
+from service.http.answers import problem_responses
+from service.http.wire import Changed, EngineState, FailedModel, Live, Ready
+from service.observe.lifecycle import Lifecycle
+from service.observe.metrics import Metrics
+from service.settings import Settings
+from service.tasks.registry import Change, ModelRegistry
+
+router = APIRouter()
+
+Name = Annotated[str, Path(description="Name of a bundle in the models folder.")]
+
+
+@router.get("/livez", responses={503: {"model": Live}}, tags=["health"])
+async def livez(request: Request, response: Response) -> Live:
+    """Whether the process works: 503 where an engine hangs, and it has to be started anew."""
+    reasons = _stalls(request)
+    if reasons:
+        response.status_code = 503
+    return Live(status="stalled" if reasons else "live", reasons=reasons)
+
+
+@router.get("/readyz", responses={503: {"model": Ready}}, tags=["health"])
+async def readyz(request: Request, response: Response) -> Ready:
+    """Whether to send traffic, why not, and the age of each engine's last step."""
+    state = request.app.state
+    registry: ModelRegistry = state.registry
+    states = [
+        EngineState(
+            model=name,
+            ready=engine.alive,
+            last_step_age_s=engine.age_s(),
+            stalled_s=engine.stalled_s(),
+        )
+        for name, engine in sorted(registry.engines.items())
+    ]
+    reasons = [*state.lifecycle.reasons, *_stalls(request)]
+    reasons += [f"the engine of {x.model} is not running" for x in states if not x.ready]
+    if not states:
+        reasons.append("no model is served")
+    if reasons:
+        response.status_code = 503
+    failed = [FailedModel(name=name, cause=x) for name, x in sorted(registry.failed.items())]
+    return Ready(
+        status="not ready" if reasons else "ready",
+        reasons=list(dict.fromkeys(reasons)),
+        engines=states,
+        failed=failed,
+    )
+
+
+def _stalls(request: Request) -> list[str]:
+    registry: ModelRegistry = request.app.state.registry
+    lifecycle: Lifecycle = request.app.state.lifecycle
+    settings: Settings = request.app.state.settings
+    reasons = [] if lifecycle.fatal is None else [lifecycle.fatal]
+    reasons += [
+        f"the engine of {name} hangs in a step"
+        for name, engine in sorted(registry.engines.items())
+        if engine.stalled_s() > settings.watchdog_s
+    ]
+    return list(dict.fromkeys(reasons))
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    tags=["health"],
+)
+async def metrics(request: Request) -> Response:
+    """The server's numbers, for Prometheus."""
+    show_gauges(request.app.state.registry, request.app.state.metrics, request.app.state.lifecycle)
+    numbers: Metrics = request.app.state.metrics
+    content, media_type = await asyncio.to_thread(numbers.exposition)
+    return Response(content, headers={"Content-Type": media_type})
+
+
+def show_gauges(registry: ModelRegistry, metrics: Metrics, lifecycle: Lifecycle) -> None:
+    """Set what is a moment's, and not counted."""
+    alive = [engine.alive for engine in registry.engines.values()]
+    metrics.ready.set(bool(alive) and all(alive) and not lifecycle.reasons)
+    for name, engine in registry.engines.items():
+        metrics.show_engine(name, engine.gauges())
+
+
+# "4XX", too: else FastAPI documents a 422 of its own that no name can cause.
+_CHANGES = {**problem_responses(401, 403, 404, 409), "4XX": problem_responses(404)[404]}
+
+
+@router.post("/admin/models/{name}/load", responses=_CHANGES, tags=["admin"])
+async def load(name: Name, request: Request) -> Changed:
+    """Serve a bundle of the models folder; nothing changes where it is served."""
+    return _told(await _registry(request).load(name))
+
+
+@router.post("/admin/models/{name}/unload", responses=_CHANGES, tags=["admin"])
+async def unload(name: Name, request: Request) -> Changed:
+    """Serve a model no longer. What is asked of it already is answered."""
+    return _told(await _registry(request).unload(name))
+
+
+@router.post("/admin/models/{name}/reload", responses=_CHANGES, tags=["admin"])
+async def reload(name: Name, request: Request) -> Changed:
+    """Serve a bundle as it is on disk now.
+
+    It is verified first: where it cannot be served, the version before it goes on. Requests end
+    with the version that they began with.
+    """
+    return _told(await _registry(request).reload(name))
+
+
+def _registry(request: Request) -> ModelRegistry:
+    settings: Settings = request.app.state.settings
+    if settings.workers > 1:
+        raise SeveralProcesses(
+            f"one of {settings.workers} server processes would hear of it; {_follow(settings)}"
+        )
+    registry: ModelRegistry = request.app.state.registry
+    return registry
+
+
+def _follow(settings: Settings) -> str:
+    """What to do instead, where several processes serve."""
+    if settings.watch_models_s is None:
+        return (
+            "start the server with UNROLL_WATCH_MODELS_S=2, and each of them loads, reloads or "
+            "unloads what is written, replaced or removed in the models folder"
+        )
+    return (
+        f"each of them looks at the models folder every {settings.watch_models_s:g} s: write, "
+        "replace or remove the bundle there"
+    )
+
+
+def _told(change: Change) -> Changed:
+    return Changed(
+        model=change.name,
+        status="served" if change.is_served else "unloaded",
+        changed=change.changed,
+    )

@@ -1,0 +1,180 @@
+"""Texts to token ids and back, as evaluation clients ask for it (the shapes are vLLM's)."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import Field
+
+from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS, UNK_ID
+from service.errors import InvalidRequest
+from service.http.answers import PROBLEMS, engine_named, json_answer
+from service.http.body import body_documentation, read_body
+from service.http.wire import Answer, RequestBody
+from service.scheduling.workers import at_most
+from service.tasks.language_model import LanguageModelEngine
+from service.tasks.registry import Engine
+
+Side = Literal["source", "target"]
+
+router = APIRouter(tags=["tokens"])
+
+
+class TokenizeRequest(RequestBody):
+    """Read a text as token ids."""
+
+    prompt: str = Field(description="The text. Printed special tokens in it are read as such.")
+    add_special_tokens: bool = Field(False, description="Begin with bos.")
+    side: Side = Field("source", description="Of an encoder-decoder.")
+
+
+class TokenizeResponse(Answer):
+    """Answer of `/tokenize`."""
+
+    tokens: list[int] = Field(description="Token ids.")
+    count: int = Field(description="How many.")
+    max_model_len: int = Field(description="Most characters of a prompt, or tokens of a source.")
+
+
+class DetokenizeRequest(RequestBody):
+    """Write token ids as a text."""
+
+    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)] = Field(
+        description="Token ids."
+    )
+    side: Side = Field("source", description="Of an encoder-decoder.")
+
+
+class DetokenizeResponse(Answer):
+    """Answer of `/detokenize`."""
+
+    prompt: str = Field(description="The text; special tokens in their printed forms.")
+
+
+class TokenizerInfo(Answer):
+    """Answer of `/tokenizer_info`."""
+
+    model: str = Field(description="The model.")
+    tokenization: str = Field(description="What a token is: of an encoder-decoder, of its source.")
+    vocab_size: int = Field(description="Tokens, the four special ones included.")
+    bos_token: str = Field(description="Printed form of id 1.")
+    eos_token: str = Field(description="Printed form of id 2.")
+    pad_token: str = Field(description="Printed form of id 0.")
+    unk_token: str = Field(description="Printed form of id 3.")
+    add_bos_token: bool = Field(description="Whether `/tokenize` adds bos by itself.")
+    chat_template: None = Field(description="There is none: these models do not chat.")
+
+
+class VocabToken(Answer):
+    """A token."""
+
+    id: int = Field(description="Its id.")
+    token: str = Field(description="Its printed form.")
+    special: bool = Field(description="Whether it stands for no text.")
+
+
+class Vocab(Answer):
+    """Answer of `/models/{name}/vocab`."""
+
+    model: str = Field(description="The model.")
+    side: Side | None = Field(description="Of an encoder-decoder.")
+    tokens: list[VocabToken] = Field(description="Every token, by id.")
+
+
+@router.get(
+    "/models/{name}/vocab",
+    response_model=Vocab,
+    responses={404: PROBLEMS[404], 422: PROBLEMS[422]},
+)
+async def vocab(
+    name: str,
+    request: Request,
+    side: Annotated[Side, Query(description="Of an encoder-decoder.")] = "source",
+) -> Response:
+    """Every token of a model; of an encoder-decoder those of one side."""
+    engine = engine_named(request, name)
+    names = _tokens(engine, side)
+
+    def answer() -> Vocab:
+        return Vocab.model_construct(
+            model=engine.manifest.name,
+            side=None if isinstance(engine, LanguageModelEngine) else side,
+            tokens=[
+                VocabToken.model_construct(id=i, token=token, special=i < len(SPECIAL_TOKENS))
+                for i, token in enumerate(names)
+            ],
+        )
+
+    return await json_answer(len(names), answer)
+
+
+@router.post(
+    "/tokenize",
+    response_model=TokenizeResponse,
+    responses=PROBLEMS,
+    openapi_extra=body_documentation(TokenizeRequest),
+)
+async def tokenize(request: Request) -> Response:
+    """A text's token ids."""
+    body = await read_body(request, TokenizeRequest)
+    engine = engine_named(request, body.model)
+    settings = request.app.state.settings
+    at_most("/prompt", len(body.prompt), settings.max_prompt_chars, "characters")
+    longest = settings.max_prompt_chars
+    if not isinstance(engine, LanguageModelEngine):
+        longest = engine.manifest.limits.max_source_tokens
+
+    def answer() -> TokenizeResponse:
+        ids = engine.token_ids(body.prompt, body.side)
+        if body.add_special_tokens:
+            ids = [BOS_ID, *ids]
+        return TokenizeResponse.model_construct(tokens=ids, count=len(ids), max_model_len=longest)
+
+    return await json_answer(len(body.prompt), answer)
+
+
+@router.post(
+    "/detokenize",
+    response_model=DetokenizeResponse,
+    responses=PROBLEMS,
+    openapi_extra=body_documentation(DetokenizeRequest),
+)
+async def detokenize(request: Request) -> Response:
+    """The text of token ids."""
+    body = await read_body(request, DetokenizeRequest)
+    engine = engine_named(request, body.model)
+    at_most("/tokens", len(body.tokens), request.app.state.settings.max_prompt_chars, "tokens")
+    size = len(_tokens(engine, body.side))
+
+    def answer() -> DetokenizeResponse:
+        if any(i >= size for i in body.tokens):
+            raise InvalidRequest.at("/tokens", f"a token id is 0 to {size - 1}")
+        return DetokenizeResponse(prompt=engine.text_of(body.tokens, body.side))
+
+    return await json_answer(len(body.tokens), answer)
+
+
+@router.get("/tokenizer_info", responses={404: PROBLEMS[404], 422: PROBLEMS[422]})
+async def tokenizer_info(
+    request: Request,
+    model: Annotated[str | None, Query(description="May be left out where one is served.")] = None,
+) -> TokenizerInfo:
+    """What tokens are, for clients that tokenize by `/tokenize`."""
+    engine = engine_named(request, model)
+    return TokenizerInfo(
+        model=engine.manifest.name,
+        tokenization="character"
+        if isinstance(engine, LanguageModelEngine)
+        else engine.manifest.source.tokenization,
+        vocab_size=len(_tokens(engine, "source")),
+        bos_token=SPECIAL_TOKENS[BOS_ID],
+        eos_token=SPECIAL_TOKENS[EOS_ID],
+        pad_token=SPECIAL_TOKENS[PAD_ID],
+        unk_token=SPECIAL_TOKENS[UNK_ID],
+        add_bos_token=False,
+        chat_template=None,
+    )
+
+
+def _tokens(engine: Engine, side: Side) -> tuple[str, ...]:
+    """The printed tokens of a language model, or of one side of an encoder-decoder."""
+    return engine.tokens if isinstance(engine, LanguageModelEngine) else engine.side(side).tokens

@@ -1,0 +1,286 @@
+"""The wire of encoder-decoders: what `/translate` takes and gives."""
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from service.bundle.encoder_decoder import (
+    EncoderDecoderDataSource,
+    EncoderDecoderLimits,
+    EncoderDecoderMetrics,
+    EncoderDecoderShape,
+    Example,
+)
+from service.bundle.manifest import TrainingRecord
+from service.decoding.sampling import SamplingParams
+from service.http.wire import (
+    UNKNOWN,
+    UNKNOWN_CHARS,
+    Answer,
+    ModelSummary,
+    RequestBody,
+    TextList,
+    Texts,
+    Usage,
+)
+from service.tasks.encoder_decoder import (
+    DEFAULT_BEAM_SIZE,
+    EncoderDecoderEngine,
+    Translated,
+    TranslatedToken,
+    TranslateOptions,
+    Translation,
+)
+
+
+class TranslateRequest(RequestBody):
+    """Translate one source or a list of sources."""
+
+    source: Texts = Field(
+        description="A text or a list of texts. A blank one is not translated: its only hypothesis "
+        "is empty, with logprob and score 0."
+    )
+    beam_size: int | None = Field(
+        None,
+        ge=1,
+        description="Hypotheses that are kept at each step; 1 is greedy. Left out, it is "
+        f"{DEFAULT_BEAM_SIZE}, or the service's limit where that is less.",
+    )
+    num_hypotheses: int = Field(
+        1, ge=1, description="Hypotheses a source to answer: of the beam, or samples."
+    )
+    length_penalty: float = Field(
+        1.0, ge=0.0, le=10.0, description="p in score = sum logprob / length ** p, eos counted."
+    )
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Most tokens of a target, eos counted. The bundle's own bound, "
+        "max_tokens_ratio · source tokens + max_tokens_extra, holds besides.",
+    )
+    temperature: float = Field(
+        0.0, ge=0.0, le=1e9, description="Above 0 hypotheses are samples, and beam_size is unused."
+    )
+    top_k: int | None = Field(None, ge=1, description="Samples: keep this many tokens.")
+    top_p: float = Field(
+        1.0, ge=0.0, le=1.0, description="Samples: keep the smallest set with this probability."
+    )
+    seed: int | None = Field(
+        None, ge=0, lt=2**63, description="Same seed, same samples. Drawn where it is left out."
+    )
+    target_prefix: str | TextList = Field(
+        "", description="How every target begins: one for all, or one a source."
+    )
+    tokens: bool = Field(False, description="Tell about every token of a hypothesis.")
+    return_alignments: bool = Field(
+        False, description="Give the attention weights behind each token of a hypothesis."
+    )
+    unknown: Literal["unk", "error", "skip"] = Field(
+        "unk",
+        description="Source characters outside the vocabulary: read them as the unknown token, "
+        "refuse the source, or leave them out.",
+    )
+    copy_unknown: bool = Field(
+        False,
+        description="Let the model write the unknown token, and put there what the source has "
+        "where the model attends most.",
+    )
+
+    stream: bool = Field(
+        False,
+        description="Answer with server-sent events: `token` as it becomes sure, then `done`, or "
+        "`error`.",
+    )
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        sources = [self.source] if isinstance(self.source, str) else self.source
+        if isinstance(self.target_prefix, list) and len(self.target_prefix) != len(sources):
+            raise ValueError("a list of target prefixes holds one for each source")
+        if self.temperature == 0.0:
+            # A client that sends every field, defaults too, asks for nothing more.
+            neutral = {
+                "seed": self.seed is None,
+                "top_k": self.top_k is None,
+                "top_p": self.top_p == 1,
+            }
+            given = ", ".join(name for name, unset in neutral.items() if not unset)
+            if given:
+                raise ValueError(f"{given}: only with a temperature above 0")
+        elif self.beam_size is not None:
+            raise ValueError("beam_size: only with temperature 0")
+        return self
+
+    def prefixes(self, count: int) -> list[str]:
+        """One prefix a source."""
+        prefix = self.target_prefix
+        return prefix if isinstance(prefix, list) else [prefix] * count
+
+    def options(self) -> TranslateOptions:
+        """What the engine takes."""
+        sampling = SamplingParams(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        return TranslateOptions(
+            beam_size=self.beam_size,
+            num_hypotheses=self.num_hypotheses,
+            length_penalty=self.length_penalty,
+            max_tokens=self.max_tokens,
+            sampling=sampling if self.temperature > 0.0 else None,
+            seed=self.seed,
+            tokens=self.tokens,
+            alignments=self.return_alignments,
+            unknown=self.unknown,
+            copy_unknown=self.copy_unknown,
+        )
+
+
+class HypothesisToken(Answer):
+    """A token of a hypothesis."""
+
+    token: str = Field(description="The token; eos prints as U+E002, an unknown one as U+E003.")
+    logprob: float = Field(description="Natural log of its probability.")
+
+
+class StreamedTranslationToken(Answer):
+    """Data of a `token` event: a token that the translation has, whatever follows."""
+
+    index: int = Field(description="The source's place in the list.")
+    hypothesis: int = Field(description="Of samples its place; of beams the best is told, 0.")
+    text: str = Field(description="Its text; empty for eos.")
+    offset: int = Field(description="Characters of the translation before it.")
+    token: str = Field(description="The token; eos prints as U+E002, an unknown one as U+E003.")
+    logprob: float = Field(description="Natural log of its probability.")
+
+    @classmethod
+    def of(cls, event: TranslatedToken) -> "StreamedTranslationToken":
+        """From the engine's event."""
+        return cls.model_construct(
+            index=event.source,
+            hypothesis=event.hypothesis,
+            text=event.text,
+            offset=event.offset,
+            token=event.token.token,
+            logprob=event.token.logprob,
+        )
+
+
+class HypothesisOut(Answer):
+    """One translation."""
+
+    text: str = Field(description="The text, its prefix included.")
+    logprob: float = Field(
+        description="log P(tokens | source), nats; with eos where finish_reason is `stop`. A model "
+        "of subwords can write a text in other tokens than those that `/score` reads it in."
+    )
+    score: float = Field(description="logprob / length ** length_penalty, eos counted.")
+    finish_reason: Literal["stop", "length", "repetition"] = Field(
+        description="`stop`: end of text. `length`: max_tokens. `repetition`: its end went round "
+        "in a cycle."
+    )
+    tokens: list[HypothesisToken] | None = Field(description="Its tokens, where asked for.")
+    alignment: list[list[float]] | None = Field(
+        description="A row a token, eos included: the weight of each of `source_tokens`. Rows sum "
+        "to 1. Only where asked for."
+    )
+
+
+class TranslateResult(Answer):
+    """The translations of one source."""
+
+    hypotheses: list[HypothesisOut] = Field(
+        description="Best score first, those that ended before all others; samples in order."
+    )
+    unknown: list[int] = Field(description=UNKNOWN)
+    unknown_chars: int = Field(description=UNKNOWN_CHARS)
+    source_tokens: list[str] | None = Field(
+        description="With alignments: what each column of one stands for; the last has eos."
+    )
+    seed: int | None = Field(description="Of samples: asks for the same ones again.")
+
+    @classmethod
+    def of(cls, result: Translated) -> "TranslateResult":
+        """From the engine's result."""
+        return cls.model_construct(
+            hypotheses=[_hypothesis(x) for x in result.hypotheses],
+            unknown=list(result.unknown.positions),
+            unknown_chars=result.unknown.count,
+            source_tokens=None if result.source_tokens is None else list(result.source_tokens),
+            seed=result.seed,
+        )
+
+
+class TranslateResponse(Answer):
+    """Answer of `/translate`."""
+
+    model: str = Field(description="The model that answered.")
+    precision: str = Field(description="Its arithmetic.")
+    results: list[TranslateResult] = Field(description="One a source, in order.")
+    usage: Usage = Field(description="Counts over the whole request.")
+
+    @classmethod
+    def of(cls, engine: EncoderDecoderEngine, results: Sequence[Translated]) -> "TranslateResponse":
+        """From the engine's results."""
+        written = sum(x.completion_tokens for result in results for x in result.hypotheses)
+        return cls.model_construct(
+            model=engine.manifest.name,
+            precision=engine.precision,
+            results=[TranslateResult.of(result) for result in results],
+            usage=Usage(
+                prompt_tokens=sum(result.prompt_tokens for result in results),
+                completion_tokens=written,
+                cached_tokens=0,
+            ),
+        )
+
+
+class EncoderDecoderDetail(ModelSummary):
+    """Answer of `/models/{name}` for an encoder-decoder: the manifest's public part."""
+
+    license: str = Field(description="Terms of the weights.")
+    created: str = Field(description="When it was exported.")
+    precisions: list[str] = Field(description="Decoders in the bundle.")
+    source_lang: str = Field(description="Language of the sources.")
+    target_lang: str = Field(description="Language of the targets.")
+    model: EncoderDecoderShape = Field(description="What the model is.")
+    limits: EncoderDecoderLimits = Field(description="What the bundle allows.")
+    data: EncoderDecoderDataSource = Field(description="What it was trained on.")
+    metrics: list[EncoderDecoderMetrics] = Field(
+        description="What it is worth, beside the baselines."
+    )
+    examples: list[Example] = Field(description="Held-out sources, unpicked.")
+    training: TrainingRecord = Field(description="How it was trained.")
+
+    @classmethod
+    def of_translator(cls, engine: EncoderDecoderEngine) -> "EncoderDecoderDetail":
+        """From an engine."""
+        manifest = engine.manifest
+        return cls(
+            **ModelSummary.of(engine).model_dump(),
+            license=manifest.license,
+            created=manifest.created,
+            precisions=sorted({x.precision for x in manifest.graphs if x.role == "decoder"}),
+            source_lang=manifest.source.lang,
+            target_lang=manifest.target.lang,
+            model=manifest.model,
+            limits=manifest.limits,
+            data=manifest.data,
+            metrics=manifest.metrics,
+            examples=manifest.examples,
+            training=manifest.training,
+        )
+
+
+def _hypothesis(found: Translation) -> HypothesisOut:
+    tokens = None
+    if found.tokens is not None:
+        tokens = [
+            HypothesisToken.model_construct(token=x.token, logprob=x.logprob) for x in found.tokens
+        ]
+    return HypothesisOut.model_construct(
+        text=found.text,
+        logprob=found.logprob,
+        score=found.score,
+        finish_reason=found.finish_reason,
+        tokens=tokens,
+        alignment=None if found.alignment is None else found.alignment.tolist(),
+    )

@@ -1,0 +1,280 @@
+"""What every route does besides its own: find the engine, mind the client, write the answer."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+from fastapi import Request, Response
+from pydantic import BaseModel
+from pydantic_core import to_json
+
+from service.errors import (
+    BadRequest,
+    BodyTooLarge,
+    BundleUnusable,
+    ClientGone,
+    DeadlineExceeded,
+    EngineStopped,
+    Forbidden,
+    HostNotAllowed,
+    InvalidRequest,
+    ModelFailure,
+    ModelNotFound,
+    QueueFull,
+    ServiceError,
+    Unauthorized,
+    UnsupportedMediaType,
+)
+from service.http.body import inlined_schema
+from service.http.live import client_gone
+from service.http.sse import ServerSentEvent
+from service.http.wire import FieldErrorOut, Problem, ScoreRequest
+from service.observe.request_context import current_request
+from service.runtime.threads import in_thread
+from service.scheduling.workers import LARGE_CHARS
+from service.settings import Settings
+from service.tasks.language_model import LanguageModelEngine
+from service.tasks.registry import Engine, ModelRegistry
+from service.tasks.values import Scored
+
+Result = TypeVar("Result")
+
+# Of each status: what it means here, and an error as it is told.
+_DOCUMENTED: dict[ServiceError, str] = {
+    BadRequest("the body is not JSON"): "The body is not JSON.",
+    Unauthorized(
+        "send a known key: Authorization: Bearer <key>"
+    ): "API keys are asked for, and there is none in the request that is known.",
+    Forbidden("this takes a key with the role use"): "The API key is for something else.",
+    ModelNotFound(
+        "there is no such model; there are alice-lstm, g2p-en"
+    ): "No served model has that name.",
+    BundleUnusable(
+        "alice-lstm: step.int8.onnx: its SHA-256 is not the manifest's"
+    ): "The bundle cannot be served; what was served before goes on.",
+    BodyTooLarge("the body may have 8388608 bytes at most"): "The body is over the limit.",
+    UnsupportedMediaType(
+        "send the body with Content-Type: application/json"
+    ): "The body is of another type than the operation takes, or it is compressed.",
+    HostNotAllowed(
+        "this server answers for other names; see UNROLL_ALLOWED_HOSTS"
+    ): "Host names another server.",
+    InvalidRequest.at(
+        "/max_tokens", "too many tokens; at most 4096 are allowed"
+    ): "A field or a limit; `errors` points at it.",
+    QueueFull(
+        "1024 requests wait for this model, with 1024 rows and 20480 tokens; at most 1024 "
+        "requests, 4096 rows and 16777216 tokens may wait",
+        headers={"Retry-After": "1"},
+    ): "The queue is full; see Retry-After.",
+    ModelFailure(
+        "the model run failed; other requests go on"
+    ): "The model run failed for this request.",
+    EngineStopped(
+        "the engine of this model is not running", headers={"Retry-After": "1"}
+    ): "The engine is not running; see Retry-After.",
+    DeadlineExceeded("this request may take 120 s"): "The request took too long.",
+}
+
+
+def _documented(error: ServiceError, text: str) -> dict[str, Any]:
+    schema = {"$ref": "#/components/schemas/Problem"}
+    example = problem_of(error, "4f0d3c8e9b1a4c5f8e7d6c5b4a392817").model_dump()
+    content = {"application/problem+json": {"schema": schema, "example": example}}
+    headers = _documented_headers(error)
+    return {"description": text, "model": Problem, "content": content, "headers": headers}
+
+
+def _documented_headers(error: ServiceError) -> dict[str, Any]:
+    """Retry-After, where an error has it."""
+    described = {
+        "description": "Seconds after which to try again.",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 0},
+    }
+    return {name: {**described, "example": int(value)} for name, value in error.headers.items()}
+
+
+def problem_of(error: ServiceError, request_id: str) -> Problem:
+    """An error as the client reads it."""
+    return Problem(
+        type=error.type,
+        title=error.title,
+        status=error.status,
+        detail=error.detail,
+        request_id=request_id,
+        errors=[FieldErrorOut(pointer=x.pointer, detail=x.detail) for x in error.errors],
+    )
+
+
+# Of operators alone.
+_ADMIN = {BundleUnusable.status}
+
+ALL_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    error.status: _documented(error, text) for error, text in _DOCUMENTED.items()
+}
+# What the operations on models can answer.
+PROBLEMS = {status: each for status, each in ALL_PROBLEMS.items() if status not in _ADMIN}
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Those of these statuses."""
+    return {status: ALL_PROBLEMS[status] for status in statuses}
+
+
+def problems_as(
+    form: Callable[[Problem], BaseModel], statuses: Mapping[int, int] | None = None
+) -> dict[int | str, dict[str, Any]]:
+    """`PROBLEMS` as clients of another interface are told them, some with another status."""
+    documented: dict[int | str, dict[str, Any]] = {}
+    for error, text in _DOCUMENTED.items():
+        if error.status in _ADMIN:
+            continue
+        told = form(problem_of(error, ""))
+        documented[(statuses or {}).get(error.status, error.status)] = {
+            "description": text,
+            "model": type(told),
+            "content": {"application/json": {"example": told.model_dump()}},
+            "headers": _documented_headers(error),
+        }
+    return documented
+
+
+def served_engines(request: Request) -> list[Engine]:
+    """Every served model's engine, by name."""
+    registry: ModelRegistry = request.app.state.registry
+    return [engine for _, engine in sorted(registry.engines.items())]
+
+
+def documented_events(
+    message: Sequence[type[BaseModel]] = (),
+    end: str | None = None,
+    **named: type[BaseModel],
+) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI entry of an answer as server-sent events (`itemSchema` is one event).
+
+    `message`: what an event without a name may hold; `end`: the text of the last one; `named`:
+    what the events with names hold.
+    """
+    events = [_documented_event(None, schema) for schema in message]
+    if end is not None:
+        events.append({"properties": {"data": {"const": end}}, "required": ["data"]})
+    events += [_documented_event(name, schema) for name, schema in named.items()]
+    item = events[0] if len(events) == 1 else {"anyOf": events}
+    return {200: {"content": {"text/event-stream": {"itemSchema": {"type": "object", **item}}}}}
+
+
+def _documented_event(name: str | None, schema: type[BaseModel]) -> dict[str, Any]:
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": inlined_schema(schema),
+    }
+    if name is None:
+        return {"properties": {"data": data}, "required": ["data"]}
+    return {"properties": {"event": {"const": name}, "data": data}, "required": ["event", "data"]}
+
+
+def engine_named(request: Request, name: str | None, kind: type[Engine] | None = None) -> Engine:
+    """An engine by its model's name, looked up in memory, and held until the request has ended.
+
+    Without a name it is the only one, or the only one of a kind. Raises InvalidRequest.
+    """
+    registry: ModelRegistry = request.app.state.registry
+    if name is None:
+        fitting = [
+            x for x, engine in registry.engines.items() if isinstance(engine, kind or object)
+        ]
+        # With none that fits, the only one says what it is for.
+        fitting = fitting or list(registry.engines)
+        if len(fitting) != 1:
+            served = ", ".join(sorted(fitting)) or "none"
+            raise InvalidRequest.at("/model", f"name one of the served models: {served}")
+        name = fitting[0]
+    return registry.held(name)
+
+
+def texts_within(texts: str | list[str], pointer: str, request: Request) -> list[str]:
+    """One text or a list of texts, as a list within the limit."""
+    listed = [texts] if isinstance(texts, str) else texts
+    limit = request.app.state.settings.max_inputs
+    if len(listed) > limit:
+        raise InvalidRequest.at(pointer, f"too many texts; at most {limit} are allowed")
+    return listed
+
+
+def check_choices(n: int, pointer: str, stops: Sequence[str], settings: Settings) -> None:
+    """Raise InvalidRequest for too many choices (`pointer` says where), or too much to stop at."""
+    if n > settings.max_n:
+        raise InvalidRequest.at(pointer, f"too many choices; at most {settings.max_n} are allowed")
+    if len(stops) > settings.max_stop:
+        limit = settings.max_stop
+        raise InvalidRequest.at("/stop", f"too many stop strings; at most {limit} are allowed")
+    if any(not 1 <= len(stop) <= settings.max_stop_chars for stop in stops):
+        limit = settings.max_stop_chars
+        raise InvalidRequest.at("/stop", f"a stop string has 1 to {limit} characters")
+
+
+def scoring(
+    engine: Engine, body: ScoreRequest, texts: list[str]
+) -> Coroutine[Any, Any, list[Scored]]:
+    """The work of a `/score`. Raises InvalidRequest for what this kind of model does not take."""
+    if isinstance(engine, LanguageModelEngine):
+        if body.source is not None:
+            raise InvalidRequest.at("/source", "a language model takes `context`, and no source")
+        if body.state is not None:
+            if body.context:
+                raise InvalidRequest.at("/context", "a state stands in its place; leave it out")
+            if body.bos and "bos" in body.model_fields_set:
+                raise InvalidRequest.at("/bos", "a text after a state begins no document")
+        return engine.score(texts, body.contexts(len(texts)), body.options())
+    if body.source is None:
+        raise InvalidRequest.at("/source", "an encoder-decoder scores a text given its source")
+    if body.context or not body.bos:
+        pointer = "/context" if body.context else "/bos"
+        raise InvalidRequest.at(pointer, "an encoder-decoder scores a target from its beginning")
+    if body.state is not None or body.return_state:
+        pointer = "/state" if body.state is not None else "/return_state"
+        raise InvalidRequest.at(pointer, "an encoder-decoder has no states to go on from")
+    eos = True if body.eos is None else body.eos
+    return engine.score(body.sources(len(texts)), texts, body.options(), eos=eos)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The work's result. A client that goes away ends it, and its rows leave the batch."""
+    working = asyncio.create_task(work)
+    watching = asyncio.create_task(client_gone(request.receive))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone("the client closed the connection")
+        return working.result()
+    finally:
+        # Also where this request itself is cancelled: neither may outlive it.
+        for task in (working, watching):
+            task.cancel()
+
+
+async def json_answer(
+    size: int, build: Callable[[], BaseModel], *, exclude: set[str] | None = None
+) -> Response:
+    """The answer as JSON, built and written in a thread where it is large."""
+
+    def render() -> bytes:
+        # As bytes at once: of a large answer a text would be a second copy.
+        return to_json(build(), exclude=exclude)
+
+    content = render() if size <= LARGE_CHARS else await in_thread(render)
+    current_request().end_building()
+    return Response(content, media_type="application/json")
+
+
+def problem_document(request: Request, error: ServiceError) -> Problem:
+    """An error that a request met, which is how it ends."""
+    current_request().outcome = error.type
+    return problem_of(error, request.scope.get("unroll.request_id", ""))
+
+
+def error_event(request: Request, error: ServiceError) -> ServerSentEvent:
+    """The last event of a stream that broke."""
+    return ServerSentEvent(problem_document(request, error).model_dump_json(), "error")

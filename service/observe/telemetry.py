@@ -1,0 +1,54 @@
+"""OpenTelemetry: a span for every request, sent over OTLP. Needs the extra `telemetry`.
+
+The SDK itself and not its instrumentation of ASGI, which would make a span of every message of a
+stream.
+"""
+
+from collections.abc import Mapping
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Span as OtelSpan
+from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from starlette.datastructures import Headers
+
+from service.observe.trace_context import Span
+
+
+class OtlpTracer:
+    """Spans to a collector, in batches from a thread of the SDK's."""
+
+    def __init__(self, endpoint: str) -> None:
+        resource = Resource.create({"service.name": "unroll"})
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
+        self._tracer = self._provider.get_tracer("unroll")
+        self._propagator = TraceContextTextMapPropagator()
+
+    def begin(self, headers: Headers) -> Span:
+        """A span of the caller's trace, or of a new one."""
+        context = self._propagator.extract(dict(headers))
+        return _OtlpSpan(self._tracer.start_span("HTTP", context, SpanKind.SERVER))
+
+    def close(self) -> None:
+        """Send what has not been sent, for as long as the SDK waits."""
+        self._provider.shutdown()
+
+
+class _OtlpSpan:
+    def __init__(self, span: OtelSpan) -> None:
+        self._span = span
+        context = span.get_span_context()
+        self.trace_id = f"{context.trace_id:032x}"
+        self.span_id = f"{context.span_id:016x}"
+
+    def end(self, name: str, status: int, attributes: Mapping[str, str | float]) -> None:
+        """With the names of OpenTelemetry's semantic conventions where they have one."""
+        self._span.update_name(name)
+        self._span.set_attributes({"http.response.status_code": status, **attributes})
+        if status >= 500:
+            self._span.set_status(Status(StatusCode.ERROR))
+        self._span.end()

@@ -1,0 +1,249 @@
+"""An encoder-decoder in onnxruntime: sources to memories, rows of tokens to log-probabilities.
+
+N sources, K rows of each, B = N · K, S source positions, M memory positions, V target vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from service.bundle.encoder_decoder import EncoderDecoderGoldenVector
+from service.bundle.manifest import Precision, Role
+from service.bundle.padding import padded_length
+from service.bundle.store import BundleError, EncoderDecoderBundle
+from service.bundle.text import PAD_ID
+from service.runtime.graphs import Declared, GoldenMismatch, check_declared, golden_run, open_graph
+from service.runtime.onnxruntime import onnxruntime
+
+Float32Array: TypeAlias = npt.NDArray[np.float32]
+# Sources whose lengths lie within as many positions are read together at least.
+_READ_STEP = 4
+# A run of the encoder costs for each position as much as so many rows do: 5 were measured.
+_RUN_ROWS = 5
+
+IdArray: TypeAlias = npt.NDArray[np.int64]
+Tensors: TypeAlias = tuple[Float32Array, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Sources, read."""
+
+    states: Tensors  # [N, …] each: where the decoder begins
+    memory: Tensors  # [N, …] each: what it attends to
+
+    def some(self, sources: slice) -> "Encoded":
+        """Some of the sources."""
+        return Encoded(
+            tuple(state[sources] for state in self.states),
+            tuple(tensor[sources] for tensor in self.memory),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step gives."""
+
+    logprobs: Float32Array  # [B, V]
+    states: Tensors  # [B, …] each
+    attention: Float32Array | None  # [B, M]
+
+
+class EncoderDecoderSession(Protocol):
+    """What the search needs of a model. Rows are independent, bit for bit."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+
+    def encode(self, tokens: IdArray, lengths: npt.NDArray[np.int32]) -> Encoded:
+        """Read sources [N, S], all padded to the length that `padded_length` gives for each."""
+
+    def step(self, tokens: IdArray, states: Tensors, memory: Tensors, *, attention: bool) -> Step:
+        """Read one token in each of B rows; the K rows of a source stand together."""
+
+
+class OnnxEncoderDecoderSession:
+    """A bundle's encoder and decoder, on one thread each; several threads may call it.
+
+    Raises BundleError when a graph is not what the manifest says, and GoldenMismatch when the
+    graphs do not reproduce the bundle's golden vectors.
+    """
+
+    def __init__(self, bundle: EncoderDecoderBundle, precision: Precision) -> None:
+        manifest = bundle.manifest
+        self.precision = precision
+        self._name = manifest.name
+        self._vocab_size = manifest.target.vocab.size
+        self._has_attention = bool(manifest.memory)
+        self._state_names = [state.name for state in manifest.states]
+        self._memory_names = [tensor.name for tensor in manifest.memory]
+        self._position_axes = [tensor.shape.index("M") for tensor in manifest.memory]
+        # Pads can change the last bits of convolutions.
+        self._has_own_positions = manifest.model.encoder == "recurrent"
+        self._states_out = [f"{name}_out" for name in self._state_names]
+        states = {x.name: ("float32", x.shape) for x in manifest.states}
+        memory: Declared = {x.name: ("float32", ["N", *x.shape]) for x in manifest.memory}
+        rows: Declared = {name: (kind, ["B", *shape]) for name, (kind, shape) in states.items()}
+        rows_out: Declared = {f"{name}_out": value for name, value in rows.items()}
+        sources_out: Declared = {
+            f"{name}_out": (kind, ["N", *shape]) for name, (kind, shape) in states.items()
+        }
+        self._encoder = self._open(
+            bundle,
+            precision,
+            "encoder",
+            {"tokens": ("int64", ["N", "S"]), "lengths": ("int32", ["N"])},
+            {**memory, **sources_out},
+        )
+        attention: Declared = {"attention": ("float32", ["B", "M"])} if memory else {}
+        self._decoder = self._open(
+            bundle,
+            precision,
+            "decoder",
+            {"tokens": ("int64", ["B"]), **rows, **memory},
+            {"logprobs": ("float32", ["B", self._vocab_size]), **rows_out, **attention},
+        )
+        with golden_run(self._name):
+            for index, vector in enumerate(manifest.golden):
+                if vector.precision == precision:
+                    self._check_golden(index, vector)
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self._vocab_size
+
+    def encode(self, tokens: IdArray, lengths: npt.NDArray[np.int32]) -> Encoded:
+        """Read sources [N, S], padded.
+
+        A recurrent encoder runs over a source's own positions, about: zeros after them are as good
+        as what it would make of pads, and nobody sees the difference.
+        """
+        if not self._has_own_positions:
+            return self._encode(tokens, lengths)
+        positions = tokens.shape[1]
+        runs = _read_together(lengths)
+        found = []
+        for groups in runs:
+            rows = np.concatenate([group.rows for group in groups])
+            found.append(self._encode(tokens[rows, : groups[0].positions], lengths[rows]))
+        order = np.argsort(np.concatenate([group.rows for groups in runs for group in groups]))
+        states = zip(*(part.states for part in found), strict=True)
+        memory = zip(*(part.memory for part in found), strict=True)
+        return Encoded(
+            tuple(np.concatenate(state)[order] for state in states),
+            tuple(
+                _padded(tensors, runs, 1 + axis, positions)
+                for tensors, axis in zip(memory, self._position_axes, strict=True)
+            ),
+        )
+
+    def step(self, tokens: IdArray, states: Tensors, memory: Tensors, *, attention: bool) -> Step:
+        """Read one token in each of B rows."""
+        feeds: dict[str, npt.NDArray[np.generic]] = {"tokens": tokens}
+        feeds |= dict(zip(self._state_names, states, strict=True))
+        feeds |= dict(zip(self._memory_names, memory, strict=True))
+        outputs = ["logprobs", *self._states_out]
+        if attention and self._has_attention:
+            logprobs, weights, *after = self._decoder.run(
+                [outputs[0], "attention", *outputs[1:]], feeds
+            )
+            return Step(logprobs, tuple(after), weights)
+        logprobs, *after = self._decoder.run(outputs, feeds)
+        return Step(logprobs, tuple(after), None)
+
+    def _encode(self, tokens: IdArray, lengths: npt.NDArray[np.int32]) -> Encoded:
+        outputs = [*self._states_out, *self._memory_names]
+        found = self._encoder.run(outputs, {"tokens": tokens, "lengths": lengths})
+        count = len(self._states_out)
+        return Encoded(tuple(found[:count]), tuple(found[count:]))
+
+    def _open(
+        self,
+        bundle: EncoderDecoderBundle,
+        precision: Precision,
+        role: Role,
+        inputs: Declared,
+        outputs: Declared,
+    ) -> onnxruntime.InferenceSession:
+        found = bundle.graph(precision, role)
+        if found is None:
+            available = ", ".join(bundle.precisions)
+            raise BundleError(f"{self._name}: no {precision} {role}; it has {available}")
+        graph, data = found
+        session = open_graph(self._name, graph, data)
+        check_declared(f"{self._name}: {graph.file}", graph, inputs, outputs)
+        return session
+
+    def _check_golden(self, index: int, vector: EncoderDecoderGoldenVector) -> None:
+        source = pad_sources([np.array(vector.source)])
+        encoded = self.encode(source, np.array([len(vector.source)], np.int32))
+        states = encoded.states
+        picked = []
+        for token, target in zip(vector.tokens[:-1], vector.tokens[1:], strict=True):
+            step = self.step(np.array([token]), states, encoded.memory, attention=False)
+            states = step.states
+            picked.append(step.logprobs[0, target])
+        difference = float(np.abs(np.array(picked) - np.array(vector.logprobs)).mean())
+        # Written so that NaN fails too.
+        if not difference <= vector.tolerance:
+            raise GoldenMismatch(
+                f"{self._name}: golden vector {index}: this machine differs by "
+                f"{difference:.2e} nats a token in {self.precision}, at most "
+                f"{vector.tolerance} is allowed"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Sources of like lengths."""
+
+    rows: IdArray
+    positions: int  # that they take
+
+
+def _read_together(lengths: npt.NDArray[np.int32]) -> list[list[_Group]]:
+    """What to read in each run of the encoder: the longest first, in every run.
+
+    A run pays for its positions, however few its rows are. So those that are shorter get a run of
+    their own where that spares more than it costs.
+    """
+    runs: list[list[_Group]] = []
+    sizes = -(-lengths // _READ_STEP) * _READ_STEP
+    for size in np.unique(sizes)[::-1].tolist():
+        group = _Group(np.flatnonzero(sizes == size), size)
+        spared = len(group.rows) * (runs[-1][0].positions - size) if runs else 0
+        if runs and spared < _RUN_ROWS * size:
+            runs[-1].append(group)
+        else:
+            runs.append([group])
+    return runs
+
+
+def _padded(
+    parts: Sequence[Float32Array], runs: Sequence[Sequence[_Group]], axis: int, positions: int
+) -> Float32Array:
+    """A memory tensor of all the runs, `positions` long on its `axis`, with zeros for pads."""
+    count = sum(map(len, parts))
+    whole = np.zeros(
+        (count, *parts[0].shape[1:axis], positions, *parts[0].shape[axis + 1 :]), np.float32
+    )
+    for part, groups in zip(parts, runs, strict=True):
+        start = 0
+        for group in groups:
+            own = (slice(None),) * (axis - 1) + (slice(group.positions),)
+            whole[(group.rows, *own)] = part[(slice(start, start + len(group.rows)), *own)]
+            start += len(group.rows)
+    return whole
+
+
+def pad_sources(sources: list[npt.NDArray[np.generic]]) -> IdArray:
+    """Sources of one padded length, eos included, as [N, S]."""
+    padded = np.full((len(sources), padded_length(len(sources[0]))), PAD_ID, np.int64)
+    for row, source in zip(padded, sources, strict=True):
+        row[: len(source)] = source
+    return padded

@@ -1,0 +1,84 @@
+"""A bundle's graphs in onnxruntime: opened from bytes, checked against the manifest."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias
+
+from service.bundle.manifest import Graph, Tensor
+from service.bundle.store import BundleError
+from service.runtime.onnxruntime import onnxruntime
+
+# Inputs or outputs by name: element type and shape.
+Declared: TypeAlias = Mapping[str, tuple[str, Sequence[int | str]]]
+
+_ONNX_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "int32": "tensor(int32)"}
+
+
+class GoldenMismatch(BundleError):
+    """The graphs run, but not to the numbers that the bundle knows."""
+
+
+def open_graph(name: str, graph: Graph, data: bytes) -> onnxruntime.InferenceSession:
+    """The graph on one thread: the caller is an engine's own thread. Raises BundleError.
+
+    Its inputs and outputs are the manifest's, or it is refused.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # A plan of the memory for every shape that was ever run: it grows with what clients send, takes
+    # 10 MB within minutes, and saves no time that could be measured.
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.use_env_allocators", "1")  # of `runtime`
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Left alone, a graph from bytes takes weights from any file, from the working folder on.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", os.devnull
+    )
+    where = f"{name}: {graph.file}"
+    try:
+        # From bytes, so that the checksum holds for what runs.
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common base
+        raise BundleError(f"{where}: not a usable graph: {_line(error)}") from error
+    for kind, declared, actual in (
+        ("input", graph.inputs, session.get_inputs()),
+        ("output", graph.outputs, session.get_outputs()),
+    ):
+        found = {x.name: (x.type, x.shape) for x in actual}
+        expected = {x.name: (_ONNX_TYPES[x.dtype], x.shape) for x in declared}
+        if found != expected:
+            raise BundleError(f"{where}: its {kind}s are not the manifest's: {found}")
+    return session
+
+
+@contextmanager
+def golden_run(name: str) -> Iterator[None]:
+    """A run of a bundle's golden vectors. Raises BundleError where it fails."""
+    try:
+        yield
+    except BundleError:
+        raise
+    except Exception as error:  # onnxruntime's errors have no common base
+        cause = f"its golden vectors cannot be run: {_line(error)}"
+        raise BundleError(f"{name}: {cause}") from error
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def check_declared(where: str, graph: Graph, inputs: Declared, outputs: Declared) -> None:
+    """The manifest's graph must be the graph that this code feeds. Raises BundleError."""
+    for kind, declared, needed in (
+        ("input", graph.inputs, inputs),
+        ("output", graph.outputs, outputs),
+    ):
+        if _by_name(declared) != needed:
+            raise BundleError(f"{where}: {kind}s must be {needed}")
+
+
+def _by_name(tensors: Sequence[Tensor]) -> dict[str, tuple[str, list[int | str]]]:
+    return {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}

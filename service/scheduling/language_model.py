@@ -1,0 +1,212 @@
+"""What a language model does with admitted work: rows that read beside rows that write."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from service.decoding.read_batch import ReadBatch
+from service.decoding.rows import ReadRow, WriteRow
+from service.decoding.write_batch import WriteBatch
+from service.errors import ServiceError
+from service.runtime.language_model import LanguageModelSession
+from service.scheduling.scheduler import run_failed
+
+# Tokens a row reads in one run: few while others write, so that a long prompt holds them up by a
+# few steps only. The results do not depend on it.
+READ_CHUNK = 64
+READ_CHUNK_WHILE_WRITING = 8
+# A prompt of at most this many tokens is read in steps that other rows take anyway.
+MAX_STEPPED_PROMPT = 64
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class TextWork:
+    """One input of a request: a text to read, then the choices to write after it."""
+
+    read: ReadRow
+    write: list[WriteRow] = field(default_factory=list)
+    held: int = 0  # numbers that it holds beside its tokens, such as a constraint's
+
+    @property
+    def rows(self) -> int:
+        """Rows that it holds at most at one time."""
+        return max(1, len(self.write))
+
+    @property
+    def steps_its_prompt(self) -> bool:
+        """Whether its one choice can read the prompt in the steps of the rows that write."""
+        read = self.read
+        plain = read.wants_continuation and read.uncounted == len(read.tokens)
+        waits = [row for row in self.write if row.finish_reason is None]
+        return plain and len(waits) == len(self.write) == 1 and read.remaining <= MAX_STEPPED_PROMPT
+
+    @property
+    def remaining(self) -> int:
+        """Tokens still to read."""
+        return self.read.remaining
+
+    @property
+    def queued_tokens(self) -> int:
+        """What it adds to the queue's bound on tokens."""
+        return len(self.read.tokens) + sum(row.max_tokens for row in self.write) + self.held
+
+    @property
+    def first_token_at(self) -> float | None:
+        """When the first of its choices had a token; None where none is written."""
+        begun = [row.began for row in self.write if row.began is not None]
+        return min(begun, default=None)
+
+    @property
+    def written_tokens(self) -> int:
+        """Tokens of its longest choice: they are written side by side."""
+        return max((len(row.tokens) for row in self.write), default=0)
+
+
+Ended = list[tuple[TextWork, ServiceError | None]]
+
+
+class LanguageModelRunner:
+    """One chunk for the rows that read, one step for the rows that write."""
+
+    def __init__(self, session: LanguageModelSession, max_rows: int, *, name: str) -> None:
+        self._name = name
+        self._reading = ReadBatch(session)
+        self._writing = WriteBatch(session, max_rows)
+        self._work_of_row: dict[int, TextWork] = {}  # by id of the row
+        self._closing: dict[int, WriteRow] = {}  # choices that are written, by id of their read
+        self._used_rows = 0
+        self._ended: Ended = []
+
+    @property
+    def used_rows(self) -> int:
+        """Rows that the admitted work holds now."""
+        return self._used_rows
+
+    @property
+    def free(self) -> bool:
+        """Whether it holds no work and no row, counted apart from `used_rows`."""
+        rows = [*self._reading.rows, *self._writing.rows]
+        return not (self._work_of_row or self._closing or self._used_rows or rows)
+
+    def admit(self, work: Sequence[TextWork]) -> None:
+        """Put each piece's prompt where it is read."""
+        for piece in work:
+            self._used_rows += piece.rows
+            self._work_of_row[id(piece.read)] = piece
+        for piece in work:
+            self._begin(piece)
+
+    def _begin(self, work: TextWork) -> None:
+        if not work.read.remaining:
+            # All of it was known before.
+            self._end_read(work.read)
+        elif self._writing.rows and work.steps_its_prompt:
+            (write,) = work.write
+            del self._work_of_row[id(work.read)]
+            self._work_of_row[id(write)] = work
+            self._writing.add_reading(write, work.read)
+        else:
+            self._reading.add(work.read)
+
+    def run(self) -> Ended:
+        """One iteration; the work that ended has left."""
+        if self._reading.rows:
+            self._read()
+        if self._writing.rows:
+            self._write()
+        ended, self._ended = self._ended, []
+        return ended
+
+    def drop(self, work: Sequence[TextWork]) -> None:
+        """Let every row of the work leave."""
+        reads, writes = [], []
+        for piece in work:
+            if self._work_of_row.pop(id(piece.read), None) is not None:
+                self._used_rows -= piece.rows
+                reads.append(piece.read)
+            writes += [x for x in piece.write if self._work_of_row.pop(id(x), None) is not None]
+        self._used_rows -= len(writes)
+        for row in writes:
+            if row.closing is not None:
+                self._closing.pop(id(row.closing), None)
+                reads.append(row.closing)
+        if reads:
+            self._reading.remove(reads)
+        if writes:
+            self._writing.remove(writes)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._work_of_row.clear()
+        self._closing.clear()
+        self._used_rows = 0
+        self._reading.rows.clear()
+        self._writing.rows.clear()
+
+    def _read(self) -> None:
+        chunk = READ_CHUNK_WHILE_WRITING if self._writing.rows else READ_CHUNK
+        try:
+            done, failed = self._reading.run(chunk)
+        except Exception:  # whatever the runtime raises fails these rows, and them alone
+            logger.exception("engine %s: a model run raised", self._name)
+            rows = list(self._reading.rows)
+            done, failed = [], [(row, run_failed()) for row in rows]
+            self._reading.remove(rows)
+        for row in done:
+            self._end_read(row)
+        for row, error in failed:
+            self._fail(row, error)
+
+    def _write(self) -> None:
+        for row in self._writing.sample():
+            if row.closing is None:
+                self._end_write(row)
+            else:
+                self._closing[id(row.closing)] = row
+                self._reading.add(row.closing)
+        if not self._writing.rows:
+            return
+        try:
+            failed = self._writing.run()
+        except Exception:  # the same
+            logger.exception("engine %s: a model run raised", self._name)
+            rows = list(self._writing.rows)
+            failed = [(row, run_failed()) for row in rows]
+            self._writing.remove(rows)
+        for row, error in failed:
+            self._fail(row, error)
+
+    def _end_read(self, row: ReadRow) -> None:
+        written = self._closing.pop(id(row), None)
+        if written is not None:
+            written.continuation = row.continuation
+            self._end_write(written)
+            return
+        work = self._work_of_row.pop(id(row))
+        pending = [write for write in work.write if write.finish_reason is None]
+        if not pending or row.continuation is None:
+            self._used_rows -= work.rows
+            self._ended.append((work, None))
+            return
+        self._used_rows -= work.rows - len(pending)
+        for write in pending:
+            self._work_of_row[id(write)] = work
+            self._writing.add(write, row.continuation)
+
+    def _end_write(self, row: WriteRow) -> None:
+        if row.listener is not None:
+            row.listener.ended()
+        work = self._work_of_row.pop(id(row))
+        self._used_rows -= 1
+        # Not by finish_reason: several rows may end in one step, and the work ends once.
+        if not any(id(write) in self._work_of_row for write in work.write):
+            self._ended.append((work, None))
+
+    def _fail(self, row: ReadRow | WriteRow, error: ServiceError) -> None:
+        """End the work of a row that has left its batch; its other rows leave, too."""
+        work = self._work_of_row.get(id(self._closing.get(id(row), row)))
+        if work is not None:  # else another of its rows has failed in this run
+            self.drop([work])
+            self._ended.append((work, error))

@@ -1,0 +1,289 @@
+"""A model's workers as the event loop sees them: work handed out, awaited and taken back."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Generic, Protocol, TypeVar
+
+from service.errors import DeadlineExceeded, EngineStopped, InvalidRequest, QueueFull
+from service.observe.metrics import EngineGauges, EngineMetrics, Metrics
+from service.observe.request_context import RequestContext, current_request
+from service.runtime.threads import in_thread
+from service.scheduling.admission import RETRY_AFTER_S, QueueBounds
+from service.scheduling.scheduler import Job, Runner, Scheduler, Work
+from service.settings import Settings
+
+# Characters of one request from which work on text leaves the event loop's thread.
+LARGE_CHARS = 8192
+# Answers of which one is built at a time: as objects, one of the largest takes 0.2 GB for a moment.
+_LARGE_ANSWER = 4 * LARGE_CHARS
+# Details in hand of all requests, as a multiple of those of the largest: as arrays, 12 bytes each.
+DETAILS_IN_HAND = 4
+_SEED_BITS = 48  # a seed survives JSON readers that hold numbers as doubles
+
+Result = TypeVar("Result")
+
+
+class SizedWork(Work, Protocol):
+    """Work that can be dealt out by its length."""
+
+    @property
+    def remaining(self) -> int:
+        """Tokens still to read."""
+
+
+WorkT = TypeVar("WorkT", bound=SizedWork)
+
+
+class Workers(Generic[WorkT]):
+    """One scheduler a thread, each with a runner of its own; a request's work is dealt out."""
+
+    def __init__(
+        self,
+        make_runner: Callable[[str], Runner[WorkT]],
+        model: str,
+        settings: Settings,
+        *,
+        threads: int,
+        max_rows: int,
+        metrics: Metrics | None,
+        packed_rows: int = 0,
+    ) -> None:
+        """`packed_rows`: lone pieces of work share a worker up to so many rows of it."""
+        self.settings = settings
+        self.metrics = EngineMetrics(metrics or Metrics(), model)
+        self.holds = 0  # requests that are answered with it (request_context.Held)
+        self._make_runner = make_runner
+        self._names = [model] if threads == 1 else [f"{model}-{i}" for i in range(threads)]
+        self._max_rows = max_rows
+        self._packed_rows = packed_rows
+        # What a thread's share rounds down to must still hold a request.
+        self._bounds = QueueBounds(
+            requests=max(1, settings.max_queue_requests // threads),
+            rows=max(1, settings.max_queue_rows // threads),
+            tokens=max(1, settings.max_queue_tokens // threads),
+            wait_s=settings.max_queue_s,
+            # Without keys everyone is one client.
+            client_share=1.0 if settings.api_keys_file is None else settings.max_queue_share,
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: dict[Job[WorkT], asyncio.Future[None]] = {}
+        self.schedulers = [self._scheduler(name) for name in self._names]
+
+    def _scheduler(self, name: str) -> Scheduler[WorkT]:
+        return Scheduler(
+            self._make_runner(name),
+            self._deliver,
+            name=name,
+            max_rows=self._max_rows,
+            bounds=self._bounds,
+            metrics=self.metrics,
+        )
+
+    def start(self) -> None:
+        """Start the workers; call it in the event loop that requests run in."""
+        self._loop = asyncio.get_running_loop()
+        for scheduler in self.schedulers:
+            scheduler.start()
+
+    async def stop(self, timeout_s: float | None = None) -> None:
+        """End the workers; one that hangs in a step is left after so long."""
+        for scheduler in self.schedulers:
+            await asyncio.to_thread(scheduler.stop, timeout_s)
+
+    def restart_dead(self) -> int:
+        """Put new workers in the place of those that died; how many."""
+        dead = [i for i, scheduler in enumerate(self.schedulers) if scheduler.died]
+        for i in dead:
+            self.schedulers[i] = self._scheduler(self._names[i])
+            self.schedulers[i].start()
+            self.metrics.restarted()
+        return len(dead)
+
+    def abandon(self) -> None:
+        """Fail everything that is waited for: a worker hangs, and nothing will come of it."""
+        headers = {"Retry-After": str(RETRY_AFTER_S)}
+        for job, future in self._waiting.items():
+            job.error = job.error or EngineStopped("the engine hangs", headers=headers)
+            if not future.done():
+                future.set_result(None)
+
+    @property
+    def alive(self) -> bool:
+        """Whether every worker takes work."""
+        return all(scheduler.alive for scheduler in self.schedulers)
+
+    def look(self, ran_s: float) -> None:
+        """Count time in which the process ran towards the steps that run."""
+        for scheduler in self.schedulers:
+            scheduler.look(ran_s)
+
+    def stalled_s(self) -> float:
+        """How long the longest step has been seen to run that runs now."""
+        return max(scheduler.stalled_s() for scheduler in self.schedulers)
+
+    def gauges(self) -> EngineGauges:
+        """Where the workers stand, taken together."""
+        each = [scheduler.gauges() for scheduler in self.schedulers]
+        return EngineGauges(
+            running_rows=sum(x.running_rows for x in each),
+            queued_rows=sum(x.queued_rows for x in each),
+            queued_requests=sum(x.queued_requests for x in each),
+            queued_tokens=sum(x.queued_tokens for x in each),
+            stalled_s=max(x.stalled_s for x in each),
+        )
+
+    def age_s(self) -> float:
+        """Seconds since the last step of any worker."""
+        return time.monotonic() - max(scheduler.last_step for scheduler in self.schedulers)
+
+    def refusal(self, client: str) -> QueueFull | None:
+        """What the least that a client could ask for would be told; None where there is room."""
+        refusals = [scheduler.refusal(client) for scheduler in self.schedulers]
+        return None if None in refusals else refusals[0]
+
+    def refuse_if_full(self) -> None:
+        """Raise QueueFull before anything is prepared that would be in vain."""
+        full = self.refusal(current_request().client)
+        if full is not None:
+            raise full
+
+    async def run(self, works: Sequence[WorkT]) -> None:
+        """Run all the work to its end. A caller that is cancelled takes its rows along.
+
+        Raises QueueFull, EngineStopped and ModelFailure.
+        """
+        if self._loop is None:
+            raise RuntimeError("start the engine first")
+        request = current_request()
+        futures: dict[Job[WorkT], asyncio.Future[None]] = {}
+        shares = self._shared_out(works)
+        try:
+            for scheduler, share in shares:
+                job = Job(share, client=request.client, deadline=self._ends_at(request))
+                futures[job] = self._waiting[job] = self._loop.create_future()
+                scheduler.submit(job)
+            pending = set(futures.values())
+            while pending:
+                if len(pending) == 1:
+                    await pending.pop()
+                else:
+                    _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for job in futures:
+                    if job.error is not None:
+                        raise job.error
+        finally:
+            _count_time(request, list(futures))
+            for (scheduler, _), (job, future) in zip(shares, futures.items(), strict=False):
+                del self._waiting[job]
+                if not future.done() or future.cancelled():
+                    scheduler.cancel(job)
+
+    @asynccontextmanager
+    async def deadline(self) -> AsyncIterator[None]:
+        """The longest time that one request may take. Raises DeadlineExceeded."""
+        request = current_request()
+        limit_s = self._limit_s(request)
+        try:
+            async with asyncio.timeout(self._ends_at(request) - time.monotonic()):
+                yield
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"this request may take {limit_s:g} s") from error
+
+    async def built(self, size: int, function: Callable[[], Result]) -> Result:
+        """What the function makes of results, for an answer of that size; large ones in turn.
+
+        Raises DeadlineExceeded. Whoever has written the answer calls `end_building`.
+        """
+        if size > _LARGE_ANSWER:
+            async with self.deadline():
+                await current_request().begin_building()
+        return await off_loop(size, function)
+
+    def _limit_s(self, request: RequestContext) -> float:
+        limit_s = self.settings.request_timeout_s
+        return limit_s if request.timeout_s is None else min(limit_s, request.timeout_s)
+
+    def _ends_at(self, request: RequestContext) -> float:
+        return request.timed_from + self._limit_s(request)
+
+    def _shared_out(self, works: Sequence[WorkT]) -> list[tuple[Scheduler[WorkT], list[WorkT]]]:
+        """Each piece of work to the worker with the least to do.
+
+        By length, since rows that are read together should end together. A lone piece joins the
+        busiest worker that has room for it among its packed rows.
+        """
+        if not works:
+            return []
+        loads = [scheduler.load for scheduler in self.schedulers]
+        if len(works) == 1:
+            room = self._packed_rows - works[0].rows
+            busiest = max((load for load in loads if load <= room), default=min(loads))
+            return [(self.schedulers[loads.index(busiest)], list(works))]
+        shares: list[list[WorkT]] = [[] for _ in self.schedulers]
+        for work in sorted(works, key=lambda work: work.remaining, reverse=True):
+            least = loads.index(min(loads))
+            loads[least] += work.rows
+            shares[least].append(work)
+        return [pair for pair in zip(self.schedulers, shares, strict=True) if pair[1]]
+
+    def _deliver(self, jobs: list[Job[WorkT]]) -> None:
+        """Called in the worker's thread, once an iteration."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._resolve, jobs)
+
+    def _resolve(self, jobs: list[Job[WorkT]]) -> None:
+        for job in jobs:
+            future = self._waiting.get(job)
+            if future is not None and not future.done():
+                future.set_result(None)
+
+
+def drawn_seed(seed: int | None) -> int:
+    """The seed that was given, or a fresh one."""
+    return secrets.randbits(_SEED_BITS) if seed is None else seed
+
+
+def _count_time(request: RequestContext, jobs: Sequence[Job[WorkT]]) -> None:
+    """Add to a request what its jobs waited and took; those of one call run side by side."""
+    waited = [job.admitted_at - job.submitted_at for job in jobs if job.admitted_at is not None]
+    took = [
+        job.ended_at - job.admitted_at
+        for job in jobs
+        if job.admitted_at is not None and job.ended_at is not None
+    ]
+    request.queue_s += max(waited, default=0.0)
+    request.engine_s += max(took, default=0.0)
+
+
+def at_most(pointer: str, value: int, limit: int, unit: str) -> None:
+    """Raise InvalidRequest where a value is over its limit."""
+    if value > limit:
+        raise InvalidRequest.at(pointer, f"too many {unit}; at most {limit} are allowed")
+
+
+def check_details(pointer: str, tokens: int, alternatives: int, settings: Settings) -> None:
+    """Take room for the details of an answer, until it has been given.
+
+    Raises InvalidRequest where it would tell too much of too many tokens, and QueueFull where
+    others have the room.
+
+    A token takes as much memory as four alternatives (measured: 2.2 kB and 0.65 kB in /score).
+    """
+    unit = "details: tokens · (4 + alternatives)"
+    count = tokens * (4 + alternatives)
+    at_most(pointer, count, settings.max_details, unit)
+    request = current_request()
+    if request.details is not None and not request.take_bytes(request.details, count):
+        raise QueueFull(
+            f"{request.details.limit} details (tokens · (4 + alternatives)) may be in hand; "
+            "ask for fewer, or again",
+            headers={"Retry-After": str(RETRY_AFTER_S)},
+        )
+
+
+async def off_loop(size: int, function: Callable[[], Result]) -> Result:
+    """Call the function: at once for a small request, else in a thread, so that no one waits."""
+    return function() if size <= LARGE_CHARS else await in_thread(function)

@@ -1,0 +1,126 @@
+"""What the inputs of a request have in common, read once: prefixes before the inputs themselves."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from service.decoding.cache_budget import CacheBudget
+from service.decoding.prefixes import MIN_SHARED_TOKENS, PrefixCache, shared_prefixes
+from service.decoding.rows import ReadRow
+from service.observe.metrics import EngineMetrics
+from service.scheduling.language_model import TextWork
+from service.scheduling.workers import off_loop
+
+Run: TypeAlias = Callable[[Sequence[TextWork]], Awaitable[None]]
+
+
+class SharedReads:
+    """Runs texts so that what they share, or what is known, is not read again."""
+
+    def __init__(self, budget: CacheBudget, metrics: EngineMetrics) -> None:
+        """`budget` bounds what is kept between requests, of all that share it."""
+        self.prefixes = PrefixCache(budget)
+        self._metrics = metrics
+
+    async def run(self, works: Sequence[TextWork], run: Run) -> list[int]:
+        """Run all the work to its end; how many tokens of each read needed no run of its own."""
+        size = sum(len(work.read.tokens) for work in works)
+        levels = await off_loop(size, lambda: self._plan_prefixes(works))
+        ran = [0] * len(works)  # tokens of prefixes, run for one of those that begin with them
+        for level in levels:
+            for prefix in level:
+                ran[prefix.members[0]] += prefix.work.read.remaining
+            await run([x.work for x in level if x.work.read.remaining])
+            for prefix in level:
+                prefix.hand_on()
+                self._remember(prefix.work.read)
+        reused = [work.read.position - tokens for work, tokens in zip(works, ran, strict=True)]
+        await run(works)
+        for work in works:
+            self._remember(work.read)
+        return reused
+
+    def _plan_prefixes(self, works: Sequence[TextWork]) -> "list[list[_Prefix]]":
+        """What the works share, to be read before them, level by level; and what is known."""
+        rows = [work.read for work in works]
+        # A context that is long enough is a prefix of its own, so that the next request finds it.
+        contexts = [row for row in rows if MIN_SHARED_TOKENS <= row.uncounted < len(row.tokens)]
+        sequences = [_pairs(row, max(0, len(row.tokens) - 1)) for row in rows]
+        sequences += [_pairs(row, row.uncounted) for row in contexts]
+        prefixes: list[_Prefix] = []
+        levels: list[list[_Prefix]] = []
+        for shared in shared_prefixes(sequences):
+            members = tuple(i for i in shared.members if i < len(rows))
+            row = rows[members[0]]
+            read = ReadRow(
+                row.tokens[: shared.length],
+                row.targets[: shared.length],
+                detail_top=row.detail_top,
+                wants_continuation=True,
+                # One for all rows of a request.
+                after=row.after,
+                first=row.first,
+            )
+            prefix = _Prefix(TextWork(read), members, [])
+            prefixes.append(prefix)
+            if shared.parent is not None:
+                prefixes[shared.parent].followers.append(read)
+            levels += [[] for _ in range(shared.level + 1 - len(levels))]
+            levels[shared.level].append(prefix)
+        inside: dict[int, _Prefix] = {}
+        for prefix in prefixes:  # parents first: the last one is the longest
+            inside.update(dict.fromkeys(prefix.members, prefix))
+        for i, prefix in inside.items():
+            prefix.followers.append(rows[i])
+        for row in [*(prefix.work.read for prefix in prefixes), *rows]:
+            self._recall(row)
+        return levels
+
+    def _recall(self, row: ReadRow) -> None:
+        """Start a row after the longest prefix that is known, of those it need not count."""
+        if row.after is not None:
+            # The cache knows texts from their beginnings.
+            return
+        known = self.prefixes.longest(row.tokens, row.uncounted)
+        self._metrics.looked_up(hit=known is not None)
+        if known is None:
+            return
+        length, continuation = known
+        row.resume(length, continuation.states)
+        if length == len(row.tokens):
+            row.continuation = continuation
+
+    def _remember(self, row: ReadRow) -> None:
+        """Keep where an uncounted text leads."""
+        whole = row.after is None and row.uncounted == len(row.tokens)
+        if whole and row.continuation is not None:
+            self.prefixes.put(row.tokens, row.continuation)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefix:
+    """A text that several rows begin with, on its way to be read once for all of them."""
+
+    work: TextWork
+    members: tuple[int, ...]  # the inputs that begin with it
+    followers: list[ReadRow]  # longer prefixes and inputs that start where it ends
+
+    def hand_on(self) -> None:
+        """Let the followers start where this ends; one that starts later already stays there."""
+        read = self.work.read
+        if read.continuation is None:
+            raise RuntimeError("read the prefix first")
+        for row in self.followers:
+            if row.position < len(read.tokens):
+                row.resume(len(read.tokens), read.continuation.states)
+                row.logprob = read.logprob
+                row.details = list(read.details)
+
+
+def _pairs(row: ReadRow, length: int) -> npt.NDArray[np.uint32]:
+    """What a row reads and what it counts there: equal where two rows can be read as one."""
+    tokens, targets = row.tokens[:length], row.targets[:length]
+    return tokens.astype(np.uint32) << np.uint32(16) | targets

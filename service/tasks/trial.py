@@ -1,0 +1,171 @@
+"""Bundles that come while it serves are opened in a process of their own first, within bounds.
+
+A graph may loop for ever or allocate without end, and onnxruntime cannot be interrupted; a process
+can be ended. What passes there is then opened by the server. `trial_process` is the other side.
+"""
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import IO
+
+from pydantic import BaseModel
+
+from service.bundle.store import BundleError
+from service.environment import PREFIX
+from service.observe.metrics import SHARED_FOLDER
+from service.settings import Settings
+
+# By the clock, as a multiple of the processor's time: a busy machine is no fault of the bundle.
+PATIENCE = 3.0
+# For the process to start.
+_START_S = 20.0
+# For the next bundle, since its start takes half a second, and a folder may hold many.
+_IDLE_S = 10.0
+# As many threads as an engine's: the process has one.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+class Task(BaseModel):
+    """What is to be opened, and how: a line of JSON."""
+
+    folder: Path
+    settings: Settings
+    threads: int
+
+
+class Outcome(BaseModel):
+    """What came of it: a line of JSON."""
+
+    version: str | None = None  # SHA-256 of the manifest, which knows those of all other files
+    error: str | None = None
+
+
+class Trial:
+    """One process, started where it is needed and ended when it idles; one bundle at a time."""
+
+    def __init__(self, settings: Settings, threads: int) -> None:
+        # The secret stays here, and no key is needed there.
+        self._settings = settings.model_copy(update={"state_key": None})
+        self._threads = threads
+        self._turn = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._rest: threading.Timer | None = None
+        self._closed = False
+
+    def check(self, folder: Path) -> str:
+        """Open a bundle there, and give its version. Takes its time: call it in a thread.
+
+        Raises BundleError where it cannot be served, or takes more than the settings allow.
+        """
+        task = Task(folder=folder.absolute(), settings=self._settings, threads=self._threads)
+        with self._turn:
+            if self._rest is not None:
+                self._rest.cancel()
+            try:
+                outcome = self._outcome(task)
+            finally:
+                self._rest = threading.Timer(_IDLE_S, self._end_idle)
+                self._rest.daemon = True
+                self._rest.start()
+        if outcome.version is None:
+            raise BundleError(outcome.error or f"{folder.name}: it cannot be opened")
+        return outcome.version
+
+    def close(self) -> None:
+        """End the process, and whoever waits for it, for good."""
+        self._closed = True
+        process = self._process
+        if process is not None:
+            process.kill()
+        with self._turn:
+            self._end()
+            if self._rest is not None:
+                self._rest.cancel()
+
+    def _outcome(self, task: Task) -> Outcome:
+        name, limit_s = task.folder.name, self._settings.open_timeout_s
+        process = self._started(name)
+        # Both are there, since they were asked for.
+        to, answers = process.stdin, process.stdout
+        if to is None or answers is None:
+            raise RuntimeError("a process without pipes")
+        try:
+            to.write(task.model_dump_json().encode() + b"\n")
+            to.flush()
+        except BrokenPipeError:
+            line: bytes | None = b""
+        else:
+            line = _line(answers, _by_the_clock(limit_s))
+        if line:
+            return Outcome.model_validate_json(line)
+        status = self._end()
+        if self._closed:
+            raise BundleError(f"{name}: the server ends")
+        raise BundleError(f"{name}: {_cause(line is None, status, limit_s)}")
+
+    def _started(self, name: str) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self._end()
+        left_out = (PREFIX, SHARED_FOLDER)
+        environment = {k: x for k, x in os.environ.items() if not k.startswith(left_out)}
+        environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), **_ONE_THREAD}
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "service.tasks.trial_process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the server, which ends it
+            )
+        except OSError as error:
+            cause = f"no process can be started to open it in first: {error.strerror}"
+            raise BundleError(f"{name}: {cause}") from error
+        if self._closed:
+            self._process.kill()
+        return self._process
+
+    def _end_idle(self) -> None:
+        with self._turn:
+            self._end()
+
+    def _end(self) -> int | None:
+        """End the process, if there is one; its status."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        process.kill()
+        status = process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+        return status
+
+
+def _line(stream: IO[bytes], limit_s: float) -> bytes | None:
+    """The next line: None where none comes in time, empty at the end."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(stream, selectors.EVENT_READ)
+        return stream.readline() if selector.select(limit_s) else None
+
+
+def _by_the_clock(limit_s: float) -> float:
+    return _START_S + PATIENCE * limit_s
+
+
+def _cause(too_late: bool, status: int | None, limit_s: float) -> str:
+    """Why there was no answer, in words."""
+    limit = ""
+    if too_late:
+        limit = f"{_by_the_clock(limit_s):g} s by the clock"
+    elif status == -signal.SIGXCPU:
+        limit = f"{limit_s:g} s of a processor"
+    if limit:
+        return f"opening it and running its golden vectors takes more than {limit} (open_timeout_s)"
+    how = f"status {status}" if status is None or status >= 0 else signal.Signals(-status).name
+    return f"opening it ended the process in which that was tried ({how})"

@@ -1,0 +1,98 @@
+"""`python -m service.tasks.trial_process`: opens bundles one after another.
+
+Within bounds; see trial.py.
+
+A task in, an outcome out, a line each. What takes too long is ended by the kernel.
+"""
+
+import gc
+import logging
+import os
+import resource
+import sys
+from pathlib import Path
+
+from service.bundle.store import BundleError, read_bundle
+from service.tasks.registry import open_engine, version_of
+from service.tasks.trial import Outcome, Task
+
+# What onnxruntime and numpy say where they are given no memory.
+_NO_MEMORY = ("allocate", "bad_alloc", "bad allocation", "MemoryError")
+# Beside its files, a graph is unpacked, and its weights are ordered for the processor.
+_COPIES = 4
+
+
+def main() -> int:
+    """Until standard input ends."""
+    # What is served in fp32 instead, the server says by itself.
+    logging.disable()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _go_first()
+    # Lines are the answers alone, whatever a library writes.
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        for line in sys.stdin:
+            outcome = _tried(Task.model_validate_json(line))
+            answers.write(outcome.model_dump_json() + "\n")
+            answers.flush()
+    return 0
+
+
+def _go_first() -> None:
+    """Where the machine has no memory left, this process is ended and not the server."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
+    except OSError:
+        # Not Linux, or a system that keeps it to itself: the bounds hold all the same.
+        return
+
+
+def _tried(task: Task) -> Outcome:
+    gc.collect()
+    settings = task.settings
+    _bound_time(settings.open_timeout_s)
+    more_bytes = 0
+    try:
+        bundle = read_bundle(task.folder)
+        size = sum(map(len, bundle.graphs.values()))
+        more_bytes = settings.open_memory_bytes + _COPIES * size
+        _bound_memory(more_bytes)
+        engine = open_engine(bundle, settings, task.threads)
+    except BundleError as error:
+        cause = str(error)
+        if more_bytes and any(word in cause for word in _NO_MEMORY):
+            cause = f"{task.folder.name}: {_too_much(more_bytes)}"
+        return Outcome(error=cause)
+    except MemoryError:
+        return Outcome(error=f"{task.folder.name}: {_too_much(more_bytes)}")
+    finally:
+        _bound_memory(None)
+    return Outcome(version=version_of(engine.manifest))
+
+
+def _too_much(limit_bytes: int) -> str:
+    limit = f"{limit_bytes / 2**20:.0f} MiB (open_memory_bytes, and {_COPIES} times its graphs)"
+    return f"opening it and running its golden vectors takes more memory than {limit}"
+
+
+def _bound_time(limit_s: float) -> None:
+    """From here on the process may take so much of a processor: the kernel ends it after that."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    whole = int(used.ru_utime + used.ru_stime + limit_s) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (whole, resource.RLIM_INFINITY))
+
+
+def _bound_memory(more_bytes: int | None) -> None:
+    """From here on the process may take so much more memory; None ends the bound.
+
+    Where the system does not tell what it has by now (it is not Linux), there is no bound.
+    """
+    limit, now = resource.RLIM_INFINITY, Path("/proc/self/statm")
+    if more_bytes is not None and now.exists():
+        pages = int(now.read_text("ascii").split()[0])
+        limit = pages * resource.getpagesize() + more_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Looks after the engines: a worker that died is replaced, one that hangs ends the process."""
+
+import asyncio
+import logging
+import time
+
+from service.observe.lifecycle import Lifecycle
+from service.tasks.registry import ModelRegistry
+
+# A worker that dies again and again is no accident.
+_MOST_RESTARTS = 3
+_RESTARTS_WITHIN_S = 60.0
+
+logger = logging.getLogger(__name__)
+
+
+async def watch_engines(registry: ModelRegistry, lifecycle: Lifecycle, limit_s: float) -> None:
+    """Look again and again until cancelled, or until the process has to end.
+
+    A thread that hangs in a model run cannot be ended, and what it holds is lost to the process: so
+    everything that waits for it is told, `lifecycle.fatal` is set, and whoever runs the process
+    ends it. A step hangs that takes longer than `limit_s` while the rest of the process runs: what
+    this is late itself by is not counted, since all stood still then (SIGSTOP, a frozen container).
+    """
+    restarts: list[float] = []
+    interval_s = min(1.0, limit_s / 4)
+    looked_at = time.monotonic()
+    while lifecycle.fatal is None:
+        await asyncio.sleep(interval_s)
+        before, looked_at = looked_at, time.monotonic()
+        ran_s = min(looked_at - before, 2 * interval_s)
+        for name, engine in list(registry.engines.items()):
+            engine.look(ran_s)
+            if engine.stalled_s() > limit_s:
+                lifecycle.fatal = f"the engine of {name} hangs in a step"
+                logger.critical("%s; nothing comes of it any more", lifecycle.fatal)
+                engine.abandon()
+                continue
+            restarted = engine.restart_dead()
+            if restarted:
+                logger.error("model %s: %d workers died and were replaced", name, restarted)
+                now = time.monotonic()
+                restarts = [x for x in restarts if now - x < _RESTARTS_WITHIN_S]
+                restarts += [now] * restarted
+            if len(restarts) > _MOST_RESTARTS:
+                lifecycle.fatal = f"the engine of {name} dies again and again"
+                logger.critical("%s", lifecycle.fatal)

@@ -1,0 +1,122 @@
+"""The command line in this process: what it makes of the bytes on standard input."""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.cli import commands as cli
+from service.cli.input_lines import InputLine, InputLines
+
+Run = Callable[..., tuple[int, list[str], list[str]]]
+
+
+@pytest.fixture
+def run(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Run:
+    """A command with these bytes on standard input: its status, output and errors, by line."""
+
+    def run_it(given: bytes, *arguments: str) -> tuple[int, list[str], list[str]]:
+        reader, writer = os.pipe()
+        feeding = threading.Thread(target=_feed, args=(writer, given))
+        feeding.start()
+        with open(reader, encoding="utf-8") as stdin:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            command, *others = arguments
+            status = cli.run([command, "--bundle", str(models_dir / "tiny-gru"), *others])
+        feeding.join()
+        out, err = capfd.readouterr()
+        return status, out.split("\n")[:-1], err.split("\n")[:-1]
+
+    return run_it
+
+
+def _feed(writer: int, given: bytes) -> None:
+    with open(writer, "wb") as pipe:
+        try:
+            pipe.write(given)
+        except BrokenPipeError:
+            return  # the command had enough
+
+
+def texts(lines: list[str]) -> list[str]:
+    return [line.split("\t")[1] for line in lines]
+
+
+def test_lines_that_are_not_utf_8_are_named_and_the_others_scored(run: Run) -> None:
+    status, out, err = run(b"a cat\ncaf\xe9\ntea\r\nb\xff\n", "score")
+    assert (status, texts(out)) == (1, ["a cat", "tea"])
+    errors = [line for line in err if line.startswith("error: ")]
+    assert [x.split(";")[0] for x in errors] == [
+        "error: standard input: line 2: byte 4 is not UTF-8",
+        "error: standard input: line 4: byte 2 is not UTF-8",
+    ]
+    assert "iconv -f WINDOWS-1252 -t UTF-8" in errors[0]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_a_byte_order_mark_tells_the_encoding(run: Run, encoding: str) -> None:
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    status, out, _ = run(f"{mark}a cat\ncaf\u00e9\n".encode(encoding), "score")
+    assert (status, texts(out)) == (0, ["a cat", "caf\u00e9"])
+
+
+def test_a_line_that_is_refused_is_named_and_the_others_are_answered(run: Run) -> None:
+    lines = ["a cat", "\u05d0", *["tea"] * 70, "a\u05d0"]
+    status, out, err = run("\n".join(lines).encode(), "score", "--unknown", "error")
+    assert (status, texts(out)) == (1, ["a cat"] + ["tea"] * 70)
+    named = [line.split(": ")[2] for line in err if line.startswith("error: ")]
+    assert named == ["line 2", "line 73"]
+
+
+def test_where_no_line_is_taken_the_rest_is_not_tried(run: Run) -> None:
+    status, out, err = run(b"\xd7\x90\n" * 900, "score", "--unknown", "error")
+    assert (status, out) == (1, [])
+    errors = [line for line in err if line.startswith("error: ")]
+    assert len(errors) == 21
+    assert errors[-1] == "error: no line is taken so far; the rest is not tried"
+
+
+def test_an_option_that_is_wrong_is_said_once(run: Run) -> None:
+    status, out, err = run(b"a\n" * 100, "generate", "--top-p", "2")
+    assert (status, out) == (1, [])
+    assert sum(line.startswith("error: ") for line in err) == 1
+
+
+def test_a_prompt_may_be_left_out(run: Run) -> None:
+    options = ("generate", "-n", "3", "--seed", "1", "--max-tokens", "8", "--format", "json")
+    status, left_out, _ = run(b"", *options)
+    assert (status, len(left_out)) == (0, 3)
+    assert left_out == run(b"", *options, "")[1]
+    assert {json.loads(line)["prompt"] for line in left_out} == {""}
+
+
+def test_what_is_there_is_given_at_once_and_together() -> None:
+    reader, writer = os.pipe()
+    batches = InputLines(reader).batches(most_lines=1000, most_bytes=300)
+    given: list[Any] = []
+    for data in (b"\n", b"\xffa\n", b"one\ntwo\n", b"abc\n" * 250):
+        os.write(writer, data)
+        given.append(next(batches))
+    assert [x.text for x in given[0]] == [""]
+    assert [x.error is None for x in given[1]] == [False]
+    assert given[2] == [InputLine(3, "one"), InputLine(4, "two")]
+    assert len(given[3]) == 100  # as many as the bound on their size allows
+    os.write(writer, b"half")
+    os.close(writer)
+    rest = [line for batch in batches for line in batch]
+    assert (len(rest), rest[-1]) == (151, InputLine(255, "half"))
+    os.close(reader)
+
+
+def test_a_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("a")
+    with path.open("rb") as file:
+        assert InputLines(file.fileno()).name in {str(path), "standard input"}

@@ -1,0 +1,5 @@
+"""From files to batches.
+
+Here: documents and their splits, the corpus of ids, windows over it; pairs and their batches. Not
+here: models. Imports the configuration.
+"""

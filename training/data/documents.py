@@ -1,0 +1,321 @@
+"""Files to documents, and documents to splits, in constant memory.
+
+By document, a line is in a split by a seeded hash of its text, so that the same line is in one
+split wherever it stands; of a file the head is trained on, then comes its validation, then its
+test. By position, the same is done to all files as if they were one text.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from service.bundle.text import Normalization, normalize
+from training import text_files
+from training.config import LanguageModelDataConfig
+from training.text_files import input_files, text_blocks
+
+SPLITS = ("train", "valid", "test")
+TRAIN, VALID, TEST = range(3)
+
+# `files` are split, the others are used whole.
+Role: TypeAlias = Literal["files", "train_files", "valid_files", "test_files"]
+ROLES: tuple[Role, ...] = ("files", "train_files", "valid_files", "test_files")
+# Characters before the end of the training split, and before the end of the validation.
+Ends: TypeAlias = tuple[int, int]
+
+# Without ' . : ^ and `: whether a sigma is a final one is decided by what stands beyond those.
+_ASCII_PAIR = re.compile(r"[!-&(-\-/-9;-\]_a-~]{2}")
+# A line is known by its beginning: what stands in memory is bounded, whatever its length.
+_KEY_CHARS = 4096
+# Of several files, one with less than this to validate or to test on is not cut.
+_LEAST_PART = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file of the configuration."""
+
+    path: Path
+    role: Role
+
+
+def sources(config: LanguageModelDataConfig, base: Path) -> list[Source]:
+    """The files by list, each in one: a test file is not validated or trained on, too."""
+    found: dict[Path, Source] = {}
+    for role in ROLES:
+        for path in input_files(getattr(config, role), base, f"data.{role}"):
+            found.pop(path.resolve(), None)
+            found[path.resolve()] = Source(path, role)
+    return list(found.values())
+
+
+class Documents:
+    """The documents of a configuration's files, scanned once, then read by split."""
+
+    def __init__(self, config: LanguageModelDataConfig, files: Sequence[Source]) -> None:
+        """Read all of the files: to count them, and to know what is held out of the training."""
+        self._config = config
+        self._files = files
+        self._rules = config.normalization
+        self._whole_lists = any(source.role != "files" for source in files)
+        self._held_out: tuple[set[bytes], set[bytes]] = set(), set()  # keys of VALID, of TEST
+        self._ends: dict[Path, Ends] = {}  # of each file that is a document
+        self._line_ends: Ends = 0, 0  # by position, of all lines
+        self._scanned: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()
+        self.chars = 0
+        if config.documents == "line":
+            self._scan_lines()
+        else:
+            self._scan_files()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What was read and dropped, for people."""
+        return dict(self._scanned + self._dropped)
+
+    def pieces(self) -> Iterator[tuple[int, str, bool]]:
+        """(split, text, ends) in order: `ends` is true on the last piece of a document."""
+        if self._config.documents == "line":
+            return self._line_pieces()
+        return self._file_pieces()
+
+    # --- lines --------------------------------------------------------------------------------
+
+    def _scan_lines(self) -> None:
+        total = 0
+        for source in self._files:
+            self._scanned["files"] += 1
+            for key, text, ends in self._lines(source.path, self._scanned):
+                self.chars += len(text)
+                total += len(text) if source.role == "files" else 0
+                self._scanned["lines"] += ends
+                if self._whole_lists and ends and self._config.split_by == "document":
+                    self._hold_out(self._split_of_line(source.role, key, 0), key)
+        self._line_ends = split_ends(self._config, total)
+        if self._whole_lists and self._config.split_by == "position":
+            for _, key, split, _, ends in self._placed_lines():
+                if ends:
+                    self._hold_out(split, key)
+
+    def _hold_out(self, split: int, key: bytes) -> None:
+        if split != TRAIN:
+            self._held_out[split - 1].add(key)
+
+    def _line_pieces(self) -> Iterator[tuple[int, str, bool]]:
+        dropped: Counter[str] = Counter()
+        for text, key, split, _, ends in self._placed_lines():
+            if any(key in keys for keys in self._held_out[split:]):
+                dropped[f"dropped: held out elsewhere, from {SPLITS[split]}"] += ends
+            else:
+                yield split, text, ends
+        self._dropped = dropped
+
+    def _placed_lines(self) -> Iterator[tuple[str, bytes, int, Role, bool]]:
+        """(text, key, split, role, ends) pieces."""
+        position = 0  # characters of `files` before this piece
+        split = TRAIN
+        fresh = True  # at the start of a line
+        for source in self._files:
+            for key, text, ends in self._lines(source.path, Counter()):
+                if fresh:
+                    split = self._split_of_line(source.role, key, position)
+                yield text, key, split, source.role, ends
+                fresh = ends
+                position += len(text) if source.role == "files" else 0
+
+    def _split_of_line(self, role: Role, key: bytes, position: int) -> int:
+        if role != "files":
+            return ROLES.index(role) - 1
+        if self._config.split_by == "document":
+            return split_of(key, self._config)
+        # It belongs to the split in which it starts.
+        return sum(position >= end for end in self._line_ends)
+
+    def _lines(self, path: Path, counts: Counter[str]) -> Iterator[tuple[bytes, str, bool]]:
+        """(key, text, ends) pieces of the lines that are not blank; the key tells equal ones."""
+        strip = self._config.strip_lines
+        key = b""
+        head = ""  # of a line that has no key yet
+        held = ""  # blanks that may be its last
+        bare = False  # it does not begin with a blank
+        for text, ends in _line_pieces(path, self._rules):
+            if not key:
+                head += text
+                begun = head.lstrip()
+                if not ends and len(begun) < _KEY_CHARS:
+                    continue
+                if not begun:
+                    counts["dropped: blank"] += 1
+                    head = ""
+                    continue
+                key = self._key(begun[:_KEY_CHARS].rstrip())
+                bare = len(begun) == len(head)
+                text, head = begun if strip else head, ""  # noqa: PLW2901
+            whole = held + text
+            kept = whole.rstrip()
+            held = whole[len(kept) :]
+            if ends:
+                counts["with blanks at an end"] += not bare or bool(held)
+            yield key, kept if strip else text, ends
+            if ends:
+                key, held = b"", ""
+            elif not strip:
+                held = held[-1:]
+
+    def _key(self, text: str) -> bytes:
+        seed = self._config.split_seed.to_bytes(8, "little")
+        return hashlib.blake2b(text.encode(), digest_size=8, key=seed).digest()
+
+    # --- files --------------------------------------------------------------------------------
+
+    def _scan_files(self) -> None:
+        totals: dict[Path, int] = {}
+        keys: dict[Path, bytes] = {}
+        for source in self._files:
+            total, digest = 0, hashlib.blake2b(digest_size=8, key=self._key(""))
+            for text in stream_text(source.path, self._rules):
+                total += len(text)
+                digest.update(text.encode())
+            totals[source.path], keys[source.path] = total, digest.digest()
+            self._scanned["files"] += 1
+            self._scanned["dropped: empty"] += total == 0
+        self.chars = sum(totals.values())
+        split_files = [source.path for source in self._files if source.role == "files"]
+        ends = split_ends(self._config, sum(totals[path] for path in split_files))
+        position = 0
+        for source in self._files:
+            path, total = source.path, totals[source.path]
+            if source.role != "files":
+                self._ends[path] = _all_in(ROLES.index(source.role) - 1, total)
+            elif self._config.split_by == "position":
+                self._ends[path] = (
+                    _within(ends[0], position, total),
+                    _within(ends[1], position, total),
+                )
+                position += total
+            elif len(split_files) > 1 and self._is_short(total):
+                self._ends[path] = _all_in(split_of(keys[path], self._config), total)
+                self._scanned["short: not cut"] += total > 0
+            else:
+                self._ends[path] = split_ends(self._config, total)
+        self._drop_held_out(totals, keys)
+
+    def _drop_held_out(self, totals: dict[Path, int], keys: dict[Path, bytes]) -> None:
+        """Take copies of files that are held out whole out of what comes before."""
+        if not self._whole_lists:
+            return
+        split = {
+            path: sum(end == 0 for end in ends)
+            for path, ends in self._ends.items()
+            if ends in [_all_in(x, totals[path]) for x in range(3)]
+        }
+        for path in list(self._ends):
+            later = [x for x in split if x != path and keys[x] == keys[path]]
+            if any(split[x] > split.get(path, TRAIN) for x in later):
+                del self._ends[path]
+                self._scanned["dropped: held out elsewhere"] += 1
+
+    def _is_short(self, total: int) -> bool:
+        wanted = [x for x in (self._config.valid_fraction, self._config.test_fraction) if x > 0]
+        return bool(wanted) and min(wanted) * total < _LEAST_PART
+
+    def _file_pieces(self) -> Iterator[tuple[int, str, bool]]:
+        """A file is cut where a split of it ends, and each part is a document of its own."""
+        for source in self._files:
+            if source.path not in self._ends:
+                continue
+            ends = self._ends[source.path]
+            position = 0
+            split = TRAIN
+            fresh = True  # at the start of a document
+            for piece in stream_text(source.path, self._rules):
+                rest = piece
+                while split < TEST and position + len(rest) > ends[split]:
+                    cut = ends[split] - position
+                    # An empty part is not a document.
+                    if cut or not fresh:
+                        yield split, rest[:cut], True
+                        fresh = True
+                    rest, position = rest[cut:], ends[split]
+                    split += 1
+                if rest:
+                    yield split, rest, False
+                    fresh = False
+                position += len(rest)
+            if not fresh:
+                yield split, "", True
+
+
+def split_of(key: bytes, config: LanguageModelDataConfig) -> int:
+    """The split of a document by the hash that it is known by."""
+    place = int.from_bytes(key) / 2**64
+    if place < config.test_fraction:
+        return TEST
+    return VALID if place < config.test_fraction + config.valid_fraction else TRAIN
+
+
+def split_ends(config: LanguageModelDataConfig, total: int) -> Ends:
+    """Where the splits of so many characters end."""
+    train = 1.0 - config.valid_fraction - config.test_fraction
+    # Rounded first: 1 - 0.1 is 0.9, and 0.9 of a million characters is not 899,999.
+    train_end = int(round(train, 9) * total)
+    if config.test_fraction == 0.0:
+        return train_end, total
+    return train_end, int(round(1.0 - config.test_fraction, 9) * total)
+
+
+def _all_in(split: int, total: int) -> Ends:
+    return (total, total) if split == TRAIN else (0, total) if split == VALID else (0, 0)
+
+
+def _within(end: int, start: int, total: int) -> int:
+    return min(max(end - start, 0), total)
+
+
+def stream_text(path: Path, rules: Normalization) -> Iterator[str]:
+    """Normalized pieces of a file. Raises ConfigError for a file that is no text.
+
+    Pieces are cut before white space, which neither composes with what stands before it nor
+    changes how it is lower-cased, so that the pieces together are the whole text's normal form.
+    Text without any is cut between two ASCII characters that lower-casing does not look past,
+    which are as safe; only a text with neither is held whole.
+    """
+    rest = ""
+    for block in text_blocks(path):
+        rest += block
+        cut = _safe_cut(rest)
+        if cut > 0:
+            yield normalize(rest[:cut], rules)
+            rest = rest[cut:]
+    if rest:
+        yield normalize(rest, rules)
+
+
+def _safe_cut(text: str) -> int:
+    """Where the text may be cut and still normalize, part by part, as a whole; 0 for nowhere."""
+    cut = max(text.rfind(" "), text.rfind("\n"))
+    if cut > 0:
+        # CR LF must stay in one piece.
+        return cut - 1 if text[cut - 1] == "\r" else cut
+    between = _ASCII_PAIR.search(text, max(0, len(text) - text_files.READ_BYTES))
+    return between.start() + 1 if between else 0
+
+
+def _line_pieces(path: Path, rules: Normalization) -> Iterator[tuple[str, bool]]:
+    """(text, ends) pieces of every line, blank ones too."""
+    line_open = False
+    for piece in stream_text(path, rules):
+        *whole, last = piece.split("\n")
+        for line in whole:
+            yield line, True
+            line_open = False
+        if last:
+            yield last, False
+            line_open = True
+    if line_open:
+        yield "", True

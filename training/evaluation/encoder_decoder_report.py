@@ -1,0 +1,121 @@
+"""The final tables: an encoder-decoder beside its floors, on every held-out set."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from service.bundle.encoder_decoder import EncoderDecoderMeasurement, EncoderDecoderMetrics
+from training.config import EncoderDecoderConfig
+from training.data.pairs import PairSplit
+from training.evaluation.metrics import measure, share_error
+from training.loop.encoder_decoder import EncoderDecoderTask, mean_loss, metric_options
+from training.networks.encoder_decoder import EncoderDecoder
+
+_GRAM = 3
+
+
+def measure_pairs(
+    config: EncoderDecoderConfig, task: EncoderDecoderTask, model: EncoderDecoder
+) -> list[EncoderDecoderMetrics]:
+    """The model, greedy and with its beam, and the baselines, on every held-out set."""
+    nearest = NearestSource(task.corpus.train)
+    return [
+        EncoderDecoderMetrics(
+            split=split.name,
+            pairs=len(split),
+            sources=len(split.references),
+            measurements=[
+                *_models(config, task, model, split),
+                *baselines(config, split, nearest),
+            ],
+        )
+        for split in task.corpus.held_out
+    ]
+
+
+def _models(
+    config: EncoderDecoderConfig, task: EncoderDecoderTask, model: EncoderDecoder, split: PairSplit
+) -> list[EncoderDecoderMeasurement]:
+    loss = mean_loss(model, split, task.device)
+    return [
+        EncoderDecoderMeasurement(
+            name="greedy" if beam_size == 1 else f"beam {beam_size}",
+            kind="model",
+            values={"loss": loss, **task.metrics(model, split, beam_size=beam_size)},
+        )
+        for beam_size in dict.fromkeys((1, config.training.beam_size))
+    ]
+
+
+def baselines(
+    config: EncoderDecoderConfig, split: PairSplit, nearest: "NearestSource"
+) -> list[EncoderDecoderMeasurement]:
+    """What costs nothing: the source itself, and the target of the nearest training source."""
+    sources = list(split.references)
+    wanted = [split.references[source] for source in sources]
+    options = metric_options(config)
+    floors = {"copy": sources, "nearest source": [nearest.target(x) for x in sources]}
+    return [
+        EncoderDecoderMeasurement(
+            name=name, kind="baseline", values=dict(measure(found, wanted, **options))
+        )
+        for name, found in floors.items()
+    ]
+
+
+class NearestSource:
+    """The target of the training source that shares the most character trigrams.
+
+    By the Jaccard index of the sets of trigrams, the text's ends included; the first of equals.
+    """
+
+    def __init__(self, train: PairSplit) -> None:
+        self._sources = list(train.references)
+        self._targets = [targets[0] for targets in train.references.values()]
+        postings: dict[str, list[int]] = {}
+        self._sizes = np.zeros(len(self._sources), np.int64)
+        for i, source in enumerate(self._sources):
+            grams = _grams(source)
+            self._sizes[i] = len(grams)
+            for gram in grams:
+                postings.setdefault(gram, []).append(i)
+        self._postings = {gram: np.array(places) for gram, places in postings.items()}
+
+    def target(self, source: str) -> str:
+        """The target of the nearest source."""
+        grams = _grams(source)
+        found = [self._postings[gram] for gram in grams if gram in self._postings]
+        empty: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        places = np.concatenate([empty, *found])
+        shared = np.bincount(places, minlength=len(self._sources))
+        nearness = shared / (self._sizes + len(grams) - shared)
+        return self._targets[int(nearness.argmax())]
+
+
+def _grams(text: str) -> set[str]:
+    padded = f"\n{text}\n"
+    return {padded[i : i + _GRAM] for i in range(max(1, len(padded) - _GRAM + 1))}
+
+
+def pair_table(metrics: Sequence[EncoderDecoderMetrics]) -> str:
+    """The measurements as lines of text, a part for each held-out set."""
+    lines = []
+    for found in metrics:
+        names = list(dict.fromkeys(name for x in found.measurements for name in x.values))
+        lines += [
+            f"{found.split}: {found.sources:,} sources, {found.pairs:,} pairs",
+            " " * 18 + "".join(f"{name:>19}" for name in names),
+        ]
+        for x in found.measurements:
+            cells = [f"{x.values[n]:>19.4f}" if n in x.values else " " * 19 for n in names]
+            lines.append(f"{x.name:<18}{''.join(cells)}")
+        models = [x for x in found.measurements if x.kind == "model" and "exact_match" in x.values]
+        if models:
+            exact = models[-1].values["exact_match"]
+            error = share_error(exact, found.sources)
+            lines.append(
+                f"{models[-1].name}: exact_match {exact:.4f} ± {error:.4f} (± is a standard error; "
+                "word_error_rate has the same)"
+            )
+    return "\n".join(lines)

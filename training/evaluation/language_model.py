@@ -1,0 +1,81 @@
+"""What a model is worth on a split: nats a token, bits a character, perplexity.
+
+B batch, T time, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from service.bundle.text import PAD_ID
+from training.data.corpus import Split
+from training.data.windows import SequentialWindows
+from training.evaluation.uncertainty import Floats, Units, units_of
+from training.networks.language_model import LanguageModel
+
+# Tokens of one evaluation window over all lanes: bounds the logits that stand in memory.
+_WINDOW_TOKENS = 2048
+_MAX_LANES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A total over a split, and the means that people compare."""
+
+    nats: float  # total negative log-probability
+    tokens: int  # predicted tokens: characters, and eos a document
+    chars: int
+    unit_nats: Floats | None = field(default=None, compare=False, repr=False)  # of `units_of`
+    standard_error: float | None = None  # of the bits a character; None: too little text to tell
+
+    @property
+    def loss(self) -> float:
+        """Mean nats a predicted token."""
+        return self.nats / self.tokens
+
+    @property
+    def bits_per_char(self) -> float:
+        """Total bits over the number of characters."""
+        return self.nats / (self.chars * math.log(2))
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean nats a predicted token."""
+        return math.exp(self.loss)
+
+
+@torch.no_grad()
+def evaluate(model: LanguageModel, split: Split, device: torch.device) -> Score:
+    """Score a whole split in order; the state is carried through each document."""
+    was_training = model.training
+    model.eval()
+    lanes = min(split.documents, _MAX_LANES)
+    states = model.to(device).initial_states(lanes)
+    nats = 0.0
+    units = units_of(split)
+    unit_nats = np.zeros(len(units))
+    windows = SequentialWindows(split, lanes, _WINDOW_TOKENS // lanes)
+    for window in windows:
+        keep = torch.from_numpy(~window.reset).to(device).unsqueeze(1)
+        tokens = torch.from_numpy(window.tokens).to(device)
+        targets = torch.from_numpy(window.targets).to(device)
+        logits, states = model(tokens, [state * keep for state in states])  # [B, T, V]
+        losses = functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=PAD_ID, reduction="none"
+        )
+        nats += float(losses.double().sum())
+        read = window.targets != PAD_ID
+        places = windows.places[:, np.newaxis] + np.arange(read.shape[1])  # [B, T]
+        found = losses.double().cpu().numpy().reshape(read.shape)
+        unit_nats += units.totals(places[read], found[read])
+    model.train(was_training)
+    return score_of(nats, split, units, unit_nats)
+
+
+def score_of(nats: float, split: Split, units: Units, unit_nats: Floats) -> Score:
+    """A split's score, from its total and from those of its units."""
+    error = units.standard_error(unit_nats)
+    return Score(nats, split.tokens, split.chars, unit_nats, error)

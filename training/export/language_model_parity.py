@@ -1,0 +1,349 @@
+"""What holds a graph to PyTorch and to itself: parity, bitwise agreement, scores, known answers.
+
+B batch, T time, V vocabulary.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+from torch import Tensor
+
+from service.bundle.manifest import LanguageModelGoldenVector, Precision
+from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, Vocabulary
+from training.data.corpus import Split
+from training.data.windows import SequentialWindows
+from training.evaluation.language_model import Score
+from training.export.manifest_parts import (
+    MAX_INT8_DIFFERENCE,
+    ExportError,
+    open_session,
+)
+from training.export.precision import (
+    FAULT,
+    Agreement,
+    Exact,
+    check_golden_difference,
+    check_int8_text,
+    exact_of,
+    exact_state,
+    golden_tolerance,
+    in_double,
+    moved_copies,
+)
+from training.graphs.quantization import reference_logprobs, reference_steps
+from training.networks.language_model import LanguageModel
+
+# The graphs are built once; every one of these shapes must give the same numbers as PyTorch.
+_PARITY_SHAPES = ((1, 1), (1, 7), (2, 1), (3, 64), (17, 5), (64, 17))
+_INT8_SHAPE = (4, 128)
+_STEP_BATCHES = (1, 2, 3, 4, 5, 8, 16, 33, 64)
+
+States: TypeAlias = list[npt.NDArray[np.float32]]
+_Ids: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxModel:
+    """An exported sequence graph in onnxruntime, as the parity checks use it."""
+
+    session: onnxruntime.InferenceSession
+    state_names: Sequence[str]
+
+    @classmethod
+    def load(cls, graph: bytes, state_names: Sequence[str]) -> "OnnxModel":
+        """One thread, as the service runs it."""
+        return cls(open_session(graph), state_names)
+
+    def run(
+        self,
+        tokens: npt.NDArray[np.int64],
+        targets: npt.NDArray[np.int64],
+        states: States,
+        lengths: npt.NDArray[np.int32] | None = None,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], States]:
+        """`target_logprobs` [B, T], `logprobs` [B, T, V] and the states after."""
+        if lengths is None:
+            lengths = np.full(len(tokens), tokens.shape[1], np.int32)
+        feeds = {"tokens": tokens, "lengths": lengths, "targets": targets}
+        feeds |= dict(zip(self.state_names, states, strict=True))
+        picked, logprobs, *after = self.session.run(None, feeds)
+        return picked, logprobs, after
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Tokens that a model reads, and what is right there."""
+
+    tokens: npt.NDArray[np.int64]  # [B, T]
+    targets: npt.NDArray[np.int64]  # [B, T]
+    before: States | None  # None: where the reading before left them
+    is_text: bool
+    exact: Exact
+    single: npt.NDArray[np.float32]  # [B, T, V] PyTorch in single precision
+    exact_states: list[Exact]
+    single_states: States
+
+
+def readings(model: LanguageModel, held_out: Split) -> Iterator[Reading]:
+    """Several batch and length sizes, each in two calls.
+
+    Held-out text, and random ids from random states: a layer that trained states keep silent must
+    be right too.
+    """
+    exact = in_double(model)
+    programs = [model, exact, *moved_copies(exact)]
+    rng = np.random.default_rng(0)
+    for batch, time in _PARITY_SHAPES:
+        text = np.resize(np.asarray(held_out.ids, np.int64), (batch, 2 * time + 1))
+        random = rng.integers(0, model.vocab_size, text.shape)
+        zeros: States = [x.numpy() for x in model.initial_states(batch)]
+        anything: States = [rng.uniform(-1.0, 1.0, x.shape).astype(np.float32) for x in zeros]
+        for ids, before in ((text, zeros), (random, anything)):
+            states = [
+                [torch.from_numpy(x).to(program.output.weight.dtype) for x in before]
+                for program in programs
+            ]
+            for start in (0, time):
+                tokens = ids[:, start : start + time]
+                logits: list[Tensor] = []
+                for i, program in enumerate(programs):
+                    with torch.no_grad():
+                        found, after = program(torch.from_numpy(tokens), states[i])
+                    logits.append(found)
+                    states[i] = list(after)
+                yield Reading(
+                    tokens,
+                    ids[:, start + 1 : start + time + 1],
+                    None if start else before,
+                    ids is text,
+                    exact_of(logits[1], logits[2:]),
+                    torch.log_softmax(logits[0], dim=-1).numpy(),
+                    [
+                        exact_state(own, moved, start + time)
+                        for own, *moved in zip(*states[1:], strict=True)
+                    ],
+                    [x.numpy() for x in states[0]],
+                )
+
+
+def agreement(onnx_model: OnnxModel, found: Iterable[Reading]) -> Iterator[Agreement]:
+    """How the graph and PyTorch agree with what is right, after each further reading.
+
+    Raises ExportError where a row depends on the rows beside it, or where something is no number.
+    """
+    so_far = Agreement()
+    states: States = []
+    for reading in found:
+        states = states if reading.before is None else reading.before
+        tokens, targets = reading.tokens, reading.targets
+        picked, logprobs, after = onnx_model.run(tokens, targets, states)
+        counted = np.ones(tokens.shape, np.bool_)
+        so_far.add(
+            reading.exact, logprobs, reading.single, targets, counted, is_text=reading.is_text
+        )
+        for right, own, single in zip(
+            reading.exact_states, after, reading.single_states, strict=True
+        ):
+            so_far.add_state(right, own, single)
+        if not np.array_equal(picked, np.take_along_axis(logprobs, targets[..., None], 2)[..., 0]):
+            raise ExportError("the graph's target_logprobs are not those of its logprobs")
+        _check_ragged(onnx_model, tokens, targets, states)
+        states = after
+        yield so_far
+
+
+def check_parity(model: LanguageModel, onnx_model: OnnxModel, held_out: Split) -> Agreement:
+    """Hold the graph, and PyTorch in single precision, to PyTorch in double precision.
+
+    Every log-probability of every token within what `precision` allows there, and the held-out
+    text's own tokens within MAX_DIFFERENCE on the mean. Raises ExportError.
+    """
+    *_, whole = agreement(onnx_model, readings(model, held_out))
+    whole.check()
+    return whole
+
+
+def check_int8(
+    model: LanguageModel, onnx_model: OnnxModel, step_graph: bytes, held_out: Split
+) -> float:
+    """Mean difference in nats a token from the reference on held-out text. Raises ExportError.
+
+    Step by step from the reference's own states the sequence graph must agree with it but for
+    roundings; each row must be bitwise what it is alone, and the step graph bitwise what the
+    sequence graph is. Raises Unverifiable where all that holds and the text still comes out
+    otherwise: the model makes much of single steps of its states, which roundings decide.
+    """
+    batch, time = _INT8_SHAPE
+    text = np.resize(np.asarray(held_out.ids, np.int64), (batch, time + 1))
+    every = np.resize(np.arange(model.vocab_size), (batch, -(-model.vocab_size // batch) + 1))
+    difference = max(_check_int8_steps(model, onnx_model, x) for x in (text, every))
+    tokens, targets = text[:, :-1], text[:, 1:]
+    zeros: States = [state.numpy() for state in model.initial_states(batch)]
+    picked, _, after = onnx_model.run(tokens, targets, zeros)
+    _check_ragged(onnx_model, tokens, targets, after)
+    step = open_session(step_graph)
+    rng = np.random.default_rng(0)
+    for rows in _STEP_BATCHES:
+        ids = rng.integers(0, model.vocab_size, (rows, 2))
+        states = [np.repeat(state[:1], rows, axis=0) for state in after]
+        _check_stepping(model, onnx_model, step, ids, states)
+    _check_stepping(model, onnx_model, step, tokens, zeros)
+    on_text = float(np.abs(picked - _reference(model, tokens, targets)).mean())
+    check_int8_text(on_text, MAX_INT8_DIFFERENCE)
+    return max(difference, on_text)
+
+
+def _check_int8_steps(model: LanguageModel, onnx_model: OnnxModel, ids: _Ids) -> float:
+    """Mean difference from the reference over steps that each begin where the reference stands."""
+    tokens, targets = torch.from_numpy(ids[:, :-1]), torch.from_numpy(ids[:, 1:])
+    logprobs, steps = reference_steps(model, tokens, model.initial_states(len(ids)))
+    before, after = (
+        [torch.cat(x).numpy() for x in zip(*part, strict=True)] for part in (steps[:-1], steps[1:])
+    )  # [T · B, H] each, step after step
+    picked, _, found = onnx_model.run(
+        tokens.T.reshape(-1, 1).numpy(),
+        targets.T.reshape(-1, 1).numpy(),
+        [x.astype(np.float32) for x in before],
+    )
+    wanted = logprobs.gather(2, targets[..., None])[..., 0].T.reshape(-1, 1).numpy()
+    distances = [float(np.abs(picked - wanted).mean())]
+    distances += [
+        float((np.abs(own - right) / np.maximum(1.0, np.abs(right))).mean())
+        for own, right in zip(found, after, strict=True)
+    ]
+    # Written so that NaN fails too: Python's max would lose it.
+    if not float(np.max(distances)) <= MAX_INT8_DIFFERENCE:
+        raise ExportError(
+            f"the int8 graphs and their reference differ by {np.max(distances):.2e} nats a token "
+            f"from the same states; at most {MAX_INT8_DIFFERENCE} is allowed. {FAULT}"
+        )
+    return distances[0]
+
+
+def _check_stepping(
+    model: LanguageModel,
+    onnx_model: OnnxModel,
+    step: onnxruntime.InferenceSession,
+    ids: _Ids,
+    states: States,
+) -> None:
+    """The step graph gives, bit by bit, what the sequence graph gives for `ids` [B, T]."""
+    rows = len(ids)
+    _, wanted_logprobs, wanted_states = onnx_model.run(ids, ids, states)
+    for column in range(ids.shape[1]):
+        feeds = {"tokens": ids[:, column], **dict(zip(model.state_names, states, strict=True))}
+        logprobs, *states = step.run(None, feeds)
+        if not np.array_equal(logprobs, wanted_logprobs[:, column]):
+            raise ExportError(f"the step and the sequence graph differ at {rows} rows")
+    if not all(map(np.array_equal, states, wanted_states)):
+        raise ExportError(f"the states of step and sequence graph differ at {rows} rows")
+
+
+def onnx_score(onnx_model: OnnxModel, model: LanguageModel, split: Split) -> Score:
+    """The split's score as the exported graph computes it, with carried state."""
+    lanes = min(split.documents, 64)
+    states: States = [state.numpy() for state in model.initial_states(lanes)]
+    nats = 0.0
+    for window in SequentialWindows(split, lanes, max(1, 2048 // lanes)):
+        for state in states:
+            state[window.reset] = 0.0
+        counted = window.targets != PAD_ID
+        lengths = np.maximum(counted.sum(axis=1), 1).astype(np.int32)
+        picked, _, states = onnx_model.run(window.tokens, window.targets, states, lengths)
+        nats -= float(picked[counted].sum(dtype=np.float64))
+    return Score(nats, split.tokens, split.chars)
+
+
+def golden_vectors(
+    model: LanguageModel, held_out: Split, vocab: Vocabulary, precisions: Sequence[Precision]
+) -> list[LanguageModelGoldenVector]:
+    """Known answers for each precision, computed by PyTorch in double precision.
+
+    The beginning of the held-out text, the empty text, and every token of the vocabulary once.
+    """
+    ids = [int(i) for i in held_out.ids[:129]]
+    vectors = [ids, [BOS_ID, EOS_ID], [BOS_ID, *range(EOS_ID + 1, len(vocab)), EOS_ID]]
+    return [
+        _golden_vector(model, tokens, precision) for precision in precisions for tokens in vectors
+    ]
+
+
+def _golden_vector(
+    model: LanguageModel, tokens: list[int], precision: Precision
+) -> LanguageModelGoldenVector:
+    read = torch.tensor([tokens[:-1]])
+    tolerance = MAX_INT8_DIFFERENCE
+    if precision == "int8":
+        logprobs, _ = reference_logprobs(model, read, model.initial_states(1))
+    else:
+        double = in_double(model)
+        logits = []
+        for program in (double, *moved_copies(double)):
+            with torch.no_grad():
+                found, _ = program(read, program.initial_states(1))
+            logits.append(found)
+        exact = exact_of(logits[0], logits[1:])
+        logprobs = torch.from_numpy(exact.values)  # [1, T, V]
+        tolerance = golden_tolerance(exact)
+    picked = logprobs[0, torch.arange(len(tokens) - 1), torch.tensor(tokens[1:])]
+    return LanguageModelGoldenVector(
+        precision=precision,
+        tokens=tokens,
+        logprobs=[round(x, 8) for x in picked.tolist()],
+        tolerance=tolerance,
+    )
+
+
+def check_golden(
+    model: LanguageModel,
+    onnx_model: OnnxModel,
+    golden: Sequence[LanguageModelGoldenVector],
+    precision: Precision,
+) -> None:
+    """The known answers, as the service checks them when it loads the bundle.
+
+    Raises ExportError, or Unverifiable as `check_int8`.
+    """
+    for vector in golden:
+        if vector.precision != precision:
+            continue
+        ids = np.array([vector.tokens], np.int64)
+        tokens, targets = ids[:, :-1], ids[:, 1:]
+        zeros: States = [x.numpy() for x in model.initial_states(1)]
+        picked, _, _ = onnx_model.run(tokens, targets, zeros)
+        difference = float(np.abs(picked[0] - np.array(vector.logprobs)).mean())
+        if precision == "int8":
+            check_int8_text(difference, vector.tolerance)
+        else:
+            check_golden_difference(difference, vector.tolerance)
+
+
+def _reference(model: LanguageModel, tokens: _Ids, targets: _Ids) -> npt.NDArray[np.float64]:
+    """log p of `targets` [B, T] after each of `tokens` [B, T] by the reference in eight bits."""
+    start = model.initial_states(len(tokens))
+    logprobs, _ = reference_logprobs(model, torch.from_numpy(tokens), start)
+    return np.take_along_axis(logprobs.numpy(), targets[..., None], 2)[..., 0]
+
+
+def _check_ragged(
+    onnx_model: OnnxModel,
+    tokens: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.int64],
+    states: States,
+) -> None:
+    """A row among shorter and longer ones gives, bit by bit, what it gives alone."""
+    lengths = 1 + np.arange(len(tokens), dtype=np.int32) % tokens.shape[1]
+    _, ragged, after = onnx_model.run(tokens, targets, states, lengths)
+    for row, length in enumerate(lengths):
+        only = slice(row, row + 1)
+        _, alone, after_alone = onnx_model.run(
+            tokens[only, :length], targets[only, :length], [state[only] for state in states]
+        )
+        same_states = all(map(np.array_equal, [state[only] for state in after], after_alone))
+        if not (same_states and np.array_equal(ragged[only, :length], alone)):
+            raise ExportError("the graph's results depend on the rows beside a row")

@@ -1,0 +1,326 @@
+"""What single precision costs a model at each token: how far a sound graph may be from exact.
+
+B batch, T time, V vocabulary, R copies.
+
+Exact is PyTorch in double precision. Two programs that compute a model in single precision, each in
+an order of its own, agree with it and with each other to some roundings only, and what a rounding
+does depends on the model. So every log-probability of token t may lie from exact by
+
+    allowed(t) = MARGIN · (step(t) + moved(t))
+
+step(t): the distance between neighbouring single-precision numbers at the token's largest logit (at
+least one). Logits and their log-softmax lie in such steps: 1e-6 at 10, 8e-6 at 100.
+
+moved(t): the model's own conditioning. To first order a rounding error is a small change of what it
+happens in (backward error: Wilkinson 1963; Higham 2002, chapter 3). So the model is computed in
+double precision in R copies that are moved at random by single precision's step, relative 2^-23:
+every weight by up to a step, every row of a matrix (a sum that is rounded when it is whole) by up
+to one more, every tensor and every layer's outputs as a whole by one up or down. moved(t) is the
+largest change of any log-probability of the token in any copy. Each copy carries its own states on,
+so that it counts what errors become over time. It is 1e-7 for an untrained model, 3e-6 for a
+trained one, and as large as it gets where a diverged one is chaotic.
+
+MARGIN covers what copies do not have: a rounding in every partial sum, approximations of tanh and
+sigmoid, another draw. `python -m bench.parity` measures what of it sound models need and how far
+above it bugs are: bench/README.md. A bound of single tokens says little where a model is chaotic;
+so held-out text has a bound of its own on the mean, MAX_DIFFERENCE, which is the README's promise.
+States are held like tokens, step and change being those of their largest numbers, with a step for
+every token that was read: what a gate keeps is rounded at each, always in the same direction.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from training.export.manifest_parts import (
+    MAX_DIFFERENCE,
+    MAX_INT8_DIFFERENCE,
+    ExportError,
+    Unverifiable,
+)
+from training.networks.language_model import RecurrentLayer, States
+
+MARGIN = 16.0
+COPIES = 4
+# By how many steps the biases of an int8 graph's reference are moved, and how many times as far as
+# they move it the graph may lie and be undecided.
+_INT8_STEPS = 4.0
+_INT8_MARGIN = 16.0
+# Nats that a token may differ by where single precision has no third digit: the model's own doing.
+_CHAOTIC = 1e-3
+_STEP = float(np.finfo(np.float32).eps)  # 2^-23
+
+Model = TypeVar("Model", bound=nn.Module)
+Array: TypeAlias = npt.NDArray[Any]  # of floats, in single or double precision
+
+ADVICE = (
+    "The model's numbers are too large or too unstable for single precision. Train it with a lower "
+    "training.learning_rate, with training.grad_clip_norm, with a larger training.weight_decay or "
+    "dropout, or for fewer training.steps (training.patience), and export that run"
+)
+
+
+FAULT = (
+    "That is a fault of the export or of a library, not of the training. Please report it with the "
+    "run's config.toml"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """What is right, and how near single precision must come to it."""
+
+    values: npt.NDArray[np.float64]  # [B, T, V] log-probabilities; or a state, [B, 1, H]
+    allowed: npt.NDArray[np.float64]  # [B, T] of any value of the token
+
+
+def in_double(model: Model) -> Model:
+    """A copy in double precision, for evaluation."""
+    return copy.deepcopy(model).double().eval()
+
+
+def moved_copies(exact: Model) -> list[Model]:
+    """Copies that are moved at random by single precision's step, as the head of this file says."""
+    copies = []
+    for seed in range(COPIES):
+        draw = _Draw(seed)
+        moved = copy.deepcopy(exact)
+        with torch.no_grad():
+            for weight in moved.parameters():
+                factor = 1.0 + draw.within(weight.shape) + draw.one_step()
+                if weight.dim() > 1:
+                    factor += draw.within((len(weight), *[1] * (weight.dim() - 1)))
+                weight.mul_(factor)
+        for layer in moved.modules():
+            if isinstance(layer, RecurrentLayer):
+                layer.register_forward_hook(_scaled(1.0 + draw.one_step()))
+        copies.append(moved)
+    return copies
+
+
+class _Draw:
+    """Relative changes by single precision's step."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def within(self, shape: Sequence[int]) -> Tensor:
+        """Uniform between one step down and one up."""
+        drawn = torch.rand(tuple(shape), generator=self._generator, dtype=torch.float64)
+        return _STEP * (2.0 * drawn - 1.0)
+
+    def one_step(self) -> float:
+        """One up or one down."""
+        return _STEP if torch.rand(1, generator=self._generator).item() < 0.5 else -_STEP
+
+
+def _scaled(factor: float) -> Callable[[nn.Module, Any, tuple[Tensor, States]], Any]:
+    """A hook that scales what a recurrent layer gives."""
+
+    def scale(_: nn.Module, __: Any, found: tuple[Tensor, States]) -> tuple[Tensor, States]:
+        outputs, states = found
+        return outputs * factor, tuple(state * factor for state in states)
+
+    return scale
+
+
+def exact_of(logits: Tensor, moved: Sequence[Tensor]) -> Exact:
+    """From the logits [B, T, V] of a model in double precision and of its moved copies."""
+    largest = logits.abs().amax(dim=-1)
+    return _exact(*(torch.log_softmax(x, dim=-1) for x in (logits, *moved)), largest=largest)
+
+
+def exact_state(state: Tensor, moved: Sequence[Tensor], tokens_read: int) -> Exact:
+    """The same for a state [B, H] after so many tokens, as one token's values [B, 1, H]."""
+    values = (x.unsqueeze(1) for x in (state, *moved))
+    largest = state.abs().amax(dim=-1, keepdim=True)
+    return _exact(*values, largest=largest, steps=tokens_read)
+
+
+def _exact(exact: Tensor, *moved: Tensor, largest: Tensor, steps: int = 1) -> Exact:
+    """Values [B, T, n], the `largest` number [B, T] in them, and in how many `steps` they grew."""
+    change = torch.stack([(x - exact).abs().amax(dim=-1) for x in moved]).amax(dim=0)  # [B, T]
+    # Of no number there is no step: NaN stays NaN, and fails.
+    step = np.spacing(largest.clamp(min=1.0).numpy().astype(np.float32)).astype(np.float64)
+    return Exact(exact.numpy(), MARGIN * (steps * step + change.numpy()))
+
+
+def golden_tolerance(exact: Exact) -> float:
+    """How far the mean of one text's log-probabilities may lie from exact, on any machine.
+
+    Means need no margin: `bench.parity` finds them within two thirds of step + moved.
+    """
+    needed = float(f"{exact.allowed.mean() / MARGIN:.2e}")  # three digits: people read it
+    return max(MAX_DIFFERENCE, needed)
+
+
+@dataclass(slots=True)
+class Distance:
+    """How far the log-probabilities of one program lie from exact."""
+
+    worst: float = 0.0  # nats, of any log-probability of any token
+    share: float = 0.0  # the largest share of what is allowed at its token
+    allowed: float = 0.0  # at that token
+    nats: float = 0.0  # sum over the tokens of texts
+    tokens: int = 0
+
+    @property
+    def mean(self) -> float:
+        """Nats a token of the texts."""
+        return self.nats / max(1, self.tokens)
+
+    def add(self, found: Array, exact: Array, allowed: Array) -> None:
+        """`found` and `exact` [n, V], or [n, 1], and what is `allowed` [n]."""
+        differences = np.abs(found - exact).max(axis=1)  # [n]
+        # np.maximum keeps NaN; Python's max would lose it.
+        self.worst = float(np.maximum(self.worst, differences.max()))
+        shares = differences / allowed
+        at = int(shares.argmax())  # of NaN, where there is one
+        if not shares[at] <= self.share:
+            self.share, self.allowed = float(shares[at]), float(allowed[at])
+
+    def add_text(self, found: Array, exact: Array) -> None:
+        """Log-probabilities [n] of a text's own tokens."""
+        self.nats += float(np.abs(found - exact).sum(dtype=np.float64))
+        self.tokens += len(found)
+
+
+class Agreement:
+    """Collects how far the graph, and PyTorch in single precision, lie from exact."""
+
+    def __init__(self) -> None:
+        self.graph = Distance()
+        self.single = Distance()
+
+    def add(
+        self,
+        exact: Exact,
+        graph: Array,
+        single: Array,
+        targets: npt.NDArray[np.int64],
+        counted: npt.NDArray[np.bool_],
+        *,
+        is_text: bool,
+    ) -> None:
+        """Log-probabilities [B, T, V] of the tokens that are `counted` [B, T].
+
+        Raises ExportError where one is no number.
+        """
+        picks = targets[counted][:, None]
+        wanted, allowed = exact.values[counted], exact.allowed[counted]
+        for distance, found in ((self.graph, graph[counted]), (self.single, single[counted])):
+            distance.add(found, wanted, allowed)
+            if is_text:
+                own, right = (np.take_along_axis(x, picks, 1)[:, 0] for x in (found, wanted))
+                distance.add_text(own, right)
+            _check_number(distance)
+
+    def add_state(self, exact: Exact, graph: Array, single: Array) -> None:
+        """A state [B, H] after the last token. Raises ExportError where one is no number."""
+        for distance, found in ((self.graph, graph), (self.single, single)):
+            distance.add(found, exact.values[:, 0], exact.allowed[:, 0])
+            _check_number(distance)
+
+    def check(self) -> None:
+        """Raises ExportError unless both are what single precision gives of the model."""
+        if not self.single.mean <= MAX_DIFFERENCE:
+            raise ExportError(
+                f"PyTorch's own single precision lies {self.single.mean:.2e} nats a token from its "
+                f"double precision on held-out text; at most {MAX_DIFFERENCE} is allowed. {ADVICE}"
+            )
+        for what, distance in (
+            ("the exported graph", self.graph),
+            ("PyTorch in single precision", self.single),
+        ):
+            if not distance.share <= 1.0:
+                raise ExportError(
+                    f"{what} and PyTorch in double precision differ by {distance.worst:.2e} at a "
+                    f"token; {distance.allowed:.2e} is allowed there, and the worst one has "
+                    f"{distance.share:.3g} times what it may. "
+                    + (ADVICE if distance.allowed > _CHAOTIC else FAULT)
+                )
+        if not self.graph.mean <= MAX_DIFFERENCE:
+            raise ExportError(
+                f"the exported graph and PyTorch in double precision differ by "
+                f"{self.graph.mean:.2e} nats a token on held-out text; at most {MAX_DIFFERENCE} is "
+                f"allowed. {ADVICE}"
+            )
+
+
+def _check_number(distance: Distance) -> None:
+    if np.isnan(distance.share):
+        raise ExportError(
+            "the exported graph and PyTorch differ by nan nats a token: a weight is no number, or "
+            "the graph is wrong"
+        )
+
+
+def check_int8_difference(
+    model: Model, reference: Callable[[Model], Array], found: Array, what: str
+) -> float:
+    """Mean difference in nats a token of an encoder-decoder's int8 graphs from the `reference`.
+
+    A value in the middle between two steps of a state goes to either, as it is rounded, and some
+    models make much of one step. So where the difference is more than MAX_INT8_DIFFERENCE, the
+    reference is computed again with biases that are moved by a few of single precision's steps: if
+    it moves as far, nobody can say whether the graph is right (Unverifiable); else it is wrong
+    (ExportError). `what` opens the message.
+    """
+    exact = reference(model)
+    difference = float(np.abs(found - exact).mean())
+    # Written so that NaN fails too.
+    if difference <= MAX_INT8_DIFFERENCE:
+        return difference
+    roundings = max(
+        float(np.abs(reference(_with_moved_biases(model, seed)) - exact).mean())
+        for seed in range(COPIES)
+    )
+    message = (
+        f"{what} and their reference differ by {difference:.2e} nats a token; "
+        f"at most {MAX_INT8_DIFFERENCE} is allowed, and roundings alone make {roundings:.2e}"
+    )
+    if difference <= _INT8_MARGIN * roundings:
+        raise Unverifiable(message)
+    raise ExportError(f"{message}. {FAULT}")
+
+
+def _with_moved_biases(model: Model, seed: int) -> Model:
+    """A copy whose biases are moved at random by what its sums may be off in single precision."""
+    generator = torch.Generator().manual_seed(seed)
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for bias in moved.parameters():
+            if bias.dim() == 1:
+                drawn = 2.0 * torch.rand(bias.shape, generator=generator) - 1.0
+                bias.add_(_INT8_STEPS * _STEP * bias.abs().clamp(min=1.0) * drawn)
+    return moved
+
+
+def check_int8_text(difference: float, allowed: float) -> None:
+    """Mean nats a token that a text of int8 graphs differs by that are right step by step."""
+    # Written so that NaN fails too.
+    if not difference <= allowed:
+        raise Unverifiable(
+            f"a text comes out {difference:.2e} nats a token from the reference, at most "
+            f"{allowed} is allowed: roundings decide single steps of its states, and the model "
+            "makes much of them, so that every machine would have other numbers"
+        )
+
+
+def check_golden_difference(difference: float, tolerance: float) -> None:
+    """A known answer in fp32, as the service checks it when it loads a bundle.
+
+    Raises ExportError.
+    """
+    # Written so that NaN fails too.
+    if not difference <= tolerance:
+        raise ExportError(
+            f"a known answer is missed by {difference:.2e} nats a token; at most {tolerance:.2e} "
+            f"is allowed. {ADVICE}"
+        )

@@ -1,0 +1,342 @@
+"""The encoder's graph: sources to their memory and the decoder's first states.
+
+N sources, S source positions, M memory positions, E embedding, H hidden, A attention, R readout,
+D width of the memory, F features of the convolutions, G gates of the cell.
+
+Inputs `tokens` [N, S] and `lengths` [N]; outputs the memory (`keys`, `values`, `inside`, none of
+them without attention) and the decoder's first states `<state>_out` [N, …]. What no step of the
+decoder changes is computed here, once: the keys that queries are compared with, and the values
+already multiplied by the readout's weights, so that a step adds up R numbers a position and
+multiplies nothing more.
+
+Layers are onnxruntime's operators where they are exact, in single precision for LSTM and GRU, and
+Scans of small operators elsewhere: for the tanh RNN, whose operator is not exact at one row, and in
+eight bits.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from service.bundle.manifest import Precision
+from training.graphs.builder import Float32Array, GraphBuilder, array, finish_model, reordered_gates
+from training.graphs.cells import add_cell, add_gru_split
+from training.graphs.interface import (
+    ValueInfo,
+    add_axes,
+    add_inside,
+    affine,
+    float_info,
+    has_source_table,
+    memory_shapes,
+    state_sizes,
+)
+from training.graphs.products import Products
+from training.graphs.quantization import input_bias
+from training.networks.encoder_decoder import FEED, BidirectionalLayer, Convolutions, EncoderDecoder
+
+# What a step takes of the step before, but for the operand of h.
+_SCANNED_STATES = {"rnn": (), "gru": ("h",), "lstm": ("c",)}
+_ZERO = helper.make_tensor("zero", TensorProto.FLOAT, [1], [0.0])
+
+
+def build_encoder(model: EncoderDecoder, precision: Precision) -> bytes:
+    """The encoder's graph, checked by ONNX's own checker."""
+    graph = GraphBuilder()
+    add_axes(graph)
+    products = Products(graph, precision)
+    config = model.config
+    scans = config.cell == "rnn" or precision == "int8"
+    if scans and config.cell == "gru":
+        add_gru_split(graph, config.encoder_hidden_size)
+    graph.add("Cast", ["lengths"], "lengths_64", to=TensorProto.INT64)
+    graph.add("Transpose", ["tokens"], "tokens_by_time", perm=[1, 0])  # [S, N]
+    x, lengths = "tokens_by_time", "lengths_64"
+    if model.encoder.convolutions is not None:
+        x, lengths = _add_convolutions(
+            graph, model.encoder.convolutions, _embed(graph, model, products)
+        )
+    inside = add_inside(graph, x, lengths, "memory")  # [M, N]
+    if not scans:
+        graph.add("Cast", [lengths], "memory_lengths", to=TensorProto.INT32)
+    summary: list[str] = []
+    for i, layer in enumerate(model.encoder.bidirectional_layers):
+        if scans:
+            sums = _add_input_sums(graph, model, products, i, x)
+            x, summary = _add_scanned_layer(graph, products, i, layer, inputs=sums, inside=inside)
+        else:
+            weights = [array(layer.forwards.weight_ih), array(layer.backwards.weight_ih)]
+            if i == 0 and model.encoder.convolutions is None:
+                x, weights = _read_tokens(graph, model, products, weights)
+            x, summary = _add_operator_layer(graph, i, layer, x, weights)
+    products.beside(summary, "summary")  # [N, D]
+    outputs = _add_memory(graph, model, products, x, inside) + _add_bridges(graph, model, products)
+    inputs = [
+        helper.make_tensor_value_info("tokens", TensorProto.INT64, ["N", "S"]),
+        helper.make_tensor_value_info("lengths", TensorProto.INT32, ["N"]),
+    ]
+    return finish_model(graph, inputs, outputs)
+
+
+def _embed(graph: GraphBuilder, model: EncoderDecoder, products: Products) -> str:
+    """Embeddings [S, N, E] of the tokens."""
+    products.add_stored("embedding_columns", array(model.encoder.embedding.weight).T)  # [E, V]
+    graph.add("Transpose", ["embedding_columns"], "embedding", perm=[1, 0])
+    return graph.add("Gather", ["embedding", "tokens_by_time"], "embedded")
+
+
+def _read_tokens(
+    graph: GraphBuilder, model: EncoderDecoder, products: Products, weights: list[Float32Array]
+) -> tuple[str, list[Float32Array]]:
+    """The first operator's input [S, N, …], and what it is to be multiplied by [G·H, …].
+
+    Where that makes the file smaller, rows with a single one choose columns from a table of
+    products, to the bit: all else they add up are zeros.
+    """
+    embedding = array(model.encoder.embedding.weight)
+    if not has_source_table(model):
+        return _embed(graph, model, products), weights
+    graph.constant("vocab_size", np.array(len(embedding), np.int64))
+    graph.constant("zero_and_one", np.array([0.0, 1.0], np.float32))
+    x = graph.add("OneHot", ["tokens_by_time", "vocab_size", "zero_and_one"], "chosen")
+    exact = embedding.astype(np.float64).T
+    return x, [(weight @ exact).astype(np.float32) for weight in weights]
+
+
+def _add_convolutions(graph: GraphBuilder, front: Convolutions, x: str) -> tuple[str, str]:
+    """`x` [S, N, E] to [M, N, F], and the lengths there."""
+    add_inside(graph, x, "lengths_64", "source")  # [S, N]
+    graph.add("Transpose", ["source_inside"], "source_inside_rows", perm=[1, 0])
+    graph.add("Unsqueeze", ["source_inside_rows", "axis_1"], "source_inside_channels")  # [N, 1, S]
+    graph.add("Transpose", [x], "channels", perm=[1, 2, 0])  # [N, E, S]
+    graph.constant("nothing", np.array(0.0, np.float32))
+    graph.add("Where", ["source_inside_channels", "channels", "nothing"], "masked_channels")
+    parts = []
+    for i, convolution in enumerate(front.convolutions):
+        weight = array(convolution.weight)  # type: ignore[arg-type]
+        width = weight.shape[2]
+        graph.constant(f"convolution{i}_weight", weight)
+        graph.constant(f"convolution{i}_bias", array(convolution.bias))  # type: ignore[arg-type]
+        inputs = ["masked_channels", f"convolution{i}_weight", f"convolution{i}_bias"]
+        graph.add("Conv", inputs, f"convolved{i}", pads=[(width - 1) // 2, width // 2])
+        parts.append(graph.add("Relu", [f"convolved{i}"], f"filtered{i}"))
+    graph.add("Concat", parts, "filtered", axis=1)  # [N, F, S]
+    graph.add("Where", ["source_inside_channels", "filtered", "nothing"], "features")
+    options = {"kernel_shape": [front.stride], "strides": [front.stride], "ceil_mode": 1}
+    graph.add("MaxPool", ["features"], "pooled", **options)  # [N, F, M]
+    x = graph.add("Transpose", ["pooled"], "pooled_by_time", perm=[2, 0, 1])  # [M, N, F]
+    graph.constant("all_of_it", np.array(1.0, np.float32))
+    for i, layer in enumerate(front.highways):
+        both = affine(graph, f"highway{i}", x, array(layer.weight).T, array(layer.bias))  # type: ignore[arg-type]
+        graph.add(
+            "Split",
+            [both],
+            f"highway{i}_candidate_sum",
+            f"highway{i}_gate_sum",
+            axis=-1,
+            num_outputs=2,
+        )
+        graph.add("Relu", [f"highway{i}_candidate_sum"], f"highway{i}_candidate")
+        graph.add("Sigmoid", [f"highway{i}_gate_sum"], f"highway{i}_gate")
+        graph.add("Sub", ["all_of_it", f"highway{i}_gate"], f"highway{i}_carry")
+        graph.add("Mul", [f"highway{i}_gate", f"highway{i}_candidate"], f"highway{i}_transformed")
+        graph.add("Mul", [f"highway{i}_carry", x], f"highway{i}_carried")
+        x = graph.add(
+            "Add", [f"highway{i}_transformed", f"highway{i}_carried"], f"highway{i}_output"
+        )
+    graph.constant("stride", np.array(front.stride, np.int64))
+    graph.constant("stride_less_one", np.array(front.stride - 1, np.int64))
+    graph.add("Add", ["lengths_64", "stride_less_one"], "lengths_up")
+    return x, graph.add("Div", ["lengths_up", "stride"], "pooled_lengths")
+
+
+def _add_operator_layer(
+    graph: GraphBuilder, i: int, layer: BidirectionalLayer, x: str, weights: list[Float32Array]
+) -> tuple[str, list[str]]:
+    """ONNX's bidirectional LSTM or GRU: outputs [M, N, D], and its last states [N, D / 2] twice.
+
+    `weights` [G·H, …] of each direction multiply `x` [M, N, …].
+    """
+    both = (layer.forwards, layer.backwards)
+
+    def stacked(parts: Sequence[Sequence[Float32Array]]) -> Float32Array:
+        return np.stack(
+            [np.concatenate([reordered_gates(layer.cell, x) for x in part]) for part in parts]
+        )
+
+    parameters = [
+        graph.constant(f"weight_ih{i}", stacked([[weight] for weight in weights])),
+        graph.constant(f"weight_hh{i}", stacked([[array(x.weight_hh)] for x in both])),
+        graph.constant(f"bias{i}", stacked([[array(x.bias_ih), array(x.bias_hh)] for x in both])),
+    ]
+    graph.add(
+        layer.cell.upper(),
+        [x, *parameters, "memory_lengths"],
+        f"layer{i}",
+        f"layer{i}_last",
+        direction="bidirectional",
+        hidden_size=layer.forwards.weight_hh.shape[1],
+        **({"linear_before_reset": 1} if layer.cell == "gru" else {}),
+    )  # [M, 2, N, H] and [2, N, H]
+    graph.add("Transpose", [f"layer{i}"], f"layer{i}_rows", perm=[0, 2, 1, 3])
+    graph.constant(f"layer{i}_shape", np.array([0, 0, -1], np.int64))
+    x = graph.add("Reshape", [f"layer{i}_rows", f"layer{i}_shape"], f"outputs{i}")  # [M, N, D]
+    last = [f"forward{i}_last", f"backward{i}_last"]
+    graph.add("Split", [f"layer{i}_last"], *last, axis=0, num_outputs=2)
+    squeezed = [graph.add("Squeeze", [name, "axis_0"], f"{name}_state") for name in last]
+    return x, squeezed
+
+
+def _add_input_sums(
+    graph: GraphBuilder, model: EncoderDecoder, products: Products, i: int, x: str
+) -> list[str]:
+    """What a layer's input adds in each direction, biases included: twice [M, N, G·H].
+
+    `x` is the tokens [S, N] below the first layer of a recurrent encoder, features [M, N, F] below
+    that of another one, and above it the operand [M, N, D] of the outputs there.
+    """
+    layer = model.encoder.bidirectional_layers[i]
+    directions = {f"forward{i}": layer.forwards, f"backward{i}": layer.backwards}
+    biases = {name: input_bias(layer.cell, each) for name, each in directions.items()}
+    weights = {name: array(each.weight_ih).T for name, each in directions.items()}  # [.., G·H]
+    if i == 0 and has_source_table(model):
+        embedding = array(model.encoder.embedding.weight).astype(np.float64)
+        for name in directions:
+            table = embedding @ weights[name] + biases[name]
+            graph.constant(f"{name}_table", table.astype(np.float32))
+        return [graph.add("Gather", [f"{name}_table", x], f"{name}_sums") for name in directions]
+    if i == 0 and model.encoder.convolutions is None:
+        x = _embed(graph, model, products)
+    sums = []
+    for name in directions:
+        graph.constant(f"{name}_bias", biases[name])
+        if i:
+            product = products.add_positions(f"{name}_input", x, weights[name])
+        else:
+            # Neither embeddings nor features of convolutions have a bound.
+            weight = products.add_stored(f"{name}_weight", weights[name])
+            product = graph.add("MatMul", [x, weight], f"{name}_product")
+        sums.append(graph.add("Add", [product, f"{name}_bias"], f"{name}_sums"))
+    return sums
+
+
+def _add_scanned_layer(
+    graph: GraphBuilder,
+    products: Products,
+    i: int,
+    layer: BidirectionalLayer,
+    *,
+    inputs: Sequence[str],
+    inside: str,
+) -> tuple[str, list[str]]:
+    """Both directions in one Scan: operands of the outputs [M, N, D] and of the last h.
+
+    The second direction's Scan begins at the last position of the batch; until a row's own last
+    position its states stay zeros. The first direction's h stays at a row's last position as it is;
+    its other states go on, and nobody reads them.
+    """
+    hidden = layer.forwards.weight_hh.shape[1]
+    graph.add("Unsqueeze", [inside, "axis_2"], f"inside{i}")  # [M, N, 1]
+    first_operand = _add_filled(graph, inputs[0], f"operand{i}", hidden, products.zero)
+    first_state = _add_filled(graph, inputs[0], f"state{i}", hidden, _ZERO)
+    body = GraphBuilder()
+    first, before, sums, after, outputs = [], [], [], [], []
+
+    def vector(name: str, element: int = TensorProto.FLOAT) -> ValueInfo:
+        return helper.make_tensor_value_info(name, element, ["N", hidden])
+
+    for own, direction in enumerate((layer.forwards, layer.backwards)):
+        # The cells number layers; here every direction is one.
+        k = 2 * i + own
+        weight = array(direction.weight_hh).T
+        product = products.add_rows(f"recurrent{k}", f"operand{k}_before", weight, body)
+        if layer.cell == "gru":
+            graph.constant(f"candidate_bias{k}", np.split(array(direction.bias_hh), 3)[2])
+            h = add_cell(body, layer.cell, k, f"input_sums{k}", product)
+        else:
+            total = body.add("Add", [product, f"input_sums{k}"], f"total{k}")
+            h = add_cell(body, layer.cell, k, total)
+        choice = [f"inside{k}", products.operand(h, body), f"operand{k}_before"]
+        body.add("Where", choice, f"operand{k}_next")
+        body.add("Identity", [f"operand{k}_next"], f"output{k}")
+        first.append(first_operand)
+        before.append(vector(f"operand{k}_before", products.zero.data_type))
+        after.append(vector(f"operand{k}_next", products.zero.data_type))
+        outputs.append(vector(f"output{k}", products.zero.data_type))
+        sums.append(float_info(f"input_sums{k}", ["N", direction.weight_hh.shape[0]]))
+        for state in (f"{name}{k}" for name in _SCANNED_STATES[layer.cell]):
+            new = f"{state}_new"
+            if direction is layer.backwards:
+                choice = [f"inside{k}", new, f"{state}_before"]
+                new = body.add("Where", choice, f"{state}_next")
+            first.append(first_state)
+            before.append(vector(f"{state}_before"))
+            after.append(vector(new))
+    insides = [
+        helper.make_tensor_value_info(f"inside{k}", TensorProto.BOOL, ["N", 1])
+        for k in (2 * i, 2 * i + 1)
+    ]
+    graph.add(
+        "Scan",
+        [*first, *inputs, f"inside{i}", f"inside{i}"],
+        *(f"{value.name}_last" for value in after),
+        f"forward{i}_outputs",
+        f"backward{i}_outputs",
+        num_scan_inputs=4,
+        scan_input_directions=[0, 1, 0, 1],
+        scan_output_directions=[0, 1],
+        body=helper.make_graph(body.nodes, "step", [*before, *sums, *insides], [*after, *outputs]),
+    )
+    last = [f"operand{k}_next_last" for k in (2 * i, 2 * i + 1)]
+    both = [f"forward{i}_outputs", f"backward{i}_outputs"]
+    return products.beside(both, f"outputs{i}"), last
+
+
+def _add_filled(graph: GraphBuilder, x: str, name: str, size: int, value: TensorProto) -> str:
+    """A tensor [N, size] of one number, N from `x` [M, N, …]."""
+    graph.add("Shape", [x], f"{name}_rows", start=1, end=2)
+    graph.constant(f"{name}_size", np.array([size], np.int64))
+    graph.add("Concat", [f"{name}_rows", f"{name}_size"], f"{name}_shape", axis=0)
+    return graph.add("ConstantOfShape", [f"{name}_shape"], name, value=value)
+
+
+def _add_memory(
+    graph: GraphBuilder, model: EncoderDecoder, products: Products, x: str, inside: str
+) -> list[ValueInfo]:
+    """Keys and values of the operand `x` [M, N, D], and where it is: 1 inside, 0 past the end."""
+    attention = model.decoder.attention
+    if attention is None:
+        return []
+    rows = graph.add("Transpose", [x], "memory_rows", perm=[1, 0, 2])  # [N, M, D]
+    if attention.kind == "dot":
+        keys = products.add_numbers(rows, "key_numbers")
+    else:
+        keys = products.add_positions("key", rows, array(attention.key.weight).T)  # [N, M, A]
+    if attention.kind == "additive":
+        graph.add("Identity", [keys], "keys")
+    else:
+        graph.add("Transpose", [keys], "keys", perm=[0, 2, 1])  # [N, A, M]
+    size = 2 * model.config.encoder_hidden_size
+    weight = array(model.decoder.readout.weight)[:, :size].T  # [D, R]
+    graph.add("Identity", [products.add_positions("value", rows, weight)], "values")  # [N, M, R]
+    graph.add("Transpose", [inside], "memory_inside_rows", perm=[1, 0])  # [N, M]
+    graph.add("Cast", ["memory_inside_rows"], "inside", to=TensorProto.FLOAT)
+    return [float_info(name, ["N", *shape]) for name, shape in memory_shapes(model).items()]
+
+
+def _add_bridges(graph: GraphBuilder, model: EncoderDecoder, products: Products) -> list[ValueInfo]:
+    """The decoder's first states from the operand `summary` [N, D]."""
+    for name, bridge in model.decoder.bridges.items():
+        product = products.add_rows(f"bridge_{name}", "summary", array(bridge.weight).T)  # type: ignore[arg-type]
+        graph.constant(f"bridge_{name}_bias", array(bridge.bias))  # type: ignore[arg-type]
+        if name.startswith("h"):
+            graph.add("Add", [product, f"bridge_{name}_bias"], f"bridge_{name}_sum")
+            graph.add("Tanh", [f"bridge_{name}_sum"], f"{name}_out")
+        else:
+            graph.add("Add", [product, f"bridge_{name}_bias"], f"{name}_out")
+    if model.config.input_feeding:
+        size = model.decoder.readout_size
+        graph.add("Transpose", ["tokens"], "tokens_again", perm=[1, 0])
+        _add_filled(graph, "tokens_again", f"{FEED}_out", size, _ZERO)
+    return [float_info(f"{name}_out", ["N", size]) for name, size in state_sizes(model).items()]

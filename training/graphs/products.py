@@ -1,0 +1,88 @@
+"""Products of what lies within one with weights, in a graph's precision.
+
+In eight bits they have the fixed scales of `quantization`: the states of the cells and the readout,
+whatever they come from, lie within one. What multiplies an embedding, which has no bound, is only
+stored in eight bits, and the products are in single precision.
+"""
+
+from collections.abc import Sequence
+
+from onnx import TensorProto, helper
+
+from service.bundle.manifest import Precision
+from training.graphs.builder import Float32Array, GraphBuilder
+from training.graphs.cells import add_int8_matrix, add_state_steps, int8_product, int8_steps
+from training.graphs.quantization import STATE_ZERO, QuantizedMatrix
+
+
+class Products:
+    """Writes products into `graph`, which has the constants `axis_0` to `axis_2`.
+
+    What they multiply is an operand: seven-bit steps in an eight-bit graph, else the tensor itself.
+    """
+
+    def __init__(self, graph: GraphBuilder, precision: Precision) -> None:
+        self._graph = graph
+        self._int8 = precision == "int8"
+        element, zero = (TensorProto.UINT8, STATE_ZERO) if self._int8 else (TensorProto.FLOAT, 0.0)
+        self.zero = helper.make_tensor("zero", element, [1], [zero])  # of an operand
+        if self._int8:
+            add_state_steps(graph)
+
+    def operand(self, x: str, body: GraphBuilder | None = None) -> str:
+        """The operand of `x`, which lies within one.
+
+        Its node goes to `body`, the inside of a Scan, where there is one.
+        """
+        nodes = self._graph if body is None else body
+        return int8_steps(nodes, x, f"{x}_steps") if self._int8 else x
+
+    def beside(self, operands: Sequence[str], name: str) -> str:
+        """Operands [.., n] one beside the other."""
+        if len(operands) == 1:
+            return operands[0]
+        return self._graph.add("Concat", list(operands), name, axis=-1)
+
+    def add_numbers(self, operand: str, name: str) -> str:
+        """What an operand stands for."""
+        if not self._int8:
+            return operand
+        return self._graph.add("DequantizeLinear", [operand, "state_scale", "state_zero"], name)
+
+    def add_rows(
+        self, name: str, operand: str, weight: Float32Array, body: GraphBuilder | None = None
+    ) -> str:
+        """The product [B, n] of `operand` [B, K] with `weight` [K, n]; `body` as above."""
+        nodes = self._graph if body is None else body
+        if self._int8:
+            return self._add_int8(name, operand, weight, nodes)
+        self._graph.constant(f"{name}_weight", weight)
+        # In three dimensions: a product of two matrices and a bias becomes a Gemm, whose kernel
+        # depends on the number of rows.
+        nodes.add("Unsqueeze", [operand, "axis_1"], f"{name}_rows")
+        nodes.add("MatMul", [f"{name}_rows", f"{name}_weight"], f"{name}_products")
+        return nodes.add("Squeeze", [f"{name}_products", "axis_1"], f"{name}_product")
+
+    def add_positions(self, name: str, operand: str, weight: Float32Array) -> str:
+        """The product [.., .., n] of `operand` [.., .., K] with `weight` [K, n]."""
+        if self._int8:
+            return self._add_int8(name, operand, weight, self._graph)
+        self._graph.constant(f"{name}_weight", weight)
+        return self._graph.add("MatMul", [operand, f"{name}_weight"], f"{name}_product")
+
+    def add_stored(self, name: str, weight: Float32Array) -> str:
+        """`weight` [K, n] in single precision: in an eight-bit graph one scale a column stands by.
+
+        onnxruntime multiplies them out once, when it opens the graph.
+        """
+        if not self._int8:
+            return self._graph.constant(name, weight)
+        matrix = QuantizedMatrix.of(weight)
+        self._graph.constant(f"{name}_stored", matrix.values)
+        self._graph.constant(f"{name}_scale", matrix.scale)
+        self._graph.add("Cast", [f"{name}_stored"], f"{name}_steps", to=TensorProto.FLOAT)
+        return self._graph.add("Mul", [f"{name}_steps", f"{name}_scale"], name)
+
+    def _add_int8(self, name: str, steps: str, weight: Float32Array, nodes: GraphBuilder) -> str:
+        add_int8_matrix(self._graph, name, QuantizedMatrix.of(weight))
+        return int8_product(nodes, steps, name)

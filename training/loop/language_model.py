@@ -1,0 +1,235 @@
+"""Training a language model: windows of text, states that lanes carry from one to the next.
+
+B batch, T time, V vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from service.bundle.text import PAD_ID
+from training.config import LanguageModelConfig
+from training.data.corpus import Corpus
+from training.data.windows import Window, Windows
+from training.evaluation.language_model import evaluate
+from training.evaluation.sampling import sample
+from training.loop import checkpoint
+from training.loop.ngram_targets import ngram_targets
+from training.loop.replicas import Replicas, ShareLoss
+from training.loop.task import Curve, Evaluation, TrainingError, open_device
+from training.networks.language_model import LanguageModel, States
+
+_SAMPLED_LINES = 4
+_LARGEST_EXPONENT = 700.0  # exp of more overflows a double
+
+
+class LanguageModelTask:
+    """Truncated backpropagation through time over a corpus."""
+
+    unit = "char"
+    curve = Curve("bits_per_char", "bits a character")
+
+    def __init__(self, config: LanguageModelConfig, corpus: Corpus) -> None:
+        if corpus.train.chars == 0 or corpus.valid.chars == 0:
+            raise TrainingError("the corpus leaves no text to train on or none to validate on")
+        self._config = config
+        self.corpus = corpus
+        options = config.training
+        self.device = open_device(options)
+        self._model = LanguageModel(config.model, len(corpus.vocab)).to(self.device)
+        order = options.order or ("stream" if config.data.documents == "file" else "shuffle")
+        vocab = corpus.vocab
+        self.windows = Windows(
+            corpus.train,
+            options.batch_size,
+            options.bptt_len,
+            order=order,
+            seed=options.seed,
+            restart_probability=options.restart_probability,
+            line_end_id=vocab.tokens.index("\n") if "\n" in vocab.tokens else None,
+        )
+        self.replicas = Replicas(
+            self._model,
+            options.replicas,
+            seed=options.seed,
+            threads=options.threads,
+            device=self.device,
+        )
+        self._ngram_targets: Tensor | None = None  # [N, V]
+        if options.ngram_targets:
+            targets = ngram_targets(corpus.train, len(vocab))
+            self._ngram_targets = torch.from_numpy(targets).to(self.device)
+        self._nats = [0.0] * options.replicas  # of each replica's share of the last window
+        lanes = options.batch_size // options.replicas
+        self._states = [self._model.initial_states(lanes) for _ in range(options.replicas)]
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model that is trained."""
+        return self._model
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that are predicted among."""
+        return len(self.corpus.vocab)
+
+    def identity(self) -> dict[str, Any]:
+        """The text and its vocabulary."""
+        return {"vocab": list(self.corpus.vocab.tokens), "corpus_sha256": self.corpus.sha256}
+
+    def backward(self) -> tuple[float, int]:
+        """The next window of every lane; the loss is that of the text's own tokens."""
+        window = self.windows.next()
+        parts = (window.tokens, window.targets, window.reset)
+        tokens, targets, reset = (torch.from_numpy(x).to(self.device) for x in parts)
+        predicted = int((window.targets != PAD_ID).sum())
+        shares = self.shares(tokens, targets, reset, predicted, self._told(window))
+        objective = self.replicas.backward(shares)
+        if self._ngram_targets is None or not math.isfinite(objective):
+            return objective, predicted
+        return sum(self._nats) / predicted, predicted
+
+    def _told(self, window: Window) -> Tensor | None:
+        """What an n-gram model expects [B, T, V] of a window, and zeros where it is not asked."""
+        if self._ngram_targets is None:
+            return None
+        ids = self.corpus.train.ids
+        places = self.windows.places[:, np.newaxis] + np.arange(window.targets.shape[1])  # [B, T]
+        places = np.minimum(places, len(ids) - 1)  # of padding
+        told = self._ngram_targets[torch.from_numpy(places)]
+        # Where a text ends early, eos is the target, and the text itself goes on otherwise.
+        own = (window.targets == ids[places]) & (window.targets != PAD_ID)
+        return told * torch.from_numpy(own).to(self.device).unsqueeze(2)
+
+    def shares(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        reset: Tensor,
+        predicted: int,
+        told: Tensor | None = None,
+    ) -> list[ShareLoss[LanguageModel]]:
+        """Each replica's lanes of a window: `tokens` and `targets` [B, T], `reset` [B].
+
+        `told` [B, T, V]: distributions to learn from as well, zeros where there is none.
+        """
+        count = len(self.replicas)
+        chunks = zip(tokens.chunk(count), targets.chunk(count), reset.chunk(count), strict=True)
+        parts = [None] * count if told is None else told.chunk(count)
+        return [
+            self._share(index, *share, predicted, part)
+            for index, (share, part) in enumerate(zip(chunks, parts, strict=True))
+        ]
+
+    def _share(  # noqa: PLR0917 (a window's parts)
+        self,
+        index: int,
+        tokens: Tensor,
+        targets: Tensor,
+        reset: Tensor,
+        predicted: int,
+        told: Tensor | None,
+    ) -> ShareLoss[LanguageModel]:
+        def loss(model: LanguageModel, generator: torch.Generator) -> Tensor:
+            keep = (~reset).unsqueeze(1)  # [B, 1]
+            states: Sequence[Tensor] = [state * keep for state in self._states[index]]
+            logits, after = model(tokens, states, generator)  # [B, T, V]
+            total = functional.cross_entropy(
+                logits.flatten(0, 1), targets.flatten(), ignore_index=PAD_ID, reduction="sum"
+            )
+            self._states[index] = tuple(state.detach() for state in after)
+            if told is None:
+                return total / predicted
+            self._nats[index] = float(total.detach())
+            logprobs = torch.log_softmax(logits, dim=2)
+            own = -logprobs.gather(2, targets.unsqueeze(2)).squeeze(2)  # [B, T]
+            counted = told.any(dim=2)
+            expected = -(told * logprobs).sum(dim=2)
+            share = self._config.training.ngram_targets
+            return (total + share * (expected - own)[counted].sum()) / predicted
+
+        return loss
+
+    def loss_values(self, loss: float) -> dict[str, float]:
+        """Nats a token, and bits a character of running text."""
+        return {"loss": loss, "bits_per_char": loss / math.log(2)}
+
+    def describe(self, loss: float) -> str:
+        """Both of them."""
+        return f"loss {loss:.4f}, {loss / math.log(2):.4f} bits/char"
+
+    def evaluate(self, model: LanguageModel) -> Evaluation:
+        """Score the validation split."""
+        score = evaluate(model, self.corpus.valid, self.device)
+        # A diverged model's has no number; the trainer stops it by its loss.
+        perplexity = score.perplexity if score.loss < _LARGEST_EXPONENT else math.inf
+        return Evaluation(
+            loss=score.loss,
+            rank=(score.loss,),
+            values={
+                "loss": score.loss,
+                "bits_per_char": score.bits_per_char,
+                "perplexity": perplexity,
+            },
+            line=f"loss {score.loss:.4f}, {score.bits_per_char:.4f} bits/char, "
+            f"perplexity {perplexity:.3f}",
+        )
+
+    def show(self, model: LanguageModel, step: int) -> Sequence[str]:
+        """A sample, or a few where a document is a line."""
+        options = self._config.training
+        if not options.sample_chars:
+            return []
+        count = _SAMPLED_LINES if self._config.data.documents == "line" else 1
+        texts = [
+            sample(
+                model,
+                self.corpus.vocab,
+                self._config.data.normalization,
+                prompt=options.sample_prompt,
+                max_tokens=options.sample_chars // count or 1,
+                temperature=0.8,
+                seed=step + i,
+            )
+            for i in range(count)
+        ]
+        shown = (options.sample_prompt + text + ("" if ended else " …") for text, ended in texts)
+        return [f"    {text}".replace("\n", "\n    ") for text in shown]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Generators, the lanes' states and where they stand."""
+        tensors = self.replicas.state()
+        for index, states in enumerate(self._states):
+            tensors |= {f"{index}.states.{i}": x for i, x in enumerate(states)}
+        return tensors, self.windows.state()
+
+    def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """Continue where `state` was taken."""
+        self.replicas.restore(tensors)
+        self._states = [
+            self._restored(tensors, index, states) for index, states in enumerate(self._states)
+        ]
+        self.windows.restore(record)
+
+    def _restored(self, tensors: dict[str, Tensor], index: int, states: States) -> States:
+        names = [f"{index}.states.{i}" for i in range(len(states))]
+        return tuple(tensors[name].to(self.device) for name in names)
+
+    def close(self) -> None:
+        """End the replicas' threads."""
+        self.replicas.close()
+
+
+def load_best(run_dir: Path) -> tuple[LanguageModelConfig, LanguageModel, dict[str, Any]]:
+    """Config, best weights and the checkpoint's record of a run's folder."""
+    tensors, record = checkpoint.read(run_dir / checkpoint.BEST)
+    config = LanguageModelConfig.model_validate(record["config"])
+    model = LanguageModel(config.model, len(record["vocab"]))
+    model.load_state_dict(tensors)
+    return config, model.eval(), record
