@@ -19,6 +19,8 @@ BUNDLES = ("alice-gru", "alice-lstm", "alice-rnn")
 MAX_BUNDLE_BYTES = 4 * 10**6
 PAIR_BUNDLES = ("dates-en-de", "dates-iso", "g2p-en", "strings-en-de")
 MAX_PAIR_BUNDLE_BYTES = 8 * 10**6
+# Both have a table of the shipped models.
+PAGES = ("README.md", "docs/results.md")
 
 
 @pytest.mark.parametrize("name", BUNDLES)
@@ -39,12 +41,13 @@ def test_a_shipped_encoder_decoder_loads_and_is_small(name: str) -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) <= MAX_PAIR_BUNDLE_BYTES
 
 
+@pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("name", PAIR_BUNDLES)
-def test_the_readme_states_the_figures_of_the_encoder_decoders(name: str) -> None:
+def test_a_page_states_the_figures_of_the_encoder_decoders(name: str, page: str) -> None:
     bundle = read_bundle(ROOT / "models" / name)
     assert isinstance(bundle, EncoderDecoderBundle)
     assert len(bundle.manifest.examples) == 10
-    rows = [x for x in (ROOT / "README.md").read_text().splitlines() if x.startswith(f"| `{name}`")]
+    rows = [x for x in (ROOT / page).read_text().splitlines() if x.startswith(f"| `{name}`")]
     assert len(rows) == len(bundle.manifest.metrics)
     for row, metrics in zip(rows, bundle.manifest.metrics, strict=True):
         values = {x.name: x.values for x in metrics.measurements}
@@ -73,12 +76,13 @@ def test_a_shipped_bundle_carries_its_figures_beside_every_baseline(name: str) -
     assert (manifest.precision == "int8") == (int8 - fp32 <= 0.002)
 
 
+@pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("name", BUNDLES)
-def test_the_readme_states_the_figures_of_the_bundles(name: str) -> None:
+def test_a_page_states_the_figures_of_the_language_models(name: str, page: str) -> None:
     metrics = read_language_model(ROOT / "models" / name).manifest.metrics
     fp32, int8 = metrics.measurements[:2]
     best = min(x.bits_per_char for x in metrics.measurements if x.kind == "baseline")
-    rows = [x for x in (ROOT / "README.md").read_text().splitlines() if x.startswith(f"| `{name}`")]
+    rows = [x for x in (ROOT / page).read_text().splitlines() if x.startswith(f"| `{name}`")]
     assert len(rows) == 1
     assert f"{fp32.bits_per_char:.4f}" in rows[0]
     assert f"{int8.bits_per_char:.4f}" in rows[0]
