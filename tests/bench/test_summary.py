@@ -8,6 +8,7 @@ from bench.summary import lines
 from tests.end_to_end.server import ROOT
 
 README = (ROOT / "README.md").read_text()
+BENCHMARKS_PAGE = (ROOT / "docs/benchmarks.md").read_text()
 RESULTS_PAGE = (ROOT / "docs/results.md").read_text()
 
 
@@ -17,6 +18,10 @@ def result(name: str) -> Any:
 
 def test_the_readme_has_the_table_of_the_results() -> None:
     assert "\n".join(lines()) in README
+
+
+def test_the_benchmarks_page_has_the_table_of_the_results() -> None:
+    assert "\n".join(lines()) in BENCHMARKS_PAGE
 
 
 def test_the_results_page_has_what_attention_buys() -> None:
