@@ -22,7 +22,7 @@ trained one, and as large as it gets where a diverged one is chaotic.
 
 MARGIN covers what copies do not have: a rounding in every partial sum, approximations of tanh and
 sigmoid, another draw. `python -m bench.parity` measures what of it sound models need and how far
-above it bugs are: docs/benchmarks.md. A bound of single tokens says little where a model is chaotic;
+above it bugs are: docs/benchmarks.md. A bound of single tokens says little of a chaotic model;
 so held-out text has a bound of its own on the mean, MAX_DIFFERENCE, which is the README's promise.
 States are held like tokens, step and change being those of their largest numbers, with a step for
 every token that was read: what a gate keeps is rounded at each, always in the same direction.
