@@ -1,16 +1,41 @@
-"""`python -m bench.summary`: the README's table, from the results that were written last."""
+"""`python -m bench.summary`: write the latest results into the tables of the documents.
+
+docs/benchmarks.md gets the whole table, README.md its headlines, each between two markers.
+"""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from bench.report import RESULTS, say
 
+_ROOT = Path(__file__).parents[1]
+_BEGIN, _END = "<!-- python -m bench.summary -->\n", "<!-- end -->"
 _MODEL = "lstm-2x512"
 _SMALL = "lstm-2x128"
+# Lines above the first row: the machine, a blank line, the table's head and its rule.
+_HEAD = 4
+# What the README shows, by the start of a row's first cell.
+_HEADLINES = (
+    "int8 step, 2 × 512 units, 1 row",
+    "`/generate`, 32 clients, 2 × 512 units",
+    "`/generate`, 32 clients, 2 × 128 units, 8 to 256",
+    "`/score`, 1,000 lines",
+    "`/generate`, 1 client, first token",
+    "`/translate`, 512 words",
+    "`/translate`, 32 clients",
+)
+
+
+def headlines() -> list[str]:
+    """The README's table: the machine and eight rows, as lines of Markdown."""
+    whole = lines()
+    rows = [x for x in whole[_HEAD:] if x.removeprefix("| ").startswith(_HEADLINES)]
+    return whole[:_HEAD] + rows
 
 
 def lines() -> list[str]:
-    """The table as lines of Markdown."""
+    """The whole table, as lines of Markdown."""
     engine, peers, translate = (
         json.loads((RESULTS / x).read_text())
         for x in ("engine.json", "peers.json", "translate.json")
@@ -32,9 +57,10 @@ def lines() -> list[str]:
         table.append(_line(f"int8 step, 2 × 512 units, {rows}", row))
     for name, what in ((_MODEL, "2 × 512"), (_SMALL, "2 × 128")):
         row = _row(peers, f"{name}, 32 clients: Unroll")
-        table.append(_line(f"`/generate`, {what} units, 32 clients, 8 to 256 tokens", row))
+        table.append(_line(f"`/generate`, 32 clients, {what} units, 8 to 256 tokens", row))
         row = _row(peers, f"{name}, 32 clients: Unroll, 8 tokens, p50")
-        table.append(_line("the same, an answer of 8 tokens, p50", row))
+        shown = f"`/generate`, 32 clients, {what} units, 8 tokens, p50"
+        table.append(_line(shown, row))
     row = _row(peers, f"{_MODEL}: Unroll, one process, scoring 1,000 lines")
     table.append(_line("`/score`, 1,000 lines in one request", row))
     for start, what in (
@@ -72,8 +98,20 @@ def _line(what: str, row: Any) -> str:
     return f"| {what} | {shown} {row['unit']} | {beside} |"
 
 
+def updated(document: str, table: list[str]) -> str:
+    """The document with this table between its markers. Raises ValueError where it has none."""
+    before, begin, rest = document.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise ValueError(f"a document has its table between {_BEGIN.strip()} and {_END}")
+    return before + begin + "\n".join(table) + "\n" + end + after
+
+
 def main() -> None:
-    """Print it."""
+    """Write both tables, and print the whole one."""
+    for name, table in (("README.md", headlines()), ("docs/benchmarks.md", lines())):
+        path = _ROOT / name
+        path.write_text(updated(path.read_text(), table))
     for line in lines():
         say(line)
 

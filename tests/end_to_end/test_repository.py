@@ -5,7 +5,10 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,8 +22,6 @@ BUNDLES = ("alice-gru", "alice-lstm", "alice-rnn")
 MAX_BUNDLE_BYTES = 4 * 10**6
 PAIR_BUNDLES = ("dates-en-de", "dates-iso", "g2p-en", "strings-en-de")
 MAX_PAIR_BUNDLE_BYTES = 8 * 10**6
-# Both have a table of the shipped models.
-PAGES = ("README.md", "docs/results.md")
 
 
 @pytest.mark.parametrize("name", BUNDLES)
@@ -41,13 +42,45 @@ def test_a_shipped_encoder_decoder_loads_and_is_small(name: str) -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) <= MAX_PAIR_BUNDLE_BYTES
 
 
-@pytest.mark.parametrize("page", PAGES)
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What the README tells of an encoder-decoder."""
+
+    metric: str
+    form: str
+    larger_is_better: bool = True
+
+    def shown(self, values: Mapping[Any, float]) -> str:
+        return self.form.format(values[self.metric], percent=100 * values[self.metric])
+
+    def worth(self, values: Mapping[Any, float]) -> float:
+        return values[self.metric] if self.larger_is_better else -values[self.metric]
+
+
+FIGURES = {
+    "dates-en-de": Figure("exact_match", "{percent:.1f} % exact"),
+    "dates-iso": Figure("exact_match", "{percent:.1f} % exact"),
+    "g2p-en": Figure("word_error_rate", "WER {percent:.1f} %", larger_is_better=False),
+    "strings-en-de": Figure("bleu", "BLEU {:.1f}"),
+}
+
+
+def rows_of(document: str, name: str) -> list[str]:
+    """The rows of the tables that begin with this model's name."""
+    lines = (ROOT / document).read_text().splitlines()
+    return [line for line in lines if line.startswith(f"| `{name}`")]
+
+
+def size_of(name: str) -> str:
+    return f"{sum(x.stat().st_size for x in (ROOT / 'models' / name).iterdir()) / 1e6:.1f} MB"
+
+
 @pytest.mark.parametrize("name", PAIR_BUNDLES)
-def test_a_page_states_the_figures_of_the_encoder_decoders(name: str, page: str) -> None:
+def test_the_results_page_states_the_figures_of_the_encoder_decoders(name: str) -> None:
     bundle = read_bundle(ROOT / "models" / name)
     assert isinstance(bundle, EncoderDecoderBundle)
     assert len(bundle.manifest.examples) == 10
-    rows = [x for x in (ROOT / page).read_text().splitlines() if x.startswith(f"| `{name}`")]
+    rows = rows_of("docs/results.md", name)
     assert len(rows) == len(bundle.manifest.metrics)
     for row, metrics in zip(rows, bundle.manifest.metrics, strict=True):
         values = {x.name: x.values for x in metrics.measurements}
@@ -61,8 +94,24 @@ def test_a_page_states_the_figures_of_the_encoder_decoders(name: str, page: str)
                 assert f"{100 * found['exact_match']:.1f} % exact" in row
             if name == "strings-en-de":
                 assert f"BLEU {found['bleu']:.1f}, chrF {found['chrf']:.1f}, " in row
-        size = sum(path.stat().st_size for path in (ROOT / "models" / name).iterdir())
-        assert f"| {size / 1e6:.1f} MB |" in row
+        assert f"| {size_of(name)} |" in row
+
+
+@pytest.mark.parametrize("name", PAIR_BUNDLES)
+def test_the_readme_states_the_result_beside_the_better_baseline(name: str) -> None:
+    bundle = read_bundle(ROOT / "models" / name)
+    assert isinstance(bundle, EncoderDecoderBundle)
+    rows = rows_of("README.md", name)
+    assert len(rows) == len(bundle.manifest.metrics)
+    assert f"| {size_of(name)} |" in rows[0]
+    assert f"| {bundle.manifest.model.parameters / 1e6:.2f} M |" in rows[0]
+    for row, metrics in zip(rows, bundle.manifest.metrics, strict=True):
+        values = {x.name: x.values for x in metrics.measurements}
+        figure = FIGURES[name]
+        assert f"| **{figure.shown(values['beam 5'])}** o" in row
+        assert f"{metrics.sources:,}" in row
+        best = max((values["copy"], values["nearest source"]), key=figure.worth)
+        assert f"| {figure.shown(best)} |" in row
 
 
 @pytest.mark.parametrize("name", BUNDLES)
@@ -76,21 +125,69 @@ def test_a_shipped_bundle_carries_its_figures_beside_every_baseline(name: str) -
     assert (manifest.precision == "int8") == (int8 - fp32 <= 0.002)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("document", ["README.md", "docs/results.md"])
 @pytest.mark.parametrize("name", BUNDLES)
-def test_a_page_states_the_figures_of_the_language_models(name: str, page: str) -> None:
-    metrics = read_language_model(ROOT / "models" / name).manifest.metrics
+def test_the_documents_state_the_figures_of_the_language_models(name: str, document: str) -> None:
+    bundle = read_language_model(ROOT / "models" / name)
+    metrics = bundle.manifest.metrics
     fp32, int8 = metrics.measurements[:2]
     best = min(x.bits_per_char for x in metrics.measurements if x.kind == "baseline")
-    rows = [x for x in (ROOT / page).read_text().splitlines() if x.startswith(f"| `{name}`")]
+    rows = rows_of(document, name)
     assert len(rows) == 1
     assert f"{fp32.bits_per_char:.4f}" in rows[0]
     assert f"{int8.bits_per_char:.4f}" in rows[0]
     assert f"{best:.3f}" in rows[0]
+    assert f"{bundle.manifest.model.parameters / 1e6:.2f} M" in rows[0]
+    assert f"| {size_of(name)} |" in rows[0]
 
 
 def test_the_bundle_reference_is_the_schemas() -> None:
     assert (ROOT / "models/README.md").read_text() == bundle_reference.render()
+
+
+# This project is on no index: the name by itself would bring a stranger's package.
+_INSTALLS = re.compile(
+    r"\b(?:install|add|uvx|pipx run)\s+(?:-\S+\s+|\S*[=:/]\S*\s+)*['\"`]*unroll(?![\w/.-])"
+    r"|(?:^|['\"`\s])unroll\[[\w,-]+\]|\bunroll(?:[=~>]=)[0-9]"
+)
+
+
+def test_nothing_says_to_install_this_project_by_its_name() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout
+    found = []
+    for name in filter(None, listed.split("\0")):
+        path = ROOT / name
+        if path == Path(__file__) or not path.is_file() or path.suffix in {".onnx", ".png"}:
+            continue
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+            if _INSTALLS.search(line):
+                found.append(f"{name}:{number}")
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("line", "is_found"),
+    [
+        ("pip install unroll", True),
+        ("pip install 'unroll[telemetry]'", True),
+        (".venv/bin/pip install --quiet unroll==0.1.0", True),
+        ("it needs the extra: unroll[client]", True),
+        ("uv pip install --upgrade unroll", True),
+        ("pip install '.[telemetry]'", False),
+        ("pip freeze --exclude unroll --exclude torch", False),
+        ("pip install --no-deps --editable /opt/unroll", False),
+        ("unroll learn names.txt", False),
+        ("docker build -t unroll .", False),
+    ],
+)
+def test_such_a_line_would_be_found(line: str, is_found: bool) -> None:
+    assert bool(_INSTALLS.search(line)) == is_found
 
 
 def pins(path: Path) -> dict[str, set[str]]:
