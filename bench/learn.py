@@ -19,7 +19,7 @@ from bench.g2p import BASELINE, DATA
 from bench.report import machine, say
 from bench.server import ROOT
 from service.bundle.encoder_decoder import EncoderDecoderManifest
-from service.bundle.manifest import LanguageModelManifest
+from service.bundle.language_model import LanguageModelManifest
 from service.bundle.store import read_bundle
 from training.__main__ import main as training
 

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from service.bundle.manifest import (
-    FORMAT_VERSION,
-    DataSource,
+from service.bundle.files import vocab_bytes
+from service.bundle.language_model import (
+    LanguageModelDataSource,
     LanguageModelLimits,
     LanguageModelManifest,
     LanguageModelMetrics,
-    TrainingRecord,
 )
-from service.bundle.store import vocab_bytes, write_bundle
+from service.bundle.manifest import FORMAT_VERSION, TrainingRecord
+from service.bundle.store import write_bundle
 from service.bundle.text import BOS_ID, SPECIAL_TOKENS, Normalization, Vocabulary
 from training.config import LanguageModelNetworkConfig
 from training.data.corpus import Split
@@ -96,7 +96,7 @@ def _write_bundle(folder: Path, model: LanguageModel) -> None:
         states=state_tensors(model),
         model=model_shape(model),
         limits=LanguageModelLimits(max_tokens=100_000),
-        data=DataSource(
+        data=LanguageModelDataSource(
             name="nothing",
             source="none",
             license="CC0-1.0",

@@ -13,7 +13,8 @@ import numpy as np
 
 from bench.report import say
 from bench.translate import BEAM, CONFIG, WORK
-from service.bundle.store import EncoderDecoderBundle, read_bundle
+from service.bundle.encoder_decoder import EncoderDecoderBundle
+from service.bundle.store import read_bundle
 from service.bundle.text import EOS_ID
 from service.decoding.search_batch import Search
 from service.runtime.encoder_decoder import OnnxEncoderDecoderSession

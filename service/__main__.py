@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
 
 from service.app import create_app
-from service.bundle.store import BundleError
+from service.bundle.files import BundleError
 from service.cli import commands as cli
 from service.drain import Drain
 from service.environment import PREFIX, service_links, unknown_variables

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 
 from service.bundle.encoder_decoder import EncoderDecoderManifest
-from service.bundle.manifest import LanguageModelManifest
+from service.bundle.language_model import LanguageModelManifest
 
 PREAMBLE = """\
 # Bundles

@@ -9,16 +9,15 @@ import numpy as np
 import onnx
 import torch
 
-from service.bundle.encoder_decoder import EncoderDecoderManifest, TextSide
-from service.bundle.manifest import (
-    Graph,
+from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderManifest, TextSide
+from service.bundle.files import sha256, vocab_bytes
+from service.bundle.language_model import (
+    LanguageModelBundle,
     LanguageModelGoldenVector,
     LanguageModelLimits,
     LanguageModelManifest,
-    Precision,
-    StateTensor,
 )
-from service.bundle.store import EncoderDecoderBundle, LanguageModelBundle, sha256, vocab_bytes
+from service.bundle.manifest import Graph, Precision, StateTensor
 from service.bundle.text import BOS_ID, EOS_ID, Normalization, Vocabulary
 from service.bundle.tokenization import Characters, Subwords, Symbols, Tokenizer
 from training.config import EncoderDecoderNetworkConfig, LanguageModelNetworkConfig, TextSideConfig

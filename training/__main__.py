@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 
 from service.bundle.encoder_decoder import EncoderDecoderManifest, EncoderDecoderMetrics
-from service.bundle.store import BundleError, read_bundle
+from service.bundle.files import BundleError
+from service.bundle.store import read_bundle
 from service.bundle.text import Vocabulary, normalize
 from training.config import (
     NAME_PATTERN,

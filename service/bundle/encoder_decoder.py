@@ -1,15 +1,28 @@
-"""The manifest of an encoder-decoder: what it reads, what it writes, what it is worth."""
+"""The bundle of an encoder-decoder: its manifest, what is in memory of it, how it is read."""
 
-from typing import Annotated, Literal, Self, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
+from service.bundle.files import (
+    MAX_VOCAB_BYTES,
+    BundleError,
+    GraphFiles,
+    check_sha256,
+    check_size,
+    parsed,
+    read_file,
+    read_graphs,
+    read_vocab,
+)
 from service.bundle.manifest import (
     Cell,
     FileName,
     Graph,
     Heading,
-    LanguageModelManifest,
     Precision,
     Record,
     Sha256,
@@ -18,7 +31,7 @@ from service.bundle.manifest import (
     VocabFile,
 )
 from service.bundle.text import SideNormalization
-from service.bundle.tokenization import Tokenization
+from service.bundle.tokenization import Characters, Subwords, Symbols, Tokenization, Tokenizer
 
 Attention: TypeAlias = Literal["none", "dot", "general", "additive"]
 MetricName: TypeAlias = Literal[
@@ -235,6 +248,34 @@ def _side_files(side: TextSide) -> list[str]:
     return [side.vocab.file, *([side.tokenizer.file] if side.tokenizer is not None else [])]
 
 
-AnyManifest: TypeAlias = Annotated[
-    LanguageModelManifest | EncoderDecoderManifest, Field(discriminator="task")
-]
+@dataclass(frozen=True, slots=True)
+class EncoderDecoderBundle(GraphFiles):
+    """An encoder-decoder in memory, every checksum verified."""
+
+    manifest: EncoderDecoderManifest
+    source: Tokenizer
+    target: Tokenizer
+    graphs: Mapping[str, bytes]  # file name to ONNX bytes
+
+
+def read(folder: Path, manifest: EncoderDecoderManifest) -> EncoderDecoderBundle:
+    """Read and verify the other files of a bundle. Raises BundleError with a one-line cause."""
+    source, target = (_read_side(folder, side) for side in (manifest.source, manifest.target))
+    return EncoderDecoderBundle(manifest, source, target, read_graphs(folder, manifest.graphs))
+
+
+def _read_side(folder: Path, side: TextSide) -> Tokenizer:
+    tokens = read_vocab(folder, side.vocab)
+    if side.tokenizer is None:
+        kind = Characters if side.tokenization == "character" else Symbols
+        tokenizer = parsed(folder.name, side.vocab.file, lambda: kind(tokens))
+        check_size(folder.name, side.vocab, tokens)
+        return tokenizer
+    info = side.tokenizer
+    data = read_file(folder, info.file, MAX_VOCAB_BYTES)
+    check_sha256(folder.name, info.file, data, info.sha256)
+    subwords = parsed(folder.name, info.file, lambda: Subwords(data.decode()))
+    if list(subwords.tokens) != tokens:
+        raise BundleError(f"{folder.name}: {info.file}: its tokens are not the vocabulary's")
+    check_size(folder.name, side.vocab, tokens)
+    return subwords

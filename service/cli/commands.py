@@ -23,7 +23,8 @@ from urllib.request import ProxyHandler, Request, build_opener
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
-from service.bundle.store import BundleError, read_bundle
+from service.bundle.files import BundleError
+from service.bundle.store import read_bundle
 from service.cli.input_lines import InputLine, InputLines
 from service.endpoints.translate_wire import TranslateRequest, TranslateResponse
 from service.environment import program

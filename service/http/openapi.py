@@ -27,6 +27,7 @@ _PUBLISHED = {
     "EncoderDecoderLimits": "PairLimits",
     "EncoderDecoderMeasurement": "PairMeasurement",
     "EncoderDecoderMetrics": "PairMetrics",
+    "LanguageModelDataSource": "DataSource",
     "LanguageModelLimits": "Limits",
     "LanguageModelMeasurement": "Measurement",
     "LanguageModelMetrics": "Metrics",

@@ -5,14 +5,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
-from service.bundle.manifest import (
-    DataSource,
+from service.bundle.language_model import (
+    LanguageModelDataSource,
     LanguageModelLimits,
     LanguageModelManifest,
     LanguageModelMetrics,
     LanguageModelShape,
-    TrainingRecord,
 )
+from service.bundle.manifest import TrainingRecord
 from service.bundle.text import EOS_ID, UNK_ID, Normalization
 from service.decoding.constraints import AllowedChars, Choices, Pattern, Rule
 from service.decoding.sampling import SamplingParams
@@ -583,7 +583,7 @@ class ModelDetail(ModelSummary):
     vocab_size: int = Field(description="Tokens, the four special ones included.")
     normalization: Normalization = Field(description="What is done to every text first.")
     limits: LanguageModelLimits = Field(description="What the bundle allows.")
-    data: DataSource = Field(description="What it was trained on.")
+    data: LanguageModelDataSource = Field(description="What it was trained on.")
     metrics: LanguageModelMetrics = Field(description="What it is worth, beside the baselines.")
     training: TrainingRecord = Field(description="How it was trained.")
     examples: list[str] = Field(

@@ -10,10 +10,10 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from service.bundle.encoder_decoder import EncoderDecoderGoldenVector
+from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderGoldenVector
+from service.bundle.files import BundleError
 from service.bundle.manifest import Precision, Role
 from service.bundle.padding import padded_length
-from service.bundle.store import BundleError, EncoderDecoderBundle
 from service.bundle.text import PAD_ID
 from service.runtime.graphs import Declared, GoldenMismatch, check_declared, golden_run, open_graph
 from service.runtime.onnxruntime import onnxruntime

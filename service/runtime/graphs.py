@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
+from service.bundle.files import BundleError
 from service.bundle.manifest import Graph, Tensor
-from service.bundle.store import BundleError
 from service.runtime.onnxruntime import onnxruntime
 
 # Inputs or outputs by name: element type and shape.

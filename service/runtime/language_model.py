@@ -9,8 +9,9 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from service.bundle.files import BundleError
+from service.bundle.language_model import LanguageModelBundle
 from service.bundle.manifest import Graph, Precision, Role
-from service.bundle.store import BundleError, LanguageModelBundle
 from service.bundle.text import PAD_ID
 from service.runtime.graphs import Declared, GoldenMismatch, check_declared, golden_run, open_graph
 from service.runtime.onnxruntime import onnxruntime

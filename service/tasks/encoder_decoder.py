@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from service.bundle.encoder_decoder import TextSide
+from service.bundle.encoder_decoder import EncoderDecoderBundle, TextSide
 from service.bundle.manifest import Precision
-from service.bundle.store import EncoderDecoderBundle
 from service.bundle.text import EOS_ID, UNK_ID, is_blank
 from service.bundle.tokenization import Symbols, Tokenizer, special_ids
 from service.decoding.normal_form import normal_form

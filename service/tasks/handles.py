@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.bundle.manifest import LanguageModelManifest, Precision
+from service.bundle.language_model import LanguageModelManifest
+from service.bundle.manifest import Precision
 from service.decoding.rows import Continuation
 from service.errors import InvalidRequest
 from service.runtime.language_model import Float32Array

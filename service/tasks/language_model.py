@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from service.bundle.language_model import LanguageModelBundle
 from service.bundle.manifest import Precision
-from service.bundle.store import LanguageModelBundle
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from service.bundle.tokenization import special_ids
 from service.decoding.cache_budget import CacheBudgets

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from service.bundle.encoder_decoder import EncoderDecoderManifest
-from service.bundle.manifest import LanguageModelManifest, Precision
-from service.bundle.store import BundleError, EncoderDecoderBundle, LanguageModelBundle, read_bundle
+from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderManifest
+from service.bundle.files import BundleError
+from service.bundle.language_model import LanguageModelBundle, LanguageModelManifest
+from service.bundle.manifest import Precision
+from service.bundle.store import read_bundle
 from service.decoding.cache_budget import CacheBudgets
 from service.errors import BundleUnusable, ModelNotFound
 from service.observe.metrics import Metrics

@@ -15,7 +15,7 @@ from typing import IO
 
 from pydantic import BaseModel
 
-from service.bundle.store import BundleError
+from service.bundle.files import BundleError
 from service.environment import PREFIX
 from service.observe.metrics import SHARED_FOLDER
 from service.settings import Settings

@@ -12,7 +12,8 @@ import resource
 import sys
 from pathlib import Path
 
-from service.bundle.store import BundleError, read_bundle
+from service.bundle.files import BundleError
+from service.bundle.store import read_bundle
 from service.tasks.registry import open_engine, version_of
 from service.tasks.trial import Outcome, Task
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.bundle.language_model import LanguageModelBundle
 from service.bundle.manifest import Precision
-from service.bundle.store import LanguageModelBundle
 from service.bundle.text import BOS_ID, PAD_ID
 from service.decoding.read_batch import ReadBatch
 from service.decoding.rows import Continuation, ReadRow, TokenDetails, WriteRow

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from service.bundle.encoder_decoder import EncoderDecoderBundle
 from service.bundle.manifest import Precision
-from service.bundle.store import EncoderDecoderBundle, read_bundle, write_bundle
+from service.bundle.store import read_bundle, write_bundle
 from service.bundle.text import BOS_ID, EOS_ID
 from service.decoding.sampling import SamplingParams
 from service.decoding.search_batch import Search

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from service.bundle.store import EncoderDecoderBundle, read_bundle, read_language_model
+from service.bundle.encoder_decoder import EncoderDecoderBundle
+from service.bundle.store import read_bundle, read_language_model
 from service.runtime.encoder_decoder import OnnxEncoderDecoderSession
 from service.runtime.language_model import OnnxLanguageModelSession
 from tests import bundle_reference

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.bundle.manifest import LanguageModelLimits
+from service.bundle.language_model import LanguageModelLimits
 from service.bundle.store import write_bundle
 from tests.bundles import tiny_files, tiny_pair_files
 from tests.end_to_end.server import Server, serve

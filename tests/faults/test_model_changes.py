@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from service.bundle.manifest import LanguageModelLimits
+from service.bundle.language_model import LanguageModelLimits
 from service.bundle.store import write_bundle
 from service.http.api_keys import new_key
 from tests.bundles import endless_files, tiny_files

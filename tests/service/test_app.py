@@ -11,8 +11,9 @@ from typing import Any, cast
 import pytest
 
 from service.app import create_app
+from service.bundle.files import BundleError
 from service.bundle.manifest import Precision
-from service.bundle.store import BundleError, write_bundle
+from service.bundle.store import write_bundle
 from service.http.wire import _examples
 from service.observe.metrics import Metrics
 from service.runtime.cpus import usable_cpus

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from service.bundle.manifest import LanguageModelMeasurement
+from service.bundle.language_model import LanguageModelMeasurement
 from training.config import BaselineConfig
 from training.data.corpus import Split
 from training.evaluation import ngram

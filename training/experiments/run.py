@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from service.bundle.encoder_decoder import EncoderDecoderMetrics
-from service.bundle.manifest import LanguageModelMeasurement
+from service.bundle.language_model import LanguageModelMeasurement
 from training.config import ConfigError, EncoderDecoderConfig, LanguageModelConfig, parse_config
 from training.data import corpus as corpora
 from training.data.corpus import Corpus

@@ -23,6 +23,7 @@ from service.bundle.encoder_decoder import (
     TextSide,
     TokenizerFile,
 )
+from service.bundle.files import sha256, vocab_bytes
 from service.bundle.manifest import (
     FORMAT_VERSION,
     Precision,
@@ -31,7 +32,7 @@ from service.bundle.manifest import (
     TrainingRecord,
     VocabFile,
 )
-from service.bundle.store import sha256, vocab_bytes, write_bundle
+from service.bundle.store import write_bundle
 from service.bundle.tokenization import Subwords, Tokenizer
 from training.config import EncoderDecoderConfig, TextSideConfig
 from training.data.pairs import PairCorpus, PairSplit

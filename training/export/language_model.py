@@ -11,21 +11,24 @@ from pathlib import Path
 
 import torch
 
-from service.bundle.manifest import (
-    FORMAT_VERSION,
-    DataSource,
+from service.bundle.files import sha256, vocab_bytes
+from service.bundle.language_model import (
+    LanguageModelDataSource,
     LanguageModelGoldenVector,
     LanguageModelLimits,
     LanguageModelManifest,
     LanguageModelMeasurement,
     LanguageModelMetrics,
     LanguageModelShape,
+)
+from service.bundle.manifest import (
+    FORMAT_VERSION,
     Precision,
     StateTensor,
     TrainingRecord,
     VocabFile,
 )
-from service.bundle.store import sha256, vocab_bytes, write_bundle
+from service.bundle.store import write_bundle
 from service.bundle.text import Vocabulary
 from training.data.corpus import Corpus, Split
 from training.evaluation.language_model import Score, evaluate
@@ -98,7 +101,7 @@ def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None 
         states=state_tensors(model),
         model=model_shape(model),
         limits=LanguageModelLimits(max_tokens=_DEFAULT_MAX_TOKENS),
-        data=DataSource(
+        data=LanguageModelDataSource(
             name=config.data.title,
             source=config.data.source,
             license=config.data.license,

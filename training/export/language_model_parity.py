@@ -13,7 +13,8 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from service.bundle.manifest import LanguageModelGoldenVector, Precision
+from service.bundle.language_model import LanguageModelGoldenVector
+from service.bundle.manifest import Precision
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, Vocabulary
 from training.data.corpus import Split
 from training.data.windows import SequentialWindows

@@ -11,8 +11,15 @@ import onnx
 import onnxruntime
 import torch
 
-from service.bundle.manifest import MAX_CURVE_POINTS, Graph, LearningCurve, Precision, Role, Tensor
-from service.bundle.store import sha256
+from service.bundle.files import sha256
+from service.bundle.manifest import (
+    MAX_CURVE_POINTS,
+    Graph,
+    LearningCurve,
+    Precision,
+    Role,
+    Tensor,
+)
 from training.graphs.builder import OPSET
 from training.loop.run_log import LOG_FILE, read_log
 from training.loop.task import Curve

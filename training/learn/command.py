@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from service.bundle.encoder_decoder import EncoderDecoderManifest
-from service.bundle.manifest import LanguageModelManifest
+from service.bundle.language_model import LanguageModelManifest
 from service.bundle.store import read_bundle
 from training.config import (
     NAME_PATTERN,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.bundle.encoder_decoder import EncoderDecoderManifest, EncoderDecoderMeasurement
-from service.bundle.manifest import LanguageModelManifest, LanguageModelMeasurement
+from service.bundle.language_model import LanguageModelManifest, LanguageModelMeasurement
 from training.evaluation.metrics import share_error
 
 _FLOORS = {

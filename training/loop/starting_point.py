@@ -16,12 +16,9 @@ from onnx import numpy_helper
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from service.bundle.store import (
-    MANIFEST_FILE,
-    EncoderDecoderBundle,
-    LanguageModelBundle,
-    read_bundle,
-)
+from service.bundle.encoder_decoder import EncoderDecoderBundle
+from service.bundle.language_model import LanguageModelBundle
+from service.bundle.store import MANIFEST_FILE, read_bundle
 from service.bundle.text import SPECIAL_TOKENS
 from service.bundle.tokenization import Characters, Tokenizer
 from training.config import (
@@ -137,7 +134,7 @@ def _of_bundle(path: Path) -> StartingPoint:
 def _weights_of(
     bundle: LanguageModelBundle, config: LanguageModelNetworkConfig
 ) -> Iterator[tuple[str, Tensor]]:
-    """The parameters of an LSTM or GRU from its fp32 graph (`graphs/language_model.py`), bit for bit."""
+    """The parameters of an LSTM or GRU from its fp32 graph (`graphs/language_model`), exactly."""
     found = bundle.graph("fp32", "sequence")
     if found is None:
         raise ConfigError(f"{_OPTION}: {bundle.manifest.name}: it has no graph in fp32")

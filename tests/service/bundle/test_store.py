@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 
+from service.bundle.encoder_decoder import EncoderDecoderBundle
+from service.bundle.files import MAX_VOCAB_BYTES, BundleError, sha256
+from service.bundle.language_model import LanguageModelBundle
 from service.bundle.store import (
     MAX_MANIFEST_BYTES,
-    MAX_VOCAB_BYTES,
-    BundleError,
-    EncoderDecoderBundle,
-    LanguageModelBundle,
     read_bundle,
     read_language_model,
-    sha256,
     write_bundle,
 )
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Vocabulary

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.bundle.store import vocab_bytes
+from service.bundle.files import vocab_bytes
 from service.bundle.text import (
     SPECIAL_TOKENS,
     UNK_ID,

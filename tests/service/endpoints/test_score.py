@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.bundle.language_model import LanguageModelBundle
 from service.bundle.manifest import Precision
-from service.bundle.store import LanguageModelBundle, read_language_model
+from service.bundle.store import read_language_model
 from service.bundle.text import BOS_ID, EOS_ID, UNK_ID, normalize
 from service.runtime.language_model import OnnxLanguageModelSession
 from tests.bundles import ALPHABET

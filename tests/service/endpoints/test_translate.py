@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.app import create_app
-from service.bundle.store import EncoderDecoderBundle, read_bundle
+from service.bundle.encoder_decoder import EncoderDecoderBundle
+from service.bundle.store import read_bundle
 from service.bundle.text import EOS_ID, UNK_ID
 from service.bundle.tokenization import Characters, Subwords, Symbols
 from service.decoding.sampling import SamplingParams

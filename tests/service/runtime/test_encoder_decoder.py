@@ -10,9 +10,9 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-from service.bundle.encoder_decoder import EncoderDecoderManifest
+from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderManifest
+from service.bundle.files import BundleError
 from service.bundle.manifest import Precision
-from service.bundle.store import BundleError, EncoderDecoderBundle
 from service.bundle.text import BOS_ID, EOS_ID
 from service.decoding.search_batch import Search
 from service.runtime.encoder_decoder import Encoded, OnnxEncoderDecoderSession, Step, pad_sources

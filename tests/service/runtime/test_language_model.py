@@ -9,8 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from service.bundle.manifest import LanguageModelManifest, Precision, Tensor
-from service.bundle.store import BundleError, LanguageModelBundle
+from service.bundle.files import BundleError
+from service.bundle.language_model import LanguageModelBundle, LanguageModelManifest
+from service.bundle.manifest import Precision, Tensor
 from service.bundle.text import BOS_ID
 from service.runtime.graphs import GoldenMismatch
 from service.runtime.language_model import OnnxLanguageModelSession

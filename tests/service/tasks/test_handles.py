@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from service.bundle.manifest import LanguageModelManifest, Precision, StateTensor
-from service.bundle.store import sha256, vocab_bytes
+from service.bundle.files import sha256, vocab_bytes
+from service.bundle.language_model import LanguageModelManifest
+from service.bundle.manifest import Precision, StateTensor
 from service.bundle.text import Normalization, Vocabulary
 from service.decoding.rows import Continuation
 from service.errors import InvalidRequest

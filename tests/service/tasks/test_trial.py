@@ -11,7 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from service.bundle.store import BundleError, read_bundle, write_bundle
+from service.bundle.files import BundleError
+from service.bundle.store import read_bundle, write_bundle
 from service.settings import Settings
 from service.tasks import trial
 from service.tasks.registry import version_of

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from service.bundle.store import BundleError, EncoderDecoderBundle, read_bundle, read_language_model
+from service.bundle.encoder_decoder import EncoderDecoderBundle
+from service.bundle.files import BundleError
+from service.bundle.store import read_bundle, read_language_model
 from tests.training.helpers import (
     BACKWARDS,
     FABLE,

@@ -16,8 +16,9 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from service.bundle.language_model import LanguageModelBundle
 from service.bundle.manifest import MAX_CURVE_POINTS, Precision, Role
-from service.bundle.store import LanguageModelBundle, read_language_model
+from service.bundle.store import read_language_model
 from service.bundle.text import BOS_ID, EOS_ID
 from tests.training.helpers import FABLE, tiny_document, write_toml
 from training.__main__ import main

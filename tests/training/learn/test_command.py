@@ -10,7 +10,7 @@ import pytest
 
 from service.app import create_app
 from service.bundle.encoder_decoder import EncoderDecoderManifest
-from service.bundle.manifest import LanguageModelManifest
+from service.bundle.language_model import LanguageModelManifest
 from service.bundle.store import read_bundle
 from service.settings import Settings
 from tests.fakes import AppClient

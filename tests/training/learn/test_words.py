@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from service.bundle.manifest import LanguageModelMeasurement
+from service.bundle.language_model import LanguageModelMeasurement
 from training.learn import words
 
 
