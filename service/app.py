@@ -137,7 +137,8 @@ def _tracer(settings: Settings) -> Tracer:
         from service.observe.telemetry import OtlpTracer  # noqa: PLC0415 (an extra that few need)
     except ImportError as error:
         raise SettingsError(
-            "UNROLL_OTLP_ENDPOINT: it needs OpenTelemetry: pip install '.[telemetry]'"
+            "UNROLL_OTLP_ENDPOINT needs OpenTelemetry; in Unroll's own folder, run "
+            "pip install '.[telemetry]'"
         ) from error
     return OtlpTracer(settings.otlp_endpoint)
 

@@ -147,9 +147,10 @@ def test_the_bundle_reference_is_the_schemas() -> None:
 
 
 # This project is on no index: the name by itself would bring a stranger's package.
+_NAME = r"unroll(?:[-_]client)?"
 _INSTALLS = re.compile(
-    r"\b(?:install|add|uvx|pipx run)\s+(?:-\S+\s+|\S*[=:/]\S*\s+)*['\"`]*unroll(?![\w/.-])"
-    r"|(?:^|['\"`\s])unroll\[[\w,-]+\]|\bunroll(?:[=~>]=)[0-9]"
+    rf"\b(?:install|add|uvx|pipx run)\s+(?:-\S+\s+|\S*[=:/]\S*\s+)*['\"`]*{_NAME}(?![\w/.-])"
+    rf"|(?:^|['\"`\s]){_NAME}\[[\w,-]+\]|\b{_NAME}(?:[=~>]=)[0-9]"
 )
 
 
@@ -180,6 +181,7 @@ def test_nothing_says_to_install_this_project_by_its_name() -> None:
         (".venv/bin/pip install --quiet unroll==0.1.0", True),
         ("it needs the extra: unroll[client]", True),
         ("uv pip install --upgrade unroll", True),
+        ("pip install unroll-client", True),
         ("pip install '.[telemetry]'", False),
         ("pip freeze --exclude unroll --exclude torch", False),
         ("pip install --no-deps --editable /opt/unroll", False),

@@ -23,7 +23,8 @@ def _builder(module: str) -> Callable[[Path], list[str]]:
             found = import_module(f"training.datasets.{module}")
         except ModuleNotFoundError as error:
             raise DatasetError(
-                f"{error.name} is not installed: pip install '.[training]'"
+                f"{error.name} is not installed; in Unroll's own folder, run "
+                "pip install '.[training]'"
             ) from error
         folder.mkdir(parents=True, exist_ok=True)
         lines: list[str] = found.build(folder)
