@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sacrebleu
+from rapidfuzz.distance.Levenshtein import distance as edit_distance
 
 from service.bundle.encoder_decoder import MetricName
 
@@ -73,14 +74,3 @@ def share_error(share: float, count: int) -> float:
 def rank_of(metric: MetricName, values: Mapping[MetricName, float]) -> float:
     """The metric's value where less is better."""
     return values[metric] if metric in ERRORS else -values[metric]
-
-
-def edit_distance(one: Sequence[str], other: Sequence[str]) -> int:
-    """Fewest insertions, deletions and substitutions (Levenshtein 1966)."""
-    above = list(range(len(other) + 1))
-    for i, mine in enumerate(one, start=1):
-        row = [i]
-        for j, theirs in enumerate(other):
-            row.append(min(above[j + 1] + 1, row[j] + 1, above[j] + (mine != theirs)))
-        above = row
-    return above[-1]

@@ -7,8 +7,9 @@ import pytest
 import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
+from rapidfuzz.distance.Levenshtein import distance as edit_distance
 
-from training.evaluation.metrics import ERRORS, edit_distance, measure, rank_of
+from training.evaluation.metrics import ERRORS, measure, rank_of
 
 texts = st.text("abc", max_size=7)
 
