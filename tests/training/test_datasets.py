@@ -17,10 +17,12 @@ from babel.dates import get_date_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.datasets import DATASETS, DatasetError, bible, cmudict, dates, ding, strings, terms
+from training.datasets import bible, cmudict, dates, ding, strings, terms
 from training.datasets.__main__ import main
+from training.datasets.errors import DatasetError
 from training.datasets.pairs import Pair, write_pairs
 from training.datasets.registry import Wheel, debian_files, open_wheel
+from training.datasets.table import DATASETS
 
 ENGLISH_MONTHS = ["jan", "feb", "mar", "apr", "may", "jun"]
 ENGLISH_MONTHS += ["jul", "aug", "sep", "oct", "nov", "dec"]

@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from training.datasets import DATASETS, DatasetError
+from training.datasets.errors import DatasetError
+from training.datasets.table import DATASETS
 
 
 def main(argv: list[str] | None = None) -> int:

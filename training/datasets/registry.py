@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from training.datasets import DatasetError
+from training.datasets.errors import DatasetError
 
 _TIMEOUT_S = 600
 
