@@ -15,9 +15,9 @@ from typing import Any, Self
 
 import httpx
 import numpy as np
-import numpy.typing as npt
 from fastapi import FastAPI
 
+from service.bundle.arrays import BoolArray, Float32Array, Float64Array, Int32Array, Int64Array
 from service.bundle.padding import padded_length
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from service.decoding.rows import WriteRow
@@ -25,14 +25,13 @@ from service.decoding.sampling import NOISE_BLOCK, Sampler, SamplingParams, nois
 from service.errors import ServiceError
 from service.observe.metrics import EngineMetrics, Metrics
 from service.runtime.encoder_decoder import Encoded, Step, Tensors
-from service.runtime.language_model import Float32Array, IdArray, LanguageModelSession, States
+from service.runtime.language_model import LanguageModelSession, States
 from service.scheduling.admission import QueueBounds
 from service.scheduling.language_model import LanguageModelRunner, TextWork
 from service.scheduling.scheduler import Job, Scheduler, WorkT
 
 PATIENCE_S = 20.0  # a test that waits longer has failed
 
-Lengths = npt.NDArray[np.int32]
 
 RARE = 11  # a token that a FakeSession seldom writes
 
@@ -115,13 +114,13 @@ class FakeSession:
         return np.zeros((rows, 1), np.float32), np.zeros((rows, 2, 2), np.float32)
 
     def pick(
-        self, tokens: IdArray, lengths: Lengths, targets: IdArray, states: States
+        self, tokens: Int64Array, lengths: Int32Array, targets: Int64Array, states: States
     ) -> tuple[Float32Array, States]:
         logprobs, after = self._run("pick", tokens, lengths, states)
         return np.take_along_axis(logprobs, targets[..., None], axis=2)[..., 0], after
 
     def read(
-        self, tokens: IdArray, lengths: Lengths, states: States
+        self, tokens: Int64Array, lengths: Int32Array, states: States
     ) -> tuple[Float32Array, States]:
         return self._run("read", tokens, lengths, states)
 
@@ -129,7 +128,7 @@ class FakeSession:
         return FakeStepper(self, capacity)
 
     def _run(
-        self, kind: str, tokens: IdArray, lengths: Lengths, states: States
+        self, kind: str, tokens: Int64Array, lengths: Int32Array, states: States
     ) -> tuple[Float32Array, States]:
         if self.gate is not None:
             self.gate.enter()
@@ -149,7 +148,7 @@ class FakeSession:
         return self._logprobs(tokens, inside, states)
 
     def _logprobs(
-        self, tokens: IdArray, inside: npt.NDArray[np.bool_], states: States
+        self, tokens: Int64Array, inside: BoolArray, states: States
     ) -> tuple[Float32Array, States]:
         hashes = states[0][:, 0].astype(np.int64)  # [B]
         logprobs = np.full((*tokens.shape, self.vocab_size), np.nan, np.float32)  # [B, T, V]
@@ -240,7 +239,7 @@ class FakeEncoderDecoderSession:
         scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
         self._table = scores.astype(np.float32)
 
-    def encode(self, tokens: npt.NDArray[np.int64], lengths: Lengths) -> Encoded:
+    def encode(self, tokens: Int64Array, lengths: Int32Array) -> Encoded:
         if self.gate is not None:
             self.gate.enter()
         sources, positions = tokens.shape
@@ -261,7 +260,7 @@ class FakeEncoderDecoderSession:
         return Encoded(states, (tokens.astype(np.float32), inside.astype(np.float32)))
 
     def step(
-        self, tokens: npt.NDArray[np.int64], states: Tensors, memory: Tensors, *, attention: bool
+        self, tokens: Int64Array, states: Tensors, memory: Tensors, *, attention: bool
     ) -> Step:
         if self.gate is not None:
             self.gate.enter()
@@ -303,9 +302,9 @@ class FakeEncoderDecoderSession:
 def sample(
     logprobs: Float32Array,
     params: Sequence[SamplingParams],
-    uniform: npt.NDArray[np.float64],
-    counts: npt.NDArray[np.int64] | None = None,
-) -> npt.NDArray[np.int64]:
+    uniform: Float64Array,
+    counts: Int64Array | None = None,
+) -> Int64Array:
     """One token a row, of rows that have each token so often, `counts` [B, V]; None is never."""
     sampler = Sampler(params, logprobs.shape[1])
     if counts is None:

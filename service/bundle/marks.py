@@ -9,7 +9,8 @@ import unicodedata
 from functools import cache
 
 import numpy as np
-import numpy.typing as npt
+
+from service.bundle.arrays import BoolArray, Int64Array
 
 MAX_MARKS = 30
 # No mark lies beyond; a test looks.
@@ -67,23 +68,23 @@ def without_extra_marks(text: str, run: int = 0) -> tuple[str, int, int]:
     return text if kept is None else "".join(kept), dropped, min(run, MAX_MARKS)
 
 
-def _places_in_runs(text: str, run: int) -> npt.NDArray[np.int64]:
+def _places_in_runs(text: str, run: int) -> Int64Array:
     """Of each character its place in a row of marks, from 1; 0 for what is no mark."""
     places = np.arange(len(text))
     others = np.where(_are_marks(text), -1 - run, places)
-    since: npt.NDArray[np.int64] = places - np.maximum.accumulate(others)
+    since: Int64Array = places - np.maximum.accumulate(others)
     return since
 
 
-def _are_marks(text: str) -> npt.NDArray[np.bool_]:
+def _are_marks(text: str) -> BoolArray:
     # surrogatepass: a lone surrogate is no mark.
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-    marks: npt.NDArray[np.bool_] = _table()[np.minimum(codes, _CODE_POINTS - 1)]
+    marks: BoolArray = _table()[np.minimum(codes, _CODE_POINTS - 1)]
     return marks
 
 
 @cache
-def _table() -> npt.NDArray[np.bool_]:
+def _table() -> BoolArray:
     """Whether a code point is put in order with those beside it (a non-starter).
 
     Its canonical decomposition counts, which for a few starters has non-starters alone.

@@ -6,9 +6,9 @@ from functools import partial
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.bundle.arrays import Ids
 from service.bundle.marks import TooManyMarks, check_marks
 
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
@@ -194,7 +194,7 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def encode(self, text: str) -> npt.NDArray[np.uint16]:
+    def encode(self, text: str) -> Ids:
         """Ids of the characters, [len(text)]; what is not in the vocabulary is `UNK_ID`."""
         ids = np.empty(len(text), np.uint16)
         # In parts, since what is in between takes six times as much memory.

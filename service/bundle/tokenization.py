@@ -10,13 +10,12 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import tokenizers
 
+from service.bundle.arrays import Ids
 from service.bundle.text import SPECIAL_TOKENS, UNK_ID, Vocabulary
 
 Tokenization: TypeAlias = Literal["character", "whitespace", "bpe"]
-Ids: TypeAlias = npt.NDArray[np.uint16]
 Spans: TypeAlias = list[tuple[int, int]]  # of each token: first character, and one past the last
 
 MAX_TOKENS = int(np.iinfo(np.uint16).max)

@@ -14,8 +14,8 @@ from functools import partial
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from service.bundle.arrays import BoolArray, Int32Array, Int64Array
 from service.bundle.marks import MAX_MARKS
 from service.bundle.text import EOS_ID, UNK_ID, Normalization
 from service.decoding.cache_budget import Cache, CacheBudget
@@ -23,9 +23,6 @@ from service.decoding.normal_form import normal_form
 from service.decoding.patterns import Automaton, Budget, PatternError, compile_pattern
 from service.errors import InvalidRequest, QueueFull
 from service.settings import Settings
-
-IndexArray: TypeAlias = npt.NDArray[np.int64]
-BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
 # Requests that wait for their constraints beside the one that is compiled.
 MAX_WAITING = 64
@@ -65,9 +62,9 @@ class Constraint:
     State 0 is the first, and state S, the dead one, is where tokens lead that are not allowed.
     """
 
-    following: npt.NDArray[np.int32]  # [S + 1, C + 1] state after a class; class C is never allowed
-    class_of: IndexArray  # [V]
-    distance: npt.NDArray[np.int32]  # [S + 1] fewest tokens to a match, without eos
+    following: Int32Array  # [S + 1, C + 1] state after a class; class C is never allowed
+    class_of: Int64Array  # [V]
+    distance: Int32Array  # [S + 1] fewest tokens to a match, without eos
     is_closed: BoolArray  # [S + 1] whether a match ends there that nothing can follow
 
     @property
@@ -86,7 +83,7 @@ class Constraint:
         tables = (self.following, self.class_of, self.distance, self.is_closed)
         return sum(table.nbytes for table in tables)
 
-    def allowed(self, states: IndexArray, left: IndexArray) -> BoolArray:
+    def allowed(self, states: Int64Array, left: Int64Array) -> BoolArray:
         """The tokens [B, V] after which `left` - 1 more [B] are enough for a match.
 
         There is one at least, where `left` is positive and not less than the distance of the state.
@@ -96,7 +93,7 @@ class Constraint:
         allowed[:, EOS_ID] = self.distance[states] == 0
         return allowed
 
-    def after(self, states: IndexArray, tokens: IndexArray) -> IndexArray:
+    def after(self, states: Int64Array, tokens: Int64Array) -> Int64Array:
         """The states [B] after a token each, [B]."""
         return self.following[states, self.class_of[tokens]].astype(np.int64)
 

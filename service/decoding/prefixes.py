@@ -15,8 +15,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from service.bundle.arrays import Ids
 from service.decoding.cache_budget import Cache, CacheBudget
-from service.decoding.rows import Continuation, Ids
+from service.decoding.rows import Continuation
 
 # Shorter ones are read again: a model run for them alone would cost more than it saves.
 MIN_SHARED_TOKENS = 16

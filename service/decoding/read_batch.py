@@ -7,12 +7,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from service.bundle.arrays import Float32Array, Int64Array
 from service.bundle.text import PAD_ID
 from service.decoding.rows import Continuation, ReadRow, TokenDetails
 from service.errors import ModelFailure
-from service.runtime.language_model import Float32Array, LanguageModelSession, States
+from service.runtime.language_model import LanguageModelSession, States
 
 # Floats of one [B, T, V] result: bounds the memory of a read, whatever the vocabulary.
 _MAX_RESULT_FLOATS = 4 * 2**20
@@ -102,7 +102,7 @@ class ReadBatch:
     def _take(
         self,
         index: int,
-        targets: npt.NDArray[np.int64],
+        targets: Int64Array,
         picked: Float32Array,
         distributions: Float32Array | None,
     ) -> ModelFailure | None:

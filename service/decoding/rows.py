@@ -5,17 +5,16 @@ T time, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from service.bundle.arrays import Float32Array, Float64Array, Ids, Int64Array
 from service.bundle.text import PAD_ID
 from service.decoding.constraints import Constraint
 from service.decoding.sampling import SamplingParams
-from service.runtime.language_model import Float32Array, States
-
-Ids: TypeAlias = npt.NDArray[np.uint16]
+from service.runtime.language_model import States
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +30,13 @@ class TokenDetails:
     """What a read tells about each counted token; T is the number of tokens."""
 
     logprob: Float32Array  # [T] nats
-    entropy: npt.NDArray[np.float64]  # [T] nats
-    rank: npt.NDArray[np.int64]  # [T] 1 is the likeliest
-    top_ids: npt.NDArray[np.int64]  # [T, K]
+    entropy: Float64Array  # [T] nats
+    rank: Int64Array  # [T] 1 is the likeliest
+    top_ids: Int64Array  # [T, K]
     top_logprobs: Float32Array  # [T, K] nats
 
     @classmethod
-    def of(cls, logprobs: Float32Array, targets: npt.NDArray[np.int64], top: int) -> "TokenDetails":
+    def of(cls, logprobs: Float32Array, targets: Int64Array, top: int) -> "TokenDetails":
         """Details of `targets` [T] under `logprobs` [T, V]."""
         exact = logprobs.astype(np.float64)
         picked = np.take_along_axis(logprobs, targets[:, None], axis=1)  # [T, 1]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from service.bundle.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from service.bundle.text import EOS_ID, UNK_ID
 
 NOISE_BLOCK = 256  # positions a draw; four 64-bit numbers a Philox counter
@@ -25,10 +25,8 @@ _UNK_COLUMN = UNK_ID - _FIRST_ID
 # distribution always ends at a token that can occur.
 LARGEST_UNIFORM = 1.0 - 2.0**-52
 
-Float64Array = npt.NDArray[np.float64]
-IndexArray = npt.NDArray[np.int64]
 # Rows [B'], and which tokens each of them may have, [B', V]: one at least.
-Mask: TypeAlias = tuple[IndexArray, npt.NDArray[np.bool_]]
+Mask: TypeAlias = tuple[Int64Array, BoolArray]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,17 +92,17 @@ class Sampler:
         self._frequency = np.array([x.frequency_penalty for x in adjusting])[:, None]
 
     @property
-    def adjusted(self) -> IndexArray:
+    def adjusted(self) -> Int64Array:
         """The rows whose counts `choose` reads."""
         return self._adjusted
 
     def choose(
         self,
-        logprobs: npt.NDArray[np.float32],
+        logprobs: Float32Array,
         uniform: Float64Array,
-        counts: IndexArray,
+        counts: Int64Array,
         masks: Sequence[Mask] = (),
-    ) -> IndexArray:
+    ) -> Int64Array:
         """One token id a row, [B], from `logprobs` [B, V] and one `uniform` number a row, [B].
 
         `counts` [B', V] says how often each `adjusted` row has each token; `masks` say of some rows
@@ -161,9 +159,9 @@ def _bias(params: SamplingParams, columns: int) -> Float64Array:
     return bias
 
 
-def _invert(probs: Float64Array, uniform: Float64Array) -> IndexArray:
+def _invert(probs: Float64Array, uniform: Float64Array) -> Int64Array:
     """The first index whose cumulated probability exceeds uniform · total, [B]."""
     cumulated = np.add.accumulate(probs, axis=1)
     threshold = uniform[:, None] * cumulated[:, -1:]
-    index: IndexArray = (cumulated > threshold).argmax(axis=1)
+    index: Int64Array = (cumulated > threshold).argmax(axis=1)
     return index

@@ -15,17 +15,12 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from service.bundle.arrays import BoolArray, Float32Array, Float64Array, Ids, Int64Array
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from service.decoding.rows import TokenDetails
 from service.decoding.sampling import NOISE_BLOCK, Sampler, SamplingParams, noise_block
 from service.errors import ModelFailure
-from service.runtime.encoder_decoder import (
-    Encoded,
-    EncoderDecoderSession,
-    Float32Array,
-    IdArray,
-    Tensors,
-)
+from service.runtime.encoder_decoder import Encoded, EncoderDecoderSession, Tensors
 
 FinishReason: TypeAlias = Literal["stop", "length", "repetition"]
 
@@ -57,9 +52,7 @@ class Hypothesis:
 class SearchListener(Protocol):
     """Who is told of a search while it goes on, in the worker's thread."""
 
-    def wrote(
-        self, place: int, tokens: npt.NDArray[np.uint16], logprobs: npt.NDArray[np.float32]
-    ) -> None:
+    def wrote(self, place: int, tokens: Ids, logprobs: Float32Array) -> None:
         """The target at this place of the answer goes on with these tokens, whatever follows.
 
         A sample's place is its row; of beams the best is told, which is at place 0.
@@ -73,7 +66,7 @@ class SearchListener(Protocol):
 class Search:
     """A source on its way to targets. `params` samples its rows; None searches with beams."""
 
-    source: npt.NDArray[np.uint16]  # ids, eos the last
+    source: Ids  # ids, eos the last
     width: int
     max_tokens: int  # of a target, eos counted
     forced: tuple[int, ...] = ()  # how every target begins
@@ -90,8 +83,8 @@ class Search:
     hypotheses: list[Hypothesis] = field(default_factory=list)
     details: list[TokenDetails] = field(default_factory=list)  # of a given target
     position: int = 0  # tokens that every row has
-    trace: list[tuple[IdArray, Float32Array]] = field(default_factory=list)  # origins, attention
-    noise: npt.NDArray[np.float64] | None = None  # [K, NOISE_BLOCK] of the block it is in
+    trace: list[tuple[Int64Array, Float32Array]] = field(default_factory=list)  # origins, attention
+    noise: Float64Array | None = None  # [K, NOISE_BLOCK] of the block it is in
     told: int = 0  # tokens of the best target that the listener knows
     began: float | None = None  # time.monotonic() when its source had been read
 
@@ -267,7 +260,7 @@ class SearchBatch:
 
     # --- choosing -------------------------------------------------------------------------------
 
-    def _sample(self, logprobs: npt.NDArray[np.float32], chosen: IdArray) -> None:
+    def _sample(self, logprobs: Float32Array, chosen: Int64Array) -> None:
         """Draw a token for every row that samples, into `chosen`."""
         if self._sampler is None:
             return
@@ -277,7 +270,7 @@ class SearchBatch:
         drawn = self._sampler.choose(rows, uniform, counts)
         chosen[self._sampled] = drawn.reshape(len(self._sampled), self._width)
 
-    def _noise(self, search: Search) -> npt.NDArray[np.float64]:
+    def _noise(self, search: Search) -> Float64Array:
         """One uniform number for each of its rows, [K]: by seed, choice and position alone."""
         block, inside = divmod(search.position, NOISE_BLOCK)
         if search.noise is None or inside == 0:
@@ -287,10 +280,10 @@ class SearchBatch:
 
     def _extend_beams(
         self,
-        logprobs: npt.NDArray[np.float32],
-        before: npt.NDArray[np.float64],
-        origins: IdArray,
-        chosen: IdArray,
+        logprobs: Float32Array,
+        before: Float64Array,
+        origins: Int64Array,
+        chosen: Int64Array,
     ) -> list[tuple[int, int, float]]:
         """The K likeliest extensions of each beam search go on, into `origins` and `chosen`.
 
@@ -328,7 +321,7 @@ class SearchBatch:
         endings = (sources[kept], from_row[ended, rank], nats[kept])
         return list(zip(*(x.tolist() for x in endings), strict=True))
 
-    def _divisors(self, sources: IdArray) -> npt.NDArray[np.float64]:
+    def _divisors(self, sources: Int64Array) -> Float64Array:
         """What the scores of targets that end here divide by."""
         # By Python's pow, as in a hypothesis's score: NumPy's may differ from it in the last bit.
         lengths = (self._positions[sources] + 1).tolist()
@@ -337,7 +330,7 @@ class SearchBatch:
 
     # --- moving on ------------------------------------------------------------------------------
 
-    def _remember_attention(self, origins: IdArray, attention: Float32Array) -> None:
+    def _remember_attention(self, origins: Int64Array, attention: Float32Array) -> None:
         for i, search in enumerate(self.searches):
             if search.wants_attention:
                 # Copies: a view would keep the weights of all sources.
@@ -346,7 +339,7 @@ class SearchBatch:
     def _record_endings(
         self,
         endings: Sequence[tuple[int, int, float]],
-        logprobs: npt.NDArray[np.float32],
+        logprobs: Float32Array,
     ) -> None:
         """Keep the beams that end with this step."""
         for i, row, total in endings:
@@ -363,9 +356,7 @@ class SearchBatch:
             search.keep(Hypothesis(tokens, picked, total, "stop", row, attention))
             self._floors[i] = search.floor
 
-    def _advance(
-        self, origins: IdArray, chosen: IdArray, logprobs: npt.NDArray[np.float32]
-    ) -> None:
+    def _advance(self, origins: Int64Array, chosen: Int64Array, logprobs: Float32Array) -> None:
         """Let every row follow its origin and take its token."""
         count, width = origins.shape
         picked = logprobs[np.arange(count)[:, None], origins, chosen]  # [N, K]
@@ -412,7 +403,7 @@ class SearchBatch:
                 search.listener.wrote(0, tokens, logprobs)
 
     def _finish(
-        self, finite: npt.NDArray[np.bool_], logprobs: npt.NDArray[np.float32]
+        self, finite: BoolArray, logprobs: Float32Array
     ) -> tuple[list[Search], list[tuple[Search, ModelFailure]]]:
         """Let the searches leave that are done or have failed."""
         done: list[Search] = []
@@ -434,16 +425,14 @@ class SearchBatch:
                 search.listener.ended()
         return done, failed
 
-    def _may_be_done(
-        self, finite: npt.NDArray[np.bool_], best: npt.NDArray[np.float64]
-    ) -> npt.NDArray[np.bool_]:
+    def _may_be_done(self, finite: BoolArray, best: Float64Array) -> BoolArray:
         """The searches [N] that have to be looked at one by one after this step: few of many."""
         positions = self._positions
         looks = (positions >= CYCLE_TOKENS) & (positions % _LOOK_EVERY == 0)
         # One beam is greedy: its first ending is its last.
         beaten = (self._floors >= best / self._reach) | (self._width == 1)
         beaten &= self._floors > -np.inf
-        some: npt.NDArray[np.bool_] = (
+        some: BoolArray = (
             ~finite
             | self._watched
             | looks
@@ -453,9 +442,7 @@ class SearchBatch:
         )
         return some
 
-    def _is_done(
-        self, i: int, search: Search, logprobs: npt.NDArray[np.float32], best: float
-    ) -> bool:
+    def _is_done(self, i: int, search: Search, logprobs: Float32Array, best: float) -> bool:
         """Whether nothing is left to find; `best` are the nats of its likeliest live row."""
         if search.position <= len(search.forced):
             return self._follow(i, search, logprobs)
@@ -472,7 +459,7 @@ class SearchBatch:
             return True
         return search.params is None and self._beaten(i, best)
 
-    def _follow(self, i: int, search: Search, logprobs: npt.NDArray[np.float32]) -> bool:
+    def _follow(self, i: int, search: Search, logprobs: Float32Array) -> bool:
         """After a given token: count it, and see whether it was the last."""
         self._derived = False
         if search.detail_top is not None:
@@ -486,10 +473,10 @@ class SearchBatch:
             return True
         return False
 
-    def _row_tokens(self, i: int) -> IdArray:
+    def _row_tokens(self, i: int) -> Int64Array:
         return self._tokens[i * self._width : (i + 1) * self._width]
 
-    def _end_rows(self, i: int, rows: IdArray, reason: FinishReason) -> None:
+    def _end_rows(self, i: int, rows: Int64Array, reason: FinishReason) -> None:
         """Make hypotheses of live rows, and let them write no more."""
         search = self.searches[i]
         for row in rows.tolist():
@@ -516,7 +503,7 @@ class SearchBatch:
         origins, _ = search.trace[-1]
         return _traced(search, int(origins[row]), len(search.trace) - 1)
 
-    def _going_round(self, i: int, search: Search) -> IdArray:
+    def _going_round(self, i: int, search: Search) -> Int64Array:
         """The rows that end in a cycle."""
         rows = slice(i * self._width, (i + 1) * self._width)
         written = self._written[rows, : search.position]
@@ -563,7 +550,7 @@ class SearchBatch:
         self._derived = False
 
 
-def _likeliest(scores: npt.NDArray[np.float64], count: int) -> IdArray:
+def _likeliest(scores: Float64Array, count: int) -> Int64Array:
     """Places of the `count` largest of each row, [N, count], first to last; of equals the first."""
     least = np.partition(scores, -count, axis=1)[:, -count, None]  # [N, 1] that is among them
     chosen = scores >= least

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from service.bundle.arrays import Float32Array, Int64Array
 from service.bundle.text import EOS_ID, PAD_ID
 from service.decoding.constraints import Constraint
 from service.decoding.rows import Continuation, ReadRow, TokenDetails, WriteRow
-from service.decoding.sampling import NOISE_BLOCK, IndexArray, Mask, Sampler, noise_block
+from service.decoding.sampling import NOISE_BLOCK, Mask, Sampler, noise_block
 from service.errors import ModelFailure
-from service.runtime.language_model import Float32Array, LanguageModelSession, States
+from service.runtime.language_model import LanguageModelSession, States
 
 
 class WriteBatch:
@@ -140,7 +141,7 @@ class WriteBatch:
         prompt.position += 1
         return int(prompt.tokens[prompt.position - 1])
 
-    def _end(self, chosen: IndexArray) -> list[WriteRow]:
+    def _end(self, chosen: Int64Array) -> list[WriteRow]:
         """Let the rows leave that end with these tokens."""
         ended = chosen == EOS_ID
         if self._telling:
@@ -195,7 +196,7 @@ class WriteBatch:
                 row.prompt = None
                 self._derived = False
 
-    def _tell(self, chosen: IndexArray) -> None:
+    def _tell(self, chosen: Int64Array) -> None:
         """Give the rows that ask for them the details of their tokens."""
         places = [place for place, _ in self._telling]
         most = max(top for _, top in self._telling)
@@ -299,7 +300,7 @@ class WriteBatch:
 
 def _by_constraint(
     rows: Sequence[tuple[int, WriteRow]],
-) -> list[tuple[Constraint, IndexArray]]:
+) -> list[tuple[Constraint, Int64Array]]:
     """Each constraint, and the places of the rows that have it."""
     places: dict[int, list[int]] = {}
     constraints: dict[int, Constraint] = {}

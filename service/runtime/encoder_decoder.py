@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from service.bundle.arrays import Float32Array, Int32Array, Int64Array
 from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderGoldenVector
 from service.bundle.files import BundleError
 from service.bundle.manifest import Precision, Role
@@ -18,13 +19,11 @@ from service.bundle.text import PAD_ID
 from service.runtime.graphs import Declared, GoldenMismatch, check_declared, golden_run, open_graph
 from service.runtime.onnxruntime import onnxruntime
 
-Float32Array: TypeAlias = npt.NDArray[np.float32]
 # Sources whose lengths lie within as many positions are read together at least.
 _READ_STEP = 4
 # A run of the encoder costs for each position as much as so many rows do: 5 were measured.
 _RUN_ROWS = 5
 
-IdArray: TypeAlias = npt.NDArray[np.int64]
 Tensors: TypeAlias = tuple[Float32Array, ...]
 
 
@@ -59,10 +58,12 @@ class EncoderDecoderSession(Protocol):
     def vocab_size(self) -> int:
         """V."""
 
-    def encode(self, tokens: IdArray, lengths: npt.NDArray[np.int32]) -> Encoded:
+    def encode(self, tokens: Int64Array, lengths: Int32Array) -> Encoded:
         """Read sources [N, S], all padded to the length that `padded_length` gives for each."""
 
-    def step(self, tokens: IdArray, states: Tensors, memory: Tensors, *, attention: bool) -> Step:
+    def step(
+        self, tokens: Int64Array, states: Tensors, memory: Tensors, *, attention: bool
+    ) -> Step:
         """Read one token in each of B rows; the K rows of a source stand together."""
 
 
@@ -117,7 +118,7 @@ class OnnxEncoderDecoderSession:
         """V."""
         return self._vocab_size
 
-    def encode(self, tokens: IdArray, lengths: npt.NDArray[np.int32]) -> Encoded:
+    def encode(self, tokens: Int64Array, lengths: Int32Array) -> Encoded:
         """Read sources [N, S], padded.
 
         A recurrent encoder runs over a source's own positions, about: zeros after them are as good
@@ -142,7 +143,9 @@ class OnnxEncoderDecoderSession:
             ),
         )
 
-    def step(self, tokens: IdArray, states: Tensors, memory: Tensors, *, attention: bool) -> Step:
+    def step(
+        self, tokens: Int64Array, states: Tensors, memory: Tensors, *, attention: bool
+    ) -> Step:
         """Read one token in each of B rows."""
         feeds: dict[str, npt.NDArray[np.generic]] = {"tokens": tokens}
         feeds |= dict(zip(self._state_names, states, strict=True))
@@ -156,7 +159,7 @@ class OnnxEncoderDecoderSession:
         logprobs, *after = self._decoder.run(outputs, feeds)
         return Step(logprobs, tuple(after), None)
 
-    def _encode(self, tokens: IdArray, lengths: npt.NDArray[np.int32]) -> Encoded:
+    def _encode(self, tokens: Int64Array, lengths: Int32Array) -> Encoded:
         outputs = [*self._states_out, *self._memory_names]
         found = self._encoder.run(outputs, {"tokens": tokens, "lengths": lengths})
         count = len(self._states_out)
@@ -202,11 +205,11 @@ class OnnxEncoderDecoderSession:
 class _Group:
     """Sources of like lengths."""
 
-    rows: IdArray
+    rows: Int64Array
     positions: int  # that they take
 
 
-def _read_together(lengths: npt.NDArray[np.int32]) -> list[list[_Group]]:
+def _read_together(lengths: Int32Array) -> list[list[_Group]]:
     """What to read in each run of the encoder: the longest first, in every run.
 
     A run pays for its positions, however few its rows are. So those that are shorter get a run of
@@ -241,7 +244,7 @@ def _padded(
     return whole
 
 
-def pad_sources(sources: list[npt.NDArray[np.generic]]) -> IdArray:
+def pad_sources(sources: list[npt.NDArray[np.generic]]) -> Int64Array:
     """Sources of one padded length, eos included, as [N, S]."""
     padded = np.full((len(sources), padded_length(len(sources[0]))), PAD_ID, np.int64)
     for row, source in zip(padded, sources, strict=True):

@@ -9,6 +9,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from service.bundle.arrays import Float32Array, Int32Array, Int64Array
 from service.bundle.files import BundleError
 from service.bundle.language_model import LanguageModelBundle
 from service.bundle.manifest import Graph, Precision, Role
@@ -16,9 +17,6 @@ from service.bundle.text import PAD_ID
 from service.runtime.graphs import Declared, GoldenMismatch, check_declared, golden_run, open_graph
 from service.runtime.onnxruntime import onnxruntime
 
-Float32Array: TypeAlias = npt.NDArray[np.float32]
-IdArray: TypeAlias = npt.NDArray[np.int64]
-Lengths: TypeAlias = npt.NDArray[np.int32]
 States: TypeAlias = tuple[Float32Array, ...]
 
 
@@ -33,7 +31,7 @@ class Stepper(Protocol):
         """Most rows that can step together."""
 
     @property
-    def tokens(self) -> IdArray:
+    def tokens(self) -> Int64Array:
         """What each row reads next, [capacity]."""
 
     @property
@@ -59,7 +57,7 @@ class LanguageModelSession(Protocol):
         """The state before any token: zeros, batch on axis 0 of every tensor."""
 
     def pick(
-        self, tokens: IdArray, lengths: Lengths, targets: IdArray, states: States
+        self, tokens: Int64Array, lengths: Int32Array, targets: Int64Array, states: States
     ) -> tuple[Float32Array, States]:
         """log p of `targets` [B, T] after each of `tokens` [B, T], and the states after.
 
@@ -67,7 +65,7 @@ class LanguageModelSession(Protocol):
         """
 
     def read(
-        self, tokens: IdArray, lengths: Lengths, states: States
+        self, tokens: Int64Array, lengths: Int32Array, states: States
     ) -> tuple[Float32Array, States]:
         """log p [B, T, V] of every token after each of `tokens`, and the states after."""
 
@@ -110,13 +108,13 @@ class OnnxLanguageModelSession:
         return tuple(np.zeros((rows, *shape), np.float32) for shape in self._state_shapes)
 
     def pick(
-        self, tokens: IdArray, lengths: Lengths, targets: IdArray, states: States
+        self, tokens: Int64Array, lengths: Int32Array, targets: Int64Array, states: States
     ) -> tuple[Float32Array, States]:
         """log p of `targets` [B, T], and the states after."""
         return self._run("target_logprobs", tokens, lengths, targets, states)
 
     def read(
-        self, tokens: IdArray, lengths: Lengths, states: States
+        self, tokens: Int64Array, lengths: Int32Array, states: States
     ) -> tuple[Float32Array, States]:
         """log p [B, T, V], and the states after."""
         return self._run("logprobs", tokens, lengths, np.full_like(tokens, PAD_ID), states)
@@ -130,7 +128,12 @@ class OnnxLanguageModelSession:
         return OnnxStepper(self._sequence, names, states, self._vocab_size, alone=False)
 
     def _run(
-        self, output: str, tokens: IdArray, lengths: Lengths, targets: IdArray, states: States
+        self,
+        output: str,
+        tokens: Int64Array,
+        lengths: Int32Array,
+        targets: Int64Array,
+        states: States,
     ) -> tuple[Float32Array, States]:
         feeds = {"tokens": tokens, "lengths": lengths, "targets": targets}
         feeds |= dict(zip(self._state_names, states, strict=True))
@@ -193,7 +196,7 @@ class OnnxLanguageModelSession:
                 )
 
     def _steps_to(
-        self, tokens: IdArray, targets: IdArray, picked: Float32Array, states: States
+        self, tokens: Int64Array, targets: Int64Array, picked: Float32Array, states: States
     ) -> bool:
         """Whether stepping gives what reading gave on the way and in the end, bit for bit."""
         stepper = self.stepper(1)
@@ -239,7 +242,7 @@ class OnnxStepper:
         return self._capacity
 
     @property
-    def tokens(self) -> IdArray:
+    def tokens(self) -> Int64Array:
         """What each row reads next, [capacity]."""
         return self._tokens
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from service.bundle.arrays import Float32Array
 from service.bundle.language_model import LanguageModelManifest
 from service.bundle.manifest import Precision
 from service.decoding.rows import Continuation
 from service.errors import InvalidRequest
-from service.runtime.language_model import Float32Array
 
 _VERSION = 1
 _SIGNATURE_BYTES = 32

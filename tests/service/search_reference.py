@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from hypothesis import strategies as st
 
+from service.bundle.arrays import Float32Array, Ids
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from service.decoding.sampling import NOISE_BLOCK, Sampler, SamplingParams, noise_block
 from service.decoding.search_batch import Search
@@ -49,7 +49,7 @@ class _Row:
     tokens: tuple[int, ...] = ()
     token_logprobs: tuple[float, ...] = ()
     logprob: float = 0.0
-    attention: tuple[npt.NDArray[np.float32], ...] = ()
+    attention: tuple[Float32Array, ...] = ()
 
     def ended(self, reason: str, *, with_attention: bool) -> Found:
         weights = np.stack(self.attention).tobytes() if with_attention else None
@@ -67,7 +67,7 @@ class _Source:
     def start(self) -> _Row:
         return _Row(self._encoded.states)
 
-    def step(self, row: _Row) -> tuple[npt.NDArray[np.float32], Tensors, Any]:
+    def step(self, row: _Row) -> tuple[Float32Array, Tensors, Any]:
         """log p [V] of the next token, the states after it was asked for, the weights."""
         last = row.tokens[-1] if row.tokens else BOS_ID
         step = self._session.step(
@@ -191,7 +191,7 @@ def goes_round(tokens: Sequence[int]) -> bool:
 # --- searches to try ------------------------------------------------------------------------------
 
 
-def source_of(ids: Sequence[int]) -> npt.NDArray[np.uint16]:
+def source_of(ids: Sequence[int]) -> Ids:
     """A source with its end."""
     return np.array([*ids, EOS_ID], np.uint16)
 

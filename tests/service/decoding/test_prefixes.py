@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.bundle.arrays import Ids
 from service.decoding.cache_budget import CacheBudget
 from service.decoding.prefixes import (
     MAX_LEVELS,
@@ -16,7 +17,7 @@ from service.decoding.prefixes import (
     SharedPrefix,
     shared_prefixes,
 )
-from service.decoding.rows import Continuation, Ids
+from service.decoding.rows import Continuation
 
 SIZE = 4 * (10 + 6) + 256  # bytes of an entry, with what it takes besides its arrays
 

@@ -4,18 +4,18 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.bundle.arrays import BoolArray, Float32Array, Int64Array
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID
 from service.decoding.read_batch import _MAX_POSITIONS, _MAX_RESULT_FLOATS, ReadBatch
 from service.decoding.rows import Continuation, ReadRow, TokenDetails, WriteRow
 from service.decoding.sampling import SamplingParams
 from service.decoding.write_batch import WriteBatch
 from service.errors import ModelFailure
-from service.runtime.language_model import Float32Array, IdArray, States
+from service.runtime.language_model import States
 from service.scheduling.language_model import TextWork
 from tests.fakes import RARE, FakeSession, Run, answer, answer_alone
 
@@ -371,7 +371,7 @@ class Scripted(FakeSession):
     script: Sequence[int] = ()
 
     def _logprobs(
-        self, tokens: IdArray, inside: npt.NDArray[np.bool_], states: States
+        self, tokens: Int64Array, inside: BoolArray, states: States
     ) -> tuple[Float32Array, States]:
         _, after = super()._logprobs(tokens, inside, states)
         logprobs = np.full((*tokens.shape, self.vocab_size), -40.0, np.float32)

@@ -5,11 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from service.bundle.arrays import Float32Array, Int64Array
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from service.decoding.sampling import (
     LARGEST_UNIFORM,
@@ -22,7 +22,7 @@ from tests.fakes import sample
 
 MASKED = {PAD_ID, BOS_ID, UNK_ID}
 VOCAB = 11
-Logprobs = npt.NDArray[np.float32]
+Logprobs = Float32Array
 
 several = settings(max_examples=50, deadline=None)
 
@@ -52,7 +52,7 @@ def one(row: Logprobs, how: SamplingParams, uniform: float) -> int:
     return int(sample(row[None], [how], np.array([uniform]))[0])
 
 
-def over_a_grid(row: Logprobs, how: SamplingParams, size: int = 2000) -> npt.NDArray[np.int64]:
+def over_a_grid(row: Logprobs, how: SamplingParams, size: int = 2000) -> Int64Array:
     """The tokens for `size` uniform numbers that lie evenly in [0, 1)."""
     uniform = (np.arange(size) + 0.5) / size
     return sample(np.repeat(row[None], size, axis=0), [how] * size, uniform)

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from service.bundle.arrays import Ids
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from service.decoding.sampling import SamplingParams
 from service.decoding.search_batch import CYCLE_TOKENS, LONGEST_CYCLE, Search, SearchBatch
@@ -29,7 +29,7 @@ from tests.service.search_reference import (
     sources,
 )
 
-Source: TypeAlias = npt.NDArray[np.uint16]
+Source: TypeAlias = Ids
 
 SOURCE = source_of([4, 5, 6, 7])
 

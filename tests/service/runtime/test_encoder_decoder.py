@@ -6,10 +6,10 @@ from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import pytest
 
+from service.bundle.arrays import Float32Array, Ids
 from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderManifest
 from service.bundle.files import BundleError
 from service.bundle.manifest import Precision
@@ -26,7 +26,6 @@ from training.export.manifest_parts import describe_graph
 
 ENCODER, DECODER = "encoder.fp32.onnx", "decoder.fp32.onnx"
 Change: TypeAlias = Callable[[dict[str, Any]], object]
-Ids: TypeAlias = npt.NDArray[np.uint16]
 
 KINDS = [
     {"cell": cell, "attention": attention, "encoder": encoder, "input_feeding": feeding}
@@ -68,7 +67,7 @@ def encode(session: OnnxEncoderDecoderSession, sources: list[Ids]) -> Encoded:
     return session.encode(pad_sources(list(sources)), lengths)
 
 
-def tensors(step: Step) -> list[npt.NDArray[np.float32]]:
+def tensors(step: Step) -> list[Float32Array]:
     return [step.logprobs, *step.states, *([] if step.attention is None else [step.attention])]
 
 

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.app import create_app
+from service.bundle.arrays import Float32Array, Int32Array, Int64Array
 from service.errors import ModelFailure, QueueFull
-from service.runtime.language_model import Float32Array, IdArray, States
+from service.runtime.language_model import States
 from service.settings import Settings
 from service.tasks.language_model import LanguageModelEngine
 from service.tasks.values import GenerateOptions, ScoreOptions
 from tests.bundles import ALPHABET, in_memory, plain_files
-from tests.fakes import PATIENCE_S, AppClient, FakeSession, Gate, Lengths, eventually
+from tests.fakes import PATIENCE_S, AppClient, FakeSession, Gate, eventually
 
 LONG = "the white rabbit put on his spectacles"
 BAD = "?"  # token 11, which the fake sessions here stumble over where they are told to
@@ -238,7 +239,7 @@ class Counting(FakeSession):
     tokens_run: int = 0
 
     def _run(
-        self, kind: str, tokens: IdArray, lengths: Lengths, states: States
+        self, kind: str, tokens: Int64Array, lengths: Int32Array, states: States
     ) -> tuple[Float32Array, States]:
         self.tokens_run += int(lengths.sum())
         return super()._run(kind, tokens, lengths, states)
@@ -304,7 +305,7 @@ class Held(FakeSession):
     steps: int = 0
 
     def _run(
-        self, kind: str, tokens: IdArray, lengths: Lengths, states: States
+        self, kind: str, tokens: Int64Array, lengths: Int32Array, states: States
     ) -> tuple[Float32Array, States]:
         if tokens.shape[1] == 1:
             self.steps += 1
