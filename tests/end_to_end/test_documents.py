@@ -17,7 +17,18 @@ import pytest
 from service.cli import commands
 from service.errors import ClientGone, ServiceError
 from service.settings import Settings
-from tests.end_to_end.documents import DOCUMENTS, PAGES, Block, Command, blocks_of, parsed
+from tests.end_to_end.documents import (
+    DOCUMENTS,
+    PAGES,
+    Block,
+    Command,
+    anchors_of,
+    blocks_of,
+    links_of,
+    paragraphs_of,
+    parsed,
+    target_of,
+)
 from tests.end_to_end.server import ROOT, Server, serve
 from training import __main__ as training
 
@@ -25,6 +36,8 @@ URL = "http://127.0.0.1:8000"
 SERVICE_PYTHON = ".venv/service/bin/python"
 CLIENTS_PYTHON = ROOT / ".venv/clients/bin/python"
 MAX_LINES = {"README.md": 150}
+MAX_PARAGRAPH_LINES = 5
+MAX_LINE_CHARS = 150
 
 
 def name_of(path: Path) -> str:
@@ -263,9 +276,26 @@ def test_a_command_that_is_not_there_is_found() -> None:
 # --- links and form -------------------------------------------------------------------------------
 
 
+def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A heading\n\n[one](page.md#a-heading) `[no link](here)` [two](other.md#x)\n")
+    links = links_of(page.read_text())
+    assert links == ["page.md#a-heading", "other.md#x"]
+    assert target_of(links[0], page) == (page, "a-heading")
+    assert anchors_of(page.read_text()) == {"a-heading"}
+    assert not target_of(links[1], page)[0].exists()
+
+
 @pytest.mark.parametrize(("name", "limit"), MAX_LINES.items())
 def test_a_document_is_short(name: str, limit: int) -> None:
     assert len((ROOT / name).read_text().splitlines()) <= limit
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_paragraph_is_short(page: Path) -> None:
+    for lines in paragraphs_of(page.read_text()):
+        assert len(lines) <= MAX_PARAGRAPH_LINES, lines[0]
+        assert all(len(line) <= MAX_LINE_CHARS for line in lines), lines[0]
 
 
 # --- completeness ---------------------------------------------------------------------------------
