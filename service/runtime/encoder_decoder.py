@@ -16,7 +16,8 @@ from service.bundle.files import BundleError
 from service.bundle.manifest import Precision, Role
 from service.bundle.padding import padded_length
 from service.bundle.text import PAD_ID
-from service.runtime.graphs import Declared, GoldenMismatch, check_declared, golden_run, open_graph
+from service.runtime.golden import check_answer, check_golden
+from service.runtime.graphs import Declared, check_declared, open_graph
 from service.runtime.onnxruntime import onnxruntime
 
 # Sources whose lengths lie within as many positions are read together at least.
@@ -108,10 +109,7 @@ class OnnxEncoderDecoderSession:
             {"tokens": ("int64", ["B"]), **rows, **memory},
             {"logprobs": ("float32", ["B", self._vocab_size]), **rows_out, **attention},
         )
-        with golden_run(self._name):
-            for index, vector in enumerate(manifest.golden):
-                if vector.precision == precision:
-                    self._check_golden(index, vector)
+        check_golden(self._name, precision, manifest.golden, self._check_golden)
 
     @property
     def vocab_size(self) -> int:
@@ -182,7 +180,7 @@ class OnnxEncoderDecoderSession:
         check_declared(f"{self._name}: {graph.file}", graph, inputs, outputs)
         return session
 
-    def _check_golden(self, index: int, vector: EncoderDecoderGoldenVector) -> None:
+    def _check_golden(self, where: str, vector: EncoderDecoderGoldenVector) -> None:
         source = pad_sources([np.array(vector.source)])
         encoded = self.encode(source, np.array([len(vector.source)], np.int32))
         states = encoded.states
@@ -191,14 +189,7 @@ class OnnxEncoderDecoderSession:
             step = self.step(np.array([token]), states, encoded.memory, attention=False)
             states = step.states
             picked.append(step.logprobs[0, target])
-        difference = float(np.abs(np.array(picked) - np.array(vector.logprobs)).mean())
-        # Written so that NaN fails too.
-        if not difference <= vector.tolerance:
-            raise GoldenMismatch(
-                f"{self._name}: golden vector {index}: this machine differs by "
-                f"{difference:.2e} nats a token in {self.precision}, at most "
-                f"{vector.tolerance} is allowed"
-            )
+        check_answer(where, vector, np.array(picked))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,7 @@
 """A bundle's graphs in onnxruntime: opened from bytes, checked against the manifest."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from service.bundle.files import BundleError
@@ -13,10 +12,6 @@ from service.runtime.onnxruntime import onnxruntime
 Declared: TypeAlias = Mapping[str, tuple[str, Sequence[int | str]]]
 
 _ONNX_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "int32": "tensor(int32)"}
-
-
-class GoldenMismatch(BundleError):
-    """The graphs run, but not to the numbers that the bundle knows."""
 
 
 def open_graph(name: str, graph: Graph, data: bytes) -> onnxruntime.InferenceSession:
@@ -42,7 +37,7 @@ def open_graph(name: str, graph: Graph, data: bytes) -> onnxruntime.InferenceSes
         # From bytes, so that the checksum holds for what runs.
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base
-        raise BundleError(f"{where}: not a usable graph: {_line(error)}") from error
+        raise BundleError(f"{where}: not a usable graph: {first_line(error)}") from error
     for kind, declared, actual in (
         ("input", graph.inputs, session.get_inputs()),
         ("output", graph.outputs, session.get_outputs()),
@@ -54,19 +49,8 @@ def open_graph(name: str, graph: Graph, data: bytes) -> onnxruntime.InferenceSes
     return session
 
 
-@contextmanager
-def golden_run(name: str) -> Iterator[None]:
-    """A run of a bundle's golden vectors. Raises BundleError where it fails."""
-    try:
-        yield
-    except BundleError:
-        raise
-    except Exception as error:  # onnxruntime's errors have no common base
-        cause = f"its golden vectors cannot be run: {_line(error)}"
-        raise BundleError(f"{name}: {cause}") from error
-
-
-def _line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of its message; its name where it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 

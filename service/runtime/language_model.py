@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from service.bundle.arrays import Float32Array, Int32Array, Int64Array
 from service.bundle.files import BundleError
-from service.bundle.language_model import LanguageModelBundle
+from service.bundle.language_model import LanguageModelBundle, LanguageModelGoldenVector
 from service.bundle.manifest import Graph, Precision, Role
 from service.bundle.text import PAD_ID
-from service.runtime.graphs import Declared, GoldenMismatch, check_declared, golden_run, open_graph
+from service.runtime.golden import GoldenMismatch, check_answer, check_golden
+from service.runtime.graphs import Declared, check_declared, open_graph
 from service.runtime.onnxruntime import onnxruntime
 
 States: TypeAlias = tuple[Float32Array, ...]
@@ -95,8 +96,7 @@ class OnnxLanguageModelSession:
             raise BundleError(f"{self._name}: no {precision} graph; it has {available}")
         self._sequence = sequence
         self._step = self._load(bundle, precision, "step")
-        with golden_run(self._name):
-            self._check_golden(bundle)
+        check_golden(self._name, precision, manifest.golden, self._check_golden)
 
     @property
     def vocab_size(self) -> int:
@@ -173,27 +173,17 @@ class OnnxLanguageModelSession:
         outputs |= {f"{name}_out": ("float32", ["B", *shape]) for name, shape in states}
         check_declared(where, graph, inputs, outputs)
 
-    def _check_golden(self, bundle: LanguageModelBundle) -> None:
-        for index, vector in enumerate(bundle.manifest.golden):
-            if vector.precision != self.precision:
-                continue
-            ids = np.array([vector.tokens], np.int64)
-            read, wanted = ids[:, :-1], ids[:, 1:]
-            lengths = np.array([read.shape[1]], np.int32)
-            picked, after = self.pick(read, lengths, wanted, self.initial_states(1))
-            difference = float(np.abs(picked[0] - np.array(vector.logprobs)).mean())
-            # Written so that NaN fails too.
-            if not difference <= vector.tolerance:
-                raise GoldenMismatch(
-                    f"{self._name}: golden vector {index}: this machine differs by "
-                    f"{difference:.2e} nats a token in {self.precision}, at most "
-                    f"{vector.tolerance} is allowed"
-                )
-            if not self._steps_to(read[0], wanted[0], picked[0], after):
-                raise GoldenMismatch(
-                    f"{self._name}: golden vector {index}: on this machine the step graph does "
-                    f"not give what the sequence graph gives in {self.precision}"
-                )
+    def _check_golden(self, where: str, vector: LanguageModelGoldenVector) -> None:
+        ids = np.array([vector.tokens], np.int64)
+        read, wanted = ids[:, :-1], ids[:, 1:]
+        lengths = np.array([read.shape[1]], np.int32)
+        picked, after = self.pick(read, lengths, wanted, self.initial_states(1))
+        check_answer(where, vector, picked[0])
+        if not self._steps_to(read[0], wanted[0], picked[0], after):
+            raise GoldenMismatch(
+                f"{where}: on this machine the step graph does not give what the sequence graph "
+                f"gives in {self.precision}"
+            )
 
     def _steps_to(
         self, tokens: Int64Array, targets: Int64Array, picked: Float32Array, states: States

@@ -28,7 +28,7 @@ from service.observe.request_context import current_request
 from service.runtime.allocator import return_free_memory
 from service.runtime.cpus import usable_cpus
 from service.runtime.encoder_decoder import OnnxEncoderDecoderSession
-from service.runtime.graphs import GoldenMismatch
+from service.runtime.golden import GoldenMismatch
 from service.runtime.language_model import OnnxLanguageModelSession
 from service.settings import Settings
 from service.tasks.encoder_decoder import EncoderDecoderEngine

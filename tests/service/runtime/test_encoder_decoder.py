@@ -16,7 +16,8 @@ from service.bundle.manifest import Precision
 from service.bundle.text import BOS_ID, EOS_ID
 from service.decoding.search_batch import Search
 from service.runtime.encoder_decoder import Encoded, OnnxEncoderDecoderSession, Step, pad_sources
-from service.runtime.graphs import GoldenMismatch, open_graph
+from service.runtime.golden import GoldenMismatch
+from service.runtime.graphs import open_graph
 from service.scheduling.encoder_decoder import EncoderDecoderRunner
 from service.settings import Settings
 from service.tasks.registry import open_session

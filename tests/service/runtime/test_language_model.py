@@ -13,7 +13,7 @@ from service.bundle.files import BundleError
 from service.bundle.language_model import LanguageModelBundle, LanguageModelManifest
 from service.bundle.manifest import Precision, Tensor
 from service.bundle.text import BOS_ID
-from service.runtime.graphs import GoldenMismatch
+from service.runtime.golden import GoldenMismatch
 from service.runtime.language_model import OnnxLanguageModelSession
 from service.settings import Settings
 from service.tasks.registry import open_session
