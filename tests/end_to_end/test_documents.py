@@ -332,6 +332,32 @@ def test_every_path_and_field_of_a_request_is_documented(path: str) -> None:
                 assert re.search(rf"`{parameter['name']}`|\?{parameter['name']}=", page), parameter
 
 
+def default_of(schema: dict[str, Any]) -> str | None:
+    """What stands in a table for a field that is left out; None where that is said in words."""
+    told = re.search(r"left out, it is (\d+)", schema.get("description", ""), re.IGNORECASE)
+    if told:
+        return told[1]
+    default = schema.get("default")
+    is_number = isinstance(default, int | float)
+    return json.dumps(default).removesuffix(".0") if is_number else None
+
+
+@pytest.mark.parametrize("path", ["/generate", "/score", "/translate"])
+def test_the_defaults_of_a_request_are_those_of_the_service(path: str) -> None:
+    page = (ROOT / "docs/api.md").read_text()
+    section = page.partition(f"\n## {path.removeprefix('/').capitalize()}\n")[2]
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([^|]+) \| [^|]+ \|$", section.partition("\n## ")[0], re.MULTILINE
+    )
+    content = OPENAPI["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    defaults = {name: default_of(x) for name, x in content["schema"]["properties"].items()}
+    checked = [name for name, cell in rows if defaults.get(name) is not None]
+    for name, cell in rows:
+        if defaults.get(name) is not None:
+            assert cell == defaults[name], name
+    assert len(checked) >= 3
+
+
 def kinds_of_errors(base: type[ServiceError]) -> set[type[ServiceError]]:
     return {base, *(x for each in base.__subclasses__() for x in kinds_of_errors(each))}
 
