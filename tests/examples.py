@@ -13,7 +13,7 @@ import httpx
 
 from tests.end_to_end.server import ROOT, serve
 
-FILE = ROOT / "service" / "examples.json"
+FILE = ROOT / "service/http/examples.json"
 
 _GENERATE = {"model": "alice-lstm", "prompt": "Alice was ", "max_tokens": 40, "seed": 1}
 _COMPLETE = {**_GENERATE, "logprobs": 1}
