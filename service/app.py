@@ -40,7 +40,8 @@ from service.observe.lifecycle import Lifecycle
 from service.observe.metrics import Metrics
 from service.observe.trace_context import LoggingTracer, Tracer
 from service.settings import Settings, SettingsError
-from service.tasks.registry import Engine, ModelRegistry
+from service.tasks.engine import Engine
+from service.tasks.registry import ModelRegistry
 from service.tasks.watchdog import watch_engines
 
 _GAUGES_S = 1.0

@@ -29,7 +29,6 @@ from service.cli.input_lines import InputLine, InputLines
 from service.endpoints.translate_wire import TranslateRequest, TranslateResponse
 from service.environment import program
 from service.errors import BodyTooLarge, InvalidRequest, ModelFailure, ServiceError
-from service.http.answers import scoring
 from service.http.api_keys import ROLES, ApiKeysError, new_key
 from service.http.body import field_errors
 from service.http.wire import (
@@ -40,9 +39,9 @@ from service.http.wire import (
     ScoreResponse,
 )
 from service.settings import Settings, is_loopback
-from service.tasks.encoder_decoder import EncoderDecoderEngine
-from service.tasks.language_model import LanguageModelEngine
-from service.tasks.registry import Engine, bundle_folders, open_engine
+from service.tasks.engine import GENERATE, SCORE, TRANSLATE, Engine
+from service.tasks.kinds import Surroundings, open_engine
+from service.tasks.registry import bundle_folders
 
 COMMANDS = ("generate", "score", "translate", "models", "keys")
 # Lines of standard input that are asked for together where they are there already, and characters.
@@ -147,7 +146,8 @@ class Bundle:
 
     def __init__(self, folder: Path) -> None:
         try:
-            self._engine: Engine = open_engine(read_bundle(folder), Settings(), 1)
+            surroundings = Surroundings(settings=Settings(), threads=1)
+            self._engine = open_engine(read_bundle(folder), surroundings)
         except BundleError as error:
             raise CommandError(str(error)) from error
         self._runner = asyncio.Runner()
@@ -184,25 +184,31 @@ def _plain(answer: BaseModel) -> dict[str, Any]:
 
 async def _generate(engine: Engine, body: str) -> Answer:
     request = _parsed(GenerateRequest, body)
-    if not isinstance(engine, LanguageModelEngine):
+    generates = GENERATE.of(engine)
+    if generates is None:
         raise InvalidRequest("an encoder-decoder translates; see the command translate")
-    results = await engine.generate(_listed(request.prompt or ""), request.options())
+    results = await generates.generate(_listed(request.prompt or ""), request.options())
     return _plain(GenerateResponse.of(engine, results))
 
 
 async def _score(engine: Engine, body: str) -> Answer:
     request = _parsed(ScoreRequest, body)
+    scores = SCORE.of(engine)
+    if scores is None:
+        raise InvalidRequest("this model scores nothing")
     texts = _listed(request.text)
-    results = await scoring(engine, request, texts)
+    contexts, sources = request.contexts(len(texts)), request.sources(len(texts))
+    results = await scores.score(texts, request.options(), contexts=contexts, sources=sources)
     return _plain(ScoreResponse.of(engine, results))
 
 
 async def _translate(engine: Engine, body: str) -> Answer:
     request = _parsed(TranslateRequest, body)
-    if not isinstance(engine, EncoderDecoderEngine):
+    translates = TRANSLATE.of(engine)
+    if translates is None:
         raise InvalidRequest("a language model translates nothing; see the command generate")
     sources = _listed(request.source)
-    results = await engine.translate(sources, request.prefixes(len(sources)), request.options())
+    results = await translates.translate(sources, request.prefixes(len(sources)), request.options())
     return _plain(TranslateResponse.of(engine, results))
 
 

@@ -33,7 +33,7 @@ from service.errors import (
     ServiceError,
     Unauthorized,
 )
-from service.http.answers import json_answer, problems_as, served_engines, texts_within, unless_gone
+from service.http.answers import engines_able, json_answer, problems_as, texts_within, unless_gone
 from service.http.body import (
     LARGE_BYTES,
     body_documentation,
@@ -47,12 +47,8 @@ from service.http.json_values import holds_more_values
 from service.observe.request_context import current_request
 from service.runtime.threads import in_thread
 from service.scheduling.workers import at_most, off_loop
-from service.tasks.encoder_decoder import (
-    DEFAULT_BEAM_SIZE,
-    EncoderDecoderEngine,
-    Translated,
-    TranslateOptions,
-)
+from service.tasks.engine import TRANSLATE, Translates
+from service.tasks.translations import DEFAULT_BEAM_SIZE, Translated, TranslateOptions
 
 STATUS = {422: 400}  # what their clients expect of a mistake
 # Whose key is in the body is not known before it was read: nobody may fill the memory by that.
@@ -71,7 +67,7 @@ Schema = TypeVar("Schema", LibreTranslateRequest, DetectRequest)
 async def languages(request: Request) -> list[Language]:
     """Every language that a served model translates from, and what to."""
     targets: dict[str, set[str]] = {}
-    for engine in _translators(request):
+    for engine in engines_able(request, TRANSLATE):
         for code in _sources(engine):
             targets.setdefault(code, set()).add(engine.manifest.target.lang)
     return [
@@ -84,7 +80,7 @@ async def languages(request: Request) -> list[Language]:
 async def frontend_settings(request: Request) -> FrontendSettings:
     """What a page that translates may ask for."""
     state = request.app.state
-    pairs = _pairs(_translators(request)) or [("", "")]
+    pairs = _pairs(engines_able(request, TRANSLATE)) or [("", "")]
     source, target = (SettingsLanguage(code=code, name=code) for code in pairs[0])
     return FrontendSettings(
         charLimit=-1,
@@ -101,8 +97,8 @@ async def frontend_settings(request: Request) -> FrontendSettings:
 @router.get("/health", responses={503: _ERRORS[503]})
 async def health(request: Request) -> HealthOut:
     """Whether every encoder-decoder answers."""
-    engines = _translators(request)
-    if not engines or not all(engine.alive for engine in engines):
+    engines = engines_able(request, TRANSLATE)
+    if not engines or not all(engine.workers.alive for engine in engines):
         raise EngineStopped("no model translates now", headers={"Retry-After": "1"})
     return HealthOut(status="ok")
 
@@ -115,7 +111,7 @@ async def health(request: Request) -> HealthOut:
 async def detect(request: Request) -> list[DetectedLanguage]:
     """The language of a text, where every model reads the same one; else it is not told."""
     await _read(request, DetectRequest)
-    found = {code for engine in _translators(request) for code in _sources(engine)}
+    found = {code for engine in engines_able(request, TRANSLATE) for code in _sources(engine)}
     if len(found) != 1:
         raise InvalidRequest(
             "languages are not detected here; name the source of a translation: "
@@ -185,9 +181,7 @@ async def translate(request: Request) -> Response:
     return await json_answer(size, answer, exclude=left_out)
 
 
-def _cut(
-    engine: EncoderDecoderEngine, texts: Sequence[str], limit: int, *, html: bool
-) -> list[list[Piece]]:
+def _cut(engine: Translates, texts: Sequence[str], limit: int, *, html: bool) -> list[list[Piece]]:
     """The parts of every text. Raises InvalidRequest where there are too many to translate."""
     count = 0
     cut: list[list[Piece]] = []
@@ -211,7 +205,7 @@ def _joined(
 
 
 async def _translated(
-    engine: EncoderDecoderEngine, texts: list[str], options: TranslateOptions
+    engine: Translates, texts: list[str], options: TranslateOptions
 ) -> list[Translated]:
     try:
         return await engine.translate(texts, [""] * len(texts), options)
@@ -299,27 +293,21 @@ def _listed(text: str) -> str | list[str]:
 # --- languages ------------------------------------------------------------------------------------
 
 
-def _translators(request: Request) -> list[EncoderDecoderEngine]:
-    return [x for x in served_engines(request) if isinstance(x, EncoderDecoderEngine)]
-
-
-def _sources(engine: EncoderDecoderEngine) -> list[str]:
+def _sources(engine: Translates) -> list[str]:
     """The languages that a model translates from: some read several."""
     return [code.strip() for code in engine.manifest.source.lang.split(",")]
 
 
-def _pairs(served: Sequence[EncoderDecoderEngine]) -> list[tuple[str, str]]:
+def _pairs(served: Sequence[Translates]) -> list[tuple[str, str]]:
     return sorted({(source, x.manifest.target.lang) for x in served for source in _sources(x)})
 
 
-def _chosen(
-    request: Request, body: LibreTranslateRequest
-) -> tuple[EncoderDecoderEngine, str | None]:
+def _chosen(request: Request, body: LibreTranslateRequest) -> tuple[Translates, str | None]:
     """The model for the two languages, and the source where there is one alone.
 
     Raises InvalidRequest with the languages that there are.
     """
-    served = _translators(request)
+    served = engines_able(request, TRANSLATE)
     shown = ", ".join(f"{source} to {target}" for source, target in _pairs(served)) or "none"
     target = _looked_up(body.target, {x.manifest.target.lang for x in served})
     fitting = [x for x in served if x.manifest.target.lang == target]

@@ -1,8 +1,9 @@
 """The native endpoints: schema in, engine call, schema out."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from functools import partial
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
@@ -23,10 +24,10 @@ from service.http.answers import (
     PROBLEMS,
     check_choices,
     documented_events,
+    engine_able,
     engine_named,
     error_event,
     json_answer,
-    scoring,
     served_engines,
     texts_within,
     unless_gone,
@@ -45,16 +46,17 @@ from service.http.wire import (
     ScoreResponse,
     StreamedToken,
 )
-from service.tasks.encoder_decoder import (
-    ALIGNMENT_SIZE,
-    EncoderDecoderEngine,
-    TranslatedToken,
-    TranslateOptions,
-)
-from service.tasks.language_model import LanguageModelEngine
+from service.tasks.engine import GENERATE, SCORE, TRANSLATE, Engine, Generates, Translates
+from service.tasks.translations import ALIGNMENT_SIZE, TranslatedToken, TranslateOptions
 from service.tasks.values import ChoiceEnd, GenerateOptions, TokenEvent
 
 router = APIRouter()
+
+# What `/models/{name}` shows of a model of each kind.
+_DETAILS: Mapping[str, Callable[[Any, Engine], ModelDetail | EncoderDecoderDetail]] = {
+    "language_model": ModelDetail.of_manifest,
+    "encoder_decoder": EncoderDecoderDetail.of_manifest,
+}
 
 
 @router.post(
@@ -67,9 +69,9 @@ router = APIRouter()
 async def generate(request: Request) -> Response:
     """Continue a prompt, or every prompt of a list."""
     body = await read_body(request, GenerateRequest)
-    engine = engine_named(request, body.model, LanguageModelEngine)
-    if not isinstance(engine, LanguageModelEngine):
-        raise InvalidRequest.at("/model", "an encoder-decoder answers /translate and /score")
+    engine = engine_able(
+        request, body.model, GENERATE, "an encoder-decoder answers /translate and /score"
+    )
     prompts = texts_within(body.prompt, "/prompt", request)
     options = body.options()
     check_choices(options.n, "/n", options.stop, request.app.state.settings)
@@ -84,7 +86,7 @@ async def generate(request: Request) -> Response:
 
 
 async def _generate_events(
-    engine: LanguageModelEngine, prompts: list[str], options: GenerateOptions
+    engine: Generates, prompts: list[str], options: GenerateOptions
 ) -> AsyncGenerator[ServerSentEvent, None]:
     ends: list[ChoiceEnd] = []
     async with aclosing(engine.stream(prompts, options)) as events:
@@ -109,9 +111,9 @@ async def _generate_events(
 async def translate(request: Request) -> Response:
     """Translate a source, or every source of a list."""
     body = await read_body(request, TranslateRequest)
-    engine = engine_named(request, body.model, EncoderDecoderEngine)
-    if not isinstance(engine, EncoderDecoderEngine):
-        raise InvalidRequest.at("/model", "a language model translates nothing; see /models")
+    engine = engine_able(
+        request, body.model, TRANSLATE, "a language model translates nothing; see /models"
+    )
     sources = texts_within(body.source, "/source", request)
     prefixes = body.prefixes(len(sources))
     if body.stream:
@@ -124,7 +126,7 @@ async def translate(request: Request) -> Response:
 
 
 async def _translate_events(
-    engine: EncoderDecoderEngine, sources: list[str], prefixes: list[str], options: TranslateOptions
+    engine: Translates, sources: list[str], prefixes: list[str], options: TranslateOptions
 ) -> AsyncGenerator[ServerSentEvent, None]:
     async with aclosing(engine.stream(sources, prefixes, options)) as events:
         async for event in events:
@@ -155,9 +157,11 @@ async def score(request: Request) -> Response:
     body = await read_body(request, ScoreRequest)
     if request.query_params:
         raise InvalidRequest("query parameters are of streamed bodies; name the fields in the body")
-    engine = engine_named(request, body.model)
+    engine = engine_able(request, body.model, SCORE, "this model scores nothing; see /models")
     texts = texts_within(body.text, "/text", request)
-    results = await unless_gone(request, scoring(engine, body, texts))
+    contexts, sources = body.contexts(len(texts)), body.sources(len(texts))
+    work = engine.score(texts, body.options(), contexts=contexts, sources=sources)
+    results = await unless_gone(request, work)
     size = sum(map(len, texts)) * (1 + body.top_logprobs) if body.tokens else 0
     size += sum(len(result.state or "") for result in results)
     return await json_answer(size, lambda: ScoreResponse.of(engine, results))
@@ -173,6 +177,4 @@ async def models(request: Request) -> ModelList:
 async def model(name: str, request: Request) -> ModelDetail | EncoderDecoderDetail:
     """One model: what it is, what it was trained on and what it is worth."""
     engine = engine_named(request, name)
-    if isinstance(engine, EncoderDecoderEngine):
-        return EncoderDecoderDetail.of_translator(engine)
-    return ModelDetail.of_engine(engine)
+    return _DETAILS[engine.manifest.task](engine.manifest, engine)

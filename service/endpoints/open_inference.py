@@ -44,14 +44,8 @@ from service.http.answers import (
 )
 from service.http.body import body_documentation, read_body
 from service.http.sse import ServerSentEvent, event_response
-from service.tasks.encoder_decoder import (
-    EncoderDecoderEngine,
-    Translated,
-    TranslatedToken,
-    TranslateOptions,
-)
-from service.tasks.language_model import LanguageModelEngine
-from service.tasks.registry import Engine
+from service.tasks.engine import GENERATE, TRANSLATE, Engine, Generates, Translates
+from service.tasks.translations import Translated, TranslatedToken, TranslateOptions
 from service.tasks.values import (
     ChoiceEnd,
     GenerateOptions,
@@ -89,7 +83,7 @@ async def ready(request: Request, response: Response) -> ReadyOut:
     """Whether every model is ready."""
     state = request.app.state
     engines = served_engines(request)
-    alive = bool(engines) and all(engine.alive for engine in engines)
+    alive = bool(engines) and all(engine.workers.alive for engine in engines)
     return _ready(response, alive and not state.lifecycle.reasons)
 
 
@@ -100,7 +94,7 @@ async def ready(request: Request, response: Response) -> ReadyOut:
 )
 async def model_ready(name: Name, request: Request, response: Response) -> ReadyOut:
     """Whether one model is ready."""
-    return _ready(response, engine_named(request, name).alive)
+    return _ready(response, engine_named(request, name).workers.alive)
 
 
 @router.get("/models/{name}", responses={404: _ERRORS[404]})
@@ -162,10 +156,13 @@ async def generate_stream(name: Name, request: Request) -> Response:
     text, given = await _read(request)
     if given.best_of not in {None, 1}:
         raise InvalidRequest.at("/best_of", "not together with a stream")
-    if isinstance(engine, LanguageModelEngine):
-        events = _text_events(engine, text, given, _text_options(request, engine, given))
+    generates, translates = GENERATE.of(engine), TRANSLATE.of(engine)
+    if generates is not None:
+        events = _text_events(generates, text, given, _text_options(request, generates, given))
+    elif translates is not None:
+        events = _translation_events(translates, text, given, _translate_options(given))
     else:
-        events = _translation_events(engine, text, given, _translate_options(given))
+        raise _writes_nothing()
     return await event_response(request, events, partial(_error_event, request))
 
 
@@ -189,21 +186,23 @@ async def _generated(
     request: Request, engine: Engine, asked: str, given: GenerateParameters
 ) -> GenerateTextResponse:
     details: DetailsOut | None = None
-    if isinstance(engine, EncoderDecoderEngine):
-        options = _translate_options(given)
-        prefix = given.target_prefix or ""
-        (result,) = await engine.translate([asked], [prefix], options)
-        found = result.hypotheses[0]
-        text = found.text
-        if given.details:
-            details = _translation_details(engine, result)
-    else:
-        (generated,) = await engine.generate([asked], _text_options(request, engine, given))
+    generates, translates = GENERATE.of(engine), TRANSLATE.of(engine)
+    if generates is not None:
+        options = _text_options(request, generates, given)
+        (generated,) = await generates.generate([asked], options)
         (choice,) = best_choices(generated.choices, 1)
         text = choice.text
         if given.details:
             told = [(x.token, x.logprob or 0.0) for x in choice.tokens or ()]
-            details = _details(engine.tokens, choice.finish_reason, told, generated.unknown)
+            details = _details(generates.tokens, choice.finish_reason, told, generated.unknown)
+    elif translates is not None:
+        prefix = given.target_prefix or ""
+        (result,) = await translates.translate([asked], [prefix], _translate_options(given))
+        text = result.hypotheses[0].text
+        if given.details:
+            details = _translation_details(translates, result)
+    else:
+        raise _writes_nothing()
     return GenerateTextResponse.model_construct(
         text_output=text,
         model_name=engine.manifest.name,
@@ -212,8 +211,12 @@ async def _generated(
     )
 
 
+def _writes_nothing() -> NotOffered:
+    return NotOffered("this model writes no text; see /models")
+
+
 def _text_options(
-    request: Request, engine: LanguageModelEngine, given: GenerateParameters
+    request: Request, engine: Generates, given: GenerateParameters
 ) -> GenerateOptions:
     for name in ("beam_size", "target_prefix"):
         if getattr(given, name) is not None:
@@ -284,7 +287,7 @@ def _translate_options(given: GenerateParameters) -> TranslateOptions:
 
 
 async def _text_events(
-    engine: LanguageModelEngine, asked: str, given: GenerateParameters, options: GenerateOptions
+    engine: Generates, asked: str, given: GenerateParameters, options: GenerateOptions
 ) -> AsyncGenerator[ServerSentEvent, None]:
     told: list[tuple[str, float]] = []
     reason: Literal["stop", "length"] = "length"
@@ -302,7 +305,7 @@ async def _text_events(
 
 
 async def _translation_events(
-    engine: EncoderDecoderEngine, asked: str, given: GenerateParameters, options: TranslateOptions
+    engine: Translates, asked: str, given: GenerateParameters, options: TranslateOptions
 ) -> AsyncGenerator[ServerSentEvent, None]:
     details: DetailsOut | None = None
     prefix = given.target_prefix or ""
@@ -333,10 +336,10 @@ def _error_event(request: Request, error: ServiceError) -> ServerSentEvent:
     return ServerSentEvent(told.model_dump_json())
 
 
-def _translation_details(engine: EncoderDecoderEngine, result: Translated) -> DetailsOut:
+def _translation_details(engine: Translates, result: Translated) -> DetailsOut:
     found = result.hypotheses[0]
     told = [(x.token, x.logprob) for x in found.tokens or ()]
-    names = engine.side("target").tokens
+    names = engine.vocabularies["target"].tokens
     return _details(names, found.finish_reason, told, result.unknown)
 
 

@@ -28,18 +28,19 @@ from service.errors import InvalidRequest, ModelNotFound, ServiceError
 from service.http.answers import (
     check_choices,
     documented_events,
+    engine_able,
     engine_named,
+    engines_able,
     json_answer,
     problem_document,
     problems_as,
-    served_engines,
     unless_gone,
 )
 from service.http.body import body_documentation, read_body
 from service.http.sse import ServerSentEvent, event_response
 from service.http.wire import Problem
 from service.scheduling.workers import at_most, check_details, off_loop
-from service.tasks.language_model import LanguageModelEngine
+from service.tasks.engine import GENERATE, Generates
 from service.tasks.text_stream import text_of
 from service.tasks.values import (
     ChoiceEnd,
@@ -74,15 +75,15 @@ _END = "[DONE]"  # the last event of a stream
 @router.get("/models")
 async def models(request: Request) -> ModelsOut:
     """Every served language model, in OpenAI's form."""
-    data = [ModelOut.of(x) for x in served_engines(request) if isinstance(x, LanguageModelEngine)]
+    data = [ModelOut.of(engine) for engine in engines_able(request, GENERATE)]
     return ModelsOut(object="list", data=data)
 
 
 @router.get("/models/{name}", responses={404: _ERRORS[404]})
 async def model(name: str, request: Request) -> ModelOut:
     """One served language model, in OpenAI's form."""
-    engine = engine_named(request, name)
-    if not isinstance(engine, LanguageModelEngine):
+    engine = GENERATE.of(engine_named(request, name))
+    if engine is None:
         raise ModelNotFound("this is no language model; an encoder-decoder stands in /models")
     return ModelOut.of(engine)
 
@@ -96,9 +97,9 @@ async def model(name: str, request: Request) -> ModelOut:
 async def completions(request: Request) -> Response:
     """Complete a prompt, or every prompt of a list."""
     body = await read_body(request, CompletionRequest)
-    engine = engine_named(request, body.model, LanguageModelEngine)
-    if not isinstance(engine, LanguageModelEngine):
-        raise InvalidRequest.at("/model", "an encoder-decoder translates; see /translate")
+    engine = engine_able(
+        request, body.model, GENERATE, "an encoder-decoder translates; see /translate"
+    )
     settings = request.app.state.settings
     asked = body.prompts
     if len(asked) > settings.max_inputs:
@@ -128,7 +129,7 @@ class _Frame:
 
     def __init__(
         self,
-        engine: LanguageModelEngine,
+        engine: Generates,
         body: CompletionRequest,
         prompts: Sequence[tuple[Prompt, bool]],
     ) -> None:
@@ -207,7 +208,7 @@ class _Frame:
 
 
 async def _events(
-    engine: LanguageModelEngine, frame: _Frame, prompts: Sequence[Prompt], options: GenerateOptions
+    engine: Generates, frame: _Frame, prompts: Sequence[Prompt], options: GenerateOptions
 ) -> AsyncGenerator[ServerSentEvent, None]:
     began: set[int] = set()
     async with aclosing(engine.stream(prompts, options)) as events:

@@ -16,7 +16,7 @@ from service.decoding.sampling import SamplingParams
 from service.errors import InvalidRequest
 from service.http.foreign_fields import refuse_foreign
 from service.http.wire import MAX_ALTERNATIVES, MAX_BIASES, Answer, TextList
-from service.tasks.language_model import LanguageModelEngine
+from service.tasks.engine import Generates
 from service.tasks.values import GenerateOptions, Prompt, ScoredToken
 
 DEFAULT_MAX_TOKENS = 16  # theirs
@@ -164,7 +164,7 @@ class CompletionRequest(BaseModel):
             return [prompt]
         return list(prompt)
 
-    def options(self, engine: LanguageModelEngine) -> GenerateOptions:
+    def options(self, engine: Generates) -> GenerateOptions:
         """What the engine takes. Raises InvalidRequest."""
         self._check()
         names = engine.tokens
@@ -215,7 +215,7 @@ class CompletionRequest(BaseModel):
         if len(both) > 1:
             raise InvalidRequest.at("/max_completion_tokens", "the same as max_tokens, or one")
 
-    def _limit(self, engine: LanguageModelEngine) -> int:
+    def _limit(self, engine: Generates) -> int:
         for given in (self.max_tokens, self.max_completion_tokens):
             if given is not None:
                 return given
@@ -329,7 +329,7 @@ class ModelOut(Answer):
     owned_by: Literal["unroll"] = Field(description="Who serves it.")
 
     @classmethod
-    def of(cls, engine: LanguageModelEngine) -> "ModelOut":
+    def of(cls, engine: Generates) -> "ModelOut":
         """From an engine."""
         created = int(datetime.fromisoformat(engine.manifest.created).timestamp())
         return cls(id=engine.manifest.name, object="model", created=created, owned_by="unroll")
@@ -377,7 +377,7 @@ def _top(token: ScoredToken) -> dict[str, float] | None:
     return {x.token: x.logprob for x in token.top} | {token.token: token.logprob}
 
 
-def fingerprint(engine: LanguageModelEngine) -> str:
+def fingerprint(engine: Generates) -> str:
     """What tells the weights of a model, and their arithmetic, from others."""
     graphs = [graph for graph in engine.manifest.graphs if graph.precision == engine.precision]
     return f"{engine.precision}-{graphs[0].sha256[:12]}"

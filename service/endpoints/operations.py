@@ -35,9 +35,9 @@ async def readyz(request: Request, response: Response) -> Ready:
     states = [
         EngineState(
             model=name,
-            ready=engine.alive,
-            last_step_age_s=engine.age_s(),
-            stalled_s=engine.stalled_s(),
+            ready=engine.workers.alive,
+            last_step_age_s=engine.workers.age_s(),
+            stalled_s=engine.workers.stalled_s(),
         )
         for name, engine in sorted(registry.engines.items())
     ]
@@ -64,7 +64,7 @@ def _stalls(request: Request) -> list[str]:
     reasons += [
         f"the engine of {name} hangs in a step"
         for name, engine in sorted(registry.engines.items())
-        if engine.stalled_s() > settings.watchdog_s
+        if engine.workers.stalled_s() > settings.watchdog_s
     ]
     return list(dict.fromkeys(reasons))
 
@@ -85,10 +85,10 @@ async def metrics(request: Request) -> Response:
 
 def show_gauges(registry: ModelRegistry, metrics: Metrics, lifecycle: Lifecycle) -> None:
     """Set what is a moment's, and not counted."""
-    alive = [engine.alive for engine in registry.engines.values()]
+    alive = [engine.workers.alive for engine in registry.engines.values()]
     metrics.ready.set(bool(alive) and all(alive) and not lifecycle.reasons)
     for name, engine in registry.engines.items():
-        metrics.show_engine(name, engine.gauges())
+        metrics.show_engine(name, engine.workers.gauges())
 
 
 # "4XX", too: else FastAPI documents a 422 of its own that no name can cause.

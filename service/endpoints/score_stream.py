@@ -21,7 +21,7 @@ from service.errors import (
     TooManyConnections,
     UnsupportedMediaType,
 )
-from service.http.answers import engine_named, problem_document, scoring
+from service.http.answers import engine_able, problem_document
 from service.http.body import field_errors, inlined_schema
 from service.http.json_values import holds_more_values
 from service.http.live import LiveResponse
@@ -29,9 +29,7 @@ from service.http.turns import Turns
 from service.http.wire import Answer, Problem, ScoreFigures, ScoreRequest, ScoreResult
 from service.observe.request_context import current_request
 from service.settings import Settings
-from service.tasks.encoder_decoder import EncoderDecoderEngine
-from service.tasks.language_model import LanguageModelEngine
-from service.tasks.registry import Engine
+from service.tasks.engine import SCORE, SCORE_IN_PARTS, Scores, ScoresInParts
 from service.tasks.values import CarriedScore, Scored, ScoreOptions, Unknown
 
 # Of a line: its object has four fields, which hold no lists. More would be dear to refuse.
@@ -158,8 +156,10 @@ async def score_stream(request: Request) -> Response:
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise UnsupportedMediaType("send the body without Content-Encoding")
     query = _query(request)
-    engine = engine_named(request, query.model)
-    if isinstance(engine, EncoderDecoderEngine) and (media_type == TEXT or query.mode == "total"):
+    engine = engine_able(request, query.model, SCORE, "this model scores nothing; see /models")
+    in_parts = SCORE_IN_PARTS.of(engine) if query.mode == "total" else None
+    lacks_sources = engine.needs_sources and media_type == TEXT
+    if lacks_sources or (query.mode == "total" and in_parts is None):
         raise InvalidRequest.at("/model", f"an encoder-decoder scores pairs: lines of {NDJSON}")
     if query.mode == "total" and media_type != TEXT:
         raise InvalidRequest.at("/mode", f"a total is of {TEXT}")
@@ -169,8 +169,8 @@ async def score_stream(request: Request) -> Response:
     body = _Body(request)
     # Asked for before the answer begins: a client may wait for "100 Continue" to send it.
     await asyncio.sleep(0)
-    if query.mode == "total" and isinstance(engine, LanguageModelEngine):
-        answers = _total(request, engine, query, body)
+    if in_parts is not None:
+        answers = _total(request, in_parts, query, body)
     else:
         answers = _lines(request, engine, query, body, is_json=media_type == NDJSON)
     return _Lines(request, answers, body)
@@ -303,7 +303,7 @@ class _Lines(LiveResponse):
 
 
 async def _lines(
-    request: Request, engine: Engine, query: StreamQuery, body: _Body, *, is_json: bool
+    request: Request, engine: Scores, query: StreamQuery, body: _Body, *, is_json: bool
 ) -> AsyncGenerator[bytes, None]:
     settings: Settings = request.app.state.settings
     splitter = LineSplitter(settings.max_line_bytes)
@@ -354,7 +354,7 @@ def _parts(piece: bytes) -> list[bytes]:
 
 async def _answered(
     request: Request,
-    engine: Engine,
+    engine: Scores,
     query: StreamQuery,
     body: _Body,
     batch: Sequence[Line],
@@ -396,7 +396,7 @@ def _read(line: Line, limit: int, *, is_json: bool) -> StreamedText:
 
 async def _scored(
     request: Request,
-    engine: Engine,
+    engine: Scores,
     query: StreamQuery,
     body: _Body,
     texts: dict[int, StreamedText],
@@ -423,7 +423,7 @@ async def _scored(
 
 
 async def _asked(
-    engine: Engine, query: StreamQuery, body: _Body, texts: Sequence[StreamedText]
+    engine: Scores, query: StreamQuery, body: _Body, texts: Sequence[StreamedText]
 ) -> list[Scored]:
     strings = [text.text for text in texts]
     sources = [text.source for text in texts if text.source is not None]
@@ -438,7 +438,8 @@ async def _asked(
         eos=query.eos,
         unknown=query.unknown,
     )
-    return await _in_time(body, lambda: scoring(engine, asked, strings))
+    given = {"contexts": asked.contexts(len(strings)), "sources": asked.sources(len(strings))}
+    return await _in_time(body, lambda: engine.score(strings, asked.options(), **given))
 
 
 async def _in_time(body: _Body, start: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
@@ -467,11 +468,9 @@ def _with_id(told: dict[str, Any], text: StreamedText) -> dict[str, Any]:
 
 
 async def _total(
-    request: Request, engine: LanguageModelEngine, query: StreamQuery, body: _Body
+    request: Request, engine: ScoresInParts, query: StreamQuery, body: _Body
 ) -> AsyncGenerator[bytes, None]:
-    splitter = TextSplitter(
-        request.app.state.settings.stream_batch_bytes, engine.manifest.normalization
-    )
+    splitter = TextSplitter(request.app.state.settings.stream_batch_bytes, engine.normalization)
     carried = CarriedScore(bos=query.bos)
     options = ScoreOptions(bos=query.bos, eos=bool(query.eos), unknown=query.unknown)
     try:

@@ -1,6 +1,6 @@
 """Texts to token ids and back, as evaluation clients ask for it (the shapes are vLLM's)."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
@@ -11,10 +11,8 @@ from service.http.answers import PROBLEMS, engine_named, json_answer
 from service.http.body import body_documentation, read_body
 from service.http.wire import Answer, RequestBody
 from service.scheduling.workers import at_most
-from service.tasks.language_model import LanguageModelEngine
-from service.tasks.registry import Engine
-
-Side = Literal["source", "target"]
+from service.tasks.engine import Engine
+from service.tasks.vocabularies import ClientVocabulary, Side
 
 router = APIRouter(tags=["tokens"])
 
@@ -92,12 +90,12 @@ async def vocab(
 ) -> Response:
     """Every token of a model; of an encoder-decoder those of one side."""
     engine = engine_named(request, name)
-    names = _tokens(engine, side)
+    names = _vocabulary(engine, side).tokens
 
     def answer() -> Vocab:
         return Vocab.model_construct(
             model=engine.manifest.name,
-            side=None if isinstance(engine, LanguageModelEngine) else side,
+            side=side if side in engine.vocabularies else None,
             tokens=[
                 VocabToken.model_construct(id=i, token=token, special=i < len(SPECIAL_TOKENS))
                 for i, token in enumerate(names)
@@ -119,15 +117,15 @@ async def tokenize(request: Request) -> Response:
     engine = engine_named(request, body.model)
     settings = request.app.state.settings
     at_most("/prompt", len(body.prompt), settings.max_prompt_chars, "characters")
-    longest = settings.max_prompt_chars
-    if not isinstance(engine, LanguageModelEngine):
-        longest = engine.manifest.limits.max_source_tokens
+    vocabulary = _vocabulary(engine, body.side)
 
     def answer() -> TokenizeResponse:
-        ids = engine.token_ids(body.prompt, body.side)
+        ids = vocabulary.ids_of(body.prompt)
         if body.add_special_tokens:
             ids = [BOS_ID, *ids]
-        return TokenizeResponse.model_construct(tokens=ids, count=len(ids), max_model_len=longest)
+        return TokenizeResponse.model_construct(
+            tokens=ids, count=len(ids), max_model_len=vocabulary.max_length
+        )
 
     return await json_answer(len(body.prompt), answer)
 
@@ -143,12 +141,13 @@ async def detokenize(request: Request) -> Response:
     body = await read_body(request, DetokenizeRequest)
     engine = engine_named(request, body.model)
     at_most("/tokens", len(body.tokens), request.app.state.settings.max_prompt_chars, "tokens")
-    size = len(_tokens(engine, body.side))
+    vocabulary = _vocabulary(engine, body.side)
+    size = len(vocabulary.tokens)
 
     def answer() -> DetokenizeResponse:
         if any(i >= size for i in body.tokens):
             raise InvalidRequest.at("/tokens", f"a token id is 0 to {size - 1}")
-        return DetokenizeResponse(prompt=engine.text_of(body.tokens, body.side))
+        return DetokenizeResponse(prompt=vocabulary.text_of(body.tokens))
 
     return await json_answer(len(body.tokens), answer)
 
@@ -160,12 +159,11 @@ async def tokenizer_info(
 ) -> TokenizerInfo:
     """What tokens are, for clients that tokenize by `/tokenize`."""
     engine = engine_named(request, model)
+    vocabulary = _vocabulary(engine, "source")
     return TokenizerInfo(
         model=engine.manifest.name,
-        tokenization="character"
-        if isinstance(engine, LanguageModelEngine)
-        else engine.manifest.source.tokenization,
-        vocab_size=len(_tokens(engine, "source")),
+        tokenization=vocabulary.tokenization,
+        vocab_size=len(vocabulary.tokens),
         bos_token=SPECIAL_TOKENS[BOS_ID],
         eos_token=SPECIAL_TOKENS[EOS_ID],
         pad_token=SPECIAL_TOKENS[PAD_ID],
@@ -175,6 +173,6 @@ async def tokenizer_info(
     )
 
 
-def _tokens(engine: Engine, side: Side) -> tuple[str, ...]:
-    """The printed tokens of a language model, or of one side of an encoder-decoder."""
-    return engine.tokens if isinstance(engine, LanguageModelEngine) else engine.side(side).tokens
+def _vocabulary(engine: Engine, side: Side) -> ClientVocabulary:
+    """The vocabulary of that side, or the one of a model that has no sides."""
+    return engine.vocabularies[side if side in engine.vocabularies else None]

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from service.bundle.encoder_decoder import (
     EncoderDecoderDataSource,
     EncoderDecoderLimits,
+    EncoderDecoderManifest,
     EncoderDecoderMetrics,
     EncoderDecoderShape,
     Example,
@@ -24,9 +25,9 @@ from service.http.wire import (
     Texts,
     Usage,
 )
-from service.tasks.encoder_decoder import (
+from service.tasks.engine import Engine
+from service.tasks.translations import (
     DEFAULT_BEAM_SIZE,
-    EncoderDecoderEngine,
     Translated,
     TranslatedToken,
     TranslateOptions,
@@ -218,7 +219,7 @@ class TranslateResponse(Answer):
     usage: Usage = Field(description="Counts over the whole request.")
 
     @classmethod
-    def of(cls, engine: EncoderDecoderEngine, results: Sequence[Translated]) -> "TranslateResponse":
+    def of(cls, engine: Engine, results: Sequence[Translated]) -> "TranslateResponse":
         """From the engine's results."""
         written = sum(x.completion_tokens for result in results for x in result.hypotheses)
         return cls.model_construct(
@@ -251,9 +252,10 @@ class EncoderDecoderDetail(ModelSummary):
     training: TrainingRecord = Field(description="How it was trained.")
 
     @classmethod
-    def of_translator(cls, engine: EncoderDecoderEngine) -> "EncoderDecoderDetail":
-        """From an engine."""
-        manifest = engine.manifest
+    def of_manifest(
+        cls, manifest: EncoderDecoderManifest, engine: Engine
+    ) -> "EncoderDecoderDetail":
+        """From an engine and its manifest."""
         return cls(
             **ModelSummary.of(engine).model_dump(),
             license=manifest.license,

@@ -28,15 +28,15 @@ from service.errors import (
 from service.http.body import inlined_schema
 from service.http.live import client_gone
 from service.http.sse import ServerSentEvent
-from service.http.wire import FieldErrorOut, Problem, ScoreRequest
+from service.http.wire import FieldErrorOut, Problem
 from service.observe.request_context import current_request
 from service.runtime.threads import in_thread
 from service.scheduling.workers import LARGE_CHARS
 from service.settings import Settings
-from service.tasks.language_model import LanguageModelEngine
-from service.tasks.registry import Engine, ModelRegistry
-from service.tasks.values import Scored
+from service.tasks.engine import Ability, Engine
+from service.tasks.registry import ModelRegistry
 
+Able = TypeVar("Able")
 Result = TypeVar("Result")
 
 # Of each status: what it means here, and an error as it is told.
@@ -175,23 +175,28 @@ def _documented_event(name: str | None, schema: type[BaseModel]) -> dict[str, An
     return {"properties": {"event": {"const": name}, "data": data}, "required": ["event", "data"]}
 
 
-def engine_named(request: Request, name: str | None, kind: type[Engine] | None = None) -> Engine:
+def engine_named(request: Request, name: str | None) -> Engine:
     """An engine by its model's name, looked up in memory, and held until the request has ended.
 
-    Without a name it is the only one, or the only one of a kind. Raises InvalidRequest.
+    Without a name it is the only one. Raises ModelNotFound and InvalidRequest.
     """
     registry: ModelRegistry = request.app.state.registry
-    if name is None:
-        fitting = [
-            x for x, engine in registry.engines.items() if isinstance(engine, kind or object)
-        ]
-        # With none that fits, the only one says what it is for.
-        fitting = fitting or list(registry.engines)
-        if len(fitting) != 1:
-            served = ", ".join(sorted(fitting)) or "none"
-            raise InvalidRequest.at("/model", f"name one of the served models: {served}")
-        name = fitting[0]
     return registry.held(name)
+
+
+def engine_able(request: Request, name: str | None, ability: Ability[Able], otherwise: str) -> Able:
+    """The same, asked for something that not every model can do.
+
+    Without a name it is the only one that can; `otherwise` is the error of one that cannot.
+    """
+    registry: ModelRegistry = request.app.state.registry
+    return registry.able(name, ability, otherwise)
+
+
+def engines_able(request: Request, ability: Ability[Able]) -> list[Able]:
+    """Every served model's engine that has the ability, by name."""
+    registry: ModelRegistry = request.app.state.registry
+    return registry.all_able(ability)
 
 
 def texts_within(texts: str | list[str], pointer: str, request: Request) -> list[str]:
@@ -213,31 +218,6 @@ def check_choices(n: int, pointer: str, stops: Sequence[str], settings: Settings
     if any(not 1 <= len(stop) <= settings.max_stop_chars for stop in stops):
         limit = settings.max_stop_chars
         raise InvalidRequest.at("/stop", f"a stop string has 1 to {limit} characters")
-
-
-def scoring(
-    engine: Engine, body: ScoreRequest, texts: list[str]
-) -> Coroutine[Any, Any, list[Scored]]:
-    """The work of a `/score`. Raises InvalidRequest for what this kind of model does not take."""
-    if isinstance(engine, LanguageModelEngine):
-        if body.source is not None:
-            raise InvalidRequest.at("/source", "a language model takes `context`, and no source")
-        if body.state is not None:
-            if body.context:
-                raise InvalidRequest.at("/context", "a state stands in its place; leave it out")
-            if body.bos and "bos" in body.model_fields_set:
-                raise InvalidRequest.at("/bos", "a text after a state begins no document")
-        return engine.score(texts, body.contexts(len(texts)), body.options())
-    if body.source is None:
-        raise InvalidRequest.at("/source", "an encoder-decoder scores a text given its source")
-    if body.context or not body.bos:
-        pointer = "/context" if body.context else "/bos"
-        raise InvalidRequest.at(pointer, "an encoder-decoder scores a target from its beginning")
-    if body.state is not None or body.return_state:
-        pointer = "/state" if body.state is not None else "/return_state"
-        raise InvalidRequest.at(pointer, "an encoder-decoder has no states to go on from")
-    eos = True if body.eos is None else body.eos
-    return engine.score(body.sources(len(texts)), texts, body.options(), eos=eos)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

@@ -16,8 +16,7 @@ from service.bundle.manifest import TrainingRecord
 from service.bundle.text import EOS_ID, UNK_ID, Normalization
 from service.decoding.constraints import AllowedChars, Choices, Pattern, Rule
 from service.decoding.sampling import SamplingParams
-from service.tasks.language_model import LanguageModelEngine
-from service.tasks.registry import Engine
+from service.tasks.engine import Engine
 from service.tasks.values import (
     DEFAULT_MAX_TOKENS,
     MAX_POSITIONS,
@@ -266,21 +265,25 @@ class ScoreRequest(RequestBody):
             raise ValueError("top_logprobs needs tokens: true")
         return self
 
-    def contexts(self, count: int) -> list[str]:
-        """One context a text."""
+    def contexts(self, count: int) -> list[str] | None:
+        """One context a text; None where there are none."""
+        if not self.context:
+            return None
         return self.context if isinstance(self.context, list) else [self.context] * count
 
-    def sources(self, count: int) -> list[str]:
-        """One source a text."""
-        return self.source if isinstance(self.source, list) else [self.source or ""] * count
+    def sources(self, count: int) -> list[str] | None:
+        """One source a text; None where there are none."""
+        if self.source is None:
+            return None
+        return self.source if isinstance(self.source, list) else [self.source] * count
 
     def options(self) -> ScoreOptions:
         """What the engine takes."""
         return ScoreOptions(
             tokens=self.tokens,
             top_logprobs=self.top_logprobs,
-            bos=self.bos,
-            eos=bool(self.eos),
+            bos=self.bos if "bos" in self.model_fields_set else None,
+            eos=self.eos,
             unknown=self.unknown,
             state=self.state,
             return_state=self.return_state,
@@ -374,7 +377,7 @@ class GenerateResponse(Answer):
     usage: Usage = Field(description="Counts over the whole request.")
 
     @classmethod
-    def of(cls, engine: LanguageModelEngine, results: Sequence[Generated]) -> "GenerateResponse":
+    def of(cls, engine: Engine, results: Sequence[Generated]) -> "GenerateResponse":
         """From the engine's results."""
         return cls.model_construct(
             model=engine.manifest.name,
@@ -452,9 +455,7 @@ class GenerateDone(Answer):
     usage: Usage = Field(description="Counts over the whole request.")
 
     @classmethod
-    def of(
-        cls, engine: LanguageModelEngine, ends: Sequence[ChoiceEnd], usage: StreamUsage
-    ) -> "GenerateDone":
+    def of(cls, engine: Engine, ends: Sequence[ChoiceEnd], usage: StreamUsage) -> "GenerateDone":
         """From the engine's events."""
         ordered = sorted(ends, key=lambda end: (end.prompt, end.choice))
         return cls.model_construct(
@@ -591,9 +592,8 @@ class ModelDetail(ModelSummary):
     )
 
     @classmethod
-    def of_engine(cls, engine: LanguageModelEngine) -> "ModelDetail":
-        """From an engine."""
-        manifest: LanguageModelManifest = engine.manifest
+    def of_manifest(cls, manifest: LanguageModelManifest, engine: Engine) -> "ModelDetail":
+        """From an engine and its manifest."""
         return cls(
             **ModelSummary.of(engine).model_dump(),
             license=manifest.license,
@@ -606,21 +606,21 @@ class ModelDetail(ModelSummary):
             data=manifest.data,
             metrics=manifest.metrics,
             training=manifest.training,
-            examples=_examples(engine),
+            examples=_examples(manifest, engine.vocabularies[None].tokens),
         )
 
 
-def _examples(engine: LanguageModelEngine) -> list[str]:
+def _examples(manifest: LanguageModelManifest, tokens: Sequence[str]) -> list[str]:
     """The held-out texts that the first golden vector holds, but one that it cuts off.
 
     Of a single long text that is all there is.
     """
     texts = [""]
-    for token in engine.manifest.golden[0].tokens:
+    for token in manifest.golden[0].tokens:
         if token == EOS_ID:
             texts.append("")
         elif token > UNK_ID:
-            texts[-1] += engine.tokens[token]
+            texts[-1] += tokens[token]
     return texts[:-1] or texts
 
 

@@ -10,10 +10,9 @@ import numpy.typing as npt
 from service.bundle.encoder_decoder import EncoderDecoderBundle, TextSide
 from service.bundle.manifest import Precision
 from service.bundle.text import EOS_ID, UNK_ID, is_blank
-from service.bundle.tokenization import Symbols, Tokenizer, special_ids
+from service.bundle.tokenization import Symbols, Tokenizer
 from service.decoding.normal_form import normal_form
-from service.decoding.sampling import SamplingParams
-from service.decoding.search_batch import FinishReason, Hypothesis, Search
+from service.decoding.search_batch import Hypothesis, Search
 from service.errors import InvalidRequest
 from service.observe.metrics import Metrics
 from service.observe.request_context import current_request
@@ -22,6 +21,16 @@ from service.scheduling.encoder_decoder import EncoderDecoderRunner
 from service.scheduling.feed import Feed, News
 from service.scheduling.workers import Workers, at_most, check_details, drawn_seed, off_loop
 from service.settings import Settings
+from service.tasks.engine import SCORE, TRANSLATE, Abilities
+from service.tasks.translations import (
+    ALIGNMENT_SIZE,
+    DEFAULT_BEAM_SIZE,
+    TokenLogprob,
+    Translated,
+    TranslatedToken,
+    TranslateOptions,
+    Translation,
+)
 from service.tasks.values import (
     Scored,
     ScoreOptions,
@@ -30,82 +39,14 @@ from service.tasks.values import (
     scored_tokens,
     unknown_text,
 )
+from service.tasks.vocabularies import ClientVocabulary, Vocabularies
 
-DEFAULT_BEAM_SIZE = 5
 # Steps of few rows cost what their Python costs, and threads take turns at that.
 _PACKED_ROWS = 256
-# Weights of one token's row in an alignment, about: what an answer with them costs to write.
-ALIGNMENT_SIZE = 64
 # At the ends of a text, where no white space is read.
 _MAX_BLANKS = 1024
 # What such a row counts among the details of an answer, in alternatives.
 _ATTENTION_DETAILS = 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TranslateOptions:
-    """What `/translate` may be asked for, besides sources and prefixes."""
-
-    beam_size: int | None = None  # None: DEFAULT_BEAM_SIZE, or the limit where that is less
-    num_hypotheses: int = 1
-    length_penalty: float = 1.0
-    max_tokens: int | None = None  # None: what the bundle allows for the source
-    sampling: SamplingParams | None = None  # None searches with beams
-    seed: int | None = None  # None draws one
-    tokens: bool = False
-    alignments: bool = False
-    unknown: UnknownPolicy = "unk"
-    copy_unknown: bool = False
-
-    @property
-    def width(self) -> int:
-        """Rows of a source."""
-        if self.sampling is not None or self.beam_size is None:
-            return self.num_hypotheses
-        return self.beam_size
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """A token of a hypothesis."""
-
-    token: str
-    logprob: float
-
-
-@dataclass(frozen=True, slots=True)
-class Translation:
-    """One hypothesis as text."""
-
-    text: str
-    logprob: float
-    score: float
-    finish_reason: FinishReason
-    tokens: tuple[TokenLogprob, ...] | None
-    alignment: npt.NDArray[np.float32] | None  # [T, M]
-    completion_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Translated:
-    """What became of one source."""
-
-    hypotheses: tuple[Translation, ...]
-    unknown: Unknown
-    source_tokens: tuple[str, ...] | None  # of each memory position, with alignments
-    seed: int | None  # of samples
-    prompt_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class TranslatedToken:
-    """A token that a translation has, whatever follows it."""
-
-    source: int
-    hypothesis: int  # of beams the best, at place 0
-    text: str  # empty for eos
-    offset: int  # characters of the translation before it
-    token: TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +63,7 @@ class _Source:
         return is_blank(self.text)
 
 
-class EncoderDecoderEngine(Workers[Search]):
+class EncoderDecoderEngine:
     """One encoder-decoder: its bundle, its workers and the tasks on text."""
 
     def __init__(
@@ -135,14 +76,21 @@ class EncoderDecoderEngine(Workers[Search]):
         threads: int = 1,
         metrics: Metrics | None = None,
     ) -> None:
+        self.holds = 0
         self.manifest = bundle.manifest
         self.precision = precision
+        self.settings = settings
         self._source = bundle.source
         self._target = bundle.target
+        self.vocabularies: Vocabularies = {
+            "source": self._client_vocabulary(bundle.manifest.source, bundle.source),
+            "target": self._client_vocabulary(bundle.manifest.target, bundle.target),
+        }
+        self.abilities: Abilities = dict((TRANSLATE.given_by(self), SCORE.given_by(self)))
         limits = bundle.manifest.limits
         self._max_source_chars = _most_chars(limits.max_source_tokens, self._source)
         self._max_target_chars = _most_chars(settings.max_tokens, self._target)
-        super().__init__(
+        self.workers: Workers[Search] = Workers(
             lambda name: EncoderDecoderRunner(session, name=name),
             bundle.manifest.name,
             settings,
@@ -152,14 +100,22 @@ class EncoderDecoderEngine(Workers[Search]):
             packed_rows=_PACKED_ROWS,
         )
 
-    def side(self, side: str) -> Tokenizer:
-        """The vocabulary of "source" or "target"."""
-        return self._target if side == "target" else self._source
+    def _client_vocabulary(self, side: TextSide, tokenizer: Tokenizer) -> ClientVocabulary:
+        return ClientVocabulary(
+            tokenization=side.tokenization,
+            normalization=side.normalization,
+            tokenizer=tokenizer,
+            join=tokenizer.join,
+            max_length=self.manifest.limits.max_source_tokens,
+        )
 
-    def token_ids(self, text: str, side: str) -> list[int]:
-        """The ids of a text on one side, in which printed special tokens are read as such."""
-        rules = (self.manifest.target if side == "target" else self.manifest.source).normalization
-        return special_ids(self.side(side), normal_form(text, rules, "/prompt"))
+    def start(self) -> None:
+        """Start the workers; call it in the event loop that requests run in."""
+        self.workers.start()
+
+    async def stop(self, timeout_s: float | None = None) -> None:
+        """End the workers; one that hangs in a step is left after so long."""
+        await self.workers.stop(timeout_s)
 
     def fits(self, text: str) -> bool:
         """Whether a source is within the model's limit."""
@@ -167,11 +123,6 @@ class EncoderDecoderEngine(Workers[Search]):
             return False
         ids = self._source.encode(normal_form(text, self.manifest.source.normalization))
         return len(ids) <= self.manifest.limits.max_source_tokens
-
-    def text_of(self, ids: Sequence[int], side: str) -> str:
-        """The printed tokens of ids, joined as a text of that side is."""
-        tokenizer = self.side(side)
-        return tokenizer.join([tokenizer.tokens[i] for i in ids])
 
     # --- translate ------------------------------------------------------------------------------
 
@@ -182,7 +133,7 @@ class EncoderDecoderEngine(Workers[Search]):
 
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
-        self.refuse_if_full()
+        self.workers.refuse_if_full()
         options, seed = self._checked(options)
         sources, searches = await self._planned(texts, prefixes, options, seed)
         await self._run([search for search in searches if search is not None])
@@ -273,7 +224,7 @@ class EncoderDecoderEngine(Workers[Search]):
         seed: int | None,
     ) -> list[Translated]:
         written = sum(len(x.tokens) for search in searches if search for x in search.best())
-        return await self.built(
+        return await self.workers.built(
             written * (ALIGNMENT_SIZE if options.alignments else 1),
             lambda: [
                 self._translated(source, search, options, seed)
@@ -399,28 +350,37 @@ class EncoderDecoderEngine(Workers[Search]):
 
     # --- score ----------------------------------------------------------------------------------
 
+    needs_sources = True
+
     async def score(
-        self, sources: Sequence[str], targets: Sequence[str], options: ScoreOptions, *, eos: bool
+        self,
+        texts: Sequence[str],
+        options: ScoreOptions,
+        *,
+        contexts: Sequence[str] | None = None,
+        sources: Sequence[str] | None = None,
     ) -> list[Scored]:
-        """log P(target | source) of every pair; with `eos` its end is counted.
+        """log P(text | source) of every pair; with `eos` its end is counted.
 
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
-        size = sum(map(len, sources)) + sum(map(len, targets))
+        sources = _checked_sources(options, contexts, sources)
+        eos = options.eos is not False
+        size = sum(map(len, sources)) + sum(map(len, texts))
         at_most("/text", size, self.settings.max_queue_tokens, "characters, sources included")
-        self._check_lengths(sources, targets, "/text")
+        self._check_lengths(sources, texts, "/text")
         if options.tokens:
-            told = sum(map(len, targets))
+            told = sum(map(len, texts))
             check_details("/text", told, options.top_logprobs, self.settings)
         plans = await off_loop(
             size,
             lambda: [
-                self._plan(source, target, options, eos=eos)
-                for source, target in zip(sources, targets, strict=True)
+                self._plan(source, text, options, eos=eos)
+                for source, text in zip(sources, texts, strict=True)
             ],
         )
         await self._run([plan.search for plan in plans if plan.search.forced])
-        return await self.built(
+        return await self.workers.built(
             size * (1 + options.top_logprobs) if options.tokens else 0,
             lambda: [self._scored(plan, options, eos=eos) for plan in plans],
         )
@@ -460,17 +420,32 @@ class EncoderDecoderEngine(Workers[Search]):
 
     async def _run(self, searches: Sequence[Search]) -> None:
         """Run all the searches to their end."""
-        async with self.deadline():
-            await self.run(searches)
+        async with self.workers.deadline():
+            await self.workers.run(searches)
         given = sum(len(search.forced) for search in searches if search.given)
         written = [len(x.tokens) for search in searches if not search.given for x in search.best()]
         read = sum(len(search.source) - 1 for search in searches)
-        self.metrics.counted(prompt=read + given, completion=sum(written), cached=0)
+        self.workers.metrics.counted(prompt=read + given, completion=sum(written), cached=0)
 
     def _read_source(self, source: str, policy: UnknownPolicy) -> _Source:
         text, ids, positions = _read(source, self.manifest.source, self._source, policy, "/source")
         at_most("/source", len(ids), self.manifest.limits.max_source_tokens, "tokens in a source")
         return _Source(text, np.append(ids, np.uint16(EOS_ID)), positions)
+
+
+def _checked_sources(
+    options: ScoreOptions, contexts: Sequence[str] | None, sources: Sequence[str] | None
+) -> Sequence[str]:
+    """The sources. Raises InvalidRequest for what an encoder-decoder does not take."""
+    if sources is None:
+        raise InvalidRequest.at("/source", "an encoder-decoder scores a text given its source")
+    if contexts is not None or options.bos is False:
+        pointer = "/context" if contexts is not None else "/bos"
+        raise InvalidRequest.at(pointer, "an encoder-decoder scores a target from its beginning")
+    if options.state is not None or options.return_state:
+        pointer = "/state" if options.state is not None else "/return_state"
+        raise InvalidRequest.at(pointer, "an encoder-decoder has no states to go on from")
+    return sources
 
 
 def _most_chars(tokens: int, tokenizer: Tokenizer) -> int:

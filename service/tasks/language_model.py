@@ -14,8 +14,7 @@ import numpy.typing as npt
 
 from service.bundle.language_model import LanguageModelBundle
 from service.bundle.manifest import Precision
-from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID
-from service.bundle.tokenization import special_ids
+from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Normalization
 from service.decoding.cache_budget import CacheBudgets
 from service.decoding.constraints import Constraint, ConstraintCompiler
 from service.decoding.normal_form import normal_form
@@ -29,6 +28,7 @@ from service.scheduling.feed import Feed
 from service.scheduling.language_model import LanguageModelRunner, TextWork
 from service.scheduling.workers import Workers, at_most, check_details, drawn_seed, off_loop
 from service.settings import Settings
+from service.tasks.engine import GENERATE, SCORE, SCORE_IN_PARTS, Abilities
 from service.tasks.handles import Handle, NoisePlace, Seal
 from service.tasks.shared_reads import SharedReads
 from service.tasks.text_stream import StreamedChoice, offsets_of, pieces_of, read_ids, text_of
@@ -49,9 +49,10 @@ from service.tasks.values import (
     scored_tokens,
     unknown_text,
 )
+from service.tasks.vocabularies import ClientVocabulary, Vocabularies
 
 
-class LanguageModelEngine(Workers[TextWork]):
+class LanguageModelEngine:
     """One language model: its bundle, its workers and the tasks on text."""
 
     def __init__(
@@ -66,15 +67,21 @@ class LanguageModelEngine(Workers[TextWork]):
         budgets: CacheBudgets | None = None,
     ) -> None:
         budgets = budgets or CacheBudgets.of(settings)
+        self.holds = 0
         self.manifest = bundle.manifest
         self.precision = precision
+        self.settings = settings
+        self.vocabularies: Vocabularies = {None: _client_vocabulary(bundle, settings)}
+        self.abilities: Abilities = dict(
+            (GENERATE.given_by(self), SCORE.given_by(self), SCORE_IN_PARTS.given_by(self))
+        )
         self._vocab = bundle.vocab
         self._id_of_token = {token: i for i, token in enumerate(bundle.vocab.tokens)}
         self._constraints = ConstraintCompiler(
             bundle.vocab.tokens, settings, budgets.patterns, bundle.manifest.normalization
         )
         self._seal = _seal_of(bundle, precision, settings)
-        super().__init__(
+        self.workers: Workers[TextWork] = Workers(
             lambda name: LanguageModelRunner(session, settings.max_rows, name=name),
             bundle.manifest.name,
             settings,
@@ -82,11 +89,15 @@ class LanguageModelEngine(Workers[TextWork]):
             max_rows=settings.max_rows,
             metrics=metrics,
         )
-        self._reads = SharedReads(budgets.prefixes, self.metrics)
+        self._reads = SharedReads(budgets.prefixes, self.workers.metrics)
+
+    def start(self) -> None:
+        """Start the workers; call it in the event loop that requests run in."""
+        self.workers.start()
 
     async def stop(self, timeout_s: float | None = None) -> None:
         """End the workers; what the caches keep is other models' to use."""
-        await super().stop(timeout_s)
+        await self.workers.stop(timeout_s)
         self._reads.prefixes.close()
         self._constraints.close()
 
@@ -95,14 +106,10 @@ class LanguageModelEngine(Workers[TextWork]):
         """Printed tokens; the index is the id."""
         return self._vocab.tokens
 
-    def token_ids(self, text: str, _side: str = "") -> list[int]:
-        """The ids of a text, in which printed special tokens are read as such."""
-        normalized = normal_form(text, self.manifest.normalization, "/prompt")
-        return special_ids(self._vocab, normalized)
-
-    def text_of(self, ids: Sequence[int], _side: str = "") -> str:
-        """The printed tokens of ids, one after another."""
-        return "".join(self._vocab.tokens[i] for i in ids)
+    @property
+    def normalization(self) -> Normalization:
+        """What is done to every text first."""
+        return self.manifest.normalization
 
     @property
     def max_tokens(self) -> int:
@@ -125,7 +132,7 @@ class LanguageModelEngine(Workers[TextWork]):
         answer_size *= 1 + (options.logprobs or 0)
         if options.return_state:
             answer_size += sum(len(work.write) for work in works) * self._seal.handle_chars
-        return await self.built(
+        return await self.workers.built(
             answer_size,
             lambda: [
                 replace(self._generated(prompt, work, options, begin, cached), unknown=places)
@@ -182,7 +189,7 @@ class LanguageModelEngine(Workers[TextWork]):
         self, prompts: Sequence[Prompt], options: GenerateOptions
     ) -> tuple[GenerateOptions, "_Beginning", list[TextWork], list[Unknown]]:
         """The options with what was left out, where choices begin, the work, what is unknown."""
-        self.refuse_if_full()
+        self.workers.refuse_if_full()
         options = self._checked(prompts, options)
         constraint = await self._constraint(options)
         begin = self._beginning(options)
@@ -205,7 +212,7 @@ class LanguageModelEngine(Workers[TextWork]):
         """What the texts may be. Raises InvalidRequest, QueueFull and DeadlineExceeded."""
         if options.rule is None:
             return None
-        async with self.deadline():
+        async with self.workers.deadline():
             constraint = await self._constraints.compiled(options.rule)
         if constraint.shortest > (options.max_tokens or 0):
             raise InvalidRequest.at(
@@ -352,14 +359,28 @@ class LanguageModelEngine(Workers[TextWork]):
 
     # --- score ----------------------------------------------------------------------------------
 
+    needs_sources = False
+
     async def score(
-        self, texts: Sequence[str], contexts: Sequence[str], options: ScoreOptions
+        self,
+        texts: Sequence[str],
+        options: ScoreOptions,
+        *,
+        contexts: Sequence[str] | None = None,
+        sources: Sequence[str] | None = None,
     ) -> list[Scored]:
         """The probability of every text after its context, which is read but not counted.
 
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
-        self.refuse_if_full()
+        _check_score(options, contexts, sources)
+        options = replace(
+            options,
+            bos=options.bos is not False and options.state is None,
+            eos=bool(options.eos),
+        )
+        contexts = contexts or [""] * len(texts)
+        self.workers.refuse_if_full()
         size = sum(map(len, texts)) + sum(map(len, contexts))
         # One context can stand before every text of a list: the body does not bound this.
         limit = self.settings.max_queue_tokens
@@ -384,7 +405,7 @@ class LanguageModelEngine(Workers[TextWork]):
         answer_size = size * (1 + options.top_logprobs) if options.tokens else 0
         if options.return_state:
             answer_size += len(texts) * self._seal.handle_chars
-        return await self.built(
+        return await self.workers.built(
             answer_size,
             lambda: [self._scored(plan, options, cached.get(id(plan), 0)) for plan in plans],
         )
@@ -396,7 +417,7 @@ class LanguageModelEngine(Workers[TextWork]):
         before, _ = self._apply_policy(
             self._encode(context, "/context"), options.unknown, "/context"
         )
-        start = [BOS_ID] if options.bos and handle is None else []
+        start = [BOS_ID] if options.bos else []
         end = [EOS_ID] if options.eos else []
         sequence = np.concatenate([start, before, ids, end]).astype(np.uint16)
         counted = sequence.copy()
@@ -442,8 +463,8 @@ class LanguageModelEngine(Workers[TextWork]):
         return Scored(
             logprob=0.0 if row is None else row.logprob,
             chars=len(plan.ids) - uncounted,
-            bos=options.bos and options.state is None,
-            eos=options.eos and row is not None,
+            bos=bool(options.bos),
+            eos=bool(options.eos) and row is not None,
             unknown=plan.unknown,
             tokens=tokens,
             prompt_tokens=plan.context_tokens + len(plan.ids),
@@ -484,9 +505,9 @@ class LanguageModelEngine(Workers[TextWork]):
             return replace(carried, last=int(sequence[0]) if len(sequence) else None)
         row = ReadRow(sequence[:-1], sequence[1:], start=carried.states, wants_continuation=True)
         row.logprob = carried.logprob
-        async with self.deadline():
-            await self.run([TextWork(row)])
-        self.metrics.counted(prompt=len(row.tokens), completion=0, cached=0)
+        async with self.workers.deadline():
+            await self.workers.run([TextWork(row)])
+        self.workers.metrics.counted(prompt=len(row.tokens), completion=0, cached=0)
         return replace(
             carried,
             states=None if row.continuation is None else row.continuation.states,
@@ -522,15 +543,28 @@ class LanguageModelEngine(Workers[TextWork]):
 
         A caller that is cancelled takes its rows along.
         """
-        async with self.deadline():
-            reused = await self._reads.run(works, self.run)
+        async with self.workers.deadline():
+            reused = await self._reads.run(works, self.workers.run)
         prompt = [len(read_ids(work)) for work in works]
-        self.metrics.counted(
+        self.workers.metrics.counted(
             prompt=sum(prompt),
             completion=sum(len(row.tokens) for work in works for row in work.write),
             cached=sum(map(min, reused, prompt)),
         )
         return reused
+
+
+def _check_score(
+    options: ScoreOptions, contexts: Sequence[str] | None, sources: Sequence[str] | None
+) -> None:
+    """Raise InvalidRequest for what a language model does not take together, or not at all."""
+    if sources is not None:
+        raise InvalidRequest.at("/source", "a language model takes `context`, and no source")
+    if options.state is not None:
+        if contexts is not None:
+            raise InvalidRequest.at("/context", "a state stands in its place; leave it out")
+        if options.bos:
+            raise InvalidRequest.at("/bos", "a text after a state begins no document")
 
 
 def _ended_before(
@@ -579,6 +613,16 @@ class _ScorePlan:
 def _seal_of(bundle: LanguageModelBundle, precision: Precision, settings: Settings) -> Seal:
     key = settings.signing_key().get_secret_value().encode()
     return Seal(key, bundle.manifest, precision, max_age_s=settings.state_max_age_s)
+
+
+def _client_vocabulary(bundle: LanguageModelBundle, settings: Settings) -> ClientVocabulary:
+    return ClientVocabulary(
+        tokenization=bundle.manifest.tokenization,
+        normalization=bundle.manifest.normalization,
+        tokenizer=bundle.vocab,
+        join="".join,
+        max_length=settings.max_prompt_chars,
+    )
 
 
 def _read_after(

@@ -14,29 +14,22 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
-from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderManifest
 from service.bundle.files import BundleError
-from service.bundle.language_model import LanguageModelBundle, LanguageModelManifest
-from service.bundle.manifest import Precision
-from service.bundle.store import read_bundle
+from service.bundle.store import Manifest, read_bundle
 from service.decoding.cache_budget import CacheBudgets
-from service.errors import BundleUnusable, ModelNotFound
+from service.errors import BundleUnusable, InvalidRequest, ModelNotFound
 from service.observe.metrics import Metrics
 from service.observe.request_context import current_request
 from service.runtime.allocator import return_free_memory
 from service.runtime.cpus import usable_cpus
-from service.runtime.encoder_decoder import OnnxEncoderDecoderSession
-from service.runtime.golden import GoldenMismatch
-from service.runtime.language_model import OnnxLanguageModelSession
 from service.settings import Settings
-from service.tasks.encoder_decoder import EncoderDecoderEngine
-from service.tasks.language_model import LanguageModelEngine
+from service.tasks.engine import Ability, Engine
+from service.tasks.kinds import Surroundings, open_engine
 from service.tasks.trial import PATIENCE, Trial
 
-AnyBundle = TypeVar("AnyBundle", LanguageModelBundle, EncoderDecoderBundle)
-Opened = TypeVar("Opened")
+Able = TypeVar("Able")
 
 # Python's lock is held for a tenth of a step or two: more threads than this wait for each other.
 MAX_DEFAULT_THREADS = 4
@@ -44,8 +37,6 @@ MANIFEST = "manifest.json"
 _POLL_S = 0.02
 # A worker that hangs in a step is left to the end of the process.
 _STOP_TIMEOUT_S = 5.0
-
-Engine: TypeAlias = LanguageModelEngine | EncoderDecoderEngine
 
 Stamp = tuple[int, int, int]  # of a manifest: a bundle is written as a whole, it with the rest
 
@@ -132,21 +123,48 @@ class ModelRegistry:
 
     # --- use ------------------------------------------------------------------------------------
 
-    def held(self, name: str) -> Engine:
-        """The engine of a model, held for the request that asks. Raises ModelNotFound."""
-        engine = self.engines.get(name)
+    def held(self, name: str | None, ability: Ability[Any] | None = None) -> Engine:
+        """The engine of a model, held for the request that asks.
+
+        Without a name it is the only one, or the only one that has the ability. Raises
+        ModelNotFound and InvalidRequest.
+        """
+        engine = self.engines.get(self._only(ability) if name is None else name)
         if engine is None:
             served = ", ".join(sorted(self.engines)) or "none"
             raise ModelNotFound(f"there is no such model; there are {served}")
         current_request().hold(engine)
         return engine
 
+    def able(self, name: str | None, ability: Ability[Able], otherwise: str) -> Able:
+        """The same engine, asked for its ability. Raises InvalidRequest(otherwise), too."""
+        found = ability.of(self.held(name, ability))
+        if found is None:
+            raise InvalidRequest.at("/model", otherwise)
+        return found
+
+    def all_able(self, ability: Ability[Able]) -> list[Able]:
+        """Every engine that has the ability, by name."""
+        engines = (ability.of(engine) for _, engine in sorted(self.engines.items()))
+        return [engine for engine in engines if engine is not None]
+
+    def _only(self, ability: Ability[Any] | None) -> str:
+        fitting = [
+            name for name, x in self.engines.items() if ability is None or ability in x.abilities
+        ]
+        # With none that fits, the only one says what it is for.
+        fitting = fitting or list(self.engines)
+        if len(fitting) != 1:
+            served = ", ".join(sorted(fitting)) or "none"
+            raise InvalidRequest.at("/model", f"name one of the served models: {served}")
+        return fitting[0]
+
     def refuse_if_full(self, client: str) -> None:
         """Raise QueueFull where no model has room for anything.
 
         Known before a body is read: a flood of requests has to cost little.
         """
-        refusals = [engine.refusal(client) for engine in self.engines.values()]
+        refusals = [engine.workers.refusal(client) for engine in self.engines.values()]
         if refusals and all(refusals):
             raise next(x for x in refusals if x is not None)
 
@@ -232,7 +250,13 @@ class ModelRegistry:
         bundle = read_bundle(folder)
         if version not in {None, version_of(bundle.manifest)}:
             raise BundleError(f"{folder.name}: it was replaced while it was opened; ask again")
-        return open_engine(bundle, self._settings, self._threads, self._metrics, self._budgets)
+        surroundings = Surroundings(
+            settings=self._settings,
+            threads=self._threads,
+            metrics=self._metrics,
+            budgets=self._budgets,
+        )
+        return open_engine(bundle, surroundings)
 
     # --- watching the folder --------------------------------------------------------------------
 
@@ -285,7 +309,7 @@ def _return_memory() -> None:
     return_free_memory()
 
 
-def version_of(manifest: LanguageModelManifest | EncoderDecoderManifest) -> str:
+def version_of(manifest: Manifest) -> str:
     """What tells a version of a bundle from others: the SHA-256 of what its manifest says.
 
     It knows the checksums of all other files.
@@ -304,44 +328,3 @@ def bundle_folders(models_dir: Path) -> list[Path]:
     if not folders:
         raise BundleError(f"{models_dir}: there is no bundle in it")
     return folders
-
-
-def open_engine(
-    bundle: LanguageModelBundle | EncoderDecoderBundle,
-    settings: Settings,
-    threads: int,
-    metrics: Metrics | None = None,
-    budgets: CacheBudgets | None = None,
-) -> Engine:
-    """The engine of a bundle, with so many threads. Raises BundleError.
-
-    Without `budgets` its caches share theirs with nobody.
-    """
-    if isinstance(bundle, LanguageModelBundle):
-        session = open_session(bundle, settings, OnnxLanguageModelSession)
-        return LanguageModelEngine(
-            bundle, session, settings,
-            precision=session.precision, threads=threads, metrics=metrics, budgets=budgets,
-        )  # fmt: skip
-    encoder_decoder_session = open_session(bundle, settings, OnnxEncoderDecoderSession)
-    return EncoderDecoderEngine(
-        bundle, encoder_decoder_session, settings,
-        precision=encoder_decoder_session.precision, threads=threads, metrics=metrics,
-    )  # fmt: skip
-
-
-def open_session(
-    bundle: AnyBundle, settings: Settings, kind: Callable[[AnyBundle, Precision], Opened]
-) -> Opened:
-    """The bundle in the precision of the settings, or in fp32 where this machine fails its int8.
-
-    Raises BundleError where there is no such precision, or fp32 fails, too.
-    """
-    wanted = bundle.manifest.precision if settings.precision == "auto" else settings.precision
-    try:
-        return kind(bundle, wanted)
-    except GoldenMismatch as mismatch:
-        if wanted == "fp32":
-            raise
-        logger.error("%s; it is served in fp32 instead", mismatch)  # noqa: TRY400 (told, not a bug)
-        return kind(bundle, "fp32")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from service.bundle.files import BundleError
 from service.bundle.store import read_bundle
-from service.tasks.registry import open_engine, version_of
+from service.tasks.kinds import Surroundings, open_engine
+from service.tasks.registry import version_of
 from service.tasks.trial import Outcome, Task
 
 # What onnxruntime and numpy say where they are given no memory.
@@ -58,7 +59,7 @@ def _tried(task: Task) -> Outcome:
         size = sum(map(len, bundle.graphs.values()))
         more_bytes = settings.open_memory_bytes + _COPIES * size
         _bound_memory(more_bytes)
-        engine = open_engine(bundle, settings, task.threads)
+        engine = open_engine(bundle, Surroundings(settings=settings, threads=task.threads))
     except BundleError as error:
         cause = str(error)
         if more_bytes and any(word in cause for word in _NO_MEMORY):

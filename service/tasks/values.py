@@ -82,10 +82,12 @@ class ScoreOptions:
 
     tokens: bool = False
     top_logprobs: int = 0
-    bos: bool = True  # the text begins a document
-    eos: bool = False  # the text ends there, and that is counted
+    bos: bool | None = None  # the text begins a document; None: it does, but not after a state
+    # The text ends there, and that is counted; None: as the model was trained, which is False for a
+    # language model and True for an encoder-decoder.
+    eos: bool | None = None
     unknown: UnknownPolicy = "unk"
-    state: str | None = None  # a handle: every text is scored after it, `bos` means nothing then
+    state: str | None = None  # a handle: every text is scored after it
     return_state: bool = False
 
 

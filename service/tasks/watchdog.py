@@ -30,13 +30,13 @@ async def watch_engines(registry: ModelRegistry, lifecycle: Lifecycle, limit_s: 
         before, looked_at = looked_at, time.monotonic()
         ran_s = min(looked_at - before, 2 * interval_s)
         for name, engine in list(registry.engines.items()):
-            engine.look(ran_s)
-            if engine.stalled_s() > limit_s:
+            engine.workers.look(ran_s)
+            if engine.workers.stalled_s() > limit_s:
                 lifecycle.fatal = f"the engine of {name} hangs in a step"
                 logger.critical("%s; nothing comes of it any more", lifecycle.fatal)
-                engine.abandon()
+                engine.workers.abandon()
                 continue
-            restarted = engine.restart_dead()
+            restarted = engine.workers.restart_dead()
             if restarted:
                 logger.error("model %s: %d workers died and were replaced", name, restarted)
                 now = time.monotonic()

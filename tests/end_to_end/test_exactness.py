@@ -234,7 +234,7 @@ async def ask(engine: LanguageModelEngine, texts: list[str], scores: bool, seed:
     if scores:
         context = "the queen of hearts she made " if seed % 2 else ""
         options = ScoreOptions(tokens=seed % 3 == 0, eos=True)
-        scored = await engine.score(texts, [context] * len(texts), options)
+        scored = await engine.score(texts, options, contexts=[context] * len(texts))
         return [replace(x, cached_tokens=0) for x in scored]
     how = SamplingParams(temperature=0.7, frequency_penalty=float(seed % 2), top_k=9)
     generated = await engine.generate(
@@ -281,7 +281,7 @@ async def with_engine(kind: Kind, requests: Sequence[Any], threads: int, cache_b
         answers = [await ask_all(engine, requests) for _ in range(2)]  # cold, then warm
     finally:
         await engine.stop()
-    assert all(scheduler.free for scheduler in engine.schedulers)
+    assert all(scheduler.free for scheduler in engine.workers.schedulers)
     return answers
 
 

@@ -12,14 +12,15 @@ import pytest
 
 from service.app import create_app
 from service.bundle.files import BundleError
+from service.bundle.language_model import LanguageModelManifest
 from service.bundle.manifest import Precision
 from service.bundle.store import write_bundle
 from service.http.wire import _examples
 from service.observe.metrics import Metrics
 from service.runtime.cpus import usable_cpus
 from service.settings import Settings
-from service.tasks.language_model import LanguageModelEngine
-from service.tasks.registry import Engine, ModelRegistry, bundle_folders
+from service.tasks.engine import Engine
+from service.tasks.registry import ModelRegistry, bundle_folders
 from tests.bundles import ALPHABET, plain_files, tiny_files
 from tests.fakes import AppClient
 
@@ -69,9 +70,9 @@ def test_the_age_of_the_last_step_is_that_of_the_last_step(client: AppClient) ->
     assert age() > before
     client.ask("/score", model="tiny-gru", text="abc")
     engine = client.app.state.registry.engines["tiny-gru"]
-    step = max(x.last_step for x in engine.schedulers)
+    step = max(x.last_step for x in engine.workers.schedulers)
     client.ask("/score", model="tiny-gru", text="abc")
-    assert max(x.last_step for x in engine.schedulers) > step
+    assert max(x.last_step for x in engine.workers.schedulers) > step
 
 
 def test_an_engine_that_stopped_makes_the_service_unready_and_others_serve_on(
@@ -106,9 +107,9 @@ def test_a_service_without_models_is_not_ready() -> None:
 def test_after_its_end_every_engine_is_stopped(models_dir: Path) -> None:
     with AppClient(create_app(Settings(models_dir=models_dir))) as client:
         engines = list(client.app.state.registry.engines.values())
-        assert all(engine.alive for engine in engines)
-    assert not any(engine.alive for engine in engines)
-    assert all(x.free for engine in engines for x in engine.schedulers)
+        assert all(engine.workers.alive for engine in engines)
+    assert not any(engine.workers.alive for engine in engines)
+    assert all(x.free for engine in engines for x in engine.workers.schedulers)
 
 
 def test_nothing_is_read_from_disk_after_the_start(models_dir: Path, tmp_path: Path) -> None:
@@ -310,7 +311,7 @@ def test_a_model_has_an_engine_thread_for_every_processor_or_as_set(
     models_dir: Path, setting: int | None, expected: int
 ) -> None:
     engines = load_engines(Settings(models_dir=models_dir, engine_threads=setting))
-    assert [len(engine.schedulers) for engine in engines] == [expected] * 3
+    assert [len(engine.workers.schedulers) for engine in engines] == [expected] * 3
 
 
 def test_one_bad_bundle_keeps_the_service_from_starting(tmp_path: Path) -> None:
@@ -334,6 +335,5 @@ def test_one_bad_bundle_keeps_the_service_from_starting(tmp_path: Path) -> None:
 def test_a_models_examples_are_the_held_out_texts_of_its_known_answers(
     tokens: list[int], examples: list[str]
 ) -> None:
-    golden = [SimpleNamespace(tokens=tokens)]
-    engine = SimpleNamespace(manifest=SimpleNamespace(golden=golden), tokens="????abc")
-    assert _examples(cast("LanguageModelEngine", engine)) == examples
+    manifest = SimpleNamespace(golden=[SimpleNamespace(tokens=tokens)])
+    assert _examples(cast("LanguageModelManifest", manifest), "????abc") == examples

@@ -184,7 +184,7 @@ def test_a_dead_engine_is_not_ready(tmp_path: Path) -> None:
     app = create_app(Settings(models_dir=tmp_path))
     with AppClient(app) as client:
         engine = app.state.registry.engines[TEXT]
-        for scheduler in engine.schedulers:
+        for scheduler in engine.workers.schedulers:
             scheduler.stop()
         for path in ("/v2/health/ready", f"/v2/models/{TEXT}/ready"):
             answer = client.get(path)

@@ -22,8 +22,8 @@ from service.decoding.search_batch import Search
 from service.runtime.encoder_decoder import OnnxEncoderDecoderSession
 from service.settings import Settings
 from service.tasks.encoder_decoder import EncoderDecoderEngine
+from service.tasks.kinds import Surroundings, open_engine
 from service.tasks.language_model import LanguageModelEngine
-from service.tasks.registry import open_engine
 from tests.bundles import (
     ALPHABET,
     MAX_SOURCE_TOKENS,
@@ -424,7 +424,7 @@ def test_a_blank_source_has_a_blank_translation_and_no_model_is_run(
 def shipped() -> Iterator[AppClient]:
     """Two of the shipped models."""
     engines = [
-        open_engine(read_bundle(Path("models") / name), SETTINGS, 1)
+        open_engine(read_bundle(Path("models") / name), Surroundings(settings=SETTINGS, threads=1))
         for name in ("dates-iso", "g2p-en")
     ]
     with AppClient(create_app(SETTINGS, engines)) as running:

@@ -430,7 +430,7 @@ def test_full_queues_refuse_before_the_body_is_read_and_streams_find_their_place
     settings = Settings(models_dir=models_dir, engine_threads=1)
     with AppClient(create_app(settings)) as client:
         engines = client.app.state.registry.engines.values()
-        held = [engine.schedulers[0]._admission for engine in engines]
+        held = [engine.workers.schedulers[0]._admission for engine in engines]
         for admission in held:
             admission.join("", Held(settings.max_queue_requests, 1, 1))
         refused = client.post("/score", content=b"{", headers={"Content-Type": "application/json"})

@@ -121,7 +121,7 @@ def test_a_client_that_goes_ends_its_rows_within_a_step() -> None:
             await call.end()
             runs = len(session.runs)
             gate.let_through()  # the run that stood at the gate
-            await until(lambda: all(scheduler.free for scheduler in engine.schedulers))
+            await until(lambda: all(scheduler.free for scheduler in engine.workers.schedulers))
             assert len(session.runs) <= runs + 1
             gate.open()
 
@@ -140,7 +140,7 @@ def test_a_client_that_goes_before_the_first_token_ends_its_rows() -> None:
             # The run at the gate is of the prompt; the first token's is of the same step.
             gate.let_through()
             gate.let_through()
-            await until(lambda: all(scheduler.free for scheduler in engine.schedulers))
+            await until(lambda: all(scheduler.free for scheduler in engine.workers.schedulers))
             assert len(session.runs) <= 2
             gate.open()
 
@@ -155,7 +155,7 @@ def test_a_client_that_takes_nothing_is_given_up() -> None:
             await call.chunk()
             call.taking.clear()
             await call.end()
-            await until(lambda: all(scheduler.free for scheduler in engine.schedulers))
+            await until(lambda: all(scheduler.free for scheduler in engine.workers.schedulers))
 
     asyncio.run(main())
 
@@ -178,7 +178,7 @@ def test_what_breaks_after_the_first_byte_is_the_last_event() -> None:
             assert problem["type"] == "deadline-exceeded"
             await call.end()
             gate.open()
-            await until(lambda: all(scheduler.free for scheduler in engine.schedulers))
+            await until(lambda: all(scheduler.free for scheduler in engine.workers.schedulers))
 
     asyncio.run(main())
 

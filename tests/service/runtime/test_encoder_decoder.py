@@ -20,7 +20,7 @@ from service.runtime.golden import GoldenMismatch
 from service.runtime.graphs import open_graph
 from service.scheduling.encoder_decoder import EncoderDecoderRunner
 from service.settings import Settings
-from service.tasks.registry import open_session
+from service.tasks.kinds import open_session
 from tests.bundles import HIDDEN, POOL_STRIDE, pairs_in_memory, tiny_pair_files
 from tests.service.search_reference import found, source_of
 from training.export.manifest_parts import describe_graph

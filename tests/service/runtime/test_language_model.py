@@ -16,7 +16,7 @@ from service.bundle.text import BOS_ID
 from service.runtime.golden import GoldenMismatch
 from service.runtime.language_model import OnnxLanguageModelSession
 from service.settings import Settings
-from service.tasks.registry import open_session
+from service.tasks.kinds import open_session
 from tests.bundles import ALPHABET, HIDDEN, in_memory, tiny_files
 from training.export.manifest_parts import describe_graph
 

@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any
 
 from service.settings import Settings
-from service.tasks.encoder_decoder import EncoderDecoderEngine, TranslateOptions
+from service.tasks.encoder_decoder import EncoderDecoderEngine
+from service.tasks.translations import TranslateOptions
 from tests.bundles import pairs_in_memory, tiny_pair_files
 from tests.fakes import FakeEncoderDecoderSession, Gate, eventually
 
@@ -50,7 +51,7 @@ def has_rows(engine: EncoderDecoderEngine, rows: int) -> bool:
 
 
 def loads(engine: EncoderDecoderEngine) -> list[int]:
-    return [scheduler.load for scheduler in engine.schedulers]
+    return [scheduler.load for scheduler in engine.workers.schedulers]
 
 
 def test_lone_sources_share_a_worker_and_its_steps() -> None:

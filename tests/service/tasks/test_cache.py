@@ -179,14 +179,14 @@ def test_who_gives_up_while_the_shared_part_is_read_leaves_nothing_behind() -> N
     async def work() -> None:
         engine.start()
         texts = [LONG * 4 + "a", LONG * 4 + "b"]
-        caller = asyncio.create_task(engine.score(texts, ["", ""], ScoreOptions()))
+        caller = asyncio.create_task(engine.score(texts, ScoreOptions()))
         await asyncio.to_thread(gate.wait)
         caller.cancel()
         with pytest.raises(asyncio.CancelledError):
             await caller
         gate.open()
-        await asyncio.to_thread(eventually, lambda: all(x.free for x in engine.schedulers))
-        assert engine._waiting == {}
+        await asyncio.to_thread(eventually, lambda: all(x.free for x in engine.workers.schedulers))
+        assert engine.workers._waiting == {}
         await engine.stop()
 
     asyncio.run(work())
@@ -199,15 +199,15 @@ def test_a_share_that_a_full_queue_refuses_takes_the_others_along() -> None:
     async def work() -> None:
         engine.start()
         loop = asyncio.get_running_loop()
-        others = [loop.create_task(engine.score(["abc"], [""], ScoreOptions())) for _ in range(3)]
+        others = [loop.create_task(engine.score(["abc"], ScoreOptions())) for _ in range(3)]
         await asyncio.to_thread(gate.wait)
         await asyncio.sleep(0.05)
         with pytest.raises(QueueFull):
-            await engine.score(["abc", "abd", "abe", "abf", "abg", "abh"], [""] * 6, ScoreOptions())
+            await engine.score(["abc", "abd", "abe", "abf", "abg", "abh"], ScoreOptions())
         gate.open()
         assert len(await asyncio.gather(*others)) == 3
-        await asyncio.to_thread(eventually, lambda: all(x.free for x in engine.schedulers))
-        assert engine._waiting == {}
+        await asyncio.to_thread(eventually, lambda: all(x.free for x in engine.workers.schedulers))
+        assert engine.workers._waiting == {}
         await engine.stop()
 
     asyncio.run(work())
@@ -224,7 +224,7 @@ def test_the_inputs_of_a_request_are_dealt_out_to_every_thread() -> None:
         asked = asyncio.create_task(engine.generate(prompts, GenerateOptions(max_tokens=2, seed=1)))
         await asyncio.to_thread(gate.wait)
         await asyncio.sleep(0.05)
-        assert [x.load for x in engine.schedulers] == [2, 2, 2]
+        assert [x.load for x in engine.workers.schedulers] == [2, 2, 2]
         gate.open()
         assert len(await asked) == 6
         await engine.stop()
@@ -266,11 +266,11 @@ def test_what_is_not_cached_is_run_and_nothing_else(
         for request in requests:
             texts, contexts = zip(*request, strict=True)
             session.tokens_run = 0
-            scored = await engine.score(texts, contexts, options)
+            scored = await engine.score(texts, options, contexts=contexts)
             told = sum(x.prompt_tokens - x.cached_tokens for x in scored)
             assert session.tokens_run == told
             assert engine._reads.prefixes.size_bytes <= room
-            alone = [(await plain.score([x], [y], options))[0] for x, y in request]
+            alone = [(await plain.score([x], options, contexts=[y]))[0] for x, y in request]
             assert [replace(x, cached_tokens=0) for x in scored] == alone
         await engine.stop()
         await plain.stop()
@@ -287,8 +287,8 @@ def test_a_shared_part_that_fails_fails_the_request_and_is_not_kept() -> None:
         for ask in ([BAD + LONG + "a", BAD + LONG + "b"], [BAD]):
             with pytest.raises(ModelFailure):
                 await engine.generate(ask, GenerateOptions(max_tokens=1))
-        await asyncio.to_thread(eventually, lambda: all(x.free for x in engine.schedulers))
-        assert engine._waiting == {}
+        await asyncio.to_thread(eventually, lambda: all(x.free for x in engine.workers.schedulers))
+        assert engine.workers._waiting == {}
         assert len(engine._reads.prefixes) == 0
         await engine.generate([LONG + "a", LONG + "b"], GenerateOptions(max_tokens=1))
         assert len(engine._reads.prefixes) == 3
@@ -324,11 +324,13 @@ def test_a_share_that_fails_takes_the_others_along_and_leaves_other_requests() -
             await engine.generate(["abc", "ab" + BAD], options)
         # The first prompt stands in its first step, on the other thread; its row goes next.
         beside = asyncio.create_task(engine.generate(["xyz", "zyx"], options))
-        await asyncio.to_thread(eventually, lambda: any(x.load > 1 for x in engine.schedulers))
+        await asyncio.to_thread(
+            eventually, lambda: any(x.load > 1 for x in engine.workers.schedulers)
+        )
         session.released.set()
         found = [x.choices for x in await beside]
-        await asyncio.to_thread(eventually, lambda: all(x.free for x in engine.schedulers))
-        assert engine._waiting == {}
+        await asyncio.to_thread(eventually, lambda: all(x.free for x in engine.workers.schedulers))
+        assert engine.workers._waiting == {}
         # Two choices of 40 tokens, each on a thread of its own, and one step for nothing.
         assert session.steps <= 2 * 39 + 1
         assert found == [x.choices for x in await engine.generate(["xyz", "zyx"], options)]

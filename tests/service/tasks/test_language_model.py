@@ -76,15 +76,15 @@ def test_a_caller_that_is_cancelled_takes_its_rows_along() -> None:
     engine = engine_of(session_of(gate=gate))
 
     async def work() -> None:
-        caller = asyncio.create_task(engine.score(["abc" * 500], [""], ScoreOptions()))
+        caller = asyncio.create_task(engine.score(["abc" * 500], ScoreOptions()))
         await at(gate)
         caller.cancel()
         with pytest.raises(asyncio.CancelledError):
             await caller
         gate.open()
-        assert (await engine.score(["abc"], [""], ScoreOptions()))[0].chars == 3
-        eventually(lambda: engine.schedulers[0].free)
-        assert engine._waiting == {}
+        assert (await engine.score(["abc"], ScoreOptions()))[0].chars == 3
+        eventually(lambda: engine.workers.schedulers[0].free)
+        assert engine.workers._waiting == {}
 
     run(engine, work)
 
@@ -95,17 +95,17 @@ def test_a_caller_that_is_cancelled_in_the_queue_is_never_scheduled() -> None:
     engine = engine_of(session, max_rows=1)
 
     async def work() -> None:
-        first = asyncio.create_task(engine.score(["abc"], [""], ScoreOptions()))
+        first = asyncio.create_task(engine.score(["abc"], ScoreOptions()))
         await at(gate)
-        second = asyncio.create_task(engine.score(["abcabc"], [""], ScoreOptions()))
+        second = asyncio.create_task(engine.score(["abcabc"], ScoreOptions()))
         await asyncio.sleep(0)
-        assert len(engine._waiting) == 2
+        assert len(engine.workers._waiting) == 2
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
             await second
         gate.open()
         await first
-        eventually(lambda: engine.schedulers[0].free)
+        eventually(lambda: engine.workers.schedulers[0].free)
         assert len(session.runs) == 1
 
     run(engine, work)
@@ -119,9 +119,9 @@ def test_a_deadline_frees_the_rows() -> None:
         with pytest.raises(DeadlineExceeded, match=r"0\.05 s"):
             await engine.generate(["abc"], GenerateOptions(max_tokens=1000))
         gate.open()
-        eventually(lambda: engine.schedulers[0].free)
-        assert engine._waiting == {}
-        assert engine.schedulers[0].alive
+        eventually(lambda: engine.workers.schedulers[0].free)
+        assert engine.workers._waiting == {}
+        assert engine.workers.schedulers[0].alive
 
     run(engine, work)
 
@@ -136,15 +136,15 @@ def test_stopping_fails_what_runs_and_what_comes() -> None:
         )
         await at(gate)
         stopping = asyncio.create_task(engine.stop())
-        await asyncio.to_thread(eventually, lambda: not engine.schedulers[0].alive)
+        await asyncio.to_thread(eventually, lambda: not engine.workers.schedulers[0].alive)
         gate.open()
         await stopping
         with pytest.raises(EngineStopped):
             await caller
         with pytest.raises(EngineStopped):
-            await engine.score(["abc"], [""], ScoreOptions())
-        assert engine._waiting == {}
-        assert engine.schedulers[0]._cancelling == []
+            await engine.score(["abc"], ScoreOptions())
+        assert engine.workers._waiting == {}
+        assert engine.workers.schedulers[0]._cancelling == []
 
     run(engine, work)
 
@@ -152,14 +152,14 @@ def test_stopping_fails_what_runs_and_what_comes() -> None:
 def test_an_engine_that_was_not_started_says_so() -> None:
     engine = engine_of(session_of())
     with pytest.raises(RuntimeError, match="start the engine first"):
-        asyncio.run(engine.score(["abc"], [""], ScoreOptions()))
+        asyncio.run(engine.score(["abc"], ScoreOptions()))
 
 
 def test_a_score_of_nothing_needs_no_model() -> None:
     session = session_of(raises_at=1)
 
     async def work() -> None:
-        (scored,) = await engine.score([""], ["context"], ScoreOptions())
+        (scored,) = await engine.score([""], ScoreOptions(), contexts=["context"])
         assert (scored.logprob, scored.bits, scored.chars) == (0.0, 0.0, 0)
 
     engine = engine_of(session)
@@ -216,7 +216,7 @@ def test_a_full_queue_is_told_at_once_with_when_to_come_back() -> None:
                 assert int(answer.headers["Retry-After"]) >= 1
                 assert "3 rows" in problem["detail"]
         assert client.ask("/score", text="abc")
-        assert client.app.state.registry.engines["fake"].schedulers[0].free
+        assert client.app.state.registry.engines["fake"].workers.schedulers[0].free
 
 
 def test_a_burst_of_1000_is_answered_or_refused_and_nothing_else() -> None:
@@ -226,7 +226,7 @@ def test_a_burst_of_1000_is_answered_or_refused_and_nothing_else() -> None:
         assert set(codes) <= {200, 429}
         assert codes.count(200) >= 100
         assert len({x.content for x in answers if x.status_code == 200}) == 1
-        eventually(lambda: client.app.state.registry.engines["fake"].schedulers[0].free)
+        eventually(lambda: client.app.state.registry.engines["fake"].workers.schedulers[0].free)
 
 
 def test_a_deadline_is_told_and_the_next_request_is_answered() -> None:
@@ -237,7 +237,7 @@ def test_a_deadline_is_told_and_the_next_request_is_answered() -> None:
         assert problem["type"] == "deadline-exceeded"
         assert "0.4 s" in problem["detail"]
         gate.open()
-        eventually(lambda: client.app.state.registry.engines["fake"].schedulers[0].free)
+        eventually(lambda: client.app.state.registry.engines["fake"].workers.schedulers[0].free)
         assert client.ask("/score", text="abc")["results"][0]["chars"] == 3
 
 
@@ -255,7 +255,7 @@ def test_a_run_that_fails_is_a_500_for_that_request_alone(
         assert "broke" not in answer.text  # the exception's words are for the log
         assert ("the run broke" in caplog.text) == (fault == "raises_at")
         good = client.ask(path, **{field: "abc"}, **({} if path == "/score" else {"seed": 1}))
-        assert client.app.state.registry.engines["fake"].schedulers[0].free
+        assert client.app.state.registry.engines["fake"].workers.schedulers[0].free
     with serving(session_of()) as client:
         again = client.ask(path, **{field: "abc"}, **({} if path == "/score" else {"seed": 1}))
     assert good == again

@@ -469,7 +469,7 @@ def test_a_client_that_goes_in_a_last_read_frees_its_row(client: AppClient) -> N
 
     client.run(leave)
     engines = client.app.state.registry.engines.values()
-    schedulers = [scheduler for engine in engines for scheduler in engine.schedulers]
+    schedulers = [scheduler for engine in engines for scheduler in engine.workers.schedulers]
     eventually(lambda: all(scheduler.free for scheduler in schedulers))
 
 

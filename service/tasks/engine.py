@@ -1,0 +1,160 @@
+"""What an engine is, whatever its kind of model, and what engines can be asked for.
+
+An ability is one thing that a model may be able to do: its protocol says how it is asked for, and
+an engine lists the abilities that it has. Whoever answers requests looks for an ability and never
+for a kind of model.
+"""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+
+from service.bundle.arrays import Ids
+from service.bundle.encoder_decoder import EncoderDecoderManifest
+from service.bundle.manifest import Precision
+from service.bundle.store import Manifest
+from service.bundle.text import Normalization
+from service.scheduling.workers import Workers
+from service.tasks.translations import Translated, TranslatedToken, TranslateOptions
+from service.tasks.values import (
+    CarriedScore,
+    Generated,
+    GenerateOptions,
+    Prompt,
+    Scored,
+    ScoreOptions,
+    StreamEvent,
+)
+from service.tasks.vocabularies import Vocabularies
+
+Able = TypeVar("Able")
+
+
+class Engine(Protocol):
+    """One served version of a model."""
+
+    holds: int  # requests that are answered with it (request_context.Held)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+
+    @property
+    def precision(self) -> Precision:
+        """The arithmetic that it runs in."""
+
+    @property
+    def workers(self) -> Workers[Any]:
+        """The threads that run its model."""
+
+    @property
+    def vocabularies(self) -> Vocabularies:
+        """Its tokens, side by side where it has sides."""
+
+    @property
+    def abilities(self) -> "Abilities":
+        """What it can be asked for."""
+
+    def start(self) -> None:
+        """Start its workers; call it in the event loop that requests run in."""
+
+    async def stop(self, timeout_s: float | None = None) -> None:
+        """End its workers; one that hangs in a step is left after so long."""
+
+
+class Ability(Generic[Able]):
+    """Something that some engines can do, and others cannot."""
+
+    def of(self, engine: Engine) -> Able | None:
+        """The engine as this ability is asked for; None where it has no such ability."""
+        found: Able | None = engine.abilities.get(self)
+        return found
+
+    def given_by(self, able: Able) -> "tuple[Ability[Any], Any]":
+        """An entry of an engine's `abilities`."""
+        return self, able
+
+
+Abilities: TypeAlias = Mapping[Ability[Any], Any]
+
+
+class Generates(Engine, Protocol):
+    """Continues texts."""
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Printed tokens; the index is the id."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens that one choice may have."""
+
+    async def generate(
+        self, prompts: Sequence[Prompt], options: GenerateOptions
+    ) -> list[Generated]:
+        """Continue every prompt."""
+
+    def stream(
+        self, prompts: Sequence[Prompt], options: GenerateOptions
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """What `generate` gives, token by token; the usage comes last."""
+
+
+class Scores(Engine, Protocol):
+    """Tells how probable texts are."""
+
+    @property
+    def needs_sources(self) -> bool:
+        """Whether a text is scored given a source; else it may have a context."""
+
+    async def score(
+        self,
+        texts: Sequence[str],
+        options: ScoreOptions,
+        *,
+        contexts: Sequence[str] | None = None,
+        sources: Sequence[str] | None = None,
+    ) -> list[Scored]:
+        """The probability of every text, after its context or given its source."""
+
+
+class ScoresInParts(Engine, Protocol):
+    """Scores one text of any length, part by part."""
+
+    @property
+    def normalization(self) -> Normalization:
+        """What is done to the text first."""
+
+    def ids_of(self, text: str) -> Ids:
+        """The ids of a part's normalized characters."""
+
+    async def carry_on(
+        self, carried: CarriedScore, ids: Ids | None, options: ScoreOptions
+    ) -> CarriedScore:
+        """The score with the next part; None is the text's end."""
+
+
+class Translates(Engine, Protocol):
+    """Writes targets of sources."""
+
+    @property
+    def manifest(self) -> EncoderDecoderManifest:
+        """The bundle's manifest, with both languages."""
+
+    def fits(self, text: str) -> bool:
+        """Whether a source is within the model's limit."""
+
+    async def translate(
+        self, texts: Sequence[str], prefixes: Sequence[str], options: TranslateOptions
+    ) -> list[Translated]:
+        """Targets of every source, each beginning with its prefix."""
+
+    def stream(
+        self, texts: Sequence[str], prefixes: Sequence[str], options: TranslateOptions
+    ) -> AsyncGenerator[TranslatedToken | list[Translated], None]:
+        """What `translate` gives, which comes last; before it its tokens, as they become sure."""
+
+
+GENERATE: Ability[Generates] = Ability()
+SCORE: Ability[Scores] = Ability()
+SCORE_IN_PARTS: Ability[ScoresInParts] = Ability()
+TRANSLATE: Ability[Translates] = Ability()

@@ -1,0 +1,80 @@
+"""What `/translate` may be asked for, and what becomes of sources: options and results, no HTTP."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from service.decoding.sampling import SamplingParams
+from service.decoding.search_batch import FinishReason
+from service.tasks.values import Unknown, UnknownPolicy
+
+DEFAULT_BEAM_SIZE = 5
+# Weights of one token's row in an alignment, about: what an answer with them costs to write.
+ALIGNMENT_SIZE = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TranslateOptions:
+    """What `/translate` may be asked for, besides sources and prefixes."""
+
+    beam_size: int | None = None  # None: DEFAULT_BEAM_SIZE, or the limit where that is less
+    num_hypotheses: int = 1
+    length_penalty: float = 1.0
+    max_tokens: int | None = None  # None: what the bundle allows for the source
+    sampling: SamplingParams | None = None  # None searches with beams
+    seed: int | None = None  # None draws one
+    tokens: bool = False
+    alignments: bool = False
+    unknown: UnknownPolicy = "unk"
+    copy_unknown: bool = False
+
+    @property
+    def width(self) -> int:
+        """Rows of a source."""
+        if self.sampling is not None or self.beam_size is None:
+            return self.num_hypotheses
+        return self.beam_size
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of a hypothesis."""
+
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """One hypothesis as text."""
+
+    text: str
+    logprob: float
+    score: float
+    finish_reason: FinishReason
+    tokens: tuple[TokenLogprob, ...] | None
+    alignment: npt.NDArray[np.float32] | None  # [T, M]
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """What became of one source."""
+
+    hypotheses: tuple[Translation, ...]
+    unknown: Unknown
+    source_tokens: tuple[str, ...] | None  # of each memory position, with alignments
+    seed: int | None  # of samples
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TranslatedToken:
+    """A token that a translation has, whatever follows it."""
+
+    source: int
+    hypothesis: int  # of beams the best, at place 0
+    text: str  # empty for eos
+    offset: int  # characters of the translation before it
+    token: TokenLogprob
