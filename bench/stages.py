@@ -22,7 +22,7 @@ from service.scheduling.encoder_decoder import EncoderDecoderRunner
 from service.settings import Settings
 from training.config import EncoderDecoderConfig, load_config
 from training.data.pairs import prepare_pairs
-from training.export.encoder_decoder import export_pairs
+from training.export.encoder_decoder import export
 
 WORDS = 256  # one thread's share of the 512
 Result = TypeVar("Result")
@@ -38,7 +38,7 @@ def main() -> int:
     if not isinstance(config, EncoderDecoderConfig):
         raise TypeError(CONFIG)
     corpus = prepare_pairs(config.data, CONFIG.resolve().parent)
-    bundle = read_bundle(export_pairs(options.run, corpus, WORK / "pairs"))
+    bundle = read_bundle(export(options.run, corpus, WORK / "pairs"))
     if not isinstance(bundle, EncoderDecoderBundle):
         raise TypeError(bundle)
     known = list(corpus.tests[0].references)

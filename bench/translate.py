@@ -25,7 +25,7 @@ from bench.server import ROOT, free_port, running, unroll
 from bench.torch_beam import beam_search
 from training.config import EncoderDecoderConfig, load_config
 from training.data.pairs import prepare_pairs
-from training.export.encoder_decoder import export_pairs
+from training.export.encoder_decoder import export
 from training.loop.cpus import usable_cpus
 from training.loop.encoder_decoder import load_best_pairs
 
@@ -47,7 +47,7 @@ def main() -> int:
         raise TypeError(CONFIG)
     corpus = prepare_pairs(config.data, CONFIG.resolve().parent)
     models = WORK / "pairs"
-    path = export_pairs(options.run, corpus, models)
+    path = export(options.run, corpus, models)
     rng = np.random.default_rng(0)
     known = list(corpus.tests[0].references)
     words = [known[i] for i in rng.choice(len(known), WORDS, replace=False)]

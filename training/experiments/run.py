@@ -22,8 +22,8 @@ from training.data.stored_pairs import load_pairs, store_pairs
 from training.evaluation.encoder_decoder_report import measure_pairs, pair_table
 from training.evaluation.language_model import evaluate
 from training.evaluation.language_model_report import measure_baselines, measurement, table
-from training.export.encoder_decoder import export_pairs
-from training.export.language_model import export, held_out_split
+from training.export import encoder_decoder, language_model
+from training.export.language_model import held_out_split
 from training.export.manifest_parts import ExportError
 from training.loop import checkpoint
 from training.loop.checkpoint import BEST, LAST
@@ -210,8 +210,8 @@ def export_run(run_dir: Path, models_dir: Path, *, name: str | None = None) -> P
     if not _is_measured(run_dir, step):
         _measure(run_dir, data)
     if isinstance(data, PairCorpus):
-        return export_pairs(run_dir, data, models_dir, name=name)
-    return export(run_dir, data, models_dir, name=name)
+        return encoder_decoder.export(run_dir, data, models_dir, name=name)
+    return language_model.export(run_dir, data, models_dir, name=name)
 
 
 def is_pairs(run_dir: Path) -> bool:

@@ -72,9 +72,7 @@ _PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 _LOG = logging.getLogger(__name__)
 
 
-def export_pairs(
-    run_dir: Path, corpus: PairCorpus, models_dir: Path, *, name: str | None = None
-) -> Path:
+def export(run_dir: Path, corpus: PairCorpus, models_dir: Path, *, name: str | None = None) -> Path:
     """Write a run's best weights as a bundle. Raises ExportError, and nothing is written.
 
     The int8 graphs are in it where they are at most MAX_QUANTIZATION_LOSS worse on held-out pairs.
