@@ -111,6 +111,9 @@ shakespeare: $(DEVELOPMENT_ENV)/.done ## Train on ../shared/data/tinyshakespeare
 models/README.md: $(DEVELOPMENT_ENV)/.done service/bundle/*.py ## Write the bundle's documentation from the schema.
 	$(BIN)/python -m tests.bundle_reference > $@
 
+docs/settings.md: $(DEVELOPMENT_ENV)/.done service/settings.py service/setting_words.py ## Write the settings' documentation from the settings.
+	$(BIN)/python -m tests.settings_reference > $@
+
 openapi.json: $(DEVELOPMENT_ENV)/.done service/*.py service/*/*.py tests/examples.py ## Write the examples and the OpenAPI document.
 	$(BIN)/python -m tests.examples
 	$(BIN)/python -c 'import json; from service.app import create_app; from service.settings import Settings; \

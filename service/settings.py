@@ -20,12 +20,12 @@ SUBJECTS = {
     "host": "Connections",
     "models_dir": "Models",
     "engine_threads": "Engines",
-    "api_keys_file": "Who may ask",
+    "api_keys_file": "Access",
     "request_timeout_s": "Time and queues",
     "max_url_bytes": "Limits of a request",
     "max_line_bytes": "Streams",
     "log_level": "Logs and traces",
-    "watchdog_s": "The end",
+    "watchdog_s": "Shutdown",
 }
 
 
@@ -41,209 +41,270 @@ class Settings(BaseModel):
     host: str = Field(
         "127.0.0.1",
         min_length=1,
-        description="address to listen on; 0.0.0.0 is every IPv4 address, :: every address of both "
-        "families",
+        description=(
+            "address to listen on; 0.0.0.0 means every IPv4 address, :: every address of both "
+            "families"
+        ),
     )
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     workers: Count = Field(1, description="server processes that share the port")
     root_path: str = Field(
         "",
         pattern=r"^(/[A-Za-z0-9._~-]+)*$",
-        description="path under which a proxy offers this server, such as /unroll; needed only "
-        "where the proxy leaves it in the requests that it passes on",
+        description=(
+            "path under which a proxy publishes this server, such as /unroll; needed only if the "
+            "proxy leaves it in the requests that it forwards"
+        ),
     )
     max_connections: Count = Field(
         1000,
-        description="most connections, a process; one more takes the place of one that idles "
-        "between requests, or of a stream that stands still, and is otherwise answered for /livez "
-        "and /readyz alone",
+        description=(
+            "most connections per process; when all are in use, a new one replaces a connection "
+            "that idles between requests or a stream that stands still, and if there is none, "
+            "only /livez and /readyz are answered on it"
+        ),
     )
     max_unsent_bytes: Count = Field(
         32 * 2**20,
-        description="most bytes of answers that wait for their clients to read them, a process; "
-        "for more, clients that read nothing are given up, or the answer is refused",
+        description=(
+            "most bytes of answers that wait for clients to read them, per process; above that, "
+            "clients that read nothing are disconnected, or the answer is refused"
+        ),
     )
     keep_alive_s: Seconds = Field(
         75.0,
-        description="longest time for which a connection may idle between requests; above that of "
-        "a proxy in front, most of which keep theirs for 60 s",
+        description=(
+            "how long a connection may idle between requests; keep it above the timeout of a "
+            "proxy in front, which is mostly 60 s"
+        ),
     )
-    header_timeout_s: Seconds = Field(10.0, description="longest time for a head to arrive")
-    body_timeout_s: Seconds = Field(30.0, description="longest time for a body to arrive")
-    models_dir: Path = Field(Path("models"), description="folder of bundles")
+    header_timeout_s: Seconds = Field(
+        10.0, description="how long the headers of a request may take to arrive"
+    )
+    body_timeout_s: Seconds = Field(
+        30.0, description="how long the body of a request may take to arrive"
+    )
+    models_dir: Path = Field(Path("models"), description="folder with the bundles")
     precision: Literal["auto", "int8", "fp32"] = Field(
-        "auto", description="arithmetic; auto takes what each bundle's export chose"
+        "auto", description="arithmetic of the models; auto takes what each bundle's export chose"
     )
     on_bad_bundle: Literal["refuse", "skip"] = Field(
         "refuse",
-        description="a bundle that cannot be served ends the start (refuse), or is listed as "
-        "failed while the others are served (skip)",
+        description=(
+            "what to do at the start with a bundle that cannot be served: refuse to start, or "
+            "skip it, list it as failed and serve the others"
+        ),
     )
     watch_models_s: Seconds | None = Field(
         None,
-        description="how often to look for new, changed and removed bundles; unset looks once, at "
-        "the start",
+        description=(
+            "how often to look for new, changed and removed bundles; unset looks once, at the start"
+        ),
     )
     open_timeout_s: Seconds = Field(
         10.0,
-        description="longest time of a processor for opening and checking a bundle that comes "
-        "while others are served; by the clock three times that and 20 s",
+        description=(
+            "processor time that opening and checking a bundle may take while others are served; "
+            "by the clock, three times that plus 20 s"
+        ),
     )
     open_memory_bytes: Count = Field(
         512 * 2**20,
-        description="most memory for that, beside four times the bundle's graphs",
+        description=(
+            "memory that opening and checking a bundle may take while others are served, on top "
+            "of four times the size of its graphs"
+        ),
     )
     engine_threads: Count | None = Field(
         None,
-        description="threads that run a model in each process; unset shares out the usable "
-        "processors, up to four each",
+        description=(
+            "threads per process that run a model; unset divides the usable processors among the "
+            "processes, with at most four threads each"
+        ),
     )
-    max_rows: Count = Field(64, description="rows that step together, a model")
+    max_rows: Count = Field(64, description="most rows that step together, per model")
     max_search_rows: Count = Field(
-        1024, description="rows of beams that step together, an encoder-decoder"
+        1024, description="most rows of beams that step together, per encoder-decoder"
     )
     prefix_cache_bytes: int = Field(
         64 * 2**20,
         ge=0,
-        description="memory for prefixes that were read before, of all models, a process; 0 is off",
+        description="memory for cached prefixes of all models, per process; 0 turns it off",
     )
     pattern_cache_bytes: int = Field(
         8 * 2**20,
         ge=0,
-        description="memory for compiled patterns, of all models, a process; 0 is off",
+        description="memory for compiled patterns of all models, per process; 0 turns it off",
     )
     api_keys_file: Path | None = Field(
         None,
-        description="file of hashed API keys (`python -m service keys`); unset asks for none, and "
-        "answers nothing under /admin",
+        description=(
+            "file with the hashed API keys (`python -m service keys NAME` prints a line of it); "
+            "unset asks for no key and turns /admin off"
+        ),
     )
     allowed_hosts: str | None = Field(
         None,
-        description="names in Host that are answered, separated by commas, `*` for all; unset is "
-        "this machine's own on a loopback address, so that no page of elsewhere can ask by way of "
-        "a name that it made point here, and all on others",
+        description=(
+            "names in the Host header that are answered, separated by commas, `*` for all; unset "
+            "on a loopback address answers this machine's own names only, so that no web page can"
+            " reach the server through a name of its own (DNS rebinding), and on any other "
+            "address all names"
+        ),
     )
     cors_origins: str = Field(
-        "", description="origins whose pages may ask, separated by commas; unset allows none"
+        "",
+        description="origins whose pages may send requests, separated by commas; unset allows none",
     )
     frame_ancestors: str = Field(
         "",
-        description="origins whose pages may show the page and /docs in a frame, separated by "
-        "commas, `self` for this server's own; unset allows none",
+        description=(
+            "origins whose pages may show the page and /docs in a frame, separated by commas, "
+            "`self` for this server's own; unset allows none"
+        ),
     )
     state_key: SecretStr | None = Field(
         None,
         min_length=16,
-        description="secret that state handles are signed with, the same on every replica; better "
-        "set in the environment, since others can read command lines; unset draws one, and handles "
-        "end with the server",
+        description=(
+            "secret that signs state handles, the same on every replica; set it in the "
+            "environment, since others can read command lines; unset draws one at the start, and "
+            "handles end with the server"
+        ),
     )
     state_max_age_s: Seconds = Field(86_400.0, description="how long a state handle is accepted")
     request_timeout_s: Seconds = Field(
         120.0,
-        description="longest time for one request; its header X-Request-Timeout (seconds) may ask "
-        "for less",
+        description=(
+            "longest time for one request; a client may ask for less in the header "
+            "X-Request-Timeout, in seconds"
+        ),
     )
-    max_queue_requests: Count = Field(1024, description="requests that may wait, a model")
-    max_queue_rows: Count = Field(4096, description="rows that may wait, a model")
-    max_queue_tokens: Count = Field(16 * 2**20, description="tokens that may wait, a model")
+    max_queue_requests: Count = Field(1024, description="most requests that may wait, per model")
+    max_queue_rows: Count = Field(4096, description="most rows that may wait, per model")
+    max_queue_tokens: Count = Field(16 * 2**20, description="most tokens that may wait, per model")
     max_queue_s: Seconds | None = Field(
         None,
-        description="longest time that what is before a request may be expected to take, from the "
-        "measured rate; unset bounds the queue by what is in it alone",
+        description=(
+            "longest time that a request may be expected to wait, judged by the measured rate; "
+            "unset bounds the queue by its contents alone"
+        ),
     )
     max_queue_share: float = Field(
         0.5,
         gt=0,
         le=1,
-        description="share of the bounds on a queue that the requests with one API key may fill",
+        description="share of each queue limit that the requests with one API key may fill",
     )
     max_url_bytes: Count = Field(8192, description="longest URL")
-    max_header_bytes: Count = Field(16_384, description="largest headers of a request, in all")
+    max_header_bytes: Count = Field(16_384, description="largest headers of a request, in total")
     max_body_bytes: Count = Field(8 * 2**20, description="largest request body")
     max_bodies_bytes: Count = Field(
         16 * 2**20,
-        description="most bytes of all bodies in hand, a process; 64 KB of each are not counted",
+        description=(
+            "most bytes of all request bodies in memory, per process; the first 64 KB of each "
+            "body are not counted"
+        ),
     )
     max_values: Count = Field(
         131_072,
-        description="most values of a JSON body: token ids, texts in lists, and what holds them",
+        description=(
+            "most values in a JSON body: token ids, texts in lists, and the lists and objects "
+            "around them"
+        ),
     )
     max_body_chunks: Count = Field(
-        8192, description="most chunks of a request body that comes in chunks and is no stream"
+        8192, description="most chunks of a request body that is sent in chunks and is not a stream"
     )
     max_inputs: Count = Field(1024, description="most texts in one request")
     max_prompt_chars: Count = Field(
-        100_000, description="longest prompt, and text for LibreTranslate"
+        100_000, description="longest prompt, and longest text for LibreTranslate"
     )
     max_details: Count = Field(
         480_000,
-        description="most details (`tokens`, `logprobs`) in an answer, counted as tokens · (4 + "
-        "alternatives); the default takes 0.3 GB of memory at most",
+        description=(
+            "most details (`tokens`, `logprobs`) in an answer, counted as tokens · (4 + "
+            "alternatives); the default takes 0.3 GB of memory at most"
+        ),
     )
     max_tokens: Count = Field(4096, description="most tokens that one choice may generate")
-    max_n: Count = Field(16, description="most choices a prompt, and hypotheses a source")
+    max_n: Count = Field(16, description="most choices per prompt, and most hypotheses per source")
     max_beam_size: Count = Field(32, description="widest beam of /translate")
     max_cost_tokens: Count = Field(
         262_144,
-        description="most tokens that one request may generate: inputs · n · max_tokens, and "
-        "sources · beam_size · max_tokens",
+        description=(
+            "most tokens that one request may generate: inputs · n · max_tokens, or sources · "
+            "beam_size · max_tokens"
+        ),
     )
-    max_stop: Count = Field(16, description="most stop strings")
+    max_stop: Count = Field(16, description="most stop strings in a request")
     max_stop_chars: Count = Field(256, description="longest stop string")
     max_pattern_chars: Count = Field(1024, description="longest pattern")
     max_pattern_states: Count = Field(
         2048,
-        description="most states of a pattern's automaton, and most characters of a pattern with "
-        "its repetitions written out",
+        description=(
+            "most states of a pattern's automaton, and most characters of a pattern once its "
+            "repetitions are written out"
+        ),
     )
     max_pattern_steps: Count = Field(
         1_000_000,
-        description="most steps that compiling a pattern may take (a million: about 0.3 s)",
+        description="most steps that compiling a pattern may take (a million take about 0.3 s)",
     )
     max_choices: Count = Field(1024, description="most texts in `choices`")
     max_choices_chars: Count = Field(
-        8192, description="most characters of all `choices`, and of `allowed_chars`"
+        8192, description="most characters of all `choices` together, and of `allowed_chars`"
     )
     max_states: Count = Field(256, description="most state handles in one answer")
     max_line_bytes: Count = Field(
-        2**20, description="longest line of a streamed /score; longer ones are reported and skipped"
+        2**20,
+        description="longest line of a streamed /score; longer lines are reported and skipped",
     )
     stream_batch_bytes: Count = Field(
         64 * 2**10, description="most bytes of a streamed /score that are scored together"
     )
-    stream_idle_s: Seconds = Field(
-        3600.0, description="longest time for which a streamed body may stand still"
-    )
+    stream_idle_s: Seconds = Field(3600.0, description="how long a streamed body may stand still")
     stream_yield_s: Seconds = Field(
         5.0,
-        description="a streamed body that has stood still for so long gives its connection's "
-        "place to a new one where no other is free",
+        description=(
+            "how long a streamed body may stand still before a new connection may take its place,"
+            " if no other place is free"
+        ),
     )
     heartbeat_s: Seconds = Field(
-        10.0, description="a stream without an event for so long gets a comment"
+        10.0, description="how long a stream may go without an event before it sends a comment"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least severe lines to log"
+        "info", description="least severe level to log"
     )
-    log_format: Literal["text", "json"] = Field("text", description="lines for people, or JSON")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="lines for people (text), or JSON"
+    )
     log_requests: bool = Field(True, description="log a line for every request")
     otlp_endpoint: str | None = Field(
         None,
         pattern="^https?://",
-        description="where OpenTelemetry spans are sent (OTLP over HTTP, such as "
-        "http://collector:4318/v1/traces); it needs the extra `telemetry`",
+        description=(
+            "where to send OpenTelemetry spans (OTLP over HTTP), such as "
+            "http://collector:4318/v1/traces; needs the extra `telemetry`"
+        ),
     )
     watchdog_s: Seconds = Field(
-        30.0, description="longest time for one step of an engine: after that it hangs"
+        30.0,
+        description=(
+            "how long one step of an engine may take; a longer step counts as hanging, and the "
+            "server ends with status 1"
+        ),
     )
     lame_duck_s: float = Field(
         1.0,
         ge=0,
-        description="after SIGTERM, how long everything is still answered while /readyz says 503",
+        description=(
+            "how long everything is still answered after SIGTERM, while /readyz already says 503"
+        ),
     )
     grace_s: float = Field(
-        10.0, ge=0, description="after that, how long requests in flight may take to end"
+        10.0, ge=0, description="how long the requests that are then in flight may still take"
     )
 
     @field_validator("host")

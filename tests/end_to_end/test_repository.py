@@ -16,7 +16,7 @@ from service.bundle.encoder_decoder import EncoderDecoderBundle
 from service.bundle.store import read_bundle, read_language_model
 from service.runtime.encoder_decoder import OnnxEncoderDecoderSession
 from service.runtime.language_model import OnnxLanguageModelSession
-from tests import bundle_reference
+from tests import bundle_reference, settings_reference
 from tests.end_to_end.server import ROOT
 
 BUNDLES = ("alice-gru", "alice-lstm", "alice-rnn")
@@ -144,6 +144,10 @@ def test_the_documents_state_the_figures_of_the_language_models(name: str, docum
 
 def test_the_bundle_reference_is_the_schemas() -> None:
     assert (ROOT / "models/README.md").read_text() == bundle_reference.render()
+
+
+def test_the_page_of_settings_is_written_from_them() -> None:
+    assert (ROOT / "docs/settings.md").read_text() == settings_reference.render()
 
 
 # This project is on no index: the name by itself would bring a stranger's package.
