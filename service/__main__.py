@@ -23,6 +23,7 @@ from uvicorn.config import STARTUP_FAILURE
 from service.app import create_app
 from service.bundle.files import BundleError
 from service.cli import commands as cli
+from service.cli.parser import COMMANDS
 from service.drain import Drain
 from service.environment import PREFIX, service_links, unknown_variables
 from service.http.api_keys import ApiKeysError
@@ -50,7 +51,7 @@ def main() -> int:
 
     With a command first (`generate`, `score`, `translate`, `models`, `keys`) that is run instead.
     """
-    if sys.argv[1:2] and sys.argv[1] in cli.COMMANDS:
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         return cli.run(sys.argv[1:])
     bound_arenas(os.environ)
     # Until a server takes signals, they end the process, and in order.

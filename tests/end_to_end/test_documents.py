@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from service.cli import commands
+from service.cli.parser import COMMANDS
 from service.errors import ClientGone, ServiceError
 from service.settings import Settings
 from tests.end_to_end.documents import (
@@ -143,7 +144,7 @@ def test_there_is_an_example_for_every_task() -> None:
 
 def help_of(arguments: tuple[str, ...]) -> str:
     """The help of a subcommand of `python -m training`, or of the service's command line."""
-    run = commands.run if arguments[0] in commands.COMMANDS else training.main
+    run = commands.run if arguments[0] in COMMANDS else training.main
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as ended:
         run([arguments[0], "--help"])

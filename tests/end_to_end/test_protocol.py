@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from service.bundle.store import write_bundle
-from service.cli.commands import RunningServer
+from service.cli.running_server import RunningServer
 from tests.bundles import tiny_files
 from tests.end_to_end.server import ROOT, Server, serve
 from unroll_client import Unroll

@@ -83,10 +83,11 @@ def test_where_no_line_is_taken_the_rest_is_not_tried(run: Run) -> None:
     assert errors[-1] == "error: no line is taken so far; the rest is not tried"
 
 
-def test_an_option_that_is_wrong_is_said_once(run: Run) -> None:
+def test_an_option_that_is_wrong_is_said_once_and_named_as_its_flag(run: Run) -> None:
     status, out, err = run(b"a\n" * 100, "generate", "--top-p", "2")
     assert (status, out) == (1, [])
-    assert sum(line.startswith("error: ") for line in err) == 1
+    (error,) = [line for line in err if line.startswith("error: ")]
+    assert error.startswith("error: --top-p: ")
 
 
 def test_a_prompt_may_be_left_out(run: Run) -> None:

@@ -1,0 +1,140 @@
+"""A bundle (`--bundle`), run in this process; or a folder of bundles, listed."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
+
+from service.bundle.files import BundleError
+from service.bundle.store import MANIFEST_FILE, read_bundle
+from service.cli.answers import REFUSED, Answer, CommandError, Refusal
+from service.endpoints.translate_wire import TranslateRequest, TranslateResponse
+from service.errors import InvalidRequest, ServiceError
+from service.http.body import field_errors
+from service.http.wire import (
+    GenerateRequest,
+    GenerateResponse,
+    ModelSummary,
+    ScoreRequest,
+    ScoreResponse,
+)
+from service.settings import Settings
+from service.tasks.engine import GENERATE, SCORE, TRANSLATE, Engine
+from service.tasks.kinds import Surroundings, open_engine
+from service.tasks.registry import bundle_folders
+
+
+class Bundle:
+    """The engine of a bundle's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            surroundings = Surroundings(settings=Settings(), threads=1)
+            self._engine = open_engine(read_bundle(folder), surroundings)
+        except BundleError as error:
+            raise CommandError(str(error)) from error
+        self._runner = asyncio.Runner()
+        self._runner.run(self._start())
+
+    async def _start(self) -> None:
+        self._engine.start()
+
+    def ask(self, path: str, body: Mapping[str, Any]) -> Answer:
+        """The answer to a body."""
+        try:
+            return self._runner.run(_ANSWERS[path](self._engine, json.dumps(dict(body))))
+        except ServiceError as error:
+            if error.status not in REFUSED:
+                raise CommandError(error.detail) from error
+            option = error.errors[0].pointer.removeprefix("/") if error.errors else ""
+            raise Refusal(error.detail, option) from error
+
+    def models(self) -> list[Answer]:
+        """This one."""
+        return [ModelSummary.of(self._engine).model_dump()]
+
+    def close(self) -> None:
+        """End the engine."""
+        self._runner.run(self._engine.stop())
+        self._runner.close()
+
+
+class BundleFolder:
+    """The bundles of a folder, or the one that it is: `models` alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def ask(self, path: str, body: Mapping[str, Any]) -> Answer:
+        """Nothing is asked of a folder."""
+        raise NotImplementedError(path, body)
+
+    def models(self) -> list[Answer]:
+        """Every bundle's name, task and sentence."""
+        try:
+            is_bundle = (self._folder / MANIFEST_FILE).exists()
+            folders = [self._folder] if is_bundle else bundle_folders(self._folder)
+            manifests = [read_bundle(folder).manifest for folder in folders]
+        except BundleError as error:
+            raise CommandError(str(error)) from error
+        return [
+            x.model_dump(include={"name", "task", "precision", "description"}) for x in manifests
+        ]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+async def _generate(engine: Engine, body: str) -> Answer:
+    request = _parsed(GenerateRequest, body)
+    generates = GENERATE.of(engine)
+    if generates is None:
+        raise InvalidRequest("an encoder-decoder translates; see the command translate")
+    results = await generates.generate(_listed(request.prompt or ""), request.options())
+    return _plain(GenerateResponse.of(engine, results))
+
+
+async def _score(engine: Engine, body: str) -> Answer:
+    request = _parsed(ScoreRequest, body)
+    scores = SCORE.of(engine)
+    if scores is None:
+        raise InvalidRequest("this model scores nothing; see the command models")
+    texts = _listed(request.text)
+    contexts, sources = request.contexts(len(texts)), request.sources(len(texts))
+    results = await scores.score(texts, request.options(), contexts=contexts, sources=sources)
+    return _plain(ScoreResponse.of(engine, results))
+
+
+async def _translate(engine: Engine, body: str) -> Answer:
+    request = _parsed(TranslateRequest, body)
+    translates = TRANSLATE.of(engine)
+    if translates is None:
+        raise InvalidRequest("a language model translates nothing; see the command generate")
+    sources = _listed(request.source)
+    prefixes = request.prefixes(len(sources))
+    results = await translates.translate(sources, prefixes, request.options())
+    return _plain(TranslateResponse.of(engine, results))
+
+
+_ANSWERS = {"/generate": _generate, "/score": _score, "/translate": _translate}
+
+
+def _plain(answer: BaseModel) -> Answer:
+    """An answer as it comes over HTTP: its details are made when they are written."""
+    plain: Answer = json.loads(to_json(answer))
+    return plain
+
+
+def _parsed(schema: type[Any], body: str) -> Any:
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as error:
+        raise field_errors(schema, error) from error
+
+
+def _listed(texts: str | list[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else texts

@@ -1,0 +1,111 @@
+"""The command line: commands and their options."""
+
+import argparse
+from pathlib import Path
+
+from service.environment import program
+from service.http.api_keys import ROLES
+
+COMMANDS = ("generate", "score", "translate", "models", "keys")
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """The parser of every command."""
+    parser = argparse.ArgumentParser(
+        prog=program(),
+        description="Serve bundles (without a command), or run a task from the command line.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    common = _common()
+    texts = argparse.ArgumentParser(add_help=False)
+    texts.add_argument(
+        "texts", nargs="*", help="left out: the lines of standard input, as they come"
+    )
+    _add_generate_options(
+        commands.add_parser(
+            "generate",
+            parents=[common, texts],
+            help="continue prompts; without any, begin texts",
+            epilog='python -m service generate --bundle models/alice-lstm "Alice was " --seed 1',
+        )
+    )
+    _add_score_options(
+        commands.add_parser(
+            "score",
+            parents=[common, texts],
+            help="how surprising texts are: bits a character, then the text",
+            epilog="tail -f log | python -m service score --bundle models/alice-lstm: each line as "
+            "it comes. For the most surprising lines of a file: … score … < log | sort -rn | head",
+        )
+    )
+    _add_translate_options(
+        commands.add_parser(
+            "translate",
+            parents=[common, texts],
+            help="translate sources",
+            epilog="python -m service translate --bundle models/g2p-en unroll recurrent",
+        )
+    )
+    commands.add_parser(
+        "models",
+        parents=[common],
+        help="what is served, or what a folder has",
+        epilog="python -m service models --bundle models",
+    )
+    keys = commands.add_parser(
+        "keys",
+        help="make an API key: it goes to standard error, and its line for the file to output",
+        epilog="python -m service keys alice >> api-keys",
+    )
+    keys.add_argument("name", help="whose it is, as logs tell it")
+    keys.add_argument("--role", choices=ROLES, default="use")
+    return parser
+
+
+def flag_of(options: argparse.Namespace, option: str) -> str | None:
+    """The flag that an option of a task has in a command; None where it has none."""
+    name = _FLAG_NAMES.get(option, option)
+    return f"--{name.replace('_', '-')}" if hasattr(options, name) else None
+
+
+# Of options that have other names here.
+_FLAG_NAMES = {"return_alignments": "alignments"}
+
+
+def _common() -> argparse.ArgumentParser:
+    """Who answers, and how it is shown."""
+    common = argparse.ArgumentParser(add_help=False)
+    where = common.add_mutually_exclusive_group()
+    where.add_argument("--url", default="http://127.0.0.1:8000", help="of a running server")
+    where.add_argument("--bundle", type=Path, help="folder of a bundle, to run it in this process")
+    common.add_argument("--model", help="name of a served model")
+    common.add_argument("--api-key-file", type=Path, help="file with the key of a running server")
+    common.add_argument("--format", choices=("text", "tsv", "json"), default="text")
+    return common
+
+
+def _add_generate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-tokens", type=int)
+    parser.add_argument("--temperature", type=float)
+    parser.add_argument("--top-k", type=int)
+    parser.add_argument("--top-p", type=float)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("-n", "--n", type=int, help="choices a prompt")
+    parser.add_argument("--stop", action="append", default=[], help="may be given again")
+    parser.add_argument("--pattern", help="what the text may be: masked, not conditioned")
+
+
+def _add_score_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", help="of an encoder-decoder: what the texts translate")
+    parser.add_argument("--context", help="read before each text and not counted")
+    parser.add_argument("--unknown", choices=("unk", "error", "skip"))
+    parser.add_argument("--eos", action="store_true", help="count the end of each text")
+    parser.add_argument("--tokens", action="store_true", help="with json: every character")
+
+
+def _add_translate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--beam-size", type=int)
+    parser.add_argument("--num-hypotheses", type=int)
+    parser.add_argument("--length-penalty", type=float)
+    parser.add_argument("--max-tokens", type=int)
+    parser.add_argument("--alignments", action="store_true", help="with json")
