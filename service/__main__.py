@@ -36,10 +36,10 @@ from service.setting_sources import KNOWN, load_settings
 from service.settings import LOOPBACK, Settings, SettingsError
 from service.supervisor import Supervisor
 
-# Connections that are still open when all is over: idle ones, and those that never end.
+# How long uvicorn waits for connections still open at the end: idle ones and those that never end.
 _CLOSE_S = 2
-# For a worker to answer its parent, which it does once it has started: uvicorn's 5 s ended workers
-# that a busy machine starts slowly, again and again.
+# How long a worker may take to start and answer its parent. With uvicorn's 5 s, a busy machine on
+# which workers start slowly killed them again and again.
 _WORKER_ANSWER_S = 20
 _KEPT_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -47,14 +47,14 @@ logger = logging.getLogger("service")
 
 
 def main() -> int:
-    """Serve until a signal; the exit status: 0 after a clean end, 2 for a bad setting, 1 else.
+    """Serve until a signal. The exit status is 0 after a clean end, 2 for a bad setting, else 1.
 
-    With a command first (`generate`, `score`, `translate`, `models`, `keys`) that is run instead.
+    If the first argument is a command (such as `generate`), run that command instead.
     """
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         return cli.run(sys.argv[1:])
     bound_arenas(os.environ)
-    # Until a server takes signals, they end the process, and in order.
+    # Until the server installs its own handlers, a signal ends the process cleanly.
     for number in _KEPT_SIGNALS:
         signal.signal(number, _end_early)
     try:
@@ -63,7 +63,7 @@ def main() -> int:
         _remark_on(os.environ)
         logger.info("settings: %s", json.dumps(settings.redacted()))
         _check_shared_folder(settings)
-        # Before the models, which take their time: a port in use is known at once.
+        # Before loading the models, which takes a while: a port in use is reported at once.
         sockets = bound_sockets(settings.host, settings.port)
         settings = _with_own_names(settings, sockets)
         app = create_app(settings)
@@ -74,12 +74,12 @@ def main() -> int:
     except (BundleError, ListenError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    # uvicorn ends in order on the first signal and then raises it again for whoever handled it
-    # before: nobody, so that a clean end is an exit status of 0.
+    # uvicorn shuts down on the first signal, restores the earlier handlers and raises the signal
+    # again. This handler only logs, so a clean end has exit status 0.
     for number in _KEPT_SIGNALS:
         signal.signal(number, _ended_in_order)
     if settings.workers > 1:
-        # The models were opened to refuse what cannot be served; each worker opens its own.
+        # The models were opened here to report bad bundles early; each worker opens its own.
         del app
         _share_state_key(settings)
         with _shared_numbers(settings):
@@ -93,15 +93,15 @@ def main() -> int:
         sys.stderr.write(f"error: {error}\n")
         return 1
     for number in _KEPT_SIGNALS:
-        # All is over: another signal would only spoil the exit status.
+        # The server has ended: another signal would only change the exit status.
         signal.signal(number, signal.SIG_IGN)
     return 1 if app.state.lifecycle.fatal else 0
 
 
 def create_worker() -> FastAPI:
-    """The application of one of several server processes: uvicorn's workers import it by name.
+    """The application of one of several server processes; uvicorn's workers import it by name.
 
-    It has the parent's environment, and its command line too: multiprocessing hands that on.
+    It has the parent's environment and, through multiprocessing, the parent's command line.
     """
     bound_arenas(os.environ)
     settings = load_settings(sys.argv[1:], os.environ)
@@ -111,13 +111,13 @@ def create_worker() -> FastAPI:
         app = create_app(settings)
         app.state.registry.load_all(_give_up_worker)
     except (SettingsError, ApiKeysError, BundleError) as error:
-        logger.error("this worker cannot start: %s", error)  # noqa: TRY400 (told, not a bug)
+        logger.error("this worker cannot start: %s", error)  # noqa: TRY400 (not a bug: no traceback)
         sys.exit(STARTUP_FAILURE)
     return _drained(app)
 
 
 def _give_up(cause: str) -> None:
-    """End a start that hangs in onnxruntime, which nothing interrupts."""
+    """End a start that hangs in onnxruntime, which cannot be interrupted."""
     sys.stderr.write(f"error: {cause}\n")
     sys.stderr.flush()
     os._exit(1)
@@ -129,39 +129,39 @@ def _give_up_worker(cause: str) -> None:
 
 
 def _drained(app: FastAPI) -> FastAPI:
-    """The application, whose process ends in order; uvicorn calls this in the event loop."""
-    # What is there by now stays: a collection that walked it would hold up everyone for 0.1 s.
+    """The application with a `Drain` for its process; uvicorn calls this in the event loop."""
+    # Objects alive by now stay alive: a collection that walked them would stall requests for 0.1 s.
     gc.collect()
     gc.freeze()
     state = app.state
-    # Held, since nobody else does.
+    # Keeps a reference: nothing else does.
     state.drain = Drain(state.settings, state.lifecycle, state.registry)
     return app
 
 
 def _with_own_names(settings: Settings, sockets: list[socket.socket]) -> Settings:
-    """Settings that answer for this machine's names alone where it alone is listened to.
+    """Settings with the default for allowed_hosts when every socket listens on a loopback address.
 
-    A name may stand for a loopback address, as this machine's own does on many systems.
+    The host name given may resolve to a loopback address, as a machine's own name often does.
     """
     is_said = settings.allowed_hosts is not None or settings.hosts is not None
     if is_said or not all_loopback(sockets):
         return settings
     names = ",".join((*LOOPBACK, settings.host))
-    # For the workers, which read their settings from it.
+    # For the workers, which read their settings from the environment.
     os.environ[f"{PREFIX}ALLOWED_HOSTS"] = names
     return settings.model_copy(update={"allowed_hosts": names})
 
 
 def _share_state_key(settings: Settings) -> None:
-    """One key for all workers where none was given: they have this process's environment."""
+    """Without a configured key, share one with all workers through the environment."""
     if settings.state_key is None:
         os.environ[f"{PREFIX}STATE_KEY"] = settings.signing_key().get_secret_value()
 
 
 @contextmanager
 def _shared_numbers(settings: Settings) -> Iterator[None]:
-    """A folder in which the workers share what they measure."""
+    """A folder in which the workers share their metrics."""
     if SHARED_FOLDER in os.environ:
         forget_this_process()
         yield
@@ -169,8 +169,8 @@ def _shared_numbers(settings: Settings) -> Iterator[None]:
     try:
         made = tempfile.TemporaryDirectory(prefix="unroll-metrics-", ignore_cleanup_errors=True)
     except OSError as error:
-        cause = f"no folder for shared metrics can be made ({error.strerror}); set TMPDIR"
-        logger.warning("%s; each worker tells its own numbers", cause)
+        cause = f"cannot create a folder for shared metrics ({error.strerror}); set TMPDIR"
+        logger.warning("%s; each worker reports its own metrics", cause)
         yield
         return
     with made as folder:
@@ -178,12 +178,12 @@ def _shared_numbers(settings: Settings) -> Iterator[None]:
         if lack is None:
             os.environ[SHARED_FOLDER] = folder
         else:
-            logger.warning("%s; each worker tells its own numbers", lack)
+            logger.warning("%s; each worker reports its own metrics", lack)
         yield
 
 
 def _check_shared_folder(settings: Settings) -> None:
-    """Raise SettingsError where the folder for metrics that was named cannot be used."""
+    """Raise SettingsError if a folder for metrics is configured and cannot be used."""
     if SHARED_FOLDER in os.environ:
         lack = lacks_room(Path(os.environ[SHARED_FOLDER]), settings.workers)
         if lack is not None:
@@ -191,7 +191,7 @@ def _check_shared_folder(settings: Settings) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed tells nobody, and its workers would hold the port for ever."""
+    """End this worker when its parent dies: orphaned workers would hold the port for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -199,19 +199,19 @@ def _end_with_parent() -> None:
 
 
 def _remark_on(environment: Mapping[str, str]) -> None:
-    """Log what was passed over in the environment; no value of it."""
+    """Log which variables of the environment are ignored, by name only."""
     for sentence in unknown_variables(environment, KNOWN):
         logger.warning("%s", sentence)
     links = service_links(environment)
     if links:
-        logger.info("passed over as links to a service (Kubernetes): %s", ", ".join(links))
+        logger.info("ignored as links to a Kubernetes service: %s", ", ".join(links))
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens once it does; uvicorn does not where it is handed sockets."""
+    """Logs the address once it listens; uvicorn does not when it is given sockets."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        # By ourselves, since not every event loop says that it cannot.
+        # Here, because not every event loop reports a failure to listen.
         listen(sockets or [])
         await super().startup(sockets)
         if self.started:
@@ -242,7 +242,7 @@ def _config(app: str | Callable[[], FastAPI], settings: Settings) -> uvicorn.Con
         ws="none",
         server_header=False,
         timeout_keep_alive=math.ceil(settings.keep_alive_s),
-        # Nobody's word is taken for where a request comes from.
+        # X-Forwarded-* is not trusted: any client can send it.
         proxy_headers=False,
         timeout_graceful_shutdown=_CLOSE_S,
     )

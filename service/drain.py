@@ -1,8 +1,10 @@
-"""The end of the process on a signal: told first, then nothing new, then what is in flight.
+"""Graceful shutdown on SIGTERM or SIGINT: fail readiness, then drain, then let the server end.
 
-uvicorn closes its sockets at once on SIGTERM, so that whoever has not heard yet meets refused
-connections. This comes before it. Signals belong to the process and not to the application, so
-`service.__main__` installs it, and the application shows `Lifecycle` alone.
+On its own, uvicorn closes its sockets at once on SIGTERM, and clients whose load balancer has not
+noticed yet meet refused connections. So this runs first: /readyz fails while requests are still
+served (the lame-duck time), then new requests are rejected and those in flight may finish (the
+grace time). Signals belong to the process, not to the application: `service.__main__` installs
+this, and the application sees only `Lifecycle`.
 """
 
 import asyncio
@@ -18,7 +20,7 @@ from service.tasks.registry import ModelRegistry
 
 _POLL_S = 0.02
 _FATAL_POLL_S = 0.5  # for as long as the process lives
-# For answers to be written whose work has been ended.
+# For requests whose work was ended: time to write their answers.
 _LAST_WORDS_S = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -26,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Drain:
-    """Call it in the event loop once the server has installed its own handlers."""
+    """Takes over the signals. Create it in the event loop, after the server's own handlers."""
 
     def __init__(self, settings: Settings, lifecycle: Lifecycle, registry: ModelRegistry) -> None:
         self._settings = settings
@@ -36,7 +38,7 @@ class Drain:
         self._again = asyncio.Event()
         self._drain: asyncio.Task[None] | None = None
         self._watch = self._loop.create_task(self._end_when_fatal())
-        # What ends the server.
+        # The server's own handlers, which end it.
         self._before: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
         for number in _SIGNALS:
             signal.signal(number, self._on_signal)
@@ -46,11 +48,11 @@ class Drain:
 
     def _begin(self, number: int) -> None:
         if self._drain is not None:
-            # Asked twice: at once, then.
+            # A second signal ends every wait.
             self._again.set()
             return
-        logger.info("%s: ending", signal.Signals(number).name)
-        # Ctrl-C is a person who waits; nobody else has to hear of it.
+        logger.info("%s: shutting down", signal.Signals(number).name)
+        # Ctrl-C comes from a person who waits, without a load balancer that has to notice.
         lame_duck_s = self._settings.lame_duck_s if number == signal.SIGTERM else 0.0
         self._drain = self._loop.create_task(self._run(number, lame_duck_s))
 
@@ -59,18 +61,18 @@ class Drain:
         await self._wait(lame_duck_s, lambda: False)
         self._lifecycle.phase = "draining"
         if not await self._wait(self._settings.grace_s, self._is_idle):
-            logger.warning("%d requests have not ended in time", self._lifecycle.in_flight)
-            # They are told 503, and need a moment for that.
+            logger.warning("%d requests did not end in time", self._lifecycle.in_flight)
+            # They get 503; `_LAST_WORDS_S` is for sending it.
             await self._registry.stop()
             self._again.clear()
             if not await self._wait(_LAST_WORDS_S, self._is_idle):
-                # So are those that wait for no engine, but for their own bodies.
+                # Also end the requests that wait for the rest of their body, not for an engine.
                 self._lifecycle.cut()
                 await self._wait(_LAST_WORDS_S, self._is_idle)
         self._end_server(number)
 
     async def _wait(self, limit_s: float, is_over: Callable[[], bool]) -> bool:
-        """Wait for this, for so long, or for a second signal; whether it came to be."""
+        """Wait until `is_over`, the limit or a second signal; whether `is_over` came first."""
         until = self._loop.time() + limit_s
         while not is_over():
             if self._loop.time() >= until or self._again.is_set():
@@ -82,7 +84,7 @@ class Drain:
         return not self._lifecycle.in_flight
 
     async def _end_when_fatal(self) -> None:
-        """What cannot go on is ended as by a signal, without waiting for what never comes."""
+        """End as on a signal after a fatal error, without waiting for work that cannot finish."""
         while self._lifecycle.fatal is None:
             await asyncio.sleep(_FATAL_POLL_S)
         self._lifecycle.phase = "draining"

@@ -2,29 +2,29 @@
 
     ServiceError
     ├── BadRequest 400            the body is not JSON
-    ├── Unauthorized 401          no API key, or none that is known
-    ├── Forbidden 403             the key is not for this
+    ├── Unauthorized 401          no API key, or an unknown one
+    ├── Forbidden 403             the API key does not allow this request
     ├── ModelNotFound 404
-    ├── NotOffered 404            a part of another server's interface that is not here
-    ├── ReceiptTimeout 408        the head or the body came too slowly
-    ├── BundleUnusable 409        what was to be loaded cannot be
-    ├── SeveralProcesses 409      a change that one of several processes would make alone
+    ├── NotOffered 404            a part of another server's API that this one does not have
+    ├── ReceiptTimeout 408        the request's head or body arrived too slowly
+    ├── BundleUnusable 409        a bundle cannot be loaded
+    ├── SeveralProcesses 409      the change would reach only one of several server processes
     ├── BodyTooLarge 413
     ├── UrlTooLong 414
     ├── UnsupportedMediaType 415
-    ├── HostNotAllowed 421        Host names none of ours
-    ├── InvalidRequest 422        schema and limits; `errors` points at the fields
+    ├── HostNotAllowed 421        the Host header names another server
+    ├── InvalidRequest 422        schema or limits; `errors` points at the fields
     ├── QueueFull 429             with Retry-After
     ├── HeadersTooLarge 431
-    ├── ClientGone 499            nobody reads it; it stands in the log
-    ├── ModelFailure 500          the model run raised, or gave NaN
+    ├── ClientGone 499            never sent; it appears only in the log
+    ├── ModelFailure 500          the model run raised or returned NaN
     ├── EngineStopped 503         with Retry-After
     ├── Draining 503              with Retry-After
     ├── TooManyConnections 503    with Retry-After
     ├── TooMuchUnsent 503         with Retry-After
     └── DeadlineExceeded 504
 
-Messages say what was wrong and what is allowed. They never hold what the client sent.
+Messages say what was wrong and what is allowed. They never contain what the client sent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ class FieldError:
 
 
 class ServiceError(Exception):
-    """Base of all: an HTTP status, a stable `type` and a message for people."""
+    """The base class: an HTTP status, a stable `type` and a message for people."""
 
     status: ClassVar[int]
     type: ClassVar[str]
@@ -67,13 +67,13 @@ class BadRequest(ServiceError):
 
 
 class Unauthorized(ServiceError):
-    """There is no API key in the request, or none that is known."""
+    """The request has no API key, or an unknown one."""
 
     status, type, title = 401, "unauthorized", "Unauthorized"
 
 
 class Forbidden(ServiceError):
-    """The API key is known, and not for this."""
+    """The API key is known but does not allow this request."""
 
     status, type, title = 403, "forbidden", "Forbidden"
 
@@ -85,25 +85,25 @@ class ModelNotFound(ServiceError):
 
 
 class NotOffered(ServiceError):
-    """A part of another server's interface that this one does not have."""
+    """A part of another server's API that this one does not have."""
 
     status, type, title = 404, "not-offered", "Not offered"
 
 
 class ReceiptTimeout(ServiceError):
-    """The request came too slowly."""
+    """The head or the body of the request arrived too slowly."""
 
     status, type, title = 408, "receipt-timeout", "Receipt timeout"
 
 
 class BundleUnusable(ServiceError):
-    """A bundle cannot be served; what was served before goes on."""
+    """A bundle cannot be served; the models served before stay in service."""
 
     status, type, title = 409, "bundle-unusable", "Bundle unusable"
 
 
 class SeveralProcesses(ServiceError):
-    """The change would reach one server process of several."""
+    """The change would reach only one of several server processes."""
 
     status, type, title = 409, "several-processes", "Several processes"
 
@@ -127,13 +127,13 @@ class UnsupportedMediaType(ServiceError):
 
 
 class HostNotAllowed(ServiceError):
-    """The request is for another server, as its Host says (RFC 9110, 15.5.20)."""
+    """The Host header names another server (RFC 9110, 15.5.20)."""
 
     status, type, title = 421, "host-not-allowed", "Host not allowed"
 
 
 class InvalidRequest(ServiceError):
-    """The body is JSON, but not a request that can be answered."""
+    """The body is JSON, but not a valid request."""
 
     status, type, title = 422, "invalid-request", "Invalid request"
 
@@ -144,7 +144,7 @@ class InvalidRequest(ServiceError):
 
 
 class QueueFull(ServiceError):
-    """There is no room for the request now."""
+    """The queue has no room for the request now."""
 
     status, type, title = 429, "queue-full", "Queue full"
 
@@ -156,7 +156,7 @@ class HeadersTooLarge(ServiceError):
 
 
 class ClientGone(ServiceError):
-    """The client closed the connection before it had its answer."""
+    """The client closed the connection before its answer was sent."""
 
     status, type, title = 499, "client-gone", "Client gone"
 
@@ -168,30 +168,30 @@ class ModelFailure(ServiceError):
 
 
 class EngineStopped(ServiceError):
-    """The engine is not running: starting, draining or dead."""
+    """The engine is not running: it is starting, stopping or dead."""
 
     status, type, title = 503, "engine-stopped", "Engine stopped"
 
 
 class Draining(ServiceError):
-    """The server is about to end, and takes nothing new."""
+    """The server is shutting down and takes no new requests."""
 
     status, type, title = 503, "draining", "Draining"
 
 
 class TooManyConnections(ServiceError):
-    """The server holds as many connections as it may."""
+    """The server has reached its limit on connections."""
 
     status, type, title = 503, "too-many-connections", "Too many connections"
 
 
 class TooMuchUnsent(ServiceError):
-    """Answers that wait for their clients to read them fill the room that there is for them."""
+    """Answers that clients have not read fill the memory set aside for them."""
 
     status, type, title = 503, "too-much-unsent", "Too much unsent"
 
 
 class DeadlineExceeded(ServiceError):
-    """The request took longer than the server allows; its rows are free again."""
+    """The request took longer than the server allows; its rows have been freed."""
 
     status, type, title = 504, "deadline-exceeded", "Deadline exceeded"

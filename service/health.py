@@ -1,6 +1,6 @@
-"""`python -m service.health`: whether the server of this environment is ready; for containers.
+"""`python -m service.health`: the health check of containers; exits with 0 if /readyz answers 200.
 
-It asks the address and the port that the server takes from the same environment, without a proxy.
+It connects to the host and port that the server reads from the same environment, without a proxy.
 """
 
 import os
@@ -15,7 +15,7 @@ _TIMEOUT_S = 2.0
 
 
 def main() -> int:
-    """The exit status: 0 where the server is ready, 1 else, with the reason on standard error."""
+    """Return 0 if the server is ready, else 1 with the reason on standard error."""
     try:
         settings = load_settings(sys.argv[1:], os.environ)
         status = _status(settings)
@@ -38,7 +38,7 @@ def _status(settings: Settings) -> int:
 
 
 def _reachable(host: str) -> str:
-    """An address at which the server answers: of all addresses the loopback's."""
+    """An address at which the server answers: the loopback address for one like 0.0.0.0."""
     try:
         address = ip_address(host)
     except ValueError:

@@ -1,7 +1,7 @@
-"""Several server processes on one port: those that end are started again, the others go on.
+"""Supervise several server processes on one port: restart those that end, leave the others alone.
 
-uvicorn's supervisor ends everything, and well, where a single worker cannot start: beside a folder
-that was broken while the server ran, that ended a service whose other workers were healthy.
+uvicorn's own supervisor ends the whole service when one worker cannot start. When a models folder
+broke while the server ran, that ended a service whose other workers were healthy.
 """
 
 import logging
@@ -17,25 +17,25 @@ from uvicorn.supervisors.multiprocess import Process
 
 from service.observe.metrics import SHARED_FOLDER, lacks_room
 
-# Between the starts of a worker that does not come to serve: doubled each time.
+# Pauses between the starts of a worker that never gets to serve; they double each time.
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
-_LOOK_S = 0.1  # at the answer of a worker
+_LOOK_S = 0.1  # between looks for a worker's answer
 
 logger = logging.getLogger(__name__)
 
 
 class Supervisor(Multiprocess):
-    """`run` it; `failed` says then whether no worker could be started, and so all had to end."""
+    """Runs the workers. After `run`, `failed` says whether no worker could start."""
 
     def __init__(self, config: Config, sockets: list[socket]) -> None:
         super().__init__(config, sockets)
         self.failed = False
-        self._pause_s: dict[Process, float] = {}  # after the one that this was started for
-        self._due: dict[Process, float] = {}  # of those that ended: when another is started
+        self._pause_s: dict[Process, float] = {}  # the pause before its successor starts
+        self._due: dict[Process, float] = {}  # for ended workers: when the successor starts
 
     def keep_subprocess_alive(self) -> None:
-        """Look after every worker once."""
+        """Check every worker once; start a successor for each that has ended."""
         for i, process in enumerate(self.processes):
             if self.should_exit.is_set():
                 return
@@ -47,16 +47,16 @@ class Supervisor(Multiprocess):
                 self.processes[i] = self._successor(process)
 
     def _lives(self, process: Process) -> bool:
-        """Whether a worker answers, within its time; one that has ended is not waited for."""
-        # Looks are counted and not the clock: this process may be stopped itself meanwhile.
+        """Whether a worker answers in time; does not wait for one that has ended."""
+        # Counts looks instead of reading the clock: this process may itself be stopped for a while.
         looks = int(self.config.timeout_worker_healthcheck / _LOOK_S)
         try:
             process.parent_conn.send(b"ping")
             while process.process.is_alive() and looks:
                 if self.signal_queue:
-                    return True  # first things first
+                    return True  # a signal is more urgent
                 if process.parent_conn.poll(_LOOK_S):
-                    if process.parent_conn.recv():  # whether it serves by now
+                    if process.parent_conn.recv():  # whether it serves yet
                         self._pause_s[process] = 0.0
                     return True
                 looks -= 1
@@ -65,20 +65,20 @@ class Supervisor(Multiprocess):
         return False
 
     def _bury(self, process: Process) -> None:
-        """A worker that has ended, or hangs: end it, and say when another is started."""
+        """End a worker that hangs or has ended, and schedule its successor."""
         process.kill()
         process.join()
         if self.should_exit.is_set():
             return
         others = [x for x in self.processes if x is not process and x not in self._due]
         if process.exitcode == STARTUP_FAILURE and not others:
-            logger.error("no worker could be started: the service ends")
+            logger.error("no worker could start; shutting down")
             self.failed = True
             self.should_exit.set()
             return
         pause_s = self._pause_s.setdefault(process, 0.0)
         logger.error(
-            "worker %s ended (%s); another is started %s",
+            "worker %s ended (%s); a new one starts %s",
             process.pid,
             _how(process.exitcode),
             f"in {pause_s:g} s" if pause_s else "now",
@@ -96,14 +96,14 @@ class Supervisor(Multiprocess):
 
 
 def _check_shared_folder() -> None:
-    """Let a worker have numbers of its own where there is no room for shared ones.
+    """Without room for shared metrics, let new workers keep metrics of their own.
 
-    A file that is mapped into memory, and has no room on its disk, ends the process (SIGBUS).
+    Writing to a mapped file on a full disk would kill the process (SIGBUS).
     """
     lack = lacks_room(Path(os.environ[SHARED_FOLDER])) if SHARED_FOLDER in os.environ else None
     if lack is not None:
         del os.environ[SHARED_FOLDER]
-        logger.error("%s; workers that start from now on tell their own numbers", lack)
+        logger.error("%s; workers that start from now on report their own metrics", lack)
 
 
 def _how(status: int | None) -> str:

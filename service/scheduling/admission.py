@@ -1,4 +1,8 @@
-"""Who may wait: bounds by number, size and time, a share of them a client; when to come again."""
+"""Admission control: how much work may queue, and the 429 with Retry-After for what may not.
+
+The queue is limited by requests, rows, tokens and expected waiting time. Each client may use a
+share of these limits.
+"""
 
 import math
 from collections.abc import Iterable
@@ -7,31 +11,31 @@ from dataclasses import dataclass
 from service.errors import QueueFull
 
 RETRY_AFTER_S = 1
-# A refused client is not sent away for longer: what is measured now may be over by then.
+# The longest Retry-After: the load measured now says little about a later time.
 _MOST_RETRY_AFTER_S = 60
-# The rate is that of about so many seconds of work.
+# The rate averages over about this many seconds of work.
 _RATE_MEMORY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class QueueBounds:
-    """What may wait, and how much of that for one client."""
+    """Limits on the queue of one model, and the share of them that one client may use."""
 
     requests: int
     rows: int
     tokens: int
     client_share: float = 1.0
-    wait_s: float | None = None  # expected from the measured rate
+    wait_s: float | None = None  # longest expected wait, estimated from the measured rate
 
     def of_client(self) -> "Held":
-        """The most that counts of one client."""
+        """The share of the limits that one client may use."""
         share = self.client_share
         return Held(*(max(1, int(x * share)) for x in (self.requests, self.rows, self.tokens)))
 
 
 @dataclass(slots=True)
 class Held:
-    """What waits."""
+    """An amount of queued work."""
 
     requests: int = 0
     rows: int = 0
@@ -43,7 +47,7 @@ class Held:
         )
 
     def capped(self, most: "Held") -> "Held":
-        """No more than this of each."""
+        """The amount, with each of the three numbers limited to `most`."""
         return Held(
             min(self.requests, most.requests),
             min(self.rows, most.rows),
@@ -51,33 +55,33 @@ class Held:
         )
 
     def exceeds(self, most: "Held | QueueBounds") -> bool:
-        """Whether it is over in any of them."""
+        """Whether any of the three numbers is over its limit."""
         return self.requests > most.requests or self.rows > most.rows or self.tokens > most.tokens
 
 
 class Rate:
-    """Tokens that a worker gets done in a second of work, as the queue counts them."""
+    """Throughput of a worker in queued tokens a second, averaged over its recent steps."""
 
     def __init__(self) -> None:
         self._tokens = self._seconds = 0.0
 
     def add(self, tokens: int, seconds: float) -> None:
-        """A step. Old ones fade away."""
+        """Count one step. The weight of older steps decays."""
         fade = math.exp(-seconds / _RATE_MEMORY_S)
         self._tokens = self._tokens * fade + tokens
         self._seconds = self._seconds * fade + seconds
 
     def seconds(self, tokens: int) -> float:
-        """How long so many tokens take; 0 where nothing is known."""
+        """How long this many tokens take; 0 before anything has been measured."""
         return tokens * self._seconds / self._tokens if self._tokens else 0.0
 
 
 class Admission:
-    """What waits, by client, and whether more may. Its caller holds a lock.
+    """Queued work by client, and the decision whether more may join. The caller holds a lock.
 
-    A job over a bound by itself is let in where nothing waits: a limit on one request is the
-    engine's to set, and it says so with 422. Of a client's no more counts against others than its
-    share.
+    A job that exceeds a limit by itself is admitted to an empty queue: the size of one request is
+    limited by the engine, which answers 422. Against other clients, a client's work counts up to
+    its share and no further.
     """
 
     def __init__(self, bounds: QueueBounds) -> None:
@@ -87,11 +91,11 @@ class Admission:
 
     @property
     def waiting(self) -> Held:
-        """All of it."""
+        """The queued work of all clients."""
         return _sum(self._held.values())
 
     def check(self, client: str, asked: Held, running_tokens: int) -> None:
-        """Raise QueueFull where so much more does not fit; `running_tokens` wait no longer."""
+        """Raise QueueFull if `asked` does not fit; `running_tokens` have left the queue already."""
         most = self._bounds.of_client()
         own = self._held.get(client)
         if own is not None and (own + asked).exceeds(most):
@@ -102,17 +106,17 @@ class Admission:
         before_s = self.rate.seconds(self.waiting.tokens + running_tokens)
         if self._bounds.wait_s is not None and before_s > self._bounds.wait_s:
             raise QueueFull(
-                f"what is asked now would wait for {before_s:.1f} s; {self._bounds.wait_s:g} s is "
-                "the longest",
+                f"a request would now wait about {before_s:.1f} s in the queue; at most "
+                f"{self._bounds.wait_s:g} s is allowed",
                 headers=self._come_again(),
             )
 
     def join(self, client: str, asked: Held) -> None:
-        """It waits now."""
+        """Count work that has joined the queue."""
         self._held[client] = self._held.get(client, Held()) + asked
 
     def leave(self, client: str, gone: Held) -> None:
-        """It waits no longer."""
+        """Subtract work that has left the queue."""
         held = self._held[client]
         held.requests -= gone.requests
         held.rows -= gone.rows
@@ -121,7 +125,7 @@ class Admission:
             del self._held[client]
 
     def clear(self) -> None:
-        """Nothing waits."""
+        """Forget all queued work."""
         self._held.clear()
 
     def _full(self, held: Held, most: Held | QueueBounds, whose: str) -> QueueFull:
@@ -133,7 +137,7 @@ class Admission:
         )
 
     def _come_again(self) -> dict[str, str]:
-        """When what waits now will have been begun."""
+        """A Retry-After of the time it takes to work off the queue as it stands."""
         wait_s = math.ceil(self.rate.seconds(self.waiting.tokens))
         return {"Retry-After": str(min(max(RETRY_AFTER_S, wait_s), _MOST_RETRY_AFTER_S))}
 

@@ -1,7 +1,4 @@
-"""What an encoder-decoder does with admitted work: sources are read, then searched step by step.
-
-N sources.
-"""
+"""The runner of encoder-decoders: encode admitted sources in batches, then search step by step."""
 
 import logging
 import time
@@ -15,10 +12,10 @@ from service.errors import ServiceError
 from service.runtime.encoder_decoder import EncoderDecoderSession, pad_sources
 from service.scheduling.scheduler import run_failed
 
-# Source positions of one run of the encoder: bounds what the graph holds meanwhile.
+# Source positions in one run of the encoder: limits the memory that the graph uses.
 _MAX_POSITIONS = 4096
-# Sources wait for others so long as these are few beside those that are searched, and for so many
-# steps at most: a run of the encoder for one source costs half as much as one for four.
+# New sources wait while they are few compared with those being searched, but at most for this many
+# steps: encoding one source costs half as much as encoding four together.
 _FEW = 1 / 4
 _MOST_STEPS = 4
 
@@ -28,12 +25,12 @@ Ended = list[tuple[Search, ServiceError | None]]
 
 
 class EncoderDecoderRunner:
-    """Sources of one padded length are read together; those of one width, too, are searched so."""
+    """Encodes sources of one padded length together; searches those of one length and width so."""
 
     def __init__(self, session: EncoderDecoderSession, *, name: str) -> None:
         self._session = session
         self._name = name
-        self._waiting: list[Search] = []  # to be read
+        self._waiting: list[Search] = []  # to be encoded
         self._waited = 0  # steps since the first of them came
         self._batches: dict[tuple[int, int], SearchBatch] = {}  # by padded length and width
         self._used_rows = 0
@@ -49,17 +46,20 @@ class EncoderDecoderRunner:
         return not (self._waiting or self._batches or self._used_rows)
 
     def admit(self, work: Sequence[Search]) -> None:
-        """Let sources be read soon: before the next step, or together with others that come."""
+        """Take sources in: they are encoded before the next step, or a little later with others."""
         self._waiting += work
         self._used_rows += sum(search.width for search in work)
 
     def run(self) -> Ended:
-        """Read what came, one step for every batch; the work that ended has left."""
+        """Encode the waiting sources if it is time, then run one step of every batch.
+
+        The work that it returns has left its batch.
+        """
         ended = self._read() if self._reads_now() else []
         for batch in self._batches.values():
             try:
                 done, failed = batch.run()
-            except Exception:  # whatever the runtime raises fails these rows, and them alone
+            except Exception:  # whatever the runtime raises fails the rows of this batch only
                 logger.exception("engine %s: a model run raised", self._name)
                 failed = [(search, run_failed()) for search in batch.searches]
                 batch.remove(list(batch.searches))
@@ -71,7 +71,7 @@ class EncoderDecoderRunner:
         return ended
 
     def drop(self, work: Sequence[Search]) -> None:
-        """Let sources leave, read or not."""
+        """Remove sources, encoded or not."""
         ids = {id(search) for search in work}
         held = [*self._waiting, *(x for batch in self._batches.values() for x in batch.searches)]
         self._used_rows -= sum(search.width for search in held if id(search) in ids)
@@ -81,13 +81,13 @@ class EncoderDecoderRunner:
         self._forget_empty()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all work: the worker has ended."""
         self._waiting.clear()
         self._batches.clear()
         self._used_rows = 0
 
     def _reads_now(self) -> bool:
-        """Whether to read what waits before this step."""
+        """Whether to encode the waiting sources before this step."""
         if not self._waiting:
             self._waited = 0
             return False
@@ -96,7 +96,7 @@ class EncoderDecoderRunner:
         return len(self._waiting) >= _FEW * searching or self._waited > _MOST_STEPS
 
     def _read(self) -> Ended:
-        """Read the sources that wait, those of one padded length together."""
+        """Encode the waiting sources, those of one padded length together."""
         ended: Ended = []
         by_length: dict[int, list[Search]] = {}
         for search in self._waiting:
@@ -109,12 +109,12 @@ class EncoderDecoderRunner:
         return ended
 
     def _read_some(self, length: int, searches: list[Search]) -> Ended:
-        # By width, so that what is read together is searched together.
+        # Sorted by width, since each width goes to its own search batch.
         searches.sort(key=lambda search: search.width)
         lengths = np.array([len(search.source) for search in searches], np.int32)
         try:
             encoded = self._session.encode(pad_sources([x.source for x in searches]), lengths)
-        except Exception:  # the same
+        except Exception:  # as in `run`
             logger.exception("engine %s: a model run raised", self._name)
             return [(search, run_failed()) for search in searches]
         now = time.monotonic()

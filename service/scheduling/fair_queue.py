@@ -1,8 +1,8 @@
-"""A queue of several clients, from which each gets an equal share of what is served.
+"""A fair queue: every client with queued work gets an equal share of the service.
 
-Start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996): every item has a cost, a client's
-items are tagged with the cost that was taken of it before, and the least tag is next. A client that
-comes new, or comes back, begins where the others are: nobody saves up.
+Start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996): every item has a cost. An item's tag
+is the cost served to its client so far, and the item with the smallest tag is next. A client that
+is new or returns starts at the current virtual time, so nobody saves up credit while idle.
 """
 
 from collections import deque
@@ -22,22 +22,22 @@ class _Entry(Generic[Item]):
 
 @dataclass(slots=True)
 class _Line(Generic[Item]):
-    """What one client has in the queue, first come first served."""
+    """The queued items of one client, first come first served."""
 
-    finish: float  # virtual time at which all that was taken of it has been served
+    finish: float  # virtual time at which the items popped so far have been served
     entries: deque[_Entry[Item]] = field(default_factory=deque)
 
     @property
     def start(self) -> float:
-        """The tag of its first item."""
+        """The start tag of its first item."""
         return max(self.finish, self.entries[0].came_at)
 
 
 class FairQueue(Generic[Item]):
-    """Items by client. Of one client alone it is first come, first served."""
+    """Items by client. With a single client it is first come, first served."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, _Line[Item]] = {}  # those with items, or still ahead of `_now`
+        self._lines: dict[str, _Line[Item]] = {}  # with items, or with a finish after `_now`
         self._now = 0.0
         self._size = 0
 
@@ -49,17 +49,17 @@ class FairQueue(Generic[Item]):
         return (entry.item for line in self._lines.values() for entry in line.entries)
 
     def push(self, client: str, cost: int, item: Item) -> None:
-        """Append an item to a client's; `cost` is at least 1."""
+        """Append an item to a client's line; `cost` is at least 1."""
         line = self._lines.setdefault(client, _Line(self._now))
         line.entries.append(_Entry(item, cost, self._now))
         self._size += 1
 
     def first(self) -> Item:
-        """What is next. Raises ValueError when empty."""
+        """Return the next item without removing it. Raises ValueError when empty."""
         return self._next().entries[0].item
 
     def pop(self) -> Item:
-        """Take what is next. Raises ValueError when empty."""
+        """Remove and return the next item. Raises ValueError when empty."""
         line = self._next()
         start = line.start
         entry = line.entries.popleft()
@@ -67,7 +67,7 @@ class FairQueue(Generic[Item]):
         line.finish = start + entry.cost
         self._now = start
         if not line.entries:
-            # Who has nothing here and owes nothing is forgotten: clients come and go.
+            # Clients come and go: forget those without items that are not ahead of their share.
             self._lines = {
                 client: each
                 for client, each in self._lines.items()
@@ -76,7 +76,7 @@ class FairQueue(Generic[Item]):
         return entry.item
 
     def remove(self, gone: Callable[[Item], bool]) -> None:
-        """Take out the items for which this is true; they cost their client nothing."""
+        """Remove the items for which `gone` is true, at no cost to their client."""
         for line in self._lines.values():
             line.entries = deque(entry for entry in line.entries if not gone(entry.item))
         self._size = sum(len(line.entries) for line in self._lines.values())
@@ -84,12 +84,12 @@ class FairQueue(Generic[Item]):
             self._lines.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all items and forget all clients."""
         self._lines.clear()
         self._size = 0
 
     def _next(self) -> _Line[Item]:
-        # The first of equals, in the order in which the clients came.
+        # On a tie, the client that came first.
         return min(
             (line for line in self._lines.values() if line.entries), key=lambda line: line.start
         )

@@ -1,7 +1,7 @@
-"""From a worker's thread to the event loop while work runs: what it has done so far, in order.
+"""Streaming results from a worker's thread to the event loop, in order.
 
-A client may read more slowly than the engine writes, or not at all: what waits for it lies in
-columns of a few bytes a token, which the limits of a request bound.
+A client may read more slowly than the engine writes, or not at all. Until then its tokens wait in
+columns of a few bytes a token, and the limits on a request limit their number.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ Item = TypeVar("Item")
 
 
 class Feed(Generic[Item]):
-    """Items that a worker's thread puts in and the event loop takes out.
+    """A queue of items that a worker's thread fills and the event loop empties.
 
-    An item is one who has news, and is put in anew only when its news have been taken: so the feed
-    holds no more than there are of them. Create it in the event loop.
+    An item is a source that has news. It is put in again only after its news have been taken, so
+    the feed holds each source at most once. Create the feed in the event loop.
     """
 
     def __init__(self) -> None:
@@ -32,9 +32,9 @@ class Feed(Generic[Item]):
             self._loop.call_soon_threadsafe(self._items.put_nowait, item)
 
     async def during(self, work: Coroutine[Any, Any, None]) -> AsyncGenerator[Item, None]:
-        """The items that are put while `work` runs, to the last one; then what it raises.
+        """Yield the items put while `work` runs, to the last one; then raise what `work` raised.
 
-        Close it, and the work is cancelled.
+        Closing the generator cancels the work.
         """
         task = asyncio.create_task(work)
         task.add_done_callback(lambda _: self._items.put_nowait(None))
@@ -44,25 +44,25 @@ class Feed(Generic[Item]):
             await task
         finally:
             if task.done() and not task.cancelled():
-                # Known here, whether or not the reader stayed to hear of it.
+                # Retrieved even if the reader has left: asyncio would log it as never retrieved.
                 task.exception()
             task.cancel()
 
 
 class News:
-    """What one source has told and its reader has not taken yet: columns of tokens, and an end."""
+    """Tokens of one source that its reader has not taken yet, in columns, and whether it ended."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._kinds: list[tuple[np.dtype[Any], tuple[int, ...]]] = []
         self._columns: list[bytearray] = []
         self._has_ended = False
-        self._is_known = False  # to the reader: it has been put into the feed
+        self._is_known = False  # whether it stands in the feed already
 
     def add(self, columns: Sequence[npt.NDArray[Any]]) -> bool:
-        """Append tokens, given as `columns` [T, …]; whether the reader has to be told.
+        """Append tokens, given as `columns` [T, …]; true if the caller must put it into the feed.
 
-        The first column has one number a token; all are of the same kinds each time.
+        The first column has one number a token. Dtypes and shapes are the same at every call.
         """
         with self._lock:
             if not self._columns:
@@ -73,7 +73,7 @@ class News:
             return self._tell()
 
     def end(self) -> bool:
-        """Nothing follows; whether the reader has to be told."""
+        """Mark the end; true if the caller must put it into the feed."""
         with self._lock:
             self._has_ended = True
             return self._tell()
@@ -83,7 +83,7 @@ class News:
         return tells
 
     def take(self) -> tuple[list[npt.NDArray[Any]], bool]:
-        """The columns since the last time, none where there are no tokens; whether it has ended."""
+        """The columns added since the last call (none without tokens), and whether it has ended."""
         with self._lock:
             taken, self._columns = self._columns, []
             self._is_known = False

@@ -1,4 +1,4 @@
-"""What a language model does with admitted work: rows that read beside rows that write."""
+"""The runner of language models: rows that read a text beside rows that write one."""
 
 import logging
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from service.errors import ServiceError
 from service.runtime.language_model import LanguageModelSession
 from service.scheduling.scheduler import run_failed
 
-# Tokens a row reads in one run: few while others write, so that a long prompt holds them up by a
-# few steps only. The results do not depend on it.
+# Tokens that a row reads in one run. While other rows write, it is small, so that a long prompt
+# delays them by a few steps only. The results do not depend on it.
 READ_CHUNK = 64
 READ_CHUNK_WHILE_WRITING = 8
-# A prompt of at most this many tokens is read in steps that other rows take anyway.
+# A prompt of at most this many tokens is read token by token, in steps that other rows take anyway.
 MAX_STEPPED_PROMPT = 64
 
 logger = logging.getLogger(__name__)
@@ -27,16 +27,16 @@ class TextWork:
 
     read: ReadRow
     write: list[WriteRow] = field(default_factory=list)
-    held: int = 0  # numbers that it holds beside its tokens, such as a constraint's
+    held: int = 0  # numbers held beside the tokens, such as those of a constraint
 
     @property
     def rows(self) -> int:
-        """Rows that it holds at most at one time."""
+        """The most rows it holds at any time."""
         return max(1, len(self.write))
 
     @property
     def steps_its_prompt(self) -> bool:
-        """Whether its one choice can read the prompt in the steps of the rows that write."""
+        """Whether its only choice can read the prompt in the steps of the rows that write."""
         read = self.read
         plain = read.wants_continuation and read.uncounted == len(read.tokens)
         waits = [row for row in self.write if row.finish_reason is None]
@@ -49,18 +49,18 @@ class TextWork:
 
     @property
     def queued_tokens(self) -> int:
-        """What it adds to the queue's bound on tokens."""
+        """Tokens that it counts towards the queue's limit."""
         return len(self.read.tokens) + sum(row.max_tokens for row in self.write) + self.held
 
     @property
     def first_token_at(self) -> float | None:
-        """When the first of its choices had a token; None where none is written."""
+        """When the first of its choices had a token; None if it writes none."""
         begun = [row.began for row in self.write if row.began is not None]
         return min(begun, default=None)
 
     @property
     def written_tokens(self) -> int:
-        """Tokens of its longest choice: they are written side by side."""
+        """Tokens of its longest choice: the choices are written side by side."""
         return max((len(row.tokens) for row in self.write), default=0)
 
 
@@ -68,14 +68,14 @@ Ended = list[tuple[TextWork, ServiceError | None]]
 
 
 class LanguageModelRunner:
-    """One chunk for the rows that read, one step for the rows that write."""
+    """An iteration is one chunk for the rows that read and one step for the rows that write."""
 
     def __init__(self, session: LanguageModelSession, max_rows: int, *, name: str) -> None:
         self._name = name
         self._reading = ReadBatch(session)
         self._writing = WriteBatch(session, max_rows)
         self._work_of_row: dict[int, TextWork] = {}  # by id of the row
-        self._closing: dict[int, WriteRow] = {}  # choices that are written, by id of their read
+        self._closing: dict[int, WriteRow] = {}  # choices by id of the read of their last token
         self._used_rows = 0
         self._ended: Ended = []
 
@@ -91,7 +91,7 @@ class LanguageModelRunner:
         return not (self._work_of_row or self._closing or self._used_rows or rows)
 
     def admit(self, work: Sequence[TextWork]) -> None:
-        """Put each piece's prompt where it is read."""
+        """Put the prompt of each piece of work into the batch that reads it."""
         for piece in work:
             self._used_rows += piece.rows
             self._work_of_row[id(piece.read)] = piece
@@ -100,7 +100,7 @@ class LanguageModelRunner:
 
     def _begin(self, work: TextWork) -> None:
         if not work.read.remaining:
-            # All of it was known before.
+            # The whole prompt is known already, from a cache or a resumed state.
             self._end_read(work.read)
         elif self._writing.rows and work.steps_its_prompt:
             (write,) = work.write
@@ -111,7 +111,7 @@ class LanguageModelRunner:
             self._reading.add(work.read)
 
     def run(self) -> Ended:
-        """One iteration; the work that ended has left."""
+        """Run one iteration; the work that it returns has left its batches."""
         if self._reading.rows:
             self._read()
         if self._writing.rows:
@@ -120,7 +120,7 @@ class LanguageModelRunner:
         return ended
 
     def drop(self, work: Sequence[TextWork]) -> None:
-        """Let every row of the work leave."""
+        """Remove every row of the work."""
         reads, writes = [], []
         for piece in work:
             if self._work_of_row.pop(id(piece.read), None) is not None:
@@ -138,7 +138,7 @@ class LanguageModelRunner:
             self._writing.remove(writes)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all work: the worker has ended."""
         self._work_of_row.clear()
         self._closing.clear()
         self._used_rows = 0
@@ -149,7 +149,7 @@ class LanguageModelRunner:
         chunk = READ_CHUNK_WHILE_WRITING if self._writing.rows else READ_CHUNK
         try:
             done, failed = self._reading.run(chunk)
-        except Exception:  # whatever the runtime raises fails these rows, and them alone
+        except Exception:  # whatever the runtime raises fails the rows of this batch only
             logger.exception("engine %s: a model run raised", self._name)
             rows = list(self._reading.rows)
             done, failed = [], [(row, run_failed()) for row in rows]
@@ -170,7 +170,7 @@ class LanguageModelRunner:
             return
         try:
             failed = self._writing.run()
-        except Exception:  # the same
+        except Exception:  # as in `_read`
             logger.exception("engine %s: a model run raised", self._name)
             rows = list(self._writing.rows)
             failed = [(row, run_failed()) for row in rows]
@@ -200,13 +200,13 @@ class LanguageModelRunner:
             row.listener.ended()
         work = self._work_of_row.pop(id(row))
         self._used_rows -= 1
-        # Not by finish_reason: several rows may end in one step, and the work ends once.
+        # Not by finish_reason: several rows may end in one step, but the work ends only once.
         if not any(id(write) in self._work_of_row for write in work.write):
             self._ended.append((work, None))
 
     def _fail(self, row: ReadRow | WriteRow, error: ServiceError) -> None:
-        """End the work of a row that has left its batch; its other rows leave, too."""
+        """Fail the work of a row that has left its batch; remove the other rows of that work."""
         work = self._work_of_row.get(id(self._closing.get(id(row), row)))
-        if work is not None:  # else another of its rows has failed in this run
+        if work is not None:  # otherwise another of its rows has failed in this run
             self.drop([work])
             self._ended.append((work, error))

@@ -1,12 +1,12 @@
-"""One bounded queue and one worker thread: admit work, run it step by step, hand back.
+"""Continuous batching: one bounded queue and one worker thread that steps all admitted work.
 
-The queue is bounded by requests, rows and tokens, is fair between clients, and drops what has come
-too late unrun.
+The queue has limits on requests, rows and tokens, is fair between clients, and drops work whose
+deadline has passed without running it.
 
-What a step is lies with a runner, one for each kind of model. Requests of different clients share
-every model run, and rows join and leave between any two of them. A recurrent state has a fixed
-size, so this is all that continuous batching takes: cellular batching (Gao et al., BatchMaker,
-EuroSys 2018).
+A runner, one for each kind of model, decides what a step is. Requests of different clients share
+every model run, and rows join and leave between any two runs. A recurrent state has a fixed size,
+so continuous batching takes no more than this: cellular batching (Gao et al., BatchMaker, EuroSys
+2018).
 """
 
 import logging
@@ -29,26 +29,26 @@ class Work(Protocol):
 
     @property
     def rows(self) -> int:
-        """Rows that it holds at most at one time."""
+        """The most rows it holds at any time."""
 
     @property
     def queued_tokens(self) -> int:
-        """What it adds to the queue's bound on tokens."""
+        """Tokens that it counts towards the queue's limit."""
 
     @property
     def first_token_at(self) -> float | None:
-        """When it had its first token (time.monotonic); None where it writes none."""
+        """When it had its first token (time.monotonic); None if it writes none."""
 
     @property
     def written_tokens(self) -> int:
-        """Tokens that it has, those of all its rows one after another."""
+        """Tokens that it has written one after another; rows written side by side count once."""
 
 
 WorkT = TypeVar("WorkT", bound=Work)
 
 
 class Runner(Protocol[WorkT]):
-    """What steps together in one worker: admitted work in, ended work out."""
+    """Steps all admitted work of one worker together and returns the work that ended."""
 
     @property
     def used_rows(self) -> int:
@@ -59,19 +59,19 @@ class Runner(Protocol[WorkT]):
         """Whether it holds no work and no row, counted apart from `used_rows`."""
 
     def admit(self, work: Sequence[WorkT]) -> None:
-        """Let work join before the next step."""
+        """Add work, which joins before the next step."""
 
     def run(self) -> list[tuple[WorkT, ServiceError | None]]:
-        """One step. The work that ended has left: done, or with the error it ended by.
+        """Run one step; return the work that ended and left, each with its error or None.
 
-        A model run that raises fails the work in it; what this raises ends the worker.
+        A model run that raises fails the work in it. An exception from this method ends the worker.
         """
 
     def drop(self, work: Sequence[WorkT]) -> None:
-        """Let admitted work leave unfinished; what ended in this step has left already."""
+        """Remove admitted work unfinished; work that ended in this step has left already."""
 
     def clear(self) -> None:
-        """Forget everything: the worker has ended."""
+        """Drop all work: the worker has ended."""
 
 
 @dataclass(slots=True, eq=False)
@@ -79,8 +79,8 @@ class Job(Generic[WorkT]):
     """One request's work; the runner fills in its rows, the scheduler `error` and the times."""
 
     work: Sequence[WorkT]
-    client: str = ""  # whose share of the queue it takes
-    deadline: float | None = None  # time.monotonic(); what waits longer is not run
+    client: str = ""  # the client whose share of the queue it takes
+    deadline: float | None = None  # time.monotonic(); work still queued then is not run
     error: ServiceError | None = None
     open_work: int = 0
     queued_work: int = 0
@@ -94,7 +94,7 @@ class Job(Generic[WorkT]):
 class Scheduler(Generic[WorkT]):
     """Runs jobs on a runner. `submit` and `cancel` may be called from any thread.
 
-    `deliver` gets the jobs that ended in one iteration, all at once, in the worker's thread.
+    `deliver` is called in the worker's thread with all jobs that ended in one iteration.
     """
 
     def __init__(
@@ -122,12 +122,12 @@ class Scheduler(Generic[WorkT]):
         # The worker's own:
         self._active: dict[int, tuple[Job[WorkT], WorkT]] = {}  # by id of the work
         self._ended: list[Job[WorkT]] = []
-        self._late: list[Job[WorkT]] = []  # whose time was over in the queue
+        self._late: list[Job[WorkT]] = []  # their deadline passed in the queue
         self._running_tokens = 0  # of the active work, as the queue counts them
         self._step_began: float | None = None
-        self._watched_step: float | None = None  # that ran when `look` was called last
-        self._stalled_s = 0.0  # for which it has been seen to run
-        self._counted_to = time.monotonic()  # up to here the rate knows of the time at work
+        self._watched_step: float | None = None  # the step that ran at the last `look`
+        self._stalled_s = 0.0  # how long that step has been seen to run
+        self._counted_to = time.monotonic()  # the end of the time that the rate has counted
         self.last_step = time.monotonic()
         self._thread = threading.Thread(target=self._work, name=f"engine-{name}", daemon=True)
 
@@ -136,9 +136,9 @@ class Scheduler(Generic[WorkT]):
         self._thread.start()
 
     def stop(self, timeout_s: float | None = None) -> None:
-        """End the worker; what is queued or running fails with EngineStopped.
+        """End the worker; queued and running work fails with EngineStopped.
 
-        One that hangs in a step is left after so long.
+        A worker that hangs in a step is abandoned after `timeout_s`.
         """
         with self._wake:
             self._stopping = True
@@ -147,19 +147,20 @@ class Scheduler(Generic[WorkT]):
 
     @property
     def alive(self) -> bool:
-        """Whether the worker takes work."""
+        """Whether the worker accepts work."""
         return self._thread.is_alive() and not self._stopping and not self._dead
 
     @property
     def died(self) -> bool:
-        """Whether the worker has ended, and nobody asked it to."""
+        """Whether the worker has ended without `stop`."""
         return self._dead and not self._stopping
 
     def look(self, ran_s: float) -> None:
-        """Count this time towards the step that runs, if it ran at the last look, too.
+        """Count `ran_s` towards the current step if it was already running at the last look.
 
-        For whoever looks again and again; `ran_s`: for how long the process ran since then. The
-        clock alone does not tell: it goes on while a process is stopped or a container is frozen.
+        A watchdog calls this at intervals; `ran_s` is how long this process ran since its last
+        call. The clock cannot say that: it goes on while a process is stopped or a container is
+        frozen.
         """
         began = self._step_began
         is_same = began is not None and began == self._watched_step
@@ -167,18 +168,18 @@ class Scheduler(Generic[WorkT]):
         self._watched_step = began
 
     def stalled_s(self) -> float:
-        """For how long the step has been seen to run that runs now; 0 between steps."""
+        """How long the current step has been seen to run; 0 between steps."""
         began = self._step_began
         return self._stalled_s if began is not None and began == self._watched_step else 0.0
 
     @property
     def load(self) -> int:
-        """Rows that are queued or held: what new work would wait for."""
+        """Rows that are queued or running, and so ahead of new work."""
         with self._wake:
             return self._admission.waiting.rows + self._runner.used_rows
 
     def gauges(self) -> EngineGauges:
-        """Where it stands."""
+        """A snapshot for the metrics."""
         with self._wake:
             waiting = self._admission.waiting
         return EngineGauges(
@@ -191,11 +192,11 @@ class Scheduler(Generic[WorkT]):
 
     @property
     def free(self) -> bool:
-        """Whether no row is queued or held: what must hold whenever nobody waits."""
+        """Whether nothing is queued or running, as must be true when no request is open."""
         return self._runner.free and not (self._queue or self._active)
 
     def submit(self, job: Job[WorkT]) -> None:
-        """Queue a job, whole or not at all. Raises QueueFull and EngineStopped."""
+        """Queue all work of a job or none. Raises QueueFull and EngineStopped."""
         asked = _size_of(job.work)
         with self._wake:
             if self._stopping or self._dead or not self._thread.is_alive():
@@ -209,7 +210,7 @@ class Scheduler(Generic[WorkT]):
             self._wake.notify()
 
     def refusal(self, client: str) -> QueueFull | None:
-        """What the smallest job of a client would be refused with; None where there is room."""
+        """The error that the smallest possible job of a client would get now, or None."""
         with self._wake:
             try:
                 self._admission.check(client, Held(1, 1, 1), self._running_tokens)
@@ -218,7 +219,7 @@ class Scheduler(Generic[WorkT]):
         return None
 
     def cancel(self, job: Job[WorkT]) -> None:
-        """Let a job's rows leave before the next step. A job that has ended is left alone."""
+        """Remove a job's rows before the next step. A job that has ended is left alone."""
         with self._wake:
             if not self._dead:
                 self._cancelling.append(job)
@@ -232,13 +233,13 @@ class Scheduler(Generic[WorkT]):
                 self._step()
                 self._hand_back()
         except BaseException:
-            # Not to go on: a bug here ends the worker, and everyone who waits is told.
+            # A bug here ends the worker; `_fail_everything` then fails every request that waits.
             logger.exception("engine %s: the worker died", self._name)
         finally:
             self._fail_everything()
 
     def _step(self) -> None:
-        """One step of the runner; what ended is counted."""
+        """Run one step of the runner and count the work that ended."""
         rows, began = self._runner.used_rows, time.monotonic()
         self._step_began = began
         done = 0
@@ -246,14 +247,14 @@ class Scheduler(Generic[WorkT]):
             done += work.queued_tokens
             self._end_work(work, error)
         self._step_began, self.last_step = None, time.monotonic()
-        # With what came between the steps: that, too, is time in which others wait.
+        # Includes the time between the steps: queued work waits during it, too.
         self._admission.rate.add(done, self.last_step - self._counted_to)
         self._counted_to = self.last_step
         if rows:
             self._metrics.stepped(self.last_step - began, rows)
 
     def _admit(self) -> bool:
-        """Wait for work, drop cancelled rows, take rows from the queue; false to end."""
+        """Wait for work, drop cancelled rows, take rows from the queue; false when stopping."""
         with self._wake:
             while not (self._queue or self._active or self._cancelling or self._stopping):
                 self._wake.wait()
@@ -271,12 +272,12 @@ class Scheduler(Generic[WorkT]):
         return True
 
     def _leave_queue(self) -> list[Job[WorkT]]:
-        """Mark the cancelled jobs, and take what they queued out of the queue."""
+        """Mark the cancelled jobs and remove their work from the queue."""
         cancelled, self._cancelling = self._cancelling, []
         for job in cancelled:
             job.cancelled = True
         if cancelled:
-            # Wherever they stood, they count against the bounds no longer.
+            # Queued work counts against the limits: subtract it wherever it stands in the queue.
             for job, work in self._queue:
                 if job.cancelled:
                     self._left_queue(job, work)
@@ -284,27 +285,27 @@ class Scheduler(Generic[WorkT]):
         return cancelled
 
     def _left_queue(self, job: Job[WorkT], work: WorkT) -> None:
-        """Count work no longer that waited."""
+        """Subtract work that has left the queue."""
         job.queued_work -= 1
         requests = 0 if job.queued_work else 1
         self._admission.leave(job.client, Held(requests, work.rows, work.queued_tokens))
 
     def _take_from_queue(self) -> list[WorkT]:
-        """The work that there is room for now."""
+        """Take the work that there is room for now."""
         taken: list[WorkT] = []
         used_rows = self._runner.used_rows
         now = time.monotonic()
         while self._queue:
             job, work = self._queue.first()
             late = job.deadline is not None and job.deadline <= now
-            # Lone wide work is admitted even where it is wider than max_rows.
+            # Work wider than max_rows is admitted when nothing else runs.
             fits = used_rows + work.rows <= self._max_rows or not used_rows
             if job.error is None and not fits and not late:
                 break
             self._queue.pop()
             self._left_queue(job, work)
             if job.error is None and late:
-                job.error = DeadlineExceeded("the time of the request was over before it was begun")
+                job.error = DeadlineExceeded("the deadline of the request passed in the queue")
                 self._late.append(job)
             if job.error is not None:
                 continue
@@ -313,16 +314,16 @@ class Scheduler(Generic[WorkT]):
                 self._metrics.admitted(now - job.submitted_at)
             used_rows += work.rows
             self._running_tokens += work.queued_tokens
-            # Before anything can raise, so that its job is told.
+            # Before anything can raise: `_fail_everything` fails the jobs of active work.
             self._active[id(work)] = (job, work)
             taken.append(work)
         return taken
 
     def _end_work(self, work: WorkT, error: ServiceError | None) -> None:
-        """Count work that has left the runner; an error fails the whole job."""
+        """Account for work that has left the runner; an error fails the whole job."""
         known = self._active.pop(id(work), None)
         if known is None:
-            # It ended in the step in which another part of its job failed, and was dropped.
+            # Another part of its job failed in this step, so it was dropped already.
             return
         job, _ = known
         self._running_tokens -= work.queued_tokens
@@ -344,10 +345,10 @@ class Scheduler(Generic[WorkT]):
             self._ended.append(job)
 
     def _drop(self, job: Job[WorkT]) -> None:
-        """Let all active work of a job leave."""
+        """Remove all active work of a job."""
         dropped = [work for owner, work in self._active.values() if owner is job]
         if dropped:
-            # First: the job is still told where this raises.
+            # First: if this raises, the work is still active and its job fails.
             self._runner.drop(dropped)
         for work in dropped:
             self._running_tokens -= work.queued_tokens
@@ -355,7 +356,7 @@ class Scheduler(Generic[WorkT]):
 
     def _hand_back(self) -> None:
         if self._ended:
-            # Forgotten only when delivered: a worker that dies of this tells them again.
+            # Cleared only after delivery: if it raises, the dying worker delivers them again.
             self._deliver(self._ended)
             self._ended = []
 
@@ -387,5 +388,5 @@ def _size_of(works: Sequence[Work]) -> Held:
 
 
 def run_failed() -> ModelFailure:
-    """What the rows of a model run get that raised."""
+    """The error for the rows of a model run that raised."""
     return ModelFailure("the model run failed; other requests go on")

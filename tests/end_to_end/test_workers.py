@@ -81,8 +81,8 @@ def test_a_worker_that_dies_is_replaced_as_soon_as_one_can_start(
         (folder / "broken").mkdir()
         first.kill()
         eventually(lambda: "this worker cannot start: broken: manifest.json" in log.read_text())
-        assert "(SIGKILL); another is started now" in log.read_text()
-        eventually(lambda: "(status 3); another is started in 1 s" in log.read_text())
+        assert "(SIGKILL); a new one starts now" in log.read_text()
+        eventually(lambda: "(status 3); a new one starts in 1 s" in log.read_text())
         assert {ask(server.url, 1) for _ in range(4)} == {ask(server.url, 1)}
         assert workers_of(server.process.pid)[0] == second
         (folder / "broken").rmdir()
@@ -97,7 +97,7 @@ def test_a_worker_that_dies_is_replaced_as_soon_as_one_can_start(
         for worker in workers_of(server.process.pid):
             worker.kill()
         assert server.process.wait(60) == 1
-        assert "no worker could be started: the service ends" in log.read_text()
+        assert "no worker could start; shutting down" in log.read_text()
 
 
 def test_workers_do_not_outlive_the_process_that_started_them(models_dir: Path) -> None:
