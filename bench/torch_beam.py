@@ -23,7 +23,8 @@ from service.bundle.tokenization import Tokenizer
 from training.data.pair_batches import pad_sources
 from training.data.pairs import Ids
 from training.loop.encoder_decoder import load_best_pairs
-from training.networks.encoder_decoder import EncoderDecoder, Memory
+from training.networks.attention import Memory
+from training.networks.encoder_decoder import EncoderDecoder
 
 _NEVER = [PAD_ID, BOS_ID, UNK_ID]
 # Searched together; words a second for 32 to 512, beside other work: 470, 600, 640, 840, 640.

@@ -14,7 +14,8 @@ from torch import Tensor
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from training.data.pair_batches import pad_sources
 from training.data.pairs import Ids
-from training.networks.encoder_decoder import EncoderDecoder, Memory
+from training.networks.attention import Memory
+from training.networks.encoder_decoder import EncoderDecoder
 
 _NEVER = [PAD_ID, BOS_ID, UNK_ID]  # tokens without text
 # Sources decoded together: bounds the memory of a large split.

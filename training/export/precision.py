@@ -44,7 +44,7 @@ from training.export.manifest_parts import (
     ExportError,
     Unverifiable,
 )
-from training.networks.language_model import RecurrentLayer, States
+from training.networks.recurrent import RecurrentLayer, States
 
 MARGIN = 16.0
 COPIES = 4

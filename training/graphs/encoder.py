@@ -34,7 +34,8 @@ from training.graphs.interface import (
 )
 from training.graphs.products import Products
 from training.graphs.quantization import input_bias
-from training.networks.encoder_decoder import FEED, BidirectionalLayer, Convolutions, EncoderDecoder
+from training.networks.encoder import BidirectionalLayer, Convolutions
+from training.networks.encoder_decoder import FEED, EncoderDecoder
 
 # What a step takes of the step before, but for the operand of h.
 _SCANNED_STATES = {"rnn": (), "gru": ("h",), "lstm": ("c",)}

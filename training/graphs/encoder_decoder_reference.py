@@ -17,8 +17,9 @@ from torch import Tensor
 
 from training.graphs.interface import has_source_table, has_target_table
 from training.graphs.quantization import STATE_STEPS, QuantizedMatrix, quantized_product
-from training.networks.encoder_decoder import EncoderDecoder, Memory
-from training.networks.language_model import GATES, STATE_NAMES, RecurrentLayer
+from training.networks.attention import Memory
+from training.networks.encoder_decoder import EncoderDecoder
+from training.networks.recurrent import GATES, STATE_NAMES, RecurrentLayer
 
 
 @torch.no_grad()

@@ -21,7 +21,8 @@ from onnx import TensorProto, helper
 from service.bundle.manifest import Precision, Role
 from training.graphs.builder import GraphBuilder, array, finish_model, reordered_gates
 from training.graphs.cells import add_scan, add_step, float_rnn_step, int8_step
-from training.networks.language_model import STATE_NAMES, LanguageModel
+from training.networks.language_model import LanguageModel
+from training.networks.recurrent import STATE_NAMES
 
 # What a bundle holds of each precision.
 ROLES: dict[Precision, tuple[Role, ...]] = {"fp32": ("sequence",), "int8": ("sequence", "step")}

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from training.graphs.builder import array
-from training.networks.language_model import GATES, STATE_NAMES, LanguageModel, RecurrentLayer
+from training.networks.language_model import LanguageModel
+from training.networks.recurrent import GATES, STATE_NAMES, RecurrentLayer
 
 STATE_STEPS = 63  # h = 1 lies this many steps from h = 0
 STATE_ZERO = 64  # the unsigned integer that stands for h = 0

@@ -23,7 +23,8 @@ from training.loop import checkpoint
 from training.loop.ngram_targets import ngram_targets
 from training.loop.replicas import Replicas, ShareLoss
 from training.loop.task import Curve, Evaluation, TrainingError, open_device
-from training.networks.language_model import LanguageModel, States
+from training.networks.language_model import LanguageModel
+from training.networks.recurrent import States
 
 _SAMPLED_LINES = 4
 _LARGEST_EXPONENT = 700.0  # exp of more overflows a double

@@ -1,5 +1,5 @@
 """The modules in PyTorch, named by their papers' words.
 
-Here: recurrent layers, the language model, the encoder-decoder. Not here: losses and loops. Imports
-the configuration and data.
+Here: recurrent layers and dropout, the language model, and the encoder, attention and decoder of
+the encoder-decoder. Not here: losses and loops. Imports the configuration and data.
 """

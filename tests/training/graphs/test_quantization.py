@@ -16,7 +16,8 @@ from training.graphs.quantization import (
     input_table,
     reference_logprobs,
 )
-from training.networks.language_model import STATE_NAMES, LanguageModel
+from training.networks.language_model import LanguageModel
+from training.networks.recurrent import STATE_NAMES
 
 CELLS = ("rnn", "gru", "lstm")
 V = 19

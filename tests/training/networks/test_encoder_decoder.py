@@ -16,7 +16,8 @@ from torch import Tensor
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID
 from tests.training.helpers import TINY_SIZES, tiny_encoder_decoder
 from training.config import EncoderDecoderNetworkConfig
-from training.networks.encoder_decoder import Dropout, EncoderDecoder
+from training.networks.dropout import Dropout
+from training.networks.encoder_decoder import EncoderDecoder
 
 CELLS = ["rnn", "gru", "lstm"]
 ATTENTIONS = ["none", "dot", "general", "additive"]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.helpers import tiny_model
-from training.networks.language_model import GATES, LanguageModel, RecurrentLayer
+from training.networks.language_model import LanguageModel
+from training.networks.recurrent import GATES, RecurrentLayer
 
 CELLS = ("rnn", "gru", "lstm")
 LAYERS = (1, 2, 3)
