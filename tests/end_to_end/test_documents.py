@@ -277,6 +277,15 @@ def test_a_command_that_is_not_there_is_found() -> None:
 # --- links and form -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    for link in links_of(path.read_text()):
+        target, anchor = target_of(link, path)
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors_of(target.read_text()), link
+
+
 def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# A heading\n\n[one](page.md#a-heading) `[no link](here)` [two](other.md#x)\n")
