@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.bundle.encoder_decoder import Attention, MetricName
-from service.bundle.manifest import Cell
+from service.bundle.manifest import NAME_PATTERN, Cell
 from service.bundle.text import Normalization, SideNormalization
 from service.bundle.tokenization import Tokenization
 from training.errors import ConfigError
@@ -34,7 +34,6 @@ __all__ = [
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
-NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"  # of a run and its bundle: the manifest's
 
 
 class _Section(BaseModel):

@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 FORMAT_VERSION = 2
+# A plain name, of a bundle or a file in its folder: no separators, no dot at the front.
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 MAX_CURVE_POINTS = 1000
 
 Cell: TypeAlias = Literal["rnn", "gru", "lstm"]
 Precision: TypeAlias = Literal["fp32", "int8"]
 Role: TypeAlias = Literal["sequence", "step", "encoder", "decoder"]
-# A plain name in the bundle's own folder: no separators, no dot at the front.
-FileName: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+FileName: TypeAlias = Annotated[str, Field(pattern=NAME_PATTERN)]
 Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -135,7 +136,7 @@ class Heading(Record):
 
     format_version: Literal[2] = Field(description="Version of this schema.")
     name: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
+        pattern=NAME_PATTERN,
         description="The bundle's name, which is also its folder's.",
     )
     description: str = Field(description="One sentence for people.")

@@ -64,7 +64,8 @@ Render: TypeAlias = Callable[[Request, ServiceError], Response]
 # Answers of this size always go out.
 SMALL_BYTES = 64 * 1024
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+# The ids that a client may give its requests.
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 logger = logging.getLogger("service.requests")
 
@@ -293,7 +294,7 @@ def _has_room(scope: Scope, message: Message) -> bool:
 def _request_id(headers: Headers) -> str:
     """The client's id where it is harmless, else one of ours."""
     given = headers.getlist("x-request-id")
-    if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
+    if len(given) == 1 and REQUEST_ID.fullmatch(given[0]):
         return given[0]
     return fresh_id(16)
 

@@ -11,6 +11,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from service.http.gateway import REQUEST_ID
+
 _EXAMPLES: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parent / "examples.json").read_text("utf-8")
 )
@@ -37,7 +39,7 @@ _ID_NAME = "X-Request-Id"
 _REQUEST_ID = {
     "description": "The request's own, where it sent a harmless one, or else a new one.",
     "required": True,
-    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
+    "schema": {"type": "string", "pattern": f"^{REQUEST_ID.pattern}$"},
 }
 
 
