@@ -26,12 +26,13 @@ from service.endpoints.operations import router as operations_router
 from service.endpoints.operations import show_gauges
 from service.endpoints.page import read_page
 from service.endpoints.page import router as page_router
-from service.errors import FieldError, InvalidRequest, ServiceError
+from service.errors import InvalidRequest, OptionError, ServiceError
 from service.http.answers import problem_document
 from service.http.api_keys import read_api_keys
 from service.http.gateway import SECURITY_HEADERS, Doorkeeping, Gateway
 from service.http.nearest_names import path_hint
 from service.http.openapi import document
+from service.http.option_names import pointer_of
 from service.http.turns import Turns
 from service.http.unsent import Unsent
 from service.http.wire import Problem
@@ -207,8 +208,8 @@ async def _parameter_error(request: Request, error: Exception) -> Response:
     """A parameter of a path or a query that FastAPI refuses, whose own answer tells its value."""
     if not isinstance(error, RequestValidationError):
         raise TypeError(type(error))
-    errors = [FieldError(f"/{mistake['loc'][-1]}", mistake["msg"]) for mistake in error.errors()]
-    detail = "; ".join(f"{x.pointer}: {x.detail}" for x in errors)
+    errors = [OptionError(str(mistake["loc"][-1]), mistake["msg"]) for mistake in error.errors()]
+    detail = "; ".join(f"{pointer_of(x)}: {x.detail}" for x in errors)
     return _problem(request, InvalidRequest(detail, errors=errors))
 
 

@@ -13,7 +13,7 @@
     ├── UrlTooLong 414
     ├── UnsupportedMediaType 415
     ├── HostNotAllowed 421        the Host header names another server
-    ├── InvalidRequest 422        schema or limits; `errors` points at the fields
+    ├── InvalidRequest 422        schema or limits; `errors` names the options
     ├── QueueFull 429             with Retry-After
     ├── HeadersTooLarge 431
     ├── ClientGone 499            never sent; it appears only in the log
@@ -33,11 +33,16 @@ from typing import ClassVar
 
 
 @dataclass(frozen=True, slots=True)
-class FieldError:
-    """One mistake in the body: where, as a JSON pointer (RFC 6901), and what is allowed."""
+class OptionError:
+    """One mistake: which option has it, and what is allowed.
 
-    pointer: str
+    Options have the names of the tasks' arguments and options. Each interface turns them into the
+    names of its own fields (`http/option_names.py`).
+    """
+
+    option: str  # "" for the request as a whole
     detail: str
+    within: tuple[int | str, ...] = ()  # the place of the mistake inside the option
 
 
 class ServiceError(Exception):
@@ -51,7 +56,7 @@ class ServiceError(Exception):
         self,
         detail: str,
         *,
-        errors: Sequence[FieldError] = (),
+        errors: Sequence[OptionError] = (),
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
@@ -138,9 +143,9 @@ class InvalidRequest(ServiceError):
     status, type, title = 422, "invalid-request", "Invalid request"
 
     @classmethod
-    def at(cls, pointer: str, detail: str) -> "InvalidRequest":
-        """One mistake in one field."""
-        return cls(detail, errors=[FieldError(pointer, detail)])
+    def of_option(cls, option: str, detail: str, *within: int | str) -> "InvalidRequest":
+        """One mistake in one option, or at a place inside it."""
+        return cls(detail, errors=[OptionError(option, detail, within)])
 
 
 class QueueFull(ServiceError):

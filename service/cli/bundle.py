@@ -50,7 +50,7 @@ class Bundle:
         except ServiceError as error:
             if error.status not in REFUSED:
                 raise CommandError(error.detail) from error
-            option = error.errors[0].pointer.removeprefix("/") if error.errors else ""
+            option = error.errors[0].option if error.errors else ""
             raise Refusal(error.detail, option) from error
 
     def models(self) -> list[Answer]:

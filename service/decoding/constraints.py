@@ -175,15 +175,15 @@ def check_size(rule: Rule, settings: Settings) -> None:
     """Raise InvalidRequest where a rule is too long."""
     match rule:
         case Pattern(regex):
-            _check_length("/pattern", len(regex), settings.max_pattern_chars)
+            _check_length("pattern", len(regex), settings.max_pattern_chars)
         case Choices(texts):
             limit = settings.max_choices
             if len(texts) > limit:
                 detail = f"too many choices; at most {limit} are allowed"
-                raise InvalidRequest.at("/choices", detail)
-            _check_length("/choices", sum(map(len, texts)), settings.max_choices_chars)
+                raise InvalidRequest.of_option("choices", detail)
+            _check_length("choices", sum(map(len, texts)), settings.max_choices_chars)
         case AllowedChars(allowed):
-            _check_length("/allowed_chars", sum(map(len, allowed)), settings.max_choices_chars)
+            _check_length("allowed_chars", sum(map(len, allowed)), settings.max_choices_chars)
 
 
 def normalized_rule(rule: Rule, rules: Normalization) -> Rule:
@@ -195,13 +195,13 @@ def normalized_rule(rule: Rule, rules: Normalization) -> Rule:
         case Pattern(regex):
             return Pattern(unicodedata.normalize("NFC", regex)) if rules.nfc else rule
         case Choices(texts):
-            return Choices(tuple(normal_form(text, rules, "/choices") for text in texts))
+            return Choices(tuple(normal_form(text, rules, "choices") for text in texts))
         case AllowedChars(str(together)):
-            return AllowedChars(normal_form(together, rules, "/allowed_chars"))
+            return AllowedChars(normal_form(together, rules, "allowed_chars"))
         case AllowedChars(alone):
             for i, each in enumerate(alone):
                 if len(each) > MAX_MARKS or len(unicodedata.normalize("NFC", each)) != 1:
-                    raise InvalidRequest.at(f"/allowed_chars/{i}", "it must be one character")
+                    raise InvalidRequest.of_option("allowed_chars", "it must be one character", i)
             return AllowedChars(tuple(normal_form(each, rules) for each in alone))
 
 
@@ -210,30 +210,30 @@ def compile_rule(rule: Rule, tokens: Sequence[str], settings: Settings) -> Const
     characters = tokens[_FIRST_CHARACTER_ID:]
     match rule:
         case Pattern(regex):
-            pointer, nothing = "/pattern", "no text of the model's characters matches it"
+            option, nothing = "pattern", "no text of the model's characters matches it"
             budget = Budget(settings.max_pattern_states, settings.max_pattern_steps)
             try:
                 automaton = compile_pattern(regex, characters, budget)
             except PatternError as error:
-                raise InvalidRequest.at(pointer, str(error)) from error
+                raise InvalidRequest.of_option(option, str(error)) from error
         case Choices(texts):
-            pointer, nothing = "/choices", "there is none"
+            option, nothing = "choices", "there is none"
             _check_characters(texts, characters)
             automaton = trie(texts)
         case AllowedChars(allowed):
-            pointer, nothing = "/allowed_chars", "the model writes none of these characters"
+            option, nothing = "allowed_chars", "the model writes none of these characters"
             wanted = set("".join(allowed))
             class_of = dict.fromkeys((x for x in characters if x in wanted), 0)
             automaton = Automaton(class_of, [{0: 0} if class_of else {}], [bool(class_of)])
     constraint = Constraint.of(automaton, tokens)
     if constraint is None:
-        raise InvalidRequest.at(pointer, nothing)
+        raise InvalidRequest.of_option(option, nothing)
     return constraint
 
 
-def _check_length(pointer: str, length: int, limit: int) -> None:
+def _check_length(option: str, length: int, limit: int) -> None:
     if length > limit:
-        raise InvalidRequest.at(pointer, f"too many characters; at most {limit} are allowed")
+        raise InvalidRequest.of_option(option, f"too many characters; at most {limit} are allowed")
 
 
 def _check_characters(texts: Sequence[str], characters: Sequence[str]) -> None:
@@ -242,7 +242,7 @@ def _check_characters(texts: Sequence[str], characters: Sequence[str]) -> None:
         if not known.issuperset(text):
             place = next(place for place, x in enumerate(text) if x not in known)
             detail = f"the model does not write the character at position {place}"
-            raise InvalidRequest.at(f"/choices/{i}", detail)
+            raise InvalidRequest.of_option("choices", detail, i)
 
 
 class ConstraintCompiler:

@@ -5,11 +5,11 @@ from service.bundle.text import Normalization, normalize
 from service.errors import InvalidRequest
 
 
-def normal_form(text: str, rules: Normalization, pointer: str = "") -> str:
+def normal_form(text: str, rules: Normalization, option: str = "") -> str:
     """`normalize`. Raises InvalidRequest."""
     try:
         return normalize(text, rules)
     except TooManyMarks as error:
-        if not pointer:
+        if not option:
             raise InvalidRequest(str(error)) from error
-        raise InvalidRequest.at(pointer, str(error)) from error
+        raise InvalidRequest.of_option(option, str(error)) from error

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from service.endpoints.libretranslate_wire import (
     AUTO,
+    FIELD_OF_OPTION,
     DetectedLanguage,
     DetectRequest,
     FrontendSettings,
@@ -44,6 +45,7 @@ from service.http.body import (
 from service.http.forms import MULTIPART, URL_ENCODED, form_fields
 from service.http.gateway import admit
 from service.http.json_values import holds_more_values
+from service.http.option_names import named_by
 from service.observe.request_context import current_request
 from service.runtime.threads import in_thread
 from service.scheduling.workers import at_most, off_loop
@@ -142,24 +144,28 @@ async def translate(request: Request) -> Response:
     """Translate with the model for two languages; of several the one with most parameters."""
     body = await _read(request, LibreTranslateRequest)
     engine, detected = _chosen(request, body)
-    texts = texts_within(body.q, "/q", request)
+    texts = texts_within(body.q, "q", request)
     settings = request.app.state.settings
     for text in texts:
-        at_most("/q", len(text), settings.max_prompt_chars, "characters a text")
+        at_most("q", len(text), settings.max_prompt_chars, "characters a text")
     # A page is cut for as long as it is: 100,000 characters of nothing but tags take 50 ms.
     whole = _MOST_TEXTS * settings.max_prompt_chars
-    at_most("/q", sum(map(len, texts)), whole, "characters in all texts")
+    at_most("q", sum(map(len, texts)), whole, "characters in all texts")
     alternatives = body.alternatives or 0
     if alternatives > settings.max_n - 1:
         limit = settings.max_n - 1
-        raise InvalidRequest.at("/alternatives", f"at most {limit} are allowed")
+        raise InvalidRequest.of_option("alternatives", f"at most {limit} are allowed")
     count = 1 + alternatives
     beams = max(count, min(DEFAULT_BEAM_SIZE, settings.max_beam_size))
     options = TranslateOptions(beam_size=beams, num_hypotheses=count)
     is_html, size = body.format == "html", sum(map(len, texts))
     cut = await off_loop(size, lambda: _cut(engine, texts, settings.max_inputs, html=is_html))
     sources = [piece.text for pieces in cut for piece in pieces if piece.is_source]
-    results = await unless_gone(request, _translated(engine, sources, options)) if sources else []
+    results: list[Translated] = []
+    if sources:
+        with named_by(FIELD_OF_OPTION):
+            translating = engine.translate(sources, [""] * len(sources), options)
+            results = await unless_gone(request, translating)
     size += sum(len(x.text) for result in results for x in result.hypotheses)
 
     def answer() -> LibreTranslateResponse:
@@ -189,7 +195,7 @@ def _cut(engine: Translates, texts: Sequence[str], limit: int, *, html: bool) ->
         cut.append([])
         for piece in pieces_of(text, engine.fits, html=html):
             count += piece.is_source
-            at_most("/q", count, limit, "lines and sentences in all texts")
+            at_most("q", count, limit, "lines and sentences in all texts")
             cut[-1].append(piece)
     return cut
 
@@ -202,16 +208,6 @@ def _joined(
         result.hypotheses[place if place < len(result.hypotheses) else 0].text for result in results
     )
     return [joined(pieces, found, html=html) for pieces in cut]
-
-
-async def _translated(
-    engine: Translates, texts: list[str], options: TranslateOptions
-) -> list[Translated]:
-    try:
-        return await engine.translate(texts, [""] * len(texts), options)
-    except InvalidRequest as error:
-        # The engine points at its source, which is a language here.
-        raise InvalidRequest.at("/q", error.detail) from error
 
 
 # --- bodies ---------------------------------------------------------------------------------------
@@ -315,20 +311,20 @@ def _chosen(request: Request, body: LibreTranslateRequest) -> tuple[Translates, 
     if body.source.lower() == AUTO:
         source = next(iter(sources)) if len(sources) == 1 else None
         if len(sources) > 1 and len(fitting) > 1:
-            raise InvalidRequest.at(
-                "/source", f"name it: several lead to this target; there are {shown}"
+            raise InvalidRequest.of_option(
+                "source", f"name it: several lead to this target; there are {shown}"
             )
     else:
         source = _looked_up(body.source, sources)
         fitting = [x for x in fitting if source in _sources(x)]
     if not fitting:
-        raise InvalidRequest.at(
-            "/target", f"no model is served for these languages; there are {shown}"
+        raise InvalidRequest.of_option(
+            "target", f"no model is served for these languages; there are {shown}"
         )
     if body.model is not None:
         fitting = [x for x in fitting if x.manifest.name == body.model]
         if not fitting:
-            raise InvalidRequest.at("/model", "no such model is served for these languages")
+            raise InvalidRequest.of_option("model", "no such model is served for these languages")
     chosen = max(fitting, key=lambda x: x.manifest.model.parameters)
     current_request().hold(chosen)
     return chosen, source

@@ -7,6 +7,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from service.http.wire import Answer, Problem, Texts
 
 AUTO = "auto"
+# Of the engine's options: its source is a text, and a language here.
+FIELD_OF_OPTION = {"source": "q", "target_prefix": "q"}
 
 
 def _number(value: Any) -> Any:

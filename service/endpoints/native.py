@@ -72,9 +72,9 @@ async def generate(request: Request) -> Response:
     engine = engine_able(
         request, body.model, GENERATE, "an encoder-decoder answers /translate and /score"
     )
-    prompts = texts_within(body.prompt, "/prompt", request)
+    prompts = texts_within(body.prompt, "prompt", request)
     options = body.options()
-    check_choices(options.n, "/n", options.stop, request.app.state.settings)
+    check_choices(options.n, options.stop, request.app.state.settings)
     if body.stream:
         events = _generate_events(engine, prompts, options)
         return await event_response(request, events, partial(error_event, request))
@@ -114,7 +114,7 @@ async def translate(request: Request) -> Response:
     engine = engine_able(
         request, body.model, TRANSLATE, "a language model translates nothing; see /models"
     )
-    sources = texts_within(body.source, "/source", request)
+    sources = texts_within(body.source, "source", request)
     prefixes = body.prefixes(len(sources))
     if body.stream:
         events = _translate_events(engine, sources, prefixes, body.options())
@@ -158,7 +158,7 @@ async def score(request: Request) -> Response:
     if request.query_params:
         raise InvalidRequest("query parameters are of streamed bodies; name the fields in the body")
     engine = engine_able(request, body.model, SCORE, "this model scores nothing; see /models")
-    texts = texts_within(body.text, "/text", request)
+    texts = texts_within(body.text, "text", request)
     contexts, sources = body.contexts(len(texts)), body.sources(len(texts))
     work = engine.score(texts, body.options(), contexts=contexts, sources=sources)
     results = await unless_gone(request, work)

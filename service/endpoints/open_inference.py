@@ -17,6 +17,7 @@ from service.bundle.text import EOS_ID, SPECIAL_TOKENS
 from service.decoding.sampling import SamplingParams
 from service.endpoints.open_inference_wire import (
     DEFAULT_MAX_TOKENS,
+    FIELD_OF_OPTION,
     DetailsOut,
     GenerateParameters,
     GenerateStreamResponse,
@@ -43,6 +44,7 @@ from service.http.answers import (
     unless_gone,
 )
 from service.http.body import body_documentation, read_body
+from service.http.option_names import named_by
 from service.http.sse import ServerSentEvent, event_response
 from service.tasks.engine import GENERATE, TRANSLATE, Engine, Generates, Translates
 from service.tasks.translations import Translated, TranslatedToken, TranslateOptions
@@ -134,7 +136,8 @@ async def generate(name: Name, request: Request) -> Response:
     """Continue a text with a language model, translate it with an encoder-decoder."""
     engine = engine_named(request, name)
     text, given = await _read(request)
-    answer = await unless_gone(request, _generated(request, engine, text, given))
+    with named_by(FIELD_OF_OPTION):
+        answer = await unless_gone(request, _generated(request, engine, text, given))
     return await json_answer(len(answer.text_output), lambda: answer)
 
 
@@ -155,15 +158,21 @@ async def generate_stream(name: Name, request: Request) -> Response:
     engine = engine_named(request, name)
     text, given = await _read(request)
     if given.best_of not in {None, 1}:
-        raise InvalidRequest.at("/best_of", "not together with a stream")
+        raise InvalidRequest.of_option("best_of", "not together with a stream")
+    with named_by(FIELD_OF_OPTION):
+        events = _events(request, engine, text, given)
+        return await event_response(request, events, partial(_error_event, request))
+
+
+def _events(
+    request: Request, engine: Engine, asked: str, given: GenerateParameters
+) -> AsyncGenerator[ServerSentEvent, None]:
     generates, translates = GENERATE.of(engine), TRANSLATE.of(engine)
     if generates is not None:
-        events = _text_events(generates, text, given, _text_options(request, generates, given))
-    elif translates is not None:
-        events = _translation_events(translates, text, given, _translate_options(given))
-    else:
-        raise _writes_nothing()
-    return await event_response(request, events, partial(_error_event, request))
+        return _text_events(generates, asked, given, _text_options(request, generates, given))
+    if translates is not None:
+        return _translation_events(translates, asked, given, _translate_options(given))
+    raise _writes_nothing()
 
 
 @router.post("/models/{name}/infer", include_in_schema=False)
@@ -220,12 +229,12 @@ def _text_options(
 ) -> GenerateOptions:
     for name in ("beam_size", "target_prefix"):
         if getattr(given, name) is not None:
-            raise InvalidRequest.at(f"/{name}", "a language model does not take it")
+            raise InvalidRequest.of_option(name, "a language model does not take it")
     if given.length_penalty not in {None, 0.0, 1.0}:
-        raise InvalidRequest.at("/length_penalty", "a language model does not take it")
+        raise InvalidRequest.of_option("length_penalty", "a language model does not take it")
     stop = tuple(given.stop or ())
     n = given.best_of or 1
-    check_choices(n, "/best_of", stop, request.app.state.settings)
+    check_choices(n, stop, request.app.state.settings)
     return GenerateOptions(
         max_tokens=min(DEFAULT_MAX_TOKENS, engine.max_tokens)
         if given.max_tokens is None
@@ -256,9 +265,9 @@ def _translate_options(given: GenerateParameters) -> TranslateOptions:
     }
     for name, value in asked.items():
         if value:
-            raise InvalidRequest.at(f"/{name}", "an encoder-decoder does not take it")
+            raise InvalidRequest.of_option(name, "an encoder-decoder does not take it")
     if given.max_tokens == 0:
-        raise InvalidRequest.at("/max_tokens", "a translation has 1 token at least")
+        raise InvalidRequest.of_option("max_tokens", "a translation has 1 token at least")
     samples = bool(given.temperature)
     filters = {"top_k": (given.top_k or 0) > 0, "top_p": given.top_p not in {None, 1.0}}
     refused = (
@@ -269,7 +278,7 @@ def _translate_options(given: GenerateParameters) -> TranslateOptions:
     for name, value in refused.items():
         if value:
             when = "temperature 0" if samples else "a temperature above 0"
-            raise InvalidRequest.at(f"/{name}", f"only with {when}")
+            raise InvalidRequest.of_option(name, f"only with {when}")
     return TranslateOptions(
         beam_size=given.beam_size,
         length_penalty=1.0 if given.length_penalty is None else given.length_penalty,

@@ -123,7 +123,7 @@ class GenerateTextRequest(GenerateParameters):
                     continue
                 read = _listed(value) if known == "stop" else value
                 if given.setdefault(known, read) != read:
-                    raise InvalidRequest.at(f"/{known}", "given twice, and not the same")
+                    raise InvalidRequest.of_option(known, "given twice, and not the same")
         return GenerateParameters(**given)
 
 
@@ -181,10 +181,14 @@ def open_inference_error(problem: Problem) -> OpenInferenceError:
     told = []
     for mistake in problem.errors[:3]:
         name = mistake.pointer.removeprefix("/parameters").removeprefix("/")
-        name = _NAMES.get(name, name)
         told.append(f"{mistake.detail} ({name})" if name else mistake.detail)
     return OpenInferenceError(error="; ".join(told))
 
 
-# Of what the engines call otherwise.
-_NAMES = {"prompt": "text_input", "source": "text_input", "logprobs": "max_tokens"}
+# Of the engines' options that are called otherwise here.
+FIELD_OF_OPTION = {
+    "prompt": "text_input",
+    "source": "text_input",
+    "logprobs": "max_tokens",
+    "n": "best_of",
+}

@@ -37,9 +37,10 @@ from service.http.answers import (
     unless_gone,
 )
 from service.http.body import body_documentation, read_body
+from service.http.option_names import named_by
 from service.http.sse import ServerSentEvent, event_response
 from service.http.wire import Problem
-from service.scheduling.workers import at_most, check_details, off_loop
+from service.scheduling.workers import at_most, off_loop
 from service.tasks.engine import GENERATE, Generates
 from service.tasks.text_stream import text_of
 from service.tasks.values import (
@@ -104,22 +105,20 @@ async def completions(request: Request) -> Response:
     asked = body.prompts
     if len(asked) > settings.max_inputs:
         limit = settings.max_inputs
-        raise InvalidRequest.at("/prompt", f"too many prompts; at most {limit} are allowed")
+        raise InvalidRequest.of_option("prompt", f"too many prompts; at most {limit} are allowed")
     for prompt in asked:
-        at_most("/prompt", len(prompt), settings.max_prompt_chars, "characters a prompt")
+        at_most("prompt", len(prompt), settings.max_prompt_chars, "characters a prompt")
     options = body.options(engine)
-    check_choices(options.n, "/best_of" if body.best_of else "/n", options.stop, settings)
-    if body.alternatives is None and options.logprobs is not None:
-        told = len(asked) * options.n * (options.max_tokens or 0)
-        check_details("/best_of", told, 0, settings)
     size, vocab_size = sum(map(len, asked)), len(engine.tokens)
     pairs = await off_loop(size, lambda: [engine_prompt(prompt, vocab_size) for prompt in asked])
     prompts = [prompt for prompt, _ in pairs]
     frame = _Frame(engine, body, pairs)
-    if body.stream:
-        events = _events(engine, frame, prompts, options)
-        return await event_response(request, events, partial(_error_event, request))
-    results = await unless_gone(request, engine.generate(prompts, options))
+    with named_by(body.field_of_option):
+        check_choices(options.n, options.stop, settings)
+        if body.stream:
+            events = _events(engine, frame, prompts, options)
+            return await event_response(request, events, partial(_error_event, request))
+        results = await unless_gone(request, engine.generate(prompts, options))
     size = sum(len(choice.text) for result in results for choice in result.choices)
     return await json_answer(size * (1 + (body.alternatives or 0)), lambda: frame.answer(results))
 

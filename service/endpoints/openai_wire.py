@@ -5,7 +5,7 @@ expect; one that would change the text or the answer is refused (`foreign_fields
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -157,6 +157,13 @@ class CompletionRequest(BaseModel):
         return self.logprobs if self.top_logprobs is None else self.top_logprobs
 
     @property
+    def field_of_option(self) -> Mapping[str, str]:
+        """The fields that stand for options of the engine with other names."""
+        written = {} if self.best_of is None else {"n": "best_of"}
+        # Without log-probabilities in the answer, they are what the best are chosen by.
+        return written | ({"logprobs": "best_of"} if self.alternatives is None else {})
+
+    @property
     def prompts(self) -> list[str | list[int]]:
         """One or several prompts, each a text or ids."""
         prompt = "" if self.prompt is None else self.prompt
@@ -171,8 +178,8 @@ class CompletionRequest(BaseModel):
         biases: dict[str, float] = {}
         for key, gain in (self.logit_bias or {}).items():
             if not int(key) < len(names):
-                raise InvalidRequest.at(
-                    "/logit_bias", f"every key is the id of a token, 0 to {len(names) - 1}"
+                raise InvalidRequest.of_option(
+                    "logit_bias", f"every key is the id of a token, 0 to {len(names) - 1}"
                 )
             biases[names[int(key)]] = gain
         given = [self.stop] if isinstance(self.stop, str) else self.stop or ()
@@ -204,16 +211,18 @@ class CompletionRequest(BaseModel):
         """Raise InvalidRequest for fields that exclude each other, or that are another's."""
         refuse_foreign(self.model_extra or {}, type(self).model_fields)
         if self.stream_options is not None and not self.stream:
-            raise InvalidRequest.at("/stream_options", "only with stream")
+            raise InvalidRequest.of_option("stream_options", "only with stream")
         if self.best_of is not None and self.best_of < (self.n or 1):
-            raise InvalidRequest.at("/best_of", "at least n")
+            raise InvalidRequest.of_option("best_of", "at least n")
         if self.best_of is not None and self.stream and self.best_of > (self.n or 1):
-            raise InvalidRequest.at("/best_of", "not together with stream")
+            raise InvalidRequest.of_option("best_of", "not together with stream")
         if self.top_logprobs is not None and self.logprobs not in {1, self.top_logprobs}:
-            raise InvalidRequest.at("/top_logprobs", "only with logprobs true")
+            raise InvalidRequest.of_option("top_logprobs", "only with logprobs true")
         both = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(both) > 1:
-            raise InvalidRequest.at("/max_completion_tokens", "the same as max_tokens, or one")
+            raise InvalidRequest.of_option(
+                "max_completion_tokens", "the same as max_tokens, or one"
+            )
 
     def _limit(self, engine: Generates) -> int:
         for given in (self.max_tokens, self.max_completion_tokens):
@@ -226,12 +235,14 @@ class CompletionRequest(BaseModel):
         if not self.min_tokens:
             return bool(self.ignore_eos)
         if stop:
-            raise InvalidRequest.at("/min_tokens", "not together with stop")
+            raise InvalidRequest.of_option("min_tokens", "not together with stop")
         if self.min_tokens > max_tokens:
-            raise InvalidRequest.at("/min_tokens", f"at most max_tokens, which is {max_tokens}")
+            raise InvalidRequest.of_option(
+                "min_tokens", f"at most max_tokens, which is {max_tokens}"
+            )
         if not self.ignore_eos and self.min_tokens < max_tokens:
-            raise InvalidRequest.at(
-                "/min_tokens", "as many as max_tokens, or any number of them with ignore_eos"
+            raise InvalidRequest.of_option(
+                "min_tokens", "as many as max_tokens, or any number of them with ignore_eos"
             )
         return True
 
@@ -253,8 +264,8 @@ def engine_prompt(prompt: str | list[int], vocab_size: int) -> tuple[Prompt, boo
     has_bos = prompt[:1] == [BOS_ID]
     ids = tuple(prompt[1:] if has_bos else prompt)
     if any(i >= vocab_size or i in {PAD_ID, BOS_ID, EOS_ID} for i in ids):
-        raise InvalidRequest.at(
-            "/prompt",
+        raise InvalidRequest.of_option(
+            "prompt",
             f"a token id is {EOS_ID + 1} to {vocab_size - 1}, and the first may be {BOS_ID} (bos)",
         )
     return ids, has_bos

@@ -160,9 +160,11 @@ async def score_stream(request: Request) -> Response:
     in_parts = SCORE_IN_PARTS.of(engine) if query.mode == "total" else None
     lacks_sources = engine.needs_sources and media_type == TEXT
     if lacks_sources or (query.mode == "total" and in_parts is None):
-        raise InvalidRequest.at("/model", f"an encoder-decoder scores pairs: lines of {NDJSON}")
+        raise InvalidRequest.of_option(
+            "model", f"an encoder-decoder scores pairs: lines of {NDJSON}"
+        )
     if query.mode == "total" and media_type != TEXT:
-        raise InvalidRequest.at("/mode", f"a total is of {TEXT}")
+        raise InvalidRequest.of_option("mode", f"a total is of {TEXT}")
     expect_stream = request.scope.get("unroll.expect_stream")
     if expect_stream is not None:
         expect_stream()

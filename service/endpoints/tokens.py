@@ -116,7 +116,7 @@ async def tokenize(request: Request) -> Response:
     body = await read_body(request, TokenizeRequest)
     engine = engine_named(request, body.model)
     settings = request.app.state.settings
-    at_most("/prompt", len(body.prompt), settings.max_prompt_chars, "characters")
+    at_most("prompt", len(body.prompt), settings.max_prompt_chars, "characters")
     vocabulary = _vocabulary(engine, body.side)
 
     def answer() -> TokenizeResponse:
@@ -140,13 +140,13 @@ async def detokenize(request: Request) -> Response:
     """The text of token ids."""
     body = await read_body(request, DetokenizeRequest)
     engine = engine_named(request, body.model)
-    at_most("/tokens", len(body.tokens), request.app.state.settings.max_prompt_chars, "tokens")
+    at_most("tokens", len(body.tokens), request.app.state.settings.max_prompt_chars, "tokens")
     vocabulary = _vocabulary(engine, body.side)
     size = len(vocabulary.tokens)
 
     def answer() -> DetokenizeResponse:
         if any(i >= size for i in body.tokens):
-            raise InvalidRequest.at("/tokens", f"a token id is 0 to {size - 1}")
+            raise InvalidRequest.of_option("tokens", f"a token id is 0 to {size - 1}")
         return DetokenizeResponse(prompt=vocabulary.text_of(body.tokens))
 
     return await json_answer(len(body.tokens), answer)

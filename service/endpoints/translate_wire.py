@@ -129,7 +129,7 @@ class TranslateRequest(RequestBody):
             sampling=sampling if self.temperature > 0.0 else None,
             seed=self.seed,
             tokens=self.tokens,
-            alignments=self.return_alignments,
+            return_alignments=self.return_alignments,
             unknown=self.unknown,
             copy_unknown=self.copy_unknown,
         )

@@ -27,6 +27,7 @@ from service.errors import (
 )
 from service.http.body import inlined_schema
 from service.http.live import client_gone
+from service.http.option_names import pointer_of
 from service.http.sse import ServerSentEvent
 from service.http.wire import FieldErrorOut, Problem
 from service.observe.request_context import current_request
@@ -59,8 +60,8 @@ _DOCUMENTED: dict[ServiceError, str] = {
     HostNotAllowed(
         "this server answers for other names; see UNROLL_ALLOWED_HOSTS"
     ): "Host names another server.",
-    InvalidRequest.at(
-        "/max_tokens", "too many tokens; at most 4096 are allowed"
+    InvalidRequest.of_option(
+        "max_tokens", "too many tokens; at most 4096 are allowed"
     ): "A field or a limit; `errors` points at it.",
     QueueFull(
         "1024 requests wait for this model, with 1024 rows and 20480 tokens; at most 1024 "
@@ -103,7 +104,7 @@ def problem_of(error: ServiceError, request_id: str) -> Problem:
         status=error.status,
         detail=error.detail,
         request_id=request_id,
-        errors=[FieldErrorOut(pointer=x.pointer, detail=x.detail) for x in error.errors],
+        errors=[FieldErrorOut(pointer=pointer_of(x), detail=x.detail) for x in error.errors],
     )
 
 
@@ -199,25 +200,29 @@ def engines_able(request: Request, ability: Ability[Able]) -> list[Able]:
     return registry.all_able(ability)
 
 
-def texts_within(texts: str | list[str], pointer: str, request: Request) -> list[str]:
+def texts_within(texts: str | list[str], option: str, request: Request) -> list[str]:
     """One text or a list of texts, as a list within the limit."""
     listed = [texts] if isinstance(texts, str) else texts
     limit = request.app.state.settings.max_inputs
     if len(listed) > limit:
-        raise InvalidRequest.at(pointer, f"too many texts; at most {limit} are allowed")
+        raise InvalidRequest.of_option(option, f"too many texts; at most {limit} are allowed")
     return listed
 
 
-def check_choices(n: int, pointer: str, stops: Sequence[str], settings: Settings) -> None:
-    """Raise InvalidRequest for too many choices (`pointer` says where), or too much to stop at."""
+def check_choices(n: int, stops: Sequence[str], settings: Settings) -> None:
+    """Raise InvalidRequest for too many choices, or too much to stop at."""
     if n > settings.max_n:
-        raise InvalidRequest.at(pointer, f"too many choices; at most {settings.max_n} are allowed")
+        raise InvalidRequest.of_option(
+            "n", f"too many choices; at most {settings.max_n} are allowed"
+        )
     if len(stops) > settings.max_stop:
         limit = settings.max_stop
-        raise InvalidRequest.at("/stop", f"too many stop strings; at most {limit} are allowed")
+        raise InvalidRequest.of_option(
+            "stop", f"too many stop strings; at most {limit} are allowed"
+        )
     if any(not 1 <= len(stop) <= settings.max_stop_chars for stop in stops):
         limit = settings.max_stop_chars
-        raise InvalidRequest.at("/stop", f"a stop string has 1 to {limit} characters")
+        raise InvalidRequest.of_option("stop", f"a stop string has 1 to {limit} characters")
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

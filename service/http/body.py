@@ -12,13 +12,14 @@ from service.errors import (
     BadRequest,
     BodyTooLarge,
     ClientGone,
-    FieldError,
     InvalidRequest,
+    OptionError,
     QueueFull,
     UnsupportedMediaType,
 )
 from service.http.json_values import holds_more_values
 from service.http.nearest_names import nearest_field
+from service.http.option_names import pointer_of
 from service.observe.byte_budget import ByteBudget
 from service.observe.request_context import current_request
 from service.runtime.threads import in_thread
@@ -176,7 +177,7 @@ def field_errors(schema: type[BaseModel], error: ValidationError) -> BadRequest 
         for i, mistake in enumerate(mistakes)
     ]
     return InvalidRequest(
-        "; ".join(f"{x.pointer or 'the body'}: {x.detail}" for x in errors[:3]), errors=errors
+        "; ".join(f"{pointer_of(x) or 'the body'}: {x.detail}" for x in errors[:3]), errors=errors
     )
 
 
@@ -190,12 +191,12 @@ def _syntax_error(message: str) -> BadRequest | InvalidRequest:
     return BadRequest("the body is not JSON")
 
 
-def _field_error(schema: type[BaseModel], mistake: ErrorDetails, *, suggests: bool) -> FieldError:
+def _field_error(schema: type[BaseModel], mistake: ErrorDetails, *, suggests: bool) -> OptionError:
     detail = mistake["msg"].removeprefix("Value error, ")
     parts: list[int | str] = []
     inside = schema
     for part in mistake["loc"]:
-        # Names of a union's branches and names that the client made up are no part of a pointer.
+        # Names of a union's branches and names that the client made up are no part of the place.
         if isinstance(part, int):
             parts.append(part)
         elif part in inside.model_fields:
@@ -207,7 +208,8 @@ def _field_error(schema: type[BaseModel], mistake: ErrorDetails, *, suggests: bo
         detail = "there is no such field; " + (
             f"there are {names}" if meant is None else f"did you mean `{meant}`? There are {names}"
         )
-    return FieldError("".join(f"/{part}" for part in parts), detail)
+    option, *within = parts or [""]
+    return OptionError(str(option), detail, tuple(within))
 
 
 def _schema_in(annotation: Any) -> type[BaseModel] | None:

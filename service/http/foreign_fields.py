@@ -114,7 +114,7 @@ def refuse_foreign(given: Mapping[str, Any], known: Collection[str]) -> None:
             if not any(
                 value == x and isinstance(value, bool) == isinstance(x, bool) for x in neutral
             ):
-                raise InvalidRequest.at(f"/{name}", _refusal(neutral, instead))
+                raise InvalidRequest.of_option(name, _refusal(neutral, instead))
             continue
         meant = nearest_field(name, known, _ALIKE)
         if meant is not None:

@@ -258,13 +258,13 @@ def _count_time(request: RequestContext, jobs: Sequence[Job[WorkT]]) -> None:
     request.engine_s += max(took, default=0.0)
 
 
-def at_most(pointer: str, value: int, limit: int, unit: str) -> None:
+def at_most(option: str, value: int, limit: int, unit: str) -> None:
     """Raise InvalidRequest where a value is over its limit."""
     if value > limit:
-        raise InvalidRequest.at(pointer, f"too many {unit}; at most {limit} are allowed")
+        raise InvalidRequest.of_option(option, f"too many {unit}; at most {limit} are allowed")
 
 
-def check_details(pointer: str, tokens: int, alternatives: int, settings: Settings) -> None:
+def check_details(option: str, tokens: int, alternatives: int, settings: Settings) -> None:
     """Take room for the details of an answer, until it has been given.
 
     Raises InvalidRequest where it would tell too much of too many tokens, and QueueFull where
@@ -274,7 +274,7 @@ def check_details(pointer: str, tokens: int, alternatives: int, settings: Settin
     """
     unit = "details: tokens · (4 + alternatives)"
     count = tokens * (4 + alternatives)
-    at_most(pointer, count, settings.max_details, unit)
+    at_most(option, count, settings.max_details, unit)
     request = current_request()
     if request.details is not None and not request.take_bytes(request.details, count):
         raise QueueFull(

@@ -149,7 +149,7 @@ class EncoderDecoderEngine:
         """
         options, seed = self._checked(options)
         if options.copy_unknown:
-            raise InvalidRequest.at("/copy_unknown", "not together with stream")
+            raise InvalidRequest.of_option("copy_unknown", "not together with stream")
         sources, searches = await self._planned(texts, prefixes, options, seed)
         feed: Feed[_StreamedSearch] = Feed()
         running = [(i, search) for i, search in enumerate(searches) if search is not None]
@@ -166,16 +166,16 @@ class EncoderDecoderEngine:
         yield answer
 
     def _check_lengths(
-        self, sources: Sequence[str], targets: Sequence[str], target_pointer: str
+        self, sources: Sequence[str], targets: Sequence[str], target_option: str
     ) -> None:
         """Raise InvalidRequest for texts that have too many tokens however they are cut.
 
         That is known before anything is spent on them.
         """
         longest = max(map(len, sources), default=0)
-        at_most("/source", longest, self._max_source_chars, "characters in a source")
+        at_most("source", longest, self._max_source_chars, "characters in a source")
         longest = max(map(len, targets), default=0)
-        at_most(target_pointer, longest, self._max_target_chars, "characters in a target")
+        at_most(target_option, longest, self._max_target_chars, "characters in a target")
 
     def _checked(self, options: TranslateOptions) -> tuple[TranslateOptions, int | None]:
         """The options with what was left out, and the seed of samples. Raises InvalidRequest."""
@@ -195,7 +195,7 @@ class EncoderDecoderEngine:
     ) -> tuple[list[_Source], list[Search | None]]:
         """A search for every source that is not blank, within the limits of one request."""
         size = sum(map(len, texts)) + sum(map(len, prefixes))
-        self._check_lengths(texts, prefixes, "/target_prefix")
+        self._check_lengths(texts, prefixes, "target_prefix")
         sources, planned = await off_loop(
             size, lambda: self._plan_searches(texts, prefixes, options, seed or 0)
         )
@@ -203,17 +203,17 @@ class EncoderDecoderEngine:
         cost = sum(search.width * search.max_tokens for search in searches)
         limit = self.settings.max_cost_tokens
         rows = "num_hypotheses" if options.sampling is not None else "beam_size"
-        at_most("/source", cost, limit, f"tokens: {rows} · max_tokens, over all sources")
+        at_most("source", cost, limit, f"tokens: {rows} · max_tokens, over all sources")
         detailed = {
-            "/tokens": options.tokens,
-            "/return_alignments": options.alignments,
-            "/copy_unknown": options.copy_unknown,
+            "tokens": options.tokens,
+            "return_alignments": options.return_alignments,
+            "copy_unknown": options.copy_unknown,
         }
         if any(detailed.values()):
             told = sum(search.num_hypotheses * search.max_tokens for search in searches)
-            attends = options.alignments or options.copy_unknown
-            pointer = next(name for name, asked in detailed.items() if asked)
-            check_details(pointer, told, _ATTENTION_DETAILS if attends else 0, self.settings)
+            attends = options.return_alignments or options.copy_unknown
+            option = next(name for name, asked in detailed.items() if asked)
+            check_details(option, told, _ATTENTION_DETAILS if attends else 0, self.settings)
         return sources, planned
 
     async def _answer(
@@ -225,7 +225,7 @@ class EncoderDecoderEngine:
     ) -> list[Translated]:
         written = sum(len(x.tokens) for search in searches if search for x in search.best())
         return await self.workers.built(
-            written * (ALIGNMENT_SIZE if options.alignments else 1),
+            written * (ALIGNMENT_SIZE if options.return_alignments else 1),
             lambda: [
                 self._translated(source, search, options, seed)
                 for source, search in zip(sources, searches, strict=True)
@@ -251,15 +251,17 @@ class EncoderDecoderEngine:
     def _check(self, options: TranslateOptions) -> None:
         settings = self.settings
         if options.sampling is None:
-            at_most("/beam_size", options.width, settings.max_beam_size, "beams")
+            at_most("beam_size", options.width, settings.max_beam_size, "beams")
             beams = "hypotheses: as many as beams (beam_size)"
-            at_most("/num_hypotheses", options.num_hypotheses, options.width, beams)
+            at_most("num_hypotheses", options.num_hypotheses, options.width, beams)
         elif options.copy_unknown:
-            raise InvalidRequest.at("/copy_unknown", "it needs temperature 0")
-        at_most("/num_hypotheses", options.num_hypotheses, settings.max_n, "hypotheses")
-        if not self.manifest.memory and (options.alignments or options.copy_unknown):
-            pointer = "/return_alignments" if options.alignments else "/copy_unknown"
-            raise InvalidRequest.at(pointer, "this model has no attention, and so no alignment")
+            raise InvalidRequest.of_option("copy_unknown", "it needs temperature 0")
+        at_most("num_hypotheses", options.num_hypotheses, settings.max_n, "hypotheses")
+        if not self.manifest.memory and (options.return_alignments or options.copy_unknown):
+            option = "return_alignments" if options.return_alignments else "copy_unknown"
+            raise InvalidRequest.of_option(
+                option, "this model has no attention, and so no alignment"
+            )
 
     def _search(
         self, source: _Source, forced: tuple[int, ...], options: TranslateOptions, seed: int
@@ -268,8 +270,8 @@ class EncoderDecoderEngine:
         bound = min(bound, self.settings.max_tokens)
         max_tokens = bound if options.max_tokens is None else min(bound, options.max_tokens)
         if len(forced) >= max_tokens:
-            raise InvalidRequest.at(
-                "/target_prefix",
+            raise InvalidRequest.of_option(
+                "target_prefix",
                 f"the prefix has {len(forced)} tokens; a target of this source has at most "
                 f"{max_tokens}, with one for its end",
             )
@@ -283,32 +285,32 @@ class EncoderDecoderEngine:
             num_hypotheses=options.num_hypotheses,
             length_penalty=options.length_penalty,
             writes_unknown=options.copy_unknown,
-            wants_attention=options.alignments or options.copy_unknown,
+            wants_attention=options.return_alignments or options.copy_unknown,
         )
 
     def _forced(self, prefix: str) -> tuple[int, ...]:
         rules = self.manifest.target.normalization
         # A target does not begin with a blank; where the prefix ends, it goes on.
-        text = normal_form(prefix, rules.model_copy(update={"strip": False}), "/target_prefix")
+        text = normal_form(prefix, rules.model_copy(update={"strip": False}), "target_prefix")
         text = text.lstrip() if rules.strip else text
         ids = self._target.encode(text)
         unknown = _known_as(_unknown(ids, self._target, text))
         if unknown.count:
-            raise unknown_text("/target_prefix", unknown)
+            raise unknown_text("target_prefix", unknown)
         return tuple(ids.tolist())
 
     def _translated(
         self, source: _Source, search: Search | None, options: TranslateOptions, seed: int | None
     ) -> Translated:
         if search is None:
-            shown = (self._source.tokens[EOS_ID],) if options.alignments else None
+            shown = (self._source.tokens[EOS_ID],) if options.return_alignments else None
             return Translated((_blank(options),), source.unknown, shown, seed, 0)
         places = self._places(source) if search.wants_attention else []
         names = [*places[:-1], places[-1] + self._source.tokens[EOS_ID]] if places else []
         return Translated(
             tuple(self._translation(places, found, options) for found in search.best()),
             source.unknown,
-            tuple(names) if options.alignments else None,
+            tuple(names) if options.return_alignments else None,
             seed,
             len(source.ids) - 1,
         )
@@ -344,7 +346,7 @@ class EncoderDecoderEngine:
             score=found.score(options.length_penalty),
             finish_reason=found.finish_reason,
             tokens=tokens,
-            alignment=attention if options.alignments else None,
+            alignment=attention if options.return_alignments else None,
             completion_tokens=len(found.tokens),
         )
 
@@ -367,11 +369,11 @@ class EncoderDecoderEngine:
         sources = _checked_sources(options, contexts, sources)
         eos = options.eos is not False
         size = sum(map(len, sources)) + sum(map(len, texts))
-        at_most("/text", size, self.settings.max_queue_tokens, "characters, sources included")
-        self._check_lengths(sources, texts, "/text")
+        at_most("text", size, self.settings.max_queue_tokens, "characters, sources included")
+        self._check_lengths(sources, texts, "text")
         if options.tokens:
             told = sum(map(len, texts))
-            check_details("/text", told, options.top_logprobs, self.settings)
+            check_details("text", told, options.top_logprobs, self.settings)
         plans = await off_loop(
             size,
             lambda: [
@@ -388,12 +390,12 @@ class EncoderDecoderEngine:
     def _plan(self, source: str, target: str, options: ScoreOptions, *, eos: bool) -> "_PairPlan":
         read = self._read_source(source, options.unknown)
         if read.is_blank:
-            raise InvalidRequest.at("/source", "it is blank: a text is scored given a source")
+            raise InvalidRequest.of_option("source", "it is blank: a text is scored given a source")
         text, ids, positions = _read(
-            target, self.manifest.target, self._target, options.unknown, "/text"
+            target, self.manifest.target, self._target, options.unknown, "text"
         )
         forced = (*ids.tolist(), *([EOS_ID] if eos else []))
-        at_most("/text", len(forced), self.settings.max_tokens, "tokens in a target")
+        at_most("text", len(forced), self.settings.max_tokens, "tokens in a target")
         detail_top = options.top_logprobs if options.tokens else None
         search = Search(
             read.ids, 1, max(1, len(forced)), forced=forced, given=True, detail_top=detail_top
@@ -428,8 +430,8 @@ class EncoderDecoderEngine:
         self.workers.metrics.counted(prompt=read + given, completion=sum(written), cached=0)
 
     def _read_source(self, source: str, policy: UnknownPolicy) -> _Source:
-        text, ids, positions = _read(source, self.manifest.source, self._source, policy, "/source")
-        at_most("/source", len(ids), self.manifest.limits.max_source_tokens, "tokens in a source")
+        text, ids, positions = _read(source, self.manifest.source, self._source, policy, "source")
+        at_most("source", len(ids), self.manifest.limits.max_source_tokens, "tokens in a source")
         return _Source(text, np.append(ids, np.uint16(EOS_ID)), positions)
 
 
@@ -438,13 +440,17 @@ def _checked_sources(
 ) -> Sequence[str]:
     """The sources. Raises InvalidRequest for what an encoder-decoder does not take."""
     if sources is None:
-        raise InvalidRequest.at("/source", "an encoder-decoder scores a text given its source")
+        raise InvalidRequest.of_option(
+            "source", "an encoder-decoder scores a text given its source"
+        )
     if contexts is not None or options.bos is False:
-        pointer = "/context" if contexts is not None else "/bos"
-        raise InvalidRequest.at(pointer, "an encoder-decoder scores a target from its beginning")
+        option = "context" if contexts is not None else "bos"
+        raise InvalidRequest.of_option(
+            option, "an encoder-decoder scores a target from its beginning"
+        )
     if options.state is not None or options.return_state:
-        pointer = "/state" if options.state is not None else "/return_state"
-        raise InvalidRequest.at(pointer, "an encoder-decoder has no states to go on from")
+        option = "state" if options.state is not None else "return_state"
+        raise InvalidRequest.of_option(option, "an encoder-decoder has no states to go on from")
     return sources
 
 
@@ -458,19 +464,19 @@ def _most_chars(tokens: int, tokenizer: Tokenizer) -> int:
 
 
 def _read(
-    text: str, side: TextSide, tokenizer: Tokenizer, policy: UnknownPolicy, pointer: str
+    text: str, side: TextSide, tokenizer: Tokenizer, policy: UnknownPolicy, option: str
 ) -> tuple[str, npt.NDArray[np.uint16], Unknown]:
     """The normalized text with what the policy leaves of it, its ids, and what is unknown.
 
     What is left is normalized again: a blank beside a skipped character may stand at an end now.
     """
-    text = normal_form(text, side.normalization, pointer)
+    text = normal_form(text, side.normalization, option)
     ids = tokenizer.encode(text)
     spans = unknown = _unknown(ids, tokenizer, text)
     if policy == "error" and unknown:
-        raise unknown_text(pointer, _known_as(unknown))
+        raise unknown_text(option, _known_as(unknown))
     while policy == "skip" and spans:
-        text = normal_form(_without(text, spans), side.normalization, pointer)
+        text = normal_form(_without(text, spans), side.normalization, option)
         ids = tokenizer.encode(text)
         spans = _unknown(ids, tokenizer, text)
     return text, ids, _known_as(unknown)
@@ -500,7 +506,7 @@ def _blank(options: TranslateOptions) -> Translation:
         score=0.0,
         finish_reason="stop",
         tokens=() if options.tokens else None,
-        alignment=np.empty((0, 1), np.float32) if options.alignments else None,
+        alignment=np.empty((0, 1), np.float32) if options.return_alignments else None,
         completion_tokens=0,
     )
 

@@ -29,7 +29,7 @@ _FLOAT = np.dtype("<f4")
 # Version, digest of the model, when it was made (Unix time, s), tokens read; whether noise goes on,
 # and from where: seed, choice, tokens drawn.
 _HEADER = struct.Struct("<B32sQQ?QQQ")
-_POINTER = "/state"
+_OPTION = "state"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ def _text(raw: bytes) -> str:
 
 
 def _refused(detail: str) -> InvalidRequest:
-    return InvalidRequest.at(_POINTER, detail)
+    return InvalidRequest.of_option(_OPTION, detail)
 
 
 def _not_ours() -> InvalidRequest:

@@ -215,8 +215,8 @@ class LanguageModelEngine:
         async with self.workers.deadline():
             constraint = await self._constraints.compiled(options.rule)
         if constraint.shortest > (options.max_tokens or 0):
-            raise InvalidRequest.at(
-                "/max_tokens",
+            raise InvalidRequest.of_option(
+                "max_tokens",
                 f"too few tokens; the shortest text that matches has {constraint.shortest}",
             )
         return constraint
@@ -224,23 +224,23 @@ class LanguageModelEngine:
     def _check_generate(self, prompts: Sequence[Prompt], options: GenerateOptions) -> None:
         settings = self.settings
         max_tokens = options.max_tokens or 0
-        at_most("/max_tokens", max_tokens, self.max_tokens, "tokens")
+        at_most("max_tokens", max_tokens, self.max_tokens, "tokens")
         cost = len(prompts) * options.n * max_tokens
-        at_most("/max_tokens", cost, settings.max_cost_tokens, "prompts · n · max_tokens")
+        at_most("max_tokens", cost, settings.max_cost_tokens, "prompts · n · max_tokens")
         for prompt in prompts:
-            at_most("/prompt", len(prompt), settings.max_prompt_chars, "characters a prompt")
+            at_most("prompt", len(prompt), settings.max_prompt_chars, "characters a prompt")
         if options.logprobs is not None:
             # Every choice repeats its prompt.
             told = cost + (sum(map(len, prompts)) * options.n if options.echo else 0)
-            check_details("/logprobs", told, options.logprobs, settings)
+            check_details("logprobs", told, options.logprobs, settings)
         if options.return_state:
-            at_most("/return_state", len(prompts) * options.n, settings.max_states, "states")
+            at_most("return_state", len(prompts) * options.n, settings.max_states, "states")
         if options.state is not None:
             sampling = options.sampling
             if sampling.presence_penalty or sampling.frequency_penalty:
                 name = "presence" if sampling.presence_penalty else "frequency"
-                raise InvalidRequest.at(
-                    f"/{name}_penalty",
+                raise InvalidRequest.of_option(
+                    f"{name}_penalty",
                     "after a state it is 0: a state does not know which tokens its choice has",
                 )
 
@@ -259,14 +259,16 @@ class LanguageModelEngine:
             return options.sampling
         bias: dict[int, float] = {}
         for token, gain in options.logit_bias.items():
-            character = normal_form(token, self.manifest.normalization, "/logit_bias")
+            character = normal_form(token, self.manifest.normalization, "logit_bias")
             id_ = self._id_of_token.get(character, UNK_ID)
             if id_ in {PAD_ID, BOS_ID, UNK_ID}:
-                raise InvalidRequest.at(
-                    "/logit_bias", "every key is one character of the model's vocabulary, or U+E002"
+                raise InvalidRequest.of_option(
+                    "logit_bias", "every key is one character of the model's vocabulary, or U+E002"
                 )
             if id_ in bias:
-                raise InvalidRequest.at("/logit_bias", "two keys are one character to the model")
+                raise InvalidRequest.of_option(
+                    "logit_bias", "two keys are one character to the model"
+                )
             bias[id_] = gain
         return replace(options.sampling, logit_bias=tuple(bias.items()))
 
@@ -277,7 +279,7 @@ class LanguageModelEngine:
         begin: "_Beginning",
         constraint: Constraint | None,
     ) -> list[TextWork]:
-        stop = tuple(tuple(int(i) for i in self._encode(text, "/stop")) for text in options.stop)
+        stop = tuple(tuple(int(i) for i in self._encode(text, "stop")) for text in options.stop)
         # A stop string with a character that the model cannot write can never end a text.
         stop = tuple(sequence for sequence in stop if UNK_ID not in sequence)
         ended = _ended_before(options.max_tokens or 0, constraint)
@@ -384,11 +386,11 @@ class LanguageModelEngine:
         size = sum(map(len, texts)) + sum(map(len, contexts))
         # One context can stand before every text of a list: the body does not bound this.
         limit = self.settings.max_queue_tokens
-        at_most("/text", size, limit, "characters, contexts included")
+        at_most("text", size, limit, "characters, contexts included")
         if options.tokens:
-            check_details("/text", sum(map(len, texts)), options.top_logprobs, self.settings)
+            check_details("text", sum(map(len, texts)), options.top_logprobs, self.settings)
         if options.return_state:
-            at_most("/return_state", len(texts), self.settings.max_states, "states")
+            at_most("return_state", len(texts), self.settings.max_states, "states")
         handle = None
         if options.state is not None:
             handle = self._seal.open(options.state, now=time.time())
@@ -413,10 +415,8 @@ class LanguageModelEngine:
     def _plan(
         self, text: str, context: str, options: ScoreOptions, handle: Handle | None
     ) -> "_ScorePlan":
-        ids, unknown = self._apply_policy(self._encode(text, "/text"), options.unknown, "/text")
-        before, _ = self._apply_policy(
-            self._encode(context, "/context"), options.unknown, "/context"
-        )
+        ids, unknown = self._apply_policy(self._encode(text, "text"), options.unknown, "text")
+        before, _ = self._apply_policy(self._encode(context, "context"), options.unknown, "context")
         start = [BOS_ID] if options.bos else []
         end = [EOS_ID] if options.eos else []
         sequence = np.concatenate([start, before, ids, end]).astype(np.uint16)
@@ -435,11 +435,11 @@ class LanguageModelEngine:
         return _ScorePlan(row, ids, unknown, len(before), lacks_first, read_before)
 
     def _apply_policy(
-        self, ids: npt.NDArray[np.uint16], policy: UnknownPolicy, pointer: str
+        self, ids: npt.NDArray[np.uint16], policy: UnknownPolicy, option: str
     ) -> tuple[npt.NDArray[np.uint16], Unknown]:
         unknown = Unknown.of(ids)
         if policy == "error" and unknown.count:
-            raise unknown_text(pointer, unknown)
+            raise unknown_text(option, unknown)
         if policy == "skip":
             ids = ids[ids != UNK_ID]
         return ids, unknown
@@ -532,11 +532,11 @@ class LanguageModelEngine:
     ) -> tuple[npt.NDArray[np.uint16], Unknown]:
         """The ids of a prompt and its unknown characters; ids that came are as meant."""
         if isinstance(prompt, str):
-            return self._apply_policy(self._encode(prompt, "/prompt"), policy, "/prompt")
+            return self._apply_policy(self._encode(prompt, "prompt"), policy, "prompt")
         return np.array(prompt, np.uint16), Unknown()
 
-    def _encode(self, text: str, pointer: str = "") -> npt.NDArray[np.uint16]:
-        return self._vocab.encode(normal_form(text, self.manifest.normalization, pointer))
+    def _encode(self, text: str, option: str = "") -> npt.NDArray[np.uint16]:
+        return self._vocab.encode(normal_form(text, self.manifest.normalization, option))
 
     async def _run(self, works: Sequence[TextWork]) -> list[int]:
         """Run all the work to its end; how many tokens of each read needed no run of its own.
@@ -559,12 +559,12 @@ def _check_score(
 ) -> None:
     """Raise InvalidRequest for what a language model does not take together, or not at all."""
     if sources is not None:
-        raise InvalidRequest.at("/source", "a language model takes `context`, and no source")
+        raise InvalidRequest.of_option("source", "a language model takes `context`, and no source")
     if options.state is not None:
         if contexts is not None:
-            raise InvalidRequest.at("/context", "a state stands in its place; leave it out")
+            raise InvalidRequest.of_option("context", "a state stands in its place; leave it out")
         if options.bos:
-            raise InvalidRequest.at("/bos", "a text after a state begins no document")
+            raise InvalidRequest.of_option("bos", "a text after a state begins no document")
 
 
 def _ended_before(

@@ -140,7 +140,7 @@ class ModelRegistry:
         """The same engine, asked for its ability. Raises InvalidRequest(otherwise), too."""
         found = ability.of(self.held(name, ability))
         if found is None:
-            raise InvalidRequest.at("/model", otherwise)
+            raise InvalidRequest.of_option("model", otherwise)
         return found
 
     def all_able(self, ability: Ability[Able]) -> list[Able]:
@@ -156,7 +156,7 @@ class ModelRegistry:
         fitting = fitting or list(self.engines)
         if len(fitting) != 1:
             served = ", ".join(sorted(fitting)) or "none"
-            raise InvalidRequest.at("/model", f"name one of the served models: {served}")
+            raise InvalidRequest.of_option("model", f"name one of the served models: {served}")
         return fitting[0]
 
     def refuse_if_full(self, client: str) -> None:

@@ -25,7 +25,7 @@ class TranslateOptions:
     sampling: SamplingParams | None = None  # None searches with beams
     seed: int | None = None  # None draws one
     tokens: bool = False
-    alignments: bool = False
+    return_alignments: bool = False
     unknown: UnknownPolicy = "unk"
     copy_unknown: bool = False
 

@@ -233,11 +233,11 @@ def best_choices(choices: Sequence[Choice], count: int) -> list[Choice]:
     return sorted(choices, key=mean, reverse=True)[:count]
 
 
-def unknown_text(pointer: str, unknown: Unknown) -> InvalidRequest:
+def unknown_text(option: str, unknown: Unknown) -> InvalidRequest:
     """The error of a text that holds what the model does not know."""
     shown = ", ".join(map(str, unknown.positions[:16]))
-    return InvalidRequest.at(
-        pointer,
+    return InvalidRequest.of_option(
+        option,
         f"{unknown.count} characters are not in the model's vocabulary, at positions "
         f"{shown}{', …' if unknown.count > 16 else ''} of the normalized text",
     )

@@ -28,7 +28,7 @@ class ClientVocabulary:
 
     def ids_of(self, text: str) -> list[int]:
         """The ids of a text, in which printed special tokens are read as such."""
-        return special_ids(self.tokenizer, normal_form(text, self.normalization, "/prompt"))
+        return special_ids(self.tokenizer, normal_form(text, self.normalization, "prompt"))
 
     def text_of(self, ids: Sequence[int]) -> str:
         """The printed tokens of ids, joined as a text is."""

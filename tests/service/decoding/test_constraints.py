@@ -29,6 +29,7 @@ from service.decoding.rows import ReadRow, WriteRow
 from service.decoding.sampling import NOISE_BLOCK, SamplingParams, noise_block
 from service.decoding.write_batch import WriteBatch
 from service.errors import InvalidRequest, QueueFull
+from service.http.option_names import pointer_of
 from service.scheduling.language_model import LanguageModelRunner, TextWork
 from service.settings import Settings
 from service.tasks.language_model import LanguageModelEngine
@@ -328,7 +329,7 @@ def test_a_rule_that_cannot_be_obeyed_or_is_too_large_is_refused(
 ) -> None:
     with pytest.raises(InvalidRequest) as refused:
         compiled(rule, **changes)
-    assert [x.pointer for x in refused.value.errors] == [pointer]
+    assert [pointer_of(x) for x in refused.value.errors] == [pointer]
     assert words in refused.value.detail
     assert "Z" not in refused.value.detail
 

@@ -55,7 +55,7 @@ def refusal(seal: Seal, text: str, now: float = NOW) -> str:
     with pytest.raises(InvalidRequest) as refused:
         seal.open(text, now=now)
     error = refused.value
-    assert [x.pointer for x in error.errors] == ["/state"]
+    assert [x.option for x in error.errors] == ["state"]
     assert error.errors[0].detail == error.detail
     return error.detail
 
