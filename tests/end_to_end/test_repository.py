@@ -197,6 +197,14 @@ def test_such_a_line_would_be_found(line: str, is_found: bool) -> None:
     assert bool(_INSTALLS.search(line)) == is_found
 
 
+def test_compose_pulls_no_image_by_this_projects_name() -> None:
+    # Of a service with `build` and `image`, Compose pulls the image first: somebody else's.
+    lines = (ROOT / "docker/compose.yaml").read_text().splitlines()
+    images = [line.split()[1] for line in lines if line.strip().startswith("image:")]
+    assert images
+    assert not [image for image in images if image.startswith("unroll")]
+
+
 def pins(path: Path) -> dict[str, set[str]]:
     """Name to pinned versions."""
     found: dict[str, set[str]] = {}
