@@ -12,7 +12,8 @@ from typing import Any
 from bench.report import RESULTS, machine, say
 from training.config import EncoderDecoderConfig, load_config
 from training.data.pairs import prepare_pairs
-from training.loop.encoder_decoder import EncoderDecoderTask, mean_loss
+from training.evaluation.encoder_decoder import mean_loss, translation_metrics
+from training.loop.encoder_decoder import EncoderDecoderTask
 from training.loop.trainer import Trainer, parameter_count
 
 CONFIG = Path("training/configs/dates-iso.toml")
@@ -52,13 +53,16 @@ def main() -> int:
         trainer = Trainer(variant, task, run)
         trainer.run()
         test = corpus.tests[0]
-        found = task.metrics(trainer.evaluated_model, test, beam_size=1)
+        best = trainer.evaluated_model
+        found = translation_metrics(
+            variant, best, corpus, test, task.limits, beam_size=1, device=task.device
+        )
         rows.append(
             {
                 "name": name,
                 "parameters": parameter_count(task.model),
                 "exact_match": found["exact_match"],
-                "loss": mean_loss(trainer.evaluated_model, test, task.device),
+                "loss": mean_loss(best, test, task.device),
                 "seconds": trainer.seconds,
             }
         )

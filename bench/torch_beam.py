@@ -22,7 +22,7 @@ from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Normalization, n
 from service.bundle.tokenization import Tokenizer
 from training.data.pair_batches import pad_sources
 from training.data.pairs import Ids
-from training.loop.encoder_decoder import load_best_pairs
+from training.loop.encoder_decoder import load_best
 from training.networks.attention import Memory
 from training.networks.encoder_decoder import EncoderDecoder
 
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--port", type=int, required=True)
     options = parser.parse_args()
-    config, model, source, target, _ = load_best_pairs(options.run)
+    config, model, source, target, _ = load_best(options.run)
     app = create_app(model, source, target, config.data.source.normalization)
     uvicorn.run(app, host="127.0.0.1", port=options.port, log_level="warning")
 

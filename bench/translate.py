@@ -27,7 +27,7 @@ from training.config import EncoderDecoderConfig, load_config
 from training.data.pairs import prepare_pairs
 from training.export.encoder_decoder import export
 from training.loop.cpus import usable_cpus
-from training.loop.encoder_decoder import load_best_pairs
+from training.loop.encoder_decoder import load_best
 
 WORDS = 512
 BEAM = 5
@@ -68,7 +68,7 @@ def main() -> int:
 
 def _batch(options: argparse.Namespace, words: list[str], url: str, name: str) -> list[Row]:
     """512 words in one request, beside the loop in a process of its own with every core."""
-    _, model, source, target, _ = load_best_pairs(options.run)
+    _, model, source, target, _ = load_best(options.run)
     torch.set_num_threads(usable_cpus())
     sources = [source.encode(word) for word in words]
     body = {"model": name, "source": words, "beam_size": BEAM}

@@ -16,57 +16,20 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from service.bundle.encoder_decoder import EncoderDecoderManifest, EncoderDecoderMetrics
 from service.bundle.files import BundleError
 from service.bundle.store import read_bundle
-from service.bundle.text import Vocabulary, normalize
-from training.config import (
-    NAME_PATTERN,
-    ConfigError,
-    EncoderDecoderConfig,
-    LanguageModelConfig,
-    load_config,
-)
-from training.data.corpus import Corpus
-from training.data.documents import SPLITS
-from training.data.pairs import PairCorpus
-from training.evaluation.encoder_decoder_report import (
-    NearestSource,
-    baselines,
-    measure_pairs,
-    pair_table,
-)
-from training.evaluation.language_model import evaluate
-from training.evaluation.language_model_report import measure_baselines, measurement, table
-from training.evaluation.sampling import sample
-from training.experiments.run import (
-    CONFIG_FILE,
-    describe_data,
-    export_run,
-    is_pairs,
-    open_data,
-    prepare_data,
-    train_run,
-)
-from training.export.language_model import held_out_split
+from training.config import NAME_PATTERN, ConfigError, load_config
+from training.experiments.encoder_decoder import TranslateOptions
+from training.experiments.kinds import experiment_of
+from training.experiments.language_model import SampleOptions
+from training.experiments.run import CONFIG_FILE, export_run, open_run, train_run
 from training.export.manifest_parts import ExportError
 from training.learn.command import add_options, learn
 from training.loop.checkpoint import LAST, CheckpointError
-from training.loop.encoder_decoder import (
-    EncoderDecoderTask,
-    length_limits,
-    load_best_pairs,
-    translate_texts,
-)
-from training.loop.language_model import load_best
 from training.loop.task import TrainingError
 from training.loop.trainer import Stopped
-from training.networks.encoder_decoder import EncoderDecoder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -230,59 +193,34 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    if is_pairs(options.run):
-        _evaluate_pairs(options)
-        return
-    config, model, _ = load_best(options.run)
-    corpus = _open_corpus(config, options.run)
-    name = options.split or held_out_split(corpus)[0]
-    if name not in SPLITS:
-        raise ConfigError(f"--split: there are {', '.join(SPLITS)}")
-    split = corpus.split(name)
-    if split.chars == 0:
-        raise ConfigError(f"the {name} split is empty")
-    score = evaluate(model, split, torch.device("cpu"))
-    _say(table(f"{name}, {split.chars:,} characters", [measurement(config.name, "model", score)]))
-
-
-def _evaluate_pairs(options: argparse.Namespace) -> None:
-    config, model, corpus = _open_pairs(options.run)
-    known = {x.name: x for x in (corpus.train, corpus.valid, *corpus.tests)}
-    if options.split and options.split not in known:
-        raise ConfigError(f"--split: there are {', '.join(known)}")
-    chosen = [known[options.split]] if options.split else corpus.held_out
-    task = EncoderDecoderTask(config, replace(corpus, tests=chosen))
-    _say(pair_table(measure_pairs(config, task, model)))
+    _say(open_run(options.run).evaluate(options.run, options.split))
 
 
 def _sample(options: argparse.Namespace) -> None:
-    if is_pairs(options.run):
-        raise ConfigError(f"{options.run}: an encoder-decoder; `translate` is its command")
-    config, model, record = load_best(options.run)
-    vocab = Vocabulary(record["vocab"])
-    for seed in range(options.seed, options.seed + options.n):
-        text, _ = sample(
-            model,
-            vocab,
-            config.data.normalization,
+    _answer(
+        "sample",
+        options.run,
+        SampleOptions(
             prompt=options.prompt,
             max_tokens=options.max_tokens,
             temperature=options.temperature,
-            seed=seed,
-        )
-        _say(options.prompt + text)
+            seed=options.seed,
+            n=options.n,
+        ),
+    )
 
 
 def _translate(options: argparse.Namespace) -> None:
-    if not is_pairs(options.run):
-        raise ConfigError(f"{options.run}: a language model; `sample` is its command")
-    config, model, corpus = _open_pairs(options.run)
-    rules = config.data.source.normalization
-    texts = [normalize(text, rules).strip() for text in options.source]
-    limits = length_limits(corpus.train, config.data.max_source_tokens)
-    beam_size = options.beam_size or config.training.beam_size
-    device = torch.device("cpu")
-    for line in translate_texts(model, corpus, texts, limits, beam_size=beam_size, device=device):
+    asked = TranslateOptions(sources=options.source, beam_size=options.beam_size)
+    _answer("translate", options.run, asked)
+
+
+def _answer(command: str, run_dir: Path, options: object) -> None:
+    """Print what a run's weights write. Raises ConfigError for weights of another kind."""
+    experiment = open_run(run_dir)
+    if experiment.command != command:
+        raise ConfigError(f"{run_dir}: {experiment.noun}; `{experiment.command}` is its command")
+    for line in experiment.answer(run_dir, options):
         _say(line)
 
 
@@ -290,53 +228,16 @@ def _export(options: argparse.Namespace) -> None:
     path = export_run(options.run, options.models, name=options.name)
     size = sum(file.stat().st_size for file in path.iterdir())
     _say(f"{path}: {size:,} bytes")
-    manifest = read_bundle(path).manifest
-    if isinstance(manifest, EncoderDecoderManifest):
-        _say(f"served in {manifest.precision}")
-        _say(pair_table(manifest.metrics))
-        return
-    models = [x for x in manifest.metrics.measurements if x.kind == "model"]
-    _say(table(f"{manifest.metrics.split}, served in {manifest.precision}", models))
+    _say(open_run(options.run).table(read_bundle(path).manifest))
 
 
 def _baselines(options: argparse.Namespace) -> None:
     config = load_config(options.config)
+    experiment = experiment_of(config)
     run_dir = options.run or Path("runs") / config.name
-    data = prepare_data(config, options.config.resolve().parent, run_dir)
-    _say(describe_data(config, data))
-    if isinstance(config, EncoderDecoderConfig) and isinstance(data, PairCorpus):
-        nearest = NearestSource(data.train)
-        found = [
-            EncoderDecoderMetrics(
-                split=split.name,
-                pairs=len(split),
-                sources=len(split.references),
-                measurements=baselines(config, split, nearest),
-            )
-            for split in data.held_out
-        ]
-        _say(pair_table(found))
-    elif isinstance(config, LanguageModelConfig) and isinstance(data, Corpus):
-        name, held_out = held_out_split(data)
-        floors = measure_baselines(data.train, held_out, len(data.vocab), config.baselines)
-        _say(table(f"{name}, {held_out.chars:,} characters", floors))
-
-
-def _open_pairs(run_dir: Path) -> tuple[EncoderDecoderConfig, EncoderDecoder, PairCorpus]:
-    """A run's best weights and the pairs that they come from."""
-    config, model, _, _, _ = load_best_pairs(run_dir)
-    corpus = open_data(config, run_dir)
-    if not isinstance(corpus, PairCorpus):
-        raise TypeError(type(corpus))
-    return config, model, corpus
-
-
-def _open_corpus(config: LanguageModelConfig, run_dir: Path) -> Corpus:
-    """The text that a run's weights come from."""
-    corpus = open_data(config, run_dir)
-    if not isinstance(corpus, Corpus):
-        raise TypeError(type(corpus))
-    return corpus
+    data = experiment.prepare(options.config.resolve().parent, run_dir)
+    _say(experiment.describe(data))
+    _say(experiment.floors(data))
 
 
 def _say(line: str) -> None:

@@ -2,8 +2,9 @@
 
 import shlex
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -15,7 +16,9 @@ from training.errors import ConfigError
 from training.text_files import read_text
 
 __all__ = [
+    "DEFAULT_TASK",
     "NAME_PATTERN",
+    "AnyConfig",
     "BaselineConfig",
     "ConfigError",
     "EncoderDecoderConfig",
@@ -258,7 +261,17 @@ class EncoderDecoderConfig(_Section):
     training: EncoderDecoderTrainingConfig = EncoderDecoderTrainingConfig()
 
 
-def load_config(path: Path) -> LanguageModelConfig | EncoderDecoderConfig:
+AnyConfig: TypeAlias = LanguageModelConfig | EncoderDecoderConfig
+
+# The schema of each task: a new kind of model joins here and in the union.
+_SCHEMAS: Mapping[str, type[AnyConfig]] = {
+    "language_model": LanguageModelConfig,
+    "encoder_decoder": EncoderDecoderConfig,
+}
+DEFAULT_TASK = "language_model"  # of a document that names none
+
+
+def load_config(path: Path) -> AnyConfig:
     """Read and check a configuration. Raises ConfigError, one line a mistake."""
     try:
         document = tomllib.loads(read_text(path))
@@ -270,24 +283,23 @@ def load_config(path: Path) -> LanguageModelConfig | EncoderDecoderConfig:
             f"python -m training learn {shlex.quote(str(path))}. To choose yourself: copy "
             "training/configs/lines.toml, files.toml or pairs.toml, and name the text in data.files"
         ) from error
-    if document.get("task", "language_model") not in ("language_model", "encoder_decoder"):
-        raise ConfigError(f'{path}: task: it is "language_model" or "encoder_decoder"')
+    if document.get("task", DEFAULT_TASK) not in [*_SCHEMAS]:
+        tasks = " or ".join(f'"{task}"' for task in _SCHEMAS)
+        raise ConfigError(f"{path}: task: it is {tasks}")
     try:
         return parse_config(document)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(path, _schema(document), error))) from error
 
 
-def parse_config(document: dict[str, Any]) -> LanguageModelConfig | EncoderDecoderConfig:
+def parse_config(document: dict[str, Any]) -> AnyConfig:
     """The configuration that a document holds. Raises pydantic's ValidationError."""
     return _schema(document).model_validate(document)
 
 
-def _schema(document: dict[str, Any]) -> type[LanguageModelConfig] | type[EncoderDecoderConfig]:
-    """By its task; a document without one is a language model's."""
-    return (
-        EncoderDecoderConfig if document.get("task") == "encoder_decoder" else LanguageModelConfig
-    )
+def _schema(document: dict[str, Any]) -> type[AnyConfig]:
+    task = document.get("task", DEFAULT_TASK)
+    return _SCHEMAS.get(task, _SCHEMAS[DEFAULT_TASK])  # which says that it knows no such task
 
 
 def _explain(path: Path, schema: type[BaseModel], error: ValidationError) -> list[str]:

@@ -15,7 +15,6 @@ import pytest
 
 from service.bundle.store import read_language_model
 from tests.training.helpers import FABLE, Main, tiny_document, write_toml
-from training import __main__ as command_line
 from training.__main__ import main
 from training.data.corpus import Split
 from training.loop import trainer
@@ -513,7 +512,7 @@ def test_an_error_that_is_a_bug_is_not_hidden(
     def broken(*_: object) -> Split:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(command_line, "evaluate", broken)
+    monkeypatch.setattr("training.experiments.language_model.evaluate", broken)
     with pytest.raises(ZeroDivisionError):
         call("evaluate", trained)
 

@@ -76,6 +76,16 @@ class Corpus:
         """The split called `train`, `valid` or `test`."""
         return {"train": self.train, "valid": self.valid, "test": self.test}[name]
 
+    @property
+    def held_out_name(self) -> str:
+        """The split that figures are reported on: the test where there is one, else validation."""
+        return "test" if self.test.chars else "valid"
+
+    @property
+    def held_out(self) -> Split:
+        """The split of that name."""
+        return self.split(self.held_out_name)
+
 
 def prepare(
     config: LanguageModelDataConfig, base: Path, folder: Path, known_tokens: Sequence[str] = ()

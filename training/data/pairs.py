@@ -99,7 +99,7 @@ def prepare_pairs(
     )
 
 
-def pair_input_digest(config: EncoderDecoderDataConfig, base: Path) -> str:
+def input_digest(config: EncoderDecoderDataConfig, base: Path) -> str:
     """What `PairCorpus.sha256` is for the files as they are now. Raises ConfigError for none."""
     lists = [
         (config.files, "data.files"),

@@ -1,51 +1,92 @@
-"""The final tables: an encoder-decoder beside its floors, on every held-out set."""
+"""The final figures, as tables and in words: an encoder-decoder beside its floors."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from service.bundle.encoder_decoder import EncoderDecoderMeasurement, EncoderDecoderMetrics
 from training.config import EncoderDecoderConfig
-from training.data.pairs import PairSplit
+from training.data.pairs import PairCorpus, PairSplit
+from training.evaluation.encoder_decoder import (
+    length_limits,
+    mean_loss,
+    metric_options,
+    translation_metrics,
+)
 from training.evaluation.metrics import measure, share_error
-from training.loop.encoder_decoder import EncoderDecoderTask, mean_loss, metric_options
 from training.networks.encoder_decoder import EncoderDecoder
 
 _GRAM = 3
+_FLOORS = {
+    "copy": "copying the source",
+    "nearest source": "the answer of the most similar source",
+}
 
 
-def measure_pairs(
-    config: EncoderDecoderConfig, task: EncoderDecoderTask, model: EncoderDecoder
+def measure_splits(
+    config: EncoderDecoderConfig,
+    model: EncoderDecoder,
+    corpus: PairCorpus,
+    splits: Sequence[PairSplit],
+    device: torch.device,
 ) -> list[EncoderDecoderMetrics]:
-    """The model, greedy and with its beam, and the baselines, on every held-out set."""
-    nearest = NearestSource(task.corpus.train)
+    """The model, greedy and with its beam, and the baselines, on each of the splits."""
+    nearest = NearestSource(corpus.train)
     return [
-        EncoderDecoderMetrics(
-            split=split.name,
-            pairs=len(split),
-            sources=len(split.references),
-            measurements=[
-                *_models(config, task, model, split),
+        _metrics(
+            split,
+            [
+                *_models(config, model, corpus, split, device),
                 *baselines(config, split, nearest),
             ],
         )
-        for split in task.corpus.held_out
+        for split in splits
     ]
+
+
+def measure_baselines(
+    config: EncoderDecoderConfig, corpus: PairCorpus
+) -> list[EncoderDecoderMetrics]:
+    """The baselines alone, on every held-out set."""
+    nearest = NearestSource(corpus.train)
+    return [_metrics(split, baselines(config, split, nearest)) for split in corpus.held_out]
+
+
+def _metrics(
+    split: PairSplit, measurements: list[EncoderDecoderMeasurement]
+) -> EncoderDecoderMetrics:
+    return EncoderDecoderMetrics(
+        split=split.name,
+        pairs=len(split),
+        sources=len(split.references),
+        measurements=measurements,
+    )
 
 
 def _models(
-    config: EncoderDecoderConfig, task: EncoderDecoderTask, model: EncoderDecoder, split: PairSplit
+    config: EncoderDecoderConfig,
+    model: EncoderDecoder,
+    corpus: PairCorpus,
+    split: PairSplit,
+    device: torch.device,
 ) -> list[EncoderDecoderMeasurement]:
-    loss = mean_loss(model, split, task.device)
-    return [
-        EncoderDecoderMeasurement(
-            name="greedy" if beam_size == 1 else f"beam {beam_size}",
-            kind="model",
-            values={"loss": loss, **task.metrics(model, split, beam_size=beam_size)},
+    loss = mean_loss(model, split, device)
+    limits = length_limits(corpus.train, config.data.max_source_tokens)
+    found = []
+    for beam_size in dict.fromkeys((1, config.training.beam_size)):
+        metrics = translation_metrics(
+            config, model, corpus, split, limits, beam_size=beam_size, device=device
         )
-        for beam_size in dict.fromkeys((1, config.training.beam_size))
-    ]
+        found.append(
+            EncoderDecoderMeasurement(
+                name="greedy" if beam_size == 1 else f"beam {beam_size}",
+                kind="model",
+                values={"loss": loss, **metrics},
+            )
+        )
+    return found
 
 
 def baselines(
@@ -98,7 +139,7 @@ def _grams(text: str) -> set[str]:
     return {padded[i : i + _GRAM] for i in range(max(1, len(padded) - _GRAM + 1))}
 
 
-def pair_table(metrics: Sequence[EncoderDecoderMetrics]) -> str:
+def table(metrics: Sequence[EncoderDecoderMetrics]) -> str:
     """The measurements as lines of text, a part for each held-out set."""
     lines = []
     for found in metrics:
@@ -110,7 +151,7 @@ def pair_table(metrics: Sequence[EncoderDecoderMetrics]) -> str:
         for x in found.measurements:
             cells = [f"{x.values[n]:>19.4f}" if n in x.values else " " * 19 for n in names]
             lines.append(f"{x.name:<18}{''.join(cells)}")
-        models = [x for x in found.measurements if x.kind == "model" and "exact_match" in x.values]
+        models = _translated(found)
         if models:
             exact = models[-1].values["exact_match"]
             error = share_error(exact, found.sources)
@@ -119,3 +160,30 @@ def pair_table(metrics: Sequence[EncoderDecoderMetrics]) -> str:
                 "word_error_rate has the same)"
             )
     return "\n".join(lines)
+
+
+def in_words(metrics: Sequence[EncoderDecoderMetrics]) -> list[str]:
+    """How often the model is right on each held-out set, beside what costs nothing."""
+    lines = []
+    for found in metrics:
+        mine = _translated(found)[-1]
+        exact = mine.values["exact_match"]
+        error = share_error(exact, found.sources)
+        lines.append(
+            f"Of {found.sources:,} sources that it has never seen ({found.split}), it gets "
+            f"{100 * exact:.1f} % exactly right (± {100 * error:.1f}), and "
+            f"{100 * mine.values['symbol_error_rate']:.1f} % of the symbols wrong."
+        )
+        floors = [x for x in found.measurements if x.kind == "baseline"]
+        lines += [_floor(x) for x in floors]
+    return lines
+
+
+def _floor(floor: EncoderDecoderMeasurement) -> str:
+    name = _FLOORS.get(floor.name, floor.name)
+    return f"By {name}: {100 * floor.values['exact_match']:.1f} % exactly right."
+
+
+def _translated(found: EncoderDecoderMetrics) -> list[EncoderDecoderMeasurement]:
+    """The measurements of the model's translations, greedy first."""
+    return [x for x in found.measurements if x.kind == "model" and "exact_match" in x.values]

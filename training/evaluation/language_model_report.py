@@ -1,11 +1,11 @@
-"""The final table: the model beside its n-gram floors, on the same text."""
+"""The final figures, as a table and in words: the model beside its n-gram floors, on one text."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from service.bundle.language_model import LanguageModelMeasurement
+from service.bundle.language_model import LanguageModelManifest, LanguageModelMeasurement
 from training.config import BaselineConfig
 from training.data.corpus import Split
 from training.evaluation import ngram
@@ -80,3 +80,39 @@ def _compared(ordered: Sequence[LanguageModelMeasurement]) -> list[str]:
     word = "better" if gain >= 0 else "worse"
     said = f"{models[-1].name}: {word} than the {floors[-1].name} by {abs(gain):.4f} ± "
     return [said + f"{floors[-1].difference_error:.4f} bits a character (± is a standard error)"]
+
+
+def in_words(manifest: LanguageModelManifest, unit: str) -> list[str]:
+    """The held-out figure beside guessing and the best n-gram."""
+    metrics = manifest.metrics
+    mine = next(
+        x for x in metrics.measurements if x.kind == "model" and x.name == manifest.precision
+    ).bits_per_char
+    even = math.log2(manifest.vocab.size - 2) * metrics.tokens / metrics.chars
+    said = f"On {unit} that it has never seen ({metrics.chars:,} characters), the model needs "
+    figures = f"{mine:.2f} bits a character; guessing evenly needs {even:.2f}."
+    floors = [x for x in metrics.measurements if x.kind == "baseline"]
+    return [said + figures, compared(mine, min(floors, key=lambda x: x.bits_per_char))]
+
+
+def compared(mine: float, floor: LanguageModelMeasurement) -> str:
+    """The model's bits a character beside the best n-gram's, whichever is better."""
+    said = f"The best n-gram ({floor.name}) needs {floor.bits_per_char:.2f}"
+    gain = floor.bits_per_char - mine
+    percent = _percent(abs(gain) / floor.bits_per_char)
+    if floor.difference_error is None:
+        return f"{said}: a difference of {percent} %; there is too little text to rule out chance."
+    error = _percent(floor.difference_error / floor.bits_per_char)
+    if abs(gain) < 2 * floor.difference_error:
+        return f"{said}: a difference of {percent} % (± {error}), which may be chance."
+    if gain > 0:
+        return f"{said}: the model is {percent} % better (± {error})."
+    return (
+        f"{said}, which is {percent} % better than the model (± {error}). "
+        "More data, or more --minutes where the model was still getting better, would help."
+    )
+
+
+def _percent(share: float) -> str:
+    """To a tenth where it is small."""
+    return f"{100 * share:.0f}" if share >= 0.1 else f"{100 * share:.1f}"

@@ -36,6 +36,7 @@ from service.bundle.store import write_bundle
 from service.bundle.tokenization import Subwords, Tokenizer
 from training.config import EncoderDecoderConfig, TextSideConfig
 from training.data.pairs import PairCorpus, PairSplit
+from training.evaluation.encoder_decoder import length_limits, translate_texts
 from training.export.encoder_decoder_parity import (
     OnnxEncoderDecoder,
     check_pair_golden,
@@ -58,12 +59,7 @@ from training.export.manifest_parts import (
 from training.graphs.decoder import build_decoder
 from training.graphs.encoder import build_encoder
 from training.graphs.interface import memory_shapes, state_sizes
-from training.loop.encoder_decoder import (
-    EncoderDecoderTask,
-    length_limits,
-    load_best_pairs,
-    translate_texts,
-)
+from training.loop.encoder_decoder import EncoderDecoderTask, load_best
 from training.loop.trainer import parameter_count
 from training.networks.encoder_decoder import EncoderDecoder
 
@@ -77,7 +73,7 @@ def export(run_dir: Path, corpus: PairCorpus, models_dir: Path, *, name: str | N
 
     The int8 graphs are in it where they are at most MAX_QUANTIZATION_LOSS worse on held-out pairs.
     """
-    config, model, source, target, record = load_best_pairs(run_dir)
+    config, model, source, target, record = load_best(run_dir)
     if corpus.sha256 != record["corpus_sha256"] or corpus.target.tokens != target.tokens:
         raise ExportError(f"{run_dir}: the prepared pairs are not those the weights come from")
     held_out = corpus.held_out[0]

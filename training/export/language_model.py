@@ -73,7 +73,7 @@ def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None 
     vocab = Vocabulary(record["vocab"])
     if corpus.sha256 != record["corpus_sha256"] or corpus.vocab.tokens != vocab.tokens:
         raise ExportError(f"{run_dir}: the prepared text is not the one the weights come from")
-    held_out_name, held_out = held_out_split(corpus)
+    held_out = corpus.held_out
     graphs = build_graphs(model)
     golden = golden_vectors(model, held_out, vocab, ["fp32", "int8"])
     scores = checked_scores(model, graphs, held_out, golden)
@@ -112,7 +112,7 @@ def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None 
             test_chars=corpus.test.chars,
         ),
         metrics=LanguageModelMetrics(
-            split=held_out_name,
+            split=corpus.held_out_name,
             chars=held_out.chars,
             tokens=held_out.tokens,
             measurements=[
@@ -181,11 +181,6 @@ def gate(scores: Mapping[Precision, Score]) -> Precision:
         return "fp32"
     loss = scores["int8"].bits_per_char - scores["fp32"].bits_per_char
     return "int8" if loss <= MAX_QUANTIZATION_LOSS else "fp32"
-
-
-def held_out_split(corpus: Corpus) -> tuple[str, Split]:
-    """The split that figures are reported on: test where there is one, else validation."""
-    return ("test", corpus.test) if corpus.test.chars else ("valid", corpus.valid)
 
 
 def describe_vocab(vocab: Vocabulary) -> VocabFile:

@@ -10,18 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from training.config import EncoderDecoderConfig, LanguageModelConfig
-from training.data.corpus import Corpus
-from training.data.pairs import PairCorpus
-from training.experiments.run import open_task
-from training.learn.recipe import Speed
+from training.experiments.experiment import Data, Experiment
+from training.learn.plan import Speed
 from training.loop.trainer import Trainer
 
 _WARM_UP_STEPS = 3
 _SECONDS = 3.0
 _MAX_STEPS = 200
 
-Data = Corpus | PairCorpus
 Clock = Callable[[], float]
 
 
@@ -34,23 +30,21 @@ class Trial:
     step_s: float  # seconds a step, evaluations counted in
 
 
-def measure(
-    config: LanguageModelConfig | EncoderDecoderConfig, data: Data, clock: Clock = time.monotonic
-) -> Speed:
+def measure(experiment: Experiment[Data], data: Data, clock: Clock = time.monotonic) -> Speed:
     """The seconds of a step and of an evaluation. What was trained meanwhile is thrown away."""
-    with _trainer(config, data) as trainer:
+    with _trainer(experiment, data) as trainer:
         step_s = _step_seconds(trainer, clock)
         started = clock()
         trainer.task.evaluate(trainer.evaluated_model)
         return Speed(step_s, clock() - started)
 
 
-def try_out(config: LanguageModelConfig | EncoderDecoderConfig, data: Data) -> Trial:
+def try_out(experiment: Experiment[Data], data: Data) -> Trial:
     """A whole training, of which nothing is kept."""
-    options = config.training
+    options = experiment.config.training
     best, waited = Trial(math.inf, 0, 0.0), 0
     started = time.monotonic()
-    with _trainer(config, data) as trainer:
+    with _trainer(experiment, data) as trainer:
         while trainer.step < options.steps and waited < (options.patience or options.steps):
             trainer.train_step()
             if trainer.step % options.eval_every == 0 or trainer.step == options.steps:
@@ -62,13 +56,11 @@ def try_out(config: LanguageModelConfig | EncoderDecoderConfig, data: Data) -> T
 
 
 @contextmanager
-def _trainer(
-    config: LanguageModelConfig | EncoderDecoderConfig, data: Data
-) -> Iterator[Trainer[Any]]:
-    task = open_task(config, data)
+def _trainer(experiment: Experiment[Data], data: Data) -> Iterator[Trainer[Any]]:
+    task = experiment.task(data)
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            yield Trainer(config, task, Path(scratch))
+            yield Trainer(experiment.config, task, Path(scratch))
         finally:
             task.close()
 

@@ -11,47 +11,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from service.bundle.encoder_decoder import EncoderDecoderLimits, MetricName
+from service.bundle.encoder_decoder import MetricName
 from service.bundle.text import PAD_ID
 from service.bundle.tokenization import Tokenizer
 from training.config import EncoderDecoderConfig
-from training.data.pair_batches import PairBatch, PairBatches, pair_batch
-from training.data.pairs import PairCorpus, PairSplit
+from training.data.pair_batches import PairBatch, PairBatches
+from training.data.pairs import PairCorpus
 from training.data.stored_pairs import restored_tokenizer, tokenizer_record
-from training.evaluation.beam_search import translate
-from training.evaluation.metrics import has_bleu, measure, rank_of
+from training.evaluation.encoder_decoder import (
+    length_limits,
+    mean_loss,
+    translate_texts,
+    translation_metrics,
+)
+from training.evaluation.metrics import has_bleu, rank_of
 from training.loop import checkpoint
 from training.loop.replicas import Replicas, ShareLoss
 from training.loop.task import Curve, Evaluation, TrainingError, open_device
 from training.networks.encoder_decoder import EncoderDecoder
-
-# What validation lets a target have: enough for any of the training split, and a way to end.
-_EXTRA_TOKENS = 10
-_MAX_RATIO = 3
-_VALID_TOKENS = 8192  # target positions of one validation batch
-
-
-def length_limits(split: PairSplit, max_source_tokens: int) -> EncoderDecoderLimits:
-    """The bound ratio · source + extra that holds for every pair of a split, and a little more.
-
-    Of those the least for a source of mean length: a search ends where nothing under the bound can
-    beat what it has, so what is allowed in vain is searched in vain. The ratio is that of the means
-    at least, so that it holds for longer sources, too.
-    """
-    sources = np.array([len(x) + 1 for x in split.sources])
-    targets = np.array([len(y) + 1 for y in split.targets])
-    least = math.ceil(20 * targets.mean() / sources.mean())
-    ratios = np.arange(least, max(least, 20 * _MAX_RATIO) + 1) / 20
-    over = [(targets - np.floor(ratio * sources)).max() for ratio in ratios]
-    extras = np.maximum(over, 0) + _EXTRA_TOKENS
-    best = int(np.argmin(ratios * sources.mean() + extras))
-    return EncoderDecoderLimits(
-        max_source_tokens=max_source_tokens,
-        max_tokens_ratio=float(ratios[best]),
-        max_tokens_extra=int(extras[best]),
-    )
 
 
 class EncoderDecoderTask:
@@ -73,13 +51,7 @@ class EncoderDecoderTask:
         self._model = EncoderDecoder(config.model, len(corpus.source), len(corpus.target))
         self._model.to(self.device)
         self.batches = PairBatches(corpus.train, options.batch_size, seed=options.seed)
-        self.replicas = Replicas(
-            self._model,
-            options.replicas,
-            seed=options.seed,
-            threads=options.threads,
-            device=self.device,
-        )
+        self.replicas = Replicas(self._model, options, self.device)
         self.limits = length_limits(corpus.train, config.data.max_source_tokens)
 
     @property
@@ -158,8 +130,15 @@ class EncoderDecoderTask:
         loss = mean_loss(model, self.corpus.valid, self.device)
         values: dict[MetricName, float] = {"loss": loss}
         if options.select_by != "loss":
-            values |= self.metrics(
-                model, self.corpus.valid, beam_size=1, at_most=options.max_valid_sources
+            values |= translation_metrics(
+                self._config,
+                model,
+                self.corpus,
+                self.corpus.valid,
+                self.limits,
+                beam_size=1,
+                at_most=options.max_valid_sources,
+                device=self.device,
             )
         return Evaluation(
             loss=loss,
@@ -168,29 +147,6 @@ class EncoderDecoderTask:
             values={str(name): value for name, value in values.items()},
             line=", ".join(f"{name} {value:.4f}" for name, value in values.items()),
         )
-
-    def metrics(
-        self,
-        model: EncoderDecoder,
-        split: PairSplit,
-        *,
-        beam_size: int,
-        length_penalty: float = 1.0,
-        at_most: int | None = None,
-    ) -> dict[MetricName, float]:
-        """What translations of the split's sources are worth."""
-        texts = list(split.references)[:at_most]
-        wanted = [split.references[text] for text in texts]
-        found = translate_texts(
-            model,
-            self.corpus,
-            texts,
-            self.limits,
-            beam_size=beam_size,
-            length_penalty=length_penalty,
-            device=self.device,
-        )
-        return measure(found, wanted, **metric_options(self._config))
 
     def show(self, model: EncoderDecoder, step: int) -> Sequence[str]:
         """Some sources of the validation split, others at each step, and their translations."""
@@ -217,60 +173,7 @@ class EncoderDecoderTask:
         self.replicas.close()
 
 
-def metric_options(config: EncoderDecoderConfig) -> dict[str, Any]:
-    """How `measure` reads the target side: symbols between spaces, or characters."""
-    symbols = config.data.target.tokenization == "whitespace"
-    return {"split": str.split if symbols else list, "corpus_metrics": not symbols}
-
-
-@torch.no_grad()
-def mean_loss(model: EncoderDecoder, split: PairSplit, device: torch.device) -> float:
-    """Mean nats a target token over a split, eos counted."""
-    was_training = model.training
-    model.eval()
-    order = sorted(range(len(split)), key=lambda i: (len(split.sources[i]), len(split.targets[i])))
-    nats, predicted, start = 0.0, 0, 0
-    while start < len(order):
-        longest = max(len(split.targets[i]) for i in order[start : start + 64]) + 1
-        size = max(1, _VALID_TOKENS // longest)
-        batch = pair_batch(split, order[start : start + size])
-        parts = (batch.sources, batch.lengths, batch.tokens)
-        logits = model(*(torch.from_numpy(x).to(device) for x in parts))
-        targets = torch.from_numpy(batch.targets).to(device)
-        losses = functional.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=PAD_ID, reduction="none"
-        )
-        nats += float(losses.double().sum())
-        predicted += batch.predicted
-        start += size
-    model.train(was_training)
-    return nats / predicted
-
-
-def translate_texts(
-    model: EncoderDecoder,
-    corpus: PairCorpus,
-    texts: Sequence[str],
-    limits: EncoderDecoderLimits,
-    *,
-    beam_size: int,
-    length_penalty: float = 1.0,
-    device: torch.device,
-) -> list[str]:
-    """The best target of each normalized source text."""
-    sources = [corpus.source.encode(text) for text in texts]
-    hypotheses = translate(
-        model,
-        sources,
-        beam_size=beam_size,
-        length_penalty=length_penalty,
-        max_tokens=[limits.max_tokens(len(source) + 1) for source in sources],
-        device=device,
-    )
-    return [corpus.target.decode(found[0].tokens) for found in hypotheses]
-
-
-def load_best_pairs(
+def load_best(
     run_dir: Path,
 ) -> tuple[EncoderDecoderConfig, EncoderDecoder, Tokenizer, Tokenizer, dict[str, Any]]:
     """Config, best weights, both tokenizers and the checkpoint's record of a run's folder."""

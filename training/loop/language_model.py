@@ -55,13 +55,7 @@ class LanguageModelTask:
             restart_probability=options.restart_probability,
             line_end_id=vocab.tokens.index("\n") if "\n" in vocab.tokens else None,
         )
-        self.replicas = Replicas(
-            self._model,
-            options.replicas,
-            seed=options.seed,
-            threads=options.threads,
-            device=self.device,
-        )
+        self.replicas = Replicas(self._model, options, self.device)
         self._ngram_targets: Tensor | None = None  # [N, V]
         if options.ngram_targets:
             targets = ngram_targets(corpus.train, len(vocab))

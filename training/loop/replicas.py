@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from training.config import OptimizerConfig
 from training.loop.cpus import usable_cpus
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -32,14 +33,13 @@ class _Replica(Generic[Model]):
 class Replicas(Generic[Model]):
     """Shares of a batch. The result depends on their number, and not on the number of cores."""
 
-    def __init__(
-        self, model: Model, count: int, *, seed: int, threads: int | None, device: torch.device
-    ) -> None:
-        threads = threads or usable_cpus()
+    def __init__(self, model: Model, options: OptimizerConfig, device: torch.device) -> None:
+        count = options.replicas
+        threads = options.threads or usable_cpus()
         self._replicas = []
         for index in range(count):
             replica = model if index == 0 else _sharing(model)
-            generator = torch.Generator(device).manual_seed(seed + index)
+            generator = torch.Generator(device).manual_seed(options.seed + index)
             self._replicas.append(_Replica(replica, generator))
         torch.set_num_threads(max(1, threads // count))
         # The calling thread computes the first share; the others' threads are set up as it is.

@@ -11,7 +11,7 @@ from service.bundle.encoder_decoder import EncoderDecoderMeasurement, EncoderDec
 from tests.training.helpers import tiny_pair_document
 from training.config import EncoderDecoderConfig
 from training.data.pairs import PairSplit
-from training.evaluation.encoder_decoder_report import NearestSource, baselines, pair_table
+from training.evaluation.encoder_decoder_report import NearestSource, baselines, table
 
 texts = st.text("ab ", min_size=1, max_size=6)
 
@@ -104,7 +104,7 @@ def test_a_table_has_a_part_for_each_split_and_a_line_for_each_measurement() -> 
         )
         for split in ("test", "names")
     ]
-    lines = pair_table(metrics).splitlines()
+    lines = table(metrics).splitlines()
     assert lines[:4] == [
         "test: 1,000 sources, 1,234 pairs",
         " " * 18 + f"{'loss':>19}{'exact_match':>19}",
@@ -118,7 +118,7 @@ def test_a_table_has_a_part_for_each_split_and_a_line_for_each_measurement() -> 
 
 
 def test_no_measurements_are_an_empty_table() -> None:
-    assert pair_table([]) == ""
+    assert table([]) == ""
 
 
 @pytest.mark.parametrize("text", ["x", "xy", "xyz"])

@@ -24,7 +24,7 @@ from training.data.pairs import PairCorpus, prepare_pairs
 from training.data.stored_pairs import load_pairs
 from training.export.encoder_decoder import EXAMPLES, gate
 from training.export.manifest_parts import MAX_QUANTIZATION_LOSS
-from training.loop.encoder_decoder import load_best_pairs
+from training.loop.encoder_decoder import load_best
 
 TRAINING = {"steps": 30, "eval_every": 15, "learning_rate": 0.02, "select_by": "exact_match"}
 MORE = "".join(f"{a}{b}\t{b}{a}\n" for a in "abc" for b in "xyz")
@@ -66,7 +66,7 @@ def bundle(made: Path) -> EncoderDecoderBundle:
 
 @pytest.fixture(scope="module")
 def corpus(made: Path) -> PairCorpus:
-    config, *_ = load_best_pairs(made / "run")
+    config, *_ = load_best(made / "run")
     return prepare_pairs(config.data, made)
 
 
@@ -158,7 +158,7 @@ def test_a_run_needs_nothing_but_its_folder(
 
 
 def test_prepared_pairs_are_the_pairs(made: Path, corpus: PairCorpus) -> None:
-    config, *_ = load_best_pairs(made / "run")
+    config, *_ = load_best(made / "run")
     opened = load_pairs(config.data, made / "run/pairs.json")
     assert (opened.sha256, opened.counts) == (corpus.sha256, corpus.counts)
     for mine, other in zip(

@@ -17,7 +17,7 @@ from tests.fakes import AppClient
 from tests.training.helpers import BACKWARDS, FABLE, Main
 from training.config import load_config, parse_config
 from training.data.corpus import Corpus
-from training.experiments.run import open_data, prepare_data
+from training.experiments.kinds import experiment_of
 from training.learn.calibrate import measure, try_out
 
 NAMES = [f"{a}{b}{c}" for a in ("An", "Be", "Ka") for b in ("na", "li", "ro") for c in "aeiou"]
@@ -80,13 +80,14 @@ def test_a_machine_is_measured_by_real_steps_without_the_slowest(tmp_path: Path)
             "training": options,
         }
     )
-    data = prepare_data(config, tmp_path, tmp_path)
+    experiment = experiment_of(config)
+    data = experiment.prepare(tmp_path, tmp_path)
     times = iter(range(10_000))  # every look at the clock takes a second
-    speed = measure(config, data, lambda: float(next(times)))
+    speed = measure(experiment, data, lambda: float(next(times)))
     assert (speed.step_s, speed.evaluation_s) == (1.0, 1.0)
-    short = try_out(config, data)
+    short = try_out(experiment, data)
     training = config.training.model_copy(update={"steps": 30, "learning_rate": 0.02})
-    longer = try_out(config.model_copy(update={"training": training}), data)
+    longer = try_out(experiment_of(config.model_copy(update={"training": training})), data)
     assert longer.loss < short.loss
     assert (short.step, longer.step) == (1, 30)
 
@@ -156,7 +157,7 @@ def test_what_no_file_is_named_for_is_held_out_of_the_others(
     for split in ("valid", "test"):
         assert bool(data[f"{split}_files"]) == (split in named)
     config = load_config(tmp_path / "runs/names/config.toml")
-    corpus = open_data(config, tmp_path / "runs/names")
+    corpus = experiment_of(config).open(tmp_path / "runs/names")
     assert isinstance(corpus, Corpus)
     held_out = {"valid": corpus.valid.documents, "test": corpus.test.documents}
     for split, documents in held_out.items():

@@ -9,18 +9,16 @@ from hypothesis import strategies as st
 
 from training.config import ConfigError, parse_config
 from training.learn.document import render
-from training.learn.recipe import (
-    MIN_LINES,
+from training.learn.plan import (
     MIN_STEPS,
     Speed,
-    check_enough,
     held_out_fraction,
-    plan,
     shortened,
     steps_for,
     trial_steps,
     with_steps,
 )
+from training.learn.recipe import MIN_LINES, check_enough, plan
 from training.learn.recognize import Kind, Side, Sight
 
 SIDES = {

@@ -8,27 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from service.bundle.text import PAD_ID
 from tests.training.helpers import (
     BACKWARDS,
-    pair_split_of,
     pair_task_of,
     tiny_pair_trainer,
 )
-from training.data.pair_batches import PairBatch, pair_batch
+from training.data.pair_batches import PairBatch
+from training.evaluation import encoder_decoder as evaluation
+from training.evaluation.encoder_decoder import mean_loss, translate_texts
 from training.loop import checkpoint
 from training.loop import encoder_decoder as encoder_decoder_task
 from training.loop.checkpoint import BEST, LAST
-from training.loop.encoder_decoder import (
-    length_limits,
-    load_best_pairs,
-    mean_loss,
-    translate_texts,
-)
+from training.loop.encoder_decoder import load_best
 from training.loop.run_log import read_log
 from training.loop.task import TrainingError
 from training.loop.trainer import Trainer
@@ -211,21 +205,6 @@ def test_weights_that_are_no_numbers_stop_the_run(tmp_path: Path) -> None:
 # --- evaluation ---------------------------------------------------------------------------------
 
 
-def test_the_validation_loss_is_the_mean_over_all_counted_tokens(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = tiny_pair_trainer(tmp_path)
-    split = pair_task_of(run).corpus.train
-    batch = pair_batch(split, range(len(split)))
-    counted = torch.from_numpy(batch.targets)
-    with torch.no_grad():
-        picked = logprobs_of(run, batch).gather(2, counted.unsqueeze(2)).squeeze(2)
-    wanted = -picked[counted != PAD_ID].double().mean().item()
-    for positions in (8192, 50):  # one batch, or many
-        monkeypatch.setattr(encoder_decoder_task, "_VALID_TOKENS", positions)
-        assert mean_loss(run.model, split, CPU) == pytest.approx(wanted, rel=1e-6)
-
-
 @pytest.mark.parametrize("training", [False, True])
 def test_an_evaluation_has_no_dropout_and_leaves_the_model_as_it_was(
     tmp_path: Path, *, training: bool
@@ -269,9 +248,9 @@ def test_weights_are_kept_by_the_chosen_metric_and_of_equals_by_loss(
 ) -> None:
     script = Script([*values, values[best - 1]])
     monkeypatch.setattr(encoder_decoder_task, "mean_loss", script.loss)
+    monkeypatch.setattr(encoder_decoder_task, "translation_metrics", script.metrics)
     training = {"select_by": "exact_match", "steps": 3, "eval_every": 1}
     run = tiny_pair_trainer(tmp_path, training=training)
-    monkeypatch.setattr(run.task, "metrics", script.metrics)
     run.run()
     loss, exact_match = values[best - 1]
     assert run.best_step == best
@@ -295,7 +274,7 @@ def test_bleu_chooses_no_weights_where_no_target_has_four_words(tmp_path: Path) 
 
 def test_by_loss_nothing_is_translated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny_pair_trainer(tmp_path)
-    monkeypatch.setattr(encoder_decoder_task, "translate", None)
+    monkeypatch.setattr(evaluation, "translate", None)
     found = run.task.evaluate(run.model)
     assert (found.rank, dict(found.values)) == ((found.loss, found.loss), {"loss": found.loss})
 
@@ -309,7 +288,8 @@ def test_no_more_sources_are_translated_than_asked_for(
         counts.append(len(arguments[2]))
         return translate_texts(*arguments, **options)
 
-    monkeypatch.setattr(encoder_decoder_task, "translate_texts", counted)
+    for module in (evaluation, encoder_decoder_task):
+        monkeypatch.setattr(module, "translate_texts", counted)
     training = {"select_by": "chrf", "max_valid_sources": 3, "show": 2, "steps": 1}
     tiny_pair_trainer(tmp_path, training=training).run()
     assert counts == [3, 2, 3]  # the evaluation, what is shown, the best weights at the end
@@ -356,45 +336,10 @@ def test_the_best_weights_come_back_with_their_tokenizers(tmp_path: Path) -> Non
     subwords = {"tokenization": "bpe", "vocab_size": 64}
     run = tiny_pair_trainer(tmp_path, data={"source": subwords}, training={"ema_decay": 0.9})
     found = run.run()
-    config, model, source, target, record = load_best_pairs(tmp_path)
+    config, model, source, target, record = load_best(tmp_path)
     corpus = pair_task_of(run).corpus
     assert config == run.config
     assert not model.training
     assert (source.tokens, target.tokens) == (corpus.source.tokens, corpus.target.tokens)
     assert source.encode("grapes").tolist() == corpus.source.encode("grapes").tolist()
     assert mean_loss(model, corpus.valid, CPU) == found.loss == record["loss"]
-
-
-# --- limits -------------------------------------------------------------------------------------
-
-lists = st.lists(st.integers(3, 9), max_size=40)
-
-
-@given(st.lists(st.tuples(lists, lists), min_size=1, max_size=10))
-def test_the_limit_holds_for_every_pair_it_is_made_from(
-    pairs: list[tuple[list[int], list[int]]],
-) -> None:
-    limits = length_limits(pair_split_of(pairs), 40)
-    for source, target in pairs:
-        assert len(target) + 1 < limits.max_tokens(len(source) + 1)
-
-
-def test_one_long_target_does_not_stretch_all_others() -> None:
-    pairs = [([3] * 10, [4] * 10)] * 20 + [([3], [4] * 80)]
-    assert length_limits(pair_split_of(pairs), 40).max_tokens(101) < 450
-
-
-def test_of_the_limits_that_hold_the_least_is_taken() -> None:
-    pairs = [([3] * n, [4] * (n + extra)) for n in range(5, 15) for extra in (0, 4)] + [
-        ([3] * 6, [4] * 18)
-    ]
-    limits = length_limits(pair_split_of(pairs), 40)
-    # By ratio alone the last pair would ask for 19 / 7 of every source.
-    assert limits.max_tokens(15) < 2 * 15 + 10
-    assert limits.max_tokens(41) > 41 + 10
-
-
-def test_the_ratio_is_that_of_the_means_at_least() -> None:
-    limits = length_limits(pair_split_of([([3] * 9, [4] * 39)] * 3), 40)
-    assert limits.max_tokens_ratio == 4.0
-    assert limits.max_tokens_extra == 10

@@ -18,9 +18,9 @@ from tests.training.helpers import (
 )
 from training.__main__ import main
 from training.config import ConfigError, load_config
-from training.loop.encoder_decoder import load_best_pairs
+from training.experiments.starting_point import open_starting_point
+from training.loop import encoder_decoder
 from training.loop.language_model import load_best
-from training.loop.starting_point import open_starting_point
 
 LARGER = "Zoë's 42 euros: 7 €.\n" * 3 + FABLE
 
@@ -121,8 +121,8 @@ def test_pairs_start_from_a_run_and_not_from_a_bundle(tmp_path: Path, call: Main
     document["training"]["init_from"] = "run"
     write_toml(tmp_path / "tiny.toml", document)
     assert call("train", config, "--run", tmp_path / "child")[0] == 0
-    _, _, source, target, _ = load_best_pairs(tmp_path / "run")
-    _, _, new_source, new_target, _ = load_best_pairs(tmp_path / "child")
+    _, _, source, target, _ = encoder_decoder.load_best(tmp_path / "run")
+    _, _, new_source, new_target, _ = encoder_decoder.load_best(tmp_path / "child")
     for old, new in ((source, new_source), (target, new_target)):
         assert new.tokens[: len(old)] == old.tokens
         assert "é" in new.tokens[len(old) :]

@@ -1,0 +1,75 @@
+"""One table of the kinds of model; nothing else asks of which kind a thing is."""
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import training
+from tests.training.helpers import Main, tiny_document, tiny_pair_document, write_toml
+from training.config import parse_config
+from training.experiments.counts import in_words
+from training.experiments.kinds import experiment_of
+
+KIND_WORDS = ("Config", "Corpus", "Manifest", "Bundle", "Task")
+DOCUMENTS = {"language_model": tiny_document, "encoder_decoder": tiny_pair_document}
+
+
+@pytest.mark.parametrize("task", DOCUMENTS)
+def test_a_configuration_has_the_experiment_of_its_task(task: str) -> None:
+    config = parse_config(DOCUMENTS[task]())
+    experiment = experiment_of(config)
+    assert experiment.config is config
+    assert config.task == task
+
+
+def type_checks() -> Iterator[str]:
+    """The types that `isinstance` is asked for anywhere in training."""
+    for path in Path(training.__path__[0]).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+                yield f"{path.name}: {ast.unparse(node.args[1])}"
+
+
+def test_no_code_asks_of_which_kind_a_thing_is() -> None:
+    found = [x for x in type_checks() if any(word in x for word in KIND_WORDS)]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("document", "command", "message"),
+    [
+        (tiny_document(), "translate", "a language model; `sample` is its command"),
+        (tiny_pair_document(), "sample", "an encoder-decoder; `translate` is its command"),
+    ],
+)
+def test_the_command_of_another_kind_names_the_right_one(
+    tmp_path: Path, call: Main, document: Mapping[str, Any], command: str, message: str
+) -> None:
+    (tmp_path / "text.txt").write_text("to be or not to be\n" * 40)
+    (tmp_path / "pairs.tsv").write_text("".join(f"a{i}b\tb{i}a\n" for i in range(60)))
+    training = {**document["training"], "steps": 1, "eval_every": 1}
+    config = write_toml(tmp_path / "tiny.toml", {**document, "training": training})
+    assert call("train", config, "--run", tmp_path / "run")[0] == 0
+    text = ["text"] if command == "translate" else []
+    status, _, stderr = call(command, tmp_path / "run", *text)
+    assert (status, stderr) == (1, f"error: {tmp_path / 'run'}: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"files": 1, "lines": 12}, "1 file, 12 lines"),
+        ({"files": 2, "dropped: blank": 1000}, "2 files, 1,000 dropped (blank)"),
+        (
+            {"dropped: no tab": 1, "train": 5, "read": 8, "valid": 2},
+            "8 read, 1 dropped (no tab), 5 to train, 2 to validate",
+        ),
+    ],
+)
+def test_counts_begin_with_what_was_read_and_end_with_the_splits(
+    counts: dict[str, int], words: str
+) -> None:
+    assert in_words(counts) == words

@@ -1,0 +1,146 @@
+"""An encoder-decoder's run: pairs, batches, exact match and error rates, translations."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderManifest
+from service.bundle.text import normalize
+from service.bundle.tokenization import Tokenizer
+from training.config import ConfigError, EncoderDecoderConfig
+from training.data.pairs import PairCorpus, input_digest, prepare_pairs
+from training.data.stored_pairs import load_pairs, restored_tokenizer, store_pairs
+from training.evaluation.encoder_decoder import length_limits, translate_texts
+from training.evaluation.encoder_decoder_report import (
+    in_words,
+    measure_baselines,
+    measure_splits,
+    table,
+)
+from training.experiments import counts
+from training.experiments.experiment import Measured
+from training.export.encoder_decoder import export
+from training.loop.encoder_decoder import EncoderDecoderTask, load_best
+
+_PAIRS_FILE = "pairs.json"
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TranslateOptions:
+    """What `translate` is asked for."""
+
+    sources: Sequence[str]
+    beam_size: int | None  # None: the configuration's
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderDecoderExperiment:
+    """See `experiment.Experiment`."""
+
+    config: EncoderDecoderConfig
+    noun: ClassVar[str] = "an encoder-decoder"
+    command: ClassVar[str] = "translate"
+
+    def prepare(self, base: Path, run_dir: Path, known: Sequence[Tokenizer] = ()) -> PairCorpus:
+        """The pairs as one file of JSON."""
+        corpus = prepare_pairs(self.config.data, base, known)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        store_pairs(corpus, run_dir / _PAIRS_FILE)
+        return corpus
+
+    def open(self, run_dir: Path) -> PairCorpus:
+        """The same again."""
+        return load_pairs(self.config.data, run_dir / _PAIRS_FILE)
+
+    def input_digest(self, base: Path) -> str:
+        """Of the files of pairs."""
+        return input_digest(self.config.data, base)
+
+    def describe(self, data: PairCorpus) -> str:
+        """Pairs of each split, and the tokens of both sides."""
+        tokens = f"{len(data.source)} source tokens, {len(data.target)} target tokens"
+        return f"{self.config.name}: pairs: {counts.in_words(data.counts)}; {tokens}"
+
+    def task(self, data: PairCorpus) -> EncoderDecoderTask:
+        """Teacher forcing."""
+        return EncoderDecoderTask(self.config, data)
+
+    def measure(self, run_dir: Path, data: PairCorpus) -> Measured:
+        """Greedy and with the beam, on every held-out set."""
+        _, model, *_ = load_best(run_dir)
+        found = measure_splits(self.config, model, data, data.held_out, _CPU)
+        return Measured({"pairs": [x.model_dump() for x in found]}, table(found))
+
+    def floors(self, data: PairCorpus) -> str:
+        """The source itself, and the target of the nearest training source."""
+        return table(measure_baselines(self.config, data))
+
+    def evaluate(self, run_dir: Path, split: str | None) -> str:
+        """The model and the floors on the split, or on every held-out set."""
+        config, model, *_ = load_best(run_dir)
+        corpus = self.open(run_dir)
+        known = {x.name: x for x in (corpus.train, corpus.valid, *corpus.tests)}
+        if split and split not in known:
+            raise ConfigError(f"--split: there are {', '.join(known)}")
+        splits = [known[split]] if split else corpus.held_out
+        return table(measure_splits(config, model, corpus, splits, _CPU))
+
+    def answer(self, run_dir: Path, options: TranslateOptions) -> Sequence[str]:
+        """The best translation of each source."""
+        config, model, *_ = load_best(run_dir)
+        corpus = self.open(run_dir)
+        rules = config.data.source.normalization
+        texts = [normalize(text, rules).strip() for text in options.sources]
+        limits = length_limits(corpus.train, config.data.max_source_tokens)
+        beam_size = options.beam_size or config.training.beam_size
+        return translate_texts(model, corpus, texts, limits, beam_size=beam_size, device=_CPU)
+
+    def export(
+        self, run_dir: Path, data: PairCorpus, models_dir: Path, *, name: str | None
+    ) -> Path:
+        """An encoder's and a decoder's graph of each precision."""
+        return export(run_dir, data, models_dir, name=name)
+
+    def table(self, manifest: EncoderDecoderManifest) -> str:
+        """Every held-out set."""
+        return f"served in {manifest.precision}\n{table(manifest.metrics)}"
+
+    def figures(self, manifest: EncoderDecoderManifest) -> list[str]:
+        """How often it is right, beside the floors."""
+        return in_words(manifest.metrics)
+
+    def requests(self, name: str, data: PairCorpus) -> list[tuple[str, dict[str, Any]]]:
+        """Translate a held-out source of middle length."""
+        sources = sorted(data.held_out[0].references, key=len)
+        return [("/translate", {"model": name, "source": sources[len(sources) // 2]})]
+
+    def reading(self) -> Iterator[tuple[str, Any]]:
+        """The tokenization and the normalization of each side."""
+        data = self.config.data
+        yield "data.share_vocab", data.share_vocab
+        for name, side in (("source", data.source), ("target", data.target)):
+            yield f"data.{name}.tokenization", side.tokenization
+            for rule, value in side.normalization.model_dump(mode="json").items():
+                yield f"data.{name}.normalization.{rule}", value
+
+    def tokenizers(self, record: Mapping[str, Any]) -> tuple[Tokenizer, ...]:
+        """The source's and the target's."""
+        data = self.config.data
+        return (
+            restored_tokenizer(data.source, record["source"]),
+            restored_tokenizer(data.target, record["target"]),
+        )
+
+    def starting_weights(
+        self, bundle: EncoderDecoderBundle
+    ) -> tuple[dict[str, Tensor], tuple[Tokenizer, ...]]:
+        """Never: raises ConfigError."""
+        raise ConfigError(
+            f"training.init_from: {bundle.manifest.name}: the graphs of an encoder-decoder hold "
+            "products of its weights; start from its run's folder instead"
+        )

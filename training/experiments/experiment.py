@@ -1,0 +1,106 @@
+"""What every kind of model can do for a run: the protocol that the commands work with."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from torch import Tensor
+
+from service.bundle.tokenization import Tokenizer
+from training.config import AnyConfig
+from training.loop.task import Task
+
+
+class Prepared(Protocol):
+    """Data to train on, as they lie in a run's folder."""
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the files that they were made from."""
+
+
+Data = TypeVar("Data", bound=Prepared)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a run's best weights are worth on held-out data, and the floors beside them."""
+
+    document: Mapping[str, Any]  # JSON, as the run's folder keeps it
+    table: str  # for people
+
+
+class Experiment(Protocol[Data]):
+    """A configuration of one kind of model, and all that is done with it.
+
+    `run_dir` is the run's folder; weights are always its best. What is typed Any is the kind's own:
+    its options, its bundle and its manifest.
+    """
+
+    noun: ClassVar[str]  # what is trained, with its article
+    command: ClassVar[str]  # the command of `python -m training` that uses the weights
+
+    @property
+    def config(self) -> AnyConfig:
+        """The configuration, of this kind."""
+
+    # --- data ---------------------------------------------------------------------------------
+
+    def prepare(self, base: Path, run_dir: Path, known: Sequence[Tokenizer] = ()) -> Data:
+        """Write the configuration's files, prepared, into the run's folder. Raises ConfigError.
+
+        `base` is the folder that the configuration's paths start from; the tokens of `known`
+        tokenizers keep their ids.
+        """
+
+    def open(self, run_dir: Path) -> Data:
+        """What `prepare` wrote; the files themselves are not read. Raises ConfigError."""
+
+    def input_digest(self, base: Path) -> str:
+        """The digest of the configuration's files as they are now. Raises ConfigError."""
+
+    def describe(self, data: Data) -> str:
+        """One line on what there is to train on."""
+
+    # --- training and what comes of it ----------------------------------------------------------
+
+    def task(self, data: Data) -> Task[Any]:
+        """What the trainer trains. Raises TrainingError."""
+
+    def measure(self, run_dir: Path, data: Data) -> Measured:
+        """Measure the weights and the floors on the held-out data."""
+
+    def floors(self, data: Data) -> str:
+        """The table of the floors alone."""
+
+    def evaluate(self, run_dir: Path, split: str | None) -> str:
+        """The table of the weights on one split; None is the held-out data. Raises ConfigError."""
+
+    def answer(self, run_dir: Path, options: Any) -> Iterable[str]:
+        """What the weights write, as `command` asks for it."""
+
+    def export(self, run_dir: Path, data: Data, models_dir: Path, *, name: str | None) -> Path:
+        """Write the weights as a bundle; its folder. Raises ExportError, and nothing is written."""
+
+    # --- a bundle that was exported -------------------------------------------------------------
+
+    def table(self, manifest: Any) -> str:
+        """The table of what the export measured."""
+
+    def figures(self, manifest: Any) -> list[str]:
+        """The same in words, for people who know no perplexity."""
+
+    def requests(self, name: str, data: Data) -> list[tuple[str, dict[str, Any]]]:
+        """Requests to a bundle of this name, path and body, with an example from held-out data."""
+
+    # --- weights that another run starts from ---------------------------------------------------
+
+    def reading(self) -> Iterator[tuple[str, Any]]:
+        """The options that decide how text becomes tokens, with their values."""
+
+    def tokenizers(self, record: Mapping[str, Any]) -> tuple[Tokenizer, ...]:
+        """The tokenizers that a checkpoint's record keeps."""
+
+    def starting_weights(self, bundle: Any) -> tuple[dict[str, Tensor], tuple[Tokenizer, ...]]:
+        """A bundle's weights as PyTorch names them, and its tokenizers. Raises ConfigError."""

@@ -1,0 +1,35 @@
+"""The kinds of model that can be trained, by a configuration's `task`.
+
+A new kind, NAME, is one file a room and an entry in the tables:
+
+- `config.py`: its schema, in the table and in the union;
+- `data/`: its files and its batches, where neither text nor pairs will do;
+- `networks/NAME.py`: the network;
+- `evaluation/NAME.py` and `NAME_report.py`: what weights are worth, and the floors beside them;
+- `graphs/NAME.py`: its graphs;
+- `loop/NAME.py`: its task for the trainer;
+- `export/NAME.py` and `NAME_parity.py`: its bundle, and the graphs held to PyTorch;
+- `experiments/NAME.py`: all of it together, and an entry in this table;
+- `learn/NAME.py` and the table in `learn/recipe.py`, where `learn` chooses it;
+- `__main__.py`: the command that uses its weights, where that is a new one.
+
+The bundle itself is `service/bundle/NAME.py`. No other file knows which kinds there are.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from training.config import AnyConfig
+from training.experiments.encoder_decoder import EncoderDecoderExperiment
+from training.experiments.experiment import Experiment
+from training.experiments.language_model import LanguageModelExperiment
+
+_KINDS: Mapping[str, Callable[[Any], Experiment[Any]]] = {
+    "language_model": LanguageModelExperiment,
+    "encoder_decoder": EncoderDecoderExperiment,
+}
+
+
+def experiment_of(config: AnyConfig) -> Experiment[Any]:
+    """The experiment of a configuration."""
+    return _KINDS[config.task](config)
