@@ -16,7 +16,7 @@ from bench.translate import BEAM, CONFIG, WORK
 from service.bundle.encoder_decoder import EncoderDecoderBundle
 from service.bundle.store import read_bundle
 from service.bundle.text import EOS_ID
-from service.decoding.search_batch import Search
+from service.decoding.search import Search
 from service.runtime.encoder_decoder import OnnxEncoderDecoderSession
 from service.scheduling.encoder_decoder import EncoderDecoderRunner
 from service.settings import Settings

@@ -51,6 +51,11 @@ class Step:
     states: Tensors  # [B, …] each
     attention: Float32Array | None  # [B, M]
 
+    def some(self, rows: Int64Array) -> "Step":
+        """Of some of the rows."""
+        attention = None if self.attention is None else self.attention[rows]
+        return Step(self.logprobs[rows], tuple(state[rows] for state in self.states), attention)
+
 
 class EncoderDecoderSession(Protocol):
     """What the search needs of a model. Rows are independent, bit for bit."""

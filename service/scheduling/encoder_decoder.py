@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from service.bundle.padding import padded_length
-from service.decoding.search_batch import Search, SearchBatch
+from service.decoding.search import Search
+from service.decoding.search_batch import SearchBatch
 from service.errors import ServiceError
 from service.runtime.encoder_decoder import EncoderDecoderSession, pad_sources
 from service.scheduling.scheduler import run_failed

@@ -12,7 +12,7 @@ from service.bundle.manifest import Precision
 from service.bundle.text import EOS_ID, UNK_ID, is_blank
 from service.bundle.tokenization import Symbols, Tokenizer
 from service.decoding.normal_form import normal_form
-from service.decoding.search_batch import Hypothesis, Search
+from service.decoding.search import Hypothesis, Search
 from service.errors import InvalidRequest
 from service.observe.metrics import Metrics
 from service.observe.request_context import current_request

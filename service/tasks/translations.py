@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.decoding.sampling import SamplingParams
-from service.decoding.search_batch import FinishReason
+from service.decoding.search import FinishReason
 from service.tasks.values import Unknown, UnknownPolicy
 
 DEFAULT_BEAM_SIZE = 5

@@ -18,7 +18,7 @@ from service.bundle.manifest import Precision
 from service.bundle.store import read_bundle, write_bundle
 from service.bundle.text import BOS_ID, EOS_ID
 from service.decoding.sampling import SamplingParams
-from service.decoding.search_batch import Search
+from service.decoding.search import Search
 from service.runtime.encoder_decoder import OnnxEncoderDecoderSession, pad_sources
 from service.scheduling.encoder_decoder import EncoderDecoderRunner
 from tests.bundles import tiny_pair_files, tiny_pair_model

@@ -11,10 +11,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from service.bundle.arrays import Ids
+from service.bundle.arrays import BoolArray, Float64Array, Ids
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from service.decoding.choosers import Beams
 from service.decoding.sampling import SamplingParams
-from service.decoding.search_batch import CYCLE_TOKENS, LONGEST_CYCLE, Search, SearchBatch
+from service.decoding.search import Search
+from service.decoding.search_batch import SearchBatch
+from service.decoding.search_rows import CYCLE_TOKENS, LONGEST_CYCLE
 from service.runtime.encoder_decoder import EncoderDecoderSession, pad_sources
 from service.scheduling.encoder_decoder import EncoderDecoderRunner
 from tests.fakes import FakeEncoderDecoderSession
@@ -179,11 +182,9 @@ def test_a_beam_that_is_wide_enough_finds_the_likeliest_of_all_targets() -> None
         assert [x.logprob for x in wide.best()] == [totals[x] for x in best]
 
 
-class PatientBatch(SearchBatch):
-    """Searches that go on up to their limits, whatever they have found."""
-
-    def _beaten(self, *_: object) -> bool:
-        return False
+def go_on(_: Beams, best: Float64Array) -> BoolArray:
+    """No search is done before its limit, whatever it has found."""
+    return np.zeros(best.shape, np.bool_)
 
 
 @settings(max_examples=100, deadline=None)
@@ -197,12 +198,10 @@ def test_to_stop_early_never_changes_an_answer(
 ) -> None:
     assume(search.width > 1)  # one beam is greedy, and does stop
     session = FakeEncoderDecoderSession(levels=levels, cycle=cycle)
-    patient = PatientBatch(session, search.width)
-    waiting = fresh(search)
-    join(session, patient, [waiting])
-    while patient.searches:
-        patient.run()
-    assert found(run(session, search)) == found(waiting)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Beams, "_is_beaten", go_on)
+        patient = run(session, fresh(search))
+    assert found(run(session, search)) == found(patient)
 
 
 def test_a_search_stops_early_where_nothing_can_win() -> None:

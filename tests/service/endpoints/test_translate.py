@@ -18,7 +18,7 @@ from service.bundle.store import read_bundle
 from service.bundle.text import EOS_ID, UNK_ID
 from service.bundle.tokenization import Characters, Subwords, Symbols
 from service.decoding.sampling import SamplingParams
-from service.decoding.search_batch import Search
+from service.decoding.search import Search
 from service.runtime.encoder_decoder import OnnxEncoderDecoderSession
 from service.settings import Settings
 from service.tasks.encoder_decoder import EncoderDecoderEngine

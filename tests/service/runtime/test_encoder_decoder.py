@@ -14,7 +14,7 @@ from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderM
 from service.bundle.files import BundleError
 from service.bundle.manifest import Precision
 from service.bundle.text import BOS_ID, EOS_ID
-from service.decoding.search_batch import Search
+from service.decoding.search import Search
 from service.runtime.encoder_decoder import Encoded, OnnxEncoderDecoderSession, Step, pad_sources
 from service.runtime.golden import GoldenMismatch
 from service.runtime.graphs import open_graph

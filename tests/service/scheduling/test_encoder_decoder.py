@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.bundle.padding import padded_length
-from service.decoding.search_batch import Search
+from service.decoding.search import Search
 from service.errors import ModelFailure, ServiceError
 from service.observe.metrics import EngineMetrics, Metrics
 from service.scheduling.admission import QueueBounds
