@@ -1,4 +1,4 @@
-"""Variables `UNROLL_…` that are no settings: of a deployment, of Kubernetes' links, or mistyped.
+"""Variables `UNROLL_…` that are not settings: of a deployment, from Kubernetes, or mistyped.
 
 Kubernetes and Docker put the addresses of services into the environment of every container. A
 service named `unroll` makes them look like settings: `UNROLL_PORT=tcp://10.0.0.1:8000`.
@@ -25,7 +25,7 @@ _LINK_VALUE = re.compile(r"(tcp|udp|sctp)://\S*")
 
 
 def is_service_link(name: str, value: str) -> bool:
-    """Whether Kubernetes or Docker set the variable to tell where a service listens."""
+    """Whether Kubernetes or Docker set the variable to say where a service listens."""
     if name.endswith("_PORT") and _LINK_VALUE.fullmatch(value):
         return True
     return _LINK_NAME.fullmatch(name) is not None
@@ -38,18 +38,18 @@ def service_links(environment: Mapping[str, str]) -> list[str]:
 
 
 def unknown_variables(environment: Mapping[str, str], known: Iterable[str]) -> Iterator[str]:
-    """A sentence for each variable that nobody knows, with the nearest name that there is."""
+    """A sentence for each unknown variable, with the closest known name."""
     names = [*known]
     expected = {*names, *DEPLOYMENT, *service_links(environment)}
     for name in environment:
         if not name.startswith(PREFIX) or name in expected:
             continue
-        # Without what they all begin with, which would make anything alike.
+        # Without the common prefix, which would make all names similar.
         near = difflib.get_close_matches(
             name.removeprefix(PREFIX), [x.removeprefix(PREFIX) for x in names], n=1
         )
         hint = f"did you mean {PREFIX}{near[0]}?" if near else _LIST
-        yield f"{name} is no setting and is ignored; {hint}"
+        yield f"{name} is not a setting and is ignored; {hint}"
 
 
 def program(command: str = "") -> str:

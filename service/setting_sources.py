@@ -1,8 +1,7 @@
 """Where settings come from: variables `UNROLL_<NAME>` and flags `--<name>`; a flag wins.
 
 `UNROLL_<NAME>_FILE` names a file that holds the value, as container engines hand out secrets.
-Values are lenient about form: blanks around them and the case of choices do not matter, and an
-empty variable is as unset.
+Blanks around a value and the case of a choice do not matter, and an empty variable counts as unset.
 """
 
 import argparse
@@ -18,7 +17,7 @@ from service.settings import SUBJECTS, Settings, SettingsError
 FILE_SUFFIX = "_FILE"
 _FIELDS = Settings.model_fields
 VARIABLES = {PREFIX + name.upper(): name for name in _FIELDS}
-# A name that is a setting itself, such as UNROLL_API_KEYS_FILE, is none of these.
+# A name that is a setting itself, such as UNROLL_API_KEYS_FILE, is not one of these.
 _FILES = {f"{key}{FILE_SUFFIX}": key for key in VARIABLES if key + FILE_SUFFIX not in VARIABLES}
 KNOWN = (*VARIABLES, *_FILES)
 
@@ -39,7 +38,7 @@ def load_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Values by variable: those that are set, and those in files."""
+    """Values by variable, from the variables themselves and from files."""
     said = {
         key: value
         for key, value in environment.items()
@@ -63,7 +62,7 @@ def _read_secret(key: str, path: str) -> str:
 
 
 def _plain(name: str, value: str) -> str:
-    """A value without what does not matter in it."""
+    """A value without blanks around it, with choices in lower case and ~ expanded."""
     stripped = value.strip()
     if setting_words.choices(name):
         return stripped.lower()

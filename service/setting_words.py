@@ -26,7 +26,7 @@ _FORMS = {
 
 
 def choices(name: str) -> tuple[str, ...]:
-    """The words that a setting chooses from; none where it is no such choice."""
+    """The words that a setting chooses from; empty for other settings."""
     kind = _FIELDS[name].annotation
     return get_args(kind) if get_origin(kind) is Literal else ()
 
@@ -58,7 +58,7 @@ def allowed(name: str) -> str:
 
 
 def default(name: str) -> str:
-    """What a setting is where nothing is said, with its unit."""
+    """A setting's default, with its unit."""
     value = _FIELDS[name].default
     if value is None or value == "":
         return "unset"
@@ -74,7 +74,7 @@ def default(name: str) -> str:
 
 
 def metavar(name: str) -> str:
-    """What stands for a setting's value in the help."""
+    """The placeholder for a setting's value in the help."""
     if words := choices(name):
         return f"{{{','.join(words)}}}"
     kind = _type(_FIELDS[name])

@@ -15,7 +15,7 @@ _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-# The subject of each setting is that of the last one named here before it.
+# A subject covers the settings from the one named here up to the next one named.
 SUBJECTS = {
     "host": "Connections",
     "models_dir": "Models",
@@ -30,7 +30,7 @@ SUBJECTS = {
 
 
 class SettingsError(Exception):
-    """A setting that cannot be used; one line a mistake."""
+    """Settings that cannot be used; the message has one line per mistake."""
 
 
 class Settings(BaseModel):
@@ -310,7 +310,7 @@ class Settings(BaseModel):
     @field_validator("host")
     @classmethod
     def _is_bare(cls, value: str) -> str:
-        """As the system takes it: `[::1]`, `localhost.`, `::ffff:127.0.0.1` are other spellings."""
+        """The plain form of spellings such as `[::1]`, `localhost.` and `::ffff:127.0.0.1`."""
         name = value.removeprefix("[").removesuffix("]").removesuffix(".") or value
         try:
             address = ipaddress.ip_address(name)
@@ -345,21 +345,21 @@ class Settings(BaseModel):
 
     @property
     def framers(self) -> str:
-        """What the policy of the page says of frames (Content Security Policy, 7.7.2)."""
+        """The page's `frame-ancestors` (Content Security Policy, 7.7.2)."""
         named = _parted(self.frame_ancestors)
         return " ".join("'self'" if x == "self" else x for x in named) or "'none'"
 
     def redacted(self) -> dict[str, Any]:
-        """Every setting, and of a secret that there is one."""
+        """Every setting; a secret shows only that it is set."""
         return self.model_dump(mode="json")
 
     def signing_key(self) -> SecretStr:
-        """What states are signed with: the key, or a fresh one where none was given."""
+        """The key that signs state handles: the one given, or else a new one."""
         return self.state_key or SecretStr(secrets.token_urlsafe(32))
 
 
 def _origin(text: str) -> str:
-    """An origin as browsers send it: no path, small letters, no port that goes without saying."""
+    """An origin as browsers send it: lower case, no path, no default port."""
     if text in {"*", "null"}:
         return text
     found = _ORIGIN.fullmatch(text.lower())

@@ -1,4 +1,4 @@
-"""The bundle of an encoder-decoder: its manifest, what is in memory of it, how it is read."""
+"""An encoder-decoder's bundle: its manifest, its form in memory, and how it is read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

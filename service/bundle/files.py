@@ -1,4 +1,4 @@
-"""The files of a bundle: read once, as bytes, and held to the checksums of the manifest."""
+"""The files of a bundle: read once, as bytes, and checked against the manifest."""
 
 import errno
 import hashlib
@@ -40,11 +40,11 @@ class GraphFiles:
 
     @property
     def precisions(self) -> list[Precision]:
-        """The precisions that there are graphs of."""
+        """The precisions that the bundle has graphs for."""
         return sorted({graph.precision for graph in self.manifest.graphs})
 
     def graph(self, precision: Precision, role: Role) -> tuple[Graph, bytes] | None:
-        """A graph and its bytes; None where the bundle has none such."""
+        """A graph and its bytes; None if the bundle lacks it."""
         for graph in self.manifest.graphs:
             if (graph.precision, graph.role) == (precision, role):
                 return graph, self.graphs[graph.file]
@@ -72,7 +72,7 @@ def read_vocab(folder: Path, info: VocabFile) -> list[str]:
 
 
 def check_size(name: str, info: VocabFile, tokens: Sequence[str]) -> None:
-    """Raise BundleError where a vocabulary is of another size than the manifest says."""
+    """Check a vocabulary's size against the manifest. Raises BundleError."""
     if len(tokens) != info.size:
         raise BundleError(
             f"{name}: {info.file}: {len(tokens)} tokens, the manifest has {info.size}"
@@ -90,7 +90,7 @@ def sha256(data: bytes) -> str:
 
 
 def parsed(name: str, file: str, parse: Callable[[], Parsed]) -> Parsed:
-    """What `parse` makes of a file. Raises BundleError where it raises ValueError."""
+    """The result of `parse`; its ValueError becomes a BundleError that names the file."""
     try:
         return parse()
     except (ValueError, RecursionError) as error:
@@ -98,13 +98,13 @@ def parsed(name: str, file: str, parse: Callable[[], Parsed]) -> Parsed:
 
 
 def check_sha256(name: str, file: str, data: bytes, expected: str) -> None:
-    """Raise BundleError where the data are not those that the manifest was written for."""
+    """Check a file's data against the manifest. Raises BundleError."""
     if sha256(data) != expected:
         raise BundleError(f"{name}: {file}: its SHA-256 is not the manifest's")
 
 
 def read_file(folder: Path, file: str, max_bytes: int) -> bytes:
-    """Bytes of a regular file with one name; links could lead outside the models folder."""
+    """The bytes of a regular file. Links are refused: they could lead out of the folder."""
     path = folder / file
     where = f"{folder.name}: {file}"
     try:

@@ -1,4 +1,4 @@
-"""The bundle of a language model: its manifest, what is in memory of it, how it is read."""
+"""A language model's bundle: its manifest, its form in memory, and how it is read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

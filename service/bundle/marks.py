@@ -1,8 +1,8 @@
-"""Combining marks in a row: bounded, since putting them in order takes the square of their number.
+"""A limit on combining marks in a row, since sorting n of them takes n² steps.
 
-Of a run of n marks Unicode's canonical ordering compares each with those before it, and Python does
-so while no other thread may run: 100,000 of them hold up a process for many seconds. Written
-languages have no more than ten in a row; the Stream-Safe Text Format allows 30 (UAX 15, 13).
+Unicode's canonical ordering compares each mark of a run with those before it, and Python holds its
+lock meanwhile: 100,000 marks stop a process for many seconds. Written languages have no more than
+ten in a row; the Stream-Safe Text Format allows 30 (UAX 15, 13).
 """
 
 import unicodedata
@@ -13,14 +13,14 @@ import numpy as np
 from service.bundle.arrays import BoolArray, Int64Array
 
 MAX_MARKS = 30
-# No mark lies beyond; a test looks.
+# There is no mark from here on; a test checks that.
 _CODE_POINTS = 0x20000
-# Characters that are looked at together: little memory, and other threads have their turns.
+# Characters examined in one call: little memory, and other threads get their turn.
 _PART = 1 << 14
 
 
 class TooManyMarks(ValueError):
-    """A text with more marks in a row than are read; `place` is the first that is too many."""
+    """A text with too many marks in a row; `place` is the first one over the limit."""
 
     def __init__(self, place: int) -> None:
         super().__init__(
@@ -45,7 +45,7 @@ def check_marks(text: str) -> None:
 
 
 def without_extra_marks(text: str, run: int = 0) -> tuple[str, int, int]:
-    """The text without the marks that are too many; how many those were; the run at its end.
+    """The text without the marks over the limit, their number, and the run at its end.
 
     `run`: marks in a row before the text.
     """
@@ -69,7 +69,7 @@ def without_extra_marks(text: str, run: int = 0) -> tuple[str, int, int]:
 
 
 def _places_in_runs(text: str, run: int) -> Int64Array:
-    """Of each character its place in a row of marks, from 1; 0 for what is no mark."""
+    """Each character's place in its run of marks, from 1; 0 if it is not a mark."""
     places = np.arange(len(text))
     others = np.where(_are_marks(text), -1 - run, places)
     since: Int64Array = places - np.maximum.accumulate(others)
@@ -77,7 +77,7 @@ def _places_in_runs(text: str, run: int) -> Int64Array:
 
 
 def _are_marks(text: str) -> BoolArray:
-    # surrogatepass: a lone surrogate is no mark.
+    # surrogatepass: a lone surrogate is not a mark.
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
     marks: BoolArray = _table()[np.minimum(codes, _CODE_POINTS - 1)]
     return marks
@@ -85,9 +85,9 @@ def _are_marks(text: str) -> BoolArray:
 
 @cache
 def _table() -> BoolArray:
-    """Whether a code point is put in order with those beside it (a non-starter).
+    """Whether canonical ordering may move a code point (a non-starter).
 
-    Its canonical decomposition counts, which for a few starters has non-starters alone.
+    A few starters count, too, because they decompose to non-starters only.
     """
     return np.fromiter((_is_mark(chr(code)) for code in range(_CODE_POINTS)), np.bool_)
 

@@ -17,14 +17,15 @@ PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 # same code points in a text are unknown characters, never special tokens.
 SPECIAL_TOKENS = ("\ue000", "\ue001", "\ue002", "\ue003")
 
+_MAX_TOKENS = int(np.iinfo(np.uint16).max)
 _CODE_POINTS = 0x110000
-# Characters that are normalized together. Python does so while no other thread may run: this many
-# take a few milliseconds.
+# Characters normalized in one call. Python holds its lock meanwhile; this many take a few
+# milliseconds.
 _PART = 1 << 17
-# How far around a cut characters are looked at: what composes lies next to each other.
+# Characters examined on each side of a cut; characters that compose are adjacent.
 _NEIGHBOURS = 32
 
-# What `fold` replaces. Nothing composes with a plain form, so that texts fold part by part.
+# What `fold` replaces. Nothing composes with a plain form, so a text can be folded in parts.
 _PLAIN = (
     dict.fromkeys([0x02BC, *range(0x2018, 0x201C)], "'")
     | dict.fromkeys(range(0x201C, 0x2020), '"')
@@ -79,20 +80,20 @@ class SideNormalization(Normalization):
 def normalize(text: str, rules: Normalization) -> str:
     """The text as the model reads it, in training and in serving.
 
-    Idempotent, where what comes out has no more marks in a row than are read. Raises TooManyMarks.
+    Idempotent if the result has at most MAX_MARKS marks in a row. Raises TooManyMarks.
     """
     text = _normalized(text, rules)
-    # Last: other blanks have become plain ones, and a part of a text in NFC is in NFC.
+    # Last: all blanks are plain by now, and a part of a text in NFC is in NFC.
     return text.strip() if rules.strip else text
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing is in it but white space: no pair of that is trained on."""
+    """Whether a text is empty or white space only; such pairs are not trained on."""
     return not text or text.isspace()
 
 
 def parts_at(text: str, place: int, rules: Normalization) -> bool:
-    """Whether the text before and the text after have the normal form of both together."""
+    """Whether both sides of `place`, normalized apart, join to the normalized whole."""
     before, after = _around(text, place)
     # A line end may be two characters, and a sigma's lower case depends on what follows it.
     if before.endswith("\r") or "\u03a3" in before + after or not _composes_apart(text, place):
@@ -101,7 +102,7 @@ def parts_at(text: str, place: int, rules: Normalization) -> bool:
         whole = _normalized(before + after, rules)
     except TooManyMarks:
         return False
-    # Once accents are dropped, and letters are small, others may meet.
+    # Without accents and in lower case, other characters may become neighbours and compose.
     return whole == _normalized(before, rules) + _normalized(after, rules)
 
 
@@ -117,11 +118,11 @@ def _composes_apart(text: str, place: int) -> bool:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """The text in parts that compose and decompose apart."""
+    """The text, cut where nothing composes across the cut."""
     start = 0
     while len(text) - start > _PART:
         end = start + _PART
-        # Soon: marks stand in short rows, and of other characters few compose.
+        # This ends soon: runs of marks are short, and few other characters compose.
         while end < len(text) and not _composes_apart(text, end):
             end += 1
         yield text[start:end]
@@ -150,7 +151,7 @@ def _normalized(text: str, rules: Normalization) -> str:
 
 
 def _composed(text: str) -> str:
-    # Most texts are, and need no copy.
+    # Most texts are in NFC already and need no copy.
     if all(unicodedata.is_normalized("NFC", part) for part in _parts(text)):
         return text
     return _in_parts(text, partial(unicodedata.normalize, "NFC"))
@@ -159,6 +160,16 @@ def _composed(text: str) -> str:
 def _without_accents(text: str) -> str:
     decomposed = unicodedata.normalize("NFD", text)
     return "".join(char for char in decomposed if unicodedata.category(char) != "Mn")
+
+
+def check_tokens(tokens: Sequence[str]) -> None:
+    """What holds for the tokens of every vocabulary. Raises ValueError."""
+    if tuple(tokens[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
+        raise ValueError("a vocabulary starts with the printed forms of pad, bos, eos and unk")
+    if len(set(tokens)) != len(tokens):
+        raise ValueError("a vocabulary holds each token once")
+    if len(tokens) > _MAX_TOKENS:
+        raise ValueError(f"a vocabulary has at most {_MAX_TOKENS:,} tokens")
 
 
 class Vocabulary:
@@ -170,16 +181,11 @@ class Vocabulary:
 
     def __init__(self, tokens: Sequence[str]) -> None:
         self.tokens = tuple(tokens)
-        if self.tokens[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS:
-            raise ValueError("a vocabulary starts with the printed forms of pad, bos, eos and unk")
+        check_tokens(self.tokens)
         if any(len(token) != 1 for token in self.tokens):
             raise ValueError("every token of a character vocabulary is exactly one character")
         if any("\ud800" <= token <= "\udfff" for token in self.tokens):
             raise ValueError("a lone surrogate is not a character")
-        if len(set(self.tokens)) != len(self.tokens):
-            raise ValueError("a vocabulary holds each token once")
-        if len(self.tokens) > np.iinfo(np.uint16).max:
-            raise ValueError("a character vocabulary has at most 65,535 tokens")
         code_points = [ord(token) for token in self.tokens[len(SPECIAL_TOKENS) :]]
         # 2 MiB a vocabulary buys a lookup without a Python loop over characters.
         self._id_of_code_point = np.full(_CODE_POINTS, UNK_ID, dtype=np.uint16)
@@ -195,12 +201,12 @@ class Vocabulary:
         return len(self.tokens)
 
     def encode(self, text: str) -> Ids:
-        """Ids of the characters, [len(text)]; what is not in the vocabulary is `UNK_ID`."""
+        """Ids of the characters, [len(text)]; `UNK_ID` for those not in the vocabulary."""
         ids = np.empty(len(text), np.uint16)
-        # In parts, since what is in between takes six times as much memory.
+        # In parts: the intermediate arrays take six times the memory of the ids.
         for start in range(0, len(text), _PART):
             part = text[start : start + _PART]
-            # surrogatepass: a lone surrogate is one unknown character, not an error in here.
+            # surrogatepass: a lone surrogate is one unknown character, not an error here.
             code_points = np.frombuffer(part.encode("utf-32-le", "surrogatepass"), dtype="<u4")
             ids[start : start + _PART] = self._id_of_code_point[code_points]
         return ids

@@ -13,12 +13,11 @@ import numpy as np
 import tokenizers
 
 from service.bundle.arrays import Ids
-from service.bundle.text import SPECIAL_TOKENS, UNK_ID, Vocabulary
+from service.bundle.text import SPECIAL_TOKENS, UNK_ID, Vocabulary, check_tokens
 
 Tokenization: TypeAlias = Literal["character", "whitespace", "bpe"]
 Spans: TypeAlias = list[tuple[int, int]]  # of each token: first character, and one past the last
 
-MAX_TOKENS = int(np.iinfo(np.uint16).max)
 _SYMBOL = re.compile(r"[^ ]+")
 _SPECIAL = re.compile(f"([{''.join(SPECIAL_TOKENS)}])")
 
@@ -34,7 +33,7 @@ class Tokenizer(Protocol):
         """Number of tokens, the four special ones included."""
 
     def encode(self, text: str) -> Ids:
-        """Ids of a normalized text; what is not in the vocabulary is `UNK_ID`."""
+        """Ids of a normalized text; `UNK_ID` for what the vocabulary lacks."""
 
     def spans(self, text: str) -> Spans:
         """Where each of these tokens lies in the text."""
@@ -43,7 +42,7 @@ class Tokenizer(Protocol):
         """The text of the ids; special tokens have none."""
 
     def join(self, pieces: Sequence[str]) -> str:
-        """The text of printed tokens, or of what stands in their place."""
+        """The text of printed tokens, or of strings shown in their place."""
 
 
 class Characters(Vocabulary):
@@ -66,7 +65,7 @@ class Symbols:
     """
 
     def __init__(self, tokens: Sequence[str]) -> None:
-        _check_tokens(tokens)
+        check_tokens(tokens)
         if any(not token or " " in token for token in tokens):
             raise ValueError("a token between spaces has no space and is not empty")
         self._tokens = tuple(tokens)
@@ -122,15 +121,15 @@ class Subwords:
         tokens = sorted(vocab, key=vocab.__getitem__)
         if sorted(vocab.values()) != list(range(len(vocab))):
             raise ValueError("the ids of a vocabulary are 0, 1, 2 and so on")
-        _check_tokens(tokens)
+        check_tokens(tokens)
         self._tokens = tuple(tokens)
 
     @classmethod
     def learn(cls, texts: Iterable[str], vocab_size: int, min_count: int) -> "Subwords":
         """Learn at most so many tokens from texts; a merge must occur `min_count` times.
 
-        Of more characters than that the frequent ones are kept. The printed forms of the special
-        tokens are no text, and are not learned from.
+        If the texts have more characters than that, the most frequent ones are kept. The printed
+        forms of the special tokens are dropped from the texts first.
         """
         tokenizer = tokenizers.Tokenizer(
             tokenizers.models.BPE(unk_token=SPECIAL_TOKENS[UNK_ID], fuse_unk=False)
@@ -175,7 +174,7 @@ class Subwords:
         """Where each subword lies in the text."""
         spans = list(self._tokenizer.encode(text).offsets)
         if len(spans) > 1 and spans[0][1] > spans[1][0]:
-            # The mark before the first word, where it is a token, has no character of its own.
+            # A word-start mark that is a token by itself has no character.
             spans[0] = (0, 0)
         return spans
 
@@ -191,19 +190,9 @@ class Subwords:
 def special_ids(tokenizer: Vocabulary | Tokenizer, text: str) -> list[int]:
     """Ids of a normalized text in which the printed forms of special tokens are those tokens.
 
-    That is for clients who handle tokens: where a text is generated from or scored, the same
-    characters are unknown.
+    For clients that work with tokens; in a prompt or a scored text those characters are unknown.
     """
     ids: list[int] = []
     for i, piece in enumerate(_SPECIAL.split(text)):  # text, special, text, …
         ids += [SPECIAL_TOKENS.index(piece)] if i % 2 else tokenizer.encode(piece).tolist()
     return ids
-
-
-def _check_tokens(tokens: Sequence[str]) -> None:
-    if tuple(tokens[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
-        raise ValueError("a vocabulary starts with the printed forms of pad, bos, eos and unk")
-    if len(set(tokens)) != len(tokens):
-        raise ValueError("a vocabulary holds each token once")
-    if len(tokens) > MAX_TOKENS:
-        raise ValueError(f"a vocabulary has at most {MAX_TOKENS:,} tokens")

@@ -128,8 +128,8 @@ def test_an_unknown_variable_is_passed_over_and_the_nearest_one_named() -> None:
     environment = {"UNROLL_PROT": "secret", "UNROLL_ZZZ": "1", "PATH": "/", "UNROLL_PORT": "9"}
     assert load_settings([], environment).port == 9
     near, far = unknown_variables(environment, KNOWN)
-    assert near == "UNROLL_PROT is no setting and is ignored; did you mean UNROLL_PORT?"
-    assert far.startswith("UNROLL_ZZZ is no setting and is ignored; `python -m service --help`")
+    assert near == "UNROLL_PROT is not a setting and is ignored; did you mean UNROLL_PORT?"
+    assert far.startswith("UNROLL_ZZZ is not a setting and is ignored; `python -m service --help`")
 
 
 def test_what_compose_and_the_readme_set_is_known() -> None:
