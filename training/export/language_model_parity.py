@@ -36,7 +36,7 @@ from training.export.precision import (
     in_double,
     moved_copies,
 )
-from training.graphs.quantization import reference_logprobs, reference_steps
+from training.graphs.language_model_reference import reference_logprobs, reference_steps
 from training.networks.language_model import LanguageModel
 
 # The graphs are built once; every one of these shapes must give the same numbers as PyTorch.

@@ -1,5 +1,6 @@
 """ONNX written by hand: the graphs that a bundle holds, and their references.
 
-Here: the builder, cells, products, the graphs of each kind of model, quantization. Not here:
-checking graphs against PyTorch. Imports networks and data.
+Here: the builder, cells, products, quantization, the graphs of each kind of model and the
+references that eight-bit graphs are checked against. Not here: the checks. Imports networks and
+data.
 """

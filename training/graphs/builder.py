@@ -1,15 +1,16 @@
 """ONNX nodes and constants under construction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 Float32Array: TypeAlias = npt.NDArray[np.float32]
+ValueInfo: TypeAlias = onnx.ValueInfoProto
 
 OPSET = 18
 IR_VERSION = 9
@@ -34,6 +35,25 @@ class GraphBuilder:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Give tensors other names, wherever a node takes or makes them."""
+        for node in self.nodes:
+            for places in (node.input, node.output):
+                renamed = [names.get(name, name) for name in places]
+                del places[:]
+                places.extend(renamed)
+
+
+def add_axes(graph: GraphBuilder) -> None:
+    """The constants `axis_0` to `axis_2`."""
+    for axis in range(3):
+        graph.constant(f"axis_{axis}", np.array([axis], np.int64))
+
+
+def float_info(name: str, shape: Sequence[int | str]) -> ValueInfo:
+    """An input or output in single precision."""
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))
+
 
 def array(parameter: Tensor) -> Float32Array:
     """A parameter as numpy sees it."""
@@ -55,8 +75,8 @@ def torch_gates(cell: str, stacked: Float32Array) -> Float32Array:
 
 def finish_model(
     graph: GraphBuilder,
-    inputs: Sequence[onnx.ValueInfoProto],
-    outputs: Sequence[onnx.ValueInfoProto],
+    inputs: Sequence[ValueInfo],
+    outputs: Sequence[ValueInfo],
 ) -> bytes:
     """The graph as a model's bytes, checked by ONNX's own checker."""
     proto = helper.make_model(

@@ -10,18 +10,11 @@ a zero, which onnxruntime's `Where` drops). Every operator computes a row from t
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper
 
-from training.graphs.builder import GraphBuilder, array
-from training.graphs.quantization import (
-    STATE_STEPS,
-    STATE_ZERO,
-    QuantizedLayer,
-    QuantizedMatrix,
-    input_bias,
-    input_table,
-)
+from training.graphs.builder import GraphBuilder, ValueInfo, array
+from training.graphs.products import add_int8_matrix, add_state_steps, int8_product, int8_steps
+from training.graphs.quantization import QuantizedLayer, candidate_bias, input_bias, input_table
 from training.networks.language_model import LanguageModel
 
 # Appends a step's nodes: takes `projected` [B, G·H] and `<state>_before`, makes `<state>_new`.
@@ -67,7 +60,7 @@ def int8_step(graph: GraphBuilder, model: LanguageModel) -> Step:
         if i:
             graph.constant(f"bias{i}", input_bias(cell, layer))
         if cell == "gru":
-            graph.constant(f"candidate_bias{i}", np.split(array(layer.bias_hh), 3)[2])
+            graph.constant(f"candidate_bias{i}", candidate_bias(layer))
     if cell == "gru":
         add_gru_split(graph, model.config.hidden_size)
 
@@ -94,7 +87,7 @@ def add_scan(graph: GraphBuilder, model: LanguageModel, step: Step) -> str:
         body.add("Where", ["inside", f"{name}_new", f"{name}_before"], f"{name}_next")
     body.add("Identity", [output], "output")
 
-    def vector(name: str, size: int | None = hidden) -> onnx.ValueInfoProto:
+    def vector(name: str, size: int | None = hidden) -> ValueInfo:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", size])
 
     subgraph = helper.make_graph(
@@ -130,12 +123,7 @@ def add_step(graph: GraphBuilder, model: LanguageModel, step: Step) -> str:
     # The step's own names for states are the body's; here they are the graph's.
     renamed = {f"{name}_before": name for name in states}
     renamed |= {f"{name}_new": f"{name}_out" for name in states}
-    for node in body.nodes:
-        inputs = [renamed.get(name, name) for name in node.input]
-        outputs = [renamed.get(name, name) for name in node.output]
-        del node.input[:], node.output[:]
-        node.input.extend(inputs)
-        node.output.extend(outputs)
+    body.rename(renamed)
     graph.nodes.extend(body.nodes)
     return renamed.get(output, output)
 
@@ -209,39 +197,6 @@ def _total(body: GraphBuilder, i: int, x: str) -> str:
         steps = body.add("Concat", [inputs, steps], f"both{i}_steps", axis=-1)
         x = f"bias{i}"
     return body.add("Add", [int8_product(body, steps, f"recurrent{i}"), x], f"total{i}")
-
-
-def add_state_steps(graph: GraphBuilder) -> None:
-    """The constants that turn what lies within one into seven bits."""
-    graph.constant("state_scale", np.array(1.0 / STATE_STEPS, np.float32))
-    graph.constant("state_zero", np.array(STATE_ZERO, np.uint8))
-    # The same scale once more, as a number that onnxruntime does not fold into the weights' scales:
-    # it runs a product as one operator only where it finds the two scales apart.
-    graph.constant("one_step", np.array(1, np.int8))
-    graph.add("DequantizeLinear", ["one_step", "state_scale"], "step_scale")
-
-
-def int8_steps(body: GraphBuilder, h: str, output: str) -> str:
-    """Seven bits of h: round(63 h) + 64."""
-    return body.add("QuantizeLinear", [h, "state_scale", "state_zero"], output)
-
-
-def int8_product(body: GraphBuilder, steps: str, name: str) -> str:
-    """An exact integer product, then the scales in single precision.
-
-    onnxruntime makes one operator of the four, and of a bias that is added next.
-    """
-    inputs = [steps, f"{name}_weight", "state_zero"]
-    sums = body.add("MatMulInteger", inputs, f"{name}_integers")
-    cast = body.add("Cast", [sums], f"{name}_floats", to=TensorProto.FLOAT)
-    scale = body.add("Mul", ["step_scale", f"{name}_scale"], f"{name}_step_scale")
-    return body.add("Mul", [cast, scale], f"{name}_product")
-
-
-def add_int8_matrix(graph: GraphBuilder, name: str, matrix: QuantizedMatrix) -> None:
-    """The constants of a product of seven-bit steps with a matrix."""
-    graph.constant(f"{name}_weight", matrix.values)
-    graph.constant(f"{name}_scale", matrix.scale)
 
 
 def _add_time_mask(graph: GraphBuilder) -> None:

@@ -14,18 +14,16 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from service.bundle.manifest import Precision
-from training.graphs.builder import GraphBuilder, array, finish_model
+from training.graphs.builder import GraphBuilder, add_axes, array, finish_model, float_info
 from training.graphs.cells import LSTM_GATES, add_cell, add_gru_split, add_lstm
 from training.graphs.interface import (
-    add_axes,
     affine,
-    float_info,
     has_target_table,
     memory_shapes,
     state_sizes,
 )
 from training.graphs.products import Products
-from training.graphs.quantization import input_bias
+from training.graphs.quantization import candidate_bias, input_bias
 from training.networks.encoder_decoder import FEED, EncoderDecoder
 
 FAR_DOWN = 1e30  # taken from the score of a position past the source's end: exp gives exact zeros
@@ -49,7 +47,7 @@ def build_decoder(model: EncoderDecoder, precision: Precision) -> bytes:
     readout = _add_readout(graph, model, products, output, operand)  # [B, R]
     if model.config.input_feeding:
         graph.add("Identity", [readout], f"{FEED}_out")
-    _rename(graph, {f"{x}_before": x for x in names} | {f"{x}_new": f"{x}_out" for x in names})
+    graph.rename({f"{x}_before": x for x in names} | {f"{x}_new": f"{x}_out" for x in names})
     output_weight = _add_output_weight(graph, model, products)  # [R, V]
     graph.constant("output_bias", array(decoder.output.bias))
     # In three dimensions, as everywhere: a product of two matrices and a bias becomes a Gemm, whose
@@ -140,8 +138,7 @@ def _add_decoder_layer(
     if config.cell == "gru":
         if i == 0:
             add_gru_split(graph, config.hidden_size)
-        candidate_bias = np.split(array(layer.bias_hh), 3)[2]
-        graph.constant(f"candidate_bias{i}", candidate_bias)
+        graph.constant(f"candidate_bias{i}", candidate_bias(layer))
         total = sums[0]
         if operand:
             product = products.add_rows(f"input{i}", operand, weight_in)
@@ -231,13 +228,3 @@ def _add_additive_scores(graph: GraphBuilder, query: nn.Linear, score: nn.Linear
     graph.constant("score_weight", array(score.weight).T)
     graph.add("MatMul", ["score_inputs", "score_weight"], "score_columns")  # [N, K, M, 1]
     return graph.add("Transpose", ["score_columns"], "scores", perm=[0, 1, 3, 2])
-
-
-def _rename(graph: GraphBuilder, names: dict[str, str]) -> None:
-    """The cells call a state before and after otherwise than the graph does."""
-    for node in graph.nodes:
-        inputs = [names.get(name, name) for name in node.input]
-        outputs = [names.get(name, name) for name in node.output]
-        del node.input[:], node.output[:]
-        node.input.extend(inputs)
-        node.output.extend(outputs)

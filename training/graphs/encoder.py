@@ -15,27 +15,35 @@ eight bits.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from onnx import TensorProto, helper
 
 from service.bundle.manifest import Precision
-from training.graphs.builder import Float32Array, GraphBuilder, array, finish_model, reordered_gates
-from training.graphs.cells import add_cell, add_gru_split
-from training.graphs.interface import (
+from training.graphs.builder import (
+    Float32Array,
+    GraphBuilder,
     ValueInfo,
     add_axes,
-    add_inside,
-    affine,
+    array,
+    finish_model,
     float_info,
+    reordered_gates,
+)
+from training.graphs.cells import add_cell, add_gru_split
+from training.graphs.convolutions import add_convolutions
+from training.graphs.interface import (
+    add_inside,
     has_source_table,
     memory_shapes,
     state_sizes,
 )
 from training.graphs.products import Products
-from training.graphs.quantization import input_bias
-from training.networks.encoder import BidirectionalLayer, Convolutions
+from training.graphs.quantization import candidate_bias, input_bias
+from training.networks.encoder import BidirectionalLayer
 from training.networks.encoder_decoder import FEED, EncoderDecoder
+from training.networks.recurrent import RecurrentLayer
 
 # What a step takes of the step before, but for the operand of h.
 _SCANNED_STATES = {"rnn": (), "gru": ("h",), "lstm": ("c",)}
@@ -55,7 +63,7 @@ def build_encoder(model: EncoderDecoder, precision: Precision) -> bytes:
     graph.add("Transpose", ["tokens"], "tokens_by_time", perm=[1, 0])  # [S, N]
     x, lengths = "tokens_by_time", "lengths_64"
     if model.encoder.convolutions is not None:
-        x, lengths = _add_convolutions(
+        x, lengths = add_convolutions(
             graph, model.encoder.convolutions, _embed(graph, model, products)
         )
     inside = add_inside(graph, x, lengths, "memory")  # [M, N]
@@ -103,53 +111,6 @@ def _read_tokens(
     x = graph.add("OneHot", ["tokens_by_time", "vocab_size", "zero_and_one"], "chosen")
     exact = embedding.astype(np.float64).T
     return x, [(weight @ exact).astype(np.float32) for weight in weights]
-
-
-def _add_convolutions(graph: GraphBuilder, front: Convolutions, x: str) -> tuple[str, str]:
-    """`x` [S, N, E] to [M, N, F], and the lengths there."""
-    add_inside(graph, x, "lengths_64", "source")  # [S, N]
-    graph.add("Transpose", ["source_inside"], "source_inside_rows", perm=[1, 0])
-    graph.add("Unsqueeze", ["source_inside_rows", "axis_1"], "source_inside_channels")  # [N, 1, S]
-    graph.add("Transpose", [x], "channels", perm=[1, 2, 0])  # [N, E, S]
-    graph.constant("nothing", np.array(0.0, np.float32))
-    graph.add("Where", ["source_inside_channels", "channels", "nothing"], "masked_channels")
-    parts = []
-    for i, convolution in enumerate(front.convolutions):
-        weight = array(convolution.weight)  # type: ignore[arg-type]
-        width = weight.shape[2]
-        graph.constant(f"convolution{i}_weight", weight)
-        graph.constant(f"convolution{i}_bias", array(convolution.bias))  # type: ignore[arg-type]
-        inputs = ["masked_channels", f"convolution{i}_weight", f"convolution{i}_bias"]
-        graph.add("Conv", inputs, f"convolved{i}", pads=[(width - 1) // 2, width // 2])
-        parts.append(graph.add("Relu", [f"convolved{i}"], f"filtered{i}"))
-    graph.add("Concat", parts, "filtered", axis=1)  # [N, F, S]
-    graph.add("Where", ["source_inside_channels", "filtered", "nothing"], "features")
-    options = {"kernel_shape": [front.stride], "strides": [front.stride], "ceil_mode": 1}
-    graph.add("MaxPool", ["features"], "pooled", **options)  # [N, F, M]
-    x = graph.add("Transpose", ["pooled"], "pooled_by_time", perm=[2, 0, 1])  # [M, N, F]
-    graph.constant("all_of_it", np.array(1.0, np.float32))
-    for i, layer in enumerate(front.highways):
-        both = affine(graph, f"highway{i}", x, array(layer.weight).T, array(layer.bias))  # type: ignore[arg-type]
-        graph.add(
-            "Split",
-            [both],
-            f"highway{i}_candidate_sum",
-            f"highway{i}_gate_sum",
-            axis=-1,
-            num_outputs=2,
-        )
-        graph.add("Relu", [f"highway{i}_candidate_sum"], f"highway{i}_candidate")
-        graph.add("Sigmoid", [f"highway{i}_gate_sum"], f"highway{i}_gate")
-        graph.add("Sub", ["all_of_it", f"highway{i}_gate"], f"highway{i}_carry")
-        graph.add("Mul", [f"highway{i}_gate", f"highway{i}_candidate"], f"highway{i}_transformed")
-        graph.add("Mul", [f"highway{i}_carry", x], f"highway{i}_carried")
-        x = graph.add(
-            "Add", [f"highway{i}_transformed", f"highway{i}_carried"], f"highway{i}_output"
-        )
-    graph.constant("stride", np.array(front.stride, np.int64))
-    graph.constant("stride_less_one", np.array(front.stride - 1, np.int64))
-    graph.add("Add", ["lengths_64", "stride_less_one"], "lengths_up")
-    return x, graph.add("Div", ["lengths_up", "stride"], "pooled_lengths")
 
 
 def _add_operator_layer(
@@ -239,59 +200,91 @@ def _add_scanned_layer(
     """
     hidden = layer.forwards.weight_hh.shape[1]
     graph.add("Unsqueeze", [inside, "axis_2"], f"inside{i}")  # [M, N, 1]
-    first_operand = _add_filled(graph, inputs[0], f"operand{i}", hidden, products.zero)
-    first_state = _add_filled(graph, inputs[0], f"state{i}", hidden, _ZERO)
-    body = GraphBuilder()
-    first, before, sums, after, outputs = [], [], [], [], []
-
-    def vector(name: str, element: int = TensorProto.FLOAT) -> ValueInfo:
-        return helper.make_tensor_value_info(name, element, ["N", hidden])
-
+    operand = _add_filled(graph, inputs[0], f"operand{i}", hidden, products.zero)
+    state = _add_filled(graph, inputs[0], f"state{i}", hidden, _ZERO)
+    scan = _Scan(GraphBuilder(), hidden, operand, state)
     for own, direction in enumerate((layer.forwards, layer.backwards)):
         # The cells number layers; here every direction is one.
         k = 2 * i + own
-        weight = array(direction.weight_hh).T
-        product = products.add_rows(f"recurrent{k}", f"operand{k}_before", weight, body)
-        if layer.cell == "gru":
-            graph.constant(f"candidate_bias{k}", np.split(array(direction.bias_hh), 3)[2])
-            h = add_cell(body, layer.cell, k, f"input_sums{k}", product)
-        else:
-            total = body.add("Add", [product, f"input_sums{k}"], f"total{k}")
-            h = add_cell(body, layer.cell, k, total)
-        choice = [f"inside{k}", products.operand(h, body), f"operand{k}_before"]
-        body.add("Where", choice, f"operand{k}_next")
-        body.add("Identity", [f"operand{k}_next"], f"output{k}")
-        first.append(first_operand)
-        before.append(vector(f"operand{k}_before", products.zero.data_type))
-        after.append(vector(f"operand{k}_next", products.zero.data_type))
-        outputs.append(vector(f"output{k}", products.zero.data_type))
-        sums.append(float_info(f"input_sums{k}", ["N", direction.weight_hh.shape[0]]))
-        for state in (f"{name}{k}" for name in _SCANNED_STATES[layer.cell]):
-            new = f"{state}_new"
-            if direction is layer.backwards:
-                choice = [f"inside{k}", new, f"{state}_before"]
-                new = body.add("Where", choice, f"{state}_next")
-            first.append(first_state)
-            before.append(vector(f"{state}_before"))
-            after.append(vector(new))
+        h = _add_scanned_cell(graph, products, scan.body, k, direction)
+        scan.carry_operand(k, products.operand(h, scan.body), products.zero.data_type)
+        for name in _SCANNED_STATES[layer.cell]:
+            scan.carry_state(k, f"{name}{k}", waits=direction is layer.backwards)
+        scan.sums.append(float_info(f"input_sums{k}", ["N", direction.weight_hh.shape[0]]))
     insides = [
         helper.make_tensor_value_info(f"inside{k}", TensorProto.BOOL, ["N", 1])
         for k in (2 * i, 2 * i + 1)
     ]
     graph.add(
         "Scan",
-        [*first, *inputs, f"inside{i}", f"inside{i}"],
-        *(f"{value.name}_last" for value in after),
+        [*scan.first, *inputs, f"inside{i}", f"inside{i}"],
+        *(f"{value.name}_last" for value in scan.after),
         f"forward{i}_outputs",
         f"backward{i}_outputs",
         num_scan_inputs=4,
         scan_input_directions=[0, 1, 0, 1],
         scan_output_directions=[0, 1],
-        body=helper.make_graph(body.nodes, "step", [*before, *sums, *insides], [*after, *outputs]),
+        body=helper.make_graph(
+            scan.body.nodes,
+            "step",
+            [*scan.before, *scan.sums, *insides],
+            [*scan.after, *scan.outputs],
+        ),
     )
     last = [f"operand{k}_next_last" for k in (2 * i, 2 * i + 1)]
     both = [f"forward{i}_outputs", f"backward{i}_outputs"]
     return products.beside(both, f"outputs{i}"), last
+
+
+def _add_scanned_cell(
+    graph: GraphBuilder, products: Products, body: GraphBuilder, k: int, direction: RecurrentLayer
+) -> str:
+    """One direction's step in the Scan's body; returns its new h [N, H]."""
+    weight = array(direction.weight_hh).T
+    product = products.add_rows(f"recurrent{k}", f"operand{k}_before", weight, body)
+    if direction.cell == "gru":
+        graph.constant(f"candidate_bias{k}", candidate_bias(direction))
+        return add_cell(body, direction.cell, k, f"input_sums{k}", product)
+    total = body.add("Add", [product, f"input_sums{k}"], f"total{k}")
+    return add_cell(body, direction.cell, k, total)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """A Scan over both directions under construction: its body, and what goes in and out of it."""
+
+    body: GraphBuilder
+    hidden_size: int
+    first_operand: str  # what an operand begins with
+    first_state: str  # what another state begins with
+    first: list[str] = field(default_factory=list)
+    before: list[ValueInfo] = field(default_factory=list)
+    after: list[ValueInfo] = field(default_factory=list)
+    sums: list[ValueInfo] = field(default_factory=list)  # of a direction's input, at one position
+    outputs: list[ValueInfo] = field(default_factory=list)
+
+    def carry_operand(self, k: int, new: str, element: int) -> None:
+        """Carry the operand of h, where it is inside the source, and give it as the output."""
+        choice = [f"inside{k}", new, f"operand{k}_before"]
+        self.body.add("Where", choice, f"operand{k}_next")
+        self.body.add("Identity", [f"operand{k}_next"], f"output{k}")
+        self.first.append(self.first_operand)
+        self.before.append(self._vector(f"operand{k}_before", element))
+        self.after.append(self._vector(f"operand{k}_next", element))
+        self.outputs.append(self._vector(f"output{k}", element))
+
+    def carry_state(self, k: int, name: str, *, waits: bool) -> None:
+        """Carry another state; where it `waits`, it changes inside the source alone."""
+        new = f"{name}_new"
+        if waits:
+            choice = [f"inside{k}", new, f"{name}_before"]
+            new = self.body.add("Where", choice, f"{name}_next")
+        self.first.append(self.first_state)
+        self.before.append(self._vector(f"{name}_before"))
+        self.after.append(self._vector(new))
+
+    def _vector(self, name: str, element: int = TensorProto.FLOAT) -> ValueInfo:
+        return helper.make_tensor_value_info(name, element, ["N", self.hidden_size])
 
 
 def _add_filled(graph: GraphBuilder, x: str, name: str, size: int, value: TensorProto) -> str:

@@ -11,15 +11,16 @@ eight bits and multiplied as they are; convolutions, attention and the output ar
 import copy
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from training.graphs.builder import array
 from training.graphs.interface import has_source_table, has_target_table
 from training.graphs.quantization import STATE_STEPS, QuantizedMatrix, quantized_product
+from training.graphs.reference_cell import cell_step
 from training.networks.attention import Memory
 from training.networks.encoder_decoder import EncoderDecoder
-from training.networks.recurrent import GATES, STATE_NAMES, RecurrentLayer
+from training.networks.recurrent import STATE_NAMES, RecurrentLayer
 
 
 @torch.no_grad()
@@ -58,7 +59,7 @@ def _with_stored_weights(model: EncoderDecoder) -> EncoderDecoder:
 
 def _stored(weight: Tensor) -> Tensor:
     """`weight` [n, K] with one scale a row."""
-    matrix = _of(weight.float().numpy().T)
+    matrix = QuantizedMatrix.of(array(weight.float()).T)
     return torch.from_numpy(matrix.values.T).double() * torch.from_numpy(matrix.scale[:, None])
 
 
@@ -76,7 +77,7 @@ def _encode(
         outputs, last = [], []
         for direction in (layer.forwards, layer.backwards):
             if i:
-                sums = quantized_product(x, _of(direction.weight_ih.numpy().T))
+                sums = _product(x, direction.weight_ih)
             else:
                 own = first.forwards if direction is layer.forwards else first.backwards
                 sums = x @ own.weight_ih.T
@@ -111,16 +112,16 @@ def _attended(model: EncoderDecoder, values: Tensor, mask: Tensor, summary: Tens
     if attention.kind == "dot":
         keys = torch.round(values * STATE_STEPS) / STATE_STEPS
     else:
-        keys = quantized_product(values, _of(attention.key.weight.detach().numpy().T))
-    weight = model.decoder.readout.weight.detach().numpy()[:, : values.shape[2]]
-    return Memory(quantized_product(values, _of(weight.T)), keys, mask, summary)
+        keys = _product(values, attention.key.weight)
+    weight = model.decoder.readout.weight[:, : values.shape[2]]
+    return Memory(_product(values, weight), keys, mask, summary)
 
 
 def _initial_states(model: EncoderDecoder, summary: Tensor) -> list[Tensor]:
     states = []
     for name, bridge in model.decoder.bridges.items():
-        weight, bias = (x.detach() for x in bridge.parameters())
-        state = quantized_product(summary, _of(weight.numpy().T)) + bias.double()
+        weight, bias = bridge.parameters()
+        state = _product(summary, weight) + bias.double()
         states.append(torch.tanh(state) if name.startswith("h") else state)
     if model.config.input_feeding:
         states.append(summary.new_zeros(len(summary), model.decoder.readout_size))
@@ -146,8 +147,8 @@ def _step(
         after += _layer(config.cell, layer, own, plain=plain, bounded=bounded)
         x = after[i * per_layer]
     attended = 0 if decoder.attention is None else 2 * config.encoder_hidden_size
-    weight = model.decoder.readout.weight.detach().numpy()
-    total = quantized_product(x, _of(weight[:, attended:].T)) + decoder.readout.bias
+    weight = model.decoder.readout.weight[:, attended:]
+    total = _product(x, weight) + decoder.readout.bias
     if decoder.attention is not None:
         weights = decoder.attention(x.unsqueeze(1), memory)  # [B, 1, M]
         total = total + (weights @ memory.values).squeeze(1)
@@ -170,30 +171,22 @@ def _layer(
     `plain` sums [B, G·H] are those of the input that no product of `bounded` inputs gives: of the
     token in the decoder's first layer, of all that an encoder's layer reads.
     """
-    weight_ih, weight_hh = (x.detach().numpy() for x in (layer.weight_ih, layer.weight_hh))
     bias_ih, bias_hh = (x.detach().double() for x in (layer.bias_ih, layer.bias_hh))
     width = sum(x.shape[1] for x in bounded)
-    own = weight_ih[:, weight_ih.shape[1] - width :]
+    own = layer.weight_ih[:, layer.weight_ih.shape[1] - width :]
     h = states[0]
     plain = torch.zeros_like(bias_ih) if plain is None else plain
     if cell == "gru":
         inputs = plain + bias_ih
         if bounded:
-            inputs = inputs + quantized_product(torch.cat(tuple(bounded), 1), _of(own.T))
-        r_x, z_x, n_x = inputs.chunk(3, dim=1)
-        r_h, z_h, n_h = (quantized_product(h, _of(weight_hh.T)) + bias_hh).chunk(3, dim=1)
-        r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
-        n = torch.tanh(n_x + r * n_h)
-        return [n + z * (h - n)]
+            inputs = inputs + _product(torch.cat(tuple(bounded), dim=1), own)
+        return cell_step(cell, inputs, states, _product(h, layer.weight_hh) + bias_hh)
     # One matrix, and so one scale a column, for all that lies within one.
-    matrix = _of(np.concatenate([own, weight_hh], axis=1).T if bounded else weight_hh.T)
-    total = plain + quantized_product(torch.cat((*bounded, h), dim=1), matrix) + bias_ih + bias_hh
-    if cell == "rnn":
-        return [torch.tanh(total)]
-    i, f, g, o = total.chunk(GATES[cell], dim=1)
-    c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
-    return [torch.sigmoid(o) * torch.tanh(c), c]
+    weight = torch.cat((own, layer.weight_hh), dim=1) if bounded else layer.weight_hh
+    total = plain + _product(torch.cat((*bounded, h), dim=1), weight) + bias_ih + bias_hh
+    return cell_step(cell, total, states)
 
 
-def _of(weight: "np.typing.NDArray[np.float32]") -> QuantizedMatrix:
-    return QuantizedMatrix.of(np.ascontiguousarray(weight))
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """`x` [.., K], which lies within one, times `weight` [n, K] in eight bits."""
+    return quantized_product(x, QuantizedMatrix.of(array(weight).T))

@@ -3,17 +3,10 @@
 N sources, M memory positions, T positions, A attention, R readout.
 """
 
-from collections.abc import Sequence
-from typing import TypeAlias
-
 import numpy as np
-import onnx
-from onnx import TensorProto, helper
 
 from training.graphs.builder import Float32Array, GraphBuilder
 from training.networks.encoder_decoder import FEED, EncoderDecoder
-
-ValueInfo: TypeAlias = onnx.ValueInfoProto
 
 
 def state_sizes(model: EncoderDecoder) -> dict[str, int]:
@@ -32,12 +25,6 @@ def memory_shapes(model: EncoderDecoder) -> dict[str, list[int | str]]:
     # Keys lie as the products take them: a position a column for Luong's scores.
     keys: list[int | str] = ["M", size] if attention.kind == "additive" else [size, "M"]
     return {"keys": keys, "values": ["M", model.decoder.readout_size], "inside": ["M"]}
-
-
-def add_axes(graph: GraphBuilder) -> None:
-    """The constants `axis_0` to `axis_2`."""
-    for axis in range(3):
-        graph.constant(f"axis_{axis}", np.array([axis], np.int64))
 
 
 def affine(graph: GraphBuilder, name: str, x: str, weight: Float32Array, bias: Float32Array) -> str:
@@ -79,8 +66,3 @@ def has_target_table(model: EncoderDecoder) -> bool:
     sums = len(model.decoder.recurrent_layers[0].weight_ih)
     embedding = model.decoder.embedding
     return table_is_smaller(embedding.num_embeddings, embedding.embedding_dim, sums)
-
-
-def float_info(name: str, shape: Sequence[int | str]) -> ValueInfo:
-    """An input or output in single precision."""
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))

@@ -15,11 +15,18 @@ composed, and a step graph saves what a Scan of one step costs.
 """
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper
 
 from service.bundle.manifest import Precision, Role
-from training.graphs.builder import GraphBuilder, array, finish_model, reordered_gates
+from training.graphs.builder import (
+    GraphBuilder,
+    ValueInfo,
+    add_axes,
+    array,
+    finish_model,
+    float_info,
+    reordered_gates,
+)
 from training.graphs.cells import add_scan, add_step, float_rnn_step, int8_step
 from training.networks.language_model import LanguageModel
 from training.networks.recurrent import STATE_NAMES
@@ -33,8 +40,7 @@ def build(model: LanguageModel, precision: Precision = "fp32", role: Role = "seq
     if role not in ROLES[precision]:
         raise ValueError(f"there is no {role} graph in {precision}")
     graph = GraphBuilder()
-    for axis in range(3):
-        graph.constant(f"axis_{axis}", np.array([axis], np.int64))
+    add_axes(graph)
     if role == "sequence":
         _add_sequence(graph, model, precision)
         inputs, outputs = _sequence_interface(model)
@@ -42,9 +48,8 @@ def build(model: LanguageModel, precision: Precision = "fp32", role: Role = "seq
         _add_step_graph(graph, model)
         inputs, outputs = _step_interface(model)
     for name in model.state_names:
-        shape: list[str | int] = ["B", model.config.hidden_size]
-        inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-        outputs.append(helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, shape))
+        inputs.append(float_info(name, ["B", model.config.hidden_size]))
+        outputs.append(float_info(f"{name}_out", ["B", model.config.hidden_size]))
     return finish_model(graph, inputs, outputs)
 
 
@@ -79,27 +84,22 @@ def _add_logits(graph: GraphBuilder, model: LanguageModel, outputs: str) -> str:
     return graph.add("Add", [products, "output_bias"], "logits")
 
 
-def _sequence_interface(
-    model: LanguageModel,
-) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+def _sequence_interface(model: LanguageModel) -> tuple[list[ValueInfo], list[ValueInfo]]:
     inputs = [
         helper.make_tensor_value_info("tokens", TensorProto.INT64, ["B", "T"]),
         helper.make_tensor_value_info("lengths", TensorProto.INT32, ["B"]),
         helper.make_tensor_value_info("targets", TensorProto.INT64, ["B", "T"]),
     ]
     outputs = [
-        helper.make_tensor_value_info("target_logprobs", TensorProto.FLOAT, ["B", "T"]),
-        helper.make_tensor_value_info("logprobs", TensorProto.FLOAT, ["B", "T", model.vocab_size]),
+        float_info("target_logprobs", ["B", "T"]),
+        float_info("logprobs", ["B", "T", model.vocab_size]),
     ]
     return inputs, outputs
 
 
-def _step_interface(
-    model: LanguageModel,
-) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+def _step_interface(model: LanguageModel) -> tuple[list[ValueInfo], list[ValueInfo]]:
     inputs = [helper.make_tensor_value_info("tokens", TensorProto.INT64, ["B"])]
-    shape: list[str | int] = ["B", model.vocab_size]
-    return inputs, [helper.make_tensor_value_info("logprobs", TensorProto.FLOAT, shape)]
+    return inputs, [float_info("logprobs", ["B", model.vocab_size])]
 
 
 def _operator_layers(graph: GraphBuilder, model: LanguageModel) -> str:

@@ -7,12 +7,12 @@ stored in eight bits, and the products are in single precision.
 
 from collections.abc import Sequence
 
+import numpy as np
 from onnx import TensorProto, helper
 
 from service.bundle.manifest import Precision
 from training.graphs.builder import Float32Array, GraphBuilder
-from training.graphs.cells import add_int8_matrix, add_state_steps, int8_product, int8_steps
-from training.graphs.quantization import STATE_ZERO, QuantizedMatrix
+from training.graphs.quantization import STATE_STEPS, STATE_ZERO, QuantizedMatrix
 
 
 class Products:
@@ -86,3 +86,36 @@ class Products:
     def _add_int8(self, name: str, steps: str, weight: Float32Array, nodes: GraphBuilder) -> str:
         add_int8_matrix(self._graph, name, QuantizedMatrix.of(weight))
         return int8_product(nodes, steps, name)
+
+
+def add_state_steps(graph: GraphBuilder) -> None:
+    """The constants that turn what lies within one into seven bits."""
+    graph.constant("state_scale", np.array(1.0 / STATE_STEPS, np.float32))
+    graph.constant("state_zero", np.array(STATE_ZERO, np.uint8))
+    # The same scale once more, as a number that onnxruntime does not fold into the weights' scales:
+    # it runs a product as one operator only where it finds the two scales apart.
+    graph.constant("one_step", np.array(1, np.int8))
+    graph.add("DequantizeLinear", ["one_step", "state_scale"], "step_scale")
+
+
+def int8_steps(body: GraphBuilder, h: str, output: str) -> str:
+    """Seven bits of h: round(63 h) + 64."""
+    return body.add("QuantizeLinear", [h, "state_scale", "state_zero"], output)
+
+
+def int8_product(body: GraphBuilder, steps: str, name: str) -> str:
+    """An exact integer product, then the scales in single precision.
+
+    onnxruntime makes one operator of the four, and of a bias that is added next.
+    """
+    inputs = [steps, f"{name}_weight", "state_zero"]
+    sums = body.add("MatMulInteger", inputs, f"{name}_integers")
+    cast = body.add("Cast", [sums], f"{name}_floats", to=TensorProto.FLOAT)
+    scale = body.add("Mul", ["step_scale", f"{name}_scale"], f"{name}_step_scale")
+    return body.add("Mul", [cast, scale], f"{name}_product")
+
+
+def add_int8_matrix(graph: GraphBuilder, name: str, matrix: QuantizedMatrix) -> None:
+    """The constants of a product of seven-bit steps with a matrix."""
+    graph.constant(f"{name}_weight", matrix.values)
+    graph.constant(f"{name}_scale", matrix.scale)

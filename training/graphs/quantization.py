@@ -9,9 +9,7 @@ exact in any order, and pairs of them (at most 2 · 127 · 127) fit in 16 bits: 
 instructions, which add such pairs with saturation, give the same sums as those with them.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +18,11 @@ from torch import Tensor
 
 from training.graphs.builder import array
 from training.networks.language_model import LanguageModel
-from training.networks.recurrent import GATES, STATE_NAMES, RecurrentLayer
+from training.networks.recurrent import RecurrentLayer
 
 STATE_STEPS = 63  # h = 1 lies this many steps from h = 0
 STATE_ZERO = 64  # the unsigned integer that stands for h = 0
 _WEIGHT_STEPS = 127
-
-States: TypeAlias = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,78 +84,9 @@ def input_bias(cell: str, layer: RecurrentLayer) -> npt.NDArray[np.float32]:
     return total
 
 
-def reference_logprobs(
-    model: LanguageModel, tokens: Tensor, states: Sequence[Tensor]
-) -> tuple[Tensor, States]:
-    """log p [B, T, V] after each of `tokens` [B, T] of the quantized model, in double precision.
-
-    Written from the formulas and not from the graph, which is checked against it. Where a value
-    lies within rounding of the middle between two steps of h, the two can take different steps.
-    """
-    logprobs, steps = reference_steps(model, tokens, states)
-    return logprobs, steps[-1]
-
-
-def reference_steps(
-    model: LanguageModel, tokens: Tensor, states: Sequence[Tensor]
-) -> tuple[Tensor, list[States]]:
-    """The same log p, and the states before each of the tokens and after the last, [T + 1]."""
-    cell = model.config.cell
-    layers = model.recurrent_layers
-    quantized = [QuantizedLayer.of(cell, x, first=i == 0) for i, x in enumerate(layers)]
-    table = torch.from_numpy(input_table(model)).double()
-    per_layer = len(STATE_NAMES[cell])
-    current = [state.double() for state in states]
-    outputs, steps = [], [tuple(current)]
-    for t in range(tokens.shape[1]):
-        x = table[tokens[:, t]]  # [B, G·H]
-        for i, (layer, matrices) in enumerate(zip(layers, quantized, strict=True)):
-            own = slice(i * per_layer, (i + 1) * per_layer)
-            if i:
-                x = _input_sums(cell, layer, matrices, x, current[own][0])
-            current[own] = _cell(cell, layer, matrices, x, current[own], first=i == 0)
-            x = current[own][0]
-        outputs.append(x)
-        steps.append(tuple(current))
-    hidden = torch.stack(outputs, dim=1)  # [B, T, H]
-    logits = hidden @ model.output.weight.double().T + model.output.bias.double()
-    return torch.log_softmax(logits, dim=-1).detach(), steps
-
-
-def _input_sums(
-    cell: str, layer: RecurrentLayer, matrices: QuantizedLayer, x: Tensor, h: Tensor
-) -> Tensor:
-    """Sums [B, G·H] above the first layer: with the recurrent product, but for the GRU."""
-    bias = torch.from_numpy(input_bias(cell, layer)).double()
-    if matrices.inputs is not None:
-        return quantized_product(x, matrices.inputs) + bias
-    return quantized_product(torch.cat([x, h], dim=1), matrices.recurrent) + bias
-
-
-def _cell(
-    cell: str,
-    layer: RecurrentLayer,
-    matrices: QuantizedLayer,
-    x: Tensor,
-    states: Sequence[Tensor],
-    *,
-    first: bool,
-) -> list[Tensor]:
-    h = states[0]
-    gates = GATES[cell]
-    if cell == "gru":
-        r_x, z_x, n_x = x.chunk(gates, dim=1)
-        r_h, z_h, n_h = quantized_product(h, matrices.recurrent).chunk(gates, dim=1)
-        n_bias = layer.bias_hh.detach().double().chunk(gates)[2]
-        r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
-        n = torch.tanh(n_x + r * (n_h + n_bias))
-        return [n + z * (h - n)]
-    total = x + quantized_product(h, matrices.recurrent) if first else x
-    if cell == "rnn":
-        return [torch.tanh(total)]
-    i, f, g, o = total.chunk(gates, dim=1)
-    c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
-    return [torch.sigmoid(o) * torch.tanh(c), c]
+def candidate_bias(layer: RecurrentLayer) -> npt.NDArray[np.float32]:
+    """The bias [H] of a GRU's recurrent candidate, which the reset gate scales."""
+    return np.split(array(layer.bias_hh), 3)[2]
 
 
 def quantized_product(h: Tensor, matrix: QuantizedMatrix) -> Tensor:

@@ -40,7 +40,7 @@ from training.export.manifest_parts import (
     learning_curve,
 )
 from training.graphs import language_model as onnx_graph
-from training.graphs.quantization import reference_logprobs
+from training.graphs.language_model_reference import reference_logprobs
 from training.loop.language_model import load_best
 from training.loop.task import Curve
 from training.loop.trainer import parameter_count

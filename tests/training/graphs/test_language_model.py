@@ -19,7 +19,7 @@ from training.export.language_model_parity import OnnxModel, States
 from training.export.manifest_parts import MAX_DIFFERENCE
 from training.graphs import language_model as onnx_graph
 from training.graphs.builder import OPSET
-from training.graphs.quantization import reference_logprobs
+from training.graphs.language_model_reference import reference_logprobs
 from training.networks.language_model import LanguageModel
 
 CELLS = ("rnn", "gru", "lstm")

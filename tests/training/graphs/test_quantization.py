@@ -8,13 +8,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.training.helpers import tiny_model
+from training.graphs.language_model_reference import reference_logprobs
 from training.graphs.quantization import (
     STATE_STEPS,
     STATE_ZERO,
     QuantizedMatrix,
     input_bias,
     input_table,
-    reference_logprobs,
 )
 from training.networks.language_model import LanguageModel
 from training.networks.recurrent import STATE_NAMES

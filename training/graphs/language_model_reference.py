@@ -1,0 +1,77 @@
+"""The reference of the language model's eight-bit graphs, in double precision.
+
+B batch, T time, V vocabulary, H hidden, G gates of the cell.
+
+Written from the formulas and not from the graphs, which are checked against it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from training.graphs.quantization import (
+    QuantizedLayer,
+    candidate_bias,
+    input_bias,
+    input_table,
+    quantized_product,
+)
+from training.graphs.reference_cell import cell_step
+from training.networks.language_model import LanguageModel
+from training.networks.recurrent import STATE_NAMES, RecurrentLayer, States
+
+
+def reference_logprobs(
+    model: LanguageModel, tokens: Tensor, states: Sequence[Tensor]
+) -> tuple[Tensor, States]:
+    """log p [B, T, V] after each of `tokens` [B, T] of the quantized model, in double precision.
+
+    Written from the formulas and not from the graph, which is checked against it. Where a value
+    lies within rounding of the middle between two steps of h, the two can take different steps.
+    """
+    logprobs, steps = reference_steps(model, tokens, states)
+    return logprobs, steps[-1]
+
+
+def reference_steps(
+    model: LanguageModel, tokens: Tensor, states: Sequence[Tensor]
+) -> tuple[Tensor, list[States]]:
+    """The same log p, and the states before each of the tokens and after the last, [T + 1]."""
+    cell = model.config.cell
+    layers = model.recurrent_layers
+    quantized = [QuantizedLayer.of(cell, x, first=i == 0) for i, x in enumerate(layers)]
+    table = torch.from_numpy(input_table(model)).double()
+    per_layer = len(STATE_NAMES[cell])
+    current = [state.double() for state in states]
+    outputs, steps = [], [tuple(current)]
+    for t in range(tokens.shape[1]):
+        x = table[tokens[:, t]]  # [B, G·H]
+        for i, (layer, matrices) in enumerate(zip(layers, quantized, strict=True)):
+            own = slice(i * per_layer, (i + 1) * per_layer)
+            if i:
+                x = _input_sums(cell, layer, matrices, x, current[own][0])
+            recurrent = None
+            if cell == "gru":
+                recurrent = quantized_product(current[own][0], matrices.recurrent)
+                bias = torch.from_numpy(candidate_bias(layer)).double()
+                recurrent[:, -len(bias) :] += bias
+            elif i == 0:
+                x = x + quantized_product(current[own][0], matrices.recurrent)
+            current[own] = cell_step(cell, x, current[own], recurrent)
+            x = current[own][0]
+        outputs.append(x)
+        steps.append(tuple(current))
+    hidden = torch.stack(outputs, dim=1)  # [B, T, H]
+    logits = hidden @ model.output.weight.double().T + model.output.bias.double()
+    return torch.log_softmax(logits, dim=-1).detach(), steps
+
+
+def _input_sums(
+    cell: str, layer: RecurrentLayer, matrices: QuantizedLayer, x: Tensor, h: Tensor
+) -> Tensor:
+    """Sums [B, G·H] above the first layer: with the recurrent product, but for the GRU."""
+    bias = torch.from_numpy(input_bias(cell, layer)).double()
+    if matrices.inputs is not None:
+        return quantized_product(x, matrices.inputs) + bias
+    return quantized_product(torch.cat([x, h], dim=1), matrices.recurrent) + bias
