@@ -1,5 +1,6 @@
-"""What every request and answer passes, whatever its path.
+"""HTTP that all endpoints share: everything a request and its answer pass, whatever the path.
 
-Here: the protocol with its bounds, the gateway, keys, bodies, problems, events, what several
-endpoints share, the OpenAPI document. Not here: paths. Imports tasks and what is below them.
+Here: the protocol with its limits, the gateway, API keys, bodies, problem documents, server-sent
+events, wire models of several endpoints, the OpenAPI document. Not here: paths. Imports tasks and
+the rooms below.
 """

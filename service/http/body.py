@@ -1,4 +1,7 @@
-"""Request bodies: received with a bound, checked for their type, parsed off the event loop."""
+"""Request bodies: receive up to a limit, check the Content-Type, parse and validate JSON.
+
+Large bodies are parsed in a thread, so that the event loop never waits for them.
+"""
 
 import codecs
 from collections.abc import Sequence
@@ -27,19 +30,18 @@ from service.runtime.threads import in_thread
 Schema = TypeVar("Schema", bound=BaseModel)
 
 LARGE_BYTES = 64 * 1024
-# Of more mistakes the answer tells the number only: a list of them could outgrow the body.
+# With more errors, the answer gives only their number: a list could be larger than the body.
 _MAX_MISTAKES = 100
-# Unknown names for which the nearest known one is looked for.
+# Unknown fields of one body for which the nearest known name is looked up.
 _MAX_SUGGESTED = 8
 
 
 async def read_body(
     request: Request, schema: type[Schema], media_types: Sequence[str] = ("application/json",)
 ) -> Schema:
-    """The body as `schema`: JSON, whatever it is called. Raises the errors of 400, 413, 415, 422.
+    """The JSON body as `schema`. Raises the errors of 400, 413, 415 and 422.
 
-    Called by the route rather than injected: what FastAPI spends on a dependency is as much as the
-    parsing itself.
+    Routes call it instead of having it injected: a FastAPI dependency costs as much as the parsing.
     """
     body = await read_bytes(request, media_types)
     if len(body) <= LARGE_BYTES:
@@ -51,9 +53,9 @@ async def read_body(
 async def read_bytes(
     request: Request, media_types: Sequence[str], limit: int | None = None
 ) -> bytearray:
-    """The body, which must be of one of these types. Raises the errors of 413 and 415.
+    """The body, which must have one of these media types. Raises the errors of 413 and 415.
 
-    `limit` is for bodies that have a smaller one than the setting.
+    `limit`, in bytes, is for routes with a lower limit than the setting.
     """
     _check_type(request, media_types)
     largest: int = request.app.state.settings.max_body_bytes
@@ -61,29 +63,29 @@ async def read_bytes(
 
 
 def check_values(body: bytes | bytearray, limit: int) -> None:
-    """Raise InvalidRequest for a large JSON body that holds more values than the limit."""
+    """Raise InvalidRequest if a large JSON body has more values than the limit."""
     if len(body) > LARGE_BYTES and holds_more_values(body, limit):
         raise InvalidRequest(
-            f"the body holds too many values; at most {limit} are allowed, such as texts in lists "
-            "and token ids"
+            f"the body has too many values (texts in lists, token ids and so on); at most {limit} "
+            "are allowed"
         )
 
 
 def body_documentation(schema: type[BaseModel]) -> dict[str, Any]:
-    """The OpenAPI entry of a body that `read_body` reads."""
+    """The OpenAPI entry for a body that `read_body` reads."""
     content = {"schema": inlined_schema(schema)}
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
 def inlined_schema(schema: type[BaseModel]) -> dict[str, Any]:
-    """A JSON schema that stands by itself, for entries that FastAPI takes as they are."""
+    """A self-contained JSON schema, for OpenAPI entries that FastAPI copies unchanged."""
     whole = schema.model_json_schema()
     inlined: dict[str, Any] = _inlined(whole, whole.pop("$defs", {}))
     return inlined
 
 
 def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
-    """A schema with the definitions in the place of references, which would lead nowhere here."""
+    """A schema with each reference replaced by its definition."""
     if isinstance(node, list):
         return [_inlined(each, definitions) for each in node]
     if not isinstance(node, dict):
@@ -104,12 +106,12 @@ def _check_type(request: Request, media_types: Sequence[str]) -> None:
 
 async def _receive(request: Request, limit: int) -> bytearray:
     declared = request.headers.get("content-length", "")
-    # Python converts numbers of up to 4300 digits, and twenty are over any limit.
+    # int() refuses more than 4300 digits; more than twenty are over any limit.
     if declared.isdecimal() and (len(declared) > 20 or int(declared) > limit):
         raise _too_large(limit)
     body = bytearray()
     budget: ByteBudget = request.app.state.bodies
-    taken = LARGE_BYTES  # so much everyone has
+    taken = LARGE_BYTES  # every request may use this much without asking the budget
     try:
         async for chunk in request.stream():
             body += chunk
@@ -120,12 +122,12 @@ async def _receive(request: Request, limit: int) -> bytearray:
                     raise _no_room(budget)
                 taken = len(body)
     except ClientDisconnect as error:
-        raise ClientGone("the client closed the connection within the body") from error
+        raise ClientGone("the client closed the connection while it sent the body") from error
     return body
 
 
 def _too_large(limit: int) -> BodyTooLarge:
-    # The rest is not read, so the connection cannot be used again.
+    # The rest of the body is not read, so the connection cannot be reused.
     headers = {"Connection": "close"}
     return BodyTooLarge(f"the body may have {limit} bytes at most", headers=headers)
 
@@ -133,7 +135,8 @@ def _too_large(limit: int) -> BodyTooLarge:
 def _no_room(budget: ByteBudget) -> QueueFull:
     headers = {"Retry-After": "1", "Connection": "close"}
     return QueueFull(
-        f"the bodies of the requests in hand may have {budget.limit} bytes together, and do",
+        f"the request bodies being received may have {budget.limit} bytes in total, and there is "
+        "no room for this one now; try again",
         headers=headers,
     )
 
@@ -144,7 +147,7 @@ def _parse_large(schema: type[Schema], body: bytearray, limit: int) -> Schema:
 
 
 def _parse(schema: type[Schema], body: bytearray) -> Schema:
-    # A reader may pass over a byte order mark (RFC 8259, 8.1), and some clients write one.
+    # A parser may ignore a byte order mark (RFC 8259, 8.1), and some clients send one.
     if body.startswith(codecs.BOM_UTF8):
         del body[: len(codecs.BOM_UTF8)]
     try:
@@ -154,21 +157,20 @@ def _parse(schema: type[Schema], body: bytearray) -> Schema:
 
 
 def _encoding_error(body: bytearray) -> BadRequest | None:
-    """What is wrong with a body that is not UTF-8, and where; None where it is."""
+    """The error for a body that is not UTF-8, with the place; None if it is UTF-8."""
     if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return BadRequest("the body is UTF-16; send it as UTF-8")
     try:
         body.decode("utf-8")
     except UnicodeDecodeError as error:
-        where = f"byte {error.start}, counted from 0, is no part of a character"
-        return BadRequest(f"the body is not UTF-8: {where}")
+        return BadRequest(f"the body is not valid UTF-8 at byte {error.start} (counted from 0)")
     return None
 
 
 def field_errors(schema: type[BaseModel], error: ValidationError) -> BadRequest | InvalidRequest:
-    """What a body's mistakes are told as."""
+    """The service's error for pydantic's errors in a body."""
     if error.error_count() > _MAX_MISTAKES:
-        return InvalidRequest(f"the body holds {error.error_count()} mistakes")
+        return InvalidRequest(f"the body has {error.error_count()} errors")
     mistakes = error.errors(include_url=False, include_input=False, include_context=False)
     if mistakes[0]["type"] == "json_invalid":
         return _syntax_error(mistakes[0]["msg"])
@@ -182,10 +184,10 @@ def field_errors(schema: type[BaseModel], error: ValidationError) -> BadRequest 
 
 
 def _syntax_error(message: str) -> BadRequest | InvalidRequest:
-    # A lone surrogate is well-formed JSON (RFC 8259) that no text can hold; the parser misses the
-    # rest of the pair. A number may have any number of digits there.
+    # JSON (RFC 8259) allows a lone surrogate, but no text can contain one; the parser complains
+    # that the other half is missing. JSON also allows numbers of any length.
     if "surrogate" in message or "end of hex escape" in message:
-        return InvalidRequest("a string holds a lone surrogate, which is not a character")
+        return InvalidRequest("a string contains a lone surrogate, which is not a character")
     if "number out of range" in message:
         return InvalidRequest("a number has too many digits")
     return BadRequest("the body is not JSON")
@@ -196,7 +198,7 @@ def _field_error(schema: type[BaseModel], mistake: ErrorDetails, *, suggests: bo
     parts: list[int | str] = []
     inside = schema
     for part in mistake["loc"]:
-        # Names of a union's branches and names that the client made up are no part of the place.
+        # Leave out the names of a union's branches and names that the client made up.
         if isinstance(part, int):
             parts.append(part)
         elif part in inside.model_fields:
@@ -205,15 +207,17 @@ def _field_error(schema: type[BaseModel], mistake: ErrorDetails, *, suggests: bo
     if mistake["type"] == "extra_forbidden":
         names = ", ".join(inside.model_fields)
         meant = nearest_field(str(mistake["loc"][-1]), inside.model_fields) if suggests else None
-        detail = "there is no such field; " + (
-            f"there are {names}" if meant is None else f"did you mean `{meant}`? There are {names}"
+        detail = "unknown field; " + (
+            f"the known fields are {names}"
+            if meant is None
+            else f"did you mean `{meant}`? The known fields are {names}"
         )
     option, *within = parts or [""]
     return OptionError(str(option), detail, tuple(within))
 
 
 def _schema_in(annotation: Any) -> type[BaseModel] | None:
-    """The schema that a field holds, or one of a union's; None where it holds none."""
+    """The schema in a field's annotation, or the first in a union; None if there is none."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     found = (_schema_in(argument) for argument in get_args(annotation))

@@ -1,6 +1,7 @@
 """Fields of a form: `application/x-www-form-urlencoded` and `multipart/form-data` (RFC 7578).
 
-In one pass over the body, with bounds on fields and their heads; files are not taken.
+One pass over the body, with limits on the number of fields and the size of their heads. Files are
+rejected.
 """
 
 import re
@@ -17,11 +18,11 @@ _NAME = re.compile(r';\s*name=(?:"([^"]*)"|([^";\s]+))', re.IGNORECASE)
 _FILE = re.compile(r";\s*filename\*?=", re.IGNORECASE)
 _CHARSET = re.compile(r';\s*charset="?([^";\s]+)', re.IGNORECASE)
 _MAX_HEAD_BYTES = 4096  # of one field
-_MOST_PARTS = 4  # between `&`, a field, since empty ones are passed over
+_MOST_PARTS = 4  # parts between `&` for each field allowed, since empty parts are ignored
 
 
 def form_fields(content_type: str, body: bytes | bytearray, limit: int) -> dict[str, list[str]]:
-    """Every field's values, `limit` of them in all. Raises InvalidRequest."""
+    """The values of every field, at most `limit` in total. Raises InvalidRequest."""
     if content_type.split(";", maxsplit=1)[0].strip().lower() == MULTIPART:
         found = _multipart(content_type, body, limit)
     else:
@@ -36,8 +37,8 @@ def _url_encoded(body: bytes | bytearray, limit: int) -> list[tuple[str, str]]:
     if body.count(b"&") > _MOST_PARTS * limit:
         raise _no_form(limit)
     try:
-        # Letters beyond ASCII should be escaped, and `curl -d` does not do it; a line end behind
-        # the fields and empty parts between them are nobody's (as in the URL standard of WHATWG).
+        # Accept letters beyond ASCII unescaped, as `curl -d` sends them. Ignore a line end after
+        # the fields, and empty parts (WHATWG URL standard).
         fields = "&".join(filter(None, body.decode().rstrip("\r\n").split("&")))
         return parse_qsl(
             fields,
@@ -53,14 +54,14 @@ def _url_encoded(body: bytes | bytearray, limit: int) -> list[tuple[str, str]]:
 def _multipart(content_type: str, body: bytes | bytearray, limit: int) -> Iterator[tuple[str, str]]:
     boundary = _BOUNDARY.search(content_type)
     if boundary is None:
-        raise InvalidRequest(f"Content-Type: {MULTIPART} needs the boundary between its fields")
+        raise InvalidRequest(f"Content-Type: {MULTIPART} needs a boundary parameter")
     delimiter = b"\r\n--" + (boundary[1] or boundary[2]).encode("latin-1", "replace")
-    # What is before the first delimiter and behind the last one is no field.
+    # Ignore what stands before the first delimiter and after the last one.
     _, *parts = (b"\r\n" + body).split(delimiter, limit + 2)
     if not parts or len(parts) > limit + 1 or not parts[-1].startswith(b"--"):
         raise _no_form(limit)
     for part in parts[:-1]:
-        # The delimiter's own line may have blanks at its end.
+        # The line of the delimiter may end with blanks.
         padding, line_end, rest = part.partition(b"\r\n")
         head, separator, value = (line_end + rest).partition(b"\r\n\r\n")
         if padding.strip(b" \t") or not separator or len(head) > _MAX_HEAD_BYTES:
@@ -69,7 +70,7 @@ def _multipart(content_type: str, body: bytes | bytearray, limit: int) -> Iterat
 
 
 def _field_name(head: bytes, limit: int) -> str:
-    """The name that a field's head gives it. Raises InvalidRequest."""
+    """The name of a field, from its head. Raises InvalidRequest."""
     disposition = ""
     for line in _text(head, limit).split("\r\n"):
         name, _, value = line.partition(":")
@@ -77,13 +78,13 @@ def _field_name(head: bytes, limit: int) -> str:
             disposition = value
         elif name.strip().lower() == "content-transfer-encoding":
             if value.strip().lower() not in {"7bit", "8bit", "binary"}:
-                raise InvalidRequest("a field's value stands in a form as it is, not encoded")
+                raise InvalidRequest("send field values in a form without a transfer encoding")
         elif name.strip().lower() == "content-type":
             charset = _CHARSET.search(value)
             if charset and charset[1].lower() not in {"utf-8", "utf8", "us-ascii"}:
-                raise InvalidRequest("a field's value is UTF-8")
+                raise InvalidRequest("send field values in a form as UTF-8")
     if _FILE.search(disposition):
-        raise InvalidRequest("a form holds fields alone; files are not taken")
+        raise InvalidRequest("files are not accepted; send the text as a plain form field")
     found = _NAME.search(disposition)
     if found is None:
         raise _no_form(limit)
@@ -98,4 +99,4 @@ def _text(value: bytes, limit: int) -> str:
 
 
 def _no_form(limit: int) -> InvalidRequest:
-    return InvalidRequest(f"the body is not a form in UTF-8 with at most {limit} fields")
+    return InvalidRequest(f"the body must be a form in UTF-8 with at most {limit} fields")

@@ -1,6 +1,8 @@
-"""Where every request comes in and every answer goes out: who asks, until when, what came of it.
+"""ASGI middleware around the whole application: API key check, deadline, access log, metrics.
 
-Around the application and inside nothing: what is refused here costs no more than its head.
+It also checks the Host header, rejects with 429 when the queue is full and with 503 while draining,
+and adds the security headers, X-Request-Id and Server-Timing. A request that it rejects costs no
+more than reading its headers: the body is not read.
 """
 
 import asyncio
@@ -37,21 +39,21 @@ from service.scheduling.workers import DETAILS_IN_HAND
 from service.settings import Settings
 from service.tasks.registry import ModelRegistry
 
-# What anybody may ask for, at any time: whether the server is there, and the page, which holds
-# nothing that is not in the repository. Everything else needs a key where there are keys.
+# Health checks need no API key and are answered even while draining. The page is public as well: it
+# has nothing that is not in the repository. With keys configured, every other path needs a key.
 HEALTH = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 _HOST = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]*))(?::[0-9]*)?")
-# LibreTranslate's clients ask for the languages without a key.
+# LibreTranslate's clients request the languages without a key.
 _LIBRETRANSLATE = "/libretranslate"
 PUBLIC = HEALTH | {
     *("/", "/docs", "/openapi.json"),
     *(f"{_LIBRETRANSLATE}/{name}" for name in ("languages", "frontend/settings", "health")),
 }
-# Paths whose clients may have their key in the body: the route calls `admit` with it.
+# Paths whose clients may send their key in the body; the route then checks it.
 KEY_IN_BODY = frozenset({f"{_LIBRETRANSLATE}/translate", f"{_LIBRETRANSLATE}/detect"})
 PUBLIC_FOLDER = "/page/"
 
-# Answers are data: no browser may take them for anything else, show them in a frame or keep them.
+# Answers are data: a browser must not guess another type, show them in a frame or cache them.
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -61,7 +63,7 @@ SECURITY_HEADERS = {
 
 Render: TypeAlias = Callable[[Request, ServiceError], Response]
 
-# Answers of this size always go out.
+# Answers up to this size are always sent.
 SMALL_BYTES = 64 * 1024
 
 # The ids that a client may give its requests.
@@ -72,7 +74,7 @@ logger = logging.getLogger("service.requests")
 
 @dataclass(frozen=True, slots=True)
 class Doorkeeping:
-    """What the gateway goes by. `api_keys` None asks for none."""
+    """What the gateway needs from the application. With `api_keys` None, no key is needed."""
 
     settings: Settings
     api_keys: Sequence[ApiKey] | None
@@ -83,7 +85,7 @@ class Doorkeeping:
 
     @classmethod
     def of(cls, state: State) -> "Doorkeeping":
-        """The application's."""
+        """From the application's state."""
         return cls(
             state.settings,
             state.api_keys,
@@ -95,7 +97,7 @@ class Doorkeeping:
 
 
 class Gateway:
-    """Gives every request an id, a trace and a time; admits it or not; counts and logs its end."""
+    """Gives each request an id, a trace and a deadline; admits or rejects it; logs its end."""
 
     def __init__(self, app: ASGIApp, *, doorkeeping: Doorkeeping, render: Render) -> None:
         self._app = app
@@ -105,14 +107,14 @@ class Gateway:
         self._building = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and what answers it back (ASGI 3)."""
+        """Pass the request to the application and its answer to the server (ASGI 3)."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         _normalize_path(scope, self._by.settings.root_path)
         is_head = scope["method"] == "HEAD"
         if is_head:
-            # Answered as GET, without the body. A copy: the server goes by its own.
+            # Answered as GET, without the body. A copy, since the server still reads its own scope.
             scope = {**scope, "method": "GET", "unroll.has_room": None}
         headers = Headers(scope=scope)
         span = self._by.tracer.begin(headers)
@@ -125,7 +127,7 @@ class Gateway:
         )
         enter_request(context)
         scope["unroll.request_id"] = context.request_id
-        status, has_begun = 500, False  # of an answer that does not come
+        status, has_begun = 500, False  # the status if no answer comes
 
         async def send_out(message: Message) -> None:
             nonlocal status, has_begun
@@ -144,7 +146,7 @@ class Gateway:
                 answering = self._admitted(scope, headers, context)
                 await self._answer(answering, scope, receive, send_out)
         except asyncio.CancelledError:
-            # At the end of the grace: told, where nothing has been answered yet.
+            # The grace time is over: answer 503, unless an answer has begun.
             if not lifecycle.is_cut:
                 raise
             context.outcome = Draining.type
@@ -156,7 +158,7 @@ class Gateway:
             self._ended(scope, method, status, context, span)
 
     def _admitted(self, scope: Scope, headers: Headers, context: RequestContext) -> ASGIApp:
-        """What answers: the application, or a refusal."""
+        """The application, or the rejection of a request that is not admitted."""
         try:
             self._check(scope["method"], scope["path"], headers, context)
         except ServiceError as error:
@@ -164,7 +166,7 @@ class Gateway:
         return self._app
 
     def _check(self, method: str, path: str, headers: Headers, context: RequestContext) -> None:
-        """Raise the error of a request that is not let in, and note who asks."""
+        """Raise the error of a request that is not admitted; note the client and its timeout."""
         if path in HEALTH:
             return
         settings = self._by.settings
@@ -175,7 +177,7 @@ class Gateway:
         if self._by.lifecycle.phase == "draining" and path != "/metrics":
             raise _draining()
         context.timeout_s = _timeout_s(headers)
-        # Streams wait for a place, and loading a model needs none.
+        # Streams wait for a place in the queue instead, and loading a model needs none.
         is_json = headers.get("content-type", "").startswith("application/json")
         if method == "POST" and is_json and not path.startswith("/admin/"):
             self._by.registry.refuse_if_full(context.client)
@@ -193,7 +195,7 @@ class Gateway:
         _let_in(self._by.api_keys, given, role, context)
 
     async def _answer(self, answering: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer; where what comes is large and too much waits to be read already, refuse."""
+        """Answer; replace a large answer by 503 if too many bytes already wait to be read."""
         refusal: ServiceError | None = None
 
         async def send_out(message: Message) -> None:
@@ -210,7 +212,8 @@ class Gateway:
     def _too_much_unsent(self) -> ServiceError:
         limit = self._by.settings.max_unsent_bytes
         return TooMuchUnsent(
-            f"answers of {limit} bytes in all may wait to be read; read them, or ask for less",
+            f"answers that clients have not read yet may have {limit} bytes in total; read the "
+            "open answers, or ask for a smaller one",
             headers={"Retry-After": "1"},
         )
 
@@ -225,7 +228,7 @@ class Gateway:
         times: dict[str, Any] = {"queue_s": context.queue_s, "engine_s": context.engine_s}
         span.end(name, status, {"http.route": route, "unroll.client": context.client, **times})
         if self._by.settings.log_requests:
-            # Of what is asked all the time, and of a flood, the numbers tell enough.
+            # Health checks, scrapes and 429s log at DEBUG; metrics cover them.
             is_quiet = route in HEALTH or route == "/metrics" or status == QueueFull.status
             level = logging.DEBUG if is_quiet else logging.INFO
             told = {
@@ -250,11 +253,11 @@ def admit(request: Request, key: str | None) -> None:
 
 def _draining() -> Draining:
     again = {"Retry-After": "1", "Connection": "close"}
-    return Draining("the server is about to end; ask again", headers=again)
+    return Draining("the server is shutting down; try again", headers=again)
 
 
 def _let_in(keys: Sequence[ApiKey], given: str | None, role: Role, context: RequestContext) -> None:
-    """Note whose key it is. Raises Unauthorized and Forbidden."""
+    """Check the API key and note its client. Raises Unauthorized and Forbidden."""
     key = None if given is None else known_key(keys, given)
     if key is None:
         challenge = {"WWW-Authenticate": "Bearer"}
@@ -265,9 +268,9 @@ def _let_in(keys: Sequence[ApiKey], given: str | None, role: Role, context: Requ
 
 
 def _normalize_path(scope: Scope, root_path: str) -> None:
-    """Take the prefix that a proxy has left, and a slash at the end, off the path.
+    """Remove the prefix of a proxy and a slash at the end from the path.
 
-    The pages' references are relative; `unroll.base` is what they then lack.
+    The pages use relative references; `unroll.base` is what these then lack.
     """
     asked: str = scope["path"]
     path = asked
@@ -285,14 +288,14 @@ def _normalize_path(scope: Scope, root_path: str) -> None:
 
 
 def _has_room(scope: Scope, message: Message) -> bool:
-    """Whether an answer that begins like this may wait for its client, if it is large."""
+    """Whether an answer that begins with this message is small or has room to wait."""
     length = Headers(raw=message["headers"]).get("content-length", "0")
     asked: Callable[[int], bool] | None = scope.get("unroll.has_room")
     return int(length) <= SMALL_BYTES or asked is None or asked(int(length))
 
 
 def _request_id(headers: Headers) -> str:
-    """The client's id where it is harmless, else one of ours."""
+    """The client's X-Request-Id if it is harmless, else a new id."""
     given = headers.getlist("x-request-id")
     if len(given) == 1 and REQUEST_ID.fullmatch(given[0]):
         return given[0]
@@ -300,7 +303,7 @@ def _request_id(headers: Headers) -> str:
 
 
 def _host(headers: Headers) -> str:
-    """The name in Host, without its port; what is not in that form is no name (RFC 9110, 7.2)."""
+    """The name in Host without the port; empty if Host is malformed (RFC 9110, 7.2)."""
     found = _HOST.fullmatch(headers.get("host", "").lower())
     return "" if found is None else found[1] or found[2]
 
@@ -312,7 +315,7 @@ def _role_of(path: str) -> Role:
 
 
 def _given_key(headers: Headers) -> str | None:
-    """The key of a request, as OpenAI's clients send it or in a header of its own."""
+    """The API key of a request, from Authorization (as OpenAI's clients) or from X-Api-Key."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and key.strip():
         return key.strip()
@@ -323,9 +326,9 @@ def _timeout_s(headers: Headers) -> float | None:
     given = headers.get("x-request-timeout")
     if given is None:
         return None
-    # Plain decimals: float() takes "nan", "1e9" and digits of other scripts, too.
+    # Plain decimals only: float() also accepts "nan", "1e9" and digits of other scripts.
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", given) or not float(given):
-        raise InvalidRequest("X-Request-Timeout is a number of seconds above 0, such as 2.5")
+        raise InvalidRequest("X-Request-Timeout must be a number of seconds above 0, such as 2.5")
     return float(given)
 
 
@@ -334,7 +337,7 @@ def _add_headers(message: Message, context: RequestContext) -> None:
     headers["X-Request-Id"] = context.request_id
     for name, value in SECURITY_HEADERS.items():
         headers.setdefault(name, value)
-    # Milliseconds (W3C Server Timing): what came before the first byte.
+    # Milliseconds spent before the first byte (W3C Server Timing).
     parts = {"total": time.monotonic() - context.began_at}
     if context.engine_s:
         parts = {"queue": context.queue_s, "engine": context.engine_s, **parts}

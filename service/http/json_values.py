@@ -1,27 +1,27 @@
-"""How many values a JSON text holds, before anything is made of it."""
+"""Count the values in a JSON text before parsing it."""
 
 import numpy as np
 
 _PART = 1 << 16
 _QUOTE = ord('"')
-# What a value of a list or an object stands behind.
+# The characters that come before a value of a list or an object.
 _MARKS = (b",", b"[", b"{")
 _BEFORE_VALUES = np.zeros(256, np.bool_)
 _BEFORE_VALUES[list(b",[{")] = True
 
 
 def holds_more_values(body: bytes | bytearray, limit: int) -> bool:
-    """Whether there are more commas and brackets outside of strings than `limit`.
+    """Whether there are more commas and opening brackets outside strings than `limit`.
 
-    A value of a few bytes becomes an object of a hundred, while no other thread may run. What is
-    no JSON may be counted either way.
+    Parsing turns a value of a few bytes into an object of a hundred, and no other thread runs
+    meanwhile. For text that is not JSON, the count may be wrong.
     """
     if sum(map(body.count, _MARKS)) <= limit:
         return False
     found, inside, start = 0, 0, 0
     while start < len(body):
         end = min(start + _PART, len(body))
-        # What is escaped stays together.
+        # Keep an escape sequence in one part.
         while end < len(body) and body[end - 1] == ord("\\"):
             end += 1
         part = body[start:end].replace(b"\\\\", b"__").replace(b'\\"', b"__")

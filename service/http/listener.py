@@ -1,4 +1,4 @@
-"""The sockets that the server listens on: bound before anything is loaded, in both families."""
+"""The sockets that the server listens on, IPv4 and IPv6, bound before any model is loaded."""
 
 import errno
 import ipaddress
@@ -7,29 +7,29 @@ from collections.abc import Sequence
 
 
 class ListenError(Exception):
-    """The server cannot listen there; the message is one line with what to do."""
+    """The server cannot listen on an address; the message is one line that says what to do."""
 
 
 def bound_sockets(host: str, port: int) -> list[socket.socket]:
-    """A socket for each address of the host, bound and not yet listening. Raises ListenError.
+    """A socket for each address of the host, bound but not yet listening. Raises ListenError.
 
-    `::` is one socket for both families. Port 0 is a free one, the same for all of them.
+    `::` is one socket for both families. Port 0 picks a free port, the same for all sockets.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
         raise ListenError(
-            f"host: this machine knows no such address or name; {_ADDRESSES}"
+            f"host: this machine cannot resolve that name or address; {_ADDRESSES}"
         ) from error
     sockets: list[socket.socket] = []
     absent: OSError | None = None
     for family, _, _, _, address in dict.fromkeys(found):
-        # Of a name with several addresses and port 0, the others take what the first was given.
+        # With port 0 and several addresses, the others use the port that the first one got.
         free = sockets[0].getsockname()[1] if sockets and port == 0 else port
         try:
             sockets.append(_bound(family, (address[0], free, *address[2:])))
         except OSError as error:
-            # `localhost` has an address of IPv6 where the machine has none.
+            # `localhost` may resolve to an IPv6 address on a machine without IPv6.
             if error.errno not in _ABSENT:
                 for each in sockets:
                     each.close()
@@ -41,9 +41,9 @@ def bound_sockets(host: str, port: int) -> list[socket.socket]:
 
 
 def listen(sockets: Sequence[socket.socket]) -> None:
-    """Begin to take connections. Raises ListenError.
+    """Start accepting connections. Raises ListenError.
 
-    Two servers that are started at once may both bind a port; one of them can listen.
+    Two servers started at the same time may both bind a port, but only one can listen on it.
     """
     for each in sockets:
         try:
@@ -54,13 +54,13 @@ def listen(sockets: Sequence[socket.socket]) -> None:
 
 
 def all_loopback(sockets: Sequence[socket.socket]) -> bool:
-    """Whether this machine alone reaches the sockets, whatever their host was called."""
+    """Whether only this machine can reach the sockets, whatever host name was configured."""
     hosts = [str(each.getsockname()[0]).partition("%")[0] for each in sockets]
     return all(ipaddress.ip_address(host).is_loopback for host in hosts)
 
 
 def url_of(bound: socket.socket) -> str:
-    """Where a person on this machine finds what listens on the socket."""
+    """The URL of the socket for a person on this machine."""
     host, port = bound.getsockname()[:2]
     address = ipaddress.ip_address(str(host).partition("%")[0])
     if address.is_unspecified:
@@ -72,7 +72,7 @@ def url_of(bound: socket.socket) -> str:
 
 _ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 _ADDRESSES = (
-    "127.0.0.1 answers this machine alone, 0.0.0.0 every IPv4 address of it, :: both families"
+    "use 127.0.0.1 for this machine only, 0.0.0.0 for all its IPv4 addresses, :: for IPv4 and IPv6"
 )
 
 
@@ -94,8 +94,8 @@ def _bound(family: int, address: tuple[str | int, ...]) -> socket.socket:
 def _listen_error(error: OSError, host: str, port: int) -> ListenError:
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if error.errno == errno.EADDRINUSE:
-        what = "the port is in use; end what listens there, or choose another with --port or"
-        return ListenError(f"{shown}: {what} UNROLL_PORT (0 takes a free one)")
+        what = "the port is in use; stop the program that uses it, or choose another with --port or"
+        return ListenError(f"{shown}: {what} UNROLL_PORT (0 picks a free one)")
     if error.errno == errno.EACCES:
         return ListenError(
             f"{shown}: this user may not listen on a port below 1024; choose one above it"

@@ -1,4 +1,4 @@
-"""Answers that are written while they come about, each part when the one before was taken."""
+"""Streaming responses: each part is sent once the client has taken the one before."""
 
 import asyncio
 import logging
@@ -14,25 +14,25 @@ logger = logging.getLogger(__name__)
 
 
 class LiveResponse(Response):
-    """A body in parts. A client that takes nothing for the time of a request is given up."""
+    """A body in parts. A client that takes nothing for the request timeout is disconnected."""
 
     def __init__(self, request: Request, media_type: str) -> None:
-        # No proxy may keep or gather what is meant for now.
+        # Keeps proxies from caching the stream or buffering it.
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(None, 200, headers, media_type)
         del self.headers["content-length"]
         self._timeout_s: float = request.app.state.settings.request_timeout_s
 
     def parts(self) -> AsyncGenerator[bytes, None]:
-        """What is written; it ends early where the client has gone."""
+        """The parts to send; ends early when the client has gone."""
         raise NotImplementedError
 
     async def close(self) -> None:
-        """End what is behind the parts, written to their end or not."""
+        """End the work behind the parts, whether or not all of them were sent."""
         raise NotImplementedError
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """Write the parts (ASGI 3)."""
+        """Send the parts (ASGI 3)."""
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             async for part in self.parts():
@@ -40,9 +40,9 @@ class LiveResponse(Response):
                     await send({"type": "http.response.body", "body": part, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError:
-            logger.warning("a client took nothing of its stream for too long")
+            logger.warning("disconnected a client that did not read its stream")
             current_request().outcome = ClientGone.type
-            # To close would wait until it takes what it has been sent.
+            # Closing would wait until the client takes what was sent; aborting does not.
             abort = scope.get("unroll.abort")
             if abort is not None:
                 abort()
@@ -51,6 +51,6 @@ class LiveResponse(Response):
 
 
 async def client_gone(receive: Receive) -> None:
-    """Returns when the client has closed the connection; the body has been read before."""
+    """Wait until the client closes the connection. Call it after the body has been read."""
     while (await receive())["type"] != "http.disconnect":
         pass

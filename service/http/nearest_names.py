@@ -1,9 +1,9 @@
-"""What a client may have meant by a field or a path that is not there."""
+"""Suggestions ("did you mean") for unknown fields and unknown paths."""
 
 from collections.abc import Collection
 from difflib import get_close_matches
 
-# As other servers call it, and what it can be here: the first that the request has.
+# Names of fields in other servers, each with the names here; the first in the schema is suggested.
 _TEXTS = ("prompt", "text", "source", "q")
 _COUNTS = ("n", "num_hypotheses", "alternatives")
 _ELSEWHERE = {
@@ -24,8 +24,8 @@ _ELSEWHERE = {
     "return_alignment": ("return_alignments",),
 }
 _CHAT = "there is no chat; POST /v1/completions continues a text"
-_HEALTH = "GET /livez and /readyz tell how the server is"
-# Paths of other servers, and what there is in their place.
+_HEALTH = "GET /livez and GET /readyz report the server's health"
+# Paths of other servers, each with a hint to what to use here.
 _PATHS = {
     **dict.fromkeys(("/v1/chat/completions", "/chat/completions", "/v1/responses"), _CHAT),
     **dict.fromkeys(("/completions", "/v1/engines", "/api/v1/completions"), "see /v1/completions"),
@@ -38,14 +38,14 @@ _PATHS = {
     "/api/tags": "GET /models lists the models",
     **dict.fromkeys(("/health", "/healthz", "/status", "/ping", "/v1/health"), _HEALTH),
 }
-_LONGEST = 64  # characters of a name that are looked at
+_LONGEST = 64  # characters of a name that are compared
 _ALIKE = 0.7
 
 
 def nearest_field(name: str, known: Collection[str], alike: float = _ALIKE) -> str | None:
-    """The field that may have been meant; None where none is near. Costs the same for any name.
+    """The known field most like `name`, or None. The cost does not depend on the name's length.
 
-    `alike`: the likeness from which on it is a misspelling (difflib's ratio, 1 for the same name).
+    `alike` is the lowest similarity that counts as a misspelling (difflib's ratio; 1 is equal).
     """
     name = name[:_LONGEST].lower().replace("-", "_")
     for meant in _ELSEWHERE.get(name, ()):
@@ -58,7 +58,7 @@ def nearest_field(name: str, known: Collection[str], alike: float = _ALIKE) -> s
 
 
 def path_hint(path: str, known: Collection[str]) -> str:
-    """Where to go in place of a path that is not there: one of `known`, or the list of all."""
+    """A hint for an unknown path: the nearest one of `known`, or where all paths are listed."""
     path = path[:_LONGEST].lower().rstrip("/")
     if path in _PATHS:
         return _PATHS[path]

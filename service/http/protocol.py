@@ -1,8 +1,8 @@
-"""HTTP/1.1 with bounds on what is received and on what waits to be sent.
+"""HTTP/1.1 with limits: deadlines for slow requests, a maximum of connections, bounded answers.
 
-uvicorn has no deadline for a request that comes slowly or an answer that nobody reads, and answers
-what is malformed in plain text. This is its h11 protocol with these; httptools is no choice here,
-since it takes headers of any size.
+uvicorn has no deadline for a request that arrives slowly or an answer that nobody reads, and it
+answers malformed requests in plain text. This extends its h11 protocol with deadlines and problem
+documents. httptools would be faster, but it accepts headers of any size.
 """
 
 import asyncio
@@ -29,16 +29,16 @@ from service.http.unsent import Outlet, Unsent
 from service.observe.trace_context import fresh_id
 from service.settings import Settings
 
-# What may come behind a request that is being answered, before no more is read.
+# Bytes read ahead of the request that is being answered; after that, reading stops.
 _AHEAD_BYTES = 64 * 1024
-# What the kernel may receive of a stream before it is read.
+# The kernel's receive buffer for a body that is a stream.
 _STREAM_AHEAD_BYTES = 128 * 1024
-# Connections above `max_connections`, for a request to a health path each.
+# Connections above `max_connections`, which may only send requests to health paths.
 _SPARE_PLACES = 16
 
 
 class BoundedProtocol(H11Protocol):
-    """For uvicorn's `http` option; the application is `create_app`'s, with nothing around it."""
+    """For uvicorn's `http` option. The application must be the unwrapped one of `create_app`."""
 
     conn: ReceivingConnection
     flow: "_Flow"
@@ -55,15 +55,15 @@ class BoundedProtocol(H11Protocol):
         self._awaits_body = False
         self._awaits_turn = False
         self._next_chunks = FIRST_CHUNKS
-        self._completes = False  # an answer is complete, and has not been read
-        self._discarded = 0  # bytes that came after the end
-        self.spare_since: float | None = None  # it has one of the spare places
+        self._completes = False  # the answer is complete, but the client has not read all of it
+        self._discarded = 0  # bytes received after the end
+        self.spare_since: float | None = None  # since when it uses a spare place
         self.answered_at = 0.0  # time.perf_counter() at its last answer
-        self.still_since: float | None = None  # its stream stands still
-        self.give_way: asyncio.Future[None] | None = None  # ends that stream
+        self.still_since: float | None = None  # since when its stream has been idle
+        self.give_way: asyncio.Future[None] | None = None  # set it to end that stream
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take the connection; where there are too many, for a request to a health path."""
+        """Accept the connection; if there are too many, only for requests to health paths."""
         super().connection_made(transport)
         self.flow = _Flow(transport)
         self.outlet = self.transport = Outlet(
@@ -82,21 +82,21 @@ class BoundedProtocol(H11Protocol):
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Release everything that the connection holds."""
         self._end_deadline()
         self.outlet.lost()
-        # uvicorn leaves its timer where the client has reset, and it would hold all this so long.
+        # After a reset, uvicorn leaves its timer running, which would keep this object alive.
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; the first of a head begins the head's time, the end of it the body's."""
+        """Take bytes; the deadline of the head starts at its first byte, the body's at its end."""
         if self.outlet.is_closing():
             self._discarded += len(data)
             if self._discarded > self.settings.max_body_bytes:
                 self.outlet.end_lingering()
             else:
-                # Read on in a turn to come: uvloop reads 32 times in a row.
+                # Continue in a later turn: uvloop would read 32 times in a row.
                 self.outlet.pause_reading()
                 self.turns.call(self.outlet.resume_reading)
             return
@@ -104,19 +104,19 @@ class BoundedProtocol(H11Protocol):
             self._await_head()
         super().data_received(data)
         if self.conn.runs_ahead(_AHEAD_BYTES):
-            # uvicorn reads no further until it has answered, and so would not see the client go.
+            # uvicorn stops reading until it has answered, and so would not notice a disconnect.
             self.flow.resume_reading()
         self._keep_time()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client sends no more; whether it still has to be sent something."""
+        """The client sends no more; true keeps the connection open to finish the answer."""
         if self._completes or (self.outlet.is_full and self.outlet.is_closing()):
             self.outlet.close()
             return True
         return False
 
     def handle_events(self) -> None:
-        """Do what has come, as much of it as a turn may take, and the rest in turns to come."""
+        """Handle what has arrived: as much as fits in this turn, the rest in later turns."""
         if self._awaits_turn:
             return
         self.conn.begin_turn(self._next_chunks)
@@ -145,17 +145,17 @@ class BoundedProtocol(H11Protocol):
         self._keep_time()
 
     def pause_writing(self) -> None:
-        """The transport is full."""
+        """The transport's buffer is full."""
         self.outlet.pause()
 
     def resume_writing(self) -> None:
-        """The transport takes more."""
+        """The transport's buffer has room again."""
         self.outlet.resume()
 
     def on_response_complete(self) -> None:
-        """Go on to the next request, which may have come already, whole or in part.
+        """Continue with the next request, which may have arrived already, in whole or in part.
 
-        Not before this answer has been taken: the next one would wait beside it.
+        Waits until the client has taken this answer: otherwise the next one would queue behind it.
         """
         self.answered_at = time.perf_counter()
         if self.outlet.is_full and not self.outlet.is_closing():
@@ -165,21 +165,21 @@ class BoundedProtocol(H11Protocol):
         self._keep_time()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close; what is unsent has been so since the keep-alive time began."""
+        """Close an idle connection; unsent bytes have waited for the keep-alive time already."""
         if not self.outlet.is_closing():
             self.outlet.unsent_for(self.timeout_keep_alive)
 
     def shutdown(self) -> None:
-        """The server ends."""
+        """Close because the server ends."""
         super().shutdown()
         self.outlet.end_lingering()
 
     def send_400_response(self, msg: str) -> None:
-        """What uvicorn calls for a request that is none."""
+        """Reject a malformed request; uvicorn calls this."""
         self.refuse(self.conn.refusal or BadRequest("the request is not HTTP/1.1"), log=msg)
 
     def _should_upgrade(self) -> bool:
-        """Upgrades (h2c, WebSocket) may be ignored: the answer is HTTP/1.1 (RFC 9110, 7.8)."""
+        """Ignore upgrades (h2c, WebSocket) and answer in HTTP/1.1 (RFC 9110, 7.8)."""
         return False
 
     def _drained(self) -> None:
@@ -189,13 +189,13 @@ class BoundedProtocol(H11Protocol):
             self.on_response_complete()
 
     def _given_up(self) -> None:
-        self.logger.warning("a client took nothing of its answer for too long")
+        self.logger.warning("disconnected a client that did not read its answer")
         self.app.state.metrics.refused(ClientGone.type)
 
     # --- places ---------------------------------------------------------------------------------
 
     def _fits(self) -> bool:
-        """Whether this connection has a place; one that idles goes for it."""
+        """Whether there is a place for this connection; closes an idle one if that makes room."""
         most = self.settings.max_connections
         if len(self.connections) <= most:
             return True
@@ -203,13 +203,13 @@ class BoundedProtocol(H11Protocol):
         return len(held) < most or self._make_room(held)
 
     def _make_room(self, held: "list[BoundedProtocol]") -> bool:
-        """Close the connection that has idled longest; whether one has.
+        """Close the connection that has been idle longest; false if none is idle.
 
-        Those that idle between requests go first, then streams that stand still.
+        Connections idle between requests go first, then streams that wait for their client.
         """
         idle = [x for x in held if x.timeout_keep_alive_task]
         if idle:
-            # Not by the timers: of many in one millisecond they tell no order.
+            # By `answered_at`: the timers cannot order many connections in one millisecond.
             min(idle, key=lambda x: x.answered_at).timeout_keep_alive_handler()
             return True
         longest = min(held, key=lambda x: x.still_since or float("inf"))
@@ -221,7 +221,7 @@ class BoundedProtocol(H11Protocol):
         return True
 
     def _bound_places(self) -> None:
-        """Bound those above `max_connections`, too: the one that has been there longest goes."""
+        """Limit the spare places, too: the connection that has used one longest goes."""
         if len(self.connections) <= self.settings.max_connections + _SPARE_PLACES:
             return
         leaving = [x for x in self._others() if x.outlet.is_lingering]
@@ -237,11 +237,11 @@ class BoundedProtocol(H11Protocol):
 
     @property
     def is_leaving(self) -> bool:
-        """Whether it has been told to end."""
+        """Whether it is closing, or its stream has been asked to end."""
         return self.outlet.is_closing() or (self.give_way is not None and self.give_way.done())
 
     def _check_place(self, request: h11.Request) -> ServiceError | None:
-        """The error of a request on a spare place that is not about health."""
+        """The error for a request on a spare place to any path that is not a health path."""
         if self.spare_since is None:
             return None
         if self._fits():
@@ -253,26 +253,26 @@ class BoundedProtocol(H11Protocol):
         return None if path in HEALTH else self.too_many()
 
     def too_many(self) -> ServiceError:
-        """What a connection without a place is told."""
+        """The error for a connection without a place."""
         limit = self.settings.max_connections
         return TooManyConnections(
-            f"this server holds {limit} connections at most", headers={"Retry-After": "1"}
+            f"this server accepts at most {limit} connections", headers={"Retry-After": "1"}
         )
 
     # --- streams --------------------------------------------------------------------------------
 
     def expect_stream(self) -> None:
-        """The body is a stream, which ends when its client ends it, in chunks of any size."""
+        """Treat the body as a stream: no deadline, and any number of chunks."""
         self._end_deadline()
         self.conn.expect_stream()
-        # The kernel would take megabytes ahead, and the end of the stream stands behind them.
+        # The kernel would buffer megabytes, and a closed stream would be noticed only after them.
         connection = self.outlet.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _STREAM_AHEAD_BYTES)
 
     def stand_still(self, give_way: "asyncio.Future[None] | None") -> None:
-        """The stream waits for its client, with nothing in hand; None: it goes on.
+        """Note that the stream waits for its client with no work open; None: it continues.
 
-        It has to end once `give_way` is done.
+        The stream must end once `give_way` is done.
         """
         if self.give_way is None or not self.give_way.done():
             self.give_way = give_way
@@ -281,7 +281,7 @@ class BoundedProtocol(H11Protocol):
     # --- deadlines ------------------------------------------------------------------------------
 
     def _keep_time(self) -> None:
-        """A body's time begins with the end of its head, and ends with its own."""
+        """Start the deadline of a body when its head has ended; stop it when the body has."""
         if self.outlet.is_closing() or not self.conn.receives:
             self._end_deadline()
             self._awaits_body = False
@@ -293,7 +293,7 @@ class BoundedProtocol(H11Protocol):
 
     def _await_body(self) -> None:
         self._awaits_body = True
-        # For routes whose bodies are streams; the application has not begun to read yet.
+        # For routes whose bodies are streams; the application has not started to read yet.
         told = {"unroll.expect_stream": self.expect_stream, "unroll.stand_still": self.stand_still}
         self.scope.update(told)  # type: ignore[typeddict-item]
         self._begin_deadline("the body of a request", self.settings.body_timeout_s)
@@ -313,20 +313,20 @@ class BoundedProtocol(H11Protocol):
         if self.outlet.is_closing():
             return
         if self.conn.idle and self.spare_since is None:
-            # Nothing was asked, so nothing is answered.
+            # No request has begun, so there is nothing to answer.
             self.outlet.close()
             return
         self.refuse(self.too_many() if self.conn.idle else error)
 
     def refuse(self, error: ServiceError, log: str = "") -> None:
-        """Answer with a problem, and close; an answer that has begun is cut off."""
+        """Answer with a problem document and close; an answer that has begun is cut off."""
         self._end_deadline()
         if self.cycle is not None and not self.cycle.response_complete:
-            # The application sees its client gone, and what it still sends is dropped.
+            # The application sees a disconnect, and anything that it still sends is dropped.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         request_id = fresh_id(16)
-        self.logger.info("refused: %s (%s) %s", error.type, request_id, log)
+        self.logger.info("rejected: %s (%s) %s", error.type, request_id, log)
         self.app.state.metrics.refused(error.type)
         if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             self.outlet.close()
@@ -341,30 +341,30 @@ class BoundedProtocol(H11Protocol):
         }
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         line = f"HTTP/1.1 {error.status} {error.title}\r\n{head}\r\n"
-        # Past h11, whose state may be that of an error.
+        # Bypasses h11, which may be in its error state.
         self.outlet.write(line.encode("ascii") + content)
         self.outlet.close()
 
 
 class _Flow(FlowControl):
-    """uvicorn's, where reading also stops while what was read waits for its turn."""
+    """uvicorn's flow control, which also stops reading while received bytes wait for their turn."""
 
     _is_held = False
 
     def hold_reading(self) -> None:
-        """Read nothing, whatever the application asks for."""
+        """Stop reading, even if the application asks for more."""
         self._is_held = True
         if not self._transport.is_closing():
             self._transport.pause_reading()
 
     def release_reading(self) -> None:
-        """Read as the application asks."""
+        """Read again when the application asks for more."""
         self._is_held = False
         if not self.read_paused and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def resume_reading(self) -> None:
-        """The application wants more."""
+        """Read more for the application, unless reading is held."""
         self.read_paused = False
         if not self._is_held and not self._transport.is_closing():
             self._transport.resume_reading()

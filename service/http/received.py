@@ -1,4 +1,4 @@
-"""h11 with bounds on what a client sends: heads, chunks, and bodies that nobody reads."""
+"""h11 with limits on what a client sends: URL, headers, chunks, and bodies that nobody reads."""
 
 import re
 from collections.abc import Callable
@@ -11,19 +11,19 @@ from h11._receivebuffer import ReceiveBuffer
 from service.errors import BadRequest, BodyTooLarge, HeadersTooLarge, ServiceError, UrlTooLong
 from service.settings import Settings
 
-# Chunks that are read as they come, 5 microseconds each, and in each turn after that.
+# Chunks read in the first turn and in each later one; a chunk takes 5 microseconds.
 FIRST_CHUNKS = 8
 TURN_CHUNKS = 64
 MAX_HEADERS = 256
 _HEAD_END = re.compile(rb"\n\r?\n")
-# The rest of a body that was answered before its end: so much is read, to keep the connection.
+# After an early answer, at most this much of the body's rest is read to keep the connection open.
 DRAINED_BYTES = 64 * 1024
 
 
 class ReceivingConnection(h11.Connection):
     """The server's side of a connection.
 
-    `check` is asked about every head and may answer with the error to refuse it with.
+    `check` is called with every request head; the error that it returns rejects the request.
     """
 
     def __init__(
@@ -33,13 +33,13 @@ class ReceivingConnection(h11.Connection):
         self._check_more = check
         whole = settings.max_url_bytes + settings.max_header_bytes
         super().__init__(h11.SERVER, whole)
-        self._line = 0  # bytes of a request line that has not ended
-        self._bytes = 0  # of a head that has not ended
-        self._rest: int | None = None  # of a body whose length was declared
-        self._chunks = 0  # of a body
+        self._line = 0  # bytes received of the current request line
+        self._bytes = 0  # bytes received of the current head
+        self._rest: int | None = None  # bytes to come of a body with Content-Length
+        self._chunks = 0  # received of the current body
         self._turn = FIRST_CHUNKS  # chunks that may still be read in this turn
         self._max_chunks: int | None = settings.max_body_chunks
-        self.closes = False  # after the next answer, whatever is asked
+        self.closes = False  # close after the next answer, whatever the request says
         self.refusal: ServiceError | None = None
 
     @property
@@ -49,39 +49,39 @@ class ReceivingConnection(h11.Connection):
 
     @property
     def idle(self) -> bool:
-        """Whether no byte of a request has come."""
+        """Whether no byte of the next request has arrived."""
         return self.their_state is h11.IDLE and not self._bytes
 
     @property
     def began_body(self) -> bool:
-        """Whether a head has come, and its body has not ended."""
+        """Whether a head is complete and its body is not."""
         return self.their_state is h11.SEND_BODY
 
     @property
     def receives(self) -> bool:
-        """Whether something of a request is still to come."""
+        """Whether a request has begun and is not complete."""
         return self.began_body or (self.awaits_head and bool(self._bytes))
 
     @property
     def is_cut(self) -> bool:
-        """Whether something that has come waits for the next turn."""
+        """Whether received bytes wait for the next turn."""
         return self.began_body and self._turn <= 0 and bool(self._receive_buffer)
 
     def runs_ahead(self, limit: int) -> bool:
-        """Whether a request is whole, and what has come behind it is within the limit."""
+        """Whether the request is complete and the bytes after it are within the limit."""
         is_whole = self.their_state not in {h11.IDLE, h11.SEND_BODY, h11.ERROR}
         return is_whole and len(self._receive_buffer) < limit
 
     def begin_turn(self, chunks: int) -> None:
-        """Read so many chunks more."""
+        """Allow this many more chunks."""
         self._turn = chunks
 
     def expect_stream(self) -> None:
-        """The body may have any number of chunks."""
+        """Allow the body any number of chunks."""
         self._max_chunks = None
 
     def receive_data(self, data: bytes) -> None:
-        """Count what a head takes, then h11's own."""
+        """Count the bytes of the head, then pass them to h11."""
         if self.awaits_head:
             if self._line == self._bytes:
                 self._line += (data.find(b"\n") + 1) or len(data)
@@ -89,7 +89,7 @@ class ReceivingConnection(h11.Connection):
         super().receive_data(data)
 
     def next_event(self) -> Any:
-        """h11's next event. Raises RemoteProtocolError for what is over a limit, too."""
+        """h11's next event. Also raises RemoteProtocolError for a request over a limit."""
         if self.is_cut:
             return h11.NEED_DATA
         if self.awaits_head and self._receive_buffer:
@@ -108,7 +108,7 @@ class ReceivingConnection(h11.Connection):
         return event
 
     def send(self, event: Any) -> Any:
-        """h11's bytes. An answer to a body that has not come says that the connection closes."""
+        """h11's bytes; an answer before the end of a long body gets `Connection: close`."""
         if isinstance(event, h11.Response) and (self.closes or self._leaves_much()):
             headers = [(name, value) for name, value in event.headers if name != b"connection"]
             headers.append((b"connection", b"close"))
@@ -118,21 +118,19 @@ class ReceivingConnection(h11.Connection):
         return super().send(event)
 
     def count_chunk(self) -> bool:
-        """Count a chunk; whether the turn has room for another. Raises RemoteProtocolError."""
+        """Count a chunk; true if this turn may read another. Raises RemoteProtocolError."""
         self._chunks += 1
         self._turn -= 1
         if self._max_chunks is not None and self._chunks > self._max_chunks:
             limit = self._max_chunks
-            self._refuse(
-                BodyTooLarge(f"a body may come in {limit} chunks at most; send larger ones")
-            )
+            self._refuse(BodyTooLarge(f"a body may have at most {limit} chunks; send larger ones"))
         return self._turn > 0
 
     def _leaves_much(self) -> bool:
         if not self.began_body:
             return False
         is_short = self._rest is not None and self._rest <= DRAINED_BYTES
-        # Who waits for "100 Continue" does not say whether the body comes.
+        # A client that waits for "100 Continue" may or may not send the body.
         return not is_short or self.client_is_waiting_for_100_continue
 
     def _get_io_object(self, role: Any, event: Any, io_dict: Any) -> Any:
@@ -147,28 +145,30 @@ class ReceivingConnection(h11.Connection):
         if size > self._settings.max_header_bytes:
             self._refuse(self._too_large(0))
         if b"content-length" in names and b"transfer-encoding" in names:
-            # Two lengths: what one reads as a body another reads as the next request.
-            self._refuse(BadRequest("Content-Length and Transfer-Encoding exclude each other"))
+            # Request smuggling: a proxy may take for a request what is a body here, or vice versa.
+            self._refuse(
+                BadRequest("send either Content-Length or Transfer-Encoding, but not both")
+            )
         refusal = self._check_more(request)
         if refusal is not None:
             self._refuse(refusal)
         self._chunks = 0
         self._max_chunks = self._settings.max_body_chunks
         lengths = [value for name, value in request.headers if name == b"content-length"]
-        # h11 has checked them: one, of 20 digits at most.
+        # h11 has checked that there is at most one, with at most 20 digits.
         self._rest = int(lengths[0]) if lengths else None
 
     def _check_lines(self, begun: bytes) -> None:
-        """Refuse a head of very many lines before it is parsed, at 3 microseconds a line."""
+        """Reject a head with too many lines before parsing it (3 microseconds a line)."""
         end = _HEAD_END.search(begun)
         if begun.count(b"\n", 0, len(begun) if end is None else end.start()) > MAX_HEADERS:
-            self._refuse(HeadersTooLarge(f"a request may have {MAX_HEADERS} headers at most"))
+            self._refuse(HeadersTooLarge(f"a request may have at most {MAX_HEADERS} headers"))
 
     def _too_large(self, line: int) -> ServiceError:
         if line > self._settings.max_url_bytes:
-            return UrlTooLong(f"a URL may have {self._settings.max_url_bytes} bytes at most")
+            return UrlTooLong(f"a URL may have at most {self._settings.max_url_bytes} bytes")
         limit = self._settings.max_header_bytes
-        return HeadersTooLarge(f"the headers of a request may have {limit} bytes at most")
+        return HeadersTooLarge(f"the headers of a request may have at most {limit} bytes")
 
     def _refuse(self, error: ServiceError) -> None:
         self.refusal = error
@@ -176,9 +176,9 @@ class ReceivingConnection(h11.Connection):
 
 
 class _ManyChunks(ChunkedReader):
-    """h11's reader of chunks, which gives all those of a turn as one piece.
+    """h11's chunk reader, which returns all chunks of a turn as one piece.
 
-    An event for each chunk costs five times what reading it costs.
+    One event a chunk would cost five times as much as reading the chunk.
     """
 
     def __init__(self, connection: ReceivingConnection) -> None:
@@ -187,7 +187,7 @@ class _ManyChunks(ChunkedReader):
         self._behind: h11.EndOfMessage | None = None
 
     def __call__(self, buf: ReceiveBuffer) -> h11.Data | h11.EndOfMessage | None:
-        """What the chunks that are there hold together, then the end; None where more is needed."""
+        """The data of the chunks that have arrived, then the end; None if more bytes are needed."""
         if self._behind is not None:
             return self._behind
         parts: list[bytes] = []

@@ -1,4 +1,4 @@
-"""Server-sent events (WHATWG HTML, 9.2): answers that are written while they come about."""
+"""Server-sent events (WHATWG HTML, 9.2): streaming answers, with heartbeats while nothing comes."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -15,13 +15,13 @@ _HEARTBEAT = b": heartbeat\n\n"
 
 @dataclass(frozen=True, slots=True)
 class ServerSentEvent:
-    """One event. `data` is one line, as JSON is."""
+    """One event. `data` must be a single line, such as JSON."""
 
     data: str
-    event: str | None = None  # its name; None is a plain message
+    event: str | None = None  # the event's name; None is a plain message
 
     def encode(self) -> bytes:
-        """As it stands in the stream."""
+        """The bytes of the event in the stream."""
         name = "" if self.event is None else f"event: {self.event}\n"
         return f"{name}data: {self.data}\n\n".encode()
 
@@ -31,10 +31,10 @@ async def event_response(
     events: AsyncGenerator[ServerSentEvent, None],
     on_error: Callable[[ServiceError], ServerSentEvent],
 ) -> Response:
-    """An answer of these events.
+    """A streaming answer with these events.
 
-    The first is awaited before the answer begins, so that what it raises is an ordinary problem.
-    What is raised later ends the stream with the event of `on_error`. Raises ClientGone.
+    Waits for the first event before the answer begins, so an error until then is answered with its
+    own status. A later error ends the stream with the event of `on_error`. Raises ClientGone.
     """
     stream = _Stream(request, events, on_error)
     await stream.begin()
@@ -42,7 +42,7 @@ async def event_response(
 
 
 class _Stream(LiveResponse):
-    """Events one by one, with heartbeats where there are none."""
+    """Sends events one by one, and heartbeats while there are none."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class _Stream(LiveResponse):
         self._next = asyncio.create_task(_next(events))
 
     async def begin(self) -> None:
-        """Wait for the first event. Raises what comes in its place, and ClientGone."""
+        """Wait for the first event. Raises the error that comes instead, or ClientGone."""
         try:
             await self._arrival(None)
             if not self._next.done():
@@ -70,7 +70,7 @@ class _Stream(LiveResponse):
             raise
 
     async def parts(self) -> AsyncGenerator[bytes, None]:
-        """The events."""
+        """The events and heartbeats, encoded."""
         while True:
             await self._arrival(self._heartbeat_s)
             if self._gone.done():
@@ -89,7 +89,7 @@ class _Stream(LiveResponse):
             yield event.encode()
 
     async def close(self) -> None:
-        """End everything, and with it the work behind the events."""
+        """Cancel the waiting tasks and end the work behind the events."""
         for task in (self._gone, self._next):
             task.cancel()
         await asyncio.wait((self._gone, self._next))
@@ -98,7 +98,7 @@ class _Stream(LiveResponse):
         await self._events.aclose()
 
     async def _arrival(self, timeout_s: float | None) -> None:
-        """Wait for the next event, for the client to go, or for so long."""
+        """Wait for the next event, a disconnect or the timeout, whichever comes first."""
         waiting = (self._next, self._gone)
         await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
 

@@ -1,7 +1,7 @@
-"""Work of the event loop that may wait, in turns: a little each time round, whoever asks for it.
+"""Turns for low-priority work in the event loop: one millisecond of it in each round of the loop.
 
-What clients send in many small parts (chunks, lines) costs more by the part than by the byte. Taken
-in turns, it slows down those who send it, and nobody else, however many they are.
+Input in many small parts (chunks, lines) costs more by the part than by the byte. Handled in turns,
+it slows down the clients who send it, however many, and nobody else.
 """
 
 import asyncio
@@ -9,23 +9,23 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-# Of one round of the event loop; a request needs a handful of rounds.
+# Time for turns in one round of the event loop; a request needs a handful of rounds.
 _ROUND_S = 0.001
 
 
 class Turns:
-    """The queue of an event loop; it belongs to one application."""
+    """The queue of turns of one event loop, and so of one application."""
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None] | asyncio.Future[None]] = deque()
         self._runs = False
 
     def call(self, work: Callable[[], None]) -> None:
-        """Call this when its turn comes; it should take less than a millisecond."""
+        """Call `work` when its turn comes; it should take less than a millisecond."""
         self._wait(work)
 
     async def take(self) -> None:
-        """Wait for a turn; what the caller does until it awaits again is that turn."""
+        """Wait for a turn, which lasts until the caller awaits again."""
         turn = asyncio.get_running_loop().create_future()
         self._wait(turn)
         await turn
@@ -45,7 +45,7 @@ class Turns:
                     turn()
                 elif not turn.done():
                     turn.set_result(None)
-                    # Its owner runs in the next round, and that is this round's work.
+                    # The waiting task runs in the next round, and uses up this round's time.
                     break
         finally:
             self._runs = bool(self._waiting)

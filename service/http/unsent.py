@@ -1,7 +1,7 @@
-"""Answers that wait to be sent: how long a client may leave one, and how many bytes may wait.
+"""Unsent answers: a limit on the bytes that wait for slow clients, and a deadline for reading them.
 
-A transport takes whatever it is given and holds it until the client has read it. Here what is large
-waits outside of the transport, in sight of one bound for the process.
+A transport buffers whatever it is given until the client has read it. Here large answers wait
+outside the transport, and one limit for the process covers all of them.
 """
 
 import asyncio
@@ -11,25 +11,25 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-# Handed to the transport at a time; more than that in one piece waits here.
+# The most passed to the transport at a time; the rest of a larger piece waits here.
 SLICE_BYTES = 64 * 1024
-# Above this the transport says that it is full.
+# The transport reports that it is full above this.
 _HIGH_WATER_BYTES = 16 * 1024
-# A client that has taken nothing for so long gives way to an answer that needs the room.
+# A client that has taken nothing for this long is disconnected if another answer needs the room.
 _STALLED_S = 2.0
-# Streams are not asked whether there is room for a part. From so many times the bound on, those
-# that have taken nothing for longest go, however short that is.
+# Parts of a stream are not checked for room beforehand. Above this multiple of the limit, the
+# client that has taken nothing for longest is disconnected, however short that time is.
 _FAR = 1.25
-# The slowest that a client may read what is large, over the time of a request.
+# The lowest rate at which a client may read a large answer, averaged over the request timeout.
 _LEAST_BYTES_A_S = 8192
-# After an answer to a body that was not read to its end: for the client to find the answer.
+# After answering a body that was not read to its end: time for the client to read the answer.
 _LINGER_S = 2.0
-# Linux: how much the kernel takes ahead of what it sends.
+# Linux only: limits how much the kernel buffers ahead of what it has sent.
 _NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 
 
 class Unsent:
-    """What waits to be sent in the process, and the bound on its bytes."""
+    """The unsent bytes of the process and their limit."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -37,9 +37,9 @@ class Unsent:
         self._outlets: set[Outlet] = set()
 
     def has_room(self, size: int) -> bool:
-        """Whether an answer of so many bytes may wait. Clients that have stalled go for it.
+        """Whether an answer of `size` bytes may wait; disconnects stalled clients to make room.
 
-        What is over the bound by itself may wait alone.
+        An answer over the limit by itself may wait if nothing else does.
         """
         while self.bytes and self.bytes + size > self.max_bytes:
             stalled = self._longest_stalled(_STALLED_S)
@@ -49,14 +49,14 @@ class Unsent:
         return True
 
     def count(self, outlet: "Outlet", before: int, now: int) -> None:
-        """Note what waits for a connection; over the bound clients that have stalled go."""
+        """Update the unsent bytes of a connection; over the limit, disconnect stalled clients."""
         self.bytes += now - before
         if now:
             self._outlets.add(outlet)
         else:
             self._outlets.discard(outlet)
         while now > before and self.bytes > self.max_bytes and len(self._outlets) > 1:
-            # Who reads may go on until it is too much by far.
+            # A client that reads may continue until the limit is exceeded by far.
             is_far = self.bytes > _FAR * self.max_bytes
             stalled = self._longest_stalled(0.0 if is_far else _STALLED_S)
             if stalled is None or stalled is outlet:
@@ -71,8 +71,8 @@ class Unsent:
 class Outlet(asyncio.Transport):
     """A connection's transport, for answers of any size to clients of any speed.
 
-    It closes when all has been sent. Where the client is still sending, it then reads on for a
-    moment (`lingers`): the kernel would take back the answer on closing.
+    It closes when everything has been sent. If the client is still sending then (`lingers`), it
+    reads on for a moment: on closing with unread data, the kernel would discard the answer.
     """
 
     def __init__(
@@ -96,9 +96,9 @@ class Outlet(asyncio.Transport):
         self._lingers = lingers
         self._loop = asyncio.get_running_loop()
         self._queue: deque[memoryview] = deque()
-        self._queued = 0  # bytes of it
-        self._counted = 0  # bytes that `unsent` knows of
-        self._written = 0  # bytes that were ever written
+        self._queued = 0  # bytes in the queue
+        self._counted = 0  # bytes reported to `unsent`
+        self._written = 0  # bytes written since the start
         self._is_paused = False  # the transport is full
         self._moved_at = self._loop.time()
         self._pumping: asyncio.Handle | None = None
@@ -107,10 +107,10 @@ class Outlet(asyncio.Transport):
         self.closing_since: float | None = None
         transport.set_write_buffer_limits(_HIGH_WATER_BYTES)
 
-    # --- as asyncio has it ----------------------------------------------------------------------
+    # --- asyncio's interface of a transport -----------------------------------------------------
 
     def write(self, data: Any) -> None:
-        """Send this after what waits."""
+        """Send `data` after everything that waits."""
         if self.is_closing() or not data:
             return
         self._written += len(data)
@@ -127,11 +127,11 @@ class Outlet(asyncio.Transport):
         self._pump()
 
     def is_closing(self) -> bool:
-        """Whether nothing more is written."""
+        """Whether it accepts no more data."""
         return self.closing_since is not None or self._transport.is_closing()
 
     def close(self) -> None:
-        """Close once all has been sent."""
+        """Close once everything has been sent."""
         if self.is_closing():
             return
         self.closing_since = self._loop.time()
@@ -141,13 +141,13 @@ class Outlet(asyncio.Transport):
             self._watch()
 
     def abort(self) -> None:
-        """Close at once; what was not sent is lost."""
+        """Close at once; unsent data is lost."""
         self.closing_since = self.closing_since or self._loop.time()
         self._transport.abort()
         self.lost()
 
     def pause_reading(self) -> None:
-        """Read nothing."""
+        """Stop reading."""
         if not self._transport.is_closing():
             self._transport.pause_reading()
 
@@ -157,24 +157,24 @@ class Outlet(asyncio.Transport):
             self._transport.resume_reading()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """The transport's."""
+        """The transport's extra information."""
         return self._transport.get_extra_info(name, default)
 
     def get_write_buffer_size(self) -> int:
-        """Bytes that wait."""
+        """The number of unsent bytes."""
         return self._queued + self._transport.get_write_buffer_size()
 
-    # --- what the protocol hears from the transport ---------------------------------------------
+    # --- events of the transport, passed on by the protocol -------------------------------------
 
     def pause(self) -> None:
-        """The transport is full."""
+        """The transport's buffer is full."""
         self._is_paused = True
         self._on_full()
         self._count()
         self._watch()
 
     def resume(self) -> None:
-        """The transport takes more."""
+        """The transport's buffer has room again."""
         self._is_paused = False
         self._moved_at = self._loop.time()
         self._count()
@@ -184,7 +184,7 @@ class Outlet(asyncio.Transport):
             self._drained()
 
     def lost(self) -> None:
-        """The connection is gone."""
+        """Release everything: the connection is gone."""
         for handle in (self._pumping, self._watching, self._lingering):
             if handle is not None:
                 handle.cancel()
@@ -194,30 +194,30 @@ class Outlet(asyncio.Transport):
         self._unsent.count(self, self._counted, 0)
         self._counted = 0
 
-    # --- what waits -----------------------------------------------------------------------------
+    # --- unsent bytes ---------------------------------------------------------------------------
 
     @property
     def is_full(self) -> bool:
-        """Whether something waits for the client to read."""
+        """Whether unsent bytes wait for the client."""
         return bool(self._queue) or self._is_paused
 
     @property
     def is_lingering(self) -> bool:
-        """Whether all has been said, and the client is still sending."""
+        """Whether everything has been sent and the client is still sending."""
         return self._lingering is not None
 
     @property
     def stalled_s(self) -> float:
-        """How long the client has taken nothing."""
+        """How long the client has taken nothing, in seconds."""
         return self._loop.time() - self._moved_at
 
     def give_up(self) -> None:
-        """End the connection of a client that does not read."""
+        """Disconnect a client that does not read."""
         self._on_given_up()
         self.abort()
 
     def unsent_for(self, seconds: float) -> None:
-        """Close, where what waits has waited for so long by now."""
+        """Close; unsent bytes have already waited for `seconds` of their deadline."""
         if self.get_write_buffer_size() and self._watching is None:
             self._watch(max(0.0, self._timeout_s - seconds))
         self.close()
@@ -235,7 +235,7 @@ class Outlet(asyncio.Transport):
         self._unsent.count(self, before, now)
 
     def _pump(self) -> None:
-        """Hand on a slice, and come again when the transport had its round."""
+        """Pass on one slice, and continue after the transport has had its round."""
         if self._pumping is not None:
             self._pumping.cancel()
             self._pumping = None
@@ -270,14 +270,14 @@ class Outlet(asyncio.Transport):
         self._lingering = self._loop.call_later(_LINGER_S, self._transport.close)
 
     def _look_closely(self) -> None:
-        """Have the kernel say soon that the client has read something."""
+        """Make the kernel report early that the client has read something."""
         self._moved_at = self._loop.time()
         connection = self.get_extra_info("socket")
         if _NOTSENT_LOWAT is not None and connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, SLICE_BYTES)
 
     def _watch(self, seconds: float | None = None) -> None:
-        """Look again after the time of a request how much the client has taken."""
+        """Check after the request timeout, or after `seconds`, how much the client has taken."""
         if self._watching is None:
             waits = self.get_write_buffer_size()
             least = math.ceil(_LEAST_BYTES_A_S * self._timeout_s)

@@ -45,4 +45,4 @@ class Lifecycle:
     def reasons(self) -> list[str]:
         """Why no traffic should come; empty where it should."""
         reasons = [] if self.fatal is None else [self.fatal]
-        return reasons if self.phase == "serving" else [*reasons, "the server is about to end"]
+        return reasons if self.phase == "serving" else [*reasons, "the server is shutting down"]

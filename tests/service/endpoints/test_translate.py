@@ -662,7 +662,7 @@ def test_of_many_unknown_characters_the_first_are_told(client: AppClient) -> Non
 def test_an_unknown_field_is_refused(client: AppClient) -> None:
     response = client.post("/translate", json={"model": "fake", "source": "a", MARKER: 1})
     assert response.status_code == 422
-    assert "there is no such field; there are model, source, beam_size" in response.text
+    assert "unknown field; the known fields are model, source, beam_size" in response.text
     assert MARKER not in response.text
 
 

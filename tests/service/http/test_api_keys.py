@@ -43,10 +43,10 @@ def test_two_keys_are_never_the_same() -> None:
         ("# nothing\n", "no key"),
         ("me use my-secret-in-the-clear\n", "line 1"),
         ("me use\n", "line 1"),
-        (f"me root sha256:{'0' * 64}\n", "a role is one of use, metrics, admin"),
+        (f"me root sha256:{'0' * 64}\n", "the role must be one of use, metrics, admin"),
         (f"m/e use sha256:{'0' * 64}\n", "line 1"),
         (f"me use sha256:{'0' * 63}\n", "line 1"),
-        (f"me use sha256:{'0' * 64}\nme admin sha256:{'1' * 64}\n", "a name of its own"),
+        (f"me use sha256:{'0' * 64}\nme admin sha256:{'1' * 64}\n", "the same name"),
     ],
 )
 def test_a_file_that_is_none_is_refused_without_a_word_of_it(

@@ -69,7 +69,7 @@ def test_what_cannot_be_listened_on_says_why_and_what_to_do() -> None:
         assert "UNROLL_PORT" in message
     # An address of documentation (RFC 5737), which is nobody's.
     assert "192.0.2.1:80: this machine has no such address; " in refusal("192.0.2.1", 80)
-    assert "no such address or name" in refusal("no such name", 80)
+    assert "cannot resolve that name or address" in refusal("no such name", 80)
 
 
 def test_a_port_that_takes_privileges_is_called_that(monkeypatch: pytest.MonkeyPatch) -> None:
