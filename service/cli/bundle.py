@@ -21,6 +21,7 @@ from service.http.wire import (
     ModelSummary,
     ScoreRequest,
     ScoreResponse,
+    listed,
 )
 from service.settings import Settings
 from service.tasks.engine import GENERATE, SCORE, TRANSLATE, Engine
@@ -94,7 +95,7 @@ async def _generate(engine: Engine, body: str) -> Answer:
     generates = GENERATE.of(engine)
     if generates is None:
         raise InvalidRequest("an encoder-decoder translates; see the command translate")
-    results = await generates.generate(_listed(request.prompt or ""), request.options())
+    results = await generates.generate(listed(request.prompt), request.options())
     return _plain(GenerateResponse.of(engine, results))
 
 
@@ -103,7 +104,7 @@ async def _score(engine: Engine, body: str) -> Answer:
     scores = SCORE.of(engine)
     if scores is None:
         raise InvalidRequest("this model scores nothing; see the command models")
-    texts = _listed(request.text)
+    texts = listed(request.text)
     contexts, sources = request.contexts(len(texts)), request.sources(len(texts))
     results = await scores.score(texts, request.options(), contexts=contexts, sources=sources)
     return _plain(ScoreResponse.of(engine, results))
@@ -114,7 +115,7 @@ async def _translate(engine: Engine, body: str) -> Answer:
     translates = TRANSLATE.of(engine)
     if translates is None:
         raise InvalidRequest("a language model translates nothing; see the command generate")
-    sources = _listed(request.source)
+    sources = listed(request.source)
     prefixes = request.prefixes(len(sources))
     results = await translates.translate(sources, prefixes, request.options())
     return _plain(TranslateResponse.of(engine, results))
@@ -134,7 +135,3 @@ def _parsed(schema: type[Any], body: str) -> Any:
         return schema.model_validate_json(body)
     except ValidationError as error:
         raise field_errors(schema, error) from error
-
-
-def _listed(texts: str | list[str]) -> list[str]:
-    return [texts] if isinstance(texts, str) else texts

@@ -34,7 +34,7 @@ from service.errors import (
     ServiceError,
     Unauthorized,
 )
-from service.http.answers import engines_able, json_answer, problems_as, texts_within, unless_gone
+from service.http.answers import engines_able, json_answer, problems_as, unless_gone
 from service.http.body import (
     LARGE_BYTES,
     body_documentation,
@@ -46,6 +46,7 @@ from service.http.forms import MULTIPART, URL_ENCODED, form_fields
 from service.http.gateway import admit
 from service.http.json_values import holds_more_values
 from service.http.option_names import named_by
+from service.http.wire import listed
 from service.observe.request_context import current_request
 from service.runtime.threads import in_thread
 from service.scheduling.workers import at_most, off_loop
@@ -144,8 +145,9 @@ async def translate(request: Request) -> Response:
     """Translate with the model for two languages; of several the one with most parameters."""
     body = await _read(request, LibreTranslateRequest)
     engine, detected = _chosen(request, body)
-    texts = texts_within(body.q, "q", request)
+    texts = listed(body.q)
     settings = request.app.state.settings
+    at_most("q", len(texts), settings.max_inputs, "texts")
     for text in texts:
         at_most("q", len(text), settings.max_prompt_chars, "characters a text")
     # A page is cut for as long as it is: 100,000 characters of nothing but tags take 50 ms.

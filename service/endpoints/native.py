@@ -22,14 +22,12 @@ from service.endpoints.translate_wire import (
 from service.errors import InvalidRequest
 from service.http.answers import (
     PROBLEMS,
-    check_choices,
     documented_events,
     engine_able,
     engine_named,
     error_event,
     json_answer,
     served_engines,
-    texts_within,
     unless_gone,
 )
 from service.http.body import body_documentation, read_body
@@ -45,6 +43,7 @@ from service.http.wire import (
     ScoreRequest,
     ScoreResponse,
     StreamedToken,
+    listed,
 )
 from service.tasks.engine import GENERATE, SCORE, TRANSLATE, Engine, Generates, Translates
 from service.tasks.translations import ALIGNMENT_SIZE, TranslatedToken, TranslateOptions
@@ -72,9 +71,8 @@ async def generate(request: Request) -> Response:
     engine = engine_able(
         request, body.model, GENERATE, "an encoder-decoder answers /translate and /score"
     )
-    prompts = texts_within(body.prompt, "prompt", request)
+    prompts = listed(body.prompt)
     options = body.options()
-    check_choices(options.n, options.stop, request.app.state.settings)
     if body.stream:
         events = _generate_events(engine, prompts, options)
         return await event_response(request, events, partial(error_event, request))
@@ -114,7 +112,7 @@ async def translate(request: Request) -> Response:
     engine = engine_able(
         request, body.model, TRANSLATE, "a language model translates nothing; see /models"
     )
-    sources = texts_within(body.source, "source", request)
+    sources = listed(body.source)
     prefixes = body.prefixes(len(sources))
     if body.stream:
         events = _translate_events(engine, sources, prefixes, body.options())
@@ -158,7 +156,7 @@ async def score(request: Request) -> Response:
     if request.query_params:
         raise InvalidRequest("query parameters are of streamed bodies; name the fields in the body")
     engine = engine_able(request, body.model, SCORE, "this model scores nothing; see /models")
-    texts = texts_within(body.text, "text", request)
+    texts = listed(body.text)
     contexts, sources = body.contexts(len(texts)), body.sources(len(texts))
     work = engine.score(texts, body.options(), contexts=contexts, sources=sources)
     results = await unless_gone(request, work)

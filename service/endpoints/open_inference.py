@@ -34,7 +34,6 @@ from service.endpoints.open_inference_wire import (
 )
 from service.errors import InvalidRequest, NotOffered, ServiceError
 from service.http.answers import (
-    check_choices,
     documented_events,
     engine_named,
     json_answer,
@@ -137,7 +136,7 @@ async def generate(name: Name, request: Request) -> Response:
     engine = engine_named(request, name)
     text, given = await _read(request)
     with named_by(FIELD_OF_OPTION):
-        answer = await unless_gone(request, _generated(request, engine, text, given))
+        answer = await unless_gone(request, _generated(engine, text, given))
     return await json_answer(len(answer.text_output), lambda: answer)
 
 
@@ -160,16 +159,16 @@ async def generate_stream(name: Name, request: Request) -> Response:
     if given.best_of not in {None, 1}:
         raise InvalidRequest.of_option("best_of", "not together with a stream")
     with named_by(FIELD_OF_OPTION):
-        events = _events(request, engine, text, given)
+        events = _events(engine, text, given)
         return await event_response(request, events, partial(_error_event, request))
 
 
 def _events(
-    request: Request, engine: Engine, asked: str, given: GenerateParameters
+    engine: Engine, asked: str, given: GenerateParameters
 ) -> AsyncGenerator[ServerSentEvent, None]:
     generates, translates = GENERATE.of(engine), TRANSLATE.of(engine)
     if generates is not None:
-        return _text_events(generates, asked, given, _text_options(request, generates, given))
+        return _text_events(generates, asked, given, _text_options(generates, given))
     if translates is not None:
         return _translation_events(translates, asked, given, _translate_options(given))
     raise _writes_nothing()
@@ -191,13 +190,11 @@ async def _read(request: Request) -> tuple[str, GenerateParameters]:
     return body.text_input, body.merged()
 
 
-async def _generated(
-    request: Request, engine: Engine, asked: str, given: GenerateParameters
-) -> GenerateTextResponse:
+async def _generated(engine: Engine, asked: str, given: GenerateParameters) -> GenerateTextResponse:
     details: DetailsOut | None = None
     generates, translates = GENERATE.of(engine), TRANSLATE.of(engine)
     if generates is not None:
-        options = _text_options(request, generates, given)
+        options = _text_options(generates, given)
         (generated,) = await generates.generate([asked], options)
         (choice,) = best_choices(generated.choices, 1)
         text = choice.text
@@ -224,9 +221,7 @@ def _writes_nothing() -> NotOffered:
     return NotOffered("this model writes no text; see /models")
 
 
-def _text_options(
-    request: Request, engine: Generates, given: GenerateParameters
-) -> GenerateOptions:
+def _text_options(engine: Generates, given: GenerateParameters) -> GenerateOptions:
     for name in ("beam_size", "target_prefix"):
         if getattr(given, name) is not None:
             raise InvalidRequest.of_option(name, "a language model does not take it")
@@ -234,7 +229,6 @@ def _text_options(
         raise InvalidRequest.of_option("length_penalty", "a language model does not take it")
     stop = tuple(given.stop or ())
     n = given.best_of or 1
-    check_choices(n, stop, request.app.state.settings)
     return GenerateOptions(
         max_tokens=min(DEFAULT_MAX_TOKENS, engine.max_tokens)
         if given.max_tokens is None

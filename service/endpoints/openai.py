@@ -24,9 +24,8 @@ from service.endpoints.openai_wire import (
     fingerprint,
     logprobs_of,
 )
-from service.errors import InvalidRequest, ModelNotFound, ServiceError
+from service.errors import ModelNotFound, ServiceError
 from service.http.answers import (
-    check_choices,
     documented_events,
     engine_able,
     engine_named,
@@ -40,7 +39,7 @@ from service.http.body import body_documentation, read_body
 from service.http.option_names import named_by
 from service.http.sse import ServerSentEvent, event_response
 from service.http.wire import Problem
-from service.scheduling.workers import at_most, off_loop
+from service.scheduling.workers import off_loop
 from service.tasks.engine import GENERATE, Generates
 from service.tasks.text_stream import text_of
 from service.tasks.values import (
@@ -101,20 +100,13 @@ async def completions(request: Request) -> Response:
     engine = engine_able(
         request, body.model, GENERATE, "an encoder-decoder translates; see /translate"
     )
-    settings = request.app.state.settings
     asked = body.prompts
-    if len(asked) > settings.max_inputs:
-        limit = settings.max_inputs
-        raise InvalidRequest.of_option("prompt", f"too many prompts; at most {limit} are allowed")
-    for prompt in asked:
-        at_most("prompt", len(prompt), settings.max_prompt_chars, "characters a prompt")
     options = body.options(engine)
     size, vocab_size = sum(map(len, asked)), len(engine.tokens)
     pairs = await off_loop(size, lambda: [engine_prompt(prompt, vocab_size) for prompt in asked])
     prompts = [prompt for prompt, _ in pairs]
     frame = _Frame(engine, body, pairs)
     with named_by(body.field_of_option):
-        check_choices(options.n, options.stop, settings)
         if body.stream:
             events = _events(engine, frame, prompts, options)
             return await event_response(request, events, partial(_error_event, request))

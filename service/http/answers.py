@@ -33,7 +33,6 @@ from service.http.wire import FieldErrorOut, Problem
 from service.observe.request_context import current_request
 from service.runtime.threads import in_thread
 from service.scheduling.workers import LARGE_CHARS
-from service.settings import Settings
 from service.tasks.engine import Ability, Engine
 from service.tasks.registry import ModelRegistry
 
@@ -198,31 +197,6 @@ def engines_able(request: Request, ability: Ability[Able]) -> list[Able]:
     """Every served model's engine that has the ability, by name."""
     registry: ModelRegistry = request.app.state.registry
     return registry.all_able(ability)
-
-
-def texts_within(texts: str | list[str], option: str, request: Request) -> list[str]:
-    """One text or a list of texts, as a list within the limit."""
-    listed = [texts] if isinstance(texts, str) else texts
-    limit = request.app.state.settings.max_inputs
-    if len(listed) > limit:
-        raise InvalidRequest.of_option(option, f"too many texts; at most {limit} are allowed")
-    return listed
-
-
-def check_choices(n: int, stops: Sequence[str], settings: Settings) -> None:
-    """Raise InvalidRequest for too many choices, or too much to stop at."""
-    if n > settings.max_n:
-        raise InvalidRequest.of_option(
-            "n", f"too many choices; at most {settings.max_n} are allowed"
-        )
-    if len(stops) > settings.max_stop:
-        limit = settings.max_stop
-        raise InvalidRequest.of_option(
-            "stop", f"too many stop strings; at most {limit} are allowed"
-        )
-    if any(not 1 <= len(stop) <= settings.max_stop_chars for stop in stops):
-        limit = settings.max_stop_chars
-        raise InvalidRequest.of_option("stop", f"a stop string has 1 to {limit} characters")
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

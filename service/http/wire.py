@@ -49,6 +49,11 @@ StopList = Annotated[list[StopText], Field(fail_fast=True)]
 Texts = Annotated[str | TextList, AfterValidator(_not_empty)]
 
 
+def listed(texts: str | list[str]) -> list[str]:
+    """One text or a list of texts, as a list."""
+    return [texts] if isinstance(texts, str) else texts
+
+
 UNKNOWN = (
     "Positions, in the normalized text, of characters outside the vocabulary: of the first "
     f"{MAX_POSITIONS:,}."

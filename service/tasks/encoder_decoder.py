@@ -194,6 +194,7 @@ class EncoderDecoderEngine:
         seed: int | None,
     ) -> tuple[list[_Source], list[Search | None]]:
         """A search for every source that is not blank, within the limits of one request."""
+        at_most("source", len(texts), self.settings.max_inputs, "sources")
         size = sum(map(len, texts)) + sum(map(len, prefixes))
         self._check_lengths(texts, prefixes, "target_prefix")
         sources, planned = await off_loop(
@@ -369,6 +370,7 @@ class EncoderDecoderEngine:
         sources = _checked_sources(options, contexts, sources)
         eos = options.eos is not False
         size = sum(map(len, sources)) + sum(map(len, texts))
+        at_most("text", len(texts), self.settings.max_inputs, "texts")
         at_most("text", size, self.settings.max_queue_tokens, "characters, sources included")
         self._check_lengths(sources, texts, "text")
         if options.tokens:

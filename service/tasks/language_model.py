@@ -223,6 +223,12 @@ class LanguageModelEngine:
 
     def _check_generate(self, prompts: Sequence[Prompt], options: GenerateOptions) -> None:
         settings = self.settings
+        at_most("prompt", len(prompts), settings.max_inputs, "prompts")
+        at_most("n", options.n, settings.max_n, "choices")
+        at_most("stop", len(options.stop), settings.max_stop, "stop strings")
+        longest = settings.max_stop_chars
+        if any(not 1 <= len(stop) <= longest for stop in options.stop):
+            raise InvalidRequest.of_option("stop", f"a stop string has 1 to {longest} characters")
         max_tokens = options.max_tokens or 0
         at_most("max_tokens", max_tokens, self.max_tokens, "tokens")
         cost = len(prompts) * options.n * max_tokens
@@ -385,6 +391,7 @@ class LanguageModelEngine:
         self.workers.refuse_if_full()
         size = sum(map(len, texts)) + sum(map(len, contexts))
         # One context can stand before every text of a list: the body does not bound this.
+        at_most("text", len(texts), self.settings.max_inputs, "texts")
         limit = self.settings.max_queue_tokens
         at_most("text", size, limit, "characters, contexts included")
         if options.tokens:

@@ -1,5 +1,6 @@
 """The command line in this process: what it makes of the bytes on standard input."""
 
+import itertools
 import json
 import os
 import sys
@@ -88,6 +89,25 @@ def test_an_option_that_is_wrong_is_said_once_and_named_as_its_flag(run: Run) ->
     assert (status, out) == (1, [])
     (error,) = [line for line in err if line.startswith("error: ")]
     assert error.startswith("error: --top-p: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("-n", "17"), "--n: too many choices; at most 16 are allowed"),
+        (("--max-tokens", "100000"), "--max-tokens: too many tokens; "),
+        (("--stop", "a", "--stop", ""), "--stop: a stop string has 1 to "),
+        (("--stop", "a" * 1000), "--stop: a stop string has 1 to "),
+        (tuple(itertools.repeat("--stop=a", 100)), "--stop: too many stop strings; at most "),
+    ],
+)
+def test_a_bundle_has_the_limits_of_a_server(
+    run: Run, arguments: tuple[str, ...], words: str
+) -> None:
+    status, out, err = run(b"", "generate", *arguments, "a")
+    assert (status, out) == (1, [])
+    (error,) = [line for line in err if line.startswith("error: ")]
+    assert error.startswith(f"error: {words}")
 
 
 def test_a_prompt_may_be_left_out(run: Run) -> None:

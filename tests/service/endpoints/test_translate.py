@@ -626,7 +626,7 @@ def refused(client: AppClient, path: str, pointer: str, words: str, **body: Any)
         ("/source", "at positions 0, 2 of", {"source": "\u2603a\u2603", "unknown": "error"}),
         ("/source", "tokens in a source; at most 60", {"source": "a" * (MAX_SOURCE_TOKENS + 1)}),
         ("/source", "at least one text", {"source": []}),
-        ("/source", "too many texts; at most 5", {"source": ["a"] * 6}),
+        ("/source", "too many sources; at most 5", {"source": ["a"] * 6}),
         ("/source", "over all sources; at most 4000", {"source": ["a" * 60] * 5, "beam_size": 8}),
         (
             "/return_alignments",

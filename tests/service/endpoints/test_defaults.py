@@ -1,0 +1,21 @@
+"""What a request leaves out has the default of the engines' options."""
+
+from service.endpoints.score_stream import StreamQuery
+from service.endpoints.translate_wire import TranslateRequest
+from service.http.wire import GenerateRequest, ScoreRequest
+from service.tasks.translations import TranslateOptions
+from service.tasks.values import GenerateOptions, ScoreOptions
+
+
+def test_a_request_without_options_asks_for_the_defaults() -> None:
+    assert GenerateRequest().options() == GenerateOptions()
+    assert ScoreRequest(text="").options() == ScoreOptions()
+    assert TranslateRequest(source="").options() == TranslateOptions()
+
+
+def test_a_streamed_score_has_the_defaults_of_one_that_is_not() -> None:
+    query, request = StreamQuery(), ScoreRequest(text="")
+    shared = set(StreamQuery.model_fields) & set(ScoreRequest.model_fields)
+    assert {name: getattr(query, name) for name in shared} == {
+        name: getattr(request, name) for name in shared
+    }
