@@ -69,12 +69,9 @@ class LanguageModelDataConfig(_Section):
     def _something_to_train_on(self) -> Self:
         if self.normalization.strip:
             raise ValueError("normalization.strip: set strip_lines instead, which strips lines")
-        if not self.files and not self.train_files:
-            raise ValueError("files or train_files must name something to train on")
+        _check_training_split(self)
         if self.strip_lines and self.documents != "line":
             raise ValueError('strip_lines needs documents = "line"')
-        if self.valid_fraction + self.test_fraction >= 1.0:
-            raise ValueError("valid_fraction + test_fraction must leave a training split")
         return self
 
 
@@ -196,10 +193,7 @@ class EncoderDecoderDataConfig(_Section):
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Self:
-        if not self.files and not self.train_files:
-            raise ValueError("files or train_files must name something to train on")
-        if self.valid_fraction + self.test_fraction >= 1.0:
-            raise ValueError("valid_fraction + test_fraction must leave a training split")
+        _check_training_split(self)
         if self.share_vocab and (
             self.source.model_dump(exclude={"lang"}) != self.target.model_dump(exclude={"lang"})
         ):
@@ -259,6 +253,13 @@ class EncoderDecoderConfig(_Section):
     data: EncoderDecoderDataConfig
     model: EncoderDecoderNetworkConfig = EncoderDecoderNetworkConfig()
     training: EncoderDecoderTrainingConfig = EncoderDecoderTrainingConfig()
+
+
+def _check_training_split(data: LanguageModelDataConfig | EncoderDecoderDataConfig) -> None:
+    if not data.files and not data.train_files:
+        raise ValueError("files or train_files must name something to train on")
+    if data.valid_fraction + data.test_fraction >= 1.0:
+        raise ValueError("valid_fraction + test_fraction must leave a training split")
 
 
 AnyConfig: TypeAlias = LanguageModelConfig | EncoderDecoderConfig

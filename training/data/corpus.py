@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from service.bundle.text import BOS_ID, EOS_ID, SPECIAL_TOKENS, Vocabulary
 from training.config import LanguageModelDataConfig
-from training.data.documents import SPLITS, TRAIN, Documents, sources
+from training.data.documents import Documents, sources
+from training.data.splits import SPLITS, TRAIN
 from training.errors import ConfigError
 from training.text_files import digest_of
 

@@ -16,10 +16,8 @@ from typing import Literal, TypeAlias
 from service.bundle.text import Normalization, normalize
 from training import text_files
 from training.config import LanguageModelDataConfig
+from training.data.splits import SPLITS, TEST, TRAIN, VALID, split_of
 from training.text_files import input_files, text_blocks
-
-SPLITS = ("train", "valid", "test")
-TRAIN, VALID, TEST = range(3)
 
 # `files` are split, the others are used whole.
 Role: TypeAlias = Literal["files", "train_files", "valid_files", "test_files"]
@@ -132,7 +130,7 @@ class Documents:
         if role != "files":
             return ROLES.index(role) - 1
         if self._config.split_by == "document":
-            return split_of(key, self._config)
+            return self._split_by_hash(key)
         # It belongs to the split in which it starts.
         return sum(position >= end for end in self._line_ends)
 
@@ -167,6 +165,12 @@ class Documents:
             elif not strip:
                 held = held[-1:]
 
+    def _split_by_hash(self, key: bytes) -> int:
+        config = self._config
+        return split_of(
+            key, valid_fraction=config.valid_fraction, test_fraction=config.test_fraction
+        )
+
     def _key(self, text: str) -> bytes:
         seed = self._config.split_seed.to_bytes(8, "little")
         return hashlib.blake2b(text.encode(), digest_size=8, key=seed).digest()
@@ -199,7 +203,7 @@ class Documents:
                 )
                 position += total
             elif len(split_files) > 1 and self._is_short(total):
-                self._ends[path] = _all_in(split_of(keys[path], self._config), total)
+                self._ends[path] = _all_in(self._split_by_hash(keys[path]), total)
                 self._scanned["short: not cut"] += total > 0
             else:
                 self._ends[path] = split_ends(self._config, total)
@@ -249,14 +253,6 @@ class Documents:
                 position += len(rest)
             if not fresh:
                 yield split, "", True
-
-
-def split_of(key: bytes, config: LanguageModelDataConfig) -> int:
-    """The split of a document by the hash that it is known by."""
-    place = int.from_bytes(key) / 2**64
-    if place < config.test_fraction:
-        return TEST
-    return VALID if place < config.test_fraction + config.valid_fraction else TRAIN
 
 
 def split_ends(config: LanguageModelDataConfig, total: int) -> Ends:

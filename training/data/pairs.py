@@ -13,10 +13,10 @@ import numpy.typing as npt
 from service.bundle.text import SPECIAL_TOKENS, is_blank, normalize
 from service.bundle.tokenization import Characters, Subwords, Symbols, Tokenizer
 from training.config import EncoderDecoderDataConfig, TextSideConfig
+from training.data.splits import SPLITS, split_of
 from training.errors import ConfigError
 from training.text_files import digest_of, input_files, read_lines
 
-_SPLITS = ("train", "valid", "test")
 ALIGNED = " || "  # between the names of two aligned files
 _RARE = 0.05  # of a file's lines: fewer without a tab are dropped, more are not a file of pairs
 
@@ -103,7 +103,7 @@ def input_digest(config: EncoderDecoderDataConfig, base: Path) -> str:
     """What `PairCorpus.sha256` is for the files as they are now. Raises ConfigError for none."""
     lists = [
         (config.files, "data.files"),
-        *((getattr(config, f"{name}_files"), f"data.{name}_files") for name in _SPLITS),
+        *((getattr(config, f"{name}_files"), f"data.{name}_files") for name in SPLITS),
         *((x, f"data.extra_tests.{name}") for name, x in config.extra_tests.items()),
     ]
     return digest_of(
@@ -141,7 +141,7 @@ class _Reader:
     def splits(self) -> dict[str, list[Pair]]:
         """Pairs by split; no source is in two of them."""
         config = self._config
-        splits: dict[str, list[Pair]] = {"train": [], "valid": [], "test": []}
+        splits: dict[str, list[Pair]] = {name: [] for name in SPLITS}
         for pair in self._read(config.files, "data.files"):
             splits[_split_of(pair[0], config)].append(pair)
         for name in splits:
@@ -235,10 +235,10 @@ def _aligned(sources: Path, targets: Path) -> Iterator[Pair]:
 def _split_of(source: str, config: EncoderDecoderDataConfig) -> str:
     """By the source alone, so that it is in one split whatever else is in the files."""
     digest = hashlib.blake2b(source.encode(), digest_size=8).digest()
-    place = int.from_bytes(digest) / 2**64
-    if place < config.test_fraction:
-        return "test"
-    return "valid" if place < config.test_fraction + config.valid_fraction else "train"
+    split = split_of(
+        digest, valid_fraction=config.valid_fraction, test_fraction=config.test_fraction
+    )
+    return SPLITS[split]
 
 
 def _hold_out(splits: dict[str, list[Pair]], counts: Counter[str]) -> None:

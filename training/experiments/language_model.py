@@ -14,7 +14,7 @@ from service.bundle.tokenization import Characters, Tokenizer
 from training.config import ConfigError, LanguageModelConfig
 from training.data import corpus as corpora
 from training.data.corpus import Corpus
-from training.data.documents import SPLITS
+from training.data.splits import SPLITS
 from training.evaluation.language_model import evaluate
 from training.evaluation.language_model_report import (
     in_words,

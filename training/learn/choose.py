@@ -4,7 +4,7 @@ import argparse
 import glob
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from training.config import DEFAULT_TASK, AnyConfig, parse_config
 from training.data.pairs import ALIGNED
 from training.experiments.experiment import Experiment
 from training.experiments.kinds import experiment_of
+from training.experiments.run import Say
 from training.learn import words
 from training.learn.calibrate import Trial, measure, try_out
 from training.learn.document import render
@@ -31,8 +32,6 @@ from training.loop.cpus import usable_cpus
 
 _MAX_REPLICAS = 4
 _SMALLER_SIZES = 4  # tried where the time is short
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,21 +7,18 @@ import shlex
 import shutil
 import sys
 import unicodedata
-from collections.abc import Callable
 from pathlib import Path
 
 from service.bundle.store import read_bundle
 from training.config import NAME_PATTERN, AnyConfig, ConfigError, load_config
 from training.data.pairs import ALIGNED
 from training.experiments.kinds import experiment_of
-from training.experiments.run import CONFIG_FILE, export_run, train_run
+from training.experiments.run import CONFIG_FILE, Say, export_run, train_run
 from training.learn import words
 from training.learn.choose import choose, patterns
 from training.learn.recognize import KINDS, expand
 from training.loop.checkpoint import LAST
 from training.loop.trainer import Stopped
-
-Say = Callable[[str], None]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

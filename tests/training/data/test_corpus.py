@@ -17,7 +17,8 @@ from training import text_files
 from training.config import LanguageModelDataConfig
 from training.data import corpus as corpora
 from training.data.corpus import Corpus, check_held_out, load, prepare
-from training.data.documents import SPLITS, stream_text
+from training.data.documents import stream_text
+from training.data.splits import SPLITS
 from training.data.windows import Windows
 from training.errors import ConfigError
 
