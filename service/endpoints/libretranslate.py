@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from service.endpoints.libretranslate_wire import (
     AUTO,
     FIELD_OF_OPTION,
+    KEYLESS_BYTES,
     DetectedLanguage,
     DetectRequest,
     FrontendSettings,
@@ -54,8 +55,6 @@ from service.tasks.engine import TRANSLATE, Translates
 from service.tasks.translations import DEFAULT_BEAM_SIZE, Translated, TranslateOptions
 
 STATUS = {422: 400}  # what their clients expect of a mistake
-# Whose key is in the body is not known before it was read: nobody may fill the memory by that.
-_KEYLESS_BYTES = 256 * 1024
 _MOST_TEXTS = 4  # of the longest kind, in one request
 _MOST_LISTED = 8192  # values of a field that may be a list in JSON
 _MEDIA_TYPES = ("application/json", URL_ENCODED, MULTIPART)
@@ -220,7 +219,7 @@ async def _read(request: Request, schema: type[Schema]) -> Schema:
     content_type = request.headers.get("content-type", "")
     # A text a field, and the other fields.
     limit = request.app.state.settings.max_inputs + len(schema.model_fields) - 1
-    bound = _KEYLESS_BYTES if current_request().owes_key else None
+    bound = KEYLESS_BYTES if current_request().owes_key else None
     try:
         body = await read_bytes(request, _MEDIA_TYPES, bound)
         if len(body) <= LARGE_BYTES:

@@ -7,6 +7,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from service.http.wire import Answer, Problem, Texts
 
 AUTO = "auto"
+# The largest body with a key in it: nobody may fill the memory before the key is known.
+KEYLESS_BYTES = 256 * 1024
 # Of the engine's options: its source is a text, and a language here.
 FIELD_OF_OPTION = {"source": "q", "target_prefix": "q"}
 
@@ -19,6 +21,14 @@ def _number(value: Any) -> Any:
 
 
 Count: TypeAlias = Annotated[int, Field(ge=0)]
+BodyKey: TypeAlias = Annotated[
+    str | None,
+    Field(
+        max_length=512,
+        description="Where keys are asked for, and none is in the headers; a body with its key has "
+        f"{KEYLESS_BYTES:,} bytes at most.",
+    ),
+]
 Digits: TypeAlias = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
 
 
@@ -40,12 +50,7 @@ class LibreTranslateRequest(BaseModel):
     alternatives: Annotated[
         Count | None, BeforeValidator(_number, json_schema_input_type=Count | Digits | None)
     ] = Field(None, description="Further translations of each text.")
-    api_key: str | None = Field(
-        None,
-        max_length=512,
-        description="Where keys are asked for, and none is in the headers; a body with its key has "
-        "262,144 bytes at most.",
-    )
+    api_key: BodyKey = None
     model: str | None = Field(
         None, description="An extension: which of several models for the same languages."
     )
@@ -57,12 +62,7 @@ class DetectRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
     q: Texts = Field(description="A text or a list of texts.")
-    api_key: str | None = Field(
-        None,
-        max_length=512,
-        description="Where keys are asked for, and none is in the headers; a body with its key has "
-        "262,144 bytes at most.",
-    )
+    api_key: BodyKey = None
 
 
 class DetectedLanguage(Answer):

@@ -39,6 +39,7 @@ from service.tasks.registry import ModelRegistry
 Able = TypeVar("Able")
 Result = TypeVar("Result")
 
+_DEFAULTS = Settings()
 # Of each status: what it means here, and an error as it is told.
 _DOCUMENTED: dict[ServiceError, str] = {
     BadRequest("the body is not JSON"): "The body is not JSON.",
@@ -52,7 +53,9 @@ _DOCUMENTED: dict[ServiceError, str] = {
     BundleUnusable(
         "alice-lstm: step.int8.onnx: its SHA-256 is not the manifest's"
     ): "The bundle cannot be served; what was served before goes on.",
-    BodyTooLarge("the body may have 8388608 bytes at most"): "The body is over the limit.",
+    BodyTooLarge(
+        f"the body may have {_DEFAULTS.max_body_bytes} bytes at most"
+    ): "The body is over the limit.",
     UnsupportedMediaType(
         "send the body with Content-Type: application/json"
     ): "The body is of another type than the operation takes, or it is compressed.",
@@ -60,11 +63,12 @@ _DOCUMENTED: dict[ServiceError, str] = {
         "this server answers for other names; see UNROLL_ALLOWED_HOSTS"
     ): "Host names another server.",
     InvalidRequest.of_option(
-        "max_tokens", "too many tokens; at most 4096 are allowed"
+        "max_tokens", f"too many tokens; at most {_DEFAULTS.max_tokens} are allowed"
     ): "A field or a limit; `errors` points at it.",
     QueueFull(
-        "1024 requests wait for this model, with 1024 rows and 20480 tokens; at most 1024 "
-        "requests, 4096 rows and 16777216 tokens may wait",
+        f"{_DEFAULTS.max_queue_requests} requests wait for this model, with 1024 rows and 20480 "
+        f"tokens; at most {_DEFAULTS.max_queue_requests} requests, {_DEFAULTS.max_queue_rows} rows "
+        f"and {_DEFAULTS.max_queue_tokens} tokens may wait",
         headers={"Retry-After": "1"},
     ): "The queue is full; see Retry-After.",
     ModelFailure(
@@ -73,7 +77,9 @@ _DOCUMENTED: dict[ServiceError, str] = {
     EngineStopped(
         "the engine of this model is not running", headers={"Retry-After": "1"}
     ): "The engine is not running; see Retry-After.",
-    DeadlineExceeded("this request may take 120 s"): "The request took too long.",
+    DeadlineExceeded(
+        f"this request may take {_DEFAULTS.request_timeout_s:g} s"
+    ): "The request took too long.",
 }
 
 
