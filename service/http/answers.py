@@ -33,6 +33,7 @@ from service.http.wire import FieldErrorOut, Problem
 from service.observe.request_context import current_request
 from service.runtime.threads import in_thread
 from service.scheduling.workers import LARGE_CHARS
+from service.settings import Settings
 from service.tasks.engine import Ability, Engine
 from service.tasks.registry import ModelRegistry
 
