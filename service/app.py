@@ -58,64 +58,77 @@ def create_app(settings: Settings, engines: Sequence[Engine] | None = None) -> F
     cannot be served.
     """
     metrics = Metrics()
-    registry = ModelRegistry(settings, metrics)
-    lifecycle = Lifecycle()
-    keys = None if settings.api_keys_file is None else read_api_keys(settings.api_keys_file)
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        if engines is None and not registry.engines:
-            await asyncio.to_thread(registry.load_all)
-        registry.start(engines)
-        logger.info("serving %s", ", ".join(sorted(registry.engines)))
-        work = [
-            watch_engines(registry, lifecycle, settings.watchdog_s),
-        ]
-        if metrics.is_shared:
-            # Any of the processes may be asked for the numbers of all.
-            work.append(_show_gauges(registry, metrics, lifecycle))
-        if settings.watch_models_s is not None:
-            work.append(registry.watch(settings.watch_models_s))
-        tasks = [asyncio.create_task(each) for each in work]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await registry.stop()
-            await asyncio.to_thread(app.state.tracer.close)
-
     app = FastAPI(
         title="Unroll",
         summary="Small recurrent sequence models, served exactly.",
         version="0.1.0",
-        lifespan=lifespan,
+        lifespan=partial(_lifespan, engines=engines),
         docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,  # the gateway takes them off
     )
     app.state.settings = settings
     app.state.metrics = metrics
-    app.state.bodies = ByteBudget(settings.max_bodies_bytes)
-    app.state.registry = registry
-    app.state.lifecycle = lifecycle
-    app.state.api_keys = keys
+    app.state.registry = ModelRegistry(settings, metrics)
+    app.state.lifecycle = Lifecycle()
+    app.state.api_keys = (
+        None if settings.api_keys_file is None else read_api_keys(settings.api_keys_file)
+    )
     app.state.tracer = _tracer(settings)
-    app.state.turns = Turns()
+    app.state.bodies = ByteBudget(settings.max_bodies_bytes)
     app.state.unsent = Unsent(settings.max_unsent_bytes)
+    app.state.turns = Turns()
     app.state.page = read_page()
+    app.openapi = partial(document, app)  # type: ignore[method-assign]
+    _add_routes(app)
+    _add_error_handlers(app)
+    _add_middleware(app, settings)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI, *, engines: Sequence[Engine] | None) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    registry: ModelRegistry = app.state.registry
+    if engines is None and not registry.engines:
+        await asyncio.to_thread(registry.load_all)
+    registry.start(engines)
+    logger.info("serving %s", ", ".join(sorted(registry.engines)))
+    work = [watch_engines(registry, app.state.lifecycle, settings.watchdog_s)]
+    if app.state.metrics.is_shared:
+        # Any of the processes may be asked for the numbers of all.
+        work.append(_show_gauges(registry, app.state.metrics, app.state.lifecycle))
+    if settings.watch_models_s is not None:
+        work.append(registry.watch(settings.watch_models_s))
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await registry.stop()
+        await asyncio.to_thread(app.state.tracer.close)
+
+
+def _add_routes(app: FastAPI) -> None:
     adapters = (token_routes, openai_routes, open_inference, libretranslate)
     routers = (router, operations_router, page_router, *(x.router for x in adapters))
     for each in routers:
         app.include_router(each)
     paths = [route.path for each in routers for route in each.routes if isinstance(route, Route)]
     app.state.paths = [path for path in paths if "{" not in path]
-    app.openapi = partial(document, app)  # type: ignore[method-assign]
+
+
+def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _parameter_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
+
+
+def _add_middleware(app: FastAPI, settings: Settings) -> None:
+    """The gateway, and outside of it, where origins are named, CORS."""
     app.add_middleware(Gateway, doorkeeping=Doorkeeping.of(app.state), render=_problem)
     if settings.origins:
         # Outermost: what a browser asks beforehand has no key with it. An origin that is named may
@@ -129,7 +142,6 @@ def create_app(settings: Settings, engines: Sequence[Engine] | None = None) -> F
             allow_private_network=True,
             expose_headers=["X-Request-Id", "Retry-After", "Server-Timing"],
         )
-    return app
 
 
 def _tracer(settings: Settings) -> Tracer:

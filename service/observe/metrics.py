@@ -7,8 +7,10 @@ of errors.py. Several server processes share their numbers through files in a fo
 
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -30,6 +32,8 @@ _SHARED_BYTES = 2 * 2**20
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 _TOKEN_SECONDS = (5e-5, 1e-4, 2e-4, 5e-4, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 1)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+# How a gauge of several processes is told as one: their sum, their largest or their least.
+GaugeMode: TypeAlias = Literal["livesum", "livemax", "livemin"]
 # These end without an answer that anybody reads, or would wait for.
 _CANCELLED = {"client-gone", "deadline-exceeded"}
 
@@ -100,93 +104,88 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._shared = os.environ.get(SHARED_FOLDER)
         self.registry = CollectorRegistry()
-        own = self.registry
-        self.requests = Counter(
-            "unroll_requests", "Answered requests.", ("route", "status"), registry=own
-        )
-        self.request_seconds = Histogram(
+        self._add_requests()
+        self._add_engines()
+        self._add_gauges()
+        if self._shared is None:
+            ProcessCollector(registry=self.registry)
+
+    def _add_requests(self) -> None:
+        """Of HTTP, whichever model answers."""
+        self.requests = self._counter("unroll_requests", "Answered requests.", ("route", "status"))
+        self.request_seconds = self._histogram(
             "unroll_request_seconds",
             "From a request's head to its answer's end.",
+            _SECONDS,
             ("route",),
-            buckets=_SECONDS,
-            registry=own,
         )
-        self.rejected = Counter(
-            "unroll_rejected", "Requests that were refused or failed.", ("reason",), registry=own
+        self.rejected = self._counter(
+            "unroll_rejected", "Requests that were refused or failed.", ("reason",)
         )
-        self.cancelled = Counter(
-            "unroll_cancelled",
-            "Requests that ended before their answer.",
-            ("reason",),
-            registry=own,
+        self.cancelled = self._counter(
+            "unroll_cancelled", "Requests that ended before their answer.", ("reason",)
         )
-        model = ("model",)
-        self.queue_seconds = Histogram(
-            "unroll_queue_seconds",
-            "What a request waited for a place.",
-            model,
-            buckets=_SECONDS,
-            registry=own,
+
+    def _add_engines(self) -> None:
+        """Of the models' work, from the queue to the last token."""
+        self.queue_seconds = self._histogram(
+            "unroll_queue_seconds", "What a request waited for a place.", _SECONDS
         )
-        self.first_token_seconds = Histogram(
+        self.first_token_seconds = self._histogram(
             "unroll_time_to_first_token_seconds",
             "From asking an engine to the first token.",
-            model,
-            buckets=_SECONDS,
-            registry=own,
+            _SECONDS,
         )
-        self.token_seconds = Histogram(
+        self.token_seconds = self._histogram(
             "unroll_time_per_token_seconds",
             "Between the tokens of an input's choices, on average.",
-            model,
-            buckets=_TOKEN_SECONDS,
-            registry=own,
+            _TOKEN_SECONDS,
         )
-        self.step_seconds = Histogram(
-            "unroll_step_seconds", "One step of an engine.", model, buckets=_SECONDS, registry=own
+        self.step_seconds = self._histogram(
+            "unroll_step_seconds", "One step of an engine.", _SECONDS
         )
-        self.step_rows = Histogram(
-            "unroll_step_rows", "Rows that a step had.", model, buckets=_ROWS, registry=own
+        self.step_rows = self._histogram("unroll_step_rows", "Rows that a step had.", _ROWS)
+        self.tokens = self._counter(
+            "unroll_tokens", "Tokens read, written, and known before.", ("model", "kind")
         )
-        self.tokens = Counter(
-            "unroll_tokens", "Tokens read, written, and known before.", ("model", "kind"),
-            registry=own,
-        )  # fmt: skip
-        self.prefix_lookups = Counter(
-            "unroll_prefix_lookups", "Prefixes looked for.", ("model", "result"), registry=own
+        self.prefix_lookups = self._counter(
+            "unroll_prefix_lookups", "Prefixes looked for.", ("model", "result")
         )
-        self.engine_restarts = Counter(
-            "unroll_engine_restarts", "Workers replaced after they died.", model, registry=own
+        self.engine_restarts = self._counter(
+            "unroll_engine_restarts", "Workers replaced after they died.", ("model",)
         )
-        self.model_loads = Counter(
-            "unroll_model_loads", "Bundles loaded and unloaded.", ("result",), registry=own
+        self.model_loads = self._counter(
+            "unroll_model_loads", "Bundles loaded and unloaded.", ("result",)
         )
-        # Of several processes: the sum, the worst, or whether any.
-        self.rows = Gauge(
-            "unroll_rows", "Rows in use.", ("model", "state"), registry=own,
-            multiprocess_mode="livesum",
-        )  # fmt: skip
-        self.queue_requests = Gauge(
-            "unroll_queue_requests", "Requests that wait.", model, registry=own,
-            multiprocess_mode="livesum",
-        )  # fmt: skip
-        self.queue_tokens = Gauge(
-            "unroll_queue_tokens", "Tokens that wait.", model, registry=own,
-            multiprocess_mode="livesum",
-        )  # fmt: skip
-        self.stalled_seconds = Gauge(
-            "unroll_engine_stalled_seconds", "How long the step has run that runs.", model,
-            registry=own, multiprocess_mode="livemax",
-        )  # fmt: skip
-        self.model_info = Gauge(
-            "unroll_model_info", "A served model.", ("model", "precision", "task", "version"),
-            registry=own, multiprocess_mode="livemax",
-        )  # fmt: skip
-        self.ready = Gauge(
-            "unroll_ready", "Whether /readyz says 200.", registry=own, multiprocess_mode="livemin"
+
+    def _add_gauges(self) -> None:
+        """Of this moment; of several processes the sum, the worst, or whether all or any."""
+        self.rows = self._gauge("unroll_rows", "Rows in use.", "livesum", ("model", "state"))
+        self.queue_requests = self._gauge("unroll_queue_requests", "Requests that wait.", "livesum")
+        self.queue_tokens = self._gauge("unroll_queue_tokens", "Tokens that wait.", "livesum")
+        self.stalled_seconds = self._gauge(
+            "unroll_engine_stalled_seconds", "How long the step has run that runs.", "livemax"
         )
-        if self._shared is None:
-            ProcessCollector(registry=own)
+        self.model_info = self._gauge(
+            "unroll_model_info",
+            "A served model.",
+            "livemax",
+            ("model", "precision", "task", "version"),
+        )
+        self.ready = self._gauge("unroll_ready", "Whether /readyz says 200.", "livemin", ())
+
+    def _counter(self, name: str, what: str, labels: Sequence[str]) -> Counter:
+        return Counter(name, what, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, what: str, buckets: Sequence[float], labels: Sequence[str] = ("model",)
+    ) -> Histogram:
+        return Histogram(name, what, labels, buckets=buckets, registry=self.registry)
+
+    def _gauge(
+        self, name: str, what: str, mode: GaugeMode, labels: Sequence[str] = ("model",)
+    ) -> Gauge:
+        return Gauge(name, what, labels, registry=self.registry, multiprocess_mode=mode)
 
     @property
     def is_shared(self) -> bool:
