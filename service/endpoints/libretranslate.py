@@ -49,9 +49,9 @@ from service.http.json_values import holds_more_values
 from service.http.option_names import named_by
 from service.http.wire import listed
 from service.observe.request_context import current_request
-from service.runtime.threads import in_thread
-from service.scheduling.workers import at_most, off_loop
+from service.runtime.threads import in_thread, off_loop
 from service.tasks.engine import TRANSLATE, Translates
+from service.tasks.limits import at_most
 from service.tasks.translations import DEFAULT_BEAM_SIZE, Translated, TranslateOptions
 
 STATUS = {422: 400}  # what their clients expect of a mistake

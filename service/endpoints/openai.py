@@ -39,7 +39,7 @@ from service.http.body import body_documentation, read_body
 from service.http.option_names import named_by
 from service.http.sse import ServerSentEvent, event_response
 from service.http.wire import Problem
-from service.scheduling.workers import off_loop
+from service.runtime.threads import off_loop
 from service.tasks.engine import GENERATE, Generates
 from service.tasks.text_stream import text_of
 from service.tasks.values import (

@@ -29,8 +29,9 @@ from service.http.turns import Turns
 from service.http.wire import Answer, Problem, ScoreFigures, ScoreRequest, ScoreResult
 from service.observe.request_context import current_request
 from service.settings import Settings
+from service.tasks.carried_score import CarriedScore
 from service.tasks.engine import SCORE, SCORE_IN_PARTS, Scores, ScoresInParts
-from service.tasks.values import CarriedScore, Scored, ScoreOptions, Unknown
+from service.tasks.values import Scored, ScoreOptions, Unknown
 
 # Of a line: its object has four fields, which hold no lists. More would be dear to refuse.
 _MOST_VALUES = 64

@@ -10,8 +10,8 @@ from service.errors import InvalidRequest
 from service.http.answers import PROBLEMS, engine_named, json_answer
 from service.http.body import body_documentation, read_body
 from service.http.wire import Answer, RequestBody
-from service.scheduling.workers import at_most
 from service.tasks.engine import Engine
+from service.tasks.limits import at_most
 from service.tasks.vocabularies import ClientVocabulary, Side
 
 router = APIRouter(tags=["tokens"])

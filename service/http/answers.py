@@ -31,8 +31,7 @@ from service.http.option_names import pointer_of
 from service.http.sse import ServerSentEvent
 from service.http.wire import FieldErrorOut, Problem
 from service.observe.request_context import current_request
-from service.runtime.threads import in_thread
-from service.scheduling.workers import LARGE_CHARS
+from service.runtime.threads import LARGE_CHARS, in_thread
 from service.settings import Settings
 from service.tasks.engine import Ability, Engine
 from service.tasks.registry import ModelRegistry

@@ -35,8 +35,8 @@ from service.observe.lifecycle import Lifecycle
 from service.observe.metrics import Metrics
 from service.observe.request_context import RequestContext, current_request, enter_request
 from service.observe.trace_context import Span, Tracer, fresh_id
-from service.scheduling.workers import DETAILS_IN_HAND
 from service.settings import Settings
+from service.tasks.limits import DETAILS_IN_HAND
 from service.tasks.registry import ModelRegistry
 
 # Health checks need no API key and are answered even while draining. The page is public as well: it

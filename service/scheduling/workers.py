@@ -1,27 +1,21 @@
 """A model's workers as the event loop sees them: work handed out, awaited and taken back."""
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Generic, Protocol, TypeVar
 
-from service.errors import DeadlineExceeded, EngineStopped, InvalidRequest, QueueFull
+from service.errors import DeadlineExceeded, EngineStopped, QueueFull
 from service.observe.metrics import EngineGauges, EngineMetrics, Metrics
 from service.observe.request_context import RequestContext, current_request
-from service.runtime.threads import in_thread
+from service.runtime.threads import LARGE_CHARS, off_loop
 from service.scheduling.admission import RETRY_AFTER_S, QueueBounds
 from service.scheduling.scheduler import Job, Runner, Scheduler, Work
 from service.settings import Settings
 
-# Characters of one request from which work on text leaves the event loop's thread.
-LARGE_CHARS = 8192
 # Answers of which one is built at a time: as objects, one of the largest takes 0.2 GB for a moment.
 _LARGE_ANSWER = 4 * LARGE_CHARS
-# Details in hand of all requests, as a multiple of those of the largest: as arrays, 12 bytes each.
-DETAILS_IN_HAND = 4
-_SEED_BITS = 48  # a seed survives JSON readers that hold numbers as doubles
 
 Result = TypeVar("Result")
 
@@ -241,11 +235,6 @@ class Workers(Generic[WorkT]):
                 future.set_result(None)
 
 
-def drawn_seed(seed: int | None) -> int:
-    """The seed that was given, or a fresh one."""
-    return secrets.randbits(_SEED_BITS) if seed is None else seed
-
-
 def _count_time(request: RequestContext, jobs: Sequence[Job[WorkT]]) -> None:
     """Add to a request what its jobs waited and took; those of one call run side by side."""
     waited = [job.admitted_at - job.submitted_at for job in jobs if job.admitted_at is not None]
@@ -256,34 +245,3 @@ def _count_time(request: RequestContext, jobs: Sequence[Job[WorkT]]) -> None:
     ]
     request.queue_s += max(waited, default=0.0)
     request.engine_s += max(took, default=0.0)
-
-
-def at_most(option: str, value: int, limit: int, unit: str) -> None:
-    """Raise InvalidRequest where a value is over its limit."""
-    if value > limit:
-        raise InvalidRequest.of_option(option, f"too many {unit}; at most {limit} are allowed")
-
-
-def check_details(option: str, tokens: int, alternatives: int, settings: Settings) -> None:
-    """Take room for the details of an answer, until it has been given.
-
-    Raises InvalidRequest where it would tell too much of too many tokens, and QueueFull where
-    others have the room.
-
-    A token takes as much memory as four alternatives (measured: 2.2 kB and 0.65 kB in /score).
-    """
-    unit = "details: tokens · (4 + alternatives)"
-    count = tokens * (4 + alternatives)
-    at_most(option, count, settings.max_details, unit)
-    request = current_request()
-    if request.details is not None and not request.take_bytes(request.details, count):
-        raise QueueFull(
-            f"{request.details.limit} details (tokens · (4 + alternatives)) may be in hand; "
-            "ask for fewer, or again",
-            headers={"Retry-After": str(RETRY_AFTER_S)},
-        )
-
-
-async def off_loop(size: int, function: Callable[[], Result]) -> Result:
-    """Call the function: at once for a small request, else in a thread, so that no one waits."""
-    return function() if size <= LARGE_CHARS else await in_thread(function)

@@ -17,11 +17,14 @@ from service.errors import InvalidRequest
 from service.observe.metrics import Metrics
 from service.observe.request_context import current_request
 from service.runtime.encoder_decoder import EncoderDecoderSession
+from service.runtime.threads import off_loop
 from service.scheduling.encoder_decoder import EncoderDecoderRunner
 from service.scheduling.feed import Feed, News
-from service.scheduling.workers import Workers, at_most, check_details, drawn_seed, off_loop
+from service.scheduling.workers import Workers
 from service.settings import Settings
 from service.tasks.engine import SCORE, TRANSLATE, Abilities
+from service.tasks.limits import at_most, check_details
+from service.tasks.seed import drawn_seed
 from service.tasks.translations import (
     ALIGNMENT_SIZE,
     DEFAULT_BEAM_SIZE,

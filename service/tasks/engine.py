@@ -14,9 +14,9 @@ from service.bundle.manifest import Precision
 from service.bundle.store import Manifest
 from service.bundle.text import Normalization
 from service.scheduling.workers import Workers
+from service.tasks.carried_score import CarriedScore
 from service.tasks.translations import Translated, TranslatedToken, TranslateOptions
 from service.tasks.values import (
-    CarriedScore,
     Generated,
     GenerateOptions,
     Prompt,

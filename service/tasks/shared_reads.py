@@ -11,8 +11,8 @@ from service.decoding.cache_budget import CacheBudget
 from service.decoding.prefixes import MIN_SHARED_TOKENS, PrefixCache, shared_prefixes
 from service.decoding.rows import ReadRow
 from service.observe.metrics import EngineMetrics
+from service.runtime.threads import off_loop
 from service.scheduling.language_model import TextWork
-from service.scheduling.workers import off_loop
 
 Run: TypeAlias = Callable[[Sequence[TextWork]], Awaitable[None]]
 

@@ -14,7 +14,6 @@ from service.decoding.constraints import Rule
 from service.decoding.rows import TokenDetails
 from service.decoding.sampling import SamplingParams
 from service.errors import InvalidRequest
-from service.runtime.language_model import States
 
 UnknownPolicy: TypeAlias = Literal["unk", "error", "skip"]
 # A text, or the ids of one; bos comes before it by itself.
@@ -203,20 +202,6 @@ class Scored:
             return None
         exponent = -self.logprob / self.chars
         return math.exp(exponent) if exponent < math.log(np.finfo(np.float64).max) else None
-
-
-@dataclass(frozen=True, slots=True)
-class CarriedScore:
-    """The score of a text so far, and where to go on."""
-
-    states: States | None = None  # None: nothing has been read
-    last: int | None = None  # the last token, which has not been read yet
-    logprob: float = 0.0  # nats
-    chars: int = 0  # counted
-    read: int = 0  # characters that came, counted or not
-    unknown: int = 0  # of them, outside the vocabulary
-    bos: bool = True  # whether it begins a document
-    eos: bool = False
 
 
 def best_choices(choices: Sequence[Choice], count: int) -> list[Choice]:

@@ -32,7 +32,8 @@ from service.errors import InvalidRequest, QueueFull
 from service.http.option_names import pointer_of
 from service.scheduling.language_model import LanguageModelRunner, TextWork
 from service.settings import Settings
-from service.tasks.language_model import LanguageModelEngine
+from service.tasks.generation import Generation
+from service.tasks.text_model import TextModel
 from service.tasks.values import GenerateOptions
 from tests.bundles import ALPHABET, in_memory, plain_files
 from tests.fakes import AppClient, FakeSession, eventually, sample
@@ -588,17 +589,15 @@ def test_what_is_wrong_with_a_rule_is_said_where_it_stands(
 
 def test_the_tables_of_waiting_requests_count_in_the_queue() -> None:
     """Else a full queue could hold a table of megabytes in every row; inputs share one."""
-    session = FakeSession(vocab_size=4 + len(ALPHABET))
     bundle = in_memory(*plain_files("fake", ALPHABET))
-    engine = LanguageModelEngine(bundle, session, Settings(), precision="fp32")
+    model = TextModel.of(bundle, "fp32", Settings())
     constraint = compile_rule(Pattern("(?:b[a-z])*"), bundle.vocab.tokens, Settings())
     options = GenerateOptions(max_tokens=7, n=2)
-    begin = engine._beginning(options)
-    prompts = [engine.ids_of("ab"), engine.ids_of("abc")]
-    free = engine._generate_work(prompts, options, begin, None)
-    held = engine._generate_work(prompts, options, begin, constraint)
+    free, held = (Generation(model, ["ab", "abc"], options, x) for x in (None, constraint))
+    free.read()
+    held.read()
     assert constraint.cells == 3 * 3  # with the dead state, and the class that is never allowed
-    before, after = (sum(work.queued_tokens for work in works) for works in (free, held))
+    before, after = (sum(x.queued_tokens for x in each.works) for each in (free, held))
     assert after == before + constraint.cells
 
 

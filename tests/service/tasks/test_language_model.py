@@ -12,7 +12,7 @@ import pytest
 
 from service.app import create_app
 from service.errors import DeadlineExceeded, EngineStopped, InvalidRequest, ModelFailure
-from service.scheduling.workers import LARGE_CHARS, off_loop
+from service.runtime.threads import LARGE_CHARS, off_loop
 from service.settings import Settings
 from service.tasks.language_model import LanguageModelEngine
 from service.tasks.values import GenerateOptions, ScoreOptions

@@ -1,0 +1,100 @@
+"""What the tasks on text know of a language model: its tokens, its limits, texts as ids."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from service.bundle.arrays import Ids
+from service.bundle.language_model import LanguageModelBundle, LanguageModelManifest
+from service.bundle.manifest import Precision
+from service.bundle.text import PAD_ID, UNK_ID, Normalization, Vocabulary
+from service.decoding.normal_form import normal_form
+from service.decoding.rows import Continuation, ReadRow
+from service.settings import Settings
+from service.tasks.handles import Seal
+from service.tasks.values import Prompt, Unknown, UnknownPolicy, unknown_text
+
+
+@dataclass(frozen=True, slots=True)
+class TextModel:
+    """A language model without its workers."""
+
+    manifest: LanguageModelManifest
+    vocab: Vocabulary
+    id_of_token: Mapping[str, int]
+    settings: Settings
+    seal: Seal
+
+    @classmethod
+    def of(cls, bundle: LanguageModelBundle, precision: Precision, settings: Settings) -> Self:
+        """That of a bundle."""
+        manifest = bundle.manifest
+        key = settings.signing_key().get_secret_value().encode()
+        return cls(
+            manifest,
+            bundle.vocab,
+            {token: i for i, token in enumerate(bundle.vocab.tokens)},
+            settings,
+            Seal(key, manifest, precision, max_age_s=settings.state_max_age_s),
+        )
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Printed tokens; the index is the id."""
+        return self.vocab.tokens
+
+    @property
+    def normalization(self) -> Normalization:
+        """What is done to every text first."""
+        return self.manifest.normalization
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens that one choice may generate: the service's limit or the bundle's."""
+        return min(self.settings.max_tokens, self.manifest.limits.max_tokens)
+
+    def encode(self, text: str, option: str = "") -> Ids:
+        """The ids of a text's normalized characters. Raises InvalidRequest."""
+        return self.vocab.encode(normal_form(text, self.normalization, option))
+
+    def read(self, text: str, policy: UnknownPolicy, option: str) -> tuple[Ids, Unknown]:
+        """The same as the policy has it, and the unknown characters. Raises InvalidRequest."""
+        ids = self.encode(text, option)
+        unknown = Unknown.of(ids)
+        if policy == "error" and unknown.count:
+            raise unknown_text(option, unknown)
+        if policy == "skip":
+            ids = ids[ids != UNK_ID]
+        return ids, unknown
+
+    def read_prompt(self, prompt: Prompt, policy: UnknownPolicy) -> tuple[Ids, Unknown]:
+        """The same of a prompt; one that came as ids means these."""
+        if isinstance(prompt, str):
+            return self.read(prompt, policy, "prompt")
+        return np.array(prompt, np.uint16), Unknown()
+
+
+def read_after(
+    after: Continuation | None,
+    tokens: Ids,
+    counted: Ids,
+    detail_top: int | None,
+    *,
+    goes_on: bool = True,
+) -> ReadRow:
+    """The read of `tokens`, from the beginning or after a text.
+
+    `counted` has what is counted of them, pad elsewhere, and one more where the last is not read.
+    """
+    targets = np.append(counted[1:], np.uint16(PAD_ID))[: len(tokens)]
+    first = int(counted[0]) if after is not None and len(counted) else PAD_ID
+    return ReadRow(
+        tokens,
+        targets,
+        detail_top=detail_top,
+        wants_continuation=goes_on,
+        after=after,
+        first=first,
+    )

@@ -1,0 +1,162 @@
+"""The texts of one request on their way to be scored by a language model."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from service.bundle.arrays import Ids
+from service.bundle.text import BOS_ID, EOS_ID, PAD_ID
+from service.decoding.rows import ReadRow
+from service.errors import InvalidRequest
+from service.scheduling.language_model import TextWork
+from service.tasks.handles import Handle
+from service.tasks.limits import at_most, check_details
+from service.tasks.text_model import TextModel, read_after
+from service.tasks.values import Scored, ScoredToken, ScoreOptions, Unknown, scored_tokens
+
+
+class TextScoring:
+    """Call `read`, run `works`, and take the results."""
+
+    def __init__(
+        self,
+        model: TextModel,
+        texts: Sequence[str],
+        contexts: Sequence[str] | None,
+        options: ScoreOptions,
+    ) -> None:
+        """`options` are checked. Raises InvalidRequest and QueueFull."""
+        settings = model.settings
+        self._model = model
+        self._options = replace(
+            options, bos=options.bos is not False and options.state is None, eos=bool(options.eos)
+        )
+        self._texts = texts
+        self._contexts = contexts or [""] * len(texts)
+        self._plans: list[_Plan] = []
+        self.size = sum(map(len, texts)) + sum(map(len, self._contexts))
+        at_most("text", len(texts), settings.max_inputs, "texts")
+        # One context can stand before every text of a list: the body does not bound this.
+        at_most("text", self.size, settings.max_queue_tokens, "characters, contexts included")
+        if options.tokens:
+            check_details("text", sum(map(len, texts)), options.top_logprobs, settings)
+        if options.return_state:
+            at_most("return_state", len(texts), settings.max_states, "states")
+        self._handle: Handle | None = None
+        if options.state is not None:
+            self._handle = model.seal.open(options.state, now=time.time())
+
+    def read(self) -> None:
+        """Make work of the texts. Raises InvalidRequest."""
+        pairs = zip(self._texts, self._contexts, strict=True)
+        self._plans = [self._plan(text, context) for text, context in pairs]
+
+    @property
+    def works(self) -> list[TextWork]:
+        """What has to be read."""
+        return [TextWork(plan.row) for plan in self._plans if plan.row is not None]
+
+    @property
+    def answer_size(self) -> int:
+        """About the characters of the answer."""
+        options = self._options
+        size = self.size * (1 + options.top_logprobs) if options.tokens else 0
+        if options.return_state:
+            size += len(self._texts) * self._model.seal.handle_chars
+        return size
+
+    def results(self, reused: Sequence[int]) -> list[Scored]:
+        """Of each text what it is worth; `reused` tokens of each work needed no run."""
+        left = iter(reused)
+        return [self._scored(x, 0 if x.row is None else next(left)) for x in self._plans]
+
+    def _plan(self, text: str, context: str) -> "_Plan":
+        options, handle = self._options, self._handle
+        ids, unknown = self._model.read(text, options.unknown, "text")
+        before, _ = self._model.read(context, options.unknown, "context")
+        start = [BOS_ID] if options.bos else []
+        end = [EOS_ID] if options.eos else []
+        sequence = np.concatenate([start, before, ids, end]).astype(np.uint16)
+        counted = sequence.copy()
+        counted[: len(start) + len(before)] = PAD_ID
+        # Nothing follows eos; else the last token is read only where somebody goes on from it.
+        goes_on = options.return_state and not options.eos
+        tokens = sequence if goes_on else sequence[:-1]
+        row = None
+        if handle is not None or (len(tokens) and (goes_on or counted[1:].any())):
+            after = None if handle is None else handle.continuation
+            detail_top = options.top_logprobs if options.tokens else None
+            row = read_after(after, tokens, counted, detail_top, goes_on=goes_on)
+        return _Plan(
+            row=row,
+            ids=ids,
+            unknown=unknown,
+            context_tokens=len(before),
+            lacks_first=handle is None and not (start or len(before)),
+            read_before=0 if handle is None else handle.position,
+        )
+
+    def _scored(self, plan: "_Plan", reused: int) -> Scored:
+        options, row = self._options, plan.row
+        read = plan.context_tokens + len(plan.ids)
+        return Scored(
+            logprob=0.0 if row is None else row.logprob,
+            chars=len(plan.ids) - plan.uncounted,
+            bos=bool(options.bos),
+            eos=bool(options.eos) and row is not None,
+            unknown=plan.unknown,
+            tokens=self._tokens(plan) if options.tokens else None,
+            prompt_tokens=read,
+            cached_tokens=min(reused, read),
+            state=self._sealed(plan) if options.return_state else None,
+        )
+
+    def _tokens(self, plan: "_Plan") -> Sequence[ScoredToken]:
+        """What is counted: the text, and eos where it is asked for."""
+        names, uncounted, row = self._model.tokens, plan.uncounted, plan.row
+        counted = np.append(plan.ids, np.uint16(EOS_ID)) if self._options.eos else plan.ids
+        if row is None:
+            counted = counted[:uncounted]
+        first = tuple(ScoredToken(names[i], None, None, None, ()) for i in counted[:uncounted])
+        details = [] if row is None else row.details
+        return scored_tokens(names, counted[uncounted:], details).after(first)
+
+    def _sealed(self, plan: "_Plan") -> str | None:
+        """The handle of a text that was read to its end; None where none was asked for."""
+        row = plan.row
+        if row is None or row.continuation is None:
+            return None
+        position = plan.read_before + len(row.tokens)
+        return self._model.seal.seal(Handle(row.continuation, position), now=time.time())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Plan:
+    """One text."""
+
+    row: ReadRow | None  # None where nothing has to be read
+    ids: Ids  # of the text, unknown characters dropped where they are skipped
+    unknown: Unknown
+    context_tokens: int
+    lacks_first: bool  # nothing stands before the first token
+    read_before: int  # tokens before the row's own
+
+    @property
+    def uncounted(self) -> int:
+        """Tokens at the beginning of the text that have nothing to be predicted from."""
+        return 1 if self.lacks_first and len(self.ids) else 0
+
+
+def check_score_options(
+    options: ScoreOptions, contexts: Sequence[str] | None, sources: Sequence[str] | None
+) -> None:
+    """Raise InvalidRequest for what a language model does not take together, or not at all."""
+    if sources is not None:
+        raise InvalidRequest.of_option("source", "a language model takes `context`, and no source")
+    if options.state is not None:
+        if contexts is not None:
+            raise InvalidRequest.of_option("context", "a state stands in its place; leave it out")
+        if options.bos:
+            raise InvalidRequest.of_option("bos", "a text after a state begins no document")
