@@ -1,0 +1,74 @@
+"""The options of each request: the fields of the service, by their own names (its `/docs`)."""
+
+from collections.abc import Mapping
+from typing import TypedDict
+
+Texts = str | list[str]
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Fields of `/generate`, besides the prompt."""
+
+    model: str
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[str, float]
+    seed: int
+    stop: Texts
+    n: int
+    echo: bool
+    logprobs: int
+    pattern: str
+    choices: list[str]
+    allowed_chars: str | list[str]
+    unknown: str
+    state: str
+    return_state: bool
+
+
+class ScoreOptions(TypedDict, total=False):
+    """Fields of `/score`, besides the text."""
+
+    model: str
+    source: Texts
+    context: Texts
+    tokens: bool
+    top_logprobs: int
+    bos: bool
+    eos: bool
+    unknown: str
+    state: str
+    return_state: bool
+
+
+class LineOptions(TypedDict, total=False):
+    """Query parameters of a streamed `/score`."""
+
+    model: str
+    bos: bool
+    eos: bool
+    unknown: str
+
+
+class TranslateOptions(TypedDict, total=False):
+    """Fields of `/translate`, besides the source."""
+
+    model: str
+    beam_size: int
+    num_hypotheses: int
+    length_penalty: float
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    target_prefix: Texts
+    tokens: bool
+    return_alignments: bool
+    unknown: str
+    copy_unknown: bool
