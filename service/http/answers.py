@@ -1,4 +1,7 @@
-"""What every route does besides its own: find the engine, mind the client, write the answer."""
+"""Helpers of all routes: find the engine, notice a disconnect, write answers and problems.
+
+Also the OpenAPI entries of error answers and event streams.
+"""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -40,7 +43,7 @@ Able = TypeVar("Able")
 Result = TypeVar("Result")
 
 _DEFAULTS = Settings()
-# Of each status: what it means here, and an error as it is told.
+# For each status, an example of the error and the description in the OpenAPI document.
 _DOCUMENTED: dict[ServiceError, str] = {
     BadRequest("the body is not JSON"): "The body is not JSON.",
     Unauthorized(
@@ -92,7 +95,7 @@ def _documented(error: ServiceError, text: str) -> dict[str, Any]:
 
 
 def _documented_headers(error: ServiceError) -> dict[str, Any]:
-    """Retry-After, where an error has it."""
+    """The OpenAPI entry of Retry-After, if the error has it."""
     described = {
         "description": "Seconds after which to try again.",
         "required": True,
@@ -102,7 +105,7 @@ def _documented_headers(error: ServiceError) -> dict[str, Any]:
 
 
 def problem_of(error: ServiceError, request_id: str) -> Problem:
-    """An error as the client reads it."""
+    """The problem document of an error (RFC 9457)."""
     return Problem(
         type=error.type,
         title=error.title,
@@ -113,25 +116,25 @@ def problem_of(error: ServiceError, request_id: str) -> Problem:
     )
 
 
-# Of operators alone.
+# Only answered on /admin.
 _ADMIN = {BundleUnusable.status}
 
 ALL_PROBLEMS: dict[int | str, dict[str, Any]] = {
     error.status: _documented(error, text) for error, text in _DOCUMENTED.items()
 }
-# What the operations on models can answer.
+# The problems that operations on models can answer with.
 PROBLEMS = {status: each for status, each in ALL_PROBLEMS.items() if status not in _ADMIN}
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Those of these statuses."""
+    """The OpenAPI entries of these statuses."""
     return {status: ALL_PROBLEMS[status] for status in statuses}
 
 
 def problems_as(
     form: Callable[[Problem], BaseModel], statuses: Mapping[int, int] | None = None
 ) -> dict[int | str, dict[str, Any]]:
-    """`PROBLEMS` as clients of another interface are told them, some with another status."""
+    """`PROBLEMS` in another interface's form, some with another status."""
     documented: dict[int | str, dict[str, Any]] = {}
     for error, text in _DOCUMENTED.items():
         if error.status in _ADMIN:
@@ -147,7 +150,7 @@ def problems_as(
 
 
 def served_engines(request: Request) -> list[Engine]:
-    """Every served model's engine, by name."""
+    """The engines of all served models, sorted by name."""
     registry: ModelRegistry = request.app.state.registry
     return [engine for _, engine in sorted(registry.engines.items())]
 
@@ -159,8 +162,8 @@ def documented_events(
 ) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI entry of an answer as server-sent events (`itemSchema` is one event).
 
-    `message`: what an event without a name may hold; `end`: the text of the last one; `named`:
-    what the events with names hold.
+    `message` are the schemas of events without a name, `named` those of events with one, and `end`
+    is the text of the last event.
     """
     events = [_documented_event(None, schema) for schema in message]
     if end is not None:
@@ -182,31 +185,31 @@ def _documented_event(name: str | None, schema: type[BaseModel]) -> dict[str, An
 
 
 def engine_named(request: Request, name: str | None) -> Engine:
-    """An engine by its model's name, looked up in memory, and held until the request has ended.
+    """The engine of a model, kept alive until the request has ended.
 
-    Without a name it is the only one. Raises ModelNotFound and InvalidRequest.
+    Without a name, it is the only engine. Raises ModelNotFound and InvalidRequest.
     """
     registry: ModelRegistry = request.app.state.registry
     return registry.held(name)
 
 
 def engine_able(request: Request, name: str | None, ability: Ability[Able], otherwise: str) -> Able:
-    """The same, asked for something that not every model can do.
+    """The engine of a model, for something that not every kind of model can do.
 
-    Without a name it is the only one that can; `otherwise` is the error of one that cannot.
+    Without a name, it is the only engine that can. `otherwise` is the error for one that cannot.
     """
     registry: ModelRegistry = request.app.state.registry
     return registry.able(name, ability, otherwise)
 
 
 def engines_able(request: Request, ability: Ability[Able]) -> list[Able]:
-    """Every served model's engine that has the ability, by name."""
+    """The engines of all served models that have the ability, sorted by name."""
     registry: ModelRegistry = request.app.state.registry
     return registry.all_able(ability)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The work's result. A client that goes away ends it, and its rows leave the batch."""
+    """The result of the work; a disconnect cancels it, and its rows leave the batch."""
     working = asyncio.create_task(work)
     watching = asyncio.create_task(client_gone(request.receive))
     try:
@@ -215,7 +218,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
             raise ClientGone("the client closed the connection")
         return working.result()
     finally:
-        # Also where this request itself is cancelled: neither may outlive it.
+        # Also when this request itself is cancelled: neither task may outlive it.
         for task in (working, watching):
             task.cancel()
 
@@ -223,10 +226,10 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
 async def json_answer(
     size: int, build: Callable[[], BaseModel], *, exclude: set[str] | None = None
 ) -> Response:
-    """The answer as JSON, built and written in a thread where it is large."""
+    """The answer as JSON; a large one is built and serialized in a thread."""
 
     def render() -> bytes:
-        # As bytes at once: of a large answer a text would be a second copy.
+        # Straight to bytes: a large answer as text would be a second copy.
         return to_json(build(), exclude=exclude)
 
     content = render() if size <= LARGE_CHARS else await in_thread(render)
@@ -235,11 +238,11 @@ async def json_answer(
 
 
 def problem_document(request: Request, error: ServiceError) -> Problem:
-    """An error that a request met, which is how it ends."""
+    """The problem document of the error that ends the request."""
     current_request().outcome = error.type
     return problem_of(error, request.scope.get("unroll.request_id", ""))
 
 
 def error_event(request: Request, error: ServiceError) -> ServerSentEvent:
-    """The last event of a stream that broke."""
+    """The last event of a stream that failed."""
     return ServerSentEvent(problem_document(request, error).model_dump_json(), "error")

@@ -1,7 +1,7 @@
-"""The OpenAPI document: what FastAPI finds in the routes, with an example of every answer.
+"""The OpenAPI document: FastAPI's document of the routes, plus an example of every answer.
 
-`examples.json` has requests to the shipped bundles and what they answer. It is written by
-`python -m tests.examples` and held to the service by a test.
+`examples.json` has requests to the shipped bundles and their answers. `python -m tests.examples`
+writes it, and a test compares it with the service.
 """
 
 import json
@@ -23,7 +23,7 @@ _DESCRIPTION = (
     "too slowly), 414 and 431 (its URL or its headers are over the limit), 503 (too many "
     "connections)."
 )
-# Names that clients have generated their code from, where the classes are called otherwise.
+# Published schema names, which generated clients depend on, by the name of the class.
 _PUBLISHED = {
     "EncoderDecoderDataSource": "PairSource",
     "EncoderDecoderLimits": "PairLimits",
@@ -44,7 +44,7 @@ _REQUEST_ID = {
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """The document, made once."""
+    """The OpenAPI document; it is built once."""
     if app.openapi_schema is None:
         schema = get_openapi(
             title=app.title,
@@ -52,7 +52,7 @@ def document(app: FastAPI) -> dict[str, Any]:
             summary=app.summary,
             description=_DESCRIPTION,
             routes=app.routes,
-            # Beside this document, wherever a proxy offers it.
+            # Relative to this document, so that it works behind any proxy.
             servers=[{"url": app.state.settings.root_path or "."}],
         )
         for path, operations in schema["paths"].items():
@@ -68,7 +68,7 @@ def document(app: FastAPI) -> dict[str, Any]:
         schema["components"]["headers"] = {_ID_NAME: _REQUEST_ID}
         for name in ("HTTPValidationError", "ValidationError"):
             schema["components"]["schemas"].pop(name, None)
-        # Where the operator asks for keys; without them everything is open but /admin.
+        # If keys are configured; without them, everything but /admin is open.
         schema["components"]["securitySchemes"] = {"apiKey": {"type": "http", "scheme": "bearer"}}
         schema["security"] = [{}, {"apiKey": []}]
         app.openapi_schema = _with_published_names(schema)
@@ -76,7 +76,7 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 
 def _with_published_names(schema: dict[str, Any]) -> dict[str, Any]:
-    """The document with every class under the name that was published."""
+    """The document with every class under its published name."""
     schemas = schema["components"]["schemas"]
     named = {_PUBLISHED.get(name, name): value for name, value in schemas.items()}
     schema["components"]["schemas"] = dict(sorted(named.items()))
@@ -97,7 +97,7 @@ def _renamed(value: Any) -> Any:
 
 
 def _leave_out_fastapis_errors(operation: dict[str, Any]) -> None:
-    """It documents a form of 422 that no answer has, wherever a path has a parameter."""
+    """Remove the form of 422 that FastAPI documents for paths with parameters; none has it."""
     contents = operation["responses"].get("422", {}).get("content", {})
     schema = contents.get("application/json", {}).get("schema", {})
     if schema.get("$ref", "").endswith("/HTTPValidationError"):

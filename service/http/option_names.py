@@ -1,7 +1,7 @@
-"""What an engine's option is called in a request: its JSON pointer, or another interface's field.
+"""From the name of an engine's option to the field of a request: a JSON pointer, or another name.
 
-Below HTTP an error names the option (`errors.OptionError`). The fields of the native endpoints have
-the options' names; the other interfaces say with `named_by` which fields of theirs stand for them.
+Below HTTP, an error names the option (`errors.OptionError`). In the native endpoints, fields have
+the names of the options. The other interfaces use `named_by` to map options to their own fields.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ def pointer_of(mistake: OptionError) -> str:
 
 @contextmanager
 def named_by(field_of_option: Mapping[str, str]) -> Iterator[None]:
-    """Errors that are raised inside name fields; options that are not listed keep their names."""
+    """Rename the options in errors raised inside to fields; options not listed keep their names."""
     try:
         yield
     except InvalidRequest as error:

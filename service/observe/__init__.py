@@ -1,5 +1,5 @@
-"""Request, process, numbers: what is known about the work, for those who look at it.
+"""Observability: the request in progress, the state of the process, metrics, logs and traces.
 
-Here: the context of a request, the life cycle of the process, metrics, logs, traces, and budgets of
-bytes. Not here: what serves a request. Imports settings and errors.
+Here: the request context, the life cycle of the process, metrics, logs, traces, byte budgets. Not
+here: code that serves a request. Imports settings and errors.
 """

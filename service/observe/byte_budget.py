@@ -1,20 +1,20 @@
-"""Bytes that all requests of a process may hold together."""
+"""A limit on the bytes that all requests of a process may hold together."""
 
 
 class ByteBudget:
-    """A number of bytes to share; taken and given back in the event loop."""
+    """A shared number of bytes. Take them and give them back in the event loop only."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.taken = 0
 
     def take(self, count: int) -> bool:
-        """Take so many, if they are there."""
+        """Take `count` bytes; false, and nothing taken, if there are not that many left."""
         if self.taken + count > self.limit:
             return False
         self.taken += count
         return True
 
     def give_back(self, count: int) -> None:
-        """Of those that were taken."""
+        """Give back `count` of the bytes taken before."""
         self.taken -= count

@@ -1,4 +1,4 @@
-"""Where the process stands between its start and its end, for everyone who has to know."""
+"""The life cycle of the process: serving, leaving or draining; and the requests in flight."""
 
 import asyncio
 from collections.abc import Iterator
@@ -9,23 +9,23 @@ from typing import Literal
 
 @dataclass(slots=True)
 class Lifecycle:
-    """Written by who ends the process and by the watchdog, read by routes; one thread."""
+    """The state. `Drain` and the watchdog write it, routes read it; in the event loop only."""
 
-    # serving; leaving: /readyz says 503 and all is answered; draining: nothing new is taken.
+    # leaving: /readyz answers 503, everything else works; draining: new requests are rejected.
     phase: Literal["serving", "leaving", "draining"] = "serving"
-    # What answers requests now, a task each.
+    # The tasks that answer requests now, one for each.
     answering: set[asyncio.Task[object]] = field(default_factory=set)
-    is_cut: bool = False  # whether what is still answering has been cancelled
-    fatal: str | None = None  # why the process has to end and be started anew
+    is_cut: bool = False  # whether the requests still open have been cancelled
+    fatal: str | None = None  # why the process must end and be restarted
 
     @property
     def in_flight(self) -> int:
-        """Requests that are being answered."""
+        """The number of requests being answered."""
         return len(self.answering)
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Count a request while the task that answers it is in here."""
+        """Count a request as in flight while its task is inside this context."""
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("requests are answered in tasks")
@@ -36,13 +36,13 @@ class Lifecycle:
             self.answering.discard(task)
 
     def cut(self) -> None:
-        """Cancel what is still answering: its time is over."""
+        """Cancel the requests still open: the grace time is over."""
         self.is_cut = True
         for task in self.answering:
             task.cancel()
 
     @property
     def reasons(self) -> list[str]:
-        """Why no traffic should come; empty where it should."""
+        """Why /readyz answers 503; empty if the server is ready."""
         reasons = [] if self.fatal is None else [self.fatal]
         return reasons if self.phase == "serving" else [*reasons, "the server is shutting down"]

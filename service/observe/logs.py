@@ -1,4 +1,4 @@
-"""Log lines: for people, or JSON, an object a line. Both tell which request they are of."""
+"""Log lines as text or as JSON (one object a line), each with the id of its request."""
 
 import logging
 from typing import ClassVar
@@ -10,7 +10,7 @@ from service.settings import Settings
 
 
 class _OfRequest(logging.Filter):
-    """Adds to a record the request in whose answering it was made."""
+    """Adds the ids of the current request to a record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         request = current_request()
@@ -21,7 +21,7 @@ class _OfRequest(logging.Filter):
 
 
 class _Lines(logging.Formatter):
-    """The request's id at the end, where there is one."""
+    """Text lines, with the request id at the end if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = super().format(record)
@@ -30,17 +30,17 @@ class _Lines(logging.Formatter):
 
 
 class _Json(JsonFormatter):
-    """Without what a line has none of."""
+    """JSON lines without empty fields."""
 
     _ALWAYS: ClassVar = ("message", "levelname", "name")
 
     def process_log_record(self, log_data: dict[str, object]) -> dict[str, object]:
-        """What stands in the line."""
+        """The fields of the line."""
         return {key: value for key, value in log_data.items() if key in self._ALWAYS or value != ""}
 
 
 def log_to_stderr(settings: Settings) -> None:
-    """Send every logger's lines to standard error."""
+    """Send the lines of every logger to standard error."""
     handler = logging.StreamHandler()
     handler.addFilter(_OfRequest())
     if settings.log_format == "json":

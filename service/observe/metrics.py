@@ -1,7 +1,7 @@
-"""What is measured while serving, for Prometheus.
+"""Prometheus metrics of the server, of one process or shared by several.
 
-Every label has few values: models are those that are served, routes those that exist, reasons those
-of errors.py. Several server processes share their numbers through files in a folder that
+Every label has few values: only served models, existing routes and the reasons in errors.py.
+Several server processes share their metrics through files in the folder that
 `PROMETHEUS_MULTIPROC_DIR` names; the library reads the variable when it is imported.
 """
 
@@ -26,21 +26,21 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
-# That one process writes there at most, roughly.
+# Roughly the most that one process writes there.
 _SHARED_BYTES = 2 * 2**20
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 _TOKEN_SECONDS = (5e-5, 1e-4, 2e-4, 5e-4, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 1)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-# How a gauge of several processes is told as one: their sum, their largest or their least.
+# How the values of several processes combine in a gauge: their sum, maximum or minimum.
 GaugeMode: TypeAlias = Literal["livesum", "livemax", "livemin"]
-# These end without an answer that anybody reads, or would wait for.
+# Requests that end so have no client that still waits for the answer.
 _CANCELLED = {"client-gone", "deadline-exceeded"}
 
 
 @dataclass(frozen=True, slots=True)
 class EngineGauges:
-    """Where an engine stands at one moment."""
+    """The state of an engine at one moment."""
 
     running_rows: int
     queued_rows: int
@@ -50,7 +50,7 @@ class EngineGauges:
 
 
 class EngineMetrics:
-    """Those of one model, its label bound."""
+    """The metrics of one model."""
 
     def __init__(self, metrics: "Metrics", model: str) -> None:
         self._queue = metrics.queue_seconds.labels(model)
@@ -67,40 +67,40 @@ class EngineMetrics:
         self._restarts = metrics.engine_restarts.labels(model)
 
     def admitted(self, waited_s: float) -> None:
-        """A request left the queue."""
+        """Count a request that has left the queue."""
         self._queue.observe(waited_s)
 
     def stepped(self, seconds: float, rows: int) -> None:
-        """One step of so many rows."""
+        """Count one step of `rows` rows."""
         self._step.observe(seconds)
         self._step_rows.observe(rows)
 
     def wrote(self, first_token_s: float, seconds: float, tokens: int) -> None:
-        """Work has written its tokens: the first so long after it was asked for."""
+        """Count finished work: `first_token_s` from its request, then `seconds` for the rest."""
         self._first_token.observe(first_token_s)
         if tokens > 1:
             self._per_token.observe(seconds / (tokens - 1))
 
     def counted(self, *, prompt: int, completion: int, cached: int) -> None:
-        """The tokens of an answer."""
+        """Count the tokens of an answer."""
         for kind, count in (("prompt", prompt), ("completion", completion), ("cached", cached)):
             if count:
                 self._tokens[kind].inc(count)
 
     def looked_up(self, *, hit: bool) -> None:
-        """A prefix was looked for among those that were read before."""
+        """Count a lookup in the prefix cache."""
         self._lookups[hit].inc()
 
     def restarted(self) -> None:
-        """A worker was replaced."""
+        """Count a worker that was replaced."""
         self._restarts.inc()
 
 
 class Metrics:
-    """The numbers of one application, in a registry of its own."""
+    """The metrics of one application, in a registry of its own."""
 
     def __init__(self) -> None:
-        # When a series began is of no use here, and doubles what is scraped.
+        # The `_created` series are of no use here, and double what is scraped.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._shared = os.environ.get(SHARED_FOLDER)
         self.registry = CollectorRegistry()
@@ -111,11 +111,11 @@ class Metrics:
             ProcessCollector(registry=self.registry)
 
     def _add_requests(self) -> None:
-        """Of HTTP, whichever model answers."""
+        """The metrics of HTTP requests."""
         self.requests = self._counter("unroll_requests", "Answered requests.", ("route", "status"))
         self.request_seconds = self._histogram(
             "unroll_request_seconds",
-            "From a request's head to its answer's end.",
+            "From the head of a request to the end of its answer.",
             _SECONDS,
             ("route",),
         )
@@ -127,29 +127,29 @@ class Metrics:
         )
 
     def _add_engines(self) -> None:
-        """Of the models' work, from the queue to the last token."""
+        """The metrics of the engines, from the queue to the last token."""
         self.queue_seconds = self._histogram(
-            "unroll_queue_seconds", "What a request waited for a place.", _SECONDS
+            "unroll_queue_seconds", "How long a request waited in the queue.", _SECONDS
         )
         self.first_token_seconds = self._histogram(
             "unroll_time_to_first_token_seconds",
-            "From asking an engine to the first token.",
+            "From queueing a request to its first token.",
             _SECONDS,
         )
         self.token_seconds = self._histogram(
             "unroll_time_per_token_seconds",
-            "Between the tokens of an input's choices, on average.",
+            "Mean time between the tokens of an input's choices.",
             _TOKEN_SECONDS,
         )
         self.step_seconds = self._histogram(
             "unroll_step_seconds", "One step of an engine.", _SECONDS
         )
-        self.step_rows = self._histogram("unroll_step_rows", "Rows that a step had.", _ROWS)
+        self.step_rows = self._histogram("unroll_step_rows", "Rows in a step.", _ROWS)
         self.tokens = self._counter(
-            "unroll_tokens", "Tokens read, written, and known before.", ("model", "kind")
+            "unroll_tokens", "Tokens read, written and cached.", ("model", "kind")
         )
         self.prefix_lookups = self._counter(
-            "unroll_prefix_lookups", "Prefixes looked for.", ("model", "result")
+            "unroll_prefix_lookups", "Prefix cache lookups.", ("model", "result")
         )
         self.engine_restarts = self._counter(
             "unroll_engine_restarts", "Workers replaced after they died.", ("model",)
@@ -159,12 +159,12 @@ class Metrics:
         )
 
     def _add_gauges(self) -> None:
-        """Of this moment; of several processes the sum, the worst, or whether all or any."""
+        """The gauges; the mode says how the values of several processes combine."""
         self.rows = self._gauge("unroll_rows", "Rows in use.", "livesum", ("model", "state"))
-        self.queue_requests = self._gauge("unroll_queue_requests", "Requests that wait.", "livesum")
-        self.queue_tokens = self._gauge("unroll_queue_tokens", "Tokens that wait.", "livesum")
+        self.queue_requests = self._gauge("unroll_queue_requests", "Queued requests.", "livesum")
+        self.queue_tokens = self._gauge("unroll_queue_tokens", "Queued tokens.", "livesum")
         self.stalled_seconds = self._gauge(
-            "unroll_engine_stalled_seconds", "How long the step has run that runs.", "livemax"
+            "unroll_engine_stalled_seconds", "How long the current step has run.", "livemax"
         )
         self.model_info = self._gauge(
             "unroll_model_info",
@@ -172,7 +172,7 @@ class Metrics:
             "livemax",
             ("model", "precision", "task", "version"),
         )
-        self.ready = self._gauge("unroll_ready", "Whether /readyz says 200.", "livemin", ())
+        self.ready = self._gauge("unroll_ready", "1 if /readyz answers 200.", "livemin", ())
 
     def _counter(self, name: str, what: str, labels: Sequence[str]) -> Counter:
         return Counter(name, what, labels, registry=self.registry)
@@ -189,18 +189,18 @@ class Metrics:
 
     @property
     def is_shared(self) -> bool:
-        """Whether several processes tell their numbers together."""
+        """Whether several processes share their metrics."""
         return self._shared is not None
 
     def ended(self, route: str, status: int, seconds: float, outcome: str) -> None:
-        """A request was answered; `outcome` is the `type` of its error, or empty."""
+        """Count an answered request; `outcome` is the `type` of its error, or empty."""
         self.requests.labels(route, str(status)).inc()
         self.request_seconds.labels(route).observe(seconds)
         if outcome:
             self.refused(outcome)
 
     def refused(self, reason: str) -> None:
-        """A request ended with an error of that `type`."""
+        """Count a request that ended with an error of type `reason`."""
         kind = self.cancelled if reason in _CANCELLED else self.rejected
         kind.labels(reason).inc()
 
@@ -213,9 +213,9 @@ class Metrics:
         self.stalled_seconds.labels(model).set(gauges.stalled_s)
 
     def forget_model(self, model: str) -> None:
-        """Show nothing more of the moment of a model that is served no longer."""
+        """Remove the gauges of a model that is no longer served."""
         if self._shared is not None:
-            # What several processes share knows no removal.
+            # Shared metrics cannot be removed.
             self.show_engine(model, EngineGauges(0, 0, 0, 0, 0.0))
             return
         for gauge in (
@@ -228,7 +228,7 @@ class Metrics:
             gauge.remove_by_labels({"model": model})
 
     def exposition(self) -> tuple[bytes, str]:
-        """All of it in Prometheus' text format, and its media type."""
+        """All metrics in Prometheus' text format, and their media type."""
         if self._shared is None:
             return generate_latest(self.registry), CONTENT_TYPE_LATEST
         _forget_ended_processes(Path(self._shared))
@@ -238,31 +238,31 @@ class Metrics:
 
 
 def forget_this_process() -> None:
-    """Take back the gauges of a process that serves nothing: the parent of those that do."""
+    """Remove the gauges of this process, the parent of those that serve."""
     mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
 
 
 def lacks_room(folder: Path, processes: int = 1) -> str | None:
-    """Why so many processes cannot share their numbers in a folder, in a line; None where they can.
+    """Why a folder has no room for the shared metrics of `processes`, in one line; None if it has.
 
-    Their files are mapped into memory: one that finds no room on its disk ends the process.
+    The files are mapped into memory: a write without room on the disk would end the process.
     """
     needed = _SHARED_BYTES * processes
     try:
-        # Written, since not every limit on space is told beforehand.
+        # Really written, since a quota, for instance, does not show in the free space.
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(bytes(needed))
     except OSError as error:
-        what = f"{needed / 2**20:g} MiB of shared metrics cannot be written in {folder}"
+        what = f"{needed / 2**20:g} MiB of shared metrics cannot be written to {folder}"
         advice = f"make room, or name another folder in {SHARED_FOLDER}"
         return f"{what} ({error.strerror}); {advice}"
     return None
 
 
 def _forget_ended_processes(folder: Path) -> None:
-    """Drop the gauges of server processes that ended, however they did; their counters stay."""
+    """Remove the gauges of server processes that have ended in any way; keep their counters."""
     for pid in {int(file.stem.rpartition("_")[2]) for file in folder.glob("gauge_live*.db")}:
         try:
-            os.kill(pid, 0)  # nothing is sent: it tells whether there is one
+            os.kill(pid, 0)  # sends no signal; raises if there is no such process
         except ProcessLookupError:
             mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]

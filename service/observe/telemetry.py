@@ -1,6 +1,6 @@
 """OpenTelemetry: a span for every request, sent over OTLP. Needs the extra `telemetry`.
 
-The SDK itself and not its instrumentation of ASGI, which would make a span of every message of a
+It uses the SDK directly: the instrumentation for ASGI would make a span for every message of a
 stream.
 """
 
@@ -19,7 +19,7 @@ from service.observe.trace_context import Span
 
 
 class OtlpTracer:
-    """Spans to a collector, in batches from a thread of the SDK's."""
+    """Sends spans to a collector, in batches, from a thread of the SDK."""
 
     def __init__(self, endpoint: str) -> None:
         resource = Resource.create({"service.name": "unroll"})
@@ -29,12 +29,12 @@ class OtlpTracer:
         self._propagator = TraceContextTextMapPropagator()
 
     def begin(self, headers: Headers) -> Span:
-        """A span of the caller's trace, or of a new one."""
+        """A span in the caller's trace, or in a new one."""
         context = self._propagator.extract(dict(headers))
         return _OtlpSpan(self._tracer.start_span("HTTP", context, SpanKind.SERVER))
 
     def close(self) -> None:
-        """Send what has not been sent, for as long as the SDK waits."""
+        """Send the spans that are left, within the SDK's own timeout."""
         self._provider.shutdown()
 
 
@@ -46,7 +46,7 @@ class _OtlpSpan:
         self.span_id = f"{context.span_id:016x}"
 
     def end(self, name: str, status: int, attributes: Mapping[str, str | float]) -> None:
-        """With the names of OpenTelemetry's semantic conventions where they have one."""
+        """End the span; attributes have the names of OpenTelemetry's semantic conventions."""
         self._span.update_name(name)
         self._span.set_attributes({"http.response.status_code": status, **attributes})
         if status >= 500:

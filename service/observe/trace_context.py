@@ -1,4 +1,4 @@
-"""W3C Trace Context: which trace a request belongs to (https://www.w3.org/TR/trace-context/)."""
+"""W3C Trace Context: the trace that a request belongs to (https://www.w3.org/TR/trace-context/)."""
 
 import random
 import re
@@ -13,14 +13,14 @@ _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f
 
 @dataclass(frozen=True, slots=True)
 class TraceParent:
-    """What the caller says of the trace."""
+    """The caller's trace and span, from `traceparent`."""
 
     trace_id: str  # 32 hexadecimal digits
     parent_id: str  # 16
 
 
 class Span(Protocol):
-    """The time of one request in a trace."""
+    """One request in a trace."""
 
     @property
     def trace_id(self) -> str:
@@ -28,64 +28,64 @@ class Span(Protocol):
 
     @property
     def span_id(self) -> str:
-        """16."""
+        """16 hexadecimal digits."""
 
     def end(self, name: str, status: int, attributes: Mapping[str, str | float]) -> None:
-        """The request was answered; `name` is its method and route."""
+        """End the span of an answered request; `name` is its method and route."""
 
 
 class Tracer(Protocol):
-    """Begins spans, and sends them somewhere or nowhere."""
+    """Begins a span for each request; where they are sent, if anywhere, is its own affair."""
 
     def begin(self, headers: Headers) -> Span:
-        """The span of a request, in its caller's trace or a new one."""
+        """Begin the span of a request, in the caller's trace or in a new one."""
 
     def close(self) -> None:
-        """Send what has not been sent."""
+        """Send the spans that are left."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoggedSpan:
-    """A span that is told in logs alone."""
+    """A span whose ids appear in logs only."""
 
     trace_id: str
     span_id: str
 
     def end(self, name: str, status: int, attributes: Mapping[str, str | float]) -> None:
-        """Nothing is sent."""
+        """Do nothing: the span is not sent anywhere."""
 
 
 class LoggingTracer:
-    """Keeps the callers' traces, so that logs can be joined to them."""
+    """Sends no spans, but keeps the callers' trace ids, so that logs can be joined by them."""
 
     def begin(self, headers: Headers) -> Span:
-        """A span of the caller's trace, or of a new one."""
+        """Begin a span in the caller's trace, or in a new one."""
         parent = parse_traceparent(headers.getlist("traceparent"))
         trace_id = fresh_id(16) if parent is None else parent.trace_id
         return LoggedSpan(trace_id, fresh_id(8))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no spans are held."""
 
 
 def fresh_id(size_bytes: int) -> str:
-    """A random id in hexadecimal digits, which tells requests apart and is no secret.
+    """A random id in hexadecimal digits. It distinguishes requests and is not a secret.
 
-    Not from the system: that call lets go of Python's lock, and to get it back from an engine's
-    thread takes longer than all the rest.
+    Not from the operating system: that call releases the GIL, and getting it back from an engine's
+    thread takes longer than everything else.
     """
     return f"{random.getrandbits(8 * size_bytes):0{2 * size_bytes}x}"
 
 
 def parse_traceparent(values: Sequence[str]) -> TraceParent | None:
-    """The header's content; None where it is not there once, and as the specification has it."""
+    """The parsed header; None unless there is exactly one and it is valid."""
     if len(values) != 1:
         return None
     match = _TRACEPARENT.fullmatch(values[0].strip())
     if match is None:
         return None
     version, trace_id, parent_id, _, rest = match.groups()
-    # Later versions may append fields; this one has none, and `ff` is no version.
+    # Later versions may append fields, version 00 has no others, and `ff` is not a version.
     if version == "ff" or (version == "00" and rest):
         return None
     if set(trace_id) == {"0"} or set(parent_id) == {"0"}:

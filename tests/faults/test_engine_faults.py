@@ -184,14 +184,14 @@ def test_workers_serve_where_temporary_files_find_no_room(
             assert server.samples()
             assert server.stop() == 0
     (line,) = (tmp_path / "log").read_text().splitlines()
-    assert "4 MiB of shared metrics cannot be written in" in line
+    assert "4 MiB of shared metrics cannot be written to" in line
     assert line.endswith("each worker reports its own metrics")
 
 
 def test_a_folder_for_metrics_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     line = lacks_room(Path("/nonexistent"))
     assert line is not None
-    assert line.startswith("2 MiB of shared metrics cannot be written in /nonexistent (No such")
+    assert line.startswith("2 MiB of shared metrics cannot be written to /nonexistent (No such")
     assert lacks_room(tmp_path) is None
 
 
