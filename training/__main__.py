@@ -2,9 +2,9 @@
 
 import os
 
-# Before torch is imported: a spinning thread pool costs a shared machine 10 to 45 times.
+# Before torch is imported: spinning threads slow a shared machine down 10 to 45 times.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# Before onnxruntime is imported: it would tell its makers what it runs.
+# Before onnxruntime is imported: it reports to its makers what it runs.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import argparse
@@ -33,19 +33,19 @@ from training.loop.trainer import Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status: 0 done, 1 it failed, 2 bad usage, 128 + n on signal n."""
+    """Run one command. Returns 0 when done, 1 on an error, 2 on bad usage, 128 + n on signal n."""
     options = _parser().parse_args(arguments)
-    # A line for people, without the place in the code.
+    # One line for people, without the place in the code.
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     _keep_freed_memory()
     try:
         return int(options.command(options) or 0)
-    except KeyboardInterrupt:  # outside of training, which saves first
+    except KeyboardInterrupt:  # not while training, which saves first
         sys.stderr.write("stopped\n")
         return 128 + signal.SIGINT
     except Stopped as stopped:
         _say(
-            f"stopped by {stopped}; to go on: python -m training train {options.run} --resume; "
+            f"stopped by {stopped}; to continue: python -m training train {options.run} --resume; "
             f"`export {options.run}` takes the best weights so far"
         )
         return 128 + stopped.signal_number
@@ -62,10 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory: each step frees and takes the same large blocks.
+    """Make glibc keep freed memory, because every step frees and allocates the same large blocks.
 
-    Given back to the kernel and faulted in again, they cost a sixth of the time of a step with
-    512 units (15,400 against 12,500 characters a second). Other C libraries are left as they are.
+    To return them to the kernel and fault them in again takes a sixth of a step with 512 units
+    (12,500 characters a second instead of 15,400). Other C libraries are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -78,18 +78,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=_program(), description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    learning = commands.add_parser("learn", help="from your files to a model that is served")
+    learning = commands.add_parser("learn", help="turn your files into a model that can be served")
     add_options(learning)
     learning.set_defaults(command=_learn)
 
     train = commands.add_parser("train", help="train the model of a configuration")
     train.add_argument(
-        "config", type=Path, metavar="CONFIG.toml", help="with --resume a run's folder will do"
+        "config", type=Path, metavar="CONFIG.toml", help="or a run's folder, with --resume"
     )
     train.add_argument("--run", type=Path, help="the run's folder (default: runs/NAME)")
-    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    train.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     train.add_argument(
-        "--init-from", type=Path, metavar="FOLDER", help="begin with a run's or a bundle's weights"
+        "--init-from", type=Path, metavar="FOLDER", help="start from a run's or a bundle's weights"
     )
     train.add_argument("--device", choices=("cpu", "cuda"), help="instead of training.device")
     train.set_defaults(command=_train)
@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _program() -> str:
-    """How the command line was called: as a module, or as the script of `unroll.py`."""
+    """The name that the command was called by: the module's, or that of the script `unroll.py`."""
     return "unroll" if Path(sys.argv[0]).stem == "unroll" else "python -m training"
 
 
@@ -166,7 +166,7 @@ def _train(options: argparse.Namespace) -> None:
     config_path = options.config
     if config_path.is_dir():
         if not options.resume:
-            raise ConfigError(f"{config_path}: a folder; to go on with a run in it, add --resume")
+            raise ConfigError(f"{config_path}: a folder; to continue the run in it, add --resume")
         options.run = options.run or config_path
         config_path = config_path / CONFIG_FILE
     config = load_config(config_path)
@@ -179,7 +179,7 @@ def _train(options: argparse.Namespace) -> None:
             f"{run_dir}: holds a run; add --resume, or name another folder with --run"
         )
     if options.resume and not (run_dir / LAST).exists():
-        raise ConfigError(f"{run_dir}: there is no run to go on with; leave out --resume")
+        raise ConfigError(f"{run_dir}: there is no run to continue; leave out --resume")
     measured = train_run(
         config,
         config_path,
@@ -216,7 +216,7 @@ def _translate(options: argparse.Namespace) -> None:
 
 
 def _answer(command: str, run_dir: Path, options: object) -> None:
-    """Print what a run's weights write. Raises ConfigError for weights of another kind."""
+    """Print what a run's weights write. Raises ConfigError where they are of another kind."""
     experiment = open_run(run_dir)
     if experiment.command != command:
         raise ConfigError(f"{run_dir}: {experiment.noun}; `{experiment.command}` is its command")

@@ -44,21 +44,21 @@ class _Section(BaseModel):
 
 
 class LanguageModelDataConfig(_Section):
-    """The text, how it is cut into documents and splits, and on what terms it is used.
+    """The text, how it is cut into documents and splits, and the terms that it is used on.
 
-    `files` are split; the other lists are used whole.
+    `files` are split; every other list is used whole.
     """
 
-    files: list[str] = []  # relative to the config's folder; folders and globs, too
-    train_files: list[str] = []  # all of it for training
-    valid_files: list[str] = []  # all of it for validation
-    test_files: list[str] = []  # all of it for the test
-    documents: Literal["file", "line"] = "file"  # what one document is
-    strip_lines: bool = False  # lines as documents: without the blanks at their ends
-    split_by: Literal["document", "position"] = "document"  # position: the end is held out
-    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # which lines, or short files, those are
+    files: list[str] = []  # relative to the config's folder; folders and globs work too
+    train_files: list[str] = []  # only for training
+    valid_files: list[str] = []  # only for validation
+    test_files: list[str] = []  # only for the test
+    documents: Literal["file", "line"] = "file"  # what counts as one document
+    strip_lines: bool = False  # with lines as documents: strip the blanks at their ends
+    split_by: Literal["document", "position"] = "document"  # position: hold out the end
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # decides which lines or short files
     normalization: Normalization = Normalization()
-    min_count: PositiveInt = 1  # characters rarer than this in the training split become unk
+    min_count: PositiveInt = 1  # rarer characters of the training split become unk
     valid_fraction: Probability = 0.05  # of the lines, of each file, or of all text by position
     test_fraction: Probability = 0.05
     title: str = "untitled"  # for the bundle's manifest
@@ -96,9 +96,9 @@ class LanguageModelNetworkConfig(_Section):
 
 
 class OptimizerConfig(_Section):
-    """What every kind of training has: AdamW, its schedule, evaluations and checkpoints."""
+    """What every kind of model trains with: AdamW, its schedule, evaluations, checkpoints."""
 
-    steps: PositiveInt = 5000  # optimizer steps; some minutes for a model of the default size
+    steps: PositiveInt = 5000  # optimizer steps; a few minutes at the default size
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     final_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -114,19 +114,19 @@ class OptimizerConfig(_Section):
     checkpoint_every: PositiveInt = 500  # steps between resumable checkpoints
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     init_from: str | None = None  # a run's folder or a bundle's, relative to the config's
-    replicas: PositiveInt = 1  # shares of a batch computed side by side, a thread each
-    threads: PositiveInt | None = None  # for all of them; None: every core this process may use
+    replicas: PositiveInt = 1  # shares of a batch that are computed in parallel, one thread each
+    threads: PositiveInt | None = None  # of all replicas; None: every core this process may use
     device: Literal["cpu", "cuda"] = "cpu"
 
 
 class LanguageModelTrainingConfig(OptimizerConfig):
     """Truncated backpropagation through time."""
 
-    batch_size: PositiveInt = 32  # lanes read side by side
-    bptt_len: PositiveInt = 128  # tokens a window
+    batch_size: PositiveInt = 32  # lanes that are read side by side
+    bptt_len: PositiveInt = 128  # tokens in a window
     order: Literal["stream", "shuffle"] | None = None  # None: files stream, lines shuffle
-    restart_probability: Probability = 0.0  # a window: end the text at a line end, begin anew
-    ngram_targets: Probability = 0.0  # share of each target by an n-gram of the other texts
+    restart_probability: Probability = 0.0  # of a window: end at a line end, begin a new text
+    ngram_targets: Probability = 0.0  # share of each target from an n-gram of the other texts
     sample_prompt: str = ""  # a sample is printed at every evaluation
     sample_chars: Annotated[int, Field(ge=0)] = 200
 
@@ -141,7 +141,7 @@ class BaselineConfig(_Section):
     """The n-gram floors on the same split."""
 
     max_order: Annotated[int, Field(ge=1, le=8)] = 8
-    max_train_chars: PositiveInt = 20_000_000  # n-gram tables stand in memory; more is cut
+    max_train_chars: PositiveInt = 20_000_000  # n-gram tables are held in memory; more is cut
 
 
 class LanguageModelConfig(_Section):
@@ -163,30 +163,31 @@ class TextSideConfig(_Section):
     lang: str = ""  # for people and clients: a language tag (BCP 47) or a name
     tokenization: Tokenization = "character"
     normalization: SideNormalization = SideNormalization()
-    vocab_size: Annotated[int, Field(ge=64, le=65_000)] = 2000  # bpe: tokens to learn at most
+    vocab_size: Annotated[int, Field(ge=64, le=65_000)] = 2000  # bpe: learn at most so many tokens
     min_count: PositiveInt = 1  # rarer tokens become unk; bpe learns no rarer merge
 
 
 class EncoderDecoderDataConfig(_Section):
-    """Pairs of source and target, how they are filtered and split, on what terms they are used.
+    """Pairs of source and target: how they are filtered and split, and on what terms used.
 
-    `files` are split by source; the other lists are used whole. A file is TSV (source, tab,
+    `files` are split by source; every other list is used whole. A file is TSV (source, tab,
     target); two aligned files are written `"sources.txt || targets.txt"`.
     """
 
-    files: list[str] = []  # relative to the config's folder; globs too
-    train_files: list[str] = []  # all of it for training
-    valid_files: list[str] = []  # all of it for validation
-    test_files: list[str] = []  # all of it for the test
+    files: list[str] = []  # relative to the config's folder; globs work too
+    train_files: list[str] = []  # only for training
+    valid_files: list[str] = []  # only for validation
+    test_files: list[str] = []  # only for the test
     extra_tests: dict[str, list[str]] = {}  # further test sets, by name
     source: TextSideConfig = TextSideConfig()
     target: TextSideConfig = TextSideConfig()
-    share_vocab: bool = False  # one vocabulary for both sides; they must be tokenized alike
+    share_vocab: bool = False  # one vocabulary for both sides, which must be tokenized alike
     valid_fraction: Probability = 0.05  # of the sources in `files`
     test_fraction: Probability = 0.05
     max_source_tokens: PositiveInt = 200  # longer pairs are dropped, and counted
     max_target_tokens: PositiveInt = 200
-    max_length_ratio: Annotated[float, Field(gt=1)] | None = None  # of the tokens of the two sides
+    # Tokens of the longer side for each of the shorter.
+    max_length_ratio: Annotated[float, Field(gt=1)] | None = None
     title: str = "untitled"  # for the bundle's manifest
     origin: str = "the user's own files"
     license: str = "not stated"
@@ -208,9 +209,9 @@ class EncoderDecoderNetworkConfig(_Section):
     encoder: Literal["recurrent", "crnn"] = "recurrent"
     encoder_layers: PositiveInt = 1
     encoder_hidden_size: PositiveInt = 256  # of each direction
-    conv_widths: list[PositiveInt] = [1, 2, 3, 4, 5]  # crnn: characters that a filter sees
+    conv_widths: list[PositiveInt] = [1, 2, 3, 4, 5]  # crnn: characters that a filter covers
     conv_filters: list[PositiveInt] = [64, 64, 96, 96, 128]  # crnn: filters of each width
-    pool_stride: PositiveInt = 3  # crnn: source positions that become one
+    pool_stride: PositiveInt = 3  # crnn: source positions that are pooled into one
     highway_layers: Annotated[int, Field(ge=0)] = 2  # crnn
     decoder_layers: PositiveInt = 1
     hidden_size: PositiveInt = 256  # of the decoder
@@ -237,9 +238,9 @@ class EncoderDecoderTrainingConfig(OptimizerConfig):
     batch_size: PositiveInt = 64  # pairs
     label_smoothing: Probability = 0.0
     teacher_forcing: Annotated[float, Field(ge=0, le=1)] = 1.0  # 1: always the true target
-    select_by: MetricName = "loss"  # which metric on the validation split keeps the weights
+    select_by: MetricName = "loss"  # the validation metric that decides which weights are kept
     beam_size: PositiveInt = 5  # of the final evaluation; validation is greedy
-    max_valid_sources: PositiveInt = 2000  # decoded at an evaluation; the loss is over all pairs
+    max_valid_sources: PositiveInt = 2000  # translated at an evaluation; the loss covers all pairs
     show: Annotated[int, Field(ge=0)] = 3  # translations printed at every evaluation
 
 
@@ -273,7 +274,7 @@ DEFAULT_TASK = "language_model"  # of a document that names none
 
 
 def load_config(path: Path) -> AnyConfig:
-    """Read and check a configuration. Raises ConfigError, one line a mistake."""
+    """Read and check a configuration. Raises ConfigError, with a line for each mistake."""
     try:
         document = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:

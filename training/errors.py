@@ -1,8 +1,8 @@
-"""What is wrong with what a user gave."""
+"""Errors in what a user provides."""
 
 
 class ConfigError(Exception):
-    """A configuration, or a file that it names, that cannot be used.
+    """A configuration, or a file that it names, cannot be used.
 
-    The message names the option or the file, and what is allowed.
+    The message names the option or the file, and says what is allowed.
     """

@@ -1,4 +1,4 @@
-"""Files that a user names: which they are, and their bytes as text."""
+"""The files that a user names, and their bytes as text."""
 
 import codecs
 import glob
@@ -13,23 +13,24 @@ from service.bundle.marks import MAX_MARKS, without_extra_marks
 from training.errors import ConfigError
 
 READ_BYTES = 1 << 20
-# UTF-32's first: that of its little end begins with UTF-16's.
+# UTF-32 first: its little-endian mark begins with UTF-16's.
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# Of a file's bytes, from which on it is UTF-16 that does not say so: blanks and line ends alone.
+# Share of NUL bytes from which a file is taken for UTF-16 without a mark; its blanks and line ends
+# alone have more.
 _NUL_SHARE = 0.02
 
 
 def text_blocks(path: Path) -> Iterator[str]:
-    """The text of a file in pieces, line ends as they are; a byte order mark is no part of it.
+    """The text of a file in pieces, with its line ends as they are and without a byte order mark.
 
-    UTF-8, or UTF-16 or UTF-32 by their byte order mark. Raises ConfigError with file, line and byte
-    for anything else. Of combining marks in a row those that are too many are left out, with a
-    warning: the service reads no text that has them.
+    Reads UTF-8, and UTF-16 or UTF-32 with a byte order mark. Raises ConfigError with the file, the
+    line and the byte for anything else. Drops combining marks beyond MAX_MARKS in a row, with a
+    warning, because the service refuses a text that has more.
     """
     run = dropped = 0
     for block in _decoded_blocks(path):
@@ -57,20 +58,20 @@ def _decoded_blocks(path: Path) -> Iterator[str]:
                 end += len(block)
             yield decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
-            # What it holds from earlier blocks is decoded together with the last one.
+            # The decoder holds back bytes of earlier blocks and decodes them with the last one.
             place = end - len(error.object) + error.start
             raise ConfigError(_not_text(path, encoding, place, error)) from error
 
 
 def read_text(path: Path) -> str:
-    """The text of a file as `text_blocks` gives it."""
+    """The whole text of a file, as `text_blocks` yields it."""
     return "".join(text_blocks(path))
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a file: LF, CR LF and CR end one, and nothing else does.
+    """The lines of a file. Only LF, CR LF and CR end a line.
 
-    Not splitlines: U+2028 and its like stand inside of texts.
+    `splitlines` would also cut at U+2028 and the like, which occur inside texts.
     """
     ends = io.IncrementalNewlineDecoder(None, translate=True)
     rest = ""
@@ -84,11 +85,12 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def input_files(patterns: Sequence[str], base: Path, option: str = "data.files") -> list[Path]:
-    """The files that an option names, in order, each once. Raises ConfigError for none.
+    """The files that an option names, in order, each once. Raises ConfigError where there are none.
 
-    An entry is a file, a folder (its *.txt files) or a glob; relative to `base`; `~` is a home.
+    An entry is a file, a folder (its *.txt files) or a glob, relative to `base`; `~` works.
     """
-    files: dict[Path, Path] = {}  # by what it really is: a second copy would leak between splits
+    # By resolved path: a file that is named twice would leak between splits.
+    files: dict[Path, Path] = {}
     for pattern in patterns:
         for path in _matches(pattern, base, option):
             files.setdefault(path.resolve(), path)
@@ -96,7 +98,7 @@ def input_files(patterns: Sequence[str], base: Path, option: str = "data.files")
 
 
 def digest_of(files: Sequence[Path]) -> str:
-    """SHA-256 of a file; of several, over theirs, since where one ends matters too."""
+    """SHA-256 of a file; of several files, that of their digests, so that boundaries count."""
     digests = []
     for path in files:
         with _open(path) as stream:
@@ -108,13 +110,13 @@ def digest_of(files: Sequence[Path]) -> str:
 
 def _matches(pattern: str, base: Path, option: str) -> list[Path]:
     named = base / Path(pattern).expanduser()
-    # Before globbing: a `[` stands in names, too.
+    # Before globbing, because names may contain a `[`.
     if named.is_file():
         return [named]
     if named.is_dir():
         return _folder_texts(named, option)
     pattern = str(Path(pattern).expanduser())
-    # Not base.glob: absolute patterns too. Not base / pattern: a folder's [name] is no pattern.
+    # base.glob takes no absolute patterns; in base / pattern, a [ in the folder's name would count.
     found = sorted(base / x for x in glob.glob(pattern, root_dir=base, recursive=True))  # noqa: PTH207
     files = [path for path in found if path.is_file()]
     if not files:
@@ -181,5 +183,5 @@ def _line_of(path: Path, encoding: str, place: int) -> int:
         while place > 0 and (block := stream.read(min(READ_BYTES, place))):
             place -= len(block)
             line += ends.decode(block).count("\n")
-    # A CR at the very end has waited for its LF.
+    # The decoder has held back a CR at the very end.
     return line + ends.decode(b"", final=True).count("\n")

@@ -159,7 +159,7 @@ def test_there_must_be_something_to_resume(tmp_path: Path, call: Main) -> None:
     arguments = ("train", configured(tmp_path), "--run", tmp_path / "run", "--resume")
     status, _, stderr = call(*arguments)
     assert status == 1
-    assert_one_line(stderr, "there is no run to go on with")
+    assert_one_line(stderr, "there is no run to continue")
 
 
 def test_a_finished_run_can_be_trained_on_from_its_folder_alone(tmp_path: Path, call: Main) -> None:
@@ -243,7 +243,7 @@ def test_a_signal_ends_a_run_after_the_step_in_hand(
     assert status == 128 + number
     run = tmp_path / "run"
     assert stdout.splitlines()[-1] == (
-        f"stopped by {number.name}; to go on: python -m training train {run} --resume; "
+        f"stopped by {number.name}; to continue: python -m training train {run} --resume; "
         f"`export {run}` takes the best weights so far"
     )
     assert len(steps) == 4

@@ -1,13 +1,13 @@
-"""What may change in the configuration of a run that goes on, and what may not."""
+"""Which options of a configuration may change when a run is resumed."""
 
 import json
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-# Words for people, the schedule, what is looked at, where it runs. The files may be called
-# otherwise: that the text is the same is known by its digest. Lists that say which split a file is
-# in are not among these: the digest knows nothing of splits.
+# Descriptions, the schedule, what is measured and shown, the hardware. The files may be renamed: a
+# digest shows that the text is the same. The lists that assign files to splits may not change,
+# because the digest does not cover that.
 _FREE = (
     "name",
     "description",
@@ -40,9 +40,9 @@ _FREE = (
 
 
 def forbidden_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """The first option that may not change and has, with both values; None where there is none.
+    """The first option that has changed and may not, with both values; None where there is none.
 
-    `old` and `new` are configurations as JSON, every default written out.
+    `old` and `new` are configurations as JSON, with all defaults.
     """
     before, after = dict(_options(old)), dict(_options(new))
     for option in {**before, **after}:

@@ -12,12 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-LAST = "last.safetensors"  # everything needed to go on
+LAST = "last.safetensors"  # everything that is needed to resume
 BEST = "best.safetensors"  # the weights of the best evaluation
 
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be used; the message is one line."""
+    """A checkpoint cannot be used; the message is one line."""
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
@@ -32,14 +32,14 @@ def save(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and record of a checkpoint. Raises CheckpointError when it is not one of ours."""
+    """The tensors and the record of a checkpoint. Raises CheckpointError for any other file."""
     with _opened(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return tensors, _record(path, file)
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The record alone. Raises CheckpointError when it is not one of ours."""
+    """The record alone. Raises CheckpointError for any other file."""
     with _opened(path) as file:
         return _record(path, file)
 
@@ -83,7 +83,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put the state that `optimizer_tensors` gave back."""
+    """Restore the state that `optimizer_tensors` returned."""
     document = optimizer.state_dict()
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():

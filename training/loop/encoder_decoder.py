@@ -1,4 +1,4 @@
-"""Training an encoder-decoder: teacher forcing on pairs, weights chosen by what users read.
+"""Training an encoder-decoder: teacher forcing on pairs, weights kept by the metric users read.
 
 B batch, T target positions, V target vocabulary.
 """
@@ -45,8 +45,8 @@ class EncoderDecoderTask:
         self.device = open_device(options)
         if options.select_by == "bleu" and not has_bleu([*corpus.valid.references.values()]):
             raise TrainingError(
-                "training.select_by: BLEU counts four words in a row, which no target to validate "
-                "with has; choose chrf, exact_match, word_error_rate, symbol_error_rate or loss"
+                "training.select_by: BLEU counts four words in a row, and no validation target has "
+                "so many; choose chrf, exact_match, word_error_rate, symbol_error_rate or loss"
             )
         self._model = EncoderDecoder(config.model, len(corpus.source), len(corpus.target))
         self._model.to(self.device)
@@ -73,12 +73,12 @@ class EncoderDecoderTask:
         }
 
     def backward(self) -> tuple[float, int]:
-        """The next batch; the loss is without the label smoothing that the gradient has."""
+        """The next batch; label smoothing is in the gradient and not in the loss."""
         batch = self.batches.next()
         predicted = batch.predicted
         nats = [0.0] * len(self.replicas)
         rows = min(len(self.replicas), len(batch.lengths))
-        # Every so many rows, so that the shares are of like lengths.
+        # Interleaved rows: the batch is sorted, and the shares should have like lengths.
         shares = [
             self._share(_rows(batch, slice(i, None, rows)), predicted, nats, i) for i in range(rows)
         ]
@@ -142,14 +142,14 @@ class EncoderDecoderTask:
             )
         return Evaluation(
             loss=loss,
-            # Of equals, such as all that make no mistake, the one that is surest.
+            # Of equals, such as several without a mistake, the surest one.
             rank=(rank_of(options.select_by, values), loss),
             values={str(name): value for name, value in values.items()},
             line=", ".join(f"{name} {value:.4f}" for name, value in values.items()),
         )
 
     def show(self, model: EncoderDecoder, step: int) -> Sequence[str]:
-        """Some sources of the validation split, others at each step, and their translations."""
+        """A few sources of the validation split, new ones each time, with their translations."""
         rng = np.random.default_rng(step)
         sources = list(self.corpus.valid.references)
         count = min(self._config.training.show, len(sources))
@@ -160,7 +160,7 @@ class EncoderDecoderTask:
         return [f"    {text}  ->  {target}" for text, target in zip(texts, found, strict=True)]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Generators, and where the batches stand."""
+        """The generators, and the position in the batches."""
         return self.replicas.state(), self.batches.state()
 
     def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
@@ -176,7 +176,7 @@ class EncoderDecoderTask:
 def load_best(
     run_dir: Path,
 ) -> tuple[EncoderDecoderConfig, EncoderDecoder, Tokenizer, Tokenizer, dict[str, Any]]:
-    """Config, best weights, both tokenizers and the checkpoint's record of a run's folder."""
+    """The configuration, the best weights, both tokenizers and the record from a run's folder."""
     tensors, record = checkpoint.read(run_dir / checkpoint.BEST)
     config = EncoderDecoderConfig.model_validate(record["config"])
     source = restored_tokenizer(config.data.source, record["source"])
@@ -187,7 +187,7 @@ def load_best(
 
 
 def _rows(batch: PairBatch, rows: slice) -> PairBatch:
-    """Some rows, cut to what they need."""
+    """Some rows of a batch, cut to their own longest."""
     lengths, targets = batch.lengths[rows], batch.targets[rows]
     longest = int((targets != PAD_ID).sum(axis=1).max())
     return PairBatch(

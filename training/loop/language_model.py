@@ -79,28 +79,28 @@ class LanguageModelTask:
         return {"vocab": list(self.corpus.vocab.tokens), "corpus_sha256": self.corpus.sha256}
 
     def backward(self) -> tuple[float, int]:
-        """The next window of every lane; the loss is that of the text's own tokens."""
+        """The next window of every lane; the loss counts the text's own tokens alone."""
         window = self.windows.next()
         parts = (window.tokens, window.targets, window.reset)
         tokens, targets, reset = (torch.from_numpy(x).to(self.device) for x in parts)
         predicted = int((window.targets != PAD_ID).sum())
-        shares = self.shares(tokens, targets, reset, predicted, self._told(window))
+        shares = self.shares(tokens, targets, reset, predicted, self._expected(window))
         objective = self.replicas.backward(shares)
         if self._ngram_targets is None or not math.isfinite(objective):
             return objective, predicted
         return sum(self._nats) / predicted, predicted
 
-    def _told(self, window: Window) -> Tensor | None:
-        """What an n-gram model expects [B, T, V] of a window, and zeros where it is not asked."""
+    def _expected(self, window: Window) -> Tensor | None:
+        """An n-gram model's distributions [B, T, V] for a window; zeros where they do not apply."""
         if self._ngram_targets is None:
             return None
         ids = self.corpus.train.ids
         places = self.windows.places[:, np.newaxis] + np.arange(window.targets.shape[1])  # [B, T]
         places = np.minimum(places, len(ids) - 1)  # of padding
-        told = self._ngram_targets[torch.from_numpy(places)]
-        # Where a text ends early, eos is the target, and the text itself goes on otherwise.
+        expected = self._ngram_targets[torch.from_numpy(places)]
+        # Not where a restart ends the text early: eos is the target there, and not the next id.
         own = (window.targets == ids[places]) & (window.targets != PAD_ID)
-        return told * torch.from_numpy(own).to(self.device).unsqueeze(2)
+        return expected * torch.from_numpy(own).to(self.device).unsqueeze(2)
 
     def shares(
         self,
@@ -108,15 +108,15 @@ class LanguageModelTask:
         targets: Tensor,
         reset: Tensor,
         predicted: int,
-        told: Tensor | None = None,
+        expected: Tensor | None = None,
     ) -> list[ShareLoss[LanguageModel]]:
         """Each replica's lanes of a window: `tokens` and `targets` [B, T], `reset` [B].
 
-        `told` [B, T, V]: distributions to learn from as well, zeros where there is none.
+        `expected` [B, T, V]: distributions to learn from as well, zeros where there are none.
         """
         count = len(self.replicas)
         chunks = zip(tokens.chunk(count), targets.chunk(count), reset.chunk(count), strict=True)
-        parts = [None] * count if told is None else told.chunk(count)
+        parts = [None] * count if expected is None else expected.chunk(count)
         return [
             self._share(index, *share, predicted, part)
             for index, (share, part) in enumerate(zip(chunks, parts, strict=True))
@@ -129,7 +129,7 @@ class LanguageModelTask:
         targets: Tensor,
         reset: Tensor,
         predicted: int,
-        told: Tensor | None,
+        expected: Tensor | None,
     ) -> ShareLoss[LanguageModel]:
         def loss(model: LanguageModel, generator: torch.Generator) -> Tensor:
             keep = (~reset).unsqueeze(1)  # [B, 1]
@@ -139,15 +139,15 @@ class LanguageModelTask:
                 logits.flatten(0, 1), targets.flatten(), ignore_index=PAD_ID, reduction="sum"
             )
             self._states[index] = tuple(state.detach() for state in after)
-            if told is None:
+            if expected is None:
                 return total / predicted
             self._nats[index] = float(total.detach())
             logprobs = torch.log_softmax(logits, dim=2)
             own = -logprobs.gather(2, targets.unsqueeze(2)).squeeze(2)  # [B, T]
-            counted = told.any(dim=2)
-            expected = -(told * logprobs).sum(dim=2)
+            counted = expected.any(dim=2)
+            cross = -(expected * logprobs).sum(dim=2)  # [B, T]
             share = self._config.training.ngram_targets
-            return (total + share * (expected - own)[counted].sum()) / predicted
+            return (total + share * (cross - own)[counted].sum()) / predicted
 
         return loss
 
@@ -156,13 +156,13 @@ class LanguageModelTask:
         return {"loss": loss, "bits_per_char": loss / math.log(2)}
 
     def describe(self, loss: float) -> str:
-        """Both of them."""
+        """The same for people."""
         return f"loss {loss:.4f}, {loss / math.log(2):.4f} bits/char"
 
     def evaluate(self, model: LanguageModel) -> Evaluation:
         """Score the validation split."""
         score = evaluate(model, self.corpus.valid, self.device)
-        # A diverged model's has no number; the trainer stops it by its loss.
+        # Too large for a double once a model has diverged; the trainer stops it by its loss.
         perplexity = score.perplexity if score.loss < _LARGEST_EXPONENT else math.inf
         return Evaluation(
             loss=score.loss,
@@ -177,7 +177,7 @@ class LanguageModelTask:
         )
 
     def show(self, model: LanguageModel, step: int) -> Sequence[str]:
-        """A sample, or a few where a document is a line."""
+        """A sample, or several short ones where a document is a line."""
         options = self._config.training
         if not options.sample_chars:
             return []
@@ -198,7 +198,7 @@ class LanguageModelTask:
         return [f"    {text}".replace("\n", "\n    ") for text in shown]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Generators, the lanes' states and where they stand."""
+        """The generators, and each lane's states and position."""
         tensors = self.replicas.state()
         for index, states in enumerate(self._states):
             tensors |= {f"{index}.states.{i}": x for i, x in enumerate(states)}
@@ -222,7 +222,7 @@ class LanguageModelTask:
 
 
 def load_best(run_dir: Path) -> tuple[LanguageModelConfig, LanguageModel, dict[str, Any]]:
-    """Config, best weights and the checkpoint's record of a run's folder."""
+    """The configuration, the best weights and the checkpoint's record from a run's folder."""
     tensors, record = checkpoint.read(run_dir / checkpoint.BEST)
     config = LanguageModelConfig.model_validate(record["config"])
     model = LanguageModel(config.model, len(record["vocab"]))

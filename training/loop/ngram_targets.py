@@ -1,10 +1,10 @@
-"""What an n-gram model of the other texts expects at each place of the training text.
+"""Targets from an n-gram model: what it expects at each place of the training text.
 
-Little text teaches a network by heart what is in it; an n-gram model that is smoothed well knows
-how much less likely it is to come again. Given a share of each target, it hands that on: knowledge
-distillation (Hinton, Vinyals and Dean 2015) from modified Kneser-Ney
-(`training.evaluation.ngram`). A model of the text itself would only know it by heart as well, so
-each part is told by a model of the others.
+A network learns a short text by heart. A well-smoothed n-gram model knows how unlikely that text
+is to occur again, and passes this on when it provides a share of each target: knowledge
+distillation (Hinton, Vinyals and Dean 2015) from modified Kneser-Ney (`training.evaluation.ngram`).
+An n-gram model of the same text would know it by heart too, so each part of the text gets its
+targets from a model of the other parts.
 
 N tokens, T time, V vocabulary.
 """
@@ -19,22 +19,23 @@ from training.errors import ConfigError
 from training.evaluation import ngram
 
 ORDER = 6
-_PARTS = 8  # each is told by a model of the seven others
-_PIECES = 16 * _PARTS  # of all the text, where one text is so long that all parts need some of it
+_PARTS = 8  # each gets its targets from a model of the other seven
+_PIECES = 16 * _PARTS  # that a long text is cut into, so that every part holds some of it
 _MAX_VALUES = 1 << 26  # 256 MiB
 
 Floats = npt.NDArray[np.float32]
 
 
 def ngram_targets(split: Split, vocab_size: int, *, seed: int = 0) -> Floats:
-    """[N, V] probabilities of the token at each place, given those before it in its text.
+    """[N, V] probabilities of each token, given those before it in its text.
 
-    Raises ConfigError for a text that is too long: much of it needs no such help.
+    Raises ConfigError for a text that is too long, and needs no such help.
     """
     if len(split.ids) * vocab_size > _MAX_VALUES:
         raise ConfigError(
-            f"training.ngram_targets: {len(split.ids):,} tokens to train on, of {vocab_size:,} "
-            f"kinds, are too many; at most {_MAX_VALUES // vocab_size:,} of so many kinds may be"
+            f"training.ngram_targets: {len(split.ids):,} tokens to train on are too many; with a "
+            f"vocabulary of {vocab_size:,}, at most {_MAX_VALUES // vocab_size:,} are allowed. "
+            "Leave the option out: so much text does not need it"
         )
     ids = np.asarray(split.ids, np.int64)
     starts = np.asarray(split.starts, np.int64)
@@ -48,25 +49,25 @@ def ngram_targets(split: Split, vocab_size: int, *, seed: int = 0) -> Floats:
             raise ConfigError("training.ngram_targets: there is too little text to train on")
         model = ngram.fit(np.concatenate(others), offsets, vocab_size, ORDER)[-1]
         own = [(int(bounds[i]), int(bounds[i + 1])) for i in np.flatnonzero(parts == part)]
-        # Each with what stands before it in its text: of the others nothing reaches into it.
+        # Each piece with the tokens before it in its text, which are its history.
         befores = [max(_text_begin(starts, begin), begin - ORDER + 1) for begin, _ in own]
-        told = model.distributions(
+        expected = model.distributions(
             np.concatenate([ids[i:end] for i, (_, end) in zip(befores, own, strict=True)])
         )
         place = 0
         for before, (begin, end) in zip(befores, own, strict=True):
             place += end - before
-            found[begin:end] = told[place - (end - begin) : place]
+            found[begin:end] = expected[place - (end - begin) : place]
     return found
 
 
 def _text_begin(starts: npt.NDArray[np.int64], place: int) -> int:
-    """Where the text begins that a place is in."""
+    """The start of the text that holds a place."""
     return int(starts[np.searchsorted(starts, place, side="right") - 1])
 
 
 def _bounds(starts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Where texts begin and end, and pieces of those that are a large share of all."""
+    """The ends of all texts, and of the pieces of those that are a large share of the whole."""
     total = int(starts[-1])
     cuts = [
         np.arange(begin, end, max(1, total // _PIECES))

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, elsewhere a line every few seconds."""
+"""Progress of a run: a bar on a terminal, a line every few seconds elsewhere."""
 
 import sys
 import time
@@ -11,23 +11,23 @@ _EVERY_S = 10.0
 
 
 class Progress(Protocol):
-    """What the trainer reports to."""
+    """Where the trainer reports its progress."""
 
     def advance(self) -> None:
-        """One more step is done."""
+        """Count one more step."""
 
     def describe(self, text: str) -> None:
-        """What the last steps were worth."""
+        """Set the text beside the progress: the latest loss and speed."""
 
     def write(self, lines: Sequence[str]) -> None:
-        """Lines that stay."""
+        """Print lines that stay."""
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """End the report."""
 
 
 class Bar:
-    """A bar that is drawn over and over."""
+    """A bar that is redrawn in place."""
 
     def __init__(self, done: int, steps: int) -> None:
         self._bar: tqdm[Any] = tqdm(
@@ -35,15 +35,15 @@ class Bar:
         )
 
     def advance(self) -> None:
-        """Draw one more step."""
+        """Advance the bar."""
         self._bar.update()
 
     def describe(self, text: str) -> None:
-        """Stand behind the bar."""
+        """Set the text behind the bar."""
         self._bar.set_postfix_str(text)
 
     def write(self, lines: Sequence[str]) -> None:
-        """Above the bar."""
+        """Print above the bar."""
         self._bar.write("\n".join(lines), sys.stderr)
 
     def close(self) -> None:
@@ -64,7 +64,7 @@ class Lines:
         self._text = ""
 
     def advance(self) -> None:
-        """Say where it stands, if that is long ago."""
+        """Print a line if the last one is long enough ago."""
         self._done += 1
         now = self._clock()
         if now - self._last < _EVERY_S:
@@ -75,20 +75,20 @@ class Lines:
         self.write([", ".join(part for part in parts if part)])
 
     def describe(self, text: str) -> None:
-        """Stand in the next line."""
+        """Set the text of the next line."""
         self._text = text
 
     def write(self, lines: Sequence[str]) -> None:
-        """Line by line, at once."""
+        """Print at once."""
         sys.stderr.write("".join(f"{line}\n" for line in lines))
         sys.stderr.flush()
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Nothing to do."""
 
 
 def open_progress(done: int, steps: int) -> Progress:
-    """A bar where somebody looks, else lines."""
+    """A bar on a terminal, lines elsewhere."""
     return Bar(done, steps) if sys.stderr.isatty() else Lines(done, steps)
 
 

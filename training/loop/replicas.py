@@ -1,8 +1,8 @@
-"""The gradient of one batch, its rows shared out to threads.
+"""The gradient of one batch, with its rows divided among threads.
 
-A small recurrent step gains little from threads inside its matrix products, and everything from
-threads beside each other: two groups of lanes on two cores gave 1.9 times the characters a second
-of one group on two threads (one layer of 384 units).
+A small recurrent step gains little from threads inside its matrix products and much from threads
+that each step some of the rows: with one layer of 384 units on two cores, two groups of lanes read
+1.9 times as many characters a second as one group on two threads.
 """
 
 import copy
@@ -18,20 +18,20 @@ from training.config import OptimizerConfig
 from training.loop.cpus import usable_cpus
 
 Model = TypeVar("Model", bound=nn.Module)
-# A share's part of the mean loss, a scalar with its graph.
+# Computes a share's part of the mean loss: a scalar with its graph.
 ShareLoss = Callable[[Model, torch.Generator], Tensor]
 
 
 @dataclass(slots=True)
 class _Replica(Generic[Model]):
-    """A model that shares the weights and has gradients and a generator of its own."""
+    """A model that shares its weights with the others, and has its own gradients and generator."""
 
     model: Model
     generator: torch.Generator
 
 
 class Replicas(Generic[Model]):
-    """Shares of a batch. The result depends on their number, and not on the number of cores."""
+    """Computes shares of a batch. The result depends on their number, not on that of the cores."""
 
     def __init__(self, model: Model, options: OptimizerConfig, device: torch.device) -> None:
         count = options.replicas
@@ -42,7 +42,7 @@ class Replicas(Generic[Model]):
             generator = torch.Generator(device).manual_seed(options.seed + index)
             self._replicas.append(_Replica(replica, generator))
         torch.set_num_threads(max(1, threads // count))
-        # The calling thread computes the first share; the others' threads are set up as it is.
+        # The calling thread computes the first share; the pool's threads have the same setting.
         self._pool = ThreadPoolExecutor(
             max(1, count - 1),
             thread_name_prefix="replica",
@@ -54,14 +54,14 @@ class Replicas(Generic[Model]):
         return len(self._replicas)
 
     def backward(self, shares: Sequence[ShareLoss[Model]]) -> float:
-        """The sum of the shares' losses, its gradient left in the model's parameters.
+        """Returns the sum of the shares' losses, and leaves its gradient in the model's parameters.
 
-        At most as many shares as replicas.
+        There may be fewer shares than replicas.
         """
         work = list(zip(self._replicas, shares, strict=False))
         pending = [self._pool.submit(_backward, replica, share) for replica, share in work[1:]]
         losses = [_backward(*work[0]), *(future.result() for future in pending)]
-        # Added in the order of the shares, whichever was done first.
+        # Added in the order of the shares, whichever finished first.
         for replica, _ in work[1:]:
             for total, part in zip(
                 self._replicas[0].model.parameters(), replica.model.parameters(), strict=True
@@ -75,7 +75,7 @@ class Replicas(Generic[Model]):
         return {f"{i}.generator": x.generator.get_state() for i, x in enumerate(self._replicas)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `state` gave."""
+        """Restore what `state` returned."""
         for index, replica in enumerate(self._replicas):
             replica.generator.set_state(tensors[f"{index}.generator"])
 
@@ -85,7 +85,7 @@ class Replicas(Generic[Model]):
 
 
 def _sharing(model: Model) -> Model:
-    """A copy whose parameters are the same memory, with gradients of their own."""
+    """A copy whose parameters use the same memory and have their own gradients."""
     replica = copy.deepcopy(model)
     for mine, shared in zip(replica.parameters(), model.parameters(), strict=True):
         mine.data = shared.data
@@ -93,7 +93,7 @@ def _sharing(model: Model) -> Model:
 
 
 def _backward(replica: _Replica[Model], share: ShareLoss[Model]) -> float:
-    """This share's part of the mean loss; its gradient is in the replica's parameters."""
+    """Returns this share's part of the mean loss, and leaves its gradient in the replica."""
     replica.model.train()
     replica.model.zero_grad(set_to_none=True)
     loss = share(replica.model, replica.generator)

@@ -1,4 +1,4 @@
-"""What a run leaves behind to read: JSON lines, TensorBoard events and the learning curve."""
+"""The log of a run: JSON lines, TensorBoard events and the learning curve."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ LOG_FILE = "log.jsonl"
 class RunLog:
     """`log.jsonl`, `tensorboard/` and `curve.png` in the run's folder.
 
-    `resume_step` cuts off what a broken-off run logged after the checkpoint it goes on from.
+    `resume_step` drops what an interrupted run logged after the checkpoint that it resumes from.
     """
 
     def __init__(self, folder: Path, *, resume_step: int | None) -> None:
@@ -42,7 +42,7 @@ class RunLog:
             self._events.add_scalar(f"{kind}/{name}", value, step)
 
     def draw(self, title: str, curve: Curve) -> None:
-        """Draw the learning curve anew."""
+        """Redraw the learning curve."""
         figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
         for kind, style in (("train", "-"), ("valid", "o-")):
             points = [(x["step"], x[curve.key]) for x in self._lines if x["kind"] == kind]
@@ -60,7 +60,7 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `log.jsonl`; a last line that a crash cut short is dropped."""
+    """The lines of a `log.jsonl`, without a last line that a crash has cut short."""
     if not path.exists():
         return []
     lines = []

@@ -1,4 +1,4 @@
-"""What the trainer needs of the thing that is trained."""
+"""What the trainer needs from a kind of model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class TrainingError(Exception):
-    """Training cannot go on; the message says why and where the last good checkpoint is."""
+    """Training cannot continue; the message says why, and where the last good checkpoint is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +21,14 @@ class Evaluation:
     """What weights are worth on the validation split."""
 
     loss: float  # mean nats a predicted token
-    rank: tuple[float, ...]  # the least wins: decides which weights are kept
+    rank: tuple[float, ...]  # decides which weights are kept: the smallest wins
     values: Mapping[str, float]  # for the log
     line: str  # for people
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """What the learning curve shows."""
+    """The value that the learning curve shows."""
 
     key: str  # of the logged values
     label: str  # with its unit
@@ -37,7 +37,7 @@ class Curve:
 class Task(Protocol[Model]):
     """Batches, loss and evaluation of one kind of model."""
 
-    unit: str  # of progress: what is predicted one by one
+    unit: str  # what is predicted one by one, as progress names it
     curve: Curve
 
     @property
@@ -49,16 +49,16 @@ class Task(Protocol[Model]):
         """Tokens that are predicted among."""
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree with, and what its weights mean; JSON."""
+        """The text and vocabulary that a checkpoint's weights belong to; JSON."""
 
     def backward(self) -> tuple[float, int]:
-        """The next batch: mean loss in nats, and over how many predicted tokens.
+        """Run the next batch. Returns the mean loss in nats, and the number of predicted tokens.
 
-        The gradient is left in the model's parameters.
+        Leaves the gradient in the model's parameters.
         """
 
     def loss_values(self, loss: float) -> dict[str, float]:
-        """A training loss as the log has it."""
+        """A training loss as the values that the log keeps."""
 
     def describe(self, loss: float) -> str:
         """A training loss for people."""
@@ -67,20 +67,20 @@ class Task(Protocol[Model]):
         """Measure weights on the validation split."""
 
     def show(self, model: Model, step: int) -> Sequence[str]:
-        """Lines that let a person see what the model does."""
+        """Lines that show a person what the model does."""
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What `restore` needs to go on from here: tensors, and JSON."""
+        """What `restore` needs to continue from here: tensors, and JSON."""
 
     def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
         """Continue where `state` was taken."""
 
     def close(self) -> None:
-        """End what it has started."""
+        """Stop the threads that it has started."""
 
 
 def open_device(options: OptimizerConfig) -> torch.device:
-    """The device to train on, torch seeded. Raises TrainingError where there is none such."""
+    """Seed torch and return the device to train on. Raises TrainingError where there is none."""
     if options.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError('training.device: "cuda" is not available here; "cpu" is')
     torch.manual_seed(options.seed)

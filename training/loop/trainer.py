@@ -1,6 +1,6 @@
 """The training loop: optimizer, schedule, evaluations, signals; resumable to the last digit.
 
-What is trained is a task's business (`task.py`): its batches, its loss, what its weights are worth.
+A task (`task.py`) provides the batches, the loss and the evaluation of one kind of model.
 """
 
 import copy
@@ -27,12 +27,12 @@ from training.loop.task import Evaluation, Task, TrainingError
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# A mean loss that no model has which can still be saved, overfitted ones included.
+# Nats a token: no model that can recover has such a validation loss, not even an overfitted one.
 _HOPELESS_NATS = 100.0
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop; the checkpoint is written."""
+    """A signal has stopped the run; its checkpoint is written."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
@@ -50,7 +50,7 @@ def learning_rate(step: int, config: OptimizerConfig) -> float:
 
 
 class Trainer(Generic[Model]):
-    """One run. All that changes while it trains is saved by `save` and put back by `resume`."""
+    """One run. `save` keeps all state that changes while it trains, and `resume` restores it."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Trainer(Generic[Model]):
         *,
         parent: dict[str, str] | None = None,
     ) -> None:
-        """`parent` says whose weights the task's model begins with, if anyone's."""
+        """`parent` names the run or bundle whose weights the task's model starts from, if any."""
         self.config = config
         self.parent = parent
         self.task = task
@@ -86,14 +86,17 @@ class Trainer(Generic[Model]):
     # --- one step -------------------------------------------------------------------------------
 
     def train_step(self) -> tuple[float, int]:
-        """One batch: total nats and predicted tokens. Raises TrainingError when not finite."""
+        """Train on one batch. Returns its total nats and its number of predicted tokens.
+
+        Raises TrainingError when the loss or the gradient is not finite.
+        """
         options = self.config.training
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, options)
         loss, predicted = self.task.backward()
         if options.grad_clip_value is not None:
             clip_grad_value_(self.model.parameters(), options.grad_clip_value)
-        # Measured even when nothing is clipped: a norm that is not finite must stop the run.
+        # Computed even when nothing is clipped: a norm that is not finite must stop the run.
         norm = clip_grad_norm_(self.model.parameters(), options.grad_clip_norm or math.inf)
         self._check_finite(loss, float(norm))
         self.optimizer.step()
@@ -105,7 +108,7 @@ class Trainer(Generic[Model]):
         if self.average is None:
             return
         decay = self.config.training.ema_decay or 0.0
-        # Short at first: the initial weights are worth nothing.
+        # A short average at first: the initial weights are worth nothing.
         weight = 1.0 - min(decay, (1.0 + self.step) / (10.0 + self.step))
         with torch.no_grad():
             for mean, parameter in zip(
@@ -133,13 +136,13 @@ class Trainer(Generic[Model]):
 
     @property
     def evaluated_model(self) -> Model:
-        """The model that is evaluated, kept and exported: the average where there is one."""
+        """The model that is evaluated and saved: the average where there is one."""
         return self.average if self.average is not None else self.model
 
     def run(self, *, resumed: bool = False) -> Evaluation:
-        """Train to the end; what the best evaluation's weights are worth, evaluated anew.
+        """Train to the end. Returns a new evaluation of the best weights.
 
-        Raises Stopped after SIGTERM or SIGINT (the checkpoint is written) and TrainingError.
+        Raises Stopped after SIGTERM or SIGINT, when the checkpoint is written, and TrainingError.
         """
         options = self.config.training
         log = RunLog(self.run_dir, resume_step=self.step if resumed else None)
@@ -177,7 +180,7 @@ class Trainer(Generic[Model]):
         if self.step % options.eval_every == 0 or self.step == options.steps:
             self._evaluate(log, progress)
         done = self.step == options.steps or self._exhausted()
-        stop_signal = self._signal  # read once: what comes after the check stops the next step
+        stop_signal = self._signal  # read once: a later signal stops the run after the next step
         if self.step % options.checkpoint_every == 0 or done or stop_signal is not None:
             self.save()
         if stop_signal is not None:
@@ -208,13 +211,13 @@ class Trainer(Generic[Model]):
         return patience is not None and self.evaluations_since_best >= patience
 
     def finish(self) -> Evaluation:
-        """Load the best weights into `evaluated_model`, and evaluate them once more.
+        """Load the best weights into `evaluated_model` and evaluate them again.
 
-        Raises TrainingError where there are none: a run that is over before its first evaluation.
+        Raises TrainingError where there are none, because the run ended before an evaluation.
         """
         if not (self.run_dir / BEST).exists():
             raise TrainingError(
-                f"{self.run_dir}: over after {self.step} steps and before the first evaluation; "
+                f"{self.run_dir}: ended after {self.step} steps, before the first evaluation; "
                 "raise training.steps, or lower training.eval_every"
             )
         tensors, _ = checkpoint.read(self.run_dir / BEST)
@@ -223,7 +226,7 @@ class Trainer(Generic[Model]):
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT end the run after the step in hand."""
+        """Let SIGTERM and SIGINT end the run after the current step."""
 
         def ask_to_stop(number: int, _: FrameType | None) -> None:
             self._signal = number
@@ -245,7 +248,7 @@ class Trainer(Generic[Model]):
         }
 
     def save(self) -> None:
-        """Write everything that the run needs to go on as if it had never stopped."""
+        """Write everything that the run needs to continue as if it had never stopped."""
         task_tensors, task_record = self.task.state()
         tensors = {
             **checkpoint.prefixed("model", self.model.state_dict()),
@@ -268,9 +271,9 @@ class Trainer(Generic[Model]):
         checkpoint.save(self.run_dir / LAST, tensors, record)
 
     def resume(self) -> None:
-        """Go on from the last checkpoint. Raises TrainingError if it is of another experiment.
+        """Continue from the last checkpoint. Raises TrainingError if it is another experiment's.
 
-        What may change (`changes.py`) holds from here on.
+        Options that may change (`changes.py`) take their new values from here on.
         """
         tensors, record = checkpoint.read(self.run_dir / LAST)
         self._check_same_experiment(record)
@@ -288,16 +291,16 @@ class Trainer(Generic[Model]):
         self.interval_nats = record["interval_nats"]
         self.interval_tokens = record["interval_tokens"]
         self.parent = record.get("parent")
-        self._tell_best()
+        self._update_best_record()
 
     def _check_same_experiment(self, record: dict[str, Any]) -> None:
         where = self.run_dir
         other = "train it as a run of its own (--run)"
-        # Parsed, so that an option that is younger than the run has its default in both.
+        # Parsed, so that an option that is newer than the run has its default in both.
         old = parse_config(record["config"]).model_dump(mode="json")
         change = forbidden_change(old, self.config.model_dump(mode="json"))
         if change is not None:
-            raise TrainingError(f"{where}: {change}; set it back to go on, or {other}")
+            raise TrainingError(f"{where}: {change}; set it back to continue, or {other}")
         mine = self.task.identity()
         if record["corpus_sha256"] != mine["corpus_sha256"]:
             raise TrainingError(
@@ -306,8 +309,8 @@ class Trainer(Generic[Model]):
         if any(record.get(key) != value for key, value in mine.items()):
             raise TrainingError(f"{where}: the text gives another vocabulary than before; {other}")
 
-    def _tell_best(self) -> None:
-        """Give the kept weights the configuration of today: its words go into the bundle."""
+    def _update_best_record(self) -> None:
+        """Store the current configuration beside the best weights: a bundle quotes it."""
         path = self.run_dir / BEST
         if not path.exists():
             return

@@ -53,7 +53,7 @@ def test_a_text_is_told_by_the_others_and_not_by_itself() -> None:
 
 def test_a_long_text_is_refused_with_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_VALUES", 900)
-    with pytest.raises(ConfigError, match="at most 100 of so many kinds"):
+    with pytest.raises(ConfigError, match="a vocabulary of 9, at most 100 are allowed"):
         ngram_targets(split_of([4] * 200), VOCAB_SIZE)
 
 
