@@ -36,6 +36,11 @@ class TranslateOptions:
             return self.num_hypotheses
         return self.beam_size
 
+    @property
+    def attends(self) -> bool:
+        """Whether it takes the model's attention."""
+        return self.return_alignments or self.copy_unknown
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:

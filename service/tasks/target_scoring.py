@@ -1,0 +1,94 @@
+"""The texts of one request on their way to be scored as targets, each given its source."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from service.bundle.text import EOS_ID
+from service.decoding.search import Search
+from service.errors import InvalidRequest
+from service.tasks.limits import at_most, check_details
+from service.tasks.sides import Sides
+from service.tasks.values import Scored, ScoreOptions, Unknown, scored_tokens
+
+
+class TargetScoring:
+    """Call `read`, run `searches`, and take the results."""
+
+    def __init__(
+        self, sides: Sides, sources: Sequence[str], texts: Sequence[str], options: ScoreOptions
+    ) -> None:
+        """Raises InvalidRequest and QueueFull."""
+        settings = sides.settings
+        self._sides = sides
+        self._sources = sources
+        self._texts = texts
+        self._options = options
+        self._eos = options.eos is not False
+        self._plans: list[_Plan] = []
+        self.size = sum(map(len, sources)) + sum(map(len, texts))
+        at_most("text", len(texts), settings.max_inputs, "texts")
+        at_most("text", self.size, settings.max_queue_tokens, "characters, sources included")
+        sides.check_lengths(sources, texts, "text")
+        if options.tokens:
+            check_details("text", sum(map(len, texts)), options.top_logprobs, settings)
+
+    def read(self) -> None:
+        """Plan a search for each text, which is given. Raises InvalidRequest."""
+        pairs = zip(self._sources, self._texts, strict=True)
+        self._plans = [self._plan(source, text) for source, text in pairs]
+
+    @property
+    def searches(self) -> list[Search]:
+        """Those that have to be run."""
+        return [plan.search for plan in self._plans if plan.search.forced]
+
+    @property
+    def answer_size(self) -> int:
+        """About the characters of the answer."""
+        return self.size * (1 + self._options.top_logprobs) if self._options.tokens else 0
+
+    def results(self) -> list[Scored]:
+        """Of each text what it is worth."""
+        return [self._scored(plan) for plan in self._plans]
+
+    def _plan(self, source: str, text: str) -> "_Plan":
+        options = self._options
+        read = self._sides.read_source(source, options.unknown)
+        if read.is_blank:
+            raise InvalidRequest.of_option("source", "it is blank: a text is scored given a source")
+        target = self._sides.target.read(text, options.unknown, "text")
+        forced = (*target.ids.tolist(), *([EOS_ID] if self._eos else []))
+        at_most("text", len(forced), self._sides.settings.max_tokens, "tokens in a target")
+        detail_top = options.top_logprobs if options.tokens else None
+        search = Search(
+            read.ids, 1, max(1, len(forced)), forced=forced, given=True, detail_top=detail_top
+        )
+        prompt_tokens = len(read.ids) - 1 + len(target.ids)
+        return _Plan(search, len(target.text), target.unknown, prompt_tokens)
+
+    def _scored(self, plan: "_Plan") -> Scored:
+        search = plan.search
+        tokens = None
+        if self._options.tokens:
+            names = self._sides.target.tokenizer.tokens
+            tokens = scored_tokens(names, search.forced, search.details)
+        return Scored(
+            logprob=search.hypotheses[0].logprob if search.forced else 0.0,
+            chars=plan.chars,
+            bos=True,
+            eos=self._eos,
+            unknown=plan.unknown,
+            tokens=tokens,
+            prompt_tokens=plan.prompt_tokens,
+            cached_tokens=0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """One text."""
+
+    search: Search
+    chars: int
+    unknown: Unknown
+    prompt_tokens: int

@@ -1,0 +1,68 @@
+"""What `translate` and `score` may ask of an encoder-decoder: options filled in, and limits."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from service.decoding.search import Search
+from service.errors import InvalidRequest
+from service.tasks.limits import at_most, check_details
+from service.tasks.sides import Sides
+from service.tasks.translations import DEFAULT_BEAM_SIZE, TranslateOptions
+from service.tasks.values import ScoreOptions
+
+# What a token's row of an alignment counts among the details of an answer, in alternatives.
+_ATTENTION_DETAILS = 20
+
+
+def checked_options(sides: Sides, options: TranslateOptions) -> TranslateOptions:
+    """The options with what was left out. Raises InvalidRequest."""
+    settings = sides.settings
+    if options.beam_size is None:
+        options = replace(options, beam_size=min(DEFAULT_BEAM_SIZE, settings.max_beam_size))
+    if options.sampling is None:
+        at_most("beam_size", options.width, settings.max_beam_size, "beams")
+        beams = "hypotheses: as many as beams (beam_size)"
+        at_most("num_hypotheses", options.num_hypotheses, options.width, beams)
+    elif options.copy_unknown:
+        raise InvalidRequest.of_option("copy_unknown", "it needs temperature 0")
+    at_most("num_hypotheses", options.num_hypotheses, settings.max_n, "hypotheses")
+    if not sides.manifest.memory and options.attends:
+        option = "return_alignments" if options.return_alignments else "copy_unknown"
+        raise InvalidRequest.of_option(option, "this model has no attention, and so no alignment")
+    return options
+
+
+def check_costs(sides: Sides, searches: Sequence[Search], options: TranslateOptions) -> None:
+    """Raise InvalidRequest where all searches together are too many tokens, or tell too much."""
+    cost = sum(search.width * search.max_tokens for search in searches)
+    rows = "num_hypotheses" if options.sampling is not None else "beam_size"
+    unit = f"tokens: {rows} · max_tokens, over all sources"
+    at_most("source", cost, sides.settings.max_cost_tokens, unit)
+    detailed = {
+        "tokens": options.tokens,
+        "return_alignments": options.return_alignments,
+        "copy_unknown": options.copy_unknown,
+    }
+    option = next((name for name, asked in detailed.items() if asked), None)
+    if option is not None:
+        told = sum(search.num_hypotheses * search.max_tokens for search in searches)
+        check_details(option, told, _ATTENTION_DETAILS if options.attends else 0, sides.settings)
+
+
+def checked_sources(
+    options: ScoreOptions, contexts: Sequence[str] | None, sources: Sequence[str] | None
+) -> Sequence[str]:
+    """The sources. Raises InvalidRequest for what an encoder-decoder does not take."""
+    if sources is None:
+        raise InvalidRequest.of_option(
+            "source", "an encoder-decoder scores a text given its source"
+        )
+    if contexts is not None or options.bos is False:
+        option = "context" if contexts is not None else "bos"
+        raise InvalidRequest.of_option(
+            option, "an encoder-decoder scores a target from its beginning"
+        )
+    if options.state is not None or options.return_state:
+        option = "state" if options.state is not None else "return_state"
+        raise InvalidRequest.of_option(option, "an encoder-decoder has no states to go on from")
+    return sources
