@@ -1,16 +1,16 @@
-// The service's native interface, and its errors as a person reads them.
+// Requests to the service's native API, and its errors as problems to show.
 
 import { events } from "./sse.js";
 
 const BASE = new URL("../", import.meta.url);
 const KEY = "unroll-api-key";
 
-/** The key that every request is made with from now on, in this tab alone. */
+/** Send this API key with every request from now on, in this tab only. */
 export function useKey(key) {
   sessionStorage.setItem(KEY, key);
 }
 
-/** What the service answered instead of a result: a problem document, or none at all. */
+/** An error to show: the service's problem document, or one made here if there is none. */
 export class Problem extends Error {
   constructor(document) {
     super(document.detail);
@@ -34,7 +34,7 @@ export async function postJson(path, body, signal) {
   return (await fetched(path, post(body, signal))).json();
 }
 
-/** The events of a streamed answer, their data parsed. An `error` event is raised. */
+/** The events of a streamed answer, with parsed data. An `error` event is thrown. */
 export async function* postStream(path, body, signal) {
   const response = await fetched(path, post({ ...body, stream: true }, signal));
   let ended = false;
@@ -44,12 +44,12 @@ export async function* postStream(path, body, signal) {
     ended ||= event === "done";
     yield { event, value };
   }
-  if (!ended) throw new Problem({ title: "Broken off", detail: "The answer ended before it was whole." });
+  if (!ended) throw new Problem({ title: "Incomplete answer", detail: "The connection closed before the answer was complete. Try again." });
 }
 
 const details = new Map();
 
-/** What is known of a model; asked once. */
+/** The details of a model, requested once. */
 export function modelDetail(name) {
   if (!details.has(name)) {
     const asked = getJson(`models/${encodeURIComponent(name)}`);
@@ -71,7 +71,7 @@ async function fetched(path, options) {
     response = await fetch(new URL(path, BASE), { ...options, headers, cache: "no-store" });
   } catch (error) {
     if (isAbort(error)) throw error;
-    throw new Problem({ title: "No answer", detail: "The service cannot be reached. Is it still running?" });
+    throw new Problem({ title: "No answer", detail: "The service cannot be reached. Check that it is running." });
   }
   if (response.ok) return response;
   throw await problemOf(response);

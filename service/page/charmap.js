@@ -1,10 +1,10 @@
-// A text, each character tinted and underlined by its surprisal, with a cursor that tells more.
+// A text with each character tinted and underlined by its surprisal, and a cursor for the details.
 
 import { el } from "./dom.js";
 import { glyph, surprisal } from "./format.js";
 import { hide, hideSoon, show, tokenCard, tokenSentence } from "./inspector.js";
 
-// Levels end at these surprisals: the same as probabilities of 1/2, 1/4, 1/16, 1/64, 1/256.
+// Upper ends of the levels in bits, which are probabilities of 1/2, 1/4, 1/16, 1/64 and 1/256.
 const STEPS = [1, 2, 4, 6, 8];
 const LABELS = ["under 1 bit", "1–2", "2–4", "4–6", "6–8", "8 bits or more"];
 const PAGE = 20;
@@ -14,13 +14,13 @@ export function level(bits) {
   return at < 0 ? STEPS.length : at;
 }
 
-/** What the tints mean; the underline says it without colour. */
+/** The legend of the tints; the underlines show the same without colour. */
 export function legend() {
   return LABELS.map((label, i) => el("span", {}, el("span", { class: `ch s${i}` }, "a"), ` ${label}`));
 }
 
 export class CharacterMap {
-  /** `node` becomes a control: one stop of Tab, arrow keys inside. */
+  /** `node` becomes a control: a single tab stop, with arrow keys inside. */
   constructor(node, label, onCursor = () => {}) {
     this.node = node;
     this.tokens = [];
@@ -28,7 +28,7 @@ export class CharacterMap {
     this.cursor = 0;
     this.pointed = null;
     this.onCursor = onCursor;
-    // A slider over positions: its value is spoken, and its children are not read one by one.
+    // A slider over positions: screen readers speak its value and do not read its children.
     for (const [name, value] of Object.entries({ role: "slider", "aria-label": label, "aria-valuemin": 0 })) {
       node.setAttribute(name, value);
     }
@@ -47,7 +47,7 @@ export class CharacterMap {
     this.clear("");
   }
 
-  /** Start anew behind a text that has no tints. */
+  /** Remove the text and start again after `before`, which has no tints. */
   clear(before) {
     this.tokens = [];
     this.cells = [];
@@ -67,12 +67,12 @@ export class CharacterMap {
     this.#value();
   }
 
-  /** What follows is another text. */
+  /** Begin another text on a new line. */
   newLine() {
     this.node.append("\n");
   }
 
-  /** Put the cursor on a character, and tell of it. */
+  /** Move the cursor to a character and show its details. */
   moveTo(i) {
     this.cells[this.cursor]?.classList.remove("at");
     this.cursor = i;
@@ -124,7 +124,7 @@ export class CharacterMap {
     this.moveTo(Math.max(0, Math.min(last, moves[event.key])));
   }
 
-  /** The character of the next line that lies below (or above) the cursor. */
+  /** The character on the next line below (or above) the cursor. */
   #onLine(direction) {
     const from = this.cells[this.cursor].getBoundingClientRect();
     let best = this.cursor;

@@ -1,4 +1,4 @@
-// Line charts in SVG, drawn at the size they have, and bars in tables.
+// Line charts in SVG, drawn at their actual size, and bar charts as tables.
 
 import { el, svg } from "./dom.js";
 
@@ -7,10 +7,10 @@ const EDGE = { left: 46, right: 14, top: 24, bottom: 34 };
 const TICKS = 5;
 
 /**
- * A line chart that draws itself anew when its size changes.
+ * A line chart that redraws itself when its size changes.
  *
- * `series`: [{name, points: [[x, y], …], kind}], kinds "raw", "a", "b" and "dots" of the style sheet.
- * `marks`: upright lines. `onPoint(x)` follows the pointer.
+ * `series`: [{name, points: [[x, y], …], kind}]; the kinds "raw", "a", "b" and "dots" are in the style sheet.
+ * `marks`: x values of vertical lines. `onPoint(x)` is called as the pointer moves.
  */
 export function lineChart({ label, xLabel, yLabel, series, marks = [], fromZero = true, onPoint = null, onLeave = null }) {
   const node = el("div", { class: "chart" });
@@ -26,7 +26,7 @@ export function lineChart({ label, xLabel, yLabel, series, marks = [], fromZero 
     });
     node.addEventListener("pointerleave", onLeave);
   }
-  /** Show a line at x. */
+  /** Show a vertical line at x. */
   const pointAt = (x) => {
     const line = node.querySelector(".cursor");
     if (!line) return;
@@ -72,7 +72,7 @@ function draw(node, width, { label, xLabel, yLabel, series, marks, fromZero }) {
   return { x, y };
 }
 
-/** From values to places and back, with round ticks. */
+/** A scale from values to pixels and back, with ticks at round values. */
 function axis(values, from, to) {
   let low = Infinity;
   let high = -Infinity;
@@ -103,7 +103,7 @@ function compact(value) {
   return String(Number(value.toPrecision(3)));
 }
 
-/** At most a peak and a trough a pixel. */
+/** The points reduced to at most a peak and a trough per pixel. */
 function thinned(points, width) {
   const size = Math.ceil(points.length / width);
   if (size < 2) return points;
@@ -117,7 +117,7 @@ function thinned(points, width) {
   return kept;
 }
 
-/** A mean over `window` values around each. */
+/** Each value replaced by the mean of the `window` values around it. */
 export function smoothed(values, window) {
   const sums = [0];
   for (const value of values) sums.push(sums.at(-1) + value);
@@ -129,7 +129,7 @@ export function smoothed(values, window) {
   });
 }
 
-/** Bars with their numbers, as a table: [{name, value, text, kind}]. */
+/** A table of bars with their numbers; `rows`: [{name, value, text, kind}]. */
 export function barTable(caption, unit, rows) {
   const most = Math.max(...rows.map((row) => row.value));
   const body = rows.map(({ name, value, text, kind }) =>
@@ -144,7 +144,7 @@ export function barTable(caption, unit, rows) {
   const head = el(
     "tr",
     {},
-    el("th", { scope: "col" }, "Text and floors"),
+    el("th", { scope: "col" }, "Text or baseline"),
     el("th", { scope: "col", class: "number" }, unit),
     el("td", { "aria-hidden": "true" }),
   );

@@ -1,10 +1,10 @@
-// The documentation of the HTTP interface, shown by Swagger UI from our own files.
+// The documentation of the HTTP API: Swagger UI, served from our own files.
 
 const ui = globalThis.SwaggerUIBundle({
   url: document.getElementById("openapi").href,
   domNode: document.getElementById("docs"),
   deepLinking: true,
-  // Its validator badge would ask another origin.
+  // Without the validator badge, which would send a request to another origin.
   validatorUrl: null,
 });
 

@@ -1,4 +1,4 @@
-// Elements from data. Text goes in as text nodes alone: nothing here parses HTML.
+// Elements built from data. Text is added as text nodes only: nothing here parses HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -13,7 +13,7 @@ function fill(node, properties, children) {
   return node;
 }
 
-/** An HTML element; `--x` properties become custom properties, `onx` ones listeners. */
+/** An HTML element; `--x` properties become CSS custom properties, `onx` properties listeners. */
 export function el(tag, properties = {}, ...children) {
   return fill(document.createElement(tag), properties, children);
 }
@@ -27,7 +27,7 @@ export function byId(id) {
   return document.getElementById(id);
 }
 
-/** A table in a region of its own that scrolls sideways where it must, by keyboard too. */
+/** A table in a region that scrolls sideways if needed, also by keyboard. */
 export function table(caption, head, rows, properties = {}) {
   const header = el("tr", {}, head.map((cell) => el("th", { scope: "col" }, cell)));
   const body = rows.map((cells) =>
@@ -37,7 +37,7 @@ export function table(caption, head, rows, properties = {}) {
   return el("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": caption }, whole);
 }
 
-/** Terms and what they mean. */
+/** A list of names and values; pairs without a value are left out. */
 export function facts(pairs) {
   return el(
     "dl",

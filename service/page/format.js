@@ -1,4 +1,4 @@
-// Numbers with their units, and characters that can be seen.
+// Formatting: numbers with their units, and visible forms of invisible characters.
 
 const LN_2 = Math.LN2;
 const NAMES = new Map([
@@ -37,7 +37,7 @@ export function bitsPerChar(value) {
   return `${value.toFixed(3)} bits/char`;
 }
 
-/** Shares from likely to hardly: 98 %, 12.3 %, 0.04 %, 3e-7 %. */
+/** Probabilities from likely to tiny: 98 %, 12.3 %, 0.04 %, 3e-7 %. */
 export function percent(share) {
   const value = 100 * share;
   if (value >= 99.95) return "100 %";
@@ -58,7 +58,7 @@ export function signed(value, digits) {
   return `${value < 0 ? "" : "+"}${fixed(value, digits)}`;
 }
 
-/** A token as it is shown in running text. */
+/** A token as shown in running text. */
 export function glyph(token) {
   if (GLYPHS.has(token)) return GLYPHS.get(token);
   const code = token.codePointAt(0);

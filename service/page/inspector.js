@@ -1,4 +1,4 @@
-// The one tooltip: follows the pointer or the focus, can be pointed at, goes with Escape.
+// The page's single tooltip: follows the pointer or the focus, can be hovered, closes with Escape.
 
 import { el } from "./dom.js";
 import { bits, count, percent, surprisal, tokenName } from "./format.js";
@@ -47,7 +47,7 @@ export function hideSoon() {
   hiding = setTimeout(hide, LINGER_MS);
 }
 
-/** What the model thought of a token, to look at. */
+/** The model's probabilities for a token, as a card. */
 export function tokenCard(token) {
   const rows = [];
   if (token.logprob !== null) {
@@ -76,7 +76,7 @@ export function tokenCard(token) {
   );
 }
 
-/** The same in one sentence, for those who hear it. */
+/** The same in one sentence, for screen readers. */
 export function tokenSentence(token) {
   const parts = [tokenName(token.token)];
   if (token.logprob !== null) {

@@ -1,4 +1,4 @@
-// The page: four tabs over the service's native interface.
+// The page: four tabs over the service's native API.
 
 import { getJson, useKey } from "./api.js";
 import { legend } from "./charmap.js";
@@ -11,7 +11,7 @@ import { showProblem } from "./task.js";
 import { startTranslate } from "./translate.js";
 import { startWrite } from "./write.js";
 
-/** What each tab does when it is first shown. */
+/** Load the models and start the tabs, each when it is first shown. */
 async function start() {
   for (const node of document.querySelectorAll("[data-legend]")) node.append(...legend());
   const { models } = await getJson("models");
@@ -29,7 +29,7 @@ async function start() {
     try {
       await first?.();
     } catch (error) {
-      pending.set(id, first); // the next visit asks again
+      pending.set(id, first); // try again at the next visit
       showProblem(id, error);
     }
   });

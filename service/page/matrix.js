@@ -1,12 +1,12 @@
-// The attention behind a translation: a square a weight, as large as the weight (a Hinton diagram).
+// The attention of a translation as a Hinton diagram: the area of a square is the weight.
 
 import { el } from "./dom.js";
 import { glyph, percent, tokenName } from "./format.js";
 import { hide, hideSoon, show } from "./inspector.js";
 
-const SHOWN = 0.005; // a lesser weight has no square
+const SHOWN = 0.005; // smaller weights have no square
 
-/** `weights[t][s]`: what target token t took from source token s. */
+/** `weights[t][s]` is the attention of target token t to source token s. */
 export function alignmentMatrix(targets, sources, weights) {
   const heads = sources.map((token, s) => el("th", { scope: "col", "aria-colindex": s + 2 }, glyph(token)));
   const cells = [];
@@ -28,7 +28,7 @@ export function alignmentMatrix(targets, sources, weights) {
     el("thead", {}, el("tr", {}, el("td", { class: "corner" }, "↓ target · source →"), heads)),
     el("tbody", {}, rows),
   );
-  const readout = el("p", { class: "readout" }, "Point at a square, or go there with the arrow keys.");
+  const readout = el("p", { class: "readout" }, "Point at a square, or move with the arrow keys.");
   const at = [0, 0];
   if (cells.length) cells[0][0].tabIndex = 0;
 

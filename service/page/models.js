@@ -1,4 +1,4 @@
-// Models: what is served, what it is worth beside its floors, what it was made of.
+// Models: what is served, how it compares with its baselines, and how it was trained.
 
 import { modelDetail } from "./api.js";
 import { lineChart } from "./chart.js";
@@ -15,7 +15,7 @@ const METRICS = {
   bleu: ["BLEU", (x) => x.toFixed(1)],
   chrf: ["chrF", (x) => x.toFixed(1)],
 };
-// The first of these that a model was measured in stands in the table; true: more is better.
+// The table shows the first of these that a model was measured in; true: more is better.
 const HEADLINES = [["bits_per_char", false], ["bleu", true], ["symbol_error_rate", false], ["exact_match", true]];
 
 const share = (x) => `${(100 * x).toFixed(1)} %`;
@@ -34,7 +34,7 @@ export async function showModels(models) {
   });
   const head = ["Model", "What it is", "Kind", "Parameters", "Held out", "Best baseline", "Trained on", "Licence"];
   byId("models-results").replaceChildren(
-    el("div", { class: "card" }, el("h2", {}, "Models"), table(`${plural(details.length, "model")} served; press a name for the whole record`, head, rows)),
+    el("div", { class: "card" }, el("h2", {}, "Models"), table(`${plural(details.length, "model")} served; select a name for all details`, head, rows)),
     place,
   );
 }
@@ -60,7 +60,7 @@ function headline(detail) {
   const best = (of) => {
     const values = rows.filter((row) => row.kind === of && key in row.values);
     values.sort((a, b) => (a.values[key] - b.values[key]) * (more ? -1 : 1));
-    // Of one model in two precisions the one that answers.
+    // Of a model in several precisions, the one that is served.
     const told = values.find((row) => row.name === detail.precision) ?? values[0];
     return told ? `${METRICS[key][0]} ${METRICS[key][1](told.values[key])} (${told.name})` : "none";
   };
@@ -90,7 +90,7 @@ function about(detail) {
       ["Shape", shape.join(", ")],
       ["Precision served", `${detail.precision} (in the bundle: ${detail.precisions.join(", ")})`],
       ["Trained on", `${data.name}: ${sizes}`],
-      ["Taken from", data.source],
+      ["Source of the data", data.source],
       ["Licence of the data", data.license],
       ["Licence of the weights", detail.license],
       ["Exported", `${detail.created}, step ${count(training.steps)}, seed ${training.seed}, commit ${training.git_commit?.slice(0, 10) ?? "unknown"}`],
@@ -103,7 +103,7 @@ function about(detail) {
 }
 
 function learningCurve({ curve, steps }) {
-  if (!curve) return el("p", {}, "There is no curve in this bundle.");
+  if (!curve) return el("p", {}, "This bundle has no learning curve.");
   const points = curve.steps.map((step, i) => [step, curve.values[i]]);
   const [first, last] = [points[0], points.at(-1)];
   const { node } = lineChart({
@@ -120,7 +120,7 @@ function learningCurve({ curve, steps }) {
     {},
     node,
     el("p", { class: "note" }, `Validation, ${curve.unit}; the dashed line marks the exported weights.`),
-    el("details", {}, el("summary", {}, "The same as a table"), table("Learning curve", ["Step", curve.unit], rows)),
+    el("details", {}, el("summary", {}, "Show as a table"), table("Learning curve", ["Step", curve.unit], rows)),
   );
 }
 
@@ -128,12 +128,12 @@ function examples({ examples: shown }) {
   if (!shown?.length) return [];
   if (typeof shown[0] === "string") {
     const texts = shown.map((text) => el("blockquote", { class: "said" }, text));
-    return [el("h3", {}, "Held-out text, unpicked"), ...texts];
+    return [el("h3", {}, "Held-out text, not hand-picked"), ...texts];
   }
   const rows = shown.map(({ source, targets, translation }) => [
     source,
     targets.join(" · "),
     targets.includes(translation) ? `${translation} ✓` : translation,
   ]);
-  return [el("h3", {}, "Held-out examples, unpicked"), table("Examples", ["Source", "In the data", "The model, beam 5"], rows)];
+  return [el("h3", {}, "Held-out examples, not hand-picked"), table("Examples", ["Source", "In the data", "Model, beam 5"], rows)];
 }

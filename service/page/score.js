@@ -1,4 +1,4 @@
-// Score: how surprising a text is, character by character, and beside what.
+// Score: how surprising a text is, character by character, also compared with another text or model.
 
 import { modelDetail, postJson } from "./api.js";
 import { CharacterMap, legend } from "./charmap.js";
@@ -20,13 +20,13 @@ export function startScore(models) {
   const isSourced = () => tasks.get(byId("score-model").value) === "encoder_decoder";
   let kind = null;
 
-  /** Show the fields that the model and the comparison have. */
+  /** Show the fields that apply to the chosen model and comparison. */
   function arrange() {
     const compare = byId("score-compare").value;
     const sourced = isSourced();
     if (kind !== sourced) {
       kind = sourced;
-      // The service's own default: a translation has an end, a text may go on.
+      // The service's own default: a translation is complete, a text may go on.
       byId("score-eos").checked = sourced;
       const alike = names.filter((name) => (tasks.get(name) === "encoder_decoder") === sourced);
       choose(byId("score-model-b"), alike, alike.find((name) => name !== byId("score-model").value));
@@ -69,7 +69,7 @@ export function startScore(models) {
   return example;
 }
 
-/** One or two results, each with a title, its model and what was scored. */
+/** Request one or two results; each gets a title and its model's name and precision. */
 async function ask(sourced, signal) {
   const compare = byId("score-compare").value;
   const model = byId("score-model").value;
@@ -129,9 +129,9 @@ function page(views) {
 
 function figures(one) {
   const items = [
-    [bits(one.bits, 1), "in all"],
+    [bits(one.bits, 1), "in total"],
     [one.bits_per_char === null ? "–" : bitsPerChar(one.bits_per_char), "on average"],
-    [one.perplexity_per_char === null ? "–" : one.perplexity_per_char.toPrecision(4), "perplexity a character"],
+    [one.perplexity_per_char === null ? "–" : one.perplexity_per_char.toPrecision(4), "perplexity per character"],
     [count(one.chars), one.chars === 1 ? "character" : "characters"],
   ];
   return items.map(([value, what]) => el("span", {}, el("strong", {}, value), ` ${what}`));
@@ -159,7 +159,7 @@ function comparison(views) {
   if (a.chars === b.chars || a.model === b.model) {
     const likelier = a.bits <= b.bits ? a : b;
     const factor = Math.abs(a.bits - b.bits);
-    parts.push(el("p", {}, `${likelier.title} gives the likelier reading, by a factor of 2^${factor.toFixed(1)}.`));
+    parts.push(el("p", {}, `${likelier.title} is likelier by a factor of 2^${factor.toFixed(1)}.`));
   }
   return parts;
 }
@@ -172,7 +172,7 @@ function curve(views) {
     ...(views.length === 1 ? [{ points: points(one.surprisals), kind: "raw" }] : []),
     { points: points(smoothed(one.surprisals, window)), kind: "ab"[i] },
   ]);
-  if (!longest) return el("p", {}, "There is no character to draw.");
+  if (!longest) return el("p", {}, "There are no characters to draw.");
   const { node, pointAt } = lineChart({
     label: `Surprisal by position; ${views.map(summary).join("; ")}`,
     xLabel: "position, characters",
@@ -197,7 +197,7 @@ function spans(one, named) {
   const entropies = one.tokens.map((token) => token.entropy_bits ?? 0);
   const found = surprisingSpans(one.surprisals, entropies, MOST_SPANS);
   const title = el("h2", {}, "Most surprising spans", named ? el("small", {}, ` ${one.title}`) : "");
-  if (!found.length) return [title, el("p", {}, "Nothing surprised the model more than it expected.")];
+  if (!found.length) return [title, el("p", {}, "No part of the text surprised the model more than expected.")];
   const rows = found.map(({ start, end, bits: total, excess }) => {
     const text = oneLine(one.tokens.slice(start, Math.min(end, start + SPAN_CHARS)).map((token) => token.token).join(""));
     const cut = end - start > SPAN_CHARS ? "…" : "";
@@ -217,7 +217,7 @@ function spans(one, named) {
   return [title, table(caption, head, rows)];
 }
 
-/** Every text beside what the models and their floors reach on held-out text. */
+/** Every text compared with what the models and their baselines reach on held-out text. */
 function baselines(views) {
   const parts = [];
   const seen = new Set();
@@ -237,11 +237,11 @@ function baselines(views) {
     const rows = [...own, ...held].sort((a, b) => a.value - b.value);
     parts.push(
       barTable(
-        `${detail.name}: this text beside ${count(detail.metrics.chars)} held-out characters of its training data`,
+        `${detail.name}: this text compared with ${count(detail.metrics.chars)} held-out characters of its own data`,
         "bits/char",
         rows.map((row) => ({ ...row, text: row.value.toFixed(3) })),
       ),
     );
   }
-  return parts.length ? [el("h2", {}, "Beside the baselines"), ...parts] : null;
+  return parts.length ? [el("h2", {}, "Compared with the baselines"), ...parts] : null;
 }

@@ -1,14 +1,14 @@
-// The stretches of a text that surprised the model most.
+// The spans of a text that surprised the model most.
 
-// What a character must surprise beyond expectation, in bits, to lengthen a stretch.
+// The excess in bits above which a character lengthens a span.
 const MARGIN_BITS = 1;
 
 /**
- * The most surprising stretches, most first: [{start, end, bits, excess}].
+ * The most surprising spans, most surprising first: [{start, end, bits, excess}].
  *
- * A character's excess is its surprisal minus the entropy before it, which is what the model itself
- * expected: 0 on average over its own texts. The stretches are all maximal ones of excess - MARGIN_BITS
- * (Ruzzo and Tompa, 1999), in linear time.
+ * A character's excess is its surprisal minus the entropy before it, which is the surprisal that the
+ * model itself expected: 0 on average over its own texts. The spans are the maximal scoring
+ * subsequences of excess - MARGIN_BITS (Ruzzo and Tompa, 1999), found in linear time.
  */
 export function surprisingSpans(surprisals, entropies, most) {
   const excess = surprisals.map((bits, i) => bits - entropies[i]);
@@ -24,7 +24,7 @@ export function surprisingSpans(surprisals, entropies, most) {
     }));
 }
 
-/** All maximal scoring subsequences; `end` is not part of one. */
+/** All maximal scoring subsequences; `end` is exclusive. */
 export function maximalSegments(scores) {
   const kept = []; // candidates: left and right are the running totals before and after each
   let total = 0;
@@ -35,7 +35,7 @@ export function maximalSegments(scores) {
     let segment = { start: i, end: i + 1, left, right: total };
     for (;;) {
       let j = kept.length - 1;
-      // `shadow` leads past candidates that begin no lower than this one.
+      // `shadow` skips candidates whose left total is not lower than this one's.
       while (j >= 0 && kept[j].left >= segment.left) j = kept[j].shadow;
       if (j < 0 || kept[j].right >= segment.right) {
         kept.push({ ...segment, shadow: j });

@@ -1,6 +1,6 @@
-// Server-sent events out of a body that arrives in pieces (WHATWG HTML, 9.2).
+// Parse server-sent events from a body that arrives in pieces (WHATWG HTML, 9.2).
 
-/** Yields {event, data} of a ReadableStream of bytes. Comments (heartbeats) are left out. */
+/** Yields {event, data} from a ReadableStream of bytes. Comments (heartbeats) are skipped. */
 export async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";

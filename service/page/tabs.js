@@ -1,4 +1,4 @@
-// Tabs as the ARIA authoring practices have them: arrow keys, Home, End. A tab and its model have an
+// Tabs that follow the ARIA authoring practices: arrow keys, Home, End. A tab and its model have an
 // address (`#write/alice-lstm`), so that Back, bookmarks and links work.
 
 export function startTabs(list, onShow) {
@@ -53,7 +53,7 @@ function modelOf(tab) {
 }
 
 function addressOf(tab) {
-  // With a slash, or the browser would take it for the panel itself, and scroll there.
+  // The slash keeps the browser from taking it for the panel's id and scrolling there.
   return `#${panelOf(tab).id}/${encodeURIComponent(modelOf(tab)?.value ?? "")}`;
 }
 
@@ -66,11 +66,11 @@ function decoded(text) {
   try {
     return decodeURIComponent(text);
   } catch {
-    return ""; // no address of ours
+    return ""; // not one of our addresses
   }
 }
 
-/** Choose the model that the address names, if there is one such; whether that changed anything. */
+/** Select the model named by the address, if there is one; true if that changed the selection. */
 function chosenIn(select, model) {
   if (!select || select.value === model || ![...select.options].some(({ value }) => value === model)) return false;
   select.value = model;

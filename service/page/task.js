@@ -1,11 +1,11 @@
-// What the three forms share: one run at a time, Stop, status, and problems that name their field.
+// What the three forms share: one run at a time, Stop, status, and problems that mark their field.
 
 import { isAbort, modelDetail, Problem } from "./api.js";
 import { byId, el } from "./dom.js";
 
 /**
- * Run `work(signal)` on submit of `<name>-form`, until it ends or is stopped.
- * `work` returns the line for the status; `stopped` tells what a stopped run has left.
+ * Run `work(signal)` when `<name>-form` is submitted, until it ends or is stopped.
+ * `work` returns the line for the status; `stopped` returns that line for a stopped run.
  */
 export function onSubmit(name, { busy, work, stopped }) {
   const form = byId(`${name}-form`);
@@ -34,7 +34,7 @@ export function onSubmit(name, { busy, work, stopped }) {
     } finally {
       if (running === mine) {
         running = null;
-        // A disabled button loses the focus, and with it the place of whoever uses the keyboard.
+        // A disabled button loses the focus, and a keyboard user would lose their place.
         if (document.activeElement === stop) start.focus();
         stop.disabled = true;
         form.removeAttribute("aria-busy");
@@ -43,10 +43,10 @@ export function onSubmit(name, { busy, work, stopped }) {
   });
 }
 
-/** An error in words, beside the form; the fields it points at are marked. */
+/** Show an error beside the form and mark the fields that it points at. */
 export function showProblem(name, error) {
   if (!(error instanceof Problem)) {
-    // A defect of this page: told, and left to the console.
+    // A bug in this page: show a message, and let the console have the error.
     showProblem(name, new Problem({ title: "This page failed", detail: "Reload it and try again." }));
     throw error;
   }
@@ -64,7 +64,7 @@ export function showProblem(name, error) {
     ...[wait && el("p", {}, wait), error.requestId && el("small", {}, `Request ${error.requestId}`)].filter(Boolean),
   );
   box.hidden = false;
-  // A field in folded options must be seen to be corrected.
+  // Unfold the options if one of their fields must be corrected.
   for (const field of document.querySelectorAll(`#${name}-options [aria-invalid=true]`)) {
     field.closest("details").open = true;
   }
@@ -90,12 +90,12 @@ function labelOf(field) {
   return field?.labels?.[0]?.firstChild.textContent.trim();
 }
 
-/** The number in a field, null where it is empty. Raises Problem where JavaScript would change it. */
+/** The number in a field, null if it is empty. Throws Problem if JavaScript cannot represent it. */
 export function numberIn(id) {
   const field = byId(id);
   const value = Number(field.value);
   if (field.validity.badInput || (Number.isInteger(value) && !Number.isSafeInteger(value))) {
-    const detail = `on this page a whole number up to ${Number.MAX_SAFE_INTEGER}`;
+    const detail = `on this page, a whole number up to ${Number.MAX_SAFE_INTEGER}`;
     throw new Problem({ title: "Invalid request", detail, errors: [{ pointer: `/${field.name}`, detail }] });
   }
   return field.value.trim() === "" ? null : value;
@@ -113,8 +113,8 @@ export function mirror(id, digits) {
 }
 
 /**
- * An example in the fields of a form, run once so that there is something to see. It gives way to what
- * a person types; `fill(detail)` puts it there, and says whether it did.
+ * Put an example into the fields of a form and run it, so that there is something to see. It never
+ * replaces what a person typed: `fill(detail)` fills the fields and returns whether it did.
  */
 export function onExample(name, fill) {
   const select = byId(`${name}-model`);
@@ -124,12 +124,12 @@ export function onExample(name, fill) {
   };
 }
 
-/** Whether a field holds what a person has put there, and not the example `given`. */
+/** Whether a field holds something that a person typed instead of the example `given`. */
 export function isTyped(field, given) {
   return field.value !== given || document.activeElement === field;
 }
 
-/** Fill a list of models. Where there is none of a kind, the form says so and starts nothing. */
+/** Fill a list of models. Without any model of the kind, the form says so and cannot be submitted. */
 export function chooseModel(name, names, wanted, kind) {
   choose(byId(`${name}-model`), names, wanted);
   if (names.length) return;

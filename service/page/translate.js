@@ -1,4 +1,4 @@
-// Translate: the hypotheses of a source, and what each of their tokens attended to.
+// Translate: the hypotheses for a source, and what each of their tokens attended to.
 
 import { modelDetail, postJson } from "./api.js";
 import { byId, el } from "./dom.js";
@@ -6,7 +6,7 @@ import { fixed, percent, plural, tokenName } from "./format.js";
 import { alignmentMatrix } from "./matrix.js";
 import { chooseModel, isTyped, mirror, numberIn, onExample, onSubmit } from "./task.js";
 
-const REASONS = { stop: "whole", length: "cut off at its longest", repetition: "went round in circles" };
+const REASONS = { stop: "complete", length: "cut off at the maximum length", repetition: "stopped in a loop" };
 
 export function startTranslate(models) {
   const names = models.filter((model) => model.task === "encoder_decoder").map((model) => model.name);
@@ -69,11 +69,11 @@ function page({ hypotheses, source_tokens: sources }, detail) {
       el("li", {}, el("span", { class: "said" }, tokenName(token)), el("small", {}, percent(Math.exp(logprob)))),
     );
     shown.replaceChildren(
-      el("h3", {}, "Its tokens, and how sure the model was"),
+      el("h3", {}, "Tokens and their probabilities"),
       el("ol", { class: "tokens" }, chain),
       el("h3", {}, "Alignment"),
       alignment === null
-        ? el("p", {}, "This model has no attention, and so no alignment.")
+        ? el("p", {}, "This model has no attention, so there is no alignment.")
         : alignmentMatrix(tokens.map(({ token }) => token), sources, alignment),
     );
   }

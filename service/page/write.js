@@ -1,4 +1,4 @@
-// Write: a prompt goes in, and characters come one by one, each with what else it could have been.
+// Write: continue a prompt, character by character, each with its alternatives.
 
 import { postStream } from "./api.js";
 import { CharacterMap } from "./charmap.js";
@@ -7,8 +7,8 @@ import { bitsPerChar, plural, surprisal } from "./format.js";
 import { chooseModel, isTyped, mirror, numberIn, onExample, onSubmit } from "./task.js";
 
 const ALTERNATIVES = 5;
-const PROMPT_CHARS = 24; // of an example's beginning, up to a blank
-const REASONS = { stop: "the text ended", length: "the length is reached" };
+const PROMPT_CHARS = 24; // at most, from the beginning of an example, cut at a space
+const REASONS = { stop: "the text ended", length: "maximum length reached" };
 
 export function startWrite(models) {
   const names = models.filter((model) => model.task === "language_model").map((model) => model.name);
@@ -22,7 +22,7 @@ export function startWrite(models) {
   let unknown = 0;
 
   const example = onExample("write", (detail) => {
-    // A model of short texts writes whole ones, several of them; another goes on from a beginning.
+    // A model of short texts writes several whole ones; any other model continues a beginning.
     const short = detail.examples.length > 1;
     byId("write-count-field").hidden = !short;
     byId("write-count").disabled = !short;
@@ -54,7 +54,7 @@ export function startWrite(models) {
           if (value.choice) (later[value.choice] ??= []).push(value);
           else shown([value]);
         }
-        // The first text comes by the character, the others after it are whole.
+        // The first text is shown character by character, the others when they are complete.
         for (const tokens of later.filter(Boolean)) {
           map.newLine();
           shown(tokens);
@@ -64,7 +64,7 @@ export function startWrite(models) {
       }
       return told("Done", REASONS[reason] ?? reason);
     },
-    stopped: () => told("Stopped", "as you asked"),
+    stopped: () => told("Stopped", "by you"),
   });
 
   function shown(tokens) {
@@ -72,14 +72,14 @@ export function startWrite(models) {
     map.append(tokens);
   }
 
-  /** All at once, and only in the end: what is fed by the character cannot be listened to. */
+  /** For screen readers: the whole text, once at the end, not character by character. */
   function tell() {
     const text = written.map((token) => token.text).join("");
     byId("write-plain").textContent = text && `Written text: ${text}`;
   }
 
   function told(what, why) {
-    // The end of the text is a token, too, but no character.
+    // The end of the text is a token but not a character.
     const counted = written.filter((token) => token.text !== "");
     const bits = counted.reduce((sum, token) => sum + surprisal(token.logprob), 0);
     const missing = unknown ? ` ${plural(unknown, "character of the prompt is", "characters of the prompt are")} unknown to the model.` : "";
@@ -89,7 +89,7 @@ export function startWrite(models) {
   return example;
 }
 
-/** The first words of a text, from where a paragraph or a sentence of it begins, if one does. */
+/** A few words of a text, from the start of a paragraph or sentence if there is one. */
 function beginning(text) {
   const start = /\n\s*\n\s*|[.!?]["')\]]*\s+/.exec(text);
   const rest = start ? text.slice(start.index + start[0].length) : text;

@@ -176,7 +176,7 @@ def test_a_seed_is_kept_or_drawn(page: Page) -> None:
 
 @pytest.mark.parametrize(
     ("field", "given", "label"),
-    [("max-tokens", "100000", "Length, characters at most"), ("seed", "-1", "Seed")],
+    [("max-tokens", "100000", "Maximum length in characters"), ("seed", "-1", "Seed")],
 )
 def test_an_error_is_told_in_words_beside_its_field(
     page: Page, field: str, given: str, label: str
@@ -202,7 +202,9 @@ def test_a_seed_that_the_page_cannot_hold_is_refused_and_none_is_drawn(page: Pag
     page.fill("#write-seed", str(2**53 + 1))
     page.click("#write-start")
     page.wait("!document.getElementById('write-problem').hidden")
-    assert "Seed: on this page a whole number up to 9007199254740991" in page.text("#write-problem")
+    assert "Seed: on this page, a whole number up to 9007199254740991" in page.text(
+        "#write-problem"
+    )
     # The example asked, and nobody since.
     assert sum(url.endswith("/generate") for url in page.requested()) == 1
     page.fill("#write-seed", "")
@@ -328,7 +330,12 @@ def test_a_text_is_scored_as_the_service_scores_it(page: Page, server: Server) -
     shown = page.evaluate("document.querySelectorAll('#score-results .charmap .ch').length")
     assert shown == len(text)
     results = page.text("#score-results")
-    for word in ("Curve of bits", "Most surprising spans", "Beside the baselines", "This text"):
+    for word in (
+        "Curve of bits",
+        "Most surprising spans",
+        "Compared with the baselines",
+        "This text",
+    ):
         assert word in results
     assert "zqx" in page.text("#score-results button.span")
     with server.client() as client:
@@ -366,7 +373,7 @@ def test_two_texts_are_compared(page: Page) -> None:
     told = score(page, "the white rabbit")
     assert "Text A " in told
     assert "Text B " in told
-    assert "Text A gives the likelier reading" in page.text("#score-results")
+    assert "Text A is likelier" in page.text("#score-results")
     assert page.evaluate("document.querySelectorAll('#score-results .charmap').length") == 2
 
 
