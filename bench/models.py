@@ -26,12 +26,11 @@ from training.data.corpus import Split
 from training.export.language_model import (
     VOCAB_FILE,
     build_graphs,
-    describe_vocab,
     model_shape,
     state_tensors,
 )
 from training.export.language_model_parity import golden_vectors
-from training.export.manifest_parts import describe_graph, file_name
+from training.export.manifest_parts import describe_graphs, describe_vocab, graph_files
 from training.networks.language_model import LanguageModel
 
 ALPHABET = "\n" + "".join(sorted(string.ascii_letters + string.digits + string.punctuation + " "))
@@ -90,8 +89,8 @@ def _write_bundle(folder: Path, model: LanguageModel) -> None:
         task="language_model",
         tokenization="character",
         normalization=Normalization(),
-        vocab=describe_vocab(vocab),
-        graphs=[describe_graph(*kind, data) for kind, data in graphs.items()],
+        vocab=describe_vocab(VOCAB_FILE, vocab),
+        graphs=describe_graphs(graphs),
         precision="int8",
         states=state_tensors(model),
         model=model_shape(model),
@@ -110,8 +109,7 @@ def _write_bundle(folder: Path, model: LanguageModel) -> None:
         training=TrainingRecord(config={}, seed=_SEED, steps=0, git_commit=None, versions={}),
         golden=golden_vectors(model, Split(ids, np.array([0, len(ids)])), vocab, ["fp32", "int8"]),
     )
-    files = {file_name(*kind): data for kind, data in graphs.items()}
-    write_bundle(folder, manifest, {VOCAB_FILE: vocab_bytes(vocab), **files})
+    write_bundle(folder, manifest, {VOCAB_FILE: vocab_bytes(vocab), **graph_files(graphs)})
 
 
 def _write_weights(folder: Path, model: LanguageModel) -> None:

@@ -16,45 +16,28 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
+from bench import parity_models
 from bench.mutations import mutations
-from bench.parity_models import (
-    encoder_decoder,
-    language_model,
-    pair_recipes,
-    pairs_of,
-    recipes,
-    text_of,
-)
+from bench.parity_models import pair_recipes, pairs_of, recipes, text_of
 from bench.report import RESULTS, machine, say
 from service.bundle.manifest import Precision
 from service.bundle.text import Vocabulary
 from training.data.corpus import Split
 from training.data.pairs import PairSplit
-from training.export import encoder_decoder as pair_export
-from training.export import language_model as export
-from training.export.encoder_decoder_parity import (
-    OnnxEncoderDecoder,
-    check_company,
-    check_pair_golden,
-    check_pair_int8,
-    pair_agreement,
-    pair_golden_vectors,
-    pair_readings,
+from training.errors import ExportError, Unverifiable
+from training.export import (
+    encoder_decoder,
+    encoder_decoder_parity,
+    language_model,
+    language_model_parity,
 )
-from training.export.language_model_parity import (
-    OnnxModel,
-    agreement,
-    check_golden,
-    check_int8,
-    golden_vectors,
-    readings,
-)
-from training.export.manifest_parts import ExportError, Graphs, Unverifiable
+from training.export.encoder_decoder_parity import OnnxEncoderDecoder
+from training.export.gate import PRECISIONS
+from training.export.language_model_parity import OnnxLanguageModel
+from training.export.manifest_parts import Graphs
 from training.export.precision import MARGIN, Agreement
 from training.networks.encoder_decoder import EncoderDecoder
 from training.networks.language_model import LanguageModel
-
-_PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,42 +107,43 @@ def _rows(chosen: str) -> Iterator[Row]:
     for recipe in recipes():
         if chosen in recipe.name:
             vocab, train, held_out = text_of(recipe)
-            yield _language_row(recipe.name, language_model(recipe, vocab, train), held_out, vocab)
+            model = parity_models.language_model(recipe, vocab, train)
+            yield _language_model_row(recipe.name, model, held_out, vocab)
     vocab_size, pairs, held_out_pairs = pairs_of()
     for pair_recipe in pair_recipes():
         if chosen in pair_recipe.name:
-            trained = encoder_decoder(pair_recipe, vocab_size, pairs)
-            yield _pair_row(pair_recipe.name, trained, held_out_pairs)
+            trained = parity_models.encoder_decoder(pair_recipe, vocab_size, pairs)
+            yield _encoder_decoder_row(pair_recipe.name, trained, held_out_pairs)
 
 
-def _language_row(name: str, model: LanguageModel, held_out: Split, vocab: Vocabulary) -> Row:
-    found = list(readings(model, held_out))
-    golden = golden_vectors(model, held_out, vocab, _PRECISIONS)
-    graphs = export.build_graphs(model)
+def _language_model_row(name: str, model: LanguageModel, held_out: Split, vocab: Vocabulary) -> Row:
+    found = list(language_model_parity.readings(model, held_out))
+    golden = language_model_parity.golden_vectors(model, held_out, vocab, PRECISIONS)
+    graphs = language_model.build_graphs(model)
 
-    def loaded(graphs: Graphs, precision: Precision) -> OnnxModel:
-        return OnnxModel.load(graphs[precision, "sequence"], model.state_names)
+    def loaded(graphs: Graphs, precision: Precision) -> OnnxLanguageModel:
+        return OnnxLanguageModel.load(graphs[precision, "sequence"], model.state_names)
 
     def check_eight_bits() -> float:
         int8 = loaded(graphs, "int8")
-        difference = check_int8(model, int8, graphs["int8", "step"], held_out)
-        check_golden(model, int8, golden, "int8")
+        difference = language_model_parity.check_int8(model, int8, graphs["int8", "step"], held_out)
+        language_model_parity.check_golden(model, int8, golden, "int8")
         return difference
 
     return _row(
         name,
         graphs,
-        lambda graphs: agreement(loaded(graphs, "fp32"), found),
-        lambda: check_golden(model, loaded(graphs, "fp32"), golden, "fp32"),
+        lambda graphs: language_model_parity.agreement(loaded(graphs, "fp32"), found),
+        lambda: language_model_parity.check_golden(model, loaded(graphs, "fp32"), golden, "fp32"),
         check_eight_bits,
         allowed=float(np.median(np.concatenate([x.exact.allowed.ravel() for x in found]))),
     )
 
 
-def _pair_row(name: str, model: EncoderDecoder, held_out: PairSplit) -> Row:
-    found = list(pair_readings(model, held_out))
-    golden = pair_golden_vectors(model, held_out, _PRECISIONS)
-    graphs = pair_export.build_graphs(model)
+def _encoder_decoder_row(name: str, model: EncoderDecoder, held_out: PairSplit) -> Row:
+    found = list(encoder_decoder_parity.readings(model, held_out))
+    golden = encoder_decoder_parity.golden_vectors(model, held_out, PRECISIONS)
+    graphs = encoder_decoder.build_graphs(model)
 
     def loaded(graphs: Graphs, precision: Precision) -> OnnxEncoderDecoder:
         return OnnxEncoderDecoder.load(
@@ -167,19 +151,19 @@ def _pair_row(name: str, model: EncoderDecoder, held_out: PairSplit) -> Row:
         )
 
     def finish() -> None:
-        check_company(loaded(graphs, "fp32"), held_out)
-        check_pair_golden(model, loaded(graphs, "fp32"), golden, "fp32")
+        encoder_decoder_parity.check_company(loaded(graphs, "fp32"), held_out)
+        encoder_decoder_parity.check_golden(model, loaded(graphs, "fp32"), golden, "fp32")
 
     def check_eight_bits() -> float:
         int8 = loaded(graphs, "int8")
-        difference = check_pair_int8(model, int8, held_out)
-        check_pair_golden(model, int8, golden, "int8")
+        difference = encoder_decoder_parity.check_int8(model, int8, held_out)
+        encoder_decoder_parity.check_golden(model, int8, golden, "int8")
         return difference
 
     return _row(
         name,
         graphs,
-        lambda graphs: pair_agreement(loaded(graphs, "fp32"), found),
+        lambda graphs: encoder_decoder_parity.agreement(loaded(graphs, "fp32"), found),
         finish,
         check_eight_bits,
         allowed=float(np.median(np.concatenate([x.exact.allowed.ravel() for x in found]))),

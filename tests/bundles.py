@@ -30,7 +30,7 @@ from training.export.encoder_decoder import (
     model_shape,
     state_tensors,
 )
-from training.export.encoder_decoder_parity import pair_golden_vectors
+from training.export.encoder_decoder_parity import golden_vectors as pair_golden_vectors
 from training.export.language_model import build_graphs
 from training.export.language_model_parity import golden_vectors
 from training.export.manifest_parts import describe_graph, file_name

@@ -21,11 +21,11 @@ from pathlib import Path
 from service.bundle.files import BundleError
 from service.bundle.store import read_bundle
 from training.config import NAME_PATTERN, ConfigError, load_config
+from training.errors import ExportError
 from training.experiments.encoder_decoder import TranslateOptions
 from training.experiments.kinds import experiment_of
 from training.experiments.language_model import SampleOptions
 from training.experiments.run import CONFIG_FILE, export_run, open_run, train_run
-from training.export.manifest_parts import ExportError
 from training.learn.command import add_options, learn
 from training.loop.checkpoint import LAST, CheckpointError
 from training.loop.task import TrainingError

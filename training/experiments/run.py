@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from training.config import AnyConfig, ConfigError, parse_config
+from training.errors import ExportError
 from training.experiments.experiment import Data, Experiment, Measured
 from training.experiments.kinds import experiment_of
 from training.experiments.starting_point import StartingPoint, open_starting_point
-from training.export.manifest_parts import ExportError
 from training.loop import checkpoint
 from training.loop.checkpoint import BEST, LAST
 from training.loop.task import TrainingError

@@ -1,9 +1,6 @@
 """A trained encoder-decoder to a bundle: graphs, parity, the gate for int8, metrics, examples."""
 
-import datetime
 import hashlib
-import json
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,37 +21,30 @@ from service.bundle.encoder_decoder import (
     TokenizerFile,
 )
 from service.bundle.files import sha256, vocab_bytes
-from service.bundle.manifest import (
-    FORMAT_VERSION,
-    Precision,
-    Role,
-    StateTensor,
-    TrainingRecord,
-    VocabFile,
-)
+from service.bundle.manifest import Precision, Role, StateTensor
 from service.bundle.store import write_bundle
 from service.bundle.tokenization import Subwords, Tokenizer
 from training.config import EncoderDecoderConfig, TextSideConfig
 from training.data.pairs import PairCorpus, PairSplit
+from training.errors import ExportError
 from training.evaluation.encoder_decoder import length_limits, translate_texts
 from training.export.encoder_decoder_parity import (
     OnnxEncoderDecoder,
-    check_pair_golden,
-    check_pair_int8,
-    check_pair_parity,
+    check_golden,
+    check_int8,
+    check_parity,
+    golden_vectors,
     onnx_loss,
-    pair_golden_vectors,
 )
+from training.export.gate import PRECISIONS, is_kept, measured, served_precision
 from training.export.manifest_parts import (
-    MAX_QUANTIZATION_LOSS,
-    ExportError,
     Graphs,
-    Unverifiable,
-    describe_graph,
-    file_name,
-    git_commit,
-    learning_curve,
-    versions,
+    describe_graphs,
+    describe_vocab,
+    graph_files,
+    heading,
+    read_metrics,
+    training_record,
 )
 from training.graphs.decoder import build_decoder
 from training.graphs.encoder import build_encoder
@@ -64,8 +54,6 @@ from training.loop.trainer import parameter_count
 from training.networks.encoder_decoder import EncoderDecoder
 
 EXAMPLES = 10
-_PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
-_LOG = logging.getLogger(__name__)
 
 
 def export(run_dir: Path, corpus: PairCorpus, models_dir: Path, *, name: str | None = None) -> Path:
@@ -78,65 +66,41 @@ def export(run_dir: Path, corpus: PairCorpus, models_dir: Path, *, name: str | N
         raise ExportError(f"{run_dir}: the prepared pairs are not those the weights come from")
     held_out = corpus.held_out[0]
     graphs = build_graphs(model)
-    golden = pair_golden_vectors(model, held_out, _PRECISIONS)
+    golden = golden_vectors(model, held_out, PRECISIONS)
     losses = checked_losses(model, graphs, held_out, golden)
     precision = gate(losses)
-    kept = {kind: data for kind, data in graphs.items() if kind[0] in {"fp32", precision}}
+    graphs = {kind: data for kind, data in graphs.items() if is_kept(kind[0], precision)}
+    labels = ("both", "both") if config.data.share_vocab else ("source", "target")
+    source_side, source_files = describe_side(labels[0], config.data.source, source)
+    target_side, target_files = describe_side(labels[1], config.data.target, target)
     limits = length_limits(corpus.train, config.data.max_source_tokens)
-    files = {file_name(*kind): data for kind, data in kept.items()}
-    shared = config.data.share_vocab
-    sides = []
-    for label, side, tokenizer in (
-        ("source", config.data.source, source),
-        ("target", config.data.target, target),
-    ):
-        text_side, side_files = describe_side("both" if shared else label, side, tokenizer)
-        sides.append(text_side)
-        files |= side_files
     manifest = EncoderDecoderManifest(
-        format_version=FORMAT_VERSION,
-        name=name or config.name,
-        description=config.description,
-        license=config.license,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **heading(config, name),
         task="encoder_decoder",
-        source=sides[0],
-        target=sides[1],
-        graphs=[describe_graph(*kind, data) for kind, data in kept.items()],
+        source=source_side,
+        target=target_side,
+        graphs=describe_graphs(graphs),
         precision=precision,
         states=state_tensors(model),
         memory=memory_tensors(model),
         memory_stride=config.model.pool_stride if config.model.encoder == "crnn" else 1,
         model=model_shape(model),
         limits=limits,
-        data=EncoderDecoderDataSource(
-            name=config.data.title,
-            source=config.data.origin,
-            license=config.data.license,
-            sha256=corpus.sha256,
-            train_pairs=len(corpus.train),
-            valid_pairs=len(corpus.valid),
-        ),
+        data=_data_source(config, corpus),
         metrics=_metrics(run_dir, losses),
         examples=_examples(config, model, corpus, limits, held_out),
-        training=TrainingRecord(
-            config=record["config"],
-            seed=config.training.seed,
-            steps=record["step"],
-            git_commit=git_commit(),
-            versions=versions(),
-            parent=record.get("parent"),
-            curve=learning_curve(run_dir, EncoderDecoderTask.curve),
-        ),
-        golden=[x for x in golden if x.precision in {"fp32", precision}],
+        training=training_record(run_dir, config, record, EncoderDecoderTask.curve),
+        golden=[x for x in golden if is_kept(x.precision, precision)],
     )
-    return write_bundle(models_dir, manifest, files)
+    return write_bundle(
+        models_dir, manifest, {**graph_files(graphs), **source_files, **target_files}
+    )
 
 
 def build_graphs(model: EncoderDecoder) -> Graphs:
     """Every graph of a model, by precision and role."""
     graphs: dict[tuple[Precision, Role], bytes] = {}
-    for precision in _PRECISIONS:
+    for precision in PRECISIONS:
         graphs[precision, "encoder"] = build_encoder(model, precision)
         graphs[precision, "decoder"] = build_decoder(model, precision)
     return graphs
@@ -154,43 +118,29 @@ def checked_losses(
     """
     fp32, int8 = (
         OnnxEncoderDecoder.load(model, graphs[x, "encoder"], graphs[x, "decoder"])
-        for x in _PRECISIONS
+        for x in PRECISIONS
     )
-    check_pair_parity(model, fp32, held_out)
-    check_pair_golden(model, fp32, golden, "fp32")
-    losses: dict[Precision, float] = {"fp32": onnx_loss(fp32, held_out)}
-    try:
-        check_pair_int8(model, int8, held_out)
-        check_pair_golden(model, int8, golden, "int8")
-    except Unverifiable as why:
-        _LOG.warning("the bundle has no int8 graphs: %s", why)
-        return losses
-    return losses | {"int8": onnx_loss(int8, held_out)}
+
+    def check_eight_bits() -> None:
+        check_int8(model, int8, held_out)
+        check_golden(model, int8, golden, "int8")
+
+    check_parity(model, fp32, held_out)
+    check_golden(model, fp32, golden, "fp32")
+    return measured(onnx_loss(fp32, held_out), check_eight_bits, lambda: onnx_loss(int8, held_out))
 
 
 def gate(losses: Mapping[Precision, float]) -> Precision:
     """What a bundle is served in unless a setting says otherwise."""
-    if "int8" not in losses:
-        return "fp32"
-    worse_bits = (losses["int8"] - losses["fp32"]) / math.log(2)
-    return "int8" if worse_bits <= MAX_QUANTIZATION_LOSS else "fp32"
+    return served_precision({x: loss / math.log(2) for x, loss in losses.items()})
 
 
 def describe_side(
     label: str, config: TextSideConfig, tokenizer: Tokenizer
 ) -> tuple[TextSide, dict[str, bytes]]:
     """One side as the manifest writes it, and its files; `label` begins their names."""
-    data = vocab_bytes(tokenizer)
-    files = {f"{label}.vocab.json": data}
-    vocab = VocabFile(
-        file=f"{label}.vocab.json",
-        sha256=sha256(data),
-        size=len(tokenizer),
-        pad=0,
-        bos=1,
-        eos=2,
-        unk=3,
-    )
+    file = f"{label}.vocab.json"
+    files = {file: vocab_bytes(tokenizer)}
     described = None
     if isinstance(tokenizer, Subwords):
         document = tokenizer.document.encode()
@@ -200,7 +150,7 @@ def describe_side(
         lang=config.lang,
         tokenization=config.tokenization,
         normalization=config.normalization,
-        vocab=vocab,
+        vocab=describe_vocab(file, tokenizer),
         tokenizer=described,
     )
     return side, files
@@ -235,15 +185,20 @@ def model_shape(model: EncoderDecoder) -> EncoderDecoderShape:
     )
 
 
+def _data_source(config: EncoderDecoderConfig, corpus: PairCorpus) -> EncoderDecoderDataSource:
+    return EncoderDecoderDataSource(
+        name=config.data.title,
+        source=config.data.origin,
+        license=config.data.license,
+        sha256=corpus.sha256,
+        train_pairs=len(corpus.train),
+        valid_pairs=len(corpus.valid),
+    )
+
+
 def _metrics(run_dir: Path, losses: Mapping[Precision, float]) -> list[EncoderDecoderMetrics]:
     """What `train` left in the run's folder, and the loss of each precision."""
-    path = run_dir / "metrics.json"
-    if not path.exists():
-        raise ExportError(f"{path}: not there; `train` writes it when it is done")
-    found = [
-        EncoderDecoderMetrics.model_validate(entry)
-        for entry in json.loads(path.read_text())["pairs"]
-    ]
+    found = [EncoderDecoderMetrics.model_validate(x) for x in read_metrics(run_dir)["pairs"]]
     exported = [
         EncoderDecoderMeasurement(
             name=f"{precision}, onnxruntime, first pairs", kind="model", values={"loss": loss}

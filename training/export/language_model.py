@@ -3,15 +3,12 @@
 B batch, T time, V vocabulary.
 """
 
-import datetime
-import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from service.bundle.files import sha256, vocab_bytes
+from service.bundle.files import vocab_bytes
 from service.bundle.language_model import (
     LanguageModelDataSource,
     LanguageModelGoldenVector,
@@ -21,20 +18,17 @@ from service.bundle.language_model import (
     LanguageModelMetrics,
     LanguageModelShape,
 )
-from service.bundle.manifest import (
-    FORMAT_VERSION,
-    Precision,
-    StateTensor,
-    TrainingRecord,
-    VocabFile,
-)
+from service.bundle.manifest import Precision, StateTensor
 from service.bundle.store import write_bundle
 from service.bundle.text import Vocabulary
+from training.config import LanguageModelConfig
 from training.data.corpus import Corpus, Split
+from training.errors import ExportError
 from training.evaluation.language_model import Score, evaluate
 from training.evaluation.language_model_report import measurement
+from training.export.gate import PRECISIONS, is_kept, measured, served_precision
 from training.export.language_model_parity import (
-    OnnxModel,
+    OnnxLanguageModel,
     check_golden,
     check_int8,
     check_parity,
@@ -42,18 +36,15 @@ from training.export.language_model_parity import (
     onnx_score,
 )
 from training.export.manifest_parts import (
-    MAX_DIFFERENCE,
-    MAX_QUANTIZATION_LOSS,
-    ExportError,
     Graphs,
-    Unverifiable,
-    describe_graph,
-    file_name,
-    git_commit,
-    learning_curve,
-    versions,
+    describe_graphs,
+    describe_vocab,
+    graph_files,
+    heading,
+    read_metrics,
+    training_record,
 )
-from training.export.precision import ADVICE, in_double
+from training.export.precision import ADVICE, MAX_DIFFERENCE, in_double
 from training.graphs import language_model as onnx_graph
 from training.loop.language_model import LanguageModelTask, load_best
 from training.loop.trainer import parameter_count
@@ -61,7 +52,6 @@ from training.networks.language_model import LanguageModel
 
 VOCAB_FILE = "vocab.json"
 _DEFAULT_MAX_TOKENS = 4096
-_LOG = logging.getLogger(__name__)
 
 
 def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None = None) -> Path:
@@ -73,66 +63,29 @@ def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None 
     vocab = Vocabulary(record["vocab"])
     if corpus.sha256 != record["corpus_sha256"] or corpus.vocab.tokens != vocab.tokens:
         raise ExportError(f"{run_dir}: the prepared text is not the one the weights come from")
-    held_out = corpus.held_out
     graphs = build_graphs(model)
-    golden = golden_vectors(model, held_out, vocab, ["fp32", "int8"])
-    scores = checked_scores(model, graphs, held_out, golden)
+    golden = golden_vectors(model, corpus.held_out, vocab, PRECISIONS)
+    scores = checked_scores(model, graphs, corpus.held_out, golden)
     precision = gate(scores)
-    precisions: list[Precision] = ["fp32", "int8"] if precision == "int8" else ["fp32"]
-    graphs = {kind: data for kind, data in graphs.items() if kind[0] in precisions}
-    # Of the same weights on the same text; 8 bits do not move it.
-    spread = {"standard_error": _measurements(run_dir)[0].standard_error}
-    measured = [
-        measurement(kind, "model", score).model_copy(update=spread)
-        for kind, score in scores.items()
-    ]
+    graphs = {kind: data for kind, data in graphs.items() if is_kept(kind[0], precision)}
     manifest = LanguageModelManifest(
-        format_version=FORMAT_VERSION,
-        name=name or config.name,
-        description=config.description,
-        license=config.license,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **heading(config, name),
         task="language_model",
         tokenization="character",
         normalization=config.data.normalization,
-        vocab=describe_vocab(vocab),
-        graphs=[describe_graph(*kind, data) for kind, data in graphs.items()],
+        vocab=describe_vocab(VOCAB_FILE, vocab),
+        graphs=describe_graphs(graphs),
         precision=precision,
         states=state_tensors(model),
         model=model_shape(model),
         limits=LanguageModelLimits(max_tokens=_DEFAULT_MAX_TOKENS),
-        data=LanguageModelDataSource(
-            name=config.data.title,
-            source=config.data.source,
-            license=config.data.license,
-            sha256=corpus.sha256,
-            documents=sum(x.documents for x in (corpus.train, corpus.valid, corpus.test)),
-            train_chars=corpus.train.chars,
-            valid_chars=corpus.valid.chars,
-            test_chars=corpus.test.chars,
-        ),
-        metrics=LanguageModelMetrics(
-            split=corpus.held_out_name,
-            chars=held_out.chars,
-            tokens=held_out.tokens,
-            measurements=[
-                *measured,
-                *(x for x in _measurements(run_dir) if x.kind == "baseline"),
-            ],
-        ),
-        training=TrainingRecord(
-            config=record["config"],
-            seed=config.training.seed,
-            steps=record["step"],
-            git_commit=git_commit(),
-            versions=versions(),
-            parent=record.get("parent"),
-            curve=learning_curve(run_dir, LanguageModelTask.curve),
-        ),
-        golden=[x for x in golden if x.precision in precisions],
+        data=_data_source(config, corpus),
+        metrics=_metrics(run_dir, corpus, scores),
+        training=training_record(run_dir, config, record, LanguageModelTask.curve),
+        golden=[x for x in golden if is_kept(x.precision, precision)],
     )
-    files = {file_name(*kind): data for kind, data in graphs.items()}
-    return write_bundle(models_dir, manifest, {VOCAB_FILE: vocab_bytes(vocab), **files})
+    files = {VOCAB_FILE: vocab_bytes(vocab), **graph_files(graphs)}
+    return write_bundle(models_dir, manifest, files)
 
 
 def build_graphs(model: LanguageModel) -> Graphs:
@@ -154,11 +107,23 @@ def checked_scores(
 
     int8 is not among them where nobody can say whether its graphs are right; the log says so.
     """
-    fp32 = OnnxModel.load(graphs["fp32", "sequence"], model.state_names)
-    int8 = OnnxModel.load(graphs["int8", "sequence"], model.state_names)
+    fp32, int8 = (
+        OnnxLanguageModel.load(graphs[x, "sequence"], model.state_names) for x in PRECISIONS
+    )
+
+    def check_eight_bits() -> None:
+        check_int8(model, int8, graphs["int8", "step"], held_out)
+        check_golden(model, int8, golden, "int8")
+
     check_parity(model, fp32, held_out)
     check_golden(model, fp32, golden, "fp32")
     score = onnx_score(fp32, model, held_out)
+    _check_loss(score, model, held_out)
+    return measured(score, check_eight_bits, lambda: onnx_score(int8, model, held_out))
+
+
+def _check_loss(score: Score, model: LanguageModel, held_out: Split) -> None:
+    """Hold the graph's held-out loss to PyTorch's in double precision. Raises ExportError."""
     expected = evaluate(in_double(model), held_out, torch.device("cpu"))
     # Written so that NaN fails too.
     if not abs(score.loss - expected.loss) <= MAX_DIFFERENCE:
@@ -166,27 +131,11 @@ def checked_scores(
             f"held-out loss: onnxruntime has {score.loss}, PyTorch in double precision "
             f"{expected.loss}; at most {MAX_DIFFERENCE} nats a token may lie between them. {ADVICE}"
         )
-    try:
-        check_int8(model, int8, graphs["int8", "step"], held_out)
-        check_golden(model, int8, golden, "int8")
-    except Unverifiable as why:
-        _LOG.warning("the bundle has no int8 graphs: %s", why)
-        return {"fp32": score}
-    return {"fp32": score, "int8": onnx_score(int8, model, held_out)}
 
 
 def gate(scores: Mapping[Precision, Score]) -> Precision:
     """What a bundle is served in unless a setting says otherwise."""
-    if "int8" not in scores:
-        return "fp32"
-    loss = scores["int8"].bits_per_char - scores["fp32"].bits_per_char
-    return "int8" if loss <= MAX_QUANTIZATION_LOSS else "fp32"
-
-
-def describe_vocab(vocab: Vocabulary) -> VocabFile:
-    """The vocabulary's file as the manifest writes it."""
-    checksum = sha256(vocab_bytes(vocab))
-    return VocabFile(file=VOCAB_FILE, sha256=checksum, size=len(vocab), pad=0, bos=1, eos=2, unk=3)
+    return served_precision({x: score.bits_per_char for x, score in scores.items()})
 
 
 def state_tensors(model: LanguageModel) -> list[StateTensor]:
@@ -206,10 +155,34 @@ def model_shape(model: LanguageModel) -> LanguageModelShape:
     )
 
 
-def _measurements(run_dir: Path) -> list[LanguageModelMeasurement]:
-    """What `train` left in the run's folder: the model, then the baselines."""
-    path = run_dir / "metrics.json"
-    if not path.exists():
-        raise ExportError(f"{path}: not there; `train` writes it when it is done")
-    entries = json.loads(path.read_text())["measurements"]
-    return [LanguageModelMeasurement.model_validate(x) for x in entries]
+def _data_source(config: LanguageModelConfig, corpus: Corpus) -> LanguageModelDataSource:
+    return LanguageModelDataSource(
+        name=config.data.title,
+        source=config.data.source,
+        license=config.data.license,
+        sha256=corpus.sha256,
+        documents=sum(x.documents for x in (corpus.train, corpus.valid, corpus.test)),
+        train_chars=corpus.train.chars,
+        valid_chars=corpus.valid.chars,
+        test_chars=corpus.test.chars,
+    )
+
+
+def _metrics(
+    run_dir: Path, corpus: Corpus, scores: Mapping[Precision, Score]
+) -> LanguageModelMetrics:
+    """The score of each precision, and the baselines that `train` left in the run's folder."""
+    entries = read_metrics(run_dir)["measurements"]
+    trained, *others = (LanguageModelMeasurement.model_validate(x) for x in entries)
+    # Of the same weights on the same text; 8 bits do not move it.
+    spread = {"standard_error": trained.standard_error}
+    exported = [
+        measurement(precision, "model", score).model_copy(update=spread)
+        for precision, score in scores.items()
+    ]
+    return LanguageModelMetrics(
+        split=corpus.held_out_name,
+        chars=corpus.held_out.chars,
+        tokens=corpus.held_out.tokens,
+        measurements=[*exported, *(x for x in others if x.kind == "baseline")],
+    )

@@ -18,24 +18,22 @@ from service.bundle.manifest import Precision
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, Vocabulary
 from training.data.corpus import Split
 from training.data.windows import SequentialWindows
+from training.errors import ExportError, Unverifiable
 from training.evaluation.language_model import Score
-from training.export.manifest_parts import (
-    MAX_INT8_DIFFERENCE,
-    ExportError,
-    open_session,
-)
+from training.export.golden import check_vectors, known_answer, mean_difference
 from training.export.precision import (
     FAULT,
+    MAX_INT8_DIFFERENCE,
     Agreement,
+    Array,
     Exact,
-    check_golden_difference,
-    check_int8_text,
     exact_of,
     exact_state,
-    golden_tolerance,
     in_double,
     moved_copies,
+    of_targets,
 )
+from training.export.sessions import open_session
 from training.graphs.language_model_reference import reference_logprobs, reference_steps
 from training.networks.language_model import LanguageModel
 
@@ -49,14 +47,14 @@ _Ids: TypeAlias = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class OnnxModel:
+class OnnxLanguageModel:
     """An exported sequence graph in onnxruntime, as the parity checks use it."""
 
     session: onnxruntime.InferenceSession
     state_names: Sequence[str]
 
     @classmethod
-    def load(cls, graph: bytes, state_names: Sequence[str]) -> "OnnxModel":
+    def load(cls, graph: bytes, state_names: Sequence[str]) -> "OnnxLanguageModel":
         """One thread, as the service runs it."""
         return cls(open_session(graph), state_names)
 
@@ -132,7 +130,7 @@ def readings(model: LanguageModel, held_out: Split) -> Iterator[Reading]:
                 )
 
 
-def agreement(onnx_model: OnnxModel, found: Iterable[Reading]) -> Iterator[Agreement]:
+def agreement(onnx_model: OnnxLanguageModel, found: Iterable[Reading]) -> Iterator[Agreement]:
     """How the graph and PyTorch agree with what is right, after each further reading.
 
     Raises ExportError where a row depends on the rows beside it, or where something is no number.
@@ -151,14 +149,14 @@ def agreement(onnx_model: OnnxModel, found: Iterable[Reading]) -> Iterator[Agree
             reading.exact_states, after, reading.single_states, strict=True
         ):
             so_far.add_state(right, own, single)
-        if not np.array_equal(picked, np.take_along_axis(logprobs, targets[..., None], 2)[..., 0]):
+        if not np.array_equal(picked, of_targets(logprobs, targets)):
             raise ExportError("the graph's target_logprobs are not those of its logprobs")
         _check_ragged(onnx_model, tokens, targets, states)
         states = after
         yield so_far
 
 
-def check_parity(model: LanguageModel, onnx_model: OnnxModel, held_out: Split) -> Agreement:
+def check_parity(model: LanguageModel, onnx_model: OnnxLanguageModel, held_out: Split) -> Agreement:
     """Hold the graph, and PyTorch in single precision, to PyTorch in double precision.
 
     Every log-probability of every token within what `precision` allows there, and the held-out
@@ -170,7 +168,7 @@ def check_parity(model: LanguageModel, onnx_model: OnnxModel, held_out: Split) -
 
 
 def check_int8(
-    model: LanguageModel, onnx_model: OnnxModel, step_graph: bytes, held_out: Split
+    model: LanguageModel, onnx_model: OnnxLanguageModel, step_graph: bytes, held_out: Split
 ) -> float:
     """Mean difference in nats a token from the reference on held-out text. Raises ExportError.
 
@@ -195,11 +193,11 @@ def check_int8(
         _check_stepping(model, onnx_model, step, ids, states)
     _check_stepping(model, onnx_model, step, tokens, zeros)
     on_text = float(np.abs(picked - _reference(model, tokens, targets)).mean())
-    check_int8_text(on_text, MAX_INT8_DIFFERENCE)
+    _check_int8_text(on_text, MAX_INT8_DIFFERENCE)
     return max(difference, on_text)
 
 
-def _check_int8_steps(model: LanguageModel, onnx_model: OnnxModel, ids: _Ids) -> float:
+def _check_int8_steps(model: LanguageModel, onnx_model: OnnxLanguageModel, ids: _Ids) -> float:
     """Mean difference from the reference over steps that each begin where the reference stands."""
     tokens, targets = torch.from_numpy(ids[:, :-1]), torch.from_numpy(ids[:, 1:])
     logprobs, steps = reference_steps(model, tokens, model.initial_states(len(ids)))
@@ -228,7 +226,7 @@ def _check_int8_steps(model: LanguageModel, onnx_model: OnnxModel, ids: _Ids) ->
 
 def _check_stepping(
     model: LanguageModel,
-    onnx_model: OnnxModel,
+    onnx_model: OnnxLanguageModel,
     step: onnxruntime.InferenceSession,
     ids: _Ids,
     states: States,
@@ -245,7 +243,7 @@ def _check_stepping(
         raise ExportError(f"the states of step and sequence graph differ at {rows} rows")
 
 
-def onnx_score(onnx_model: OnnxModel, model: LanguageModel, split: Split) -> Score:
+def onnx_score(onnx_model: OnnxLanguageModel, model: LanguageModel, split: Split) -> Score:
     """The split's score as the exported graph computes it, with carried state."""
     lanes = min(split.documents, 64)
     states: States = [state.numpy() for state in model.initial_states(lanes)]
@@ -278,61 +276,59 @@ def _golden_vector(
     model: LanguageModel, tokens: list[int], precision: Precision
 ) -> LanguageModelGoldenVector:
     read = torch.tensor([tokens[:-1]])
-    tolerance = MAX_INT8_DIFFERENCE
-    if precision == "int8":
-        logprobs, _ = reference_logprobs(model, read, model.initial_states(1))
-    else:
-        double = in_double(model)
-        logits = []
-        for program in (double, *moved_copies(double)):
-            with torch.no_grad():
-                found, _ = program(read, program.initial_states(1))
-            logits.append(found)
-        exact = exact_of(logits[0], logits[1:])
-        logprobs = torch.from_numpy(exact.values)  # [1, T, V]
-        tolerance = golden_tolerance(exact)
-    picked = logprobs[0, torch.arange(len(tokens) - 1), torch.tensor(tokens[1:])]
+    logprobs, tolerance = known_answer(
+        model,
+        precision,
+        tokens[1:],
+        logits=lambda program: program(read, program.initial_states(1))[0],
+        reference=lambda program: reference_logprobs(program, read, program.initial_states(1))[0],
+    )
     return LanguageModelGoldenVector(
-        precision=precision,
-        tokens=tokens,
-        logprobs=[round(x, 8) for x in picked.tolist()],
-        tolerance=tolerance,
+        precision=precision, tokens=tokens, logprobs=logprobs, tolerance=tolerance
     )
 
 
 def check_golden(
     model: LanguageModel,
-    onnx_model: OnnxModel,
+    onnx_model: OnnxLanguageModel,
     golden: Sequence[LanguageModelGoldenVector],
     precision: Precision,
 ) -> None:
-    """The known answers, as the service checks them when it loads the bundle.
+    """The known answers of a precision. Raises ExportError, or Unverifiable as `check_int8`."""
 
-    Raises ExportError, or Unverifiable as `check_int8`.
-    """
-    for vector in golden:
-        if vector.precision != precision:
-            continue
+    def answer(vector: LanguageModelGoldenVector) -> Array:
         ids = np.array([vector.tokens], np.int64)
-        tokens, targets = ids[:, :-1], ids[:, 1:]
         zeros: States = [x.numpy() for x in model.initial_states(1)]
-        picked, _, _ = onnx_model.run(tokens, targets, zeros)
-        difference = float(np.abs(picked[0] - np.array(vector.logprobs)).mean())
-        if precision == "int8":
-            check_int8_text(difference, vector.tolerance)
-        else:
-            check_golden_difference(difference, vector.tolerance)
+        picked: Array = onnx_model.run(ids[:, :-1], ids[:, 1:], zeros)[0]
+        found: Array = picked[0]
+        return found
+
+    def check_text(vector: LanguageModelGoldenVector, found: Array) -> None:
+        _check_int8_text(mean_difference(vector, found), vector.tolerance)
+
+    check_vectors(golden, precision, answer, check_text)
 
 
-def _reference(model: LanguageModel, tokens: _Ids, targets: _Ids) -> npt.NDArray[np.float64]:
+def _check_int8_text(difference: float, allowed: float) -> None:
+    """Mean nats a token that a text of int8 graphs differs by that are right step by step."""
+    # Written so that NaN fails too.
+    if not difference <= allowed:
+        raise Unverifiable(
+            f"a text comes out {difference:.2e} nats a token from the reference, at most "
+            f"{allowed} is allowed: roundings decide single steps of its states, and the model "
+            "makes much of them, so that every machine would have other numbers"
+        )
+
+
+def _reference(model: LanguageModel, tokens: _Ids, targets: _Ids) -> Array:
     """log p of `targets` [B, T] after each of `tokens` [B, T] by the reference in eight bits."""
     start = model.initial_states(len(tokens))
     logprobs, _ = reference_logprobs(model, torch.from_numpy(tokens), start)
-    return np.take_along_axis(logprobs.numpy(), targets[..., None], 2)[..., 0]
+    return of_targets(logprobs.numpy(), targets)
 
 
 def _check_ragged(
-    onnx_model: OnnxModel,
+    onnx_model: OnnxLanguageModel,
     tokens: npt.NDArray[np.int64],
     targets: npt.NDArray[np.int64],
     states: States,

@@ -1,46 +1,39 @@
-"""What every export writes: graphs as the manifest describes them, where the weights come from."""
+"""The parts of a manifest that every kind of model has."""
 
+import datetime
+import json
 import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 
-from service.bundle.files import sha256
+from service.bundle.files import sha256, vocab_bytes
 from service.bundle.manifest import (
+    FORMAT_VERSION,
     MAX_CURVE_POINTS,
     Graph,
     LearningCurve,
     Precision,
     Role,
     Tensor,
+    TrainingRecord,
+    VocabFile,
 )
+from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Vocabulary
+from service.bundle.tokenization import Tokenizer
+from training.config import AnyConfig
+from training.errors import ExportError
 from training.graphs.builder import OPSET
 from training.loop.run_log import LOG_FILE, read_log
 from training.loop.task import Curve
 
-# Nats a token on the mean of held-out text: PyTorch and onnxruntime in single precision, against
-# PyTorch in double precision. What a single token may differ by, `precision` says.
-MAX_DIFFERENCE = 1e-5
-# Where a sum lies between two steps of a state, rounding decides which it takes: mean nats a token.
-MAX_INT8_DIFFERENCE = 1e-3
-MAX_QUANTIZATION_LOSS = 0.002  # bits per character, or target token, that int8 may be worse
-
-
 Graphs: TypeAlias = Mapping[tuple[Precision, Role], bytes]
-
-
-class ExportError(Exception):
-    """Nothing was written; the message says why."""
-
-
-class Unverifiable(ExportError):
-    """Nobody can say whether the int8 graphs are right: the bundle is written without them."""
 
 
 def file_name(precision: Precision, role: Role) -> str:
@@ -63,22 +56,57 @@ def describe_graph(precision: Precision, role: Role, graph: bytes) -> Graph:
     )
 
 
-def open_session(graph: bytes) -> onnxruntime.InferenceSession:
-    """A graph on one thread, as the service runs it."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+def graph_files(graphs: Graphs) -> dict[str, bytes]:
+    """The graphs by their files in the bundle."""
+    return {file_name(*kind): data for kind, data in graphs.items()}
 
 
-def git_commit() -> str | None:
-    """The commit of the code; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+def describe_graphs(graphs: Graphs) -> list[Graph]:
+    """Every graph as the manifest writes it."""
+    return [describe_graph(*kind, data) for kind, data in graphs.items()]
+
+
+def describe_vocab(file: str, vocab: Vocabulary | Tokenizer) -> VocabFile:
+    """A vocabulary's file as the manifest writes it."""
+    checksum, size = sha256(vocab_bytes(vocab)), len(vocab.tokens)
+    return VocabFile(
+        file=file, sha256=checksum, size=size, pad=PAD_ID, bos=BOS_ID, eos=EOS_ID, unk=UNK_ID
+    )
+
+
+def heading(config: AnyConfig, name: str | None) -> dict[str, Any]:
+    """The fields that every manifest begins with; None is the configuration's name."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "name": name or config.name,
+        "description": config.description,
+        "license": config.license,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def training_record(
+    run_dir: Path, config: AnyConfig, record: Mapping[str, Any], curve: Curve
+) -> TrainingRecord:
+    """How the weights came about; `record` is their checkpoint's."""
+    return TrainingRecord(
+        config=record["config"],
+        seed=config.training.seed,
+        steps=record["step"],
+        git_commit=_git_commit(),
+        versions=_versions(),
+        parent=record.get("parent"),
+        curve=learning_curve(run_dir, curve),
+    )
+
+
+def read_metrics(run_dir: Path) -> dict[str, Any]:
+    """What `train` measured and left in the run's folder. Raises ExportError."""
+    path = run_dir / "metrics.json"
+    if not path.exists():
+        raise ExportError(f"{path}: not there; `train` writes it when it is done")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def learning_curve(run_dir: Path, curve: Curve) -> LearningCurve | None:
@@ -97,7 +125,17 @@ def learning_curve(run_dir: Path, curve: Curve) -> LearningCurve | None:
     )
 
 
-def versions() -> dict[str, str]:
+def _git_commit() -> str | None:
+    """The commit of the code; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide the numbers."""
     return {
         "python": platform.python_version(),

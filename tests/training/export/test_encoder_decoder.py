@@ -23,7 +23,7 @@ from training.__main__ import main
 from training.data.pairs import PairCorpus, prepare_pairs
 from training.data.stored_pairs import load_pairs
 from training.export.encoder_decoder import EXAMPLES, gate
-from training.export.manifest_parts import MAX_QUANTIZATION_LOSS
+from training.export.gate import MAX_QUANTIZATION_LOSS
 from training.loop.encoder_decoder import load_best
 
 TRAINING = {"steps": 30, "eval_every": 15, "learning_rate": 0.02, "select_by": "exact_match"}

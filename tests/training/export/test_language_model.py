@@ -24,21 +24,18 @@ from tests.training.helpers import FABLE, tiny_document, write_toml
 from training.__main__ import main
 from training.data import corpus as corpora
 from training.data.corpus import Corpus
+from training.errors import ExportError
 from training.evaluation.language_model import Score, evaluate
 from training.export.language_model import build_graphs, export, gate
 from training.export.language_model_parity import (
-    OnnxModel,
+    OnnxLanguageModel,
     check_int8,
     check_parity,
     golden_vectors,
     onnx_score,
 )
-from training.export.manifest_parts import (
-    MAX_DIFFERENCE,
-    MAX_INT8_DIFFERENCE,
-    ExportError,
-    learning_curve,
-)
+from training.export.manifest_parts import learning_curve
+from training.export.precision import MAX_DIFFERENCE, MAX_INT8_DIFFERENCE
 from training.graphs import language_model as onnx_graph
 from training.graphs.language_model_reference import reference_logprobs
 from training.loop.language_model import load_best
@@ -96,11 +93,11 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained.parent, tmp_path / "copy")) / "run"
 
 
-def models_of(exported: Exported) -> tuple[LanguageModel, OnnxModel, Corpus]:
+def models_of(exported: Exported) -> tuple[LanguageModel, OnnxLanguageModel, Corpus]:
     run, bundle = exported
     _, model, _ = load_best(run)
     names = [state.name for state in bundle.manifest.states]
-    graph = OnnxModel.load(bundle.graphs["sequence.fp32.onnx"], names)
+    graph = OnnxLanguageModel.load(bundle.graphs["sequence.fp32.onnx"], names)
     return model, graph, corpus_of(run)
 
 
@@ -401,7 +398,7 @@ def test_a_bundle_may_have_another_name_than_its_configuration(run: Path) -> Non
 def test_int8_graphs_are_in_the_bundle_where_they_cost_no_more_than_is_allowed(
     run: Path, monkeypatch: pytest.MonkeyPatch, allowed: float, precision: str
 ) -> None:
-    monkeypatch.setattr("training.export.language_model.MAX_QUANTIZATION_LOSS", allowed)
+    monkeypatch.setattr("training.export.gate.MAX_QUANTIZATION_LOSS", allowed)
     bundle = read_language_model(export(run, corpus_of(run), run / "models"))
     manifest = bundle.manifest
     assert manifest.precision == precision
@@ -460,11 +457,9 @@ def test_int8_may_cost_two_thousandths_of_a_bit_a_character(int8: float, served:
 def test_the_loss_that_is_just_allowed_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     scores: dict[Precision, Score] = {"fp32": score(2.0), "int8": score(2.001)}
     loss = scores["int8"].bits_per_char - scores["fp32"].bits_per_char
-    monkeypatch.setattr("training.export.language_model.MAX_QUANTIZATION_LOSS", loss)
+    monkeypatch.setattr("training.export.gate.MAX_QUANTIZATION_LOSS", loss)
     assert gate(scores) == "int8"
-    monkeypatch.setattr(
-        "training.export.language_model.MAX_QUANTIZATION_LOSS", np.nextafter(loss, 0.0)
-    )
+    monkeypatch.setattr("training.export.gate.MAX_QUANTIZATION_LOSS", np.nextafter(loss, 0.0))
     assert gate(scores) == "fp32"
 
 
@@ -487,7 +482,7 @@ def test_the_int8_golden_vectors_are_what_the_step_graph_writes(trained: Path) -
     _, model, _ = load_best(trained)
     corpus = corpus_of(trained)
     vectors = golden_vectors(model, corpus.test, corpus.vocab, ["fp32", "int8"])
-    step = OnnxModel.load(build_graphs(model)["int8", "step"], model.state_names)
+    step = OnnxLanguageModel.load(build_graphs(model)["int8", "step"], model.state_names)
     for exact, golden in zip(vectors[:3], vectors[3:], strict=True):
         states = [x.numpy() for x in model.initial_states(1)]
         found = []
@@ -505,7 +500,7 @@ def test_the_int8_golden_vectors_are_what_the_step_graph_writes(trained: Path) -
 
 def test_weights_that_are_no_numbers_are_not_written(run: Path) -> None:
     _, model, _ = load_best(run)
-    sequence = OnnxModel.load(build_graphs(model)["fp32", "sequence"], model.state_names)
+    sequence = OnnxLanguageModel.load(build_graphs(model)["fp32", "sequence"], model.state_names)
     held_out = corpus_of(run).test
     check_parity(model, sequence, held_out)
     with torch.no_grad():
@@ -520,11 +515,11 @@ def test_a_step_graph_of_other_weights_is_not_written(run: Path, tmp_path: Path)
     _, other_model, _ = load_best(other)
     graphs, others = build_graphs(model), build_graphs(other_model)
     held_out = corpus_of(run).test
-    sequence = OnnxModel.load(graphs["int8", "sequence"], model.state_names)
+    sequence = OnnxLanguageModel.load(graphs["int8", "sequence"], model.state_names)
     assert check_int8(model, sequence, graphs["int8", "step"], held_out) < 1e-4
     with pytest.raises(ExportError, match="step and the sequence graph differ"):
         check_int8(model, sequence, others["int8", "step"], held_out)
-    wrong = OnnxModel.load(others["int8", "sequence"], model.state_names)
+    wrong = OnnxLanguageModel.load(others["int8", "sequence"], model.state_names)
     with pytest.raises(ExportError, match="the int8 graphs and their reference differ"):
         check_int8(model, wrong, others["int8", "step"], held_out)
 

@@ -23,23 +23,19 @@ from tests.training.helpers import (
 )
 from training.data.corpus import Split
 from training.data.pairs import PairSplit
-from training.export import encoder_decoder_parity as pair_parity
-from training.export.encoder_decoder_parity import (
-    OnnxEncoderDecoder,
-    check_pair_parity,
-    pair_agreement,
-)
+from training.errors import ExportError, Unverifiable
+from training.export import encoder_decoder_parity
+from training.export.encoder_decoder_parity import OnnxEncoderDecoder
 from training.export.language_model import build_graphs, checked_scores, gate
 from training.export.language_model_parity import (
-    OnnxModel,
+    OnnxLanguageModel,
     agreement,
     check_golden,
     check_parity,
     golden_vectors,
     readings,
 )
-from training.export.manifest_parts import MAX_DIFFERENCE, ExportError, Unverifiable
-from training.export.precision import Agreement, in_double, moved_copies
+from training.export.precision import MAX_DIFFERENCE, Agreement, in_double, moved_copies
 from training.graphs.decoder import build_decoder
 from training.graphs.encoder import build_encoder
 from training.graphs.language_model import build
@@ -73,8 +69,8 @@ def made(
     return model
 
 
-def loaded(model: LanguageModel, graph: bytes) -> OnnxModel:
-    return OnnxModel.load(graph, model.state_names)
+def loaded(model: LanguageModel, graph: bytes) -> OnnxLanguageModel:
+    return OnnxLanguageModel.load(graph, model.state_names)
 
 
 def passes(agreements: Iterator[Agreement]) -> bool:
@@ -243,19 +239,19 @@ def made_pairs(**options: Any) -> EncoderDecoder:
 def test_sound_graphs_of_pairs_pass_and_every_bug_fails(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(pair_parity, "_PARITY_SHAPES", ((5, 1), (17, 3)))
+    monkeypatch.setattr(encoder_decoder_parity, "_PARITY_SHAPES", ((5, 1), (17, 3)))
     model = made_pairs(**options)
     graphs = {"encoder": build_encoder(model, "fp32"), "decoder": build_decoder(model, "fp32")}
     sound = OnnxEncoderDecoder.load(model, **graphs)
-    found = check_pair_parity(model, sound, held_out_pairs())
+    found = encoder_decoder_parity.check_parity(model, sound, held_out_pairs())
     assert 0.0 < found.graph.share < 0.5
-    read = list(pair_parity.pair_readings(model, held_out_pairs()))
+    read = list(encoder_decoder_parity.readings(model, held_out_pairs()))
     missed, tried = [], 0
     for role, graph in graphs.items():
         for what, data in mutations(graph):
             tried += 1
             wrong = OnnxEncoderDecoder.load(model, **{**graphs, role: data})
-            if passes(pair_agreement(wrong, read)):
+            if passes(encoder_decoder_parity.agreement(wrong, read)):
                 missed.append(f"{role}: {what}")
     assert tried > 20
     assert missed == []

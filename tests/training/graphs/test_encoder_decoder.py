@@ -20,19 +20,20 @@ from service.bundle.text import EOS_ID, PAD_ID
 from tests.training.helpers import pair_split_of, tiny_encoder_decoder
 from training.data.pair_batches import PairBatch, pair_batch
 from training.data.pairs import PairSplit
-from training.export import encoder_decoder_parity as pair_parity
+from training.errors import ExportError
+from training.export import encoder_decoder_parity
 from training.export.encoder_decoder_parity import (
     OnnxEncoderDecoder,
-    PairReading,
+    Reading,
+    agreement,
     check_company,
-    check_pair_int8,
-    check_pair_parity,
+    check_int8,
+    check_parity,
+    golden_vectors,
     onnx_loss,
-    pair_agreement,
-    pair_golden_vectors,
-    pair_readings,
+    readings,
 )
-from training.export.manifest_parts import MAX_DIFFERENCE, MAX_INT8_DIFFERENCE, ExportError
+from training.export.precision import MAX_DIFFERENCE, MAX_INT8_DIFFERENCE
 from training.graphs import interface as onnx_interface
 from training.graphs.decoder import build_decoder
 from training.graphs.encoder import build_encoder
@@ -115,7 +116,7 @@ def test_the_graphs_are_pytorch_in_single_precision(kind: dict[str, Any]) -> Non
 @every_kind
 def test_the_int8_graphs_are_their_reference(kind: dict[str, Any]) -> None:
     model = made(**kind)
-    difference = check_pair_int8(model, loaded(model, "int8"), held_out())
+    difference = check_int8(model, loaded(model, "int8"), held_out())
     assert 0.0 < difference <= MAX_INT8_DIFFERENCE
 
 
@@ -131,7 +132,7 @@ def test_the_reference_rounds_and_only_a_little(kind: dict[str, Any]) -> None:
 @some_kinds
 def test_a_model_passes_every_check_of_the_export(kind: dict[str, Any]) -> None:
     model = made(**kind)
-    found = check_pair_parity(model, loaded(model, "fp32"), held_out())
+    found = check_parity(model, loaded(model, "fp32"), held_out())
     assert 0.0 < found.graph.mean <= MAX_DIFFERENCE
     assert 0.0 < found.graph.share < 0.5
 
@@ -140,8 +141,8 @@ def test_a_model_passes_every_check_of_the_export(kind: dict[str, Any]) -> None:
 def test_tied_embeddings_and_one_layer_are_exported_too(attention: str) -> None:
     options = {"tie_embeddings": True, "encoder_layers": 1, "decoder_layers": 1}
     model = made(attention=attention, input_feeding=True, **options)
-    check_pair_parity(model, loaded(model, "fp32"), held_out())
-    check_pair_int8(model, loaded(model, "int8"), held_out())
+    check_parity(model, loaded(model, "fp32"), held_out())
+    check_int8(model, loaded(model, "int8"), held_out())
 
 
 # --- rows do not meet ---------------------------------------------------------------------------
@@ -192,9 +193,7 @@ class Meeting:
         return [found + np.float32(1e-6 * (len(found) > 3)), *states]
 
 
-@pytest.mark.parametrize(
-    ("check", "precision"), [(check_pair_parity, "fp32"), (check_pair_int8, "int8")]
-)
+@pytest.mark.parametrize(("check", "precision"), [(check_parity, "fp32"), (check_int8, "int8")])
 def test_rows_that_meet_are_refused(
     check: Callable[[EncoderDecoder, OnnxEncoderDecoder, PairSplit], object], precision: Precision
 ) -> None:
@@ -226,14 +225,14 @@ CRNN |= {"input_feeding": True}
 
 
 @cache
-def read_pairs() -> list[PairReading]:
-    return list(pair_readings(made(**CRNN), held_out()))
+def read_pairs() -> list[Reading]:
+    return list(readings(made(**CRNN), held_out()))
 
 
 @pytest.mark.parametrize("name", parameters(**CRNN))
 def test_a_changed_weight_is_caught(name: str) -> None:
     wrong = loaded(nudged(made(**CRNN), name), "fp32")
-    assert any(x.graph.share > 1.0 for x in pair_agreement(wrong, read_pairs()))
+    assert any(x.graph.share > 1.0 for x in agreement(wrong, read_pairs()))
 
 
 # A twentieth of a query weighs less than a step of a state here, and is not quantized.
@@ -242,10 +241,10 @@ def test_a_changed_weight_is_caught_in_eight_bits(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     # That roundings do not explain it, one draw of them shows here.
-    monkeypatch.setattr("training.export.precision.COPIES", 1)
+    monkeypatch.setattr("training.export.encoder_decoder_parity._INT8_COPIES", 1)
     model = made(**CRNN)
     with pytest.raises(ExportError, match="the int8 graphs and their reference differ"):
-        check_pair_int8(nudged(model, name), loaded(model, "int8"), held_out())
+        check_int8(nudged(model, name), loaded(model, "int8"), held_out())
 
 
 def test_a_graph_that_gives_no_number_is_caught() -> None:
@@ -253,7 +252,7 @@ def test_a_graph_that_gives_no_number_is_caught() -> None:
     onnx_model = loaded(model, "fp32")
     with torch.no_grad():
         model.decoder.output.bias[4] = float("nan")
-    for check in (check_pair_parity, check_pair_int8):
+    for check in (check_parity, check_int8):
         with pytest.raises(ExportError, match="differ by nan"):
             check(model, onnx_model, held_out())
 
@@ -321,7 +320,7 @@ def test_the_graphs_hold_with_tables_of_products_and_without(
     monkeypatch: pytest.MonkeyPatch, cell: str, *, feeding: bool, tied: bool
 ) -> None:
     model = made(cell=cell, input_feeding=feeding, tie_embeddings=tied)
-    read = list(pair_readings(model, held_out()))
+    read = list(readings(model, held_out()))
     for smaller in (True, False):
         monkeypatch.setattr(onnx_interface, "table_is_smaller", _always(answer=smaller))
         for precision in PRECISIONS:
@@ -332,9 +331,9 @@ def test_the_graphs_hold_with_tables_of_products_and_without(
                 assert (stored in names) is not smaller
             onnx_model = OnnxEncoderDecoder.load(model, *graphs)
             if precision == "fp32":
-                assert all(x.graph.share < 1.0 for x in pair_agreement(onnx_model, read))
+                assert all(x.graph.share < 1.0 for x in agreement(onnx_model, read))
             else:
-                check_pair_int8(model, onnx_model, held_out())
+                check_int8(model, onnx_model, held_out())
 
 
 def _always(*, answer: bool) -> Callable[[int, int, int], bool]:
@@ -357,7 +356,7 @@ def test_the_loss_is_the_mean_over_counted_tokens(monkeypatch: pytest.MonkeyPatc
     onnx_model = loaded(model, "fp32")
     wanted = -picked[batch.targets != PAD_ID].mean()
     assert onnx_loss(onnx_model, held_out()) == pytest.approx(wanted, abs=1e-5)
-    monkeypatch.setattr(pair_parity, "_CHECKED_PAIRS", 3)
+    monkeypatch.setattr(encoder_decoder_parity, "_CHECKED_PAIRS", 3)
     first = pair_split_of([([], []), ([], []), ([], [])])
     assert onnx_loss(onnx_model, held_out()) != pytest.approx(wanted, abs=1e-3)
     assert onnx_loss(onnx_model, first) > 0.0
@@ -365,7 +364,7 @@ def test_the_loss_is_the_mean_over_counted_tokens(monkeypatch: pytest.MonkeyPatc
 
 def test_known_answers_are_what_the_graphs_give_and_name_every_token() -> None:
     model = made(attention="additive", input_feeding=True)
-    golden = pair_golden_vectors(model, held_out(), PRECISIONS)
+    golden = golden_vectors(model, held_out(), PRECISIONS)
     for precision in PRECISIONS:
         own = [x for x in golden if x.precision == precision]
         onnx_model = loaded(model, precision)

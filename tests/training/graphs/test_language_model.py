@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from service.bundle.manifest import Precision, Role
 from tests.training.helpers import tiny_model
-from training.export.language_model_parity import OnnxModel, States
-from training.export.manifest_parts import MAX_DIFFERENCE
+from training.export.language_model_parity import OnnxLanguageModel, States
+from training.export.precision import MAX_DIFFERENCE
 from training.graphs import language_model as onnx_graph
 from training.graphs.builder import OPSET
 from training.graphs.language_model_reference import reference_logprobs
@@ -36,7 +36,7 @@ Kind = tuple[Precision, Role]
 @cache
 def models(
     cell: str, num_layers: int, hidden_size: int = 33, *, tied: bool = False
-) -> tuple[LanguageModel, OnnxModel]:
+) -> tuple[LanguageModel, OnnxLanguageModel]:
     """A model with weights as large as trained ones, and its graph in onnxruntime."""
     with torch.random.fork_rng():
         torch.manual_seed(hidden_size)
@@ -51,7 +51,7 @@ def models(
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model, OnnxModel.load(onnx_graph.build(model), model.state_names)
+    return model, OnnxLanguageModel.load(onnx_graph.build(model), model.state_names)
 
 
 def random_inputs(model: LanguageModel, rng: np.random.Generator, batch: int, time: int) -> Any:
@@ -111,7 +111,7 @@ def test_the_picked_ones_are_the_targets(cell: str) -> None:
 
 def precise_models(
     precision: Precision, cell: str, num_layers: int, hidden_size: int
-) -> tuple[LanguageModel, OnnxModel]:
+) -> tuple[LanguageModel, OnnxLanguageModel]:
     """A model, and its sequence graph in that precision."""
     if precision == "fp32":
         return models(cell, num_layers, hidden_size)
@@ -292,15 +292,19 @@ def test_the_same_weights_give_the_same_bytes(kind: Kind) -> None:
 @cache
 def int8_models(
     cell: str, num_layers: int, hidden_size: int = 33
-) -> tuple[LanguageModel, OnnxModel, OnnxModel]:
+) -> tuple[LanguageModel, OnnxLanguageModel, OnnxLanguageModel]:
     """The model of `models`, and its two int8 graphs; the second is the step graph."""
     model, _ = models(cell, num_layers, hidden_size)
-    sequence = OnnxModel.load(onnx_graph.build(model, "int8", "sequence"), model.state_names)
-    step = OnnxModel.load(onnx_graph.build(model, "int8", "step"), model.state_names)
+    sequence, step = (
+        OnnxLanguageModel.load(onnx_graph.build(model, "int8", role), model.state_names)
+        for role in onnx_graph.ROLES["int8"]
+    )
     return model, sequence, step
 
 
-def stepped(step: OnnxModel, tokens: Ids, states: States) -> tuple[npt.NDArray[np.float32], States]:
+def stepped(
+    step: OnnxLanguageModel, tokens: Ids, states: States
+) -> tuple[npt.NDArray[np.float32], States]:
     """The step graph over `tokens` [B, T]: log p [B, T, V] and the states after."""
     columns = []
     for t in range(tokens.shape[1]):
@@ -415,7 +419,7 @@ def test_saturated_gates_stay_exact_in_int8(cell: str) -> None:
     with torch.random.fork_rng():
         loud = tiny_model(V, cell=cell, num_layers=2, hidden_size=33, embedding_dim=9)
     loud.load_state_dict({name: 40.0 * x for name, x in model.state_dict().items()})
-    sequence = OnnxModel.load(onnx_graph.build(loud, "int8", "sequence"), loud.state_names)
+    sequence = OnnxLanguageModel.load(onnx_graph.build(loud, "int8", "sequence"), loud.state_names)
     tokens, targets, _ = random_inputs(loud, np.random.default_rng(4), 9, 30)
     zeros = [x.numpy() for x in loud.initial_states(9)]
     _, logprobs, after = sequence.run(tokens, targets, zeros)
@@ -432,7 +436,7 @@ def test_saturated_gates_stay_exact_in_int8(cell: str) -> None:
     assert np.median(np.abs(logprobs - wanted.numpy())) < 1e-4
     for state, exact in zip(after, wanted_after, strict=True):
         assert np.median(np.abs(state - exact.numpy())) < 1e-5
-    step = OnnxModel.load(onnx_graph.build(loud, "int8", "step"), loud.state_names)
+    step = OnnxLanguageModel.load(onnx_graph.build(loud, "int8", "step"), loud.state_names)
     written, states_after = stepped(step, tokens, zeros)
     assert written.tobytes() == logprobs.tobytes()
     # Equal but not in bytes: a closed gate makes -0.0, which onnxruntime's Where turns into 0.0.

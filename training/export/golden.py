@@ -1,0 +1,84 @@
+"""Known answers: written into a bundle, and checked as the service checks them when it loads one.
+
+B batch (always 1), T tokens, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from service.bundle.encoder_decoder import EncoderDecoderGoldenVector
+from service.bundle.language_model import LanguageModelGoldenVector
+from service.bundle.manifest import Precision
+from training.errors import ExportError
+from training.export.precision import (
+    ADVICE,
+    MAX_INT8_DIFFERENCE,
+    Array,
+    exact_of,
+    golden_tolerance,
+    in_double,
+    moved_copies,
+)
+
+Model = TypeVar("Model", bound=nn.Module)
+Vector = TypeVar("Vector", LanguageModelGoldenVector, EncoderDecoderGoldenVector)
+
+
+def known_answer(
+    model: Model,
+    precision: Precision,
+    targets: list[int],
+    *,
+    logits: Callable[[Model], Tensor],
+    reference: Callable[[Model], Tensor],
+) -> tuple[list[float], float]:
+    """log p of the `targets` [T], and how far from it any machine may lie, in nats a token.
+
+    In fp32 it comes from PyTorch in double precision, by its `logits` [1, T, V]; in int8 from the
+    `reference`, by its log-probabilities [1, T, V].
+    """
+    if precision == "int8":
+        logprobs, tolerance = reference(model), MAX_INT8_DIFFERENCE
+    else:
+        double = in_double(model)
+        with torch.no_grad():
+            found = [logits(program) for program in (double, *moved_copies(double))]
+        exact = exact_of(found[0], found[1:])
+        logprobs, tolerance = torch.from_numpy(exact.values), golden_tolerance(exact)
+    picked = logprobs[0, torch.arange(len(targets)), torch.tensor(targets)]
+    return [round(x, 8) for x in picked.tolist()], tolerance
+
+
+def check_vectors(
+    vectors: Iterable[Vector],
+    precision: Precision,
+    answer: Callable[[Vector], Array],
+    check_int8: Callable[[Vector, Array], None],
+) -> None:
+    """Hold a graph's `answer` [T] to the known answers of its precision.
+
+    `check_int8` says of an answer in int8 whether it is right. Raises ExportError.
+    """
+    for vector in vectors:
+        if vector.precision != precision:
+            continue
+        found = answer(vector)
+        if precision == "int8":
+            check_int8(vector, found)
+            continue
+        difference = mean_difference(vector, found)
+        # Written so that NaN fails too.
+        if not difference <= vector.tolerance:
+            raise ExportError(
+                f"a known answer is missed by {difference:.2e} nats a token; at most "
+                f"{vector.tolerance:.2e} is allowed. {ADVICE}"
+            )
+
+
+def mean_difference(vector: Vector, found: Array) -> float:
+    """How far an answer [T] lies from the known one, in nats a token."""
+    return float(np.abs(found - np.array(vector.logprobs)).mean())
