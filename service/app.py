@@ -16,23 +16,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from service.endpoints import libretranslate, open_inference
+from service.endpoints import generate, libretranslate, models, open_inference, score, translate
 from service.endpoints import openai as openai_routes
 from service.endpoints import tokens as token_routes
 from service.endpoints.libretranslate_wire import libretranslate_error
-from service.endpoints.native import router
 from service.endpoints.open_inference_wire import open_inference_error
 from service.endpoints.operations import router as operations_router
 from service.endpoints.operations import show_gauges
 from service.endpoints.page import read_page
 from service.endpoints.page import router as page_router
 from service.errors import InvalidRequest, OptionError, ServiceError
-from service.http.answers import problem_document
 from service.http.api_keys import read_api_keys
 from service.http.gateway import SECURITY_HEADERS, Doorkeeping, Gateway
 from service.http.nearest_names import path_hint
 from service.http.openapi import document
 from service.http.option_names import pointer_of
+from service.http.problems import problem_document
 from service.http.turns import Turns
 from service.http.unsent import Unsent
 from service.http.wire import Problem
@@ -113,7 +112,13 @@ async def _lifespan(app: FastAPI, *, engines: Sequence[Engine] | None) -> AsyncI
 
 def _add_routes(app: FastAPI) -> None:
     adapters = (token_routes, openai_routes, open_inference, libretranslate)
-    routers = (router, operations_router, page_router, *(x.router for x in adapters))
+    native = (generate, translate, score, models)
+    routers = (
+        *(x.router for x in native),
+        operations_router,
+        page_router,
+        *(x.router for x in adapters),
+    )
     for each in routers:
         app.include_router(each)
     paths = [route.path for each in routers for route in each.routes if isinstance(route, Route)]

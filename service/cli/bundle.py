@@ -12,17 +12,13 @@ from pydantic_core import to_json
 from service.bundle.files import BundleError
 from service.bundle.store import MANIFEST_FILE, read_bundle
 from service.cli.answers import REFUSED, Answer, CommandError, Refusal
+from service.endpoints.generate_wire import GenerateRequest, GenerateResponse
+from service.endpoints.models_wire import ModelSummary
+from service.endpoints.score_wire import ScoreRequest, ScoreResponse
 from service.endpoints.translate_wire import TranslateRequest, TranslateResponse
 from service.errors import InvalidRequest, ServiceError
 from service.http.body import field_errors
-from service.http.wire import (
-    GenerateRequest,
-    GenerateResponse,
-    ModelSummary,
-    ScoreRequest,
-    ScoreResponse,
-    listed,
-)
+from service.http.wire import listed
 from service.settings import Settings
 from service.tasks.engine import GENERATE, SCORE, TRANSLATE, Engine
 from service.tasks.kinds import Surroundings, open_engine

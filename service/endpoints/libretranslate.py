@@ -35,7 +35,7 @@ from service.errors import (
     ServiceError,
     Unauthorized,
 )
-from service.http.answers import engines_able, json_answer, problems_as, unless_gone
+from service.http.answers import engines_able, json_answer, unless_gone
 from service.http.body import (
     LARGE_BYTES,
     body_documentation,
@@ -47,6 +47,7 @@ from service.http.forms import MULTIPART, URL_ENCODED, form_fields
 from service.http.gateway import admit
 from service.http.json_values import holds_more_values
 from service.http.option_names import named_by
+from service.http.problems import problems_as
 from service.http.wire import listed
 from service.observe.request_context import current_request
 from service.runtime.threads import in_thread, off_loop

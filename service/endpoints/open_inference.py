@@ -33,18 +33,11 @@ from service.endpoints.open_inference_wire import (
     open_inference_error,
 )
 from service.errors import InvalidRequest, NotOffered, ServiceError
-from service.http.answers import (
-    documented_events,
-    engine_named,
-    json_answer,
-    problem_document,
-    problems_as,
-    served_engines,
-    unless_gone,
-)
+from service.http.answers import engine_named, json_answer, served_engines, unless_gone
 from service.http.body import body_documentation, read_body
 from service.http.option_names import named_by
-from service.http.sse import ServerSentEvent, event_response
+from service.http.problems import problem_document, problems_as
+from service.http.sse import ServerSentEvent, documented_events, event_response
 from service.tasks.engine import GENERATE, TRANSLATE, Engine, Generates, Translates
 from service.tasks.translations import Translated, TranslatedToken, TranslateOptions
 from service.tasks.values import (

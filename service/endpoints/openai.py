@@ -26,18 +26,16 @@ from service.endpoints.openai_wire import (
 )
 from service.errors import ModelNotFound, ServiceError
 from service.http.answers import (
-    documented_events,
     engine_able,
     engine_named,
     engines_able,
     json_answer,
-    problem_document,
-    problems_as,
     unless_gone,
 )
 from service.http.body import body_documentation, read_body
 from service.http.option_names import named_by
-from service.http.sse import ServerSentEvent, event_response
+from service.http.problems import problem_document, problems_as
+from service.http.sse import ServerSentEvent, documented_events, event_response
 from service.http.wire import Problem
 from service.runtime.threads import off_loop
 from service.tasks.engine import GENERATE, Generates

@@ -5,9 +5,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
+from service.endpoints.operations_wire import Changed, EngineState, FailedModel, Live, Ready
 from service.errors import SeveralProcesses
-from service.http.answers import problem_responses
-from service.http.wire import Changed, EngineState, FailedModel, Live, Ready
+from service.http.problems import problem_responses
 from service.observe.lifecycle import Lifecycle
 from service.observe.metrics import Metrics
 from service.settings import Settings

@@ -7,8 +7,9 @@ from pydantic import Field
 
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS, UNK_ID
 from service.errors import InvalidRequest
-from service.http.answers import PROBLEMS, engine_named, json_answer
+from service.http.answers import engine_named, json_answer
 from service.http.body import body_documentation, read_body
+from service.http.problems import PROBLEMS
 from service.http.wire import Answer, RequestBody
 from service.tasks.engine import Engine
 from service.tasks.limits import at_most

@@ -5,25 +5,16 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from service.bundle.encoder_decoder import (
-    EncoderDecoderDataSource,
-    EncoderDecoderLimits,
-    EncoderDecoderManifest,
-    EncoderDecoderMetrics,
-    EncoderDecoderShape,
-    Example,
-)
-from service.bundle.manifest import TrainingRecord
 from service.decoding.sampling import SamplingParams
 from service.http.wire import (
     UNKNOWN,
     UNKNOWN_CHARS,
     Answer,
-    ModelSummary,
     RequestBody,
     TextList,
     Texts,
     Usage,
+    unknown_fields,
 )
 from service.tasks.engine import Engine
 from service.tasks.translations import (
@@ -155,14 +146,8 @@ class StreamedTranslationToken(Answer):
     @classmethod
     def of(cls, event: TranslatedToken) -> "StreamedTranslationToken":
         """From the engine's event."""
-        return cls.model_construct(
-            index=event.source,
-            hypothesis=event.hypothesis,
-            text=event.text,
-            offset=event.offset,
-            token=event.token.token,
-            logprob=event.token.logprob,
-        )
+        token = event.token
+        return cls.taken_from(event, index=event.source, token=token.token, logprob=token.logprob)
 
 
 class HypothesisOut(Answer):
@@ -184,6 +169,16 @@ class HypothesisOut(Answer):
         "to 1. Only where asked for."
     )
 
+    @classmethod
+    def of(cls, found: Translation) -> "HypothesisOut":
+        """From the engine's translation."""
+        tokens = found.tokens
+        return cls.taken_from(
+            found,
+            tokens=None if tokens is None else [HypothesisToken.taken_from(x) for x in tokens],
+            alignment=None if found.alignment is None else found.alignment.tolist(),
+        )
+
 
 class TranslateResult(Answer):
     """The translations of one source."""
@@ -201,12 +196,13 @@ class TranslateResult(Answer):
     @classmethod
     def of(cls, result: Translated) -> "TranslateResult":
         """From the engine's result."""
-        return cls.model_construct(
-            hypotheses=[_hypothesis(x) for x in result.hypotheses],
-            unknown=list(result.unknown.positions),
-            unknown_chars=result.unknown.count,
-            source_tokens=None if result.source_tokens is None else list(result.source_tokens),
-            seed=result.seed,
+        hypotheses = [HypothesisOut.of(each) for each in result.hypotheses]
+        places = result.source_tokens
+        return cls.taken_from(
+            result,
+            hypotheses=hypotheses,
+            source_tokens=None if places is None else list(places),
+            **unknown_fields(result.unknown),
         )
 
 
@@ -232,57 +228,3 @@ class TranslateResponse(Answer):
                 cached_tokens=0,
             ),
         )
-
-
-class EncoderDecoderDetail(ModelSummary):
-    """Answer of `/models/{name}` for an encoder-decoder: the manifest's public part."""
-
-    license: str = Field(description="Terms of the weights.")
-    created: str = Field(description="When it was exported.")
-    precisions: list[str] = Field(description="Decoders in the bundle.")
-    source_lang: str = Field(description="Language of the sources.")
-    target_lang: str = Field(description="Language of the targets.")
-    model: EncoderDecoderShape = Field(description="What the model is.")
-    limits: EncoderDecoderLimits = Field(description="What the bundle allows.")
-    data: EncoderDecoderDataSource = Field(description="What it was trained on.")
-    metrics: list[EncoderDecoderMetrics] = Field(
-        description="What it is worth, beside the baselines."
-    )
-    examples: list[Example] = Field(description="Held-out sources, unpicked.")
-    training: TrainingRecord = Field(description="How it was trained.")
-
-    @classmethod
-    def of_manifest(
-        cls, manifest: EncoderDecoderManifest, engine: Engine
-    ) -> "EncoderDecoderDetail":
-        """From an engine and its manifest."""
-        return cls(
-            **ModelSummary.of(engine).model_dump(),
-            license=manifest.license,
-            created=manifest.created,
-            precisions=sorted({x.precision for x in manifest.graphs if x.role == "decoder"}),
-            source_lang=manifest.source.lang,
-            target_lang=manifest.target.lang,
-            model=manifest.model,
-            limits=manifest.limits,
-            data=manifest.data,
-            metrics=manifest.metrics,
-            examples=manifest.examples,
-            training=manifest.training,
-        )
-
-
-def _hypothesis(found: Translation) -> HypothesisOut:
-    tokens = None
-    if found.tokens is not None:
-        tokens = [
-            HypothesisToken.model_construct(token=x.token, logprob=x.logprob) for x in found.tokens
-        ]
-    return HypothesisOut.model_construct(
-        text=found.text,
-        logprob=found.logprob,
-        score=found.score,
-        finish_reason=found.finish_reason,
-        tokens=tokens,
-        alignment=None if found.alignment is None else found.alignment.tolist(),
-    )

@@ -21,8 +21,8 @@ from service.errors import (
     ServiceError,
     TooManyConnections,
 )
-from service.http.answers import problem_of
 from service.http.gateway import HEALTH
+from service.http.problems import problem_of
 from service.http.received import FIRST_CHUNKS, TURN_CHUNKS, ReceivingConnection
 from service.http.turns import Turns
 from service.http.unsent import Outlet, Unsent

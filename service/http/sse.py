@@ -1,12 +1,15 @@
 """Server-sent events (WHATWG HTML, 9.2): streaming answers, with heartbeats while nothing comes."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import Request, Response
+from pydantic import BaseModel
 
 from service.errors import ClientGone, ServiceError
+from service.http.body import inlined_schema
 from service.http.live import LiveResponse, client_gone
 from service.observe.request_context import current_request
 
@@ -106,3 +109,32 @@ class _Stream(LiveResponse):
 async def _next(events: AsyncGenerator[ServerSentEvent, None]) -> ServerSentEvent | None:
     """The next event; None at the end."""
     return await anext(events, None)
+
+
+def documented_events(
+    message: Sequence[type[BaseModel]] = (),
+    end: str | None = None,
+    **named: type[BaseModel],
+) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI entry of an answer as server-sent events (`itemSchema` is one event).
+
+    `message` are the schemas of events without a name, `named` those of events with one, and `end`
+    is the text of the last event.
+    """
+    events = [_documented_event(None, schema) for schema in message]
+    if end is not None:
+        events.append({"properties": {"data": {"const": end}}, "required": ["data"]})
+    events += [_documented_event(name, schema) for name, schema in named.items()]
+    item = events[0] if len(events) == 1 else {"anyOf": events}
+    return {200: {"content": {"text/event-stream": {"itemSchema": {"type": "object", **item}}}}}
+
+
+def _documented_event(name: str | None, schema: type[BaseModel]) -> dict[str, Any]:
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": inlined_schema(schema),
+    }
+    if name is None:
+        return {"properties": {"data": data}, "required": ["data"]}
+    return {"properties": {"event": {"const": name}, "data": data}, "required": ["event", "data"]}

@@ -9,11 +9,11 @@ from service.bundle.text import BOS_ID, EOS_ID, UNK_ID
 from service.decoding.rows import ReadRow
 from service.errors import InvalidRequest
 from service.runtime.language_model import States
-from service.tasks.values import ScoreOptions
+from service.tasks.values import Figures, ScoreOptions
 
 
 @dataclass(frozen=True, slots=True)
-class CarriedScore:
+class CarriedScore(Figures):
     """The score of a text so far, and where to go on."""
 
     states: States | None = None  # None: nothing has been read

@@ -170,19 +170,13 @@ class Generated:
     unknown: Unknown = Unknown()
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """The probability of one text."""
+class Figures:
+    """A text's log-probability in the units that people read."""
 
-    logprob: float  # nats, over `chars` characters, and eos where it is counted
-    chars: int
-    bos: bool
-    eos: bool
-    unknown: Unknown
-    tokens: Sequence[ScoredToken] | None
-    prompt_tokens: int
-    cached_tokens: int  # of those: read before, or with another input
-    state: str | None = None  # a handle; None after eos, and where nothing was read
+    __slots__ = ()
+
+    logprob: float  # nats
+    chars: int  # that it counts
 
     @property
     def bits(self) -> float:
@@ -202,6 +196,21 @@ class Scored:
             return None
         exponent = -self.logprob / self.chars
         return math.exp(exponent) if exponent < math.log(np.finfo(np.float64).max) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Scored(Figures):
+    """The probability of one text."""
+
+    logprob: float  # nats, over `chars` characters, and eos where it is counted
+    chars: int
+    bos: bool
+    eos: bool
+    unknown: Unknown
+    tokens: Sequence[ScoredToken] | None
+    prompt_tokens: int
+    cached_tokens: int  # of those: read before, or with another input
+    state: str | None = None  # a handle; None after eos, and where nothing was read
 
 
 def best_choices(choices: Sequence[Choice], count: int) -> list[Choice]:

@@ -15,7 +15,7 @@ from service.bundle.files import BundleError
 from service.bundle.language_model import LanguageModelManifest
 from service.bundle.manifest import Precision
 from service.bundle.store import write_bundle
-from service.http.wire import _examples
+from service.endpoints.model_details import _examples
 from service.observe.metrics import Metrics
 from service.runtime.cpus import usable_cpus
 from service.settings import Settings

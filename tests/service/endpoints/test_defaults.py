@@ -1,8 +1,9 @@
 """What a request leaves out has the default of the engines' options."""
 
-from service.endpoints.score_stream import StreamQuery
+from service.endpoints.generate_wire import GenerateRequest
+from service.endpoints.score_stream_wire import StreamQuery
+from service.endpoints.score_wire import ScoreRequest
 from service.endpoints.translate_wire import TranslateRequest
-from service.http.wire import GenerateRequest, ScoreRequest
 from service.tasks.translations import TranslateOptions
 from service.tasks.values import GenerateOptions, ScoreOptions
 

@@ -1,0 +1,109 @@
+"""What `/models/{name}` shows of a model: of each kind the public part of its manifest."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from pydantic import Field
+
+from service.bundle.encoder_decoder import (
+    EncoderDecoderDataSource,
+    EncoderDecoderLimits,
+    EncoderDecoderManifest,
+    EncoderDecoderMetrics,
+    EncoderDecoderShape,
+    Example,
+)
+from service.bundle.language_model import (
+    LanguageModelDataSource,
+    LanguageModelLimits,
+    LanguageModelManifest,
+    LanguageModelMetrics,
+    LanguageModelShape,
+)
+from service.bundle.manifest import TrainingRecord
+from service.bundle.text import EOS_ID, UNK_ID, Normalization
+from service.endpoints.models_wire import ModelSummary
+from service.tasks.engine import Engine
+
+
+class ModelDetail(ModelSummary):
+    """Answer of `/models/{name}`: the manifest's public part."""
+
+    license: str = Field(description="Terms of the weights.")
+    created: str = Field(description="When it was exported.")
+    precisions: list[str] = Field(description="Graphs in the bundle.")
+    model: LanguageModelShape = Field(description="What the model is.")
+    vocab_size: int = Field(description="Tokens, the four special ones included.")
+    normalization: Normalization = Field(description="What is done to every text first.")
+    limits: LanguageModelLimits = Field(description="What the bundle allows.")
+    data: LanguageModelDataSource = Field(description="What it was trained on.")
+    metrics: LanguageModelMetrics = Field(description="What it is worth, beside the baselines.")
+    training: TrainingRecord = Field(description="How it was trained.")
+    examples: list[str] = Field(
+        description="Held-out text, unpicked: whole ones where they are short, else how one begins."
+    )
+
+    @classmethod
+    def of_manifest(cls, manifest: LanguageModelManifest, engine: Engine) -> "ModelDetail":
+        """From an engine and its manifest."""
+        return cls.taken_from(
+            manifest,
+            precision=engine.precision,
+            precisions=sorted({graph.precision for graph in manifest.graphs}),
+            vocab_size=manifest.vocab.size,
+            examples=_examples(manifest, engine.vocabularies[None].tokens),
+        )
+
+
+def _examples(manifest: LanguageModelManifest, tokens: Sequence[str]) -> list[str]:
+    """The held-out texts that the first golden vector holds, but one that it cuts off.
+
+    Of a single long text that is all there is.
+    """
+    texts = [""]
+    for token in manifest.golden[0].tokens:
+        if token == EOS_ID:
+            texts.append("")
+        elif token > UNK_ID:
+            texts[-1] += tokens[token]
+    return texts[:-1] or texts
+
+
+class EncoderDecoderDetail(ModelSummary):
+    """Answer of `/models/{name}` for an encoder-decoder: the manifest's public part."""
+
+    license: str = Field(description="Terms of the weights.")
+    created: str = Field(description="When it was exported.")
+    precisions: list[str] = Field(description="Decoders in the bundle.")
+    source_lang: str = Field(description="Language of the sources.")
+    target_lang: str = Field(description="Language of the targets.")
+    model: EncoderDecoderShape = Field(description="What the model is.")
+    limits: EncoderDecoderLimits = Field(description="What the bundle allows.")
+    data: EncoderDecoderDataSource = Field(description="What it was trained on.")
+    metrics: list[EncoderDecoderMetrics] = Field(
+        description="What it is worth, beside the baselines."
+    )
+    examples: list[Example] = Field(description="Held-out sources, unpicked.")
+    training: TrainingRecord = Field(description="How it was trained.")
+
+    @classmethod
+    def of_manifest(
+        cls, manifest: EncoderDecoderManifest, engine: Engine
+    ) -> "EncoderDecoderDetail":
+        """From an engine and its manifest."""
+        return cls.taken_from(
+            manifest,
+            precision=engine.precision,
+            precisions=sorted({x.precision for x in manifest.graphs if x.role == "decoder"}),
+            source_lang=manifest.source.lang,
+            target_lang=manifest.target.lang,
+        )
+
+
+Detail: TypeAlias = ModelDetail | EncoderDecoderDetail
+
+# Of a model of each kind, by the manifest's `task`.
+DETAILS: Mapping[str, Callable[[Any, Engine], Detail]] = {
+    "language_model": ModelDetail.of_manifest,
+    "encoder_decoder": EncoderDecoderDetail.of_manifest,
+}

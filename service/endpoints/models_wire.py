@@ -1,0 +1,26 @@
+"""The wire of `/models`."""
+
+from pydantic import Field
+
+from service.http.wire import Answer
+from service.tasks.engine import Engine
+
+
+class ModelSummary(Answer):
+    """One line of `/models`."""
+
+    name: str = Field(description="What requests call it.")
+    task: str = Field(description="Which endpoints it answers.")
+    description: str = Field(description="One sentence.")
+    precision: str = Field(description="The arithmetic it is served in.")
+
+    @classmethod
+    def of(cls, engine: Engine) -> "ModelSummary":
+        """From an engine."""
+        return cls.taken_from(engine.manifest, precision=engine.precision)
+
+
+class ModelList(Answer):
+    """Answer of `/models`."""
+
+    models: list[ModelSummary] = Field(description="Every served model, by name.")

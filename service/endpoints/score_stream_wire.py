@@ -1,0 +1,121 @@
+"""The wire of a streamed `/score`: its query parameters, and its lines in both directions."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.endpoints.score_wire import ScoreFigures
+from service.http.body import inlined_schema
+from service.http.wire import Answer, Problem
+from service.tasks.values import Figures
+
+TEXT, NDJSON = "text/plain", "application/x-ndjson"
+
+
+class StreamQuery(BaseModel):
+    """The query parameters of a streamed `/score`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = Field(None, description="Name of a served model.")
+    mode: Literal["lines", "total"] = Field(
+        "lines", description="Every line is a text, or the whole stream is one (`text/plain`)."
+    )
+    bos: bool = Field(True, description="As in the JSON request.")
+    eos: bool | None = Field(None, description="As in the JSON request.")
+    unknown: Literal["unk", "error", "skip"] = Field("unk", description="As in the JSON request.")
+    every: int = Field(
+        65_536, ge=1, description="Mode `total`: characters from one running total to the next."
+    )
+
+
+class StreamedText(BaseModel):
+    """A line of an NDJSON body."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    text: str = Field(description="The text.")
+    context: str = Field("", description="Read before it and not counted.")
+    source: str | None = Field(None, description="Encoder-decoders: what it is a translation of.")
+    id: Annotated[str, Field(max_length=256)] | int | None = Field(
+        None, description="Given back with the answer."
+    )
+
+
+class StreamedScore(ScoreFigures):
+    """The answer to a line."""
+
+    line: int = Field(description="Its number, from 1 on.")
+    id: str | int | None = Field(None, description="What the line gave; left out where it did not.")
+    unknown: list[int] = Field(description="As in the JSON answer.")
+    unknown_chars: int = Field(description="As in the JSON answer.")
+
+
+class StreamedError(Answer):
+    """What is told of a line in place of a score, or last of a stream that broke."""
+
+    line: int | None = Field(
+        None, description="Its number; left out where the whole stream is meant."
+    )
+    id: str | int | None = Field(None, description="What the line gave; left out where it did not.")
+    error: Problem = Field(description="As it is told elsewhere.")
+
+
+class StreamedTotal(ScoreFigures):
+    """Mode `total`: of the text as far as it was read."""
+
+    done: bool = Field(description="Whether this is the whole text.")
+    unknown_chars: int = Field(description="How many characters were outside the vocabulary.")
+
+
+# Of one line, as OpenAPI 3.2 has it (`itemSchema`).
+ANSWERED_LINES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            NDJSON: {
+                "itemSchema": {
+                    "anyOf": [
+                        inlined_schema(each)
+                        for each in (StreamedScore, StreamedError, StreamedTotal)
+                    ]
+                }
+            }
+        }
+    }
+}
+
+
+def stream_documentation(operation: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI entry of `/score`, with the bodies that are streams."""
+    operation["requestBody"]["content"] |= {
+        TEXT: {"schema": {"type": "string"}, "example": "the white rabbit\nthe whjte rabbit\n"},
+        NDJSON: {
+            "schema": {"type": "string", "description": "Lines of JSON."},
+            "itemSchema": inlined_schema(StreamedText),
+            "example": '{"text": "the white rabbit", "id": 1}\n',
+        },
+    }
+    properties = StreamQuery.model_json_schema()["properties"]
+    operation["parameters"] = [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": schema.pop("description") + " For streamed bodies.",
+            "schema": schema,
+        }
+        for name, schema in properties.items()
+    ]
+    return operation
+
+
+def figures_of(scored: Figures) -> dict[str, Any]:
+    """What every answered line tells of a text."""
+    return {name: getattr(scored, name) for name in ScoreFigures.model_fields}
+
+
+def json_line(told: dict[str, Any]) -> bytes:
+    """A line of the answer."""
+    # In ASCII: some clients take U+2028 and its like for the end of a line.
+    return json.dumps(told, separators=(",", ":")).encode() + b"\n"

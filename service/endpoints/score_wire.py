@@ -1,0 +1,172 @@
+"""The wire of `/score` where its body is JSON."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from service.http.wire import (
+    MAX_ALTERNATIVES,
+    UNKNOWN,
+    UNKNOWN_CHARS,
+    AlternativeOut,
+    Answer,
+    RequestBody,
+    TextList,
+    Texts,
+    Usage,
+    alternatives,
+    unknown_fields,
+)
+from service.tasks.engine import Engine
+from service.tasks.values import Scored, ScoredToken, ScoreOptions
+
+_LN_2 = math.log(2)
+
+
+class ScoreRequest(RequestBody):
+    """The probability of one text or of a list of texts, for an encoder-decoder given sources."""
+
+    text: Texts = Field(description="A text or a list of texts; it may be empty.")
+    source: str | TextList | None = Field(
+        None,
+        description="Encoder-decoders: what the text is a translation of, which may not be blank; "
+        "one for all, or one a text.",
+    )
+    context: str | TextList = Field(
+        "", description="Read before the text and not counted: one for all, or one a text."
+    )
+    tokens: bool = Field(False, description="Tell about every character.")
+    top_logprobs: int = Field(
+        0, ge=0, le=MAX_ALTERNATIVES, description="With `tokens`: alternatives a character."
+    )
+    bos: bool = Field(
+        True,
+        description="The text (or its context) begins a document. Where it does not and there is "
+        "no context, the first character has no probability and is not counted.",
+    )
+    eos: bool | None = Field(
+        None,
+        description="The text ends there: count the end, too. Left out, it is false for a language "
+        "model, and true for an encoder-decoder.",
+    )
+    unknown: Literal["unk", "error", "skip"] = Field(
+        "unk",
+        description="Characters outside the vocabulary: score them as the unknown token, refuse "
+        "the text, or leave them out.",
+    )
+    state: str | None = Field(
+        None,
+        description="Language models: a state that this model answered. Every text is scored as "
+        "going on from there, in one batch; there is no bos and no context then.",
+    )
+    return_state: bool = Field(
+        False, description="Language models: give each text's state, to go on from it."
+    )
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        texts = [self.text] if isinstance(self.text, str) else self.text
+        if isinstance(self.context, list) and len(self.context) != len(texts):
+            raise ValueError("a list of contexts holds one for each text")
+        if isinstance(self.source, list) and len(self.source) != len(texts):
+            raise ValueError("a list of sources holds one for each text")
+        if self.top_logprobs and not self.tokens:
+            raise ValueError("top_logprobs needs tokens: true")
+        return self
+
+    def contexts(self, count: int) -> list[str] | None:
+        """One context a text; None where there are none."""
+        if not self.context:
+            return None
+        return self.context if isinstance(self.context, list) else [self.context] * count
+
+    def sources(self, count: int) -> list[str] | None:
+        """One source a text; None where there are none."""
+        if self.source is None:
+            return None
+        return self.source if isinstance(self.source, list) else [self.source] * count
+
+    def options(self) -> ScoreOptions:
+        """What the engine takes."""
+        return ScoreOptions(
+            tokens=self.tokens,
+            top_logprobs=self.top_logprobs,
+            bos=self.bos if "bos" in self.model_fields_set else None,
+            eos=self.eos,
+            unknown=self.unknown,
+            state=self.state,
+            return_state=self.return_state,
+        )
+
+
+class ScoreToken(Answer):
+    """A counted token."""
+
+    token: str = Field(description="The character; eos prints as U+E002, an unknown one as U+E003.")
+    logprob: float | None = Field(description="Natural log of its probability.")
+    surprisal_bits: float | None = Field(description="The same in bits, and positive.")
+    entropy_bits: float | None = Field(description="Expected surprisal before it was seen.")
+    rank: int | None = Field(description="1 is the likeliest token.")
+    top: list[AlternativeOut] = Field(description="The likeliest tokens there, likeliest first.")
+
+    @classmethod
+    def of(cls, token: ScoredToken) -> "ScoreToken":
+        """From the engine's token."""
+        surprisal = None if token.logprob is None else -token.logprob / _LN_2 + 0.0
+        return cls.taken_from(token, surprisal_bits=surprisal, top=alternatives(token))
+
+
+class ScoreFigures(Answer):
+    """What a text is worth."""
+
+    logprob: float = Field(description="Natural log of the text's probability.")
+    bits: float = Field(description="The same in bits, and positive: the total surprisal.")
+    bits_per_char: float | None = Field(description="bits / chars; null without characters.")
+    perplexity_per_char: float | None = Field(description="2 ** bits_per_char.")
+    chars: int = Field(description="Characters that `logprob` counts.")
+    bos: bool = Field(description="Whether the text was read as a document's beginning.")
+    eos: bool = Field(description="Whether `logprob` counts the end of the text.")
+
+
+class ScoreResult(ScoreFigures):
+    """The probability of one text."""
+
+    unknown: list[int] = Field(description=UNKNOWN)
+    unknown_chars: int = Field(description=UNKNOWN_CHARS)
+    # Written one by one: as a list of objects they would take 2 kB each.
+    tokens: Iterable[ScoreToken] | None = Field(description="Every counted token, where asked for.")
+    state: str | None = Field(
+        description="Where it was asked for. Null after the end of the text, which nothing "
+        "follows, and where nothing was read."
+    )
+
+    @classmethod
+    def of(cls, scored: Scored) -> "ScoreResult":
+        """From the engine's result."""
+        tokens = None if scored.tokens is None else map(ScoreToken.of, scored.tokens)
+        return cls.taken_from(scored, tokens=tokens, **unknown_fields(scored.unknown))
+
+
+class ScoreResponse(Answer):
+    """Answer of `/score`."""
+
+    model: str = Field(description="The model that answered.")
+    precision: str = Field(description="Its arithmetic.")
+    results: list[ScoreResult] = Field(description="One a text, in order.")
+    usage: Usage = Field(description="Counts over the whole request.")
+
+    @classmethod
+    def of(cls, engine: Engine, results: Sequence[Scored]) -> "ScoreResponse":
+        """From the engine's results."""
+        return cls.model_construct(
+            model=engine.manifest.name,
+            precision=engine.precision,
+            results=[ScoreResult.of(result) for result in results],
+            usage=Usage(
+                prompt_tokens=sum(result.prompt_tokens for result in results),
+                completion_tokens=0,
+                cached_tokens=sum(result.cached_tokens for result in results),
+            ),
+        )

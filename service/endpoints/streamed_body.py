@@ -1,0 +1,108 @@
+"""A body that is answered while it comes, piece by piece."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.types import Message, Receive
+
+from service.errors import ClientGone, DeadlineExceeded, QueueFull, TooManyConnections
+from service.http.turns import Turns
+from service.observe.request_context import current_request
+
+# A full queue is waited for: a stream is in no hurry.
+_RETRY_S = 0.05
+
+Result = TypeVar("Result")
+
+
+class StreamedBody:
+    """The body's pieces, one of them received ahead, so that a client that goes is noticed."""
+
+    def __init__(self, request: Request) -> None:
+        self._receive = request.receive
+        # Of the connection, where there is one: hears whether the stream waits for its client.
+        self._stand_still: Callable[[asyncio.Future[None] | None], None] = request.scope.get(
+            "unroll.stand_still", lambda _: None
+        )
+        # The next piece hides that nobody is there to read what becomes of it.
+        self._has_gone: Callable[[], bool] = request.scope.get("unroll.is_gone", lambda: False)
+        self._turns: Turns = request.app.state.turns
+        self._idle_s = request.app.state.settings.stream_idle_s
+        self._ended = False
+        self._ahead = asyncio.create_task(_message(self._receive))
+
+    async def piece(self) -> bytes | None:
+        """The next piece, and None after the last. Raises ClientGone and DeadlineExceeded."""
+        if self._ended:
+            return None
+        if not self._ahead.done():
+            await self._arrival()
+        message = self._ahead.result()
+        if message["type"] == "http.disconnect":
+            raise ClientGone("the client closed the connection")
+        self._ended = not message.get("more_body", False)
+        self._ahead = asyncio.create_task(_message(self._receive))
+        data: bytes = message.get("body", b"")
+        return data
+
+    async def _arrival(self) -> None:
+        """Wait for the next piece. Raises DeadlineExceeded and TooManyConnections."""
+        give_way: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._stand_still(give_way)
+        try:
+            waiting = (self._ahead, give_way)
+            await asyncio.wait(waiting, timeout=self._idle_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._stand_still(None)
+        if self._ahead.done():
+            return
+        if give_way.done():
+            raise TooManyConnections("this stream stood still, and others need its place")
+        raise DeadlineExceeded(f"a stream may stand still for {self._idle_s:g} s")
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the client has closed the connection."""
+        if self._has_gone():
+            return True
+        return self._ahead.done() and self._ahead.result()["type"] == "http.disconnect"
+
+    async def turn(self) -> None:
+        """Wait for a turn to do a little. Raises ClientGone."""
+        await self._turns.take()
+        if self.is_gone:
+            raise ClientGone("the client closed the connection")
+
+    async def _while_there(self, work: "asyncio.Task[Any]") -> None:
+        """Wait for the work; it is cancelled when the client goes. Raises ClientGone."""
+        try:
+            while not work.done():
+                waiting = {work} if self._ahead.done() else {work, self._ahead}
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if self.is_gone and not work.done():
+                    raise ClientGone("the client closed the connection")
+        finally:
+            work.cancel()
+
+    async def result_of(self, start: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+        """What some work gives, begun again as long as the queue is full. Raises ClientGone."""
+        while True:
+            # A stream may last; each of its parts has the time of a request.
+            current_request().begin_again()
+            work = asyncio.create_task(start())
+            await self._while_there(work)
+            try:
+                return await work
+            except QueueFull:
+                await asyncio.sleep(_RETRY_S)
+
+    async def close(self) -> None:
+        """End what is received ahead."""
+        self._ahead.cancel()
+        await asyncio.wait((self._ahead,))
+
+
+async def _message(receive: Receive) -> Message:
+    return await receive()
