@@ -373,7 +373,7 @@ def test_a_corpus_of_other_weights_is_not_exported(tmp_path: Path, call: Main) -
     (tmp_path / "two/run/corpus").rename(tmp_path / "one/run/corpus")
     status, _, stderr = call("export", tmp_path / "one/run", "--models", tmp_path / "models")
     assert status == 1
-    assert_one_line(stderr, "the prepared text is not the one the weights come from")
+    assert_one_line(stderr, "the prepared text is not the one the weights were trained on")
     assert not (tmp_path / "models").exists()
 
 

@@ -1,7 +1,7 @@
-"""Sources to targets in PyTorch: greedy and beam search over whole batches.
+"""Translation in PyTorch: greedy and beam search over whole batches.
 
-N sources, K beams, B = N · K rows, M memory positions, V target vocabulary. The service does the
-same on exported graphs; here it serves validation and is what the service is compared with.
+N sources, K beams, B = N · K rows, M memory positions, V target vocabulary. The service does
+the same with exported graphs; this one serves validation, and tests compare the service with it.
 """
 
 import math
@@ -24,9 +24,9 @@ _MAX_ROWS = 2560
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """A target and what the model thinks of it."""
+    """A target and its log-probability."""
 
-    tokens: tuple[int, ...]  # eos is the last one where it ended
+    tokens: tuple[int, ...]  # the last one is eos if it ended
     logprob: float  # nats, eos counted
 
     def score(self, length_penalty: float) -> float:
@@ -47,7 +47,7 @@ def translate(
 ) -> list[list[Hypothesis]]:
     """The best hypotheses of every source; at most `max_tokens` tokens for each, eos counted.
 
-    Sources of like lengths are decoded together.
+    Sources of similar lengths are decoded together.
     """
     was_training = model.training
     model.eval()
@@ -72,9 +72,9 @@ def translate(
 class _Search:
     """Beam search (Sutskever et al. 2014), a source's beams side by side.
 
-    Of the 2 K likeliest extensions of a source those that end and rank among the first K are
+    Of a source's 2 K likeliest extensions, those that end and rank among the first K become
     hypotheses; the first K that do not end go on. A source is done when none that goes on can be
-    among the hypotheses that are asked for, or at its limit, where those become hypotheses, too.
+    among the hypotheses asked for, or at its limit, where the live beams become hypotheses too.
     """
 
     width: int
@@ -92,7 +92,7 @@ class _Search:
         states = [state.repeat_interleave(width, 0) for state in starts]  # [B, …]
         memory = Memory(*(x.repeat_interleave(width, 0) for x in _tensors(memory)))
         tokens = torch.full((sources * width, 1), BOS_ID, device=device)
-        # One live beam at first: the others would be its copies.
+        # Only one beam is live at first: the others would be copies of it.
         sums = torch.full((sources, width), -torch.inf, dtype=torch.float64, device=device)
         sums[:, 0] = 0.0
         written = torch.zeros((sources * width, 0), dtype=torch.long, device=device)
@@ -134,7 +134,7 @@ class _Search:
         return [self._best(hypotheses) for hypotheses in ended]
 
     def _beaten(self, ended: Sequence[Hypothesis], live: float, max_tokens: int) -> bool:
-        """Whether the best live beam, losing nothing more, is no better than what has ended."""
+        """Whether the best live beam cannot win, even if it loses nothing more."""
         if len(ended) < self.num_hypotheses:
             return False
         if self.width == 1:

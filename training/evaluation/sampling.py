@@ -17,9 +17,9 @@ def sample(
     temperature: float,
     seed: int,
 ) -> tuple[str, bool]:
-    """Continue `prompt`; whether the text came to its end within `max_tokens`.
+    """The text that continues `prompt`, and whether it ended within `max_tokens`.
 
-    Temperature 0 is greedy. Training's random generator is untouched.
+    Temperature 0 is greedy. The random generator of training is not touched.
     """
     was_training = model.training
     model.eval()

@@ -59,11 +59,13 @@ EXAMPLES = 10
 def export(run_dir: Path, corpus: PairCorpus, models_dir: Path, *, name: str | None = None) -> Path:
     """Write a run's best weights as a bundle. Raises ExportError, and nothing is written.
 
-    The int8 graphs are in it where they are at most MAX_QUANTIZATION_LOSS worse on held-out pairs.
+    It holds int8 graphs if they are at most MAX_QUANTIZATION_LOSS worse on held-out pairs.
     """
     config, model, source, target, record = load_best(run_dir)
     if corpus.sha256 != record["corpus_sha256"] or corpus.target.tokens != target.tokens:
-        raise ExportError(f"{run_dir}: the prepared pairs are not those the weights come from")
+        raise ExportError(
+            f"{run_dir}: the prepared pairs are not those the weights were trained on"
+        )
     held_out = corpus.held_out[0]
     graphs = build_graphs(model)
     golden = golden_vectors(model, held_out, PRECISIONS)
@@ -114,7 +116,7 @@ def checked_losses(
 ) -> dict[Precision, float]:
     """The held-out loss of each precision, after every check. Raises ExportError.
 
-    int8 is not among them where nobody can say whether its graphs are right; the log says so.
+    int8 is left out if nobody can say whether its graphs are right; the log says so.
     """
     fp32, int8 = (
         OnnxEncoderDecoder.load(model, graphs[x, "encoder"], graphs[x, "decoder"])
@@ -131,7 +133,7 @@ def checked_losses(
 
 
 def gate(losses: Mapping[Precision, float]) -> Precision:
-    """What a bundle is served in unless a setting says otherwise."""
+    """The precision that the bundle is served in by default."""
     return served_precision({x: loss / math.log(2) for x, loss in losses.items()})
 
 
@@ -169,7 +171,7 @@ def memory_tensors(model: EncoderDecoder) -> list[MemoryTensor]:
 
 
 def model_shape(model: EncoderDecoder) -> EncoderDecoderShape:
-    """What the model is, as the manifest writes it."""
+    """The model's shape, as the manifest writes it."""
     config = model.config
     return EncoderDecoderShape(
         cell=config.cell,
@@ -216,7 +218,7 @@ def _examples(
     limits: EncoderDecoderLimits,
     held_out: PairSplit,
 ) -> list[Example]:
-    """Held-out sources in the order of their SHA-256: nobody picks them."""
+    """Held-out sources in the order of their SHA-256, so that nobody picks them."""
     texts = sorted(held_out.references, key=lambda x: hashlib.sha256(x.encode()).digest())
     texts = texts[:EXAMPLES]
     beam_size = config.training.beam_size

@@ -1,4 +1,4 @@
-"""What holds an encoder-decoder's graphs to PyTorch, to a reference and to themselves.
+"""Checks of an encoder-decoder's graphs: parity with PyTorch, bitwise agreement, known answers.
 
 N sources, K rows of one source, S source positions, T target positions, V target vocabulary.
 """
@@ -39,10 +39,10 @@ from training.graphs.encoder_decoder_reference import reference_logprobs
 from training.graphs.interface import memory_shapes, state_sizes
 from training.networks.encoder_decoder import EncoderDecoder
 
-# Pairs a shape of the parity check has, and rows of each source: none is a traced one.
+# For each parity check: the number of pairs, and of rows for each source.
 _PARITY_SHAPES = ((1, 1), (2, 1), (5, 3), (17, 1), (33, 5))
-# By how many steps the biases of an int8 graph's reference are moved, how often, and how many times
-# as far as they move it the graph may lie and be undecided.
+# By how many of single precision's steps the biases of the int8 reference are perturbed, in how
+# many copies, and up to how many times their effect a difference counts as rounding.
 _INT8_STEPS = 4.0
 _INT8_COPIES = 4
 _INT8_MARGIN = 16.0
@@ -100,7 +100,7 @@ class OnnxEncoderDecoder:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Pairs that a model reads, each source as often as `rows`, and what is right there."""
+    """Pairs that a model reads, each source `rows` times, and the exact values there."""
 
     batch: PairBatch
     rows: int
@@ -124,7 +124,7 @@ def readings(model: EncoderDecoder, held_out: PairSplit) -> Iterator[Reading]:
 
 
 def agreement(onnx_model: OnnxEncoderDecoder, found: Iterable[Reading]) -> Iterator[Agreement]:
-    """How the graphs and PyTorch agree with what is right, after each further reading."""
+    """How far the graphs and PyTorch agree with the exact values, after each further reading."""
     so_far = Agreement()
     for reading in found:
         batch, rows = reading.batch, reading.rows
@@ -140,8 +140,8 @@ def check_parity(
 ) -> Agreement:
     """Hold the graphs, and PyTorch in single precision, to PyTorch in double precision.
 
-    Every log-probability of every counted token within what `precision` allows there, the tokens
-    themselves within MAX_DIFFERENCE on the mean, and every row bitwise what its source gives alone.
+    Every log-probability must be within what `precision` allows at its token, the targets' own
+    tokens within MAX_DIFFERENCE on average, and every row bitwise what its source gives alone.
     Raises ExportError.
     """
     *_, whole = agreement(onnx_model, readings(model, held_out))
@@ -158,7 +158,7 @@ def _tensors(batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def check_company(onnx_model: OnnxEncoderDecoder, held_out: PairSplit) -> None:
-    """Every row is bitwise what a single row of its source gives alone. Raises ExportError."""
+    """Every row must be bitwise what its source gives in one row alone. Raises ExportError."""
     rows = 3
     batch = pair_batch(held_out, [i % len(held_out) for i in range(16)])
     sizes = [padded_length(int(length)) for length in batch.lengths]
@@ -178,7 +178,7 @@ def check_company(onnx_model: OnnxEncoderDecoder, held_out: PairSplit) -> None:
 def check_int8(model: EncoderDecoder, onnx_model: OnnxEncoderDecoder, held_out: PairSplit) -> float:
     """Mean difference in nats a token from the reference.
 
-    Raises ExportError, and Unverifiable where roundings alone make as much of a difference.
+    Raises ExportError, or Unverifiable if rounding alone makes as large a difference.
     """
     batch = pair_batch(held_out, range(min(32, len(held_out))))
     counted = batch.targets != PAD_ID
@@ -218,7 +218,7 @@ def golden_vectors(
 ) -> list[EncoderDecoderGoldenVector]:
     """Known answers for each precision, computed by PyTorch in double precision.
 
-    Some held-out pairs, the empty source with the empty target, and every token of both sides once.
+    They are two held-out pairs, an empty pair, and up to 128 tokens of each side once.
     """
     longest = sorted(range(min(256, len(held_out))), key=lambda i: -len(held_out.sources[i]))
     pairs = [
@@ -291,11 +291,11 @@ def _check_int8_difference(
 ) -> float:
     """Mean difference in nats a token of int8 graphs from the `reference`.
 
-    A value in the middle between two steps of a state goes to either, as it is rounded, and some
-    models make much of one step. So where the difference is more than MAX_INT8_DIFFERENCE, the
-    reference is computed again with biases that are moved by a few of single precision's steps: if
-    it moves as far, nobody can say whether the graph is right (Unverifiable); else it is wrong
-    (ExportError). `what` opens the message.
+    A value halfway between two steps of a state is rounded to either, and some models amplify a
+    single step. So if the difference exceeds MAX_INT8_DIFFERENCE, the reference is computed again
+    with biases perturbed by a few of single precision's steps. If it changes as much, nobody can
+    say whether the graph is right (Unverifiable); otherwise it is wrong (ExportError). `what` opens
+    the message.
     """
     exact = reference(model)
     difference = float(np.abs(found - exact).mean())
@@ -308,7 +308,7 @@ def _check_int8_difference(
     )
     message = (
         f"{what} and their reference differ by {difference:.2e} nats a token; "
-        f"at most {MAX_INT8_DIFFERENCE} is allowed, and roundings alone make {roundings:.2e}"
+        f"at most {MAX_INT8_DIFFERENCE} is allowed, and rounding alone makes {roundings:.2e}"
     )
     if difference <= _INT8_MARGIN * roundings:
         raise Unverifiable(message)
@@ -316,7 +316,7 @@ def _check_int8_difference(
 
 
 def _with_moved_biases(model: EncoderDecoder, seed: int) -> EncoderDecoder:
-    """A copy whose biases are moved at random by what its sums may be off in single precision."""
+    """A copy whose biases are perturbed as much as rounding may change its sums."""
     generator = torch.Generator().manual_seed(seed)
     moved = copy.deepcopy(model)
     with torch.no_grad():

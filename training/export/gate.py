@@ -7,7 +7,7 @@ from typing import TypeVar
 from service.bundle.manifest import Precision
 from training.errors import Unverifiable
 
-MAX_QUANTIZATION_LOSS = 0.002  # bits per character, or target token, that int8 may be worse
+MAX_QUANTIZATION_LOSS = 0.002  # bits by which int8 may be worse, a character or target token
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 
 Measure = TypeVar("Measure")
@@ -19,7 +19,7 @@ def measured(
 ) -> dict[Precision, Measure]:
     """What the graphs of each precision measure on held-out data.
 
-    int8 is left out where nobody can say whether its graphs are right; the log says so.
+    int8 is left out if nobody can say whether its graphs are right; the log says so.
     """
     try:
         check_int8()
@@ -30,16 +30,16 @@ def measured(
 
 
 def served_precision(bits: Mapping[Precision, float]) -> Precision:
-    """What a bundle is served in unless a setting says otherwise.
+    """The precision that a bundle is served in by default.
 
     `bits` are per character, or per target token, on held-out data.
     """
-    # Written so that NaN is refused.
+    # Written so that NaN means fp32.
     if "int8" in bits and bits["int8"] - bits["fp32"] <= MAX_QUANTIZATION_LOSS:
         return "int8"
     return "fp32"
 
 
 def is_kept(precision: Precision, served: Precision) -> bool:
-    """Whether a bundle has graphs and known answers of a precision: always those of fp32."""
+    """Whether a bundle holds a precision's graphs and known answers; it always holds fp32."""
     return precision in {"fp32", served}

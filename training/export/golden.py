@@ -36,7 +36,7 @@ def known_answer(
     logits: Callable[[Model], Tensor],
     reference: Callable[[Model], Tensor],
 ) -> tuple[list[float], float]:
-    """log p of the `targets` [T], and how far from it any machine may lie, in nats a token.
+    """log p of the `targets` [T], and by how many nats a token a machine may differ from it.
 
     In fp32 it comes from PyTorch in double precision, by its `logits` [1, T, V]; in int8 from the
     `reference`, by its log-probabilities [1, T, V].
@@ -61,7 +61,7 @@ def check_vectors(
 ) -> None:
     """Hold a graph's `answer` [T] to the known answers of its precision.
 
-    `check_int8` says of an answer in int8 whether it is right. Raises ExportError.
+    `check_int8` judges an answer in int8, since rounding can change it. Raises ExportError.
     """
     for vector in vectors:
         if vector.precision != precision:
@@ -80,5 +80,5 @@ def check_vectors(
 
 
 def mean_difference(vector: Vector, found: Array) -> float:
-    """How far an answer [T] lies from the known one, in nats a token."""
+    """By how many nats a token an answer [T] differs from the known one."""
     return float(np.abs(found - np.array(vector.logprobs)).mean())

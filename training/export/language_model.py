@@ -1,4 +1,4 @@
-"""A trained run to a bundle: graphs, parity, the gate for int8, golden vectors.
+"""A trained language model to a bundle: graphs, parity, the gate for int8, known answers.
 
 B batch, T time, V vocabulary.
 """
@@ -57,12 +57,14 @@ _DEFAULT_MAX_TOKENS = 4096
 def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None = None) -> Path:
     """Write a run's best weights as a bundle. Raises ExportError, and nothing is written.
 
-    int8 graphs are in it where they are at most MAX_QUANTIZATION_LOSS worse on held-out text.
+    It holds int8 graphs if they are at most MAX_QUANTIZATION_LOSS worse on held-out text.
     """
     config, model, record = load_best(run_dir)
     vocab = Vocabulary(record["vocab"])
     if corpus.sha256 != record["corpus_sha256"] or corpus.vocab.tokens != vocab.tokens:
-        raise ExportError(f"{run_dir}: the prepared text is not the one the weights come from")
+        raise ExportError(
+            f"{run_dir}: the prepared text is not the one the weights were trained on"
+        )
     graphs = build_graphs(model)
     golden = golden_vectors(model, corpus.held_out, vocab, PRECISIONS)
     scores = checked_scores(model, graphs, corpus.held_out, golden)
@@ -105,7 +107,7 @@ def checked_scores(
 ) -> dict[Precision, Score]:
     """The held-out score of each precision, after every check. Raises ExportError.
 
-    int8 is not among them where nobody can say whether its graphs are right; the log says so.
+    int8 is left out if nobody can say whether its graphs are right; the log says so.
     """
     fp32, int8 = (
         OnnxLanguageModel.load(graphs[x, "sequence"], model.state_names) for x in PRECISIONS
@@ -129,12 +131,12 @@ def _check_loss(score: Score, model: LanguageModel, held_out: Split) -> None:
     if not abs(score.loss - expected.loss) <= MAX_DIFFERENCE:
         raise ExportError(
             f"held-out loss: onnxruntime has {score.loss}, PyTorch in double precision "
-            f"{expected.loss}; at most {MAX_DIFFERENCE} nats a token may lie between them. {ADVICE}"
+            f"{expected.loss}; they may differ by at most {MAX_DIFFERENCE} nats a token. {ADVICE}"
         )
 
 
 def gate(scores: Mapping[Precision, Score]) -> Precision:
-    """What a bundle is served in unless a setting says otherwise."""
+    """The precision that the bundle is served in by default."""
     return served_precision({x: score.bits_per_char for x, score in scores.items()})
 
 
@@ -145,7 +147,7 @@ def state_tensors(model: LanguageModel) -> list[StateTensor]:
 
 
 def model_shape(model: LanguageModel) -> LanguageModelShape:
-    """What the model is, as the manifest writes it."""
+    """The model's shape, as the manifest writes it."""
     return LanguageModelShape(
         cell=model.config.cell,
         num_layers=model.config.num_layers,
@@ -174,7 +176,7 @@ def _metrics(
     """The score of each precision, and the baselines that `train` left in the run's folder."""
     entries = read_metrics(run_dir)["measurements"]
     trained, *others = (LanguageModelMeasurement.model_validate(x) for x in entries)
-    # Of the same weights on the same text; 8 bits do not move it.
+    # It is that of the same weights on the same text; eight bits do not change it.
     spread = {"standard_error": trained.standard_error}
     exported = [
         measurement(precision, "model", score).model_copy(update=spread)

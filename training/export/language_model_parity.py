@@ -1,4 +1,4 @@
-"""What holds a graph to PyTorch and to itself: parity, bitwise agreement, scores, known answers.
+"""Checks of a language model's graphs: parity with PyTorch, bitwise agreement, known answers.
 
 B batch, T time, V vocabulary.
 """
@@ -37,7 +37,7 @@ from training.export.sessions import open_session
 from training.graphs.language_model_reference import reference_logprobs, reference_steps
 from training.networks.language_model import LanguageModel
 
-# The graphs are built once; every one of these shapes must give the same numbers as PyTorch.
+# A graph is built once; in every one of these shapes it must give PyTorch's numbers.
 _PARITY_SHAPES = ((1, 1), (1, 7), (2, 1), (3, 64), (17, 5), (64, 17))
 _INT8_SHAPE = (4, 128)
 _STEP_BATCHES = (1, 2, 3, 4, 5, 8, 16, 33, 64)
@@ -76,11 +76,11 @@ class OnnxLanguageModel:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Tokens that a model reads, and what is right there."""
+    """Tokens that a model reads, and the exact values there."""
 
     tokens: npt.NDArray[np.int64]  # [B, T]
     targets: npt.NDArray[np.int64]  # [B, T]
-    before: States | None  # None: where the reading before left them
+    before: States | None  # None: as the previous reading left them
     is_text: bool
     exact: Exact
     single: npt.NDArray[np.float32]  # [B, T, V] PyTorch in single precision
@@ -89,10 +89,10 @@ class Reading:
 
 
 def readings(model: LanguageModel, held_out: Split) -> Iterator[Reading]:
-    """Several batch and length sizes, each in two calls.
+    """Several batch sizes and lengths, each in two calls.
 
-    Held-out text, and random ids from random states: a layer that trained states keep silent must
-    be right too.
+    Held-out text, and random ids from random states: a layer that has no effect in trained states
+    must be right too.
     """
     exact = in_double(model)
     programs = [model, exact, *moved_copies(exact)]
@@ -131,9 +131,9 @@ def readings(model: LanguageModel, held_out: Split) -> Iterator[Reading]:
 
 
 def agreement(onnx_model: OnnxLanguageModel, found: Iterable[Reading]) -> Iterator[Agreement]:
-    """How the graph and PyTorch agree with what is right, after each further reading.
+    """How far the graph and PyTorch agree with the exact values, after each further reading.
 
-    Raises ExportError where a row depends on the rows beside it, or where something is no number.
+    Raises ExportError if a row depends on the rows beside it, or if a value is NaN.
     """
     so_far = Agreement()
     states: States = []
@@ -159,8 +159,8 @@ def agreement(onnx_model: OnnxLanguageModel, found: Iterable[Reading]) -> Iterat
 def check_parity(model: LanguageModel, onnx_model: OnnxLanguageModel, held_out: Split) -> Agreement:
     """Hold the graph, and PyTorch in single precision, to PyTorch in double precision.
 
-    Every log-probability of every token within what `precision` allows there, and the held-out
-    text's own tokens within MAX_DIFFERENCE on the mean. Raises ExportError.
+    Every log-probability must be within what `precision` allows at its token, and the held-out
+    text's own tokens within MAX_DIFFERENCE on average. Raises ExportError.
     """
     *_, whole = agreement(onnx_model, readings(model, held_out))
     whole.check()
@@ -172,10 +172,10 @@ def check_int8(
 ) -> float:
     """Mean difference in nats a token from the reference on held-out text. Raises ExportError.
 
-    Step by step from the reference's own states the sequence graph must agree with it but for
-    roundings; each row must be bitwise what it is alone, and the step graph bitwise what the
-    sequence graph is. Raises Unverifiable where all that holds and the text still comes out
-    otherwise: the model makes much of single steps of its states, which roundings decide.
+    From each of the reference's own states, the sequence graph must make the same step but for
+    rounding. Each row must be bitwise what it is alone, and the step graph bitwise what the
+    sequence graph is. Raises Unverifiable if all that holds and the whole text still differs: the
+    model amplifies single steps of its states, which rounding decides.
     """
     batch, time = _INT8_SHAPE
     text = np.resize(np.asarray(held_out.ids, np.int64), (batch, time + 1))
@@ -198,7 +198,7 @@ def check_int8(
 
 
 def _check_int8_steps(model: LanguageModel, onnx_model: OnnxLanguageModel, ids: _Ids) -> float:
-    """Mean difference from the reference over steps that each begin where the reference stands."""
+    """Mean difference over steps that each begin in one of the reference's states."""
     tokens, targets = torch.from_numpy(ids[:, :-1]), torch.from_numpy(ids[:, 1:])
     logprobs, steps = reference_steps(model, tokens, model.initial_states(len(ids)))
     before, after = (
@@ -231,7 +231,7 @@ def _check_stepping(
     ids: _Ids,
     states: States,
 ) -> None:
-    """The step graph gives, bit by bit, what the sequence graph gives for `ids` [B, T]."""
+    """The step graph must give, bit for bit, what the sequence graph gives for `ids` [B, T]."""
     rows = len(ids)
     _, wanted_logprobs, wanted_states = onnx_model.run(ids, ids, states)
     for column in range(ids.shape[1]):
@@ -263,7 +263,7 @@ def golden_vectors(
 ) -> list[LanguageModelGoldenVector]:
     """Known answers for each precision, computed by PyTorch in double precision.
 
-    The beginning of the held-out text, the empty text, and every token of the vocabulary once.
+    They are the beginning of the held-out text, the empty text, and every token once.
     """
     ids = [int(i) for i in held_out.ids[:129]]
     vectors = [ids, [BOS_ID, EOS_ID], [BOS_ID, *range(EOS_ID + 1, len(vocab)), EOS_ID]]
@@ -310,13 +310,13 @@ def check_golden(
 
 
 def _check_int8_text(difference: float, allowed: float) -> None:
-    """Mean nats a token that a text of int8 graphs differs by that are right step by step."""
+    """Check the mean nats a token by which a text differs although each step is right."""
     # Written so that NaN fails too.
     if not difference <= allowed:
         raise Unverifiable(
-            f"a text comes out {difference:.2e} nats a token from the reference, at most "
-            f"{allowed} is allowed: roundings decide single steps of its states, and the model "
-            "makes much of them, so that every machine would have other numbers"
+            f"a text differs from the reference by {difference:.2e} nats a token, and at most "
+            f"{allowed} is allowed: rounding decides single steps of its states, and the model "
+            "amplifies them, so every machine would get different numbers"
         )
 
 
@@ -333,7 +333,7 @@ def _check_ragged(
     targets: npt.NDArray[np.int64],
     states: States,
 ) -> None:
-    """A row among shorter and longer ones gives, bit by bit, what it gives alone."""
+    """A row among shorter and longer ones must give, bit for bit, what it gives alone."""
     lengths = 1 + np.arange(len(tokens), dtype=np.int32) % tokens.shape[1]
     _, ragged, after = onnx_model.run(tokens, targets, states, lengths)
     for row, length in enumerate(lengths):

@@ -101,18 +101,18 @@ def training_record(
 
 
 def read_metrics(run_dir: Path) -> dict[str, Any]:
-    """What `train` measured and left in the run's folder. Raises ExportError."""
+    """What `train` measured, from the run's folder. Raises ExportError if it is not there."""
     path = run_dir / "metrics.json"
     if not path.exists():
-        raise ExportError(f"{path}: not there; `train` writes it when it is done")
+        raise ExportError(f"{path}: not there; `train` writes it when it has finished")
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
 
 def learning_curve(run_dir: Path, curve: Curve) -> LearningCurve | None:
-    """What validation measured, from the run's log; None where there is none.
+    """What validation measured, from the run's log; None if there is nothing.
 
-    Of more than MAX_CURVE_POINTS measurements every second, third, … is left.
+    If there are more than MAX_CURVE_POINTS measurements, only every second, third, … is kept.
     """
     lines = [x for x in read_log(run_dir / LOG_FILE) if x["kind"] == "valid"]
     lines = lines[:: -(-len(lines) // MAX_CURVE_POINTS) or 1]

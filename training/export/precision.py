@@ -1,31 +1,31 @@
-"""What single precision costs a model at each token: how far a sound graph may be from exact.
+"""How far a sound graph may differ from exact at each token, given what single precision costs.
 
 B batch, T time, V vocabulary, R copies.
 
 Exact is PyTorch in double precision. Two programs that compute a model in single precision, each in
-an order of its own, agree with it and with each other to some roundings only, and what a rounding
-does depends on the model. So every log-probability of token t may lie from exact by
+its own order, agree with it and with each other only up to rounding, and the effect of a rounding
+depends on the model. So every log-probability of token t may differ from exact by
 
     allowed(t) = MARGIN · (step(t) + moved(t))
 
 step(t): the distance between neighbouring single-precision numbers at the token's largest logit (at
-least one). Logits and their log-softmax lie in such steps: 1e-6 at 10, 8e-6 at 100.
+least one). Logits and their log-softmax are multiples of it: of 1e-6 at 10, of 8e-6 at 100.
 
-moved(t): the model's own conditioning. To first order a rounding error is a small change of what it
-happens in (backward error: Wilkinson 1963; Higham 2002, chapter 3). So the model is computed in
-double precision in R copies that are moved at random by single precision's step, relative 2^-23:
-every weight by up to a step, every row of a matrix (a sum that is rounded when it is whole) by up
-to one more, every tensor and every layer's outputs as a whole by one up or down. moved(t) is the
-largest change of any log-probability of the token in any copy. Each copy carries its own states on,
-so that it counts what errors become over time. It is 1e-7 for an untrained model, 3e-6 for a
-trained one, and as large as it gets where a diverged one is chaotic.
+moved(t): the model's own conditioning. To first order a rounding error is a small change of the
+numbers that it happens in (backward error: Wilkinson 1963; Higham 2002, chapter 3). So the model is
+also computed in R copies in double precision, which are perturbed at random by single precision's
+relative step, 2^-23: every weight by up to one step, every row of a matrix (a sum that is rounded
+once it is complete) by up to one more, every tensor and every layer's outputs as a whole by one up
+or down. moved(t) is the largest change of any log-probability of the token in any copy. Each copy
+carries its own states along, so that moved(t) includes how errors grow over time. It is 1e-7 for an
+untrained model, 3e-6 for a trained one, and has no limit for a diverged, chaotic one.
 
-MARGIN covers what copies do not have: a rounding in every partial sum, approximations of tanh and
-sigmoid, another draw. `python -m bench.parity` measures what of it sound models need and how far
-above it bugs are: docs/benchmarks.md. A bound of single tokens says little of a chaotic model;
-so held-out text has a bound of its own on the mean, MAX_DIFFERENCE, which is the README's promise.
-States are held like tokens, step and change being those of their largest numbers, with a step for
-every token that was read: what a gate keeps is rounded at each, always in the same direction.
+MARGIN covers what the copies lack: a rounding in every partial sum, approximations of tanh and
+sigmoid, another draw. `python -m bench.parity` measures how much of it sound models need and how
+far bugs exceed it (docs/benchmarks.md). For a chaotic model a bound on single tokens says little,
+so the mean over held-out text has a bound of its own, MAX_DIFFERENCE, which the README promises.
+States are checked like tokens, by the step and the change of their largest numbers, with one step
+for every token read: a gate that keeps a state rounds it each time, always in the same direction.
 """
 
 import copy
@@ -41,14 +41,14 @@ from torch import Tensor, nn
 from training.errors import ExportError
 from training.networks.recurrent import RecurrentLayer, States
 
-# Nats a token on the mean of held-out text: PyTorch and onnxruntime in single precision, against
-# PyTorch in double precision.
+# Mean nats a token over held-out text, between single precision (in PyTorch and in onnxruntime) and
+# double precision (in PyTorch).
 MAX_DIFFERENCE = 1e-5
-# Where a sum lies between two steps of a state, rounding decides which it takes: mean nats a token.
+# Mean nats a token in int8: rounding decides between two steps of a state if a sum lies in between.
 MAX_INT8_DIFFERENCE = 1e-3
 MARGIN = 16.0
 COPIES = 4
-# Nats that a token may differ by where single precision has no third digit: the model's own doing.
+# Nats a token from which the model is to blame: single precision has no third digit left.
 _CHAOTIC = 1e-3
 STEP = float(np.finfo(np.float32).eps)  # 2^-23
 
@@ -73,10 +73,10 @@ def of_targets(logprobs: Array, targets: npt.NDArray[np.int64]) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """What is right, and how near single precision must come to it."""
+    """The exact values, and how close single precision must come to them."""
 
     values: npt.NDArray[np.float64]  # [B, T, V] log-probabilities; or a state, [B, 1, H]
-    allowed: npt.NDArray[np.float64]  # [B, T] of any value of the token
+    allowed: npt.NDArray[np.float64]  # [B, T] for each value of the token
 
 
 def in_double(model: Model) -> Model:
@@ -85,7 +85,7 @@ def in_double(model: Model) -> Model:
 
 
 def moved_copies(exact: Model) -> list[Model]:
-    """Copies that are moved at random by single precision's step, as the head of this file says."""
+    """Copies that are perturbed at random by single precision's step, as described at the top."""
     copies = []
     for seed in range(COPIES):
         draw = _Draw(seed)
@@ -104,7 +104,7 @@ def moved_copies(exact: Model) -> list[Model]:
 
 
 class _Draw:
-    """Relative changes by single precision's step."""
+    """Random relative changes by single precision's step."""
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
@@ -120,7 +120,7 @@ class _Draw:
 
 
 def _scaled(factor: float) -> Callable[[nn.Module, Any, tuple[Tensor, States]], Any]:
-    """A hook that scales what a recurrent layer gives."""
+    """A hook that scales the outputs and states of a recurrent layer."""
 
     def scale(_: nn.Module, __: Any, found: tuple[Tensor, States]) -> tuple[Tensor, States]:
         outputs, states = found
@@ -136,16 +136,16 @@ def exact_of(logits: Tensor, moved: Sequence[Tensor]) -> Exact:
 
 
 def exact_state(state: Tensor, moved: Sequence[Tensor], tokens_read: int) -> Exact:
-    """The same for a state [B, H] after so many tokens, as one token's values [B, 1, H]."""
+    """The same for a state [B, H] after `tokens_read` tokens, as one token's values [B, 1, H]."""
     values = (x.unsqueeze(1) for x in (state, *moved))
     largest = state.abs().amax(dim=-1, keepdim=True)
     return _exact(*values, largest=largest, steps=tokens_read)
 
 
 def _exact(exact: Tensor, *moved: Tensor, largest: Tensor, steps: int = 1) -> Exact:
-    """Values [B, T, n], the `largest` number [B, T] in them, and in how many `steps` they grew."""
+    """For values [B, T, n] that became as `largest` [B, T] as they are in so many `steps`."""
     change = torch.stack([(x - exact).abs().amax(dim=-1) for x in moved]).amax(dim=0)  # [B, T]
-    # Of no number there is no step: NaN stays NaN, and fails.
+    # NaN has no step: it stays NaN, and fails.
     step = np.spacing(largest.clamp(min=1.0).numpy().astype(np.float32)).astype(np.float64)
     return Exact(exact.numpy(), MARGIN * (steps * step + change.numpy()))
 
@@ -155,7 +155,7 @@ def golden_tolerance(exact: Exact) -> float:
 
     Means need no margin: `bench.parity` finds them within two thirds of step + moved.
     """
-    needed = float(f"{exact.allowed.mean() / MARGIN:.2e}")  # three digits: people read it
+    needed = float(f"{exact.allowed.mean() / MARGIN:.2e}")  # three digits, for people to read
     return max(MAX_DIFFERENCE, needed)
 
 
@@ -164,8 +164,8 @@ class Distance:
     """How far the log-probabilities of one program lie from exact."""
 
     worst: float = 0.0  # nats, of any log-probability of any token
-    share: float = 0.0  # the largest share of what is allowed at its token
-    allowed: float = 0.0  # at that token
+    share: float = 0.0  # the largest difference as a share of what its token allows
+    allowed: float = 0.0  # nats, at that token
     nats: float = 0.0  # sum over the tokens of texts
     tokens: int = 0
 
@@ -180,7 +180,7 @@ class Distance:
         # np.maximum keeps NaN; Python's max would lose it.
         self.worst = float(np.maximum(self.worst, differences.max()))
         shares = differences / allowed
-        at = int(shares.argmax())  # of NaN, where there is one
+        at = int(shares.argmax())  # of NaN, if there is one
         if not shares[at] <= self.share:
             self.share, self.allowed = float(shares[at]), float(allowed[at])
 
@@ -207,9 +207,9 @@ class Agreement:
         *,
         is_text: bool,
     ) -> None:
-        """Log-probabilities [B, T, V] of the tokens that are `counted` [B, T].
+        """Add log-probabilities [B, T, V] at the tokens that are `counted` [B, T].
 
-        Raises ExportError where one is no number.
+        Raises ExportError if one is NaN.
         """
         picks = targets[counted][:, None]
         wanted, allowed = exact.values[counted], exact.allowed[counted]
@@ -221,17 +221,18 @@ class Agreement:
             _check_number(distance)
 
     def add_state(self, exact: Exact, graph: Array, single: Array) -> None:
-        """A state [B, H] after the last token. Raises ExportError where one is no number."""
+        """Add a state [B, H] after the last token. Raises ExportError if it holds NaN."""
         for distance, found in ((self.graph, graph), (self.single, single)):
             distance.add(found, exact.values[:, 0], exact.allowed[:, 0])
             _check_number(distance)
 
     def check(self) -> None:
-        """Raises ExportError unless both are what single precision gives of the model."""
+        """Raises ExportError unless single precision explains every difference."""
         if not self.single.mean <= MAX_DIFFERENCE:
             raise ExportError(
-                f"PyTorch's own single precision lies {self.single.mean:.2e} nats a token from its "
-                f"double precision on held-out text; at most {MAX_DIFFERENCE} is allowed. {ADVICE}"
+                "PyTorch's own single precision differs from its double precision by "
+                f"{self.single.mean:.2e} nats a token on held-out text; at most "
+                f"{MAX_DIFFERENCE} is allowed. {ADVICE}"
             )
         for what, distance in (
             ("the exported graph", self.graph),
@@ -240,8 +241,8 @@ class Agreement:
             if not distance.share <= 1.0:
                 raise ExportError(
                     f"{what} and PyTorch in double precision differ by {distance.worst:.2e} at a "
-                    f"token; {distance.allowed:.2e} is allowed there, and the worst one has "
-                    f"{distance.share:.3g} times what it may. "
+                    f"token; {distance.allowed:.2e} is allowed there, and the worst token is at "
+                    f"{distance.share:.3g} times its limit. "
                     + (ADVICE if distance.allowed > _CHAOTIC else FAULT)
                 )
         if not self.graph.mean <= MAX_DIFFERENCE:
@@ -255,6 +256,6 @@ class Agreement:
 def _check_number(distance: Distance) -> None:
     if np.isnan(distance.share):
         raise ExportError(
-            "the exported graph and PyTorch differ by nan nats a token: a weight is no number, or "
-            "the graph is wrong"
+            "the exported graph and PyTorch differ by nan nats a token: a weight is not a "
+            "number, or the graph is wrong"
         )

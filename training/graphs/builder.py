@@ -14,7 +14,7 @@ ValueInfo: TypeAlias = onnx.ValueInfoProto
 
 OPSET = 18
 IR_VERSION = 9
-# ONNX orders the gates otherwise than torch: i o f c for i f g o, and z r h for r z n.
+# ONNX orders the gates i o f c and z r h, torch i f g o and r z n.
 _ONNX_GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2)}
 
 
@@ -36,7 +36,7 @@ class GraphBuilder:
         return name
 
     def rename(self, names: Mapping[str, str]) -> None:
-        """Give tensors other names, wherever a node takes or makes them."""
+        """Rename tensors among the inputs and outputs of all nodes."""
         for node in self.nodes:
             for places in (node.input, node.output):
                 renamed = [names.get(name, name) for name in places]
@@ -56,18 +56,18 @@ def float_info(name: str, shape: Sequence[int | str]) -> ValueInfo:
 
 
 def array(parameter: Tensor) -> Float32Array:
-    """A parameter as numpy sees it."""
+    """A parameter as a numpy array."""
     return parameter.detach().cpu().numpy()
 
 
 def reordered_gates(cell: str, stacked: Float32Array) -> Float32Array:
-    """The gates of a stacked parameter [G·H, …] in the order of ONNX's operators."""
+    """The gates of a stacked parameter [G·H, …] in the order that ONNX's operators expect."""
     gates = np.split(stacked, len(_ONNX_GATES[cell]))
     return np.concatenate([gates[i] for i in _ONNX_GATES[cell]])
 
 
 def torch_gates(cell: str, stacked: Float32Array) -> Float32Array:
-    """What `reordered_gates` was given."""
+    """The inverse of `reordered_gates`."""
     order = _ONNX_GATES[cell]
     gates = np.split(stacked, len(order))
     return np.concatenate([gates[order.index(i)] for i in range(len(order))])
@@ -91,7 +91,7 @@ def finish_model(
 
 
 def _used(graph: GraphBuilder) -> list[onnx.TensorProto]:
-    """The constants that some node takes: onnxruntime warns of others."""
+    """The constants that nodes use; onnxruntime warns about any others."""
     taken = {name for node in graph.nodes for name in node.input}
     for node in graph.nodes:
         for attribute in node.attribute:

@@ -3,8 +3,8 @@
 B batch, T time, H hidden, G gates of the cell (rnn 1, gru 3, lstm 4).
 
 A step is written once and used twice, as the step graph and as the body of the sequence graph's
-Scan: the same operators on the same numbers, so that the two agree to the bit (but for the sign of
-a zero, which onnxruntime's `Where` drops). Every operator computes a row from that row alone.
+Scan: the same operators on the same numbers, so the two agree bit for bit (except for the sign of a
+zero, which onnxruntime's `Where` drops). Every operator computes a row from that row alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from training.graphs.products import add_int8_matrix, add_state_steps, int8_prod
 from training.graphs.quantization import QuantizedLayer, candidate_bias, input_bias, input_table
 from training.networks.language_model import LanguageModel
 
-# Appends a step's nodes: takes `projected` [B, G·H] and `<state>_before`, makes `<state>_new`.
+# Appends a step's nodes: they read `projected` [B, G·H] and `<state>_before`, write `<state>_new`.
 Step = Callable[[GraphBuilder, str], str]
 
 LSTM_GATES = ("in", "forget", "candidate", "out")  # in torch's order
@@ -47,7 +47,7 @@ def float_rnn_step(graph: GraphBuilder, model: LanguageModel) -> Step:
 
 
 def int8_step(graph: GraphBuilder, model: LanguageModel) -> Step:
-    """Any cell with the products of `quantization`; its weights go to `graph`."""
+    """Any cell with eight-bit products; its weights go to `graph`."""
     cell = model.config.cell
     layers = model.recurrent_layers
     graph.constant("table", input_table(model))  # [V, G·H]
@@ -73,10 +73,10 @@ def int8_step(graph: GraphBuilder, model: LanguageModel) -> Step:
 
 
 def add_scan(graph: GraphBuilder, model: LanguageModel, step: Step) -> str:
-    """The step over time; returns the last layer's outputs [T, B, H].
+    """A Scan of the step over time; returns the last layer's outputs [T, B, H].
 
-    Takes `tokens_by_time` [T, B], `lengths` [B] and the states; makes `<state>_out`. Past a row's
-    length its states stay as they are.
+    Reads `tokens_by_time` [T, B], `lengths` [B] and the states, and writes `<state>_out`. Past a
+    row's length its states no longer change.
     """
     _add_time_mask(graph)
     graph.add("Gather", ["table", "tokens_by_time"], "projected_by_time")  # [T, B, G·H]
@@ -112,15 +112,15 @@ def add_scan(graph: GraphBuilder, model: LanguageModel, step: Step) -> str:
 
 
 def add_step(graph: GraphBuilder, model: LanguageModel, step: Step) -> str:
-    """One step in the open; returns the last layer's outputs [B, H].
+    """One step without a Scan; returns the last layer's outputs [B, H].
 
-    Takes `tokens` [B] and the states; makes `<state>_out`.
+    Reads `tokens` [B] and the states, and writes `<state>_out`.
     """
     states = model.state_names
     body = GraphBuilder()
     graph.add("Gather", ["table", "tokens"], "projected")  # [B, G·H]
     output = step(body, "projected")
-    # The step's own names for states are the body's; here they are the graph's.
+    # The step names states as in a Scan's body; here they are the graph's inputs and outputs.
     renamed = {f"{name}_before": name for name in states}
     renamed |= {f"{name}_new": f"{name}_out" for name in states}
     body.rename(renamed)
@@ -129,11 +129,11 @@ def add_step(graph: GraphBuilder, model: LanguageModel, step: Step) -> str:
 
 
 def add_cell(body: GraphBuilder, cell: str, i: int, sums: str, recurrent: str = "") -> str:
-    """The cell of layer i from what its gates sum up; returns its output `h<i>_new` [B, H].
+    """The cell of layer i, given the sums of its gates; returns its output `h<i>_new` [B, H].
 
-    `sums` [B, G·H] is everything, but for a GRU: there it is the input's part, and `recurrent` the
-    state's, whose candidate the reset gate scales (with the constants `candidate_bias<i>` and
-    `gates_and_candidate`). Takes and makes the states `<state>_before` and `<state>_new`.
+    `sums` [B, G·H] is the whole, except for a GRU: there it is the input's part, and `recurrent`
+    the state's, whose candidate the reset gate scales (with the constants `candidate_bias<i>` and
+    `gates_and_candidate`). Reads the states `<state>_before` and writes `<state>_new`.
     """
     if cell == "rnn":
         return body.add("Tanh", [sums], f"h{i}_new")
@@ -145,7 +145,7 @@ def add_cell(body: GraphBuilder, cell: str, i: int, sums: str, recurrent: str = 
 
 
 def add_lstm(body: GraphBuilder, i: int, gate_sums: Sequence[str]) -> str:
-    """The LSTM of layer i from what each of `LSTM_GATES` sums up, [B, H]; like `add_cell`."""
+    """The LSTM of layer i, given the sums [B, H] of each of `LSTM_GATES`; like `add_cell`."""
     sums = dict(zip(LSTM_GATES, gate_sums, strict=True))
     gate = {x: body.add("Sigmoid", [sums[x]], f"{x}{i}") for x in ("in", "forget", "out")}
     candidate = body.add("Tanh", [sums["candidate"]], f"candidate{i}")
@@ -168,14 +168,14 @@ def _add_gru(body: GraphBuilder, i: int, sums: str, recurrent: str) -> str:
     scaled = body.add("Mul", [f"reset{i}", biased], f"scaled{i}")
     candidate_sum = body.add("Add", [f"input_candidate{i}", scaled], f"candidate_sum{i}")
     candidate = body.add("Tanh", [candidate_sum], f"candidate{i}")
-    # h' = n + z (h - n), which is (1 - z) n + z h with one product less.
+    # h' = n + z (h - n), which is (1 - z) n + z h with one multiplication fewer.
     difference = body.add("Sub", [h, candidate], f"difference{i}")
     kept = body.add("Mul", [f"update{i}", difference], f"kept{i}")
     return body.add("Add", [candidate, kept], f"h{i}_new")
 
 
 def add_gru_split(graph: GraphBuilder, hidden_size: int) -> None:
-    """The constant by which a GRU's sums are split into gates and candidate."""
+    """The constant that splits a GRU's sums into gates and candidate."""
     graph.constant("gates_and_candidate", np.array([2 * hidden_size, hidden_size], np.int64))
 
 
@@ -190,7 +190,7 @@ def _add_int8_layer(body: GraphBuilder, cell: str, i: int, x: str) -> str:
 
 
 def _total(body: GraphBuilder, i: int, x: str) -> str:
-    """All that a layer of an rnn or lstm sums up, [B, G·H], with one integer product."""
+    """The sums [B, G·H] of an rnn or lstm layer, with one integer product."""
     steps = int8_steps(body, f"h{i}_before", f"h{i}_steps")
     if i:
         inputs = int8_steps(body, x, f"input{i}_steps")
@@ -200,7 +200,7 @@ def _total(body: GraphBuilder, i: int, x: str) -> str:
 
 
 def _add_time_mask(graph: GraphBuilder) -> None:
-    """`inside_by_time` [T, B, 1]: true where time lies inside the row's length."""
+    """`inside_by_time` [T, B, 1]: true inside the row's length."""
     graph.constant("zero", np.array(0, np.int64))
     graph.constant("one", np.array(1, np.int64))
     graph.add("Shape", ["tokens_by_time"], "time_shape", start=0, end=1)

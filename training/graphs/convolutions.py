@@ -11,7 +11,7 @@ from training.networks.encoder import Convolutions
 
 
 def add_convolutions(graph: GraphBuilder, front: Convolutions, x: str) -> tuple[str, str]:
-    """`x` [S, N, E] to [M, N, F], and the lengths there."""
+    """`x` [S, N, E] to [M, N, F], and the lengths after pooling."""
     add_inside(graph, x, "lengths_64", "source")  # [S, N]
     graph.add("Transpose", ["source_inside"], "source_inside_rows", perm=[1, 0])
     graph.add("Unsqueeze", ["source_inside_rows", "axis_1"], "source_inside_channels")  # [N, 1, S]

@@ -26,8 +26,8 @@ from training.graphs.products import Products
 from training.graphs.quantization import candidate_bias, input_bias
 from training.networks.encoder_decoder import FEED, EncoderDecoder
 
-FAR_DOWN = 1e30  # taken from the score of a position past the source's end: exp gives exact zeros
-# Where the memory gets axes: keys become [1, N, 1, H, M], values [1, 1, N, 1, M, R].
+FAR_DOWN = 1e30  # subtracted from scores past the source's end, so that exp gives exact zeros
+# Axes that are added to the memory: keys become [1, N, 1, H, M], values [1, 1, N, 1, M, R].
 _MEMORY_AXES = {"keys": [0, 2], "values": [0, 1, 3]}
 
 
@@ -68,15 +68,15 @@ def build_decoder(model: EncoderDecoder, precision: Precision) -> bytes:
 
 
 def _parts(cell: str) -> Sequence[str]:
-    """What a cell's sums are cut into: an LSTM's gates are computed apart, [B, H] each.
+    """How a cell's sums are split: an LSTM's gates are computed separately, [B, H] each.
 
-    So they need not be copied out of one tensor of them all.
+    That saves copying them out of one large tensor.
     """
     return LSTM_GATES if cell == "lstm" else ("all",)
 
 
 def _add_token_sums(graph: GraphBuilder, model: EncoderDecoder, products: Products) -> list[str]:
-    """What the first layer adds for each token read, biases included: by part, [B, …]."""
+    """The first layer's sums for each token, biases included: by part, [B, …]."""
     cell = model.config.cell
     decoder, layer = model.decoder, model.decoder.recurrent_layers[0]
     parts = _parts(cell)
@@ -105,7 +105,7 @@ def _add_token_sums(graph: GraphBuilder, model: EncoderDecoder, products: Produc
 
 
 def _add_output_weight(graph: GraphBuilder, model: EncoderDecoder, products: Products) -> str:
-    """The output's weight [R, V]: where it is the embedding, the file has it once."""
+    """The output's weight [R, V]; if it is tied to the embedding, the file holds it once."""
     weight = array(model.decoder.output.weight).T
     if has_target_table(model):
         return graph.constant("output_weight", weight)
@@ -123,9 +123,9 @@ def _add_decoder_layer(
     sums: Sequence[str],
     operand: str,
 ) -> str:
-    """One layer's step from the `operand` [B, …] of its inputs that lie within one, or from none.
+    """One layer's step; `operand` [B, …] holds its bounded inputs, and is empty if it has none.
 
-    `sums` has what the token adds in the first layer, by part; the others add their biases alone.
+    `sums` is what the token adds to the first layer, by part; the others add only their biases.
     """
     config, layer = model.config, model.decoder.recurrent_layers[i]
     parts = _parts(config.cell)
@@ -160,7 +160,7 @@ def _add_decoder_layer(
 def _add_readout(
     graph: GraphBuilder, model: EncoderDecoder, products: Products, h: str, operand: str
 ) -> str:
-    """tanh(W [context; h]) [B, R]; the context's part is added up over the memory's values."""
+    """tanh(W [context; h]) [B, R]; the context's part is a weighted sum of the memory's values."""
     decoder = model.decoder
     attended = 0 if decoder.attention is None else 2 * model.config.encoder_hidden_size
     graph.constant("readout_bias", array(decoder.readout.bias))
@@ -207,9 +207,9 @@ def _add_attention(graph: GraphBuilder, model: EncoderDecoder, h: str) -> str:
 def _add_row_products(graph: GraphBuilder, rows: str, memory: str, name: str) -> str:
     """Each of `rows` [.., N, K, 1, n] times its source's `memory` [N, n, m].
 
-    A product of its own for each row, so that a row's bits do not depend on K: onnxruntime adds up
-    one row otherwise than several. To keep it from taking the K rows of a single source for one
-    product, the memory has more axes than the rows have.
+    Each row has a product of its own, so that its bits do not depend on K: onnxruntime adds up
+    one row in another order than several. The memory has more axes than the rows, which keeps
+    onnxruntime from merging the K rows of a single source into one product.
     """
     graph.constant(f"{memory}_axes", np.array(_MEMORY_AXES[memory], np.int64))
     wide = graph.add("Unsqueeze", [memory, f"{memory}_axes"], f"{memory}_wide")

@@ -4,14 +4,13 @@ N sources, S source positions, M memory positions, E embedding, H hidden, A atte
 D width of the memory, F features of the convolutions, G gates of the cell.
 
 Inputs `tokens` [N, S] and `lengths` [N]; outputs the memory (`keys`, `values`, `inside`, none of
-them without attention) and the decoder's first states `<state>_out` [N, …]. What no step of the
-decoder changes is computed here, once: the keys that queries are compared with, and the values
-already multiplied by the readout's weights, so that a step adds up R numbers a position and
-multiplies nothing more.
+them without attention) and the decoder's first states `<state>_out` [N, …]. Whatever is the same at
+every step of the decoder is computed here, once: the keys that queries are compared with, and the
+values, already multiplied by the readout's weights, so that a step only adds up R numbers a
+position.
 
-Layers are onnxruntime's operators where they are exact, in single precision for LSTM and GRU, and
-Scans of small operators elsewhere: for the tanh RNN, whose operator is not exact at one row, and in
-eight bits.
+LSTM and GRU in single precision are ONNX's operators, which give a row the same bits in any batch.
+The tanh RNN, whose operator does not, and every cell in eight bits are Scans of small operators.
 """
 
 from collections.abc import Sequence
@@ -45,7 +44,7 @@ from training.networks.encoder import BidirectionalLayer
 from training.networks.encoder_decoder import FEED, EncoderDecoder
 from training.networks.recurrent import RecurrentLayer
 
-# What a step takes of the step before, but for the operand of h.
+# The states that a step takes from the previous one, besides the operand of h.
 _SCANNED_STATES = {"rnn": (), "gru": ("h",), "lstm": ("c",)}
 _ZERO = helper.make_tensor("zero", TensorProto.FLOAT, [1], [0.0])
 
@@ -98,10 +97,10 @@ def _embed(graph: GraphBuilder, model: EncoderDecoder, products: Products) -> st
 def _read_tokens(
     graph: GraphBuilder, model: EncoderDecoder, products: Products, weights: list[Float32Array]
 ) -> tuple[str, list[Float32Array]]:
-    """The first operator's input [S, N, …], and what it is to be multiplied by [G·H, …].
+    """The first operator's input [S, N, …], and the weights [G·H, …] that multiply it.
 
-    Where that makes the file smaller, rows with a single one choose columns from a table of
-    products, to the bit: all else they add up are zeros.
+    If that makes the file smaller, one-hot rows pick columns from a table of products. That is
+    exact: everything else they add up is zero.
     """
     embedding = array(model.encoder.embedding.weight)
     if not has_source_table(model):
@@ -116,9 +115,9 @@ def _read_tokens(
 def _add_operator_layer(
     graph: GraphBuilder, i: int, layer: BidirectionalLayer, x: str, weights: list[Float32Array]
 ) -> tuple[str, list[str]]:
-    """ONNX's bidirectional LSTM or GRU: outputs [M, N, D], and its last states [N, D / 2] twice.
+    """ONNX's bidirectional LSTM or GRU: outputs [M, N, D], and each direction's last h [N, D / 2].
 
-    `weights` [G·H, …] of each direction multiply `x` [M, N, …].
+    Each direction's `weights` [G·H, …] multiply `x` [M, N, …].
     """
     both = (layer.forwards, layer.backwards)
 
@@ -153,10 +152,10 @@ def _add_operator_layer(
 def _add_input_sums(
     graph: GraphBuilder, model: EncoderDecoder, products: Products, i: int, x: str
 ) -> list[str]:
-    """What a layer's input adds in each direction, biases included: twice [M, N, G·H].
+    """The sums [M, N, G·H] of a layer's input for each direction, biases included.
 
-    `x` is the tokens [S, N] below the first layer of a recurrent encoder, features [M, N, F] below
-    that of another one, and above it the operand [M, N, D] of the outputs there.
+    For the first layer `x` is the tokens [S, N], or the features [M, N, F] of convolutions; for
+    the others it is the operand [M, N, D] of the outputs below.
     """
     layer = model.encoder.bidirectional_layers[i]
     directions = {f"forward{i}": layer.forwards, f"backward{i}": layer.backwards}
@@ -176,7 +175,7 @@ def _add_input_sums(
         if i:
             product = products.add_positions(f"{name}_input", x, weights[name])
         else:
-            # Neither embeddings nor features of convolutions have a bound.
+            # Neither embeddings nor convolutional features have a bound.
             weight = products.add_stored(f"{name}_weight", weights[name])
             product = graph.add("MatMul", [x, weight], f"{name}_product")
         sums.append(graph.add("Add", [product, f"{name}_bias"], f"{name}_sums"))
@@ -194,9 +193,9 @@ def _add_scanned_layer(
 ) -> tuple[str, list[str]]:
     """Both directions in one Scan: operands of the outputs [M, N, D] and of the last h.
 
-    The second direction's Scan begins at the last position of the batch; until a row's own last
-    position its states stay zeros. The first direction's h stays at a row's last position as it is;
-    its other states go on, and nobody reads them.
+    The backward direction begins at the batch's last position; its states stay zero until a row's
+    own last position. The forward direction's h no longer changes after a row's last position; its
+    other states do, but nobody reads them.
     """
     hidden = layer.forwards.weight_hh.shape[1]
     graph.add("Unsqueeze", [inside, "axis_2"], f"inside{i}")  # [M, N, 1]
@@ -204,7 +203,7 @@ def _add_scanned_layer(
     state = _add_filled(graph, inputs[0], f"state{i}", hidden, _ZERO)
     scan = _Scan(GraphBuilder(), hidden, operand, state)
     for own, direction in enumerate((layer.forwards, layer.backwards)):
-        # The cells number layers; here every direction is one.
+        # Cells are numbered by layer; here each direction counts as one.
         k = 2 * i + own
         h = _add_scanned_cell(graph, products, scan.body, k, direction)
         scan.carry_operand(k, products.operand(h, scan.body), products.zero.data_type)
@@ -251,12 +250,12 @@ def _add_scanned_cell(
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """A Scan over both directions under construction: its body, and what goes in and out of it."""
+    """A Scan over both directions under construction: its body, its inputs and its outputs."""
 
     body: GraphBuilder
     hidden_size: int
-    first_operand: str  # what an operand begins with
-    first_state: str  # what another state begins with
+    first_operand: str  # the first value of the operand of h
+    first_state: str  # the first value of any other state
     first: list[str] = field(default_factory=list)
     before: list[ValueInfo] = field(default_factory=list)
     after: list[ValueInfo] = field(default_factory=list)
@@ -264,7 +263,7 @@ class _Scan:
     outputs: list[ValueInfo] = field(default_factory=list)
 
     def carry_operand(self, k: int, new: str, element: int) -> None:
-        """Carry the operand of h, where it is inside the source, and give it as the output."""
+        """Carry the operand of h, which changes only inside the source, and output it."""
         choice = [f"inside{k}", new, f"operand{k}_before"]
         self.body.add("Where", choice, f"operand{k}_next")
         self.body.add("Identity", [f"operand{k}_next"], f"output{k}")
@@ -274,7 +273,7 @@ class _Scan:
         self.outputs.append(self._vector(f"output{k}", element))
 
     def carry_state(self, k: int, name: str, *, waits: bool) -> None:
-        """Carry another state; where it `waits`, it changes inside the source alone."""
+        """Carry another state; if it `waits`, it changes only inside the source."""
         new = f"{name}_new"
         if waits:
             choice = [f"inside{k}", new, f"{name}_before"]
@@ -298,7 +297,7 @@ def _add_filled(graph: GraphBuilder, x: str, name: str, size: int, value: Tensor
 def _add_memory(
     graph: GraphBuilder, model: EncoderDecoder, products: Products, x: str, inside: str
 ) -> list[ValueInfo]:
-    """Keys and values of the operand `x` [M, N, D], and where it is: 1 inside, 0 past the end."""
+    """Keys and values of the operand `x` [M, N, D], and a mask: 1 inside, 0 past the end."""
     attention = model.decoder.attention
     if attention is None:
         return []

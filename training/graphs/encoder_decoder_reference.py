@@ -3,9 +3,9 @@
 B batch, S source positions, M memory positions, T target positions, V target vocabulary, D width of
 the memory, R readout, G gates of the cell, H hidden.
 
-Quantized are the products of what lies within one: of states, of layers' outputs, and of the
-readout that is fed back. Embeddings that no table replaces, and what multiplies them, are stored in
-eight bits and multiplied as they are; convolutions, attention and the output are not quantized.
+Products of bounded values are quantized: of states, of layers' outputs, and of the readout that is
+fed back. Embeddings without a table, and the weights that multiply them, are only stored in eight
+bits; convolutions, attention and the output are not quantized.
 """
 
 import copy
@@ -40,7 +40,7 @@ def reference_logprobs(
 
 
 def _with_stored_weights(model: EncoderDecoder) -> EncoderDecoder:
-    """The model in double precision, with the weights that have eight bits in the files alone."""
+    """The model in double precision, its weights rounded if they are only stored in eight bits."""
     exact = copy.deepcopy(model).double().eval()
     encoder, decoder = exact.encoder, exact.decoder
     if not has_source_table(model):
@@ -66,7 +66,7 @@ def _stored(weight: Tensor) -> Tensor:
 def _encode(
     model: EncoderDecoder, exact: EncoderDecoder, sources: Tensor, lengths: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The last layer's outputs [B, M, D], where they lie inside [B, M], the last states [B, D]."""
+    """The last layer's outputs [B, M, D], their mask [B, M], and the last states [B, D]."""
     x = exact.encoder.embedding(sources.t())  # [S, B, E]
     if exact.encoder.convolutions is not None:
         x, lengths = exact.encoder.convolutions(x, lengths)
@@ -105,7 +105,7 @@ def _run(
 
 
 def _attended(model: EncoderDecoder, values: Tensor, mask: Tensor, summary: Tensor) -> Memory:
-    """The memory, its values already through the readout's weights: [B, M, R]."""
+    """The memory; its values [B, M, R] are already multiplied by the readout's weights."""
     attention = model.decoder.attention
     if attention is None:
         return Memory(values, values, mask, summary)
@@ -168,8 +168,8 @@ def _layer(
 ) -> list[Tensor]:
     """A layer's states after a step.
 
-    `plain` sums [B, G·H] are those of the input that no product of `bounded` inputs gives: of the
-    token in the decoder's first layer, of all that an encoder's layer reads.
+    `plain` [B, G·H] are sums that the caller has computed: the token's in the decoder's first
+    layer, the whole input's in an encoder's layer. `bounded` inputs are multiplied here.
     """
     bias_ih, bias_hh = (x.detach().double() for x in (layer.bias_ih, layer.bias_hh))
     width = sum(x.shape[1] for x in bounded)
@@ -181,12 +181,12 @@ def _layer(
         if bounded:
             inputs = inputs + _product(torch.cat(tuple(bounded), dim=1), own)
         return cell_step(cell, inputs, states, _product(h, layer.weight_hh) + bias_hh)
-    # One matrix, and so one scale a column, for all that lies within one.
+    # One matrix, and so one scale a column, for all bounded inputs.
     weight = torch.cat((own, layer.weight_hh), dim=1) if bounded else layer.weight_hh
     total = plain + _product(torch.cat((*bounded, h), dim=1), weight) + bias_ih + bias_hh
     return cell_step(cell, total, states)
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """`x` [.., K], which lies within one, times `weight` [n, K] in eight bits."""
+    """`x` [.., K], whose values lie in [-1, 1], times `weight` [n, K] in eight bits."""
     return quantized_product(x, QuantizedMatrix.of(array(weight).T))

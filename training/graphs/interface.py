@@ -1,4 +1,4 @@
-"""What an encoder-decoder's two graphs hand each other, and the nodes that both are made of.
+"""What an encoder-decoder's encoder hands to its decoder, and nodes that both graphs use.
 
 N sources, M memory positions, T positions, A attention, R readout.
 """
@@ -22,7 +22,7 @@ def memory_shapes(model: EncoderDecoder) -> dict[str, list[int | str]]:
         return {}
     size = 2 * model.config.encoder_hidden_size
     size = size if attention.kind == "dot" else model.config.hidden_size
-    # Keys lie as the products take them: a position a column for Luong's scores.
+    # Keys have the layout of their product: a position is a column for Luong's scores.
     keys: list[int | str] = ["M", size] if attention.kind == "additive" else [size, "M"]
     return {"keys": keys, "values": ["M", model.decoder.readout_size], "inside": ["M"]}
 
@@ -36,7 +36,7 @@ def affine(graph: GraphBuilder, name: str, x: str, weight: Float32Array, bias: F
 
 
 def add_inside(graph: GraphBuilder, x: str, lengths: str, name: str) -> str:
-    """Where positions of `x` [T, N, …] lie inside the `lengths` [N]: booleans [T, N]."""
+    """Which positions of `x` [T, N, …] lie inside the `lengths` [N]: booleans [T, N]."""
     graph.constant(f"{name}_zero", np.array(0, np.int64))
     graph.constant(f"{name}_one", np.array(1, np.int64))
     graph.add("Shape", [x], f"{name}_shape", start=0, end=1)
@@ -47,12 +47,12 @@ def add_inside(graph: GraphBuilder, x: str, lengths: str, name: str) -> str:
 
 
 def table_is_smaller(vocab_size: int, embedding_dim: int, sums: int) -> bool:
-    """Whether a table of input products [V, G·H] is smaller than what it is made of."""
+    """Whether a table of input products [V, G·H] is smaller than its two factors."""
     return vocab_size * sums <= vocab_size * embedding_dim + embedding_dim * sums
 
 
 def has_source_table(model: EncoderDecoder) -> bool:
-    """Whether the encoder looks up what its first layer adds for a token: in each direction."""
+    """Whether each direction of the encoder looks its first layer's sums up by token."""
     encoder = model.encoder
     if encoder.convolutions is not None:
         return False
@@ -62,7 +62,7 @@ def has_source_table(model: EncoderDecoder) -> bool:
 
 
 def has_target_table(model: EncoderDecoder) -> bool:
-    """Whether the decoder looks up what its first layer adds for a token."""
+    """Whether the decoder looks its first layer's sums up by token."""
     sums = len(model.decoder.recurrent_layers[0].weight_ih)
     embedding = model.decoder.embedding
     return table_is_smaller(embedding.num_embeddings, embedding.embedding_dim, sums)

@@ -4,14 +4,14 @@ B batch, T time, V vocabulary, E embedding, H hidden, G gates.
 
 `sequence`: inputs `tokens` [B, T], `lengths` [B], `targets` [B, T] and the states [B, H]; outputs
 `target_logprobs` [B, T], `logprobs` [B, T, V] and the states after each row's last token. A caller
-that fetches only `target_logprobs` moves B·T numbers and not B·T·V.
+that fetches only `target_logprobs` moves B·T numbers instead of B·T·V.
 `step`: inputs `tokens` [B] and the states; outputs `logprobs` [B, V] and the states after.
 
 In single precision LSTM and GRU are ONNX's own operators, which gave bit-identical rows for every
-batch size, row position, chunking and raggedness tried, and one sequence graph also steps.
-onnxruntime's RNN operator does not (a batch of one takes another matrix kernel), so the tanh RNN is
-a Scan over MatMul and Tanh, which does and is also faster in batches. In eight bits every cell is
-composed, and a step graph saves what a Scan of one step costs.
+batch size, row position, chunking and raggedness tried; the sequence graph serves single steps too.
+onnxruntime's RNN operator did not (a batch of one uses another matrix kernel), so the tanh RNN is a
+Scan over MatMul and Tanh, which did and is also faster in batches. In eight bits every cell is
+composed of small operators, and a step graph avoids the cost of a Scan of one step.
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ from training.graphs.cells import add_scan, add_step, float_rnn_step, int8_step
 from training.networks.language_model import LanguageModel
 from training.networks.recurrent import STATE_NAMES
 
-# What a bundle holds of each precision.
+# The graphs that a bundle holds, by precision.
 ROLES: dict[Precision, tuple[Role, ...]] = {"fp32": ("sequence",), "int8": ("sequence", "step")}
 
 

@@ -2,7 +2,7 @@
 
 B batch, T time, V vocabulary, H hidden, G gates of the cell.
 
-Written from the formulas and not from the graphs, which are checked against it.
+It is written from the formulas, independently of the graphs that are checked against it.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ def reference_logprobs(
 ) -> tuple[Tensor, States]:
     """log p [B, T, V] after each of `tokens` [B, T] of the quantized model, in double precision.
 
-    Written from the formulas and not from the graph, which is checked against it. Where a value
-    lies within rounding of the middle between two steps of h, the two can take different steps.
+    If a value lies halfway between two steps of h, but for rounding, the graph and the reference
+    can take different steps.
     """
     logprobs, steps = reference_steps(model, tokens, states)
     return logprobs, steps[-1]
@@ -70,7 +70,7 @@ def reference_steps(
 def _input_sums(
     cell: str, layer: RecurrentLayer, matrices: QuantizedLayer, x: Tensor, h: Tensor
 ) -> Tensor:
-    """Sums [B, G·H] above the first layer: with the recurrent product, but for the GRU."""
+    """Sums [B, G·H] above the first layer; they include the recurrent product, except a GRU's."""
     bias = torch.from_numpy(input_bias(cell, layer)).double()
     if matrices.inputs is not None:
         return quantized_product(x, matrices.inputs) + bias

@@ -1,8 +1,8 @@
-"""Products of what lies within one with weights, in a graph's precision.
+"""Products of bounded values with weights, in a graph's precision.
 
-In eight bits they have the fixed scales of `quantization`: the states of the cells and the readout,
-whatever they come from, lie within one. What multiplies an embedding, which has no bound, is only
-stored in eight bits, and the products are in single precision.
+In eight bits they have the fixed scales of `quantization`: the states of the cells and the readout
+lie in [-1, 1], whatever the input. Embeddings have no bound, so the weights that multiply them are
+only stored in eight bits, and the products are in single precision.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from training.graphs.quantization import STATE_STEPS, STATE_ZERO, QuantizedMatri
 
 
 class Products:
-    """Writes products into `graph`, which has the constants `axis_0` to `axis_2`.
+    """Adds products to `graph`, which has the constants `axis_0` to `axis_2`.
 
-    What they multiply is an operand: seven-bit steps in an eight-bit graph, else the tensor itself.
+    They multiply operands: seven-bit steps in an eight-bit graph, otherwise the tensors themselves.
     """
 
     def __init__(self, graph: GraphBuilder, precision: Precision) -> None:
@@ -30,21 +30,21 @@ class Products:
             add_state_steps(graph)
 
     def operand(self, x: str, body: GraphBuilder | None = None) -> str:
-        """The operand of `x`, which lies within one.
+        """The operand of `x`, whose values lie in [-1, 1].
 
-        Its node goes to `body`, the inside of a Scan, where there is one.
+        Its node goes to `body`, the body of a Scan, if that is given.
         """
         nodes = self._graph if body is None else body
         return int8_steps(nodes, x, f"{x}_steps") if self._int8 else x
 
     def beside(self, operands: Sequence[str], name: str) -> str:
-        """Operands [.., n] one beside the other."""
+        """Operands [.., n] joined along the last axis."""
         if len(operands) == 1:
             return operands[0]
         return self._graph.add("Concat", list(operands), name, axis=-1)
 
     def add_numbers(self, operand: str, name: str) -> str:
-        """What an operand stands for."""
+        """The numbers that an operand stands for."""
         if not self._int8:
             return operand
         return self._graph.add("DequantizeLinear", [operand, "state_scale", "state_zero"], name)
@@ -71,9 +71,9 @@ class Products:
         return self._graph.add("MatMul", [operand, f"{name}_weight"], f"{name}_product")
 
     def add_stored(self, name: str, weight: Float32Array) -> str:
-        """`weight` [K, n] in single precision: in an eight-bit graph one scale a column stands by.
+        """`weight` [K, n] in single precision; an eight-bit graph stores steps and column scales.
 
-        onnxruntime multiplies them out once, when it opens the graph.
+        onnxruntime multiplies them out once, when it loads the graph.
         """
         if not self._int8:
             return self._graph.constant(name, weight)
@@ -89,11 +89,11 @@ class Products:
 
 
 def add_state_steps(graph: GraphBuilder) -> None:
-    """The constants that turn what lies within one into seven bits."""
+    """The constants that turn values in [-1, 1] into seven bits."""
     graph.constant("state_scale", np.array(1.0 / STATE_STEPS, np.float32))
     graph.constant("state_zero", np.array(STATE_ZERO, np.uint8))
-    # The same scale once more, as a number that onnxruntime does not fold into the weights' scales:
-    # it runs a product as one operator only where it finds the two scales apart.
+    # The same scale again, in a form that onnxruntime does not fold into the weights' scales: it
+    # fuses a product into one operator only if the two scales are separate.
     graph.constant("one_step", np.array(1, np.int8))
     graph.add("DequantizeLinear", ["one_step", "state_scale"], "step_scale")
 
@@ -106,7 +106,7 @@ def int8_steps(body: GraphBuilder, h: str, output: str) -> str:
 def int8_product(body: GraphBuilder, steps: str, name: str) -> str:
     """An exact integer product, then the scales in single precision.
 
-    onnxruntime makes one operator of the four, and of a bias that is added next.
+    onnxruntime fuses the four operators into one, with a bias that is added next.
     """
     inputs = [steps, f"{name}_weight", "state_zero"]
     sums = body.add("MatMulInteger", inputs, f"{name}_integers")
@@ -116,6 +116,6 @@ def int8_product(body: GraphBuilder, steps: str, name: str) -> str:
 
 
 def add_int8_matrix(graph: GraphBuilder, name: str, matrix: QuantizedMatrix) -> None:
-    """The constants of a product of seven-bit steps with a matrix."""
+    """The constants for a product of seven-bit steps with a matrix."""
     graph.constant(f"{name}_weight", matrix.values)
     graph.constant(f"{name}_scale", matrix.scale)

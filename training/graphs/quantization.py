@@ -1,9 +1,9 @@
-"""Eight-bit weights and seven-bit states, with scales that are fixed before any input is seen.
+"""Eight-bit weights and seven-bit states, with scales that do not depend on the input.
 
 B batch, T time, V vocabulary, H hidden, G gates of the cell (rnn 1, gru 3, lstm 4), K inputs.
 
 |h| <= 1 for the tanh RNN, the GRU and the LSTM, whatever they read. So h becomes round(63 h) + 64,
-an integer of 1 to 127, with a scale that depends on nothing: the rows of a batch cannot meet in it.
+an integer from 1 to 127, whose scale is a constant: rows of a batch cannot affect each other.
 Weights get one scale an output channel, max |w| / 127. The products are sums of integers, which are
 exact in any order, and pairs of them (at most 2 · 127 · 127) fit in 16 bits: CPUs without VNNI
 instructions, which add such pairs with saturation, give the same sums as those with them.
@@ -36,7 +36,7 @@ class QuantizedMatrix:
     def of(cls, weight: npt.NDArray[np.float32]) -> "QuantizedMatrix":
         """Round `weight` [K, N] to the nearest step of its column."""
         scale = (np.abs(weight).max(axis=0) / _WEIGHT_STEPS).astype(np.float32)
-        # A column of zeros, or of what single precision cannot divide into steps.
+        # A column of zeros, or of numbers too small for single precision to divide.
         scale[scale < np.finfo(np.float32).tiny] = 1.0
         values = np.rint(weight / scale).clip(-_WEIGHT_STEPS, _WEIGHT_STEPS)
         return cls(values.astype(np.int8), scale)
@@ -47,8 +47,8 @@ class QuantizedLayer:
     """One recurrent layer's products, as the graph computes them.
 
     `recurrent` [K, G·H] multiplies h; above the first layer of an rnn or lstm K is 2H, and it
-    multiplies the layer's input and h, one after the other. A GRU's candidate takes the two apart
-    (its reset gate stands between them), so there `inputs` [H, G·H] multiplies the input alone.
+    multiplies the layer's input and h, joined. A GRU's candidate needs the two separately
+    (its reset gate comes between them), so there `inputs` [H, G·H] multiplies the input alone.
     """
 
     recurrent: QuantizedMatrix
@@ -56,7 +56,7 @@ class QuantizedLayer:
 
     @classmethod
     def of(cls, cell: str, layer: RecurrentLayer, *, first: bool) -> "QuantizedLayer":
-        """The first layer reads characters: its input product is a table and not in here."""
+        """The first layer reads tokens: its input product is a table, and not part of this."""
         weight_ih, weight_hh = array(layer.weight_ih).T, array(layer.weight_hh).T
         if first:
             return cls(QuantizedMatrix.of(weight_hh), None)
@@ -66,9 +66,9 @@ class QuantizedLayer:
 
 
 def input_table(model: LanguageModel) -> npt.NDArray[np.float32]:
-    """What the first layer adds for each character, [V, G·H]: its input product and its biases.
+    """The first layer's sums [V, G·H] for each token: its input product and its biases.
 
-    The bias of a GRU's recurrent candidate stays out: the reset gate scales it.
+    The bias of a GRU's recurrent candidate is left out: the reset gate scales it.
     """
     layer = model.recurrent_layers[0]
     exact = array(model.embedding.weight).astype(np.float64) @ array(layer.weight_ih).T

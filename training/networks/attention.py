@@ -1,4 +1,4 @@
-"""Attention: how a decoder looks at the source that was read.
+"""Attention: which parts of a source a decoder looks at.
 
 B batch, T target positions, M memory positions, H hidden, A attention, D width of the memory.
 """
@@ -13,11 +13,11 @@ _MIN_LOGIT = torch.finfo(torch.float32).min
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A source, read."""
+    """A source that the encoder has read."""
 
     values: Tensor  # [B, M, D]
     keys: Tensor  # [B, M, A] what queries are compared with
-    mask: Tensor  # [B, M] true where the source is
+    mask: Tensor  # [B, M] true inside the source
     summary: Tensor  # [B, D] the last forward and the first backward state
 
 

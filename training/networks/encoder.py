@@ -24,7 +24,7 @@ class BidirectionalLayer(nn.Module):
         self.backwards = RecurrentLayer(cell, input_size, hidden_size)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Outputs [S, B, 2H] of `x` [S, B, E]; past a row's length they mean nothing."""
+        """Outputs [S, B, 2H] of `x` [S, B, E]; past a row's length they are meaningless."""
         zeros = x.new_zeros(x.shape[1], self.forwards.weight_hh.shape[1])
         states = (zeros,) * len(STATE_NAMES[self.cell])
         ahead, _ = self.forwards(x, states, None)
@@ -34,7 +34,7 @@ class BidirectionalLayer(nn.Module):
 
 
 def _reversal(length: int, lengths: Tensor) -> Tensor:
-    """Indices [S, B] that turn each row's first `lengths` positions around; its own inverse."""
+    """Indices [S, B] that reverse each row's first `lengths` positions; their own inverse."""
     position = torch.arange(length, device=lengths.device).unsqueeze(1)  # [S, 1]
     return torch.where(position < lengths, lengths - 1 - position, position)
 
@@ -62,7 +62,7 @@ class Convolutions(nn.Module):
             nn.Linear(self.size, 2 * self.size) for _ in range(config.highway_layers)
         )
         for layer in self.highways:
-            # Open gates carry the input through at first, as the paper advises.
+            # At first the gates carry the input through, as the paper advises.
             nn.init.constant_(layer.bias[self.size :], -1.0)  # type: ignore[index]
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +74,7 @@ class Convolutions(nn.Module):
             width = int(convolution.kernel_size[0])  # type: ignore[index]
             padded = functional.pad(channels, ((width - 1) // 2, width // 2))
             parts.append(functional.relu(convolution(padded)))
-        # Nothing is below zero, so that zeros past the end never win.
+        # ReLU gives nothing below zero, so the zeros past the end never win the pooling.
         features = torch.cat(parts, dim=1) * inside.t().unsqueeze(1)  # [B, F, S]
         pooled = functional.max_pool1d(
             features, self.stride, self.stride, ceil_mode=True

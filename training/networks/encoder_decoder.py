@@ -4,7 +4,7 @@ B batch, S source positions, M memory positions (S, or fewer behind a pooling fr
 positions, V target vocabulary, E embedding, H hidden, D width of the memory, R of the readout.
 
 The encoder is bidirectional, so that every memory position has seen the whole source. The decoder
-reads the target before it and attends to the memory (Bahdanau et al. 2015; Luong et al. 2015).
+reads the target so far and attends to the memory (Bahdanau et al. 2015; Luong et al. 2015).
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Decoder(nn.Module):
     """Embedding, recurrent layers, attention, readout, output.
 
     The readout is tanh(W [context; h]), Luong's attentional vector; without attention tanh(W h).
-    Its width is the embedding's where output weights and embeddings are tied.
+    Its width is the embedding's if output weights and embeddings are tied.
     """
 
     def __init__(self, config: EncoderDecoderNetworkConfig, vocab_size: int) -> None:
@@ -64,9 +64,9 @@ class Decoder(nn.Module):
         return self.layers.recurrent_layers
 
     def initial_states(self, summary: Tensor) -> States:
-        """Every state tensor through a bridge of its own, from the `summary` [B, D] of a source.
+        """A source's `summary` [B, D] through a bridge of its own for every state tensor.
 
-        Hidden states pass a tanh: what a cell gives lies within one, and so must its beginning.
+        Hidden states pass through a tanh: a cell's outputs lie in [-1, 1], and so must the first.
         """
         states = []
         for name, bridge in self.bridges.items():
@@ -86,8 +86,8 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, States, Tensor | None]:
         """Logits [B, T, V] after each of `tokens` [B, T], the states after, weights [B, T, M].
 
-        Below 1, `teacher_forcing` is the chance of each position to read its true token rather
-        than the likeliest one of the step before: scheduled sampling (Bengio et al. 2015).
+        `teacher_forcing` is the probability that a position reads its true token instead of the
+        likeliest one of the previous step: scheduled sampling (Bengio et al. 2015).
         """
         config = self.config
 

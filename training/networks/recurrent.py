@@ -1,7 +1,7 @@
 """Recurrent layers and the states that they carry.
 
 B batch, T time, E the input's features, H hidden, G gates of the cell (rnn 1, gru 3, lstm 4). Time
-is axis 0, since the recurrent kernels read that fastest.
+is axis 0: the recurrent kernels are fastest that way.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from training.networks.dropout import Dropout
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
-# Names of a layer's state tensors, in order; the exporter and the bundle use the same.
+# Names of a layer's state tensors, in order; graphs and bundles use the same ones.
 STATE_NAMES = {"rnn": ("h",), "gru": ("h",), "lstm": ("h", "c")}
 
 States: TypeAlias = tuple[Tensor, ...]
@@ -22,9 +22,9 @@ States: TypeAlias = tuple[Tensor, ...]
 class RecurrentLayer(nn.Module):
     """One layer of a tanh RNN, GRU (Cho et al. 2014, reset after the product) or LSTM.
 
-    Weights lie as in torch's own modules: gates stacked on axis 0, in the order (r, z, n) for the
-    GRU and (i, f, g, o) for the LSTM. The recurrent matrices start orthogonal, and the forget
-    gate's bias at 1 (Jozefowicz et al. 2015).
+    The weights have the layout of torch's own modules: gates stacked on axis 0, in the order
+    (r, z, n) for the GRU and (i, f, g, o) for the LSTM. The recurrent matrices start orthogonal,
+    and the forget gate's bias at 1 (Jozefowicz et al. 2015).
     """
 
     def __init__(self, cell: str, input_size: int, hidden_size: int) -> None:
@@ -90,8 +90,8 @@ class RecurrentLayers(nn.ModuleList):
     ) -> tuple[Tensor, States]:
         """The last layer's outputs [T, B, H] for `x` [T, B, E], and the states after.
 
-        `between` has a dropout for the input of every layer but the first; `weight_mask` draws
-        the mask of a layer's recurrent matrix.
+        `between` holds a dropout for the input of every layer but the first; `weight_mask` draws
+        the mask for a layer's recurrent matrix.
         """
         per_layer = len(STATE_NAMES[self.cell])
         after: list[Tensor] = []
