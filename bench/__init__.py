@@ -1,1 +1,1 @@
-"""The benchmarks, and the peers that they run beside."""
+"""Benchmarks, and the peers (other servers and frameworks) that Unroll is compared with."""

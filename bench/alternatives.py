@@ -1,14 +1,15 @@
-"""`python -m bench.alternatives`: the ways to run a step that were tried, side by side.
+"""`python -m bench.alternatives`: compare the ways of running a step that were tried.
 
-B batch, T time, H hidden. One layer of an LSTM above the first, since that is where the products
-are: its input and its state, quantized as in `training.graphs.quantization`, in these forms:
+B batch, T time, H hidden. The first part times one LSTM layer above the first, where most of the
+matrix products are. Input and state are quantized as in `training.graphs.quantization`:
 
-* `MatMulInteger` on input and state joined (what the exporter writes), or on the two apart,
-* `DequantizeLinear` around a `MatMul` (QDQ), which onnxruntime might fuse to integers and does not,
-* onnxruntime's own `MatMulIntegerToFloat`, a custom domain that bundles may not use,
-* the fp32 LSTM operator, and the same cell composed in fp32;
+* `MatMulInteger` on input and state joined (what the exporter writes), or on each separately,
+* `DequantizeLinear` around a `MatMul` (QDQ), which onnxruntime could fuse to integers but does not,
+* onnxruntime's own `MatMulIntegerToFloat`, in a custom domain that bundles may not use,
+* the fp32 LSTM operator, and the same cell composed of fp32 operators.
 
-then how a step graph is called: `run`, bound arrays, a Scan of one step, two threads inside it.
+The second part times ways to call a step graph: `run`, bound arrays, a Scan of one step, and two
+threads inside it.
 """
 
 import time
@@ -72,7 +73,7 @@ def _cells(hidden_size: int, batch: int) -> dict[str, Callable[[], int]]:
 
 
 def _cell(form: str, weight: Float32Array) -> bytes:
-    """`x`, `h`, `c` [B, H] to `h_out`, `c_out`."""
+    """A graph of one cell: inputs `x`, `h`, `c` [B, H], outputs `h_out`, `c_out` [B, H]."""
     hidden_size = weight.shape[1] // 4
     graph = GraphBuilder()
     graph.constant("bias", np.zeros(4 * hidden_size, np.float32))

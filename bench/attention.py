@@ -1,7 +1,7 @@
-"""`python -m bench.attention`: what attention, and the encoder's kind, buy on dates-iso.
+"""`python -m bench.attention`: compare kinds of attention and of encoder on dates-iso.
 
 Trains training/configs/dates-iso.toml once for each variant, with nothing else changed, and prints
-the share of unseen dates that are right, greedy. Needs data/dates (`make data/dates`).
+the share of unseen dates that greedy decoding gets right. Needs data/dates (`make data/dates`).
 """
 
 import json

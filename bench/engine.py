@@ -1,7 +1,7 @@
-"""`python -m bench.engine`: the engine and the HTTP path, beside their limits.
+"""`python -m bench.engine`: measure the engine and the HTTP path, and compare them with limits.
 
-Every ratio is between two figures of one run that were taken in turns, since the machine is shared:
-the median over the rounds of each round's own ratio.
+The machine is shared, so the two sides of every ratio take turns within one run. A ratio is the
+median of the ratios of the rounds.
 """
 
 import argparse
@@ -34,24 +34,24 @@ from service.scheduling.scheduler import Job, Scheduler
 
 WORK = Path(__file__).parent / ".work"
 BATCHES = (1, 16, 64)
-_TOKENS = 256  # steps a row and slice: one answer of the longest length in the mix
-_TOKENS_OF_LARGE = 64  # the same from 1,024 units on, where a step is long
+_TOKENS = 256  # steps a row in each slice: one answer of the longest length in the mix
+_TOKENS_OF_LARGE = 64  # the same for 1,024 units and more, where a step takes long
 _BARE_STEPS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds a unit of work, one for each round."""
+    """Seconds per unit of work, one number for each round."""
 
     seconds: Sequence[float]
 
     @property
     def median(self) -> float:
-        """Of the rounds."""
+        """The median of the rounds."""
         return statistics.median(self.seconds)
 
     def times_faster_than(self, other: "Timing") -> float:
-        """The median of the rounds' ratios."""
+        """The median of the ratios of the rounds."""
         pairs = zip(other.seconds, self.seconds, strict=True)
         return statistics.median(theirs / ours for theirs, ours in pairs)
 
@@ -59,7 +59,7 @@ class Timing:
 def interleaved(
     subjects: Mapping[str, Callable[[], int]], *, rounds: int, slice_s: float
 ) -> dict[str, Timing]:
-    """Time each subject in every round; a call does some work and says how many units."""
+    """Time each subject in every round; a call does some work and returns its number of units."""
     seconds: dict[str, list[float]] = {name: [] for name in subjects}
     for subject in subjects.values():
         subject()
@@ -74,7 +74,7 @@ def interleaved(
 
 
 class EngineUnderLoad:
-    """A scheduler with its worker, asked for one long answer a row."""
+    """A scheduler with its worker, which writes one long answer for each row."""
 
     def __init__(self, session: OnnxLanguageModelSession) -> None:
         self._left = 0
@@ -90,7 +90,7 @@ class EngineUnderLoad:
         self.scheduler.start()
 
     def generate(self, rows: int, tokens: int) -> int:
-        """Tokens written by so many rows that step together."""
+        """Write `tokens` tokens in each of `rows` rows, stepped together; return their number."""
         prompt = np.array([BOS_ID, 40], np.uint16)
         self._done.clear()
         self._left = rows
@@ -111,7 +111,7 @@ class EngineUnderLoad:
 
 
 def bare_loop(session: OnnxLanguageModelSession, rows: int) -> Callable[[], int]:
-    """The step graph and nothing else: no sampling, no rows that come or go."""
+    """The step graph alone: no sampling, and no rows that join or leave."""
     stepper = session.stepper(rows)
     stepper.tokens[:] = np.random.default_rng(0).integers(4, session.vocab_size, rows)
 
@@ -124,7 +124,7 @@ def bare_loop(session: OnnxLanguageModelSession, rows: int) -> Callable[[], int]
 
 
 def integer_products(num_layers: int, hidden_size: int, rows: int) -> Callable[[], int]:
-    """The integer matrix products of one LSTM step, alone."""
+    """The integer matrix products of one LSTM step alone."""
     rng = np.random.default_rng(0)
     nodes, constants, inputs, outputs = [], [], [], []
     constants.append(numpy_helper.from_array(np.array(64, np.uint8), "zero"))
@@ -161,7 +161,7 @@ def integer_products(num_layers: int, hidden_size: int, rows: int) -> Callable[[
 
 
 def reading(session: OnnxLanguageModelSession, rows: int) -> Callable[[], int]:
-    """Texts scored by the sequence graph, in the scheduler's chunks."""
+    """Score texts with the sequence graph, in chunks of the scheduler's size."""
     time_steps = 64
     tokens = np.random.default_rng(0).integers(4, session.vocab_size, (rows, time_steps))
     lengths = np.full(rows, time_steps, np.int32)
@@ -175,7 +175,7 @@ def reading(session: OnnxLanguageModelSession, rows: int) -> Callable[[], int]:
 
 
 def engine_rows(name: str, shape: tuple[int, int], *, rounds: int, slice_s: float) -> list[Row]:
-    """One model: steps, products, the engine, and int8 beside fp32."""
+    """Measure one model: the steps, the products, the engine, and int8 against fp32."""
     bundle = read_language_model(WORK / "models" / name / name)
     precisions: tuple[Precision, ...] = ("int8", "fp32")
     sessions = {x: OnnxLanguageModelSession(bundle, x) for x in precisions}

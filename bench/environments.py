@@ -1,4 +1,4 @@
-"""The peers' virtual environments: one each, built when first asked for."""
+"""The peers' virtual environments: one for each, built when first needed."""
 
 import shutil
 import subprocess
@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 PEERS = Path(__file__).parent / "peers"
-# The stub in PyTriton's wheel loads the distribution's libpython3.11, and a Python of another build
-# does not fit it.
+# The stub in PyTriton's wheel loads the distribution's libpython3.11, so it needs that Python and
+# not another build.
 DISTRIBUTION_PYTHON = "/usr/bin/python3.11"
 FRAMEWORKS = {
     "bentoml",
@@ -35,7 +35,7 @@ def python_of(peer: str, work: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     base = DISTRIBUTION_PYTHON if peer == "pytriton" else sys.executable
     subprocess.run([base, "-m", "venv", str(folder)], check=True)
-    # torch first and by version alone: its wheel differs by platform.
+    # torch first, pinned by version only: its wheel differs by platform.
     torch = [line for line in pinned.decode().splitlines() if line.startswith("torch==")]
     for packages in [[line] for line in torch] + [["-r", str(requirements)]]:
         command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -45,14 +45,14 @@ def python_of(peer: str, work: Path) -> Path:
 
 
 def pins_of(peer: str) -> list[str]:
-    """The pinned versions of a peer's framework and of what computes."""
+    """The pinned versions of a peer's web framework and of its inference library."""
     lines = (PEERS / peer / "requirements.txt").read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line.partition("==")[0] in FRAMEWORKS]
 
 
 def environment_of(peer: str) -> dict[str, str]:
-    """What a peer's process needs in its environment besides what ours has."""
-    # A spinning pool would starve the other core.
+    """The environment variables that a peer's process needs in addition to ours."""
+    # A spinning thread pool would starve the other core.
     environment = {"OMP_WAIT_POLICY": "passive"}
     if peer == "bentoml":
         environment["BENTOML_DO_NOT_TRACK"] = "True"

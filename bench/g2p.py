@@ -1,8 +1,8 @@
 """`python -m bench.g2p`: SIGMORPHON 2020 task 1, one recipe for eight languages.
 
 Trains each language with training/configs/sigmorphon-g2p.toml (about five minutes each on two
-cores), and prints test word and phoneme error rates in percent beside the official LSTM
-encoder-decoder baseline's word error rates. Needs ../shared/data/sigmorphon2020-g2p.
+cores). Prints the word and phoneme error rates on the test set in percent, with the word error
+rates of the official LSTM encoder-decoder baseline. Needs ../shared/data/sigmorphon2020-g2p.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main() -> int:
     options = parser.parse_args()
     data = Path("../shared", DATA).resolve()
     if not data.is_dir():
-        say(f"{data}: not there; this benchmark reads it and nothing else")
+        say(f"{data}: there is no such folder; this benchmark needs it")
         return 1
     found = {language: _run(language, data) for language in options.languages}
     rows = [
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def _run(language: str, data: Path) -> dict[str, float]:
-    """Train one language; its test metrics with the recipe's beam, and the seconds it took."""
+    """Train one language; its test metrics with the recipe's beam, and the training time."""
     folder = WORK / "g2p"
     folder.mkdir(parents=True, exist_ok=True)
     recipe = CONFIG.read_text(encoding="utf-8").replace(f"../../../shared/{DATA}", str(data))
@@ -71,7 +71,7 @@ def _run(language: str, data: Path) -> dict[str, float]:
             'name = "sigmorphon-g2p"', f'name = "sigmorphon-{language}"'
         )
     )
-    # By the recipe: what was trained is not trained again, and what was broken off goes on.
+    # The folder is named by the recipe: a finished run is reused, an interrupted one resumed.
     run = folder / f"{language}-{hashlib.sha256(config.read_bytes()).hexdigest()[:8]}"
     if not (run / "metrics.json").exists():
         resume = ["--resume"] if (run / LAST).exists() else []

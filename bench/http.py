@@ -1,6 +1,6 @@
-"""The HTTP path: what a request costs beyond the model, and how costs grow.
+"""The HTTP path: the cost of a request beyond the model, and how it grows with length and clients.
 
-Real servers, real sockets, one client process that shares the machine with them.
+Uses real servers and sockets; one client process shares the machine with them.
 """
 
 import json
@@ -28,7 +28,7 @@ _LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz     "))
 
 
 def http_rows(work: Path, *, quick: bool) -> list[Row]:
-    """Every figure of the HTTP path; draws the plots, too."""
+    """Measure every figure of the HTTP path and draw the plots."""
     name = ensure(work, 2, 512)
     logs = work / "logs"
     rows = []
@@ -44,7 +44,7 @@ def http_rows(work: Path, *, quick: bool) -> list[Row]:
 
 
 def generate_endpoint(server: Server, model: str) -> Endpoint:
-    """How Unroll is asked for a text."""
+    """The endpoint of `/generate`, with the body for a request."""
 
     def body(request: Request) -> bytes:
         return json.dumps(
@@ -61,7 +61,7 @@ def generate_endpoint(server: Server, model: str) -> Endpoint:
 
 
 def post(url: str, document: Any) -> tuple[float, Any]:
-    """Seconds that an answer took, and the answer."""
+    """Send a request; the seconds that the answer took, and the answer."""
     data = json.dumps(document).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     begin = time.perf_counter()
@@ -71,12 +71,12 @@ def post(url: str, document: Any) -> tuple[float, Any]:
 
 
 def text_of(size: int, seed: int) -> str:
-    """Characters that the benchmark's vocabulary has."""
+    """A random text of `size` characters in the benchmark's vocabulary."""
     return "".join(np.random.default_rng(seed).choice(_LETTERS, size))
 
 
 def _latency(work: Path, name: str, server: Server, *, rounds: int) -> list[Row]:
-    """One client: the whole of an answer, and its first token, beside the bare graph."""
+    """One client: the time of a whole answer and of its first token, over the bare graph's time."""
     session = OnnxLanguageModelSession(read_language_model(work / "models" / name / name), "int8")
     stepper = session.stepper(1)
     stepper.tokens[0] = 40
@@ -90,7 +90,7 @@ def _latency(work: Path, name: str, server: Server, *, rounds: int) -> list[Row]
         begin = time.perf_counter()
         for _ in range(20):
             session.read(prompt, length, zeros)
-            # The last token is written and never read.
+            # The last token is written but never read.
             for _ in range(tokens - 1):
                 stepper.step(1)
         bare_s = (time.perf_counter() - begin) / 20
@@ -122,7 +122,7 @@ def _lines(server: Server, name: str) -> list[Row]:
 
 
 def _growth_with_length(server: Server, name: str, *, quick: bool) -> list[Row]:
-    """Time to score a text against its length: at most linear."""
+    """Time to score a text by its length, which should grow at most linearly."""
     sizes = [2**i for i in range(8, 15 if quick else 18, 1)]
     seconds = [
         min(
@@ -132,7 +132,7 @@ def _growth_with_length(server: Server, name: str, *, quick: bool) -> list[Row]:
         for size in sizes
     ]
     _plot("length.png", name, {"characters in a text": sizes, "seconds to score it": seconds})
-    # 1 is linear; what a request costs besides makes short texts dearer a character.
+    # 1 is linear. The fixed cost of a request makes short texts more expensive per character.
     exponent = float(np.polyfit(np.log(sizes[2:]), np.log(seconds[2:]), 1)[0])
     return [
         Row(f"{name}: /score, one text of {sizes[-1]:,} chars", sizes[-1] / seconds[-1], "chars/s"),
@@ -141,12 +141,12 @@ def _growth_with_length(server: Server, name: str, *, quick: bool) -> list[Row]:
 
 
 def _growth_with_clients(server: Server, name: str, *, duration_s: float) -> list[Row]:
-    """Tokens a second against clients; at most 64 requests may wait, the others are refused."""
+    """Tokens a second by number of clients; at most 64 rows may queue, the rest get 429."""
     counts = (1, 2, 4, 8, 16, 32, 64, 128, 256, 384)
     endpoint = generate_endpoint(server, name)
     speeds, rows = [], []
     for clients in counts:
-        # Prompts that were not seen before: the prefix cache is not what is measured here.
+        # New prompts every time, so that the prefix cache does not help.
         requests = mix(4096, seed=clients)
         run = closed_loop(
             endpoint, requests, clients=clients, duration_s=duration_s, server_pid=server.pid
@@ -175,7 +175,7 @@ def _ms(seconds: Sequence[float]) -> float:
 
 
 def _plot(file: str, title: str, axes: Mapping[str, Sequence[float]]) -> None:
-    """The second of the two named axes over the first, both logarithmic."""
+    """Plot the second of the two named axes over the first, both logarithmic."""
     (x_label, x), (y_label, y) = axes.items()
     figure, plot = plt.subplots(figsize=(5.5, 3.5), layout="constrained")
     plot.plot(x, y, marker="o")

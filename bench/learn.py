@@ -1,6 +1,6 @@
-"""`python -m bench.learn shakespeare|sigmorphon|names|few`: what `training learn` reaches.
+"""`python -m bench.learn shakespeare|sigmorphon|names|few`: measure what `training learn` reaches.
 
-Each part runs `learn` on a file as a person would and prints the model's figures beside its floors:
+Each part runs `learn` on a file as a person would, and prints the model's figures with baselines:
 
 - `shakespeare`: tiny Shakespeare in ten minutes, 90/10 by position (nats a character);
 - `sigmorphon`: the eight languages of SIGMORPHON 2020 task 1 on the official splits, four minutes
@@ -28,12 +28,12 @@ SHAKESPEARE = ROOT / ".." / "shared" / "data" / "tinyshakespeare.txt"
 
 
 def main() -> int:
-    """Run the parts that are asked for."""
+    """Run the parts named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="+", choices=PARTS)
     parser.add_argument("--file", type=Path, help="lines for `names` and `few`")
     parser.add_argument("--languages", nargs="+", choices=BASELINE, default=list(BASELINE))
-    parser.add_argument("--minutes", type=float, help="instead of each part's own")
+    parser.add_argument("--minutes", type=float, help="instead of each part's own time")
     options = parser.parse_args()
     if {"names", "few"} & {*options.parts} and not options.file:
         parser.error("names and few need --file")
@@ -58,7 +58,7 @@ def _sigmorphon(options: argparse.Namespace) -> None:
         if not isinstance(found, EncoderDecoderManifest):
             raise TypeError(found.task)
         models = [x.values for x in found.metrics[0].measurements if "word_error_rate" in x.values]
-        # Greedy, then the beam; what follows are floors.
+        # The first is greedy, the second the beam; the others are baselines.
         rates[language] = 100 * models[1]["word_error_rate"]
         say(f"{language}: {rates[language]:.2f} % of words, baseline {BASELINE[language]:.2f}")
     baseline = sum(BASELINE[x] for x in rates) / len(rates)
@@ -85,14 +85,14 @@ def _head(path: Path, count: int) -> Path:
 def _learn(
     name: str, files: list[Path], minutes: float, *more: str | Path
 ) -> LanguageModelManifest | EncoderDecoderManifest:
-    """Learn anew in a folder of its own; what the bundle says."""
+    """Run `learn` in a new folder; return the manifest of the bundle."""
     folder = WORK / f"{name}-{int(time.time())}"
     started = time.monotonic()
     arguments = ["learn", "--name", name, "--minutes", minutes, "--models", folder / "models"]
     arguments += ["--run", folder / "run", *more, "--", *files]
     if training([str(x) for x in arguments]) != 0:
         raise RuntimeError(f"{name}: learn failed; see above")
-    say(f"{name}: {(time.monotonic() - started) / 60:.1f} minutes in all, {folder}")
+    say(f"{name}: {(time.monotonic() - started) / 60:.1f} minutes in total, {folder}")
     return read_bundle(folder / "models" / name).manifest
 
 

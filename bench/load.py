@@ -1,8 +1,8 @@
-"""Traffic: a fixed mix of requests, sent by so many clients or at such a rate, and what came of it.
+"""A load generator: closed loops (a number of clients) and open loops (a rate), with latencies.
 
-Everything goes to the loopback address and is bounded in count and time. The clients share the
-machine with the server, so they do as little as they can: keep-alive connections, bodies encoded
-beforehand, answers not parsed; what they cost is reported.
+All requests go to the loopback address, with limits on their number and time. The clients share the
+machine with the server, so they do as little as possible: keep-alive connections, bodies encoded
+beforehand, answers not parsed. Their own processor time is reported.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import aiohttp
 import numpy as np
 import psutil
 
-LENGTHS = (8, 16, 32, 64, 256)  # tokens an answer, equally often
+LENGTHS = (8, 16, 32, 64, 256)  # tokens of an answer, each equally often
 MOST_WARM_UP_S = 20.0
 _PROMPT_LENGTHS = (8, 40)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz     "
@@ -23,7 +23,7 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz     "
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client asks for."""
+    """A text that a client requests."""
 
     prompt: str
     max_tokens: int
@@ -33,7 +33,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where and how to ask."""
+    """The URL to post to, and the body for a request."""
 
     url: str
     body: Callable[[Request], bytes]
@@ -42,23 +42,23 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """When a request went out and came back, in seconds of one clock."""
+    """The times of one request (seconds of one clock) and its status."""
 
     request: Request
     start: float
     end: float
     status: int
-    retry_after_s: float = 0.0  # for how long the server asks to stay away; 0 where it does not
+    retry_after_s: float = 0.0  # from Retry-After; 0 without one
 
     @property
     def latency_s(self) -> float:
-        """From sending to the last byte."""
+        """The time from sending to the last byte."""
         return self.end - self.start
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The answers of a time span, and what it cost."""
+    """The answers in a time span, and the processor time and memory used."""
 
     answers: Sequence[Answer]
     begin: float
@@ -69,17 +69,17 @@ class Run:
 
     @property
     def good(self) -> list[Answer]:
-        """Those with an answer."""
+        """The answers with status 200."""
         return [x for x in self.answers if x.status == 200]
 
     @property
     def refused(self) -> int:
-        """Those that were turned away."""
+        """The number of answers with status 429."""
         return sum(x.status == 429 for x in self.answers)
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens of the span. A request that crosses an end of it counts with its share inside."""
+        """Tokens a second in the span. A request partly outside counts in proportion."""
         total = 0.0
         for answer in self.good:
             inside = min(answer.end, self.end) - max(answer.start, self.begin)
@@ -88,7 +88,7 @@ class Run:
         return total / (self.end - self.begin)
 
     def latencies_s(self, max_tokens: int | None = None) -> list[float]:
-        """Of the requests that ended in the span, of one length or of all."""
+        """Latencies of the requests that ended in the span, of one length or of all."""
         return [
             x.latency_s
             for x in self.good
@@ -96,16 +96,16 @@ class Run:
         ]
 
     def cpu_s_per_1000_tokens(self) -> float:
-        """Of the server."""
+        """The server's processor time for 1,000 tokens."""
         return 1000 * self.server_cpu_s / max(1.0, self.tokens_per_s * (self.end - self.begin))
 
     def client_cores(self) -> float:
-        """Processors that the clients kept busy."""
+        """The number of processor cores that the clients kept busy."""
         return self.client_cpu_s / (self.end - self.begin)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value that so many percent do not exceed (nearest rank); NaN without values."""
+    """The nearest-rank percentile: `percent` of the values are at most this; NaN without values."""
     if not values:
         return float("nan")
     ordered = sorted(values)
@@ -114,7 +114,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def mix(count: int, lengths: Sequence[int] = LENGTHS, seed: int = 0) -> list[Request]:
-    """A fixed list of requests; every length equally often, in random order."""
+    """A reproducible list of requests, with every length equally often and in random order."""
     rng = np.random.default_rng(seed)
     chosen = np.resize(np.array(lengths), count)
     rng.shuffle(chosen)
@@ -127,7 +127,7 @@ def mix(count: int, lengths: Sequence[int] = LENGTHS, seed: int = 0) -> list[Req
 
 
 def arrivals(rate_per_s: float, duration_s: float, seed: int = 0) -> list[float]:
-    """Times of a Poisson process."""
+    """Arrival times of a Poisson process, in seconds."""
     rng = np.random.default_rng(seed)
     gaps = rng.exponential(1.0 / rate_per_s, size=int(rate_per_s * duration_s * 2) + 16)
     times = np.cumsum(gaps)
@@ -143,13 +143,14 @@ def closed_loop(
     warm_up_s: float = 1.0,
     server_pid: int | None = None,
 ) -> Run:
-    """So many clients, each sending its next request when the last was answered.
+    """A number of clients, each of which sends its next request when the last one was answered.
 
-    One that is refused stays away for as long as the refusal says (Retry-After).
+    A client that gets 429 waits for as long as Retry-After says.
 
-    All begin at once, so the first answers come sooner than those of a steady state: the warm-up
-    lasts until every client has had one, `MOST_WARM_UP_S` at most. Without that a server whose
-    queue is longer than the span seemed up to 1.9 times as fast and answers 5 times as soon.
+    All clients begin at once, so the first answers are faster than in the steady state. The warm-up
+    therefore lasts until every client has had an answer, for at most `MOST_WARM_UP_S`. Without it,
+    a server whose queue was longer than the span looked up to 1.9 times as fast, with latencies
+    down to a fifth.
     """
     answered: set[int] = set()
     warm = asyncio.Event()
@@ -188,7 +189,7 @@ def open_loop(
     warm_up_s: float = 1.0,
     server_pid: int | None = None,
 ) -> Run:
-    """Requests at random times, whether or not the ones before were answered."""
+    """Requests at random times, whether or not earlier ones have been answered."""
     times = arrivals(rate_per_s, duration_s + warm_up_s)
 
     async def one(at: float, request: Request, ask: "_Asker") -> None:
@@ -210,17 +211,17 @@ def open_loop(
 
 
 class _Asker:
-    """Sends a request and notes what came of it."""
+    """Sends requests and records their answers."""
 
     def __init__(self, session: aiohttp.ClientSession, endpoint: Endpoint) -> None:
         self._session = session
         self._endpoint = endpoint
         self._headers = {"Content-Type": endpoint.content_type}
         self.answers: list[Answer] = []
-        self.until = float("inf")  # no request goes out after it
+        self.until = float("inf")  # no request is sent after this time
 
     async def __call__(self, request: Request) -> float:
-        """Seconds that the server asks to stay away for; 0 where it answered."""
+        """Send a request; the seconds in Retry-After, or 0 without one."""
         body = self._endpoint.body(request)
         start = time.perf_counter()
         async with self._session.post(self._endpoint.url, data=body, headers=self._headers) as got:
@@ -256,7 +257,7 @@ async def _drive(
         end = time.perf_counter()
         server_after, client_after = cpu_s(server_pid), time.process_time()
         memory = rss_bytes(server_pid)
-        # What is under way counts with its share; it ends before the next measurement begins.
+        # Requests still open count in proportion; wait for them before the next measurement.
         await asyncio.gather(*tasks)
     return Run(
         ask.answers, begin, end, server_after - server_before, client_after - client_before, memory
@@ -270,7 +271,7 @@ def cpu_s(pid: int | None) -> float:
 
 
 def rss_bytes(pid: int | None) -> int:
-    """Resident memory of a process and its descendants; what they share counts for each."""
+    """Resident memory of a process and its descendants; shared pages count for each of them."""
     return sum(p.memory_info().rss for p in _tree(pid))
 
 

@@ -1,6 +1,7 @@
-"""`python -m bench.memory`: resident memory that scoring a long text adds.
+"""`python -m bench.memory`: measure how much resident memory scoring a long text adds.
 
-100 MB of text in requests of 1 MB, each a list of lines, as a client sends a file in chunks.
+Sends 100 MB of text in requests of 1 MB, each a list of lines, like a client that sends a file in
+chunks.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Models with random weights: what speed depends on, without the training.
+"""Models with random weights, for measuring speed without training.
 
 `models/<name>/` is a bundle to serve; `weights/<name>/` has the same weights for the peers.
 """
@@ -36,17 +36,17 @@ from training.networks.language_model import LanguageModel
 ALPHABET = "\n" + "".join(sorted(string.ascii_letters + string.digits + string.punctuation + " "))
 SHAPES = tuple((layers, hidden) for hidden in (128, 256, 512, 1024) for layers in (1, 2))
 _SEED = 1
-# No text ends early and every answer has its full length: the special tokens are out of reach.
+# Keeps special tokens out of reach, so that no text ends early and every answer has full length.
 _SPECIAL_BIAS = -30.0
 
 
 def name_of(num_layers: int, hidden_size: int, cell: str = "lstm") -> str:
-    """`lstm-2x512`: two layers of 512 units."""
+    """The name of a size: `lstm-2x512` has two layers of 512 units."""
     return f"{cell}-{num_layers}x{hidden_size}"
 
 
 def random_model(num_layers: int, hidden_size: int, cell: str = "lstm") -> LanguageModel:
-    """A model that nobody trained; its texts are noise with some structure."""
+    """An untrained model; its texts are noise with some structure."""
     config = LanguageModelNetworkConfig.model_validate(
         {
             "cell": cell,
@@ -59,14 +59,14 @@ def random_model(num_layers: int, hidden_size: int, cell: str = "lstm") -> Langu
         torch.manual_seed(_SEED)
         model = LanguageModel(config, len(SPECIAL_TOKENS) + len(ALPHABET))
         with torch.no_grad():
-            # Trained outputs tell characters apart; fresh ones hardly do.
+            # Larger than at initialization, so that the logits differ as after training.
             model.output.weight.normal_(std=4.0 / np.sqrt(hidden_size))
             model.output.bias[: len(SPECIAL_TOKENS)] = _SPECIAL_BIAS
     return model.eval()
 
 
 def ensure(work: Path, num_layers: int, hidden_size: int, cell: str = "lstm") -> str:
-    """Write the bundle and the peers' weights where they are not there yet; the model's name."""
+    """Write the bundle and the peers' weights unless they exist; return the model's name."""
     name = name_of(num_layers, hidden_size, cell)
     if not (work / "weights" / name / "config.json").exists():
         model = random_model(num_layers, hidden_size, cell)
@@ -76,7 +76,7 @@ def ensure(work: Path, num_layers: int, hidden_size: int, cell: str = "lstm") ->
 
 
 def _write_bundle(folder: Path, model: LanguageModel) -> None:
-    """Each bundle in a models folder of its own: a server serves all that it finds in one."""
+    """Write each bundle into its own models folder, since a server serves all bundles in one."""
     vocab = Vocabulary.of_characters(ALPHABET)
     graphs = build_graphs(model)
     ids = np.array([BOS_ID, *vocab.encode("held out by nobody")], np.uint16)
@@ -124,5 +124,5 @@ def _write_weights(folder: Path, model: LanguageModel) -> None:
         "vocab": list(Vocabulary.of_characters(ALPHABET).tokens),
         "states": model.state_names,
     }
-    # Last: a folder that has it is whole.
+    # Written last: a folder that has it is complete.
     (folder / "config.json").write_text(json.dumps(config) + "\n")

@@ -1,6 +1,6 @@
-"""Bugs on purpose: graphs with a wrong gate order, a bias left out, a scale off by a hundredth.
+"""Mutated graphs: a wrong gate order, a missing bias, a weight off by one percent, and so on.
 
-Each changes what the graph computes; a check that lets one pass is no check.
+Each mutation changes what the graph computes. The export's checks must reject all of them.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ _WEIGHTS = ("weight", "bias", "table", "embedding")
 
 
 def mutations(graph: bytes) -> Iterator[tuple[str, bytes]]:
-    """What is wrong with it, and the mutated graph."""
+    """Yield a description of each mutation and the mutated graph."""
     proto = onnx.load_model_from_string(graph)
     for constant in _weights(proto):
         values = numpy_helper.to_array(constant)
@@ -39,7 +39,7 @@ def mutations(graph: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _weights(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
-    """Weights that are not zeros throughout, as those of a bias that nobody trained."""
+    """The weights that are not all zero, as an untrained bias is."""
     return [
         x
         for x in proto.graph.initializer
@@ -57,7 +57,7 @@ def _changed(graph: bytes, change: Callable[[onnx.GraphProto], None]) -> bytes:
 
 
 def _with(proto: onnx.ModelProto, name: str, values: Array) -> bytes:
-    """The graph with another constant."""
+    """The graph with one constant replaced."""
     (constant,) = (x for x in proto.graph.initializer if x.name == name)
     before = onnx.TensorProto()
     before.CopyFrom(constant)
@@ -68,7 +68,7 @@ def _with(proto: onnx.ModelProto, name: str, values: Array) -> bytes:
 
 
 def _transposed(weight: Array) -> Array:
-    """A recurrent matrix [.., G·H, H] or [.., H, G·H] with every gate's block turned around."""
+    """A recurrent matrix [.., G·H, H] or [.., H, G·H] with the block of every gate transposed."""
     axis = weight.ndim - 2 + int(weight.shape[-1] > weight.shape[-2])
     size = min(weight.shape[-2:])
     blocks = np.split(weight, weight.shape[axis] // size, axis)
@@ -76,7 +76,7 @@ def _transposed(weight: Array) -> Array:
 
 
 def _wrong_gates(graph: bytes) -> Iterator[tuple[str, bytes]]:
-    """The first two gates of an operator take each other's place."""
+    """Swap the first two gates of an operator."""
     nodes = onnx.load_model_from_string(graph).graph.node
     for node in nodes:
         if node.op_type in _GATES:
@@ -90,7 +90,7 @@ def _swap_gates(inner: onnx.GraphProto, node: onnx.NodeProto) -> None:
         (constant,) = (x for x in inner.initializer if x.name == name)
         values = numpy_helper.to_array(constant)
         swapped: list[Array] = []
-        # A bias holds those of both products, one after the other.
+        # A bias has the values of both products, one after the other.
         for half in np.split(values, 2, 1) if values.ndim == 2 else [values]:
             first, second, *others = np.split(half, gates, 1)
             swapped += [second, first, *others]
@@ -99,7 +99,7 @@ def _swap_gates(inner: onnx.GraphProto, node: onnx.NodeProto) -> None:
 
 
 def _wrong_attributes(graph: bytes) -> Iterator[tuple[str, bytes]]:
-    """A GRU whose reset gate stands before the product."""
+    """Apply the reset gate of a GRU before the product."""
 
     def turn(inner: onnx.GraphProto) -> None:
         for node in inner.node:
@@ -113,7 +113,7 @@ def _wrong_attributes(graph: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _states_kept(graph: bytes) -> Iterator[tuple[str, bytes]]:
-    """A state that is handed back as it came."""
+    """Return a state unchanged."""
     proto = onnx.load_model_from_string(graph)
     inputs = {x.name for x in proto.graph.input}
     for name in (x.name.removesuffix("_out") for x in proto.graph.output):

@@ -1,24 +1,24 @@
-"""Ten times what the server can do: who gets in keeps their time, who does not is told at once.
+"""Overload: offer ten times the server's capacity and check latencies and 429s.
 
     python -m bench.overload --seconds 60
 
-The load comes from h2load (Debian: `apt-get install nghttp2-client`) over HTTP/1.1: connections
-that each send at fixed times (`--rps`), begun one after the other, so that together they are a
-constant rate. There are so many that none is still waited for when its turn comes round again,
-which makes an open loop; its log has every answer's time, status and latency. hey and wrk, packaged
-too, cannot: wrk keeps no rate, and hey's workers all send at the same moments.
+The load comes from h2load (Debian: `apt-get install nghttp2-client`) over HTTP/1.1. Each connection
+sends at fixed times (`--rps`), and the connections start one after another, so that together they
+have a constant rate. There are enough of them that each has its answer before it sends again, which
+makes an open loop. The log of h2load has the time, status and latency of every answer. hey and wrk,
+also packaged, cannot do this: wrk keeps no rate, and the workers of hey all send at the same time.
 
-What h2load does not log is headers. So a shorter run of `bench.load`'s open loop (Poisson) at the
-same rate looks at every 429's Retry-After, and does it all where h2load is not installed. It is a
-Python process on the server's cores, and its latencies are its own as well: beside h2load's they
-are told, and not judged.
+h2load does not log headers. So a shorter run of `bench.load`'s open loop (Poisson) at the same rate
+checks the Retry-After of every 429. Without h2load, it does everything. It is a Python process on
+the server's cores, so its latencies include its own delays: with h2load they are reported but not
+judged.
 
-The exit status is 1 where a figure fails:
+The exit status is 1 if one of these fails:
 
-* every request that was sent is answered, with 200 or 429;
-* p99 of those with 200 is within twice that of one client alone, plus the queue's bound in seconds
+* every request is answered with 200 or 429;
+* the p99 latency of the 200s is at most twice that of one client alone plus the queue's time limit
   (`max_queue_s`);
-* every 429 has a Retry-After, and came in under 20 ms.
+* every 429 has a Retry-After and arrives within 20 ms.
 """
 
 import argparse
@@ -39,20 +39,20 @@ from bench.server import ROOT, Server, unroll
 
 MODEL = "alice-lstm"
 CHOICES = 16
-TOKENS = 256  # with 16 choices some tens of requests a second
+TOKENS = 256  # with 16 choices, the capacity is some tens of requests a second
 QUEUE_REQUESTS = 32
-QUEUE_S = 0.4  # of work before a request, by the measured rate
-CAPACITY_CLIENTS = 24  # what two threads run and half of what may wait: nobody is refused
+QUEUE_S = 0.4  # of work ahead of a request, by the measured rate
+CAPACITY_CLIENTS = 24  # what two threads run, plus half the queue: no request gets 429
 TIMES = 10
 REFUSED_WITHIN_S = 0.020
 _PERIOD_MS = 50
-_MOST_CONNECTIONS = 900  # the server takes 1,000
+_MOST_CONNECTIONS = 900  # the server accepts 1,000
 _MOST_IDLE_S = 4.0  # and closes one after 5 s without a request, which h2load counts as failures
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What an open loop brought: latencies in seconds, by status."""
+    """The answers of an open loop: latencies in seconds, by status."""
 
     generator: str
     sent: int
@@ -64,20 +64,20 @@ class Answers:
 
     @property
     def lost(self) -> int:
-        """Requests without an answer of 200 or 429."""
+        """The number of requests that were not answered with 200 or 429."""
         return self.sent - len(self.accepted_s) - len(self.refused_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A row of the table, and whether it is as it must be; None where it is only told."""
+    """A row of the table, and whether it passes; None if it is reported but not judged."""
 
     row: Row
     good: bool | None = None
 
 
 def main() -> int:
-    """Measure, print, write; the exit status."""
+    """Measure, print and write `overload.json`; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="how long the overload lasts")
     parser.add_argument("--niceness", type=int, default=0, help="of h2load")
@@ -103,7 +103,7 @@ def main() -> int:
 
 
 def measure(server: Server, scratch: Path, seconds: float, niceness: int) -> list[Figure]:
-    """One client, a closed loop, and the overload by every generator there is."""
+    """Measure one client, a closed loop, and the overload with every available generator."""
     endpoint = Endpoint(f"{server.url}/generate", body_of)
     requests = [Request("Alice was ", TOKENS, seed) for seed in range(4096)]
     alone = closed_loop(endpoint, requests, clients=1, duration_s=5.0)
@@ -134,7 +134,7 @@ def measure(server: Server, scratch: Path, seconds: float, niceness: int) -> lis
         server_pid=server.pid,
     )
     answers = of_run(run)
-    # Where it is the only generator, its latencies are all that there is.
+    # As the only generator, it has the only latencies to judge.
     alone_here = len(figures) == 3
     figures += judged(answers, limit_s, latencies=alone_here)
     refusals = [x for x in run.answers if x.status == 429]
@@ -144,7 +144,7 @@ def measure(server: Server, scratch: Path, seconds: float, niceness: int) -> lis
 
 
 def body_of(request: Request) -> bytes:
-    """A request as the service takes it."""
+    """The body of a request to `/generate`."""
     return json.dumps(
         {
             "model": MODEL,
@@ -166,7 +166,7 @@ def by_h2load(
     seconds: float,
     niceness: int,
 ) -> Answers:
-    """A constant rate from as many connections as that takes."""
+    """Send at a constant rate from as many connections as that needs."""
     body, log = scratch / "body.json", scratch / "h2load.log"
     body.write_bytes(body_of(request))
     between_s = min(_MOST_IDLE_S, limit_s * 1.5)
@@ -187,7 +187,7 @@ def by_h2load(
 
 
 def of_run(run: Run) -> Answers:
-    """What `bench.load` brought."""
+    """The answers of a run of `bench.load`."""
     found = [(x.status, x.latency_s) for x in run.answers]
     span_s = run.end - run.begin
     return _answers("bench.load", len(found), span_s, found, run.server_cpu_s / span_s)
@@ -205,7 +205,7 @@ def _answers(
 
 
 def judged(answers: Answers, limit_s: float, *, latencies: bool = True) -> list[Figure]:
-    """The figures of one generator; its latencies are only told where they are not to be judged."""
+    """The figures of one generator; without `latencies`, these are reported but not judged."""
     name = answers.generator
     accepted, refused = answers.accepted_s, answers.refused_s
     p99_s = percentile(accepted, 99)

@@ -1,8 +1,8 @@
-"""`python -m bench.parity`: which models export, and which bugs would.
+"""`python -m bench.parity`: check which models pass the export's checks, and that no bug does.
 
-Trains models of every cell, size and attention, untrained to diverged (once: the weights are kept
-in bench/.work/parity), holds each to PyTorch in double precision as `training export` does, and
-then each of its graphs with a bug on purpose, all of which must be refused. Prints a table and
+Trains models of every cell, size and attention, from untrained to diverged (once: the weights are
+kept in bench/.work/parity). Compares each with PyTorch in double precision, as `training export`
+does. Then does the same with mutated graphs, all of which must be rejected. Prints a table and
 writes bench/results/parity.json. Needs ../shared/data/tinyshakespeare.txt.
 """
 
@@ -42,10 +42,10 @@ from training.networks.language_model import LanguageModel
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One model; distances in nats, shares of what is allowed at the token."""
+    """One model: distances in nats, and as shares of the distance allowed at the token."""
 
     name: str
-    verdict: str  # exports, or why not
+    verdict: str  # "exports", or why it does not
     int8: str
     graph_mean: float
     torch_mean: float
@@ -57,12 +57,12 @@ class Row:
     caught: int
     mutations: int
     missed: list[str]
-    without_effect: int  # mutations of what never acts, such as a convolution that is never on
-    least_share: float  # of the bug that is nearest to passing
+    without_effect: int  # mutations of inactive parts, such as a convolution that never fires
+    least_share: float  # the share of the mutation closest to passing
 
 
 def main() -> int:
-    """Print the table and write bench/results/parity.json; 1 where a bug was missed."""
+    """Print the table and write bench/results/parity.json; return 1 if a mutation passed."""
     torch.set_num_threads(1)
     rows = []
     for row in _rows(sys.argv[1] if len(sys.argv) > 1 else ""):
@@ -87,7 +87,7 @@ def line_of(row: Row) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """What the table says, in a few lines."""
+    """A summary of the table in a few lines."""
     lines = [f"{len(rows)} models, margin {MARGIN:g}"]
     lines += [f"{count} {verdict}" for verdict, count in Counter(x.verdict for x in rows).items()]
     exported = [row for row in rows if row.verdict == "exports"]
@@ -219,9 +219,9 @@ def _row(
 
 
 def _share(agreements: Iterator[Agreement], sound: Agreement) -> float | None:
-    """How many times what is allowed a mutated graph is off; infinite where it is refused at once.
+    """The distance of a mutated graph as a multiple of the allowed one; infinite if it is rejected.
 
-    Stops at the first reading that shows it. None where all results are the sound graph's.
+    Stops at the first reading above 1. None if all results equal those of the sound graph.
     """
     share = 0.0
     try:

@@ -1,7 +1,7 @@
-"""Models to try the export's checks on: every cell and size, untrained to diverged.
+"""Models for `bench.parity`: every cell and size, from untrained to diverged.
 
 B batch, T time, V vocabulary. Trained weights are kept in bench/.work/parity, so that a second run
-only measures.
+does not train again.
 """
 
 import math
@@ -29,7 +29,7 @@ WORK = Path(__file__).parent / ".work" / "parity"
 State: TypeAlias = Literal["untrained", "trained", "overtrained", "diverged"]
 _CELLS = ("rnn", "gru", "lstm")
 _HELD_OUT = 10  # every tenth line, or pair, is held out
-# What a diverged model's loss is at least, in multiples of uniform guessing's.
+# The lowest loss of a diverged model, as a multiple of the loss of uniform guessing.
 _DIVERGED = 3.0
 _OVERTRAINED_NATS = 0.03
 _RATES: dict[State, float] = {"trained": 3e-3, "overtrained": 6e-3, "diverged": 0.05}
@@ -37,7 +37,7 @@ _RATES: dict[State, float] = {"trained": 3e-3, "overtrained": 6e-3, "diverged": 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One language model: its sizes, its text and how far it is trained."""
+    """One language model: its sizes, its text, and how long it is trained."""
 
     cell: str
     num_layers: int
@@ -55,7 +55,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class PairRecipe:
-    """One encoder-decoder, of words and the same words backwards."""
+    """One encoder-decoder, which learns to reverse words."""
 
     options: dict[str, Any] = field(hash=False)
     state: State
@@ -81,7 +81,7 @@ def recipes() -> Iterator[Recipe]:
         yield Recipe(cell, 1, 256, "trained", 1_000_000, 300)
         yield Recipe(cell, 2, 256, "trained", 1_000_000)
         yield Recipe(cell, 1, 1024, "trained", 1_000_000, 60)
-        if cell == "gru":  # what its gates keep is rounded at every token: the most delicate
+        if cell == "gru":  # the most delicate: its gates' output is rounded at every token
             yield Recipe(cell, 3, 1024, "trained", 1_000_000, 20)
         for layers, hidden in ((1, 16), (2, 256), (3, 512)):
             yield Recipe(cell, layers, hidden, "untrained")
@@ -92,7 +92,7 @@ def recipes() -> Iterator[Recipe]:
 
 
 def pair_recipes() -> Iterator[PairRecipe]:
-    """Every attention, with each cell and encoder somewhere."""
+    """Every kind of attention, with each cell and each encoder at least once."""
     sizes: dict[str, Any] = {"encoder_hidden_size": 48, "hidden_size": 96, "embedding_dim": 32}
     convolutions: dict[str, Any] = {
         "encoder": "crnn",
@@ -121,7 +121,7 @@ def pair_recipes() -> Iterator[PairRecipe]:
 
 
 def text_of(recipe: Recipe) -> tuple[Vocabulary, Split, Split]:
-    """The vocabulary, and what is trained on and what is held out."""
+    """The vocabulary, the training text and the held-out text."""
     whole = TEXT.read_text(encoding="utf-8")
     text = whole[: recipe.text] if recipe.text else "\n".join(whole.split("\n")[:50])
     vocab = Vocabulary.of_characters(sorted(set(text)))
@@ -137,7 +137,7 @@ def _split(vocab: Vocabulary, text: str) -> Split:
 
 
 def pairs_of() -> tuple[int, PairSplit, PairSplit]:
-    """The size of the vocabulary of both sides, and what is trained on and what is held out."""
+    """The size of the vocabulary (one for both sides), the training pairs and the held-out ones."""
     words = sorted({x.strip(".,;:?!") for x in TEXT.read_text(encoding="utf-8")[:100_000].split()})
     vocab = Vocabulary.of_characters(sorted(set("".join(words))))
     pairs = [(x, x[::-1]) for x in words if x]
@@ -156,7 +156,7 @@ def _pair_split(vocab: Vocabulary, pairs: list[tuple[str, str]]) -> PairSplit:
 
 
 def language_model(recipe: Recipe, vocab: Vocabulary, train: Split) -> LanguageModel:
-    """The trained model, from its file where there is one."""
+    """The trained model, loaded from its file if it exists."""
     config = LanguageModelNetworkConfig.model_validate(
         {
             "cell": recipe.cell,
@@ -182,12 +182,12 @@ def language_model(recipe: Recipe, vocab: Vocabulary, train: Split) -> LanguageM
 
 
 def encoder_decoder(recipe: PairRecipe, vocab_size: int, train: PairSplit) -> EncoderDecoder:
-    """The trained model, from its file where there is one."""
+    """The trained model, loaded from its file if it exists."""
     torch.manual_seed(1)
     config = EncoderDecoderNetworkConfig.model_validate(recipe.options)
     model = EncoderDecoder(config, vocab_size, vocab_size)
     rng = np.random.default_rng(1)
-    # An overtrained model has seen a few pairs all the time.
+    # An overtrained model sees the same few pairs again and again.
     count = 100 if recipe.state == "overtrained" else len(train)
 
     def loss() -> Tensor:

@@ -1,4 +1,4 @@
-"""Rows of a benchmark: printed as a table and written as JSON."""
+"""Results of a benchmark: rows printed as a table and written as JSON."""
 
 import datetime
 import json
@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure, and the one beside it in the same run."""
+    """One figure, with its ratio to another figure of the same run."""
 
     name: str
     value: float
@@ -28,7 +28,7 @@ class Row:
 def write(
     file: str, title: str, rows: Sequence[Row], versions: Mapping[str, str] | None = None
 ) -> None:
-    """Write the rows to bench/results; `versions` are of what runs in other environments."""
+    """Write the rows to bench/results; `versions` are those of packages in other environments."""
     document = {
         "title": title,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -55,7 +55,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def machine() -> str:
-    """The processor, and how much of it this process may use."""
+    """The processor, and the number of cores that this process may use."""
     model = "unknown processor"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -65,6 +65,6 @@ def machine() -> str:
 
 
 def say(line: str) -> None:
-    """One line for whoever watches."""
+    """Print one line."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Server processes on free ports of the loopback address: waited for by polling, always ended."""
+"""Start server processes on free loopback ports, wait until they are ready, and always end them."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ def free_port() -> int:
 
 @contextmanager
 def unroll(models_dir: Path, log: Path, **settings: object) -> Iterator[Server]:
-    """`python -m service` over a folder of bundles; settings as `UNROLL_` variables."""
+    """Run `python -m service` on a folder of bundles; settings become `UNROLL_` variables."""
     environment = {f"UNROLL_{name.upper()}": str(value) for name, value in settings.items()}
     port = free_port()
     command = [
@@ -62,7 +62,7 @@ def running(
     log: Path,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    """Any server; it is ready when the path answers 200."""
+    """Run any server; it is ready when `ready_path` answers 200."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("UNROLL_")}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -96,7 +96,7 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> 
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the process, then SIGKILL to what is left of it and of its children."""
+    """Send SIGTERM to the process, then SIGKILL to whatever is left of it and its children."""
     family = [psutil.Process(process.pid)] if process.poll() is None else []
     family += [child for parent in family for child in parent.children(recursive=True)]
     if process.poll() is None:

@@ -1,8 +1,8 @@
-"""`python -m bench.side_by_side`: Unroll and what people would otherwise use, on the same weights.
+"""`python -m bench.side_by_side`: compare Unroll with other ways to serve the same weights.
 
-Every server of a model is up for all of its measurements and they take turns under the same load,
-round after round: what the machine does besides hits all of them. A ratio is the median of the
-rounds' own ratios. Before anything is timed each peer must give Unroll's greedy texts.
+For each model, all servers run at the same time and take turns under the same load, round after
+round, so that other work on the machine affects all of them. A ratio is the median of the ratios of
+the rounds. Before anything is timed, each peer must write the same greedy texts as Unroll.
 """
 
 import argparse
@@ -26,22 +26,22 @@ from bench.server import Server, free_port, running, unroll
 from service.runtime.cpus import usable_cpus
 
 WORK = Path(__file__).parent / ".work"
-UNROLL = "Unroll"  # a process a processor
-UNROLL_ALONE = "Unroll, one process"  # as it starts without settings
+UNROLL = "Unroll"  # one process for each processor
+UNROLL_ALONE = "Unroll, one process"  # the default settings
 UNROLL_FP32 = "Unroll, fp32"
 OURS: Mapping[str, Mapping[str, object]] = {
     UNROLL: {"workers": usable_cpus()},
     UNROLL_ALONE: {},
     UNROLL_FP32: {"precision": "fp32"},
 }
-# Beyond this a loop a request only keeps its clients waiting.
+# With more clients, a server that decodes each request by itself only makes them wait.
 MOST_CLIENTS_OF_A_LOOP = 32
 TITLE = "Unroll and its peers on the same weights"
-SCORE_TOLERANCE = 1e-4  # nats a character: both are sums in single precision
+SCORE_TOLERANCE = 1e-4  # nats a character, since both are sums in single precision
 MAIN_MODELS = ((2, 512), (2, 128))
 OTHER_MODELS = ((1, 128), (1, 256), (2, 256), (1, 512), (1, 1024), (2, 1024))
 CLIENTS = (32, 1, 8, 128)
-# The same mean of 64 tokens, further and further apart.
+# Lengths with the same mean of 64 tokens and a growing spread.
 SPREADS: Mapping[str, tuple[int, ...]] = {
     "all 64": (64,),
     "32 and 96": (32, 96),
@@ -52,7 +52,7 @@ SPREADS: Mapping[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A running server and how to ask it."""
+    """A running server and how to send requests to it."""
 
     label: str
     batches: bool
@@ -66,11 +66,11 @@ class Subject:
 def main() -> None:
     """Measure, print and write `peers.json`."""
     parser = argparse.ArgumentParser(prog="python -m bench.side_by_side", description=__doc__)
-    parser.add_argument("--only", default=",".join(PEERS), help="peers, by comma")
-    parser.add_argument("--models", help="of the sizes, by comma, such as lstm-2x512")
+    parser.add_argument("--only", default=",".join(PEERS), help="peers, separated by commas")
+    parser.add_argument("--models", help="models, separated by commas, such as lstm-2x512")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each turn")
-    parser.add_argument("--quick", action="store_true", help="one model, and 32 clients alone")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of each turn")
+    parser.add_argument("--quick", action="store_true", help="one model, and 32 clients only")
     options = parser.parse_args()
     peers = [PEERS[name] for name in options.only.split(",")]
     wanted = options.models.split(",") if options.models else [name_of(*x) for x in SHAPES]
@@ -82,7 +82,7 @@ def main() -> None:
     for peer in peers:
         say(f"environment of {peer.label}: {python_of(peer.name, WORK)}")
     say(f"{machine()}; {options.rounds} rounds of {options.seconds:g} s")
-    # A run that is ended by a signal ends its servers, too, and keeps what it has measured.
+    # A signal ends the servers as well, and the results so far are kept.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     rows: list[Row] = []
     bench = Bench(peers, options.rounds, options.seconds)
@@ -101,17 +101,17 @@ def main() -> None:
 
 
 class Bench:
-    """The turns of a run, and the peers that take part."""
+    """A run of the benchmark: its peers, rounds and turns."""
 
     def __init__(self, peers: Sequence[Peer], rounds: int, seconds: float) -> None:
         self._peers = list(peers)
         self._rounds = rounds
         self._seconds = seconds
         self._mixes = 0
-        self._best: list[str] = []  # the labels of the quickest peers, set by the first model
+        self._best: list[str] = []  # labels of the fastest peers, set by the first model
 
     def main_rows(self, shape: tuple[int, int], clients: Sequence[int]) -> Iterator[list[Row]]:
-        """Everything about one model."""
+        """Measure everything for one model."""
         name = ensure(WORK, *shape)
         with self._subjects(name, self._peers) as subjects:
             _check_greedy(subjects)
@@ -130,7 +130,7 @@ class Bench:
             yield self._open_loops(name, chosen)
 
     def other_rows(self, shape: tuple[int, int]) -> list[Row]:
-        """One size more, with the two quickest peers."""
+        """Measure one more size, with the two fastest peers only."""
         name = ensure(WORK, *shape)
         peers = [x for x in self._peers if x.label in self._best]
         with self._subjects(name, peers) as subjects:
@@ -171,7 +171,7 @@ class Bench:
     ) -> dict[str, list[Run]]:
         runs: dict[str, list[Run]] = {subject.label: [] for subject in subjects}
         for _ in range(self._rounds):
-            # Prompts that no server has seen: Unroll's prefix cache is not what is measured here.
+            # New prompts in every round, so that Unroll's prefix cache does not help.
             self._mixes += 1
             for subject in subjects:
                 run = closed_loop(
@@ -188,7 +188,7 @@ class Bench:
     def _rank(self, runs: Mapping[str, Sequence[Run]]) -> None:
         theirs = [label for label in runs if label not in OURS]
         theirs.sort(key=lambda label: -_median(x.tokens_per_s for x in runs[label]))
-        # The quickest of all, and the quickest that batches.
+        # The fastest of all, and the fastest that batches.
         batching = [
             label for label in theirs if any(p.label == label and p.batches for p in self._peers)
         ]
@@ -244,7 +244,7 @@ class Bench:
         return best, _median(p50(other) / p50(ours) for ours, other in pairs)
 
     def _first_tokens(self, name: str, subjects: Sequence[Subject]) -> list[Row]:
-        """An answer of one token from an idle server: what streaming will begin with."""
+        """The latency of a one-token answer from an idle server: the time to the first token."""
         runs = self._turns(subjects, (1,), clients=1)
         return [
             Row(
@@ -287,7 +287,7 @@ class Bench:
         return rows
 
     def _open_loops(self, name: str, subjects: Sequence[Subject]) -> list[Row]:
-        """Requests at random times, at 60 % of what each of them can do."""
+        """Requests at random times, at 60 % of the capacity of each subject."""
         mean = statistics.mean(LENGTHS)
         runs = self._turns(subjects, LENGTHS, clients=32)
         rows = []
@@ -296,7 +296,7 @@ class Bench:
             rate = 0.6 * capacity / mean
             for subject in subjects:
                 if _median(x.tokens_per_s for x in runs[subject.label]) < 0.9 * capacity:
-                    continue  # beyond what it can do, its queue only grows
+                    continue  # above its capacity, its queue would only grow
                 self._mixes += 1
                 run = open_loop(
                     subject.endpoint,
@@ -315,7 +315,7 @@ class Bench:
 
 
 def versions_of(peers: Sequence[Peer]) -> dict[str, str]:
-    """What each peer runs on, from its pinned requirements."""
+    """The main packages of each peer, from its pinned requirements."""
     return {peer.label: ", ".join(pins_of(peer.name)) for peer in peers}
 
 
@@ -339,7 +339,7 @@ def _peer_subject(peer: Peer, server: Server) -> Subject:
 
 
 def _check_greedy(subjects: Sequence[Subject]) -> None:
-    """Every peer must write what Unroll writes in the same arithmetic."""
+    """Check that every peer writes the same greedy texts as Unroll in fp32."""
     requests = [Request(text_of(8 + 5 * i, i), 24, 0, temperature=0.0) for i in range(4)]
     expected = []
     for subject in subjects:
@@ -357,7 +357,7 @@ def _check_greedy(subjects: Sequence[Subject]) -> None:
 
 
 def _check_scores(subjects: Sequence[Subject]) -> None:
-    """Every peer that scores must find what Unroll finds in the same arithmetic."""
+    """Check that every peer that scores finds the same log-probabilities as Unroll in fp32."""
     texts = [text_of(20 + i, i) for i in range(8)]
     scoring = {x.label: x.score for x in subjects if x.score is not None}
     expected = scoring.pop(UNROLL_FP32)(texts)[1]

@@ -1,22 +1,22 @@
-"""Forty thousand random requests against one server: does anything grow?
+"""Soak test: forty thousand random requests to one server, to see whether anything grows.
 
     python -m bench.soak --requests 40000 --minutes 30
 
-Requests of every kind, most of them random (`bench.soak_requests`), some whose answers are known
-(`bench.soak_traffic`); clients that leave in the middle, and that stop reading. Every 20 s one of
-the models is reloaded, with a key that is made for the run. Every five seconds the server's
-resident memory, threads, file descriptors and rows are sampled. In the first 5,000 requests caches
-and pools fill and the allocator finds its working set; what comes after gets a line by least
-squares. It is flat where its slope, less two standard errors, is within its bound, and the slope
-itself within twice that:
+There are requests of every kind. Most are random (`bench.soak_requests`), some have known answers
+(`bench.soak_traffic`), and some clients disconnect in the middle or stop reading. Every 20 s, one
+of the models is reloaded with an API key made for the run. Every five seconds, the server's
+resident memory, threads, file descriptors and rows are sampled. During the first 5,000 requests,
+caches and pools fill and the allocator finds its working set. After that, a line is fitted by least
+squares. A series is flat if its slope minus two standard errors is within its limit and the slope
+itself within twice the limit:
 
-* memory: MOST_MIB in 10,000 requests. And its mean over the last tenth of the run is at most
-  MOST_GROWTH_MIB over that around the 5,000th request.
+* memory: MOST_MIB in 10,000 requests. In addition, its mean over the last tenth of the run is at
+  most MOST_GROWTH_MIB above that around the 5,000th request.
 * threads and file descriptors: four in 10,000 requests, a third of the clients.
-* rows: none is in use when the clients have gone.
+* rows: none is in use after the clients have gone.
 
-The exit status is 1 where something is not flat, an answer was not one that its request may have,
-a request failed, or a kind of request was never answered well.
+The exit status is 1 if a series is not flat, an answer was wrong for its request, a request failed,
+or a kind of request never got a good answer.
 """
 
 import argparse
@@ -55,7 +55,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The server at one time."""
+    """A sample of the server's resources."""
 
     at_s: float
     requests: int
@@ -67,7 +67,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """A line through a series, by 10,000 requests."""
+    """The slope of a line through a series, for 10,000 requests."""
 
     slope: float
     error: float  # one standard error, as if samples were independent
@@ -75,12 +75,12 @@ class Slope:
 
     @property
     def flat(self) -> bool:
-        """Whether it is within its bound, as far as its error lets that be told."""
+        """Whether the slope is within its limit, allowing for its error."""
         return self.slope - 2 * self.error <= self.most and self.slope <= 2 * self.most
 
 
 def slope(requests: Sequence[float], values: Sequence[float], most: float) -> Slope:
-    """Least squares (Draper and Smith, chapter 1); infinite with fewer than three points."""
+    """Fit a line by least squares (Draper and Smith, chapter 1); infinite below three points."""
     if len(requests) < 3:
         return Slope(float("inf"), 0.0, most)
     places = np.asarray(requests) / _PER
@@ -93,17 +93,19 @@ def slope(requests: Sequence[float], values: Sequence[float], most: float) -> Sl
 
 
 def main() -> int:
-    """Soak, print the slopes, write them; the exit status."""
+    """Run the soak test, print and write the slopes; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--requests", type=int, default=40_000)
-    parser.add_argument("--minutes", type=float, default=30.0, help="end by then, done or not")
+    parser.add_argument(
+        "--minutes", type=float, default=30.0, help="stop after this time, finished or not"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--cache-mib",
         type=int,
         default=2,
-        help="memory for prefixes and for patterns, each: little, so that what fills the caches "
-        "is not taken for growth; the service's own defaults are 64 and 8",
+        help="memory for prefixes and for patterns, each; small, so that filling the caches "
+        "does not look like growth; the service's own defaults are 64 and 8",
     )
     given = parser.parse_args()
     secret, key = new_key("soak", "admin")
@@ -114,7 +116,7 @@ def main() -> int:
             "api_keys_file": keys,
             "prefix_cache_bytes": given.cache_mib * _MIB,
             "pattern_cache_bytes": given.cache_mib * _MIB,
-            # Clients that stop reading are given up in seconds.
+            # Short, so that clients that stop reading are disconnected soon.
             "request_timeout_s": 60,
             "log_level": "warning",
         }
@@ -128,7 +130,7 @@ def main() -> int:
 
 
 class _Soak:
-    """One run: traffic, samples, reloads."""
+    """One run: its traffic, samples and reloads."""
 
     def __init__(
         self, server: Server, requests: int, most_s: float, seed: int, admin_key: str
@@ -148,7 +150,7 @@ class _Soak:
         self._never_good: list[str] = []
 
     async def run(self) -> None:
-        """Learn the answers, then everything at once; in the end all rows must be free."""
+        """Learn the known answers, then send everything; all rows must be free at the end."""
         connector = aiohttp.TCPConnector(limit=0)
         headers = {"Authorization": f"Bearer {self._admin_key}"}
         timeout = aiohttp.ClientTimeout(total=90)
@@ -175,7 +177,7 @@ class _Soak:
             await asyncio.gather(*clients)
             kinds = self._tally.counts.keys() & traffic.random.good.keys()
             self._never_good = [x for x in sorted(kinds - {"bad"}) if not traffic.random.good[x]]
-        # What a client left behind ends within a step, and takes a moment to be told.
+        # The work of a client that left ends within a step, but the metrics show it a bit later.
         for _ in range(50):
             numbers = await self._numbers()
             self._rows_at_end = rows_in(numbers)
@@ -212,7 +214,7 @@ class _Soak:
             self._reloads += 1
 
     def report(self) -> int:
-        """Print and write what came of it; 1 where something is not as it must be."""
+        """Print and write the results; return 1 if a check failed."""
         late = [x for x in self._samples if x.requests >= SETTLE_REQUESTS]
         places = [x.requests for x in late]
         slopes = {
@@ -249,7 +251,7 @@ class _Soak:
         for mistake in self._tally.mistakes[self._mistakes_said :]:
             say(mistake[:700])
         for kind in self._never_good:
-            say(f"never answered well: {kind}")
+            say(f"never got a good answer: {kind}")
         write("soak.json", f"Soak of {self._tally.requests:,} requests", rows)
         file = RESULTS / "soak.json"
         document = json.loads(file.read_text()) | {"samples": [asdict(x) for x in self._samples]}
@@ -262,17 +264,17 @@ class _Soak:
             and not self._never_good
             and not self._rows_at_end
         )
-        say("flat" if good else "NOT as it must be")
+        say("passed" if good else "FAILED")
         return 0 if good else 1
 
     def _memory_at(self, requests: int) -> float:
-        """The mean of the samples next to that number of requests."""
+        """The mean memory of the samples around that number of requests."""
         near = [x.memory_mib for x in self._samples if abs(x.requests - requests) <= _PER / 20]
         closest = min(self._samples, key=lambda x: abs(x.requests - requests))
         return float(np.mean(near)) if near else closest.memory_mib
 
     def _growth(self, late: Sequence[Sample]) -> float:
-        """By how much the end lies over the memory at SETTLE_REQUESTS; infinite without an end."""
+        """The growth of memory from SETTLE_REQUESTS to the end; infinite without later samples."""
         last = [x.memory_mib for x in late if x.requests >= 0.9 * self._samples[-1].requests]
         if not last:
             return float("inf")
@@ -280,7 +282,7 @@ class _Soak:
 
 
 def numbers_of(url: str, key: str) -> dict[str, float]:
-    """`/metrics`, by series."""
+    """The values of `/metrics` by series."""
     request = urllib.request.Request(f"{url}/metrics", headers={"Authorization": f"Bearer {key}"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         lines = answer.read().decode().splitlines()
@@ -289,12 +291,12 @@ def numbers_of(url: str, key: str) -> dict[str, float]:
 
 
 def rows_in(numbers: dict[str, float]) -> float:
-    """Rows that run or wait, of all models."""
+    """The number of rows running or queued, over all models."""
     return sum(value for name, value in numbers.items() if name.startswith("unroll_rows{"))
 
 
 def failures_in(numbers: dict[str, float]) -> dict[str, float]:
-    """Answers of 5xx that the server itself has counted; deadlines apart, which are asked for."""
+    """The 5xx answers that the server counted, except 504: clients ask for short deadlines."""
     return {
         name: value
         for name, value in numbers.items()

@@ -1,4 +1,4 @@
-"""A client that sends random requests, leaves some of them at any point, and judges the answers."""
+"""A client that sends random requests, disconnects from some at any point, and checks answers."""
 
 import asyncio
 import json
@@ -13,18 +13,18 @@ import aiohttp
 from bench.soak_requests import Models, Wire, random_request
 from bench.soak_tally import Tally
 
-_LEAVES = 0.12  # share of requests whose client does not wait for the end
-_LEAVES_AFTER_S = 0.04  # in the mean
+_LEAVES = 0.12  # share of requests whose client disconnects before the end
+_LEAVES_AFTER_S = 0.04  # on average
 _STATES_KEPT = 20
 _READ_BYTES = 65_536
-# A problem inside an answer that began well: events and lines have their own.
+# An error inside an answer with status 200: events and lines have their own errors.
 _FAILED_INSIDE = re.compile(rb'"(?:status|code)": ?5\d\d\b')
 _TOO_LATE = 504
 _BEGIN_OF_ERRORS, _BEGIN_OF_FAILURES = 400, 500
 
 
 class RandomTraffic:
-    """Requests of every kind to one server; what their states are is remembered."""
+    """Sends requests of every kind to one server and remembers the states it gets."""
 
     def __init__(
         self, url: str, session: aiohttp.ClientSession, tally: Tally, models: Models
@@ -34,10 +34,10 @@ class RandomTraffic:
         self._tally = tally
         self._models = models
         self._states: dict[str, deque[str]] = {}
-        self.good: Counter[str] = Counter()  # answered well, by kind
+        self.good: Counter[str] = Counter()  # good answers by kind
 
     async def ask(self, rng: random.Random) -> None:
-        """One request, of which the client may leave at any time."""
+        """Send one request; the client may disconnect at any time."""
         wire = random_request(rng, self._models, self._states)
         leaves = rng.random() < _LEAVES
         try:
@@ -48,7 +48,7 @@ class RandomTraffic:
             self._tally.note(kind, good=leaves, told=_told(wire))
             return
         except aiohttp.ClientConnectionError as error:
-            # Of a body that is refused not all is read: the answer may come too late to be seen.
+            # A rejected body is not read to its end, so the client may miss the answer.
             refused = wire.outcome != "answered"
             self._tally.note(f"{wire.kind}, closed", good=refused, told=(repr(error), _told(wire)))
             return
@@ -72,7 +72,7 @@ class RandomTraffic:
             return answer.status, b"".join(pieces)
 
     def _remember(self, wire: Wire, body: bytes) -> None:
-        """Handles of the native interface, from plain answers."""
+        """Keep the state handles in a plain answer of the native API."""
         if wire.path not in {"/generate", "/score"} or not body.startswith(b"{"):
             return
         answer = json.loads(body)
@@ -83,7 +83,7 @@ class RandomTraffic:
 
 
 def is_right(wire: Wire, status: int, body: bytes) -> bool:
-    """Whether a request may be answered so: nothing fails, and what is bad is refused."""
+    """Whether the answer is allowed: nothing fails, and bad requests are rejected."""
     if status == _TOO_LATE and wire.timeout_s is not None:
         return True
     if status >= _BEGIN_OF_FAILURES:

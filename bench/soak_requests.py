@@ -1,7 +1,7 @@
-"""Random requests of every kind that the service knows, and of many that it refuses.
+"""Random requests of every kind that the service answers, and of many kinds that it rejects.
 
-Drawn from a seeded generator, so that a run can be repeated; nothing here sends anything. Sizes are
-spread over their magnitudes: most requests are small, some are not.
+They come from a seeded generator, so that a run can be repeated; nothing is sent here. Sizes are
+spread over orders of magnitude: most requests are small, some are large.
 """
 
 import json
@@ -45,7 +45,7 @@ _BAD_PATTERNS = (r"(a", r"(?=a)b", r"\bx", r"(a|b)*a(a|b){30}", r"☃+", r"[z-a]
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """What is served."""
+    """The names of the served models."""
 
     language: Sequence[str]
     pairs: Sequence[str]
@@ -53,7 +53,7 @@ class Models:
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """A request as it is sent. Without pieces the body comes at once."""
+    """A request as it is sent. With `pieces` 0, the body is sent at once."""
 
     kind: str
     method: str
@@ -61,7 +61,7 @@ class Wire:
     body: bytes | None = None
     content_type: str = _JSON
     pieces: int = 0
-    timeout_s: float | None = None  # asked for, and perhaps too short
+    timeout_s: float | None = None  # of X-Request-Timeout, perhaps too short
     outcome: Outcome = "either"
 
 
@@ -70,7 +70,7 @@ _Maker: TypeAlias = Callable[[random.Random, Models, States], Wire]
 
 
 def random_request(rng: random.Random, models: Models, states: States) -> Wire:
-    """Any request; `states` are handles that models have answered, by model."""
+    """Any request; `states` are the handles that earlier answers had, by model."""
     (make,) = rng.choices(_MAKERS, _WEIGHTS)
     wire = make(rng, models, states)
     if wire.body is not None and rng.random() < 0.1:
@@ -81,7 +81,7 @@ def random_request(rng: random.Random, models: Models, states: States) -> Wire:
 
 
 def text(rng: random.Random, most: int = _MOST_CHARS) -> str:
-    """A text in one or two scripts, of a length that is as likely 10 to 100 as 100 to 1,000."""
+    """A text in one or two scripts; a length of 10 to 100 is as likely as one of 100 to 1,000."""
     length = size(rng, most)
     alphabet = rng.choice(_ALPHABETS)
     if rng.random() < 0.3:
@@ -90,11 +90,11 @@ def text(rng: random.Random, most: int = _MOST_CHARS) -> str:
 
 
 def size(rng: random.Random, most: int) -> int:
-    """0 to `most`, spread over the magnitudes."""
+    """A number from 0 to `most`, spread over orders of magnitude."""
     return int((most + 1) ** rng.random()) - (rng.random() < 0.05)
 
 
-# --- the native interface -------------------------------------------------------------------------
+# --- the native API -------------------------------------------------------------------------------
 
 
 def _generate(rng: random.Random, models: Models, states: States) -> Wire:
@@ -145,7 +145,7 @@ def _generate_body(rng: random.Random, models: Models) -> dict[str, Any]:
 
 
 def _may_be_refused(body: Mapping[str, Any]) -> bool:
-    """Whether what was drawn may contradict itself, or the model."""
+    """Whether the options may contradict each other or the model."""
     return bool(
         body.get("unknown") == "error"
         or body.keys() & {"pattern", "choices", "allowed_chars", "state"}
@@ -202,7 +202,7 @@ def _score_stream(rng: random.Random, models: Models, _: States) -> Wire:
     query: dict[str, Any] = {"model": rng.choice(models.language)}
     most = 400
     if rng.random() < 0.5:
-        # Each running total is a run of its own: after every character only of short texts.
+        # Each running total needs a model run of its own: one per character for short texts only.
         every = rng.choice([1, 100, 65_536])
         query |= {"mode": "total", "every": every}
         most = 20 if every == 1 else most
@@ -258,7 +258,7 @@ def _looked_at(rng: random.Random, models: Models, _: States) -> Wire:
     return Wire("looked at", method, rng.choice(paths))
 
 
-# --- other servers' interfaces --------------------------------------------------------------------
+# --- other servers' APIs --------------------------------------------------------------------------
 
 
 def _completions(rng: random.Random, models: Models, _: States) -> Wire:
@@ -340,7 +340,7 @@ def _large(rng: random.Random, models: Models, _: States) -> Wire:
 
 
 def _mutated(rng: random.Random, models: Models, states: States) -> Wire:
-    """A good request with something in it that is not."""
+    """A good request with one or two bad values in it."""
     maker = rng.choice((_generate, _score, _translate, _completions, _inference, _tokens))
     wire = maker(rng, models, states)
     body: dict[str, Any] = json.loads(wire.body or b"{}")
@@ -419,7 +419,7 @@ def _one_or_more(
 
 
 def _source(rng: random.Random) -> str:
-    """Something that an encoder-decoder may know, or not."""
+    """A source, from the training domain of a model or outside it."""
     draws = (lambda: rng.choice(_DATES), lambda: rng.choice(_WORDS), lambda: text(rng, 40))
     return rng.choice(draws)()
 

@@ -1,4 +1,4 @@
-"""What came of the soak's requests."""
+"""Counts of the soak test's requests and wrong answers."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ _MOST_MISTAKES = 20
 
 @dataclass(slots=True)
 class Tally:
-    """Requests by kind, and the first of those that were not answered as they must be."""
+    """Requests by kind, and the first few wrong answers."""
 
     counts: Counter[str] = field(default_factory=Counter)
     wrong: int = 0
@@ -16,11 +16,11 @@ class Tally:
 
     @property
     def requests(self) -> int:
-        """All of them."""
+        """The number of requests of all kinds."""
         return self.counts.total()
 
     def note(self, kind: str, *, good: bool, told: object) -> None:
-        """Count a request; `told` is kept of one that is wrong."""
+        """Count a request; if its answer is wrong, keep `told`."""
         self.counts[kind] += 1
         if not good:
             self.wrong += 1

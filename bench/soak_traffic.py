@@ -1,6 +1,7 @@
-"""Mixed traffic for the soak: random requests, some whose answers are known, clients that go away.
+"""Mixed traffic for the soak test: random requests, requests with known answers, and bad clients.
 
-What is known is compared with what the same request gave alone, before the traffic began.
+A known answer is the one that the same request got alone, before the traffic began. Bad clients
+disconnect in the middle or stop reading.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from bench.soak_tally import Tally
 
 LANGUAGE_MODELS = ("alice-lstm", "alice-gru", "alice-rnn")
 PAIR_MODELS = ("g2p-en", "strings-en-de")
-MOST_PAUSE_S = 0.1  # between two requests of a client: load, and no overload
+MOST_PAUSE_S = 0.1  # between two requests of a client: a load, but no overload
 _PROMPTS = ("Alice was ", "The Queen said ", "Off with ", "")
 _TEXTS = ("the white rabbit", "the whjte rabbit", "", "a mad tea-party", "é ☃ 兎")
 _SOURCES = ("unroll", "recurrent", "alice", "rabbit")
@@ -40,14 +41,14 @@ _BAD: tuple[tuple[str, dict[str, str], bytes, int], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A request whose answer is known: where and what is asked."""
+    """A request whose answer is known: its path and body."""
 
     path: str
     body: dict[str, Any]
 
 
 def cases() -> list[Case]:
-    """All good requests, each with a seed where it draws."""
+    """All requests with known answers; those that sample have a seed."""
     found = []
     for model in LANGUAGE_MODELS:
         for seed in _SEEDS:
@@ -75,23 +76,24 @@ class Traffic:
         self.ending = asyncio.Event()
 
     async def learn(self) -> None:
-        """Ask everything once, alone: what every later answer must be."""
+        """Send every request once, alone; later answers must be the same."""
         for case in cases():
             async with self._session.post(f"{self._url}{case.path}", json=case.body) as answer:
                 answer.raise_for_status()
                 self._known.append((case, (await answer.json())["results"]))
 
     async def crowd(self, clients: int) -> None:
-        """The worst that can coincide: all of the clients stop reading at once, twice over.
+        """Let all clients stop reading at the same time, twice: the worst coincidence.
 
-        Memory that only such a coincidence takes is then not met later, by chance, as a slope.
+        The memory that only this needs is then taken at the start, and does not show as a slope
+        when it happens later by chance.
         """
         for number in range(2 * clients, 4 * clients, clients):
             seeds = range(number, number + clients)
             await asyncio.gather(*(self._stalling(random.Random(seed)) for seed in seeds))
 
     async def client(self, seed: int) -> None:
-        """One request after the other, of random kinds, until the end."""
+        """Send one request after another, of random kinds, until the end."""
         rng = random.Random(seed)
         kinds: Sequence[tuple[Callable[[random.Random], Awaitable[None]], float]] = (
             (self.random.ask, 80), (self._plain, 6), (self._streamed, 3), (self._lines, 3),
@@ -113,7 +115,7 @@ class Traffic:
             self._tally.note(f"{case.path} plain", good=good, told=(answer.status, case, told))
 
     async def _streamed(self, rng: random.Random) -> None:
-        """Events of `/generate` or `/translate`: the pieces make the known text."""
+        """Stream `/generate` or `/translate`; the pieces must make the known text."""
         case, known = rng.choice([x for x in self._known if x[0].path != "/score"])
         pieces: dict[tuple[int, int], str] = {}
         event, done = "", None
@@ -138,7 +140,7 @@ class Traffic:
                 for j, choice in enumerate(result["choices"])
                 if choice["text"]
             }
-            # An end that comes first is an event without text.
+            # A text that ends at once gives an event without text.
             pieces = {at: text for at, text in pieces.items() if text}
             good = status == 200 and event == "done" and pieces == expected
         else:
@@ -146,7 +148,7 @@ class Traffic:
         self._tally.note(f"{case.path} streamed", good=good, told=(status, event, case))
 
     async def _lines(self, rng: random.Random) -> None:
-        """NDJSON in pieces, each line answered with the number that the plain request gave."""
+        """Send NDJSON in pieces; each line must get the same number as in the plain request."""
         case, known = rng.choice([x for x in self._known if x[0].path == "/score"])
         fields = {"context": case.body["context"]} if "context" in case.body else {}
         lines = [json.dumps({"text": text, **fields}) + "\n" for text in case.body["text"]]
@@ -175,14 +177,14 @@ class Traffic:
             self._tally.note("bad requests", good=good, told=(path, body, answer.status))
 
     async def _leaving(self, rng: random.Random) -> None:
-        """A client that closes its connection somewhere in the work."""
+        """A client that closes its connection while the server works."""
         _, writer = await self._long_request(rng)
         await asyncio.sleep(rng.uniform(0, 0.3))
         writer.transport.abort()
         self._tally.note("clients that left", good=True, told="")
 
     async def _stalling(self, rng: random.Random) -> None:
-        """A client that stops reading, with a small window, and stays."""
+        """A client that stops reading, with a small window, and stays connected."""
         _, writer = await self._long_request(rng, stream=True, window=4096)
         for _ in range(rng.randint(50, 100)):
             if self.ending.is_set():
@@ -201,10 +203,10 @@ class Traffic:
         if window is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
         await asyncio.get_running_loop().sock_connect(connection, (host, int(port)))
-        # The reader takes a little and then nothing more: the rest stays in the socket.
+        # The reader takes a little and then stops: the rest stays in the socket.
         reader, writer = await asyncio.open_connection(sock=connection, limit=1024)
         streams = rng.random() < 0.5 if stream is None else stream
-        prompt = "".join(rng.choices("abcdefgh ", k=20))  # read anew: prefixes are never shared
+        prompt = "".join(rng.choices("abcdefgh ", k=20))  # random, so that no prefix is cached
         model = rng.choice(LANGUAGE_MODELS)
         body = json.dumps({"model": model, "prompt": prompt, "stream": streams, **_LONG}).encode()
         head = (

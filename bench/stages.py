@@ -1,6 +1,7 @@
-"""`python -m bench.stages`: where the time of a beam search goes, in one engine thread.
+"""`python -m bench.stages`: measure where one engine thread spends the time of a beam search.
 
-The words and the model are those of `bench.translate`; least processor time of a few rounds.
+The words and the model are those of `bench.translate`. Prints the round with the least processor
+time.
 """
 
 import argparse
@@ -53,18 +54,18 @@ def main() -> int:
 
 
 class _Timed(OnnxEncoderDecoderSession):
-    """A session that knows how long it ran."""
+    """A session that measures the time of its runs."""
 
     def __init__(self, bundle: EncoderDecoderBundle) -> None:
         self.stages = {"encoder": 0.0, "decoder": 0.0}
         super().__init__(bundle, "int8")
 
     def encode(self, *args: Any) -> Any:
-        """Timed."""
+        """Encode, and count the time."""
         return self._timed("encoder", lambda: super(_Timed, self).encode(*args))
 
     def step(self, *args: Any, attention: bool) -> Any:
-        """Timed."""
+        """Run a step, and count the time."""
         return self._timed("decoder", lambda: super(_Timed, self).step(*args, attention=attention))
 
     def _timed(self, stage: str, run: Callable[[], Result]) -> Result:
@@ -77,7 +78,7 @@ class _Timed(OnnxEncoderDecoderSession):
 def _search(
     bundle: EncoderDecoderBundle, session: _Timed, words: list[str]
 ) -> tuple[float, int, dict[str, float]]:
-    """Processor seconds of the whole and of its stages, and steps."""
+    """The processor seconds of a search, its steps, and the processor seconds of its stages."""
     runner = EncoderDecoderRunner(session, name="bench")
     limits = bundle.manifest.limits
     sources = [np.array([*bundle.source.encode(word), EOS_ID], np.uint16) for word in words]

@@ -13,9 +13,9 @@ _ROOT = Path(__file__).parents[1]
 _BEGIN, _END = "<!-- python -m bench.summary -->\n", "<!-- end -->"
 _MODEL = "lstm-2x512"
 _SMALL = "lstm-2x128"
-# Lines above the first row: the machine, a blank line, the table's head and its rule.
+# Lines above the first row: the machine, an empty line, the table's head and its rule.
 _HEAD = 4
-# What the README shows, by the start of a row's first cell.
+# The rows for the README, by the start of their first cell.
 _HEADLINES = (
     "int8 step, 2 × 512 units, 1 row",
     "`/generate`, 32 clients, 2 × 512 units",
@@ -99,11 +99,11 @@ def _line(what: str, row: Any) -> str:
 
 
 def updated(document: str, table: list[str]) -> str:
-    """The document with this table between its markers. Raises ValueError where it has none."""
+    """The document with this table between its markers. Raises ValueError without markers."""
     before, begin, rest = document.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not begin or not end:
-        raise ValueError(f"a document has its table between {_BEGIN.strip()} and {_END}")
+        raise ValueError(f"the document needs the markers {_BEGIN.strip()} and {_END}")
     return before + begin + "\n".join(table) + "\n" + end + after
 
 

@@ -1,7 +1,7 @@
-"""What one would write in PyTorch: a batched beam search, and a FastAPI service with one a request.
+"""A baseline in PyTorch: a batched beam search, and a FastAPI service that runs one per request.
 
 N sources, K beams, V target vocabulary. The loop keeps everything in tensors and takes hypotheses
-out where they end; sources of like lengths are searched together, and leave when they are done.
+out when they end. Sources of similar lengths are searched together and leave when they are done.
 
     python -m bench.torch_beam RUN --port 8100
 """
@@ -27,7 +27,8 @@ from training.networks.attention import Memory
 from training.networks.encoder_decoder import EncoderDecoder
 
 _NEVER = [PAD_ID, BOS_ID, UNK_ID]
-# Searched together; words a second for 32 to 512, beside other work: 470, 600, 640, 840, 640.
+# Sources searched together. Words a second for 32 to 512, on a busy machine: 470, 600, 640, 840,
+# 640.
 MAX_SOURCES = 256
 
 
@@ -84,7 +85,7 @@ def _search(model: EncoderDecoder, memory: Memory, width: int, max_tokens: int) 
         origin, choice = origins.gather(1, front), choices.gather(1, front)
         written = written.gather(1, origin.unsqueeze(2).expand(-1, -1, max_tokens))
         written[:, :, step] = choice
-        # What goes on must be able to beat the best ending, losing nothing more up to the limit.
+        # Keep a source only if a beam could still beat the best ending, at no further loss.
         stay = (sums.amax(dim=1) / max_tokens > best[active]).nonzero().flatten()
         if not len(stay):
             break
@@ -97,7 +98,7 @@ def _search(model: EncoderDecoder, memory: Memory, width: int, max_tokens: int) 
 
 
 class TranslateBody(BaseModel):
-    """A source, or several."""
+    """One source or several."""
 
     source: list[str]
     beam_size: int = 5
@@ -106,7 +107,7 @@ class TranslateBody(BaseModel):
 def create_app(
     model: EncoderDecoder, source: Tokenizer, target: Tokenizer, rules: Normalization
 ) -> FastAPI:
-    """POST /translate with a loop of its own for each request, in a pool of two threads."""
+    """POST /translate, with a beam search for each request in a pool of two threads."""
     app = FastAPI()
     pool = ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,))
 
@@ -127,7 +128,7 @@ def create_app(
 
 
 def main() -> None:
-    """Serve a run's best weights."""
+    """Serve the best weights of a run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--port", type=int, required=True)

@@ -1,7 +1,7 @@
-"""`python -m bench.translate`: an encoder-decoder served by Unroll beside loops in PyTorch.
+"""`python -m bench.translate`: compare an encoder-decoder in Unroll with loops in PyTorch.
 
-The model is a run of training/configs/g2p-en.toml (`--run`), exported anew, so that both sides have
-the same weights. Every ratio is the median over rounds in which the sides take turns.
+The model is a run of training/configs/g2p-en.toml (`--run`), exported again, so that both sides
+have the same weights. Every ratio is the median over rounds in which the sides take turns.
 """
 
 import argparse
@@ -40,7 +40,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/g2p-en"))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each round with clients")
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="length of each round with clients"
+    )
     options = parser.parse_args()
     config = load_config(CONFIG)
     if not isinstance(config, EncoderDecoderConfig):
@@ -67,7 +69,7 @@ def main() -> int:
 
 
 def _batch(options: argparse.Namespace, words: list[str], url: str, name: str) -> list[Row]:
-    """512 words in one request, beside the loop in a process of its own with every core."""
+    """512 words in one request, against the PyTorch loop in this process on all cores."""
     _, model, source, target, _ = load_best(options.run)
     torch.set_num_threads(usable_cpus())
     sources = [source.encode(word) for word in words]
@@ -83,7 +85,7 @@ def _batch(options: argparse.Namespace, words: list[str], url: str, name: str) -
     same = sum(a == b for a, b in zip(ours(), theirs(), strict=True)) / len(words)
     say(f"gate: {same:.1%} of the words have the same best hypothesis (int8 beside fp32)")
     if same < 0.97:
-        raise RuntimeError("the two sides do not search for the same thing")
+        raise RuntimeError("Unroll and PyTorch found different best hypotheses")
     pairs = [(_seconds(ours), _seconds(theirs)) for _ in range(options.rounds)]
     mine, their = (statistics.median(x) for x in zip(*pairs, strict=True))
     ratio = statistics.median(b / a for a, b in pairs)

@@ -1,4 +1,4 @@
-"""How to talk to each peer over HTTP: paths, bodies, and where the answer is in an answer."""
+"""How to talk to each peer over HTTP: its paths, its bodies, and how to read its answers."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -11,19 +11,19 @@ class Request(Protocol):
 
     @property
     def prompt(self) -> str:
-        """What to continue."""
+        """The text to continue."""
 
     @property
     def max_tokens(self) -> int:
-        """Most characters to write."""
+        """The maximum number of characters to write."""
 
     @property
     def temperature(self) -> float:
-        """What log-probabilities are divided by."""
+        """The divisor of the logits; 0 is greedy."""
 
     @property
     def seed(self) -> int:
-        """Of this request's own generator."""
+        """The seed of this request's random generator."""
 
 
 def _fields(request: Request) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _bentoml_text(answer: bytes) -> str:
 
 
 def _inference_body(request: Request) -> bytes:
-    """Of the open inference protocol, version 2: a batch of one."""
+    """A batch of one in the Open Inference Protocol, version 2."""
     types = {"prompt": "BYTES", "max_tokens": "INT64", "temperature": "FP64", "seed": "INT64"}
     inputs = [
         {"name": name, "shape": [1, 1], "datatype": types[name], "data": [value]}
@@ -81,7 +81,7 @@ def _inference_text(answer: bytes) -> str:
 class Peer:
     """One way to serve the same weights; bodies and answers are JSON."""
 
-    name: str  # its folder
+    name: str  # also its folder
     label: str  # for tables
     batches: bool  # whether requests are decoded together
     path: str = "/generate"

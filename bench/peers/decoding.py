@@ -1,7 +1,7 @@
 """The decode loop of the peers: step.onnx in onnxruntime, numpy for the rest.
 
-A competent loop: a batch of requests reads its prompts in one ragged run, then steps together with
-vectorized sampling, and a row leaves the batch when its text has ended.
+It is a good loop: a batch of requests reads its prompts in one ragged run and then steps together
+with vectorized sampling, and a row leaves the batch when its text has ended.
 
 B batch (rows still writing), T time, V vocabulary, H hidden.
 """
@@ -25,7 +25,7 @@ IdArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """What a client asks for; temperature 0 is greedy."""
+    """A client's request; temperature 0 is greedy."""
 
     prompt: str
     max_tokens: int
@@ -56,7 +56,7 @@ class Decoder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # Two cores are shared with a web server and its clients.
+        # The two cores are shared with a web server and its clients.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(
             str(weights / "step.onnx"), options, providers=["CPUExecutionProvider"]
@@ -66,7 +66,7 @@ class Decoder:
         """The text of each request, all decoded in one batch."""
         limits = np.array([x.max_tokens for x in requests])
         most = int(limits.max())
-        noise = np.zeros((most, len(requests)))  # a uniform number a token
+        noise = np.zeros((most, len(requests)))  # a uniform number for each token
         for i, request in enumerate(requests):
             generator = np.random.default_rng(request.seed)
             noise[: request.max_tokens, i] = generator.random(request.max_tokens)
@@ -143,9 +143,9 @@ class Decoder:
 
 
 class Stepper:
-    """One token a row and step, in arrays that onnxruntime reads and writes in place.
+    """Steps each row by one token, in arrays that onnxruntime reads and writes in place.
 
-    Binding them once for each number of rows saves the names, copies and new arrays of a `run`.
+    Binding them once for each number of rows saves the names, copies and new arrays of `run`.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Stepper:
         self._session = session
         self._names = names
         self._states = (list(states), [np.empty_like(state) for state in states])
-        self._current = 0  # which of the two holds the states; a step writes the other
+        self._current = 0  # index of the array with the states; a step writes the other one
         self._tokens = np.zeros((rows, 1), np.int64)
         self._targets = np.zeros((rows, 1), np.int64)
         self._lengths = np.ones(rows, np.int32)
@@ -208,7 +208,10 @@ class Stepper:
 def choose(
     logprobs: Float32Array, temperature: npt.NDArray[np.float64], noise: npt.NDArray[np.float64]
 ) -> IdArray:
-    """One token a row [B]: inverts the cumulated softmax of `logprobs` [B, V] / temperature [B]."""
+    """One token for each row [B], by inverting the cumulative softmax of logprobs / temperature.
+
+    `logprobs` is [B, V], `temperature` and `noise` are [B].
+    """
     scores = logprobs[:, EOS_ID:].astype(np.float64)  # pad, bos and unk have no text
     scores[:, UNK_ID - EOS_ID] = -np.inf
     greedy = temperature == 0.0

@@ -1,4 +1,4 @@
-"""BentoML with its adaptive batching: the handler decodes a batch of requests together.
+"""BentoML with adaptive batching: the handler decodes a batch of requests together.
 
 Tried, with 32 clients on the same two cores, 50 to 200 tokens a text; rough tokens a second for an
 LSTM of 2 x 512 and a GRU of 1 x 384:
@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from decoding import Decoder, Request
 
 MAX_BATCH_SIZE = 32
-MAX_LATENCY_MS = 60_000  # past it BentoML answers 503; its wait window it finds itself
+MAX_LATENCY_MS = 60_000  # after this, BentoML answers 503; it finds its wait window itself
 WORKERS = 2
 ONNX_THREADS = 1
 WEIGHTS = "PEER_WEIGHTS"  # environment variable: BentoML's own processes import this file again
@@ -52,7 +52,7 @@ class Generation:
 
     @bentoml.api(batchable=True, max_batch_size=MAX_BATCH_SIZE, max_latency_ms=MAX_LATENCY_MS)
     def generate(self, requests: list[GenerateBody]) -> list[str]:
-        """Decode a batch together; a client sends a list of one."""
+        """Decode a batch together; each client sends a list of one."""
         return self._decoder.generate([Request(**x.model_dump()) for x in requests])
 
 

@@ -1,4 +1,4 @@
-"""LitServe with its own batching: the handler decodes a batch of requests together.
+"""LitServe with its batching: the handler decodes a batch of requests together.
 
 Tried, with 32 clients on the same two cores, 50 to 200 tokens a text; rough tokens a second for an
 LSTM of 2 x 512 and a GRU of 1 x 384:
@@ -90,7 +90,7 @@ if __name__ == "__main__":
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     arguments = parser.parse_args()
-    # Stopped as by Ctrl-C: else it leaves its processes behind.
+    # Handle SIGTERM like Ctrl-C: otherwise it leaves its processes behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     server = litserve.LitServer(
         [Generation(arguments.weights), Scoring(arguments.weights)],

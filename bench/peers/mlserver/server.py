@@ -1,4 +1,4 @@
-"""MLServer with its adaptive batching: the runtime decodes a batch of requests together.
+"""MLServer with adaptive batching: the runtime decodes a batch of requests together.
 
 Tried, with 32 clients on the same two cores, 50 to 200 tokens a text; rough tokens a second for an
 LSTM of 2 x 512 and a GRU of 1 x 384:

@@ -1,4 +1,4 @@
-"""FastAPI with an onnxruntime loop a request, in a pool of threads.
+"""FastAPI with a decode loop in onnxruntime for each request, in a pool of threads.
 
 Tried, with 32 clients on the same two cores, 50 to 200 tokens a text; rough tokens a second for an
 LSTM of 2 x 512 and a GRU of 1 x 384, onnxruntime on one thread a run and not spinning:
@@ -39,7 +39,7 @@ class ScoreBody(BaseModel):
 
 
 def create_app(weights: Path) -> FastAPI:
-    """The application around one model."""
+    """The application that serves one model."""
     app = FastAPI()
     decoder = Decoder(weights)
     pool = ThreadPoolExecutor(POOL_THREADS)

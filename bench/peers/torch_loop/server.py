@@ -1,4 +1,4 @@
-"""FastAPI with a PyTorch loop a request, in a pool of threads.
+"""FastAPI with a decode loop in PyTorch for each request, in a pool of threads.
 
 Tried; rough tokens a second for an LSTM of 2 x 512 and a GRU of 1 x 384, in the process itself and
 one thread a product, for 1, 2, 4 and 8 threads that decode:
@@ -122,7 +122,7 @@ def _torch_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def create_app(weights: Path) -> FastAPI:
-    """The application around one model."""
+    """The application that serves one model."""
     torch.set_num_threads(1)
     torch.backends.mkldnn.set_flags(_enabled=False)
     app = FastAPI()
