@@ -7,6 +7,7 @@ the same with exported graphs; this one serves validation, and tests compare the
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from training.networks.attention import Memory
 from training.networks.encoder_decoder import EncoderDecoder
 
 _NEVER = [PAD_ID, BOS_ID, UNK_ID]  # tokens without text
+# A beam with one more token: log-probability, which of its source's beams, token.
+_Extension: TypeAlias = tuple[float, int, int]
 # Sources decoded together: bounds the memory of a large split.
 _MAX_ROWS = 2560
 
@@ -69,8 +72,75 @@ def translate(
 
 
 @dataclass(frozen=True, slots=True)
+class _Beams:
+    """The live beams of the sources that are still searched, a source's beams side by side."""
+
+    sources: list[int]  # which of all sources
+    width: int
+    tokens: Tensor  # [B, 1] the last ones
+    states: Sequence[Tensor]  # [B, …] before those are read
+    memory: Memory  # [B, …]
+    sums: Tensor  # [N, K] log-probabilities
+    written: Tensor  # [B, T] the tokens so far, without bos
+
+    @classmethod
+    def first(cls, model: EncoderDecoder, memory: Memory, width: int) -> "_Beams":
+        """Beams that have written nothing."""
+        sources = len(memory.summary)
+        device = memory.summary.device
+        starts = model.decoder.initial_states(memory.summary)
+        # Only one beam is live at first: the others would be copies of it.
+        sums = torch.full((sources, width), -torch.inf, dtype=torch.float64, device=device)
+        sums[:, 0] = 0.0
+        return cls(
+            list(range(sources)),
+            width,
+            torch.full((sources * width, 1), BOS_ID, device=device),
+            [state.repeat_interleave(width, 0) for state in starts],
+            Memory(*(x.repeat_interleave(width, 0) for x in _tensors(memory))),
+            sums,
+            torch.zeros((sources * width, 0), dtype=torch.long, device=device),
+        )
+
+    def extended(self, model: EncoderDecoder) -> tuple[list[list[_Extension]], Sequence[Tensor]]:
+        """Every source's 2 K likeliest extensions, best first, and the states [B, …] after."""
+        logits, after, _ = model.decoder(self.tokens, self.states, self.memory)
+        logprobs = torch.log_softmax(logits[:, 0], dim=1)  # [B, V]
+        logprobs[:, _NEVER] = -torch.inf
+        totals = self.sums.unsqueeze(2) + logprobs.view(len(self.sources), self.width, -1)
+        vocab_size = totals.shape[2]  # of [N, K, V]
+        best, places = totals.flatten(1).topk(min(2, vocab_size) * self.width, dim=1)  # [N, 2 K]
+        parts = (best.tolist(), (places // vocab_size).tolist(), (places % vocab_size).tolist())
+        return [list(zip(*row, strict=True)) for row in zip(*parts, strict=True)], after
+
+    def going_on(
+        self, after: Sequence[Tensor], live: Sequence[tuple[int, Sequence[_Extension]]]
+    ) -> "_Beams":
+        """The beams of the `live` extensions, up to K for each place of a source."""
+        nothing: _Extension = (-math.inf, 0, EOS_ID)
+        going = [
+            (place, [*chosen, *[nothing] * (self.width - len(chosen))]) for place, chosen in live
+        ]
+        device = self.sums.device
+        parents = [place * self.width + beam for place, chosen in going for _, beam, _ in chosen]
+        index = torch.tensor(parents, dtype=torch.long, device=device)
+        following = [token for _, chosen in going for _, _, token in chosen]
+        tokens = torch.tensor(following, dtype=torch.long, device=device).unsqueeze(1)
+        sums = [[total for total, _, _ in chosen] for _, chosen in going]
+        return _Beams(
+            [self.sources[place] for place, _ in going],
+            self.width,
+            tokens,
+            [state[index] for state in after],
+            Memory(*(x[index] for x in _tensors(self.memory))),
+            torch.tensor(sums, dtype=torch.float64, device=device),
+            torch.cat((self.written[index], tokens), dim=1),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class _Search:
-    """Beam search (Sutskever et al. 2014), a source's beams side by side.
+    """Beam search (Sutskever et al. 2014).
 
     Of a source's 2 K likeliest extensions, those that end and rank among the first K become
     hypotheses; the first K that do not end go on. A source is done when none that goes on can be
@@ -85,53 +155,38 @@ class _Search:
         self, model: EncoderDecoder, memory: Memory, max_tokens: Sequence[int]
     ) -> list[list[Hypothesis]]:
         """The best hypotheses of every source."""
-        width = self.width
-        sources = len(memory.summary)
-        device = memory.summary.device
-        starts = model.decoder.initial_states(memory.summary)
-        states = [state.repeat_interleave(width, 0) for state in starts]  # [B, …]
-        memory = Memory(*(x.repeat_interleave(width, 0) for x in _tensors(memory)))
-        tokens = torch.full((sources * width, 1), BOS_ID, device=device)
-        # Only one beam is live at first: the others would be copies of it.
-        sums = torch.full((sources, width), -torch.inf, dtype=torch.float64, device=device)
-        sums[:, 0] = 0.0
-        written = torch.zeros((sources * width, 0), dtype=torch.long, device=device)
-        ended: list[list[Hypothesis]] = [[] for _ in range(sources)]
-        active = list(range(sources))
-        while active:
-            logits, after, _ = model.decoder(tokens, states, memory)
-            logprobs = torch.log_softmax(logits[:, 0], dim=1)  # [B, V]
-            logprobs[:, _NEVER] = -torch.inf
-            totals = sums.unsqueeze(2) + logprobs.view(len(active), width, -1)  # [N, K, V]
-            vocab_size = totals.shape[2]
-            best, places = totals.flatten(1).topk(min(2, vocab_size) * width, dim=1)  # [N, 2 K]
-            ranked = torch.stack((places // vocab_size, places % vocab_size), dim=2).tolist()
-            texts = written.tolist()
-            stays, parents, following, going = [], [], [], []
-            for row, (source, scores) in enumerate(zip(active, best.tolist(), strict=True)):
-                candidates = [(x, *y) for x, y in zip(scores, ranked[row], strict=True)]
-                own = texts[row * width : (row + 1) * width]
-                live = _extend(ended[source], own, candidates, width)
-                if written.shape[1] + 1 == max_tokens[source]:
-                    ended[source] += [
-                        Hypothesis((*own[origin], choice), total) for total, origin, choice in live
-                    ]
-                    live = []
-                if not live or self._beaten(ended[source], live[0][0], max_tokens[source]):
-                    continue
-                stays.append(source)
-                live += [(-float("inf"), 0, EOS_ID)] * (width - len(live))
-                going.append([total for total, _, _ in live])
-                parents += [row * width + origin for _, origin, _ in live]
-                following += [choice for _, _, choice in live]
-            active = stays
-            index = torch.tensor(parents, dtype=torch.long, device=device)
-            tokens = torch.tensor(following, dtype=torch.long, device=device).unsqueeze(1)
-            sums = torch.tensor(going, dtype=torch.float64, device=device)
-            states = [state[index] for state in after]
-            written = torch.cat((written[index], tokens), dim=1)
-            memory = Memory(*(x[index] for x in _tensors(memory)))
+        beams = _Beams.first(model, memory, self.width)
+        ended: list[list[Hypothesis]] = [[] for _ in beams.sources]
+        while beams.sources:
+            extensions, after = beams.extended(model)
+            texts = beams.written.tolist()
+            length = beams.written.shape[1] + 1
+            going = []
+            for place, (source, ranked) in enumerate(zip(beams.sources, extensions, strict=True)):
+                written = texts[place * self.width : (place + 1) * self.width]
+                live = self._extend(ended[source], written, ranked)
+                if length == max_tokens[source]:
+                    ended[source] += [_hypothesis(written, x) for x in live]
+                elif live and not self._beaten(ended[source], live[0][0], max_tokens[source]):
+                    going.append((place, live))
+            beams = beams.going_on(after, going)
         return [self._best(hypotheses) for hypotheses in ended]
+
+    def _extend(
+        self, ended: list[Hypothesis], written: list[list[int]], ranked: Sequence[_Extension]
+    ) -> list[_Extension]:
+        """The first K extensions that go on; those that end are added to `ended`."""
+        live: list[_Extension] = []
+        for rank, extension in enumerate(ranked):
+            total, _, token = extension
+            if total == -math.inf:
+                break
+            if token == EOS_ID:
+                if rank < self.width:
+                    ended.append(_hypothesis(written, extension))
+            elif len(live) < self.width:
+                live.append(extension)
+        return live
 
     def _beaten(self, ended: Sequence[Hypothesis], live: float, max_tokens: int) -> bool:
         """Whether the best live beam cannot win, even if it loses nothing more."""
@@ -150,23 +205,9 @@ class _Search:
         return sorted(hypotheses, key=rank)[: self.num_hypotheses]
 
 
-def _extend(
-    ended: list[Hypothesis],
-    written: list[list[int]],
-    ranked: list[tuple[float, int, int]],
-    width: int,
-) -> list[tuple[float, int, int]]:
-    """The first K extensions that go on; those that end are added to `ended`."""
-    live: list[tuple[float, int, int]] = []
-    for rank, (total, origin, choice) in enumerate(ranked):
-        if total == -float("inf"):
-            break
-        if choice == EOS_ID:
-            if rank < width:
-                ended.append(Hypothesis((*written[origin], choice), total))
-        elif len(live) < width:
-            live.append((total, origin, choice))
-    return live
+def _hypothesis(written: list[list[int]], extension: _Extension) -> Hypothesis:
+    total, beam, token = extension
+    return Hypothesis((*written[beam], token), total)
 
 
 def _finished(hypothesis: Hypothesis) -> bool:
