@@ -4,9 +4,12 @@ N sources, M memory positions, T positions, A attention, R readout.
 """
 
 import numpy as np
+from onnx import TensorProto, helper
 
 from training.graphs.builder import Float32Array, GraphBuilder
 from training.networks.encoder_decoder import FEED, EncoderDecoder
+
+ZERO = helper.make_tensor("zero", TensorProto.FLOAT, [1], [0.0])  # for `add_filled`
 
 
 def state_sizes(model: EncoderDecoder) -> dict[str, int]:
@@ -44,6 +47,14 @@ def add_inside(graph: GraphBuilder, x: str, lengths: str, name: str) -> str:
     graph.add("Range", [f"{name}_zero", f"{name}_time", f"{name}_one"], f"{name}_positions")
     graph.add("Unsqueeze", [f"{name}_positions", "axis_1"], f"{name}_column")  # [T, 1]
     return graph.add("Less", [f"{name}_column", lengths], f"{name}_inside")
+
+
+def add_filled(graph: GraphBuilder, x: str, name: str, size: int, value: TensorProto) -> str:
+    """A tensor [N, size] of one number, N from `x` [M, N, …]."""
+    graph.add("Shape", [x], f"{name}_rows", start=1, end=2)
+    graph.constant(f"{name}_size", np.array([size], np.int64))
+    graph.add("Concat", [f"{name}_rows", f"{name}_size"], f"{name}_shape", axis=0)
+    return graph.add("ConstantOfShape", [f"{name}_shape"], name, value=value)
 
 
 def table_is_smaller(vocab_size: int, embedding_dim: int, sums: int) -> bool:

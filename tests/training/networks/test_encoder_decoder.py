@@ -16,7 +16,6 @@ from torch import Tensor
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID
 from tests.training.helpers import TINY_SIZES, tiny_encoder_decoder
 from training.config import EncoderDecoderNetworkConfig
-from training.networks.dropout import Dropout
 from training.networks.encoder_decoder import EncoderDecoder
 
 CELLS = ["rnn", "gru", "lstm"]
@@ -262,20 +261,6 @@ def test_convolutions_keep_the_length_whatever_their_width() -> None:
 
 
 # --- dropout ------------------------------------------------------------------------------------
-
-
-def test_a_mask_is_one_for_all_time_steps_and_later_calls() -> None:
-    dropout = Dropout(0.5, torch.Generator().manual_seed(1))
-    first = dropout(torch.ones(6, 3, 8))  # [T, B, E]
-    assert torch.equal(first, first[:1].expand_as(first))
-    assert torch.equal(dropout(torch.ones(1, 3, 8)), first[:1])
-    assert set(first.flatten().tolist()) == {0.0, 2.0}
-    assert not torch.equal(first[0, 0], first[0, 1])
-
-
-def test_the_mean_is_kept() -> None:
-    kept = Dropout(0.3, torch.Generator().manual_seed(1))(torch.ones(1, 200, 100)).mean().item()
-    assert kept == pytest.approx(1.0, abs=0.02)
 
 
 @pytest.mark.parametrize("option", ["dropout_embedding", "dropout_output"])

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from tests.training.helpers import tiny_model
 from training.networks.language_model import LanguageModel
-from training.networks.recurrent import GATES, RecurrentLayer
 
 CELLS = ("rnn", "gru", "lstm")
 LAYERS = (1, 2, 3)
@@ -129,38 +128,6 @@ def test_initial_states_are_zeros_of_their_own() -> None:
     states = tiny_model().initial_states(2)
     states[0][0, 0] = 1.0
     assert [float(state.sum()) for state in states] == [1.0, 0.0]
-
-
-# --- initial weights ----------------------------------------------------------------------------
-
-
-@each_cell
-def test_every_gates_recurrent_matrix_starts_orthogonal(cell: str) -> None:
-    layer = RecurrentLayer(cell, E, H)
-    for matrix in torch.split(layer.weight_hh.detach(), H):
-        torch.testing.assert_close(matrix @ matrix.T, torch.eye(H), atol=1e-5, rtol=0)
-
-
-def test_gates_do_not_start_with_the_same_matrix() -> None:
-    first, second, *_ = torch.split(RecurrentLayer("lstm", E, H).weight_hh.detach(), H)
-    assert not torch.allclose(first, second)
-
-
-def test_an_lstms_forget_bias_starts_at_one_and_the_others_at_zero() -> None:
-    layer = RecurrentLayer("lstm", E, H)
-    total = layer.bias_ih + layer.bias_hh
-    assert [set(gate.tolist()) for gate in torch.split(total, H)] == [{0.0}, {1.0}, {0.0}, {0.0}]
-
-
-@pytest.mark.parametrize("cell", ["rnn", "gru"])
-def test_other_cells_biases_start_at_zero(cell: str) -> None:
-    layer = RecurrentLayer(cell, E, H)
-    assert not torch.cat([layer.bias_ih, layer.bias_hh]).any()
-
-
-@each_cell
-def test_a_layer_holds_its_cells_gates(cell: str) -> None:
-    assert RecurrentLayer(cell, E, H).weight_ih.shape == (GATES[cell] * H, E)
 
 
 # --- tied embeddings ----------------------------------------------------------------------------
