@@ -275,7 +275,7 @@ def log_without_timings(run: Run) -> list[dict[str, Any]]:
 def test_sigterm_ends_a_run_with_a_message_and_its_exit_code(runs: dict[str, Run]) -> None:
     run = runs["terminated"]
     assert run.exit_code == 128 + signal.SIGTERM
-    message = f"stopped by SIGTERM; to go on: python -m training train {run.folder} --resume"
+    message = f"stopped by SIGTERM; to continue: python -m training train {run.folder} --resume"
     assert run.stdout.splitlines()[-1].startswith(message)
 
 
