@@ -259,7 +259,7 @@ def check_golden(
     golden: Sequence[EncoderDecoderGoldenVector],
     precision: Precision,
 ) -> None:
-    """The known answers of a precision. Raises ExportError, or Unverifiable as `check_int8`."""
+    """The known answers of a precision. Raises ExportError, or Unverifiable like `check_int8`."""
 
     def inputs(vector: EncoderDecoderGoldenVector) -> Inputs:
         lengths = np.array([len(vector.source)])

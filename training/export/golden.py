@@ -38,8 +38,8 @@ def known_answer(
 ) -> tuple[list[float], float]:
     """log p of the `targets` [T], and by how many nats a token a machine may differ from it.
 
-    In fp32 it comes from PyTorch in double precision, by its `logits` [1, T, V]; in int8 from the
-    `reference`, by its log-probabilities [1, T, V].
+    In fp32 they come from the model's `logits` [1, T, V] in double precision, in int8 from the
+    log-probabilities [1, T, V] of the `reference`.
     """
     if precision == "int8":
         logprobs, tolerance = reference(model), MAX_INT8_DIFFERENCE

@@ -294,7 +294,7 @@ def check_golden(
     golden: Sequence[LanguageModelGoldenVector],
     precision: Precision,
 ) -> None:
-    """The known answers of a precision. Raises ExportError, or Unverifiable as `check_int8`."""
+    """The known answers of a precision. Raises ExportError, or Unverifiable like `check_int8`."""
 
     def answer(vector: LanguageModelGoldenVector) -> Array:
         ids = np.array([vector.tokens], np.int64)
@@ -310,7 +310,7 @@ def check_golden(
 
 
 def _check_int8_text(difference: float, allowed: float) -> None:
-    """Check the mean nats a token by which a text differs although each step is right."""
+    """Raise Unverifiable if a whole text differs by more than is allowed, though each step is right."""
     # Written so that NaN fails too.
     if not difference <= allowed:
         raise Unverifiable(

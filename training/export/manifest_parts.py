@@ -75,7 +75,7 @@ def describe_vocab(file: str, vocab: Vocabulary | Tokenizer) -> VocabFile:
 
 
 def heading(config: AnyConfig, name: str | None) -> dict[str, Any]:
-    """The fields that every manifest begins with; None is the configuration's name."""
+    """The fields that every manifest begins with; the default name is the configuration's."""
     return {
         "format_version": FORMAT_VERSION,
         "name": name or config.name,
@@ -88,7 +88,7 @@ def heading(config: AnyConfig, name: str | None) -> dict[str, Any]:
 def training_record(
     run_dir: Path, config: AnyConfig, record: Mapping[str, Any], curve: Curve
 ) -> TrainingRecord:
-    """How the weights came about; `record` is their checkpoint's."""
+    """How the weights were trained; `record` is their checkpoint's."""
     return TrainingRecord(
         config=record["config"],
         seed=config.training.seed,

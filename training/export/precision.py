@@ -44,11 +44,12 @@ from training.networks.recurrent import RecurrentLayer, States
 # Mean nats a token over held-out text, between single precision (in PyTorch and in onnxruntime) and
 # double precision (in PyTorch).
 MAX_DIFFERENCE = 1e-5
-# Mean nats a token in int8: rounding decides between two steps of a state if a sum lies in between.
+# The same for int8, where rounding decides if a sum lies halfway between two steps of a state.
 MAX_INT8_DIFFERENCE = 1e-3
 MARGIN = 16.0
 COPIES = 4
-# Nats a token from which the model is to blame: single precision has no third digit left.
+# If a token is allowed more nats than this, single precision has lost its third digit, and the model
+# is to blame.
 _CHAOTIC = 1e-3
 STEP = float(np.finfo(np.float32).eps)  # 2^-23
 
@@ -143,7 +144,7 @@ def exact_state(state: Tensor, moved: Sequence[Tensor], tokens_read: int) -> Exa
 
 
 def _exact(exact: Tensor, *moved: Tensor, largest: Tensor, steps: int = 1) -> Exact:
-    """For values [B, T, n] that became as `largest` [B, T] as they are in so many `steps`."""
+    """For values [B, T, n] whose largest number is `largest` [B, T], rounded in `steps` steps."""
     change = torch.stack([(x - exact).abs().amax(dim=-1) for x in moved]).amax(dim=0)  # [B, T]
     # NaN has no step: it stays NaN, and fails.
     step = np.spacing(largest.clamp(min=1.0).numpy().astype(np.float32)).astype(np.float64)

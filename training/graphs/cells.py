@@ -17,7 +17,7 @@ from training.graphs.products import add_int8_matrix, add_state_steps, int8_prod
 from training.graphs.quantization import QuantizedLayer, candidate_bias, input_bias, input_table
 from training.networks.language_model import LanguageModel
 
-# Appends a step's nodes: they read `projected` [B, G·H] and `<state>_before`, write `<state>_new`.
+# Appends a step's nodes, from `projected` [B, G·H] and `<state>_before` to `<state>_new`.
 Step = Callable[[GraphBuilder, str], str]
 
 LSTM_GATES = ("in", "forget", "candidate", "out")  # in torch's order

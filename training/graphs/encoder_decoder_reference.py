@@ -40,7 +40,7 @@ def reference_logprobs(
 
 
 def _with_stored_weights(model: EncoderDecoder) -> EncoderDecoder:
-    """The model in double precision, its weights rounded if they are only stored in eight bits."""
+    """A copy in double precision; weights that are only stored in eight bits are rounded."""
     exact = copy.deepcopy(model).double().eval()
     encoder, decoder = exact.encoder, exact.decoder
     if not has_source_table(model):

@@ -25,7 +25,7 @@ class Attention(nn.Module):
     """How much each memory position matters to a decoder state.
 
     `dot` h·v and `general` h·(W v) after Luong et al. 2015; `additive` u·tanh(W_h h + W_v v) after
-    Bahdanau et al. 2015, here with the decoder's new state as in the former.
+    Bahdanau et al. 2015, here with the decoder's new state, as Luong does.
     """
 
     def __init__(self, kind: str, hidden_size: int, memory_size: int) -> None:

@@ -13,7 +13,7 @@ def embedding(vocab_size: int, embedding_dim: int) -> nn.Embedding:
 
 
 def linear(input_size: int, output_size: int) -> nn.Linear:
-    """Weights after Glorot and Bengio 2010, no bias at first."""
+    """Initial weights after Glorot and Bengio 2010, and zeros as biases."""
     module = nn.Linear(input_size, output_size)
     nn.init.xavier_uniform_(module.weight)
     nn.init.zeros_(module.bias)
