@@ -310,7 +310,7 @@ def check_golden(
 
 
 def _check_int8_text(difference: float, allowed: float) -> None:
-    """Raise Unverifiable if a whole text differs by more than is allowed, though each step is right."""
+    """Raise Unverifiable if a whole text differs too much although each step is right."""
     # Written so that NaN fails too.
     if not difference <= allowed:
         raise Unverifiable(

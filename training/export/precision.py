@@ -48,8 +48,8 @@ MAX_DIFFERENCE = 1e-5
 MAX_INT8_DIFFERENCE = 1e-3
 MARGIN = 16.0
 COPIES = 4
-# If a token is allowed more nats than this, single precision has lost its third digit, and the model
-# is to blame.
+# If a token is allowed more nats than this, single precision has lost its third digit, and the
+# model is to blame.
 _CHAOTIC = 1e-3
 STEP = float(np.finfo(np.float32).eps)  # 2^-23
 

@@ -207,9 +207,9 @@ def _add_attention(graph: GraphBuilder, model: EncoderDecoder, h: str) -> str:
 def _add_row_products(graph: GraphBuilder, rows: str, memory: str, name: str) -> str:
     """Each of `rows` [.., N, K, 1, n] times its source's `memory` [N, n, m].
 
-    Each row has a product of its own, so that its bits do not depend on K: onnxruntime adds
-    up a single row in a different order than several. The memory has more axes than the rows, which keeps
-    onnxruntime from merging the K rows of a single source into one product.
+    Each row has a product of its own, so that its bits do not depend on K: onnxruntime adds up a
+    single row in a different order than several. The memory has more axes than the rows, which
+    keeps onnxruntime from merging the K rows of a single source into one product.
     """
     graph.constant(f"{memory}_axes", np.array(_MEMORY_AXES[memory], np.int64))
     wide = graph.add("Unsqueeze", [memory, f"{memory}_axes"], f"{memory}_wide")
