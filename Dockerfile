@@ -1,12 +1,12 @@
-# The service with the shipped bundles: no torch, no compiler, no shell needed to run.
+# The service with the shipped bundles. It needs no torch, compiler or shell to run.
 FROM python:3.11-slim-bookworm AS build
 COPY requirements/service.txt /tmp/service.txt
-# An environment without pip, since nothing is installed in the image that runs.
+# An environment without pip: nothing is installed later in the final image.
 RUN python -m venv --without-pip /opt/unroll \
     && pip --python /opt/unroll/bin/python install --no-cache-dir --disable-pip-version-check \
         --no-deps --require-hashes -r /tmp/service.txt
 COPY service /opt/app/service
-# The root is read-only when it runs, so what Python would write then is written now.
+# Compile now, since the root file system is read-only when the service runs.
 RUN python -m compileall -q /opt/app/service
 
 FROM python:3.11-slim-bookworm
@@ -14,7 +14,7 @@ COPY --from=build /opt/unroll /opt/unroll
 COPY --from=build /opt/app /opt/app
 COPY models /opt/app/models
 WORKDIR /opt/app
-# No name is needed for a user that owns nothing.
+# The user owns no files, so it needs no name.
 USER 10001:10001
 ENV PATH=/opt/unroll/bin:$PATH \
     PYTHONUNBUFFERED=1 \

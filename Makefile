@@ -1,17 +1,17 @@
-# The only door: what CI runs is what a person runs.
+# Every command is here: CI runs the same targets as a person.
 PYTHON ?= python3
 SERVICE_ENV := .venv/service
 DEVELOPMENT_ENV := .venv/development
 CLIENTS_ENV := .venv/clients
 TRAINING_ENV := .venv/training
-# Builds of torch for processors alone, a third of the size; empty takes the plain index's build.
+# Index of CPU-only builds of torch, a third of the size; empty takes the build of the default index.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PROMTOOL := .venv/promtool/usr/bin
 AUDIT_ENV := .venv/audit
 BIN := $(DEVELOPMENT_ENV)/bin
-# A spinning thread pool costs a shared machine 10 to 45 times.
+# On a shared machine, spinning thread pools make training 10 to 45 times slower.
 export OMP_WAIT_POLICY := passive
-# What is run here is nobody else's business: see service/runtime/onnxruntime.py.
+# No telemetry from onnxruntime: see service/runtime/onnxruntime.py.
 export ORT_DISABLE_TELEMETRY := 1
 
 LANGUAGE_MODELS := alice-lstm alice-gru alice-rnn
@@ -24,17 +24,17 @@ PAIR_MODELS := dates-en-de dates-iso g2p-en strings-en-de
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-# A flag where the variable stands on make's command line: some shells have a NAME of their own.
+# A flag only if the variable is given on make's command line: some shells set NAME themselves.
 given = $(if $(filter command,$(origin $(1))),--$(shell echo $(1) | tr A-Z a-z) "$$$(1)")
 
-# FILE is taken whole where there is a file of that name, with its spaces, and else as several.
+# FILE is one name with spaces if such a file exists, else several names.
 learn: which-file $(TRAINING_ENV)/.done ## Learn from a file: make learn FILE=names.txt [NAME=] [MINUTES=] [MODELS=] [AS=lines] [REPLACE=1].
 	@if [ -e "$$FILE" ]; then set -- "$$FILE"; else set -- $$FILE; fi; \
 	exec $(TRAINING_ENV)/bin/python -m training learn $(call given,NAME) $(call given,MINUTES) \
 		$(call given,MODELS) $(call given,AS) $(if $(filter command,$(origin REPLACE)),--replace) -- "$$@"
 
-which-file: # Before anything is installed.
-	@if [ -z "$$FILE" ]; then echo "which file? make learn FILE=names.txt" >&2; exit 2; fi
+which-file: # Checked before anything is installed.
+	@if [ -z "$$FILE" ]; then echo "FILE is missing; run: make learn FILE=names.txt" >&2; exit 2; fi
 
 serve: $(SERVICE_ENV)/.done ## Serve every bundle under models/ on 127.0.0.1:8000.
 	UNROLL_WATCH_MODELS_S=$${UNROLL_WATCH_MODELS_S-2} exec $(SERVICE_ENV)/bin/python -m service
@@ -45,9 +45,9 @@ test: $(DEVELOPMENT_ENV)/.done $(CLIENTS_ENV)/.done chromium promtool ## Run eve
 test-faults: $(DEVELOPMENT_ENV)/.done ## Run the tests that break things on purpose (part of `make test`).
 	$(BIN)/pytest tests/faults tests/end_to_end/test_protocol.py tests/end_to_end/test_workers.py
 
-# Unpacked and not installed: the package would start a server of its own. Without it the tests of
-# the rules are skipped, and say so.
-promtool: ## Fetch promtool for the tests of Prometheus' rules, where apt-get is at hand.
+# Unpacked instead of installed: the package would start a server. Without promtool, the tests of the
+# rules are skipped with a message.
+promtool: ## Fetch promtool for the tests of the Prometheus rules, if apt-get is available.
 	@if ! command -v promtool >/dev/null && [ ! -x $(PROMTOOL)/promtool ] \
 		&& command -v apt-get >/dev/null; then \
 		mkdir -p .venv/promtool && cd .venv/promtool \
@@ -55,15 +55,15 @@ promtool: ## Fetch promtool for the tests of Prometheus' rules, where apt-get is
 			>/dev/null 2>&1 || echo "promtool: could not be fetched"; \
 	fi
 
-# Without it the tests of the page are skipped, and say so.
-chromium: ## Install Chromium for the tests of the page, where apt-get and root are at hand.
+# Without Chromium, the tests of the page are skipped with a message.
+chromium: ## Install Chromium for the tests of the page, if apt-get is available and you are root.
 	@if ! command -v chromium chromium-browser >/dev/null && command -v apt-get >/dev/null \
 		&& [ "$$(id -u)" = 0 ]; then \
 		{ apt-get -q update && apt-get -qy install --no-install-recommends chromium; } \
 			>/dev/null 2>&1 || echo "chromium: could not be installed"; \
 	fi
 
-screenshots: $(DEVELOPMENT_ENV)/.done chromium ## Write docs/screenshots/ anew, by the test of the page.
+screenshots: $(DEVELOPMENT_ENV)/.done chromium ## Write docs/screenshots/ again, with the tests of the page.
 	SCREENSHOTS_DIR=docs/screenshots $(BIN)/pytest tests/page -k pictures
 
 lint: $(DEVELOPMENT_ENV)/.done ## Check format, style, types and import boundaries.
@@ -80,22 +80,22 @@ bench: $(DEVELOPMENT_ENV)/.done ## Measure the engine and the HTTP path (a quart
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.memory
 
-bench-peers: $(DEVELOPMENT_ENV)/.done ## Measure Unroll beside its peers (builds their environments first).
+bench-peers: $(DEVELOPMENT_ENV)/.done ## Compare Unroll with its peers (builds their environments first).
 	$(BIN)/python -m bench.side_by_side
 
-bench-translate: $(DEVELOPMENT_ENV)/.done ## Measure /translate beside loops in PyTorch (needs runs/g2p-en).
+bench-translate: $(DEVELOPMENT_ENV)/.done ## Compare /translate with loops in PyTorch (needs runs/g2p-en).
 	$(BIN)/python -m bench.translate
 
-bench-g2p: $(DEVELOPMENT_ENV)/.done ## Train SIGMORPHON 2020's languages, beside the official baseline.
+bench-g2p: $(DEVELOPMENT_ENV)/.done ## Train the languages of SIGMORPHON 2020 and compare with the official baseline.
 	$(BIN)/python -m bench.g2p
 
 bench-overload: $(DEVELOPMENT_ENV)/.done ## Offer ten times the capacity for a minute (h2load: apt-get install nghttp2-client).
 	$(BIN)/python -m bench.overload
 
-soak: $(DEVELOPMENT_ENV)/.done ## Send 40,000 random requests: memory, threads and descriptors stay flat.
+soak: $(DEVELOPMENT_ENV)/.done ## Send 40,000 random requests and check that memory, threads and descriptors stay flat.
 	$(BIN)/python -m bench.soak
 
-bundles: $(addprefix data/,g2p-en dates strings-en-de) ## Train and export the shipped bundles anew (two hours).
+bundles: $(addprefix data/,g2p-en dates strings-en-de) ## Train and export the shipped bundles again (two hours).
 	for name in $(LANGUAGE_MODELS) $(PAIR_MODELS); do \
 		$(BIN)/python -m training train training/configs/$$name.toml && \
 		$(BIN)/python -m training export runs/$$name || exit 1; \
@@ -119,7 +119,7 @@ openapi.json: $(DEVELOPMENT_ENV)/.done service/*.py service/*/*.py tests/example
 	$(BIN)/python -c 'import json; from service.app import create_app; from service.settings import Settings; \
 		print(json.dumps(create_app(Settings(), []).openapi(), indent=1, ensure_ascii=False))' > $@
 
-lock: ## Resolve the pinned requirements anew (needs uv).
+lock: ## Resolve the pinned requirements again (needs uv).
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 		--extra service --output-file requirements/service.txt pyproject.toml
 	rm -rf .venv/lock && $(PYTHON) -m venv .venv/lock
@@ -130,14 +130,14 @@ lock: ## Resolve the pinned requirements anew (needs uv).
 	.venv/lock/bin/pip freeze --exclude unroll --exclude torch > requirements/development.txt
 	rm -rf .venv/lock
 
-# Its one warning is that requirements tell no graph of who needs whom.
-sbom: $(AUDIT_ENV)/.done ## Write build/sbom.json: CycloneDX of what the service is locked to.
+# It would warn that requirements have no dependency graph.
+sbom: $(AUDIT_ENV)/.done ## Write build/sbom.json: a CycloneDX list of the service's locked packages.
 	mkdir -p build
 	PYTHONWARNINGS=ignore $(AUDIT_ENV)/bin/cyclonedx-py requirements requirements/service.txt \
 		--pyproject pyproject.toml --output-reproducible --output-file build/sbom.json
 
-# Strict, or packages that nobody could be asked about would pass as safe.
-audit: $(AUDIT_ENV)/.done ## Look for known vulnerabilities in the locked requirements (asks pypi.org).
+# Strict: otherwise a package that could not be checked would pass as safe.
+audit: $(AUDIT_ENV)/.done ## Look for known vulnerabilities in the locked requirements (queries pypi.org).
 	@$(AUDIT_ENV)/bin/pip-audit --strict --progress-spinner off --disable-pip --no-deps \
 		-r requirements/service.txt -r requirements/development.txt \
 		|| { echo "audit: FAILED. Either vulnerabilities are listed above, or pypi.org did not answer" \
@@ -147,24 +147,24 @@ clean: ## Remove the environments.
 	rm -rf .venv
 
 $(SERVICE_ENV)/.done: requirements/service.txt
-	@echo "installing what serving needs into $(SERVICE_ENV), once"
+	@echo "installing the service's packages into $(SERVICE_ENV) (only once)"
 	$(PYTHON) -m venv $(SERVICE_ENV)
 	$(SERVICE_ENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
 	touch $@
 
-# By version alone: its wheel differs by platform, and the plain name can be another. What torch
-# needs is in the lists, but for what its builds with CUDA need.
+# Pinned by version only: its wheel differs by platform and index. The requirements have its
+# dependencies, except those of its CUDA builds.
 TORCH := $$(sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 PIP_INSTALL := bin/pip install --quiet --disable-pip-version-check
 define install_torch
 	@echo "installing torch into $(1)"
 	@[ -n "$(TORCH_INDEX)" ] && $(1)/$(PIP_INSTALL) --no-deps --retries 1 --timeout 15 \
 		--index-url "$(TORCH_INDEX)" $(TORCH) \
-	|| { echo "torch: taking the plain index's build, which may bring CUDA"; \
+	|| { echo "torch: using the build of the default index, which may include CUDA"; \
 		$(1)/$(PIP_INSTALL) $(TORCH); }
 endef
 
-# The lists are whole: without --no-deps pip would add what pyproject.toml's [tool.uv] leaves out.
+# The lists are complete: without --no-deps, pip would add what [tool.uv] in pyproject.toml excludes.
 $(DEVELOPMENT_ENV)/.done $(TRAINING_ENV)/.done: requirements/service.txt requirements/development.txt \
 		pyproject.toml
 	$(PYTHON) -m venv $(@D)
@@ -172,7 +172,7 @@ $(DEVELOPMENT_ENV)/.done $(TRAINING_ENV)/.done: requirements/service.txt require
 	$(@D)/$(PIP_INSTALL) --no-deps -r requirements/development.txt
 	touch $@
 
-# What other people's clients need, and what they would pull in of models and GPUs is left out.
+# The clients that the tests use, without the packages for models and GPUs that they would pull in.
 $(CLIENTS_ENV)/.done: requirements/clients.txt
 	$(PYTHON) -m venv $(CLIENTS_ENV)
 	$(CLIENTS_ENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<

@@ -1,9 +1,9 @@
-# The training package, to run on a folder that is mounted at /work.
+# The training package, to run on a folder mounted at /work.
 FROM python:3.11-slim-bookworm
-# Another index to look for torch on, as one of builds for processors alone: a third of the size.
+# An additional package index for torch, such as one with CPU-only builds, a third of the size.
 ARG TORCH_INDEX
 COPY requirements pyproject.toml /tmp/build/
-# torch first and by its version alone, as in the Makefile: the plain name can be another wheel.
+# torch first, pinned by version only, as in the Makefile: its wheel differs by index.
 RUN python -m venv /opt/unroll \
     && /opt/unroll/bin/pip install --no-cache-dir --disable-pip-version-check \
         ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
