@@ -14,6 +14,8 @@ from service.http.wire import (
     UNKNOWN_CHARS,
     AlternativeOut,
     Answer,
+    Bias,
+    Penalty,
     RequestBody,
     TextList,
     Texts,
@@ -72,16 +74,14 @@ class GenerateRequest(RequestBody):
     min_p: float = Field(
         0.0, ge=0.0, le=1.0, description="Keep tokens with this fraction of the likeliest's."
     )
-    presence_penalty: float = Field(
+    presence_penalty: Penalty = Field(
         0.0,
-        ge=-100.0,
-        le=100.0,
         description="What a token's log-probability loses once the choice has it, in nats.",
     )
-    frequency_penalty: float = Field(
-        0.0, ge=-100.0, le=100.0, description="What it loses each time that the choice has it."
+    frequency_penalty: Penalty = Field(
+        0.0, description="What it loses each time that the choice has it."
     )
-    logit_bias: dict[Character, Annotated[float, Field(ge=-1000.0, le=1000.0)]] = Field(
+    logit_bias: dict[Character, Bias] = Field(
         default_factory=dict,
         max_length=MAX_BIASES,
         description="What a character's log-probability gains, in nats; U+E002 is the end of text.",

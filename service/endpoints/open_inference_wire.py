@@ -10,7 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import InvalidRequest
 from service.http.foreign_fields import refuse_foreign
-from service.http.wire import UNKNOWN, UNKNOWN_CHARS, Answer, Problem, TextList
+from service.http.wire import (
+    UNKNOWN,
+    UNKNOWN_CHARS,
+    Answer,
+    LengthPenalty,
+    Penalty,
+    Problem,
+    TextList,
+)
 
 DEFAULT_MAX_TOKENS = 20  # the protocol's
 
@@ -81,11 +89,11 @@ class GenerateParameters(BaseModel):
     stop_words: str | TextList | None = Field(
         None, description="Another name of `stop`, which is TensorRT-LLM's."
     )
-    frequency_penalty: float | None = Field(
-        None, ge=-100.0, le=100.0, description="What a token loses each time it has been written."
+    frequency_penalty: Penalty | None = Field(
+        None, description="What a token loses each time it has been written."
     )
-    presence_penalty: float | None = Field(
-        None, ge=-100.0, le=100.0, description="What a token loses once it has been written."
+    presence_penalty: Penalty | None = Field(
+        None, description="What a token loses once it has been written."
     )
     ignore_eos: bool | None = Field(
         None, description="Never end the text before `max_tokens`, but for `stop`."
@@ -100,7 +108,7 @@ class GenerateParameters(BaseModel):
     beam_width: int | None = Field(
         None, ge=1, description="Another name of `beam_size`, which is TensorRT-LLM's."
     )
-    length_penalty: float | None = Field(None, ge=0.0, le=10.0, description="As in /translate.")
+    length_penalty: LengthPenalty | None = Field(None, description="As in /translate.")
     target_prefix: str | None = Field(None, description="As in /translate.")
 
 

@@ -15,7 +15,7 @@ from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS
 from service.decoding.sampling import SamplingParams
 from service.errors import InvalidRequest
 from service.http.foreign_fields import refuse_foreign
-from service.http.wire import MAX_ALTERNATIVES, MAX_BIASES, Answer, TextList
+from service.http.wire import MAX_ALTERNATIVES, MAX_BIASES, Answer, Bias, Penalty, TextList
 from service.tasks.engine import Generates
 from service.tasks.values import GenerateOptions, Prompt, ScoredToken
 
@@ -86,8 +86,8 @@ class CompletionRequest(BaseModel):
         None, ge=1, description="Write so many, answer the `n` with the best mean logprob a token."
     )
     echo: bool | None = Field(None, description="Put the prompt before each text.")
-    frequency_penalty: float | None = Field(
-        None, ge=-100.0, le=100.0, description="What a token loses each time the choice has it."
+    frequency_penalty: Penalty | None = Field(
+        None, description="What a token loses each time the choice has it."
     )
     ignore_eos: bool | None = Field(
         None, description="Never end the text before `max_tokens`, but for `stop`; an extension."
@@ -95,7 +95,7 @@ class CompletionRequest(BaseModel):
     logit_bias: (
         dict[
             Annotated[str, Field(pattern=r"^[0-9]{1,5}$")],
-            Annotated[float, Field(ge=-1000.0, le=1000.0)],
+            Bias,
         ]
         | None
     ) = Field(None, max_length=MAX_BIASES, description="What a token gains in nats, by its id.")
@@ -122,8 +122,8 @@ class CompletionRequest(BaseModel):
         "`stop`. An extension.",
     )
     n: int | None = Field(None, ge=1, description="Choices a prompt.")
-    presence_penalty: float | None = Field(
-        None, ge=-100.0, le=100.0, description="What a token loses once the choice has it."
+    presence_penalty: Penalty | None = Field(
+        None, description="What a token loses once the choice has it."
     )
     seed: int | None = Field(
         None,

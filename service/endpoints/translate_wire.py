@@ -10,6 +10,7 @@ from service.http.wire import (
     UNKNOWN,
     UNKNOWN_CHARS,
     Answer,
+    LengthPenalty,
     RequestBody,
     TextList,
     Texts,
@@ -42,8 +43,8 @@ class TranslateRequest(RequestBody):
     num_hypotheses: int = Field(
         1, ge=1, description="Hypotheses a source to answer: of the beam, or samples."
     )
-    length_penalty: float = Field(
-        1.0, ge=0.0, le=10.0, description="p in score = sum logprob / length ** p, eos counted."
+    length_penalty: LengthPenalty = Field(
+        1.0, description="p in score = sum logprob / length ** p, eos counted."
     )
     max_tokens: int | None = Field(
         None,

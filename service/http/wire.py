@@ -11,6 +11,10 @@ from service.tasks.values import MAX_POSITIONS, ScoredToken, Unknown
 
 MAX_ALTERNATIVES = 20
 MAX_BIASES = 1024
+# In nats: what a token's log-probability may lose or gain.
+Penalty = Annotated[float, Field(ge=-100.0, le=100.0)]
+Bias = Annotated[float, Field(ge=-1000.0, le=1000.0)]
+LengthPenalty = Annotated[float, Field(ge=0.0, le=10.0)]
 
 
 def _not_empty(value: str | list[str]) -> str | list[str]:
