@@ -231,7 +231,7 @@ class Gateway:
             # Health checks, scrapes and 429s log at DEBUG; metrics cover them.
             is_quiet = route in HEALTH or route == "/metrics" or status == QueueFull.status
             level = logging.DEBUG if is_quiet else logging.INFO
-            told = {
+            fields = {
                 "method": method if route != "other" else "",
                 "route": route,
                 "status": status,
@@ -240,7 +240,7 @@ class Gateway:
                 "client": context.client,
                 **{key: round(value, 6) for key, value in times.items()},
             }
-            logger.log(level, "%s %d in %.1f ms", name, status, 1e3 * spent_s, extra=told)
+            logger.log(level, "%s %d in %.1f ms", name, status, 1e3 * spent_s, extra=fields)
 
 
 def admit(request: Request, key: str | None) -> None:
@@ -341,5 +341,5 @@ def _add_headers(message: Message, context: RequestContext) -> None:
     parts = {"total": time.monotonic() - context.began_at}
     if context.engine_s:
         parts = {"queue": context.queue_s, "engine": context.engine_s, **parts}
-    told = ", ".join(f"{name};dur={1e3 * seconds:.3f}" for name, seconds in parts.items())
-    headers["Server-Timing"] = told
+    timing = ", ".join(f"{name};dur={1e3 * seconds:.3f}" for name, seconds in parts.items())
+    headers["Server-Timing"] = timing

@@ -19,7 +19,7 @@ _EXAMPLES: dict[str, dict[str, Any]] = json.loads(
 _PROBLEM = "application/problem+json"
 _DESCRIPTION = (
     "Besides what each operation documents, any request may be answered with a problem document "
-    "(`application/problem+json`) before an operation sees it: 400 (not HTTP/1.1), 408 (it came "
+    "(`application/problem+json`) before an operation sees it: 400 (not HTTP/1.1), 408 (it arrived "
     "too slowly), 414 and 431 (its URL or its headers are over the limit), 503 (too many "
     "connections)."
 )
@@ -37,7 +37,7 @@ _PUBLISHED = {
 }
 _ID_NAME = "X-Request-Id"
 _REQUEST_ID = {
-    "description": "The request's own, where it sent a harmless one, or else a new one.",
+    "description": "The id that the request sent, if it is harmless, or else a new one.",
     "required": True,
     "schema": {"type": "string", "pattern": f"^{REQUEST_ID.pattern}$"},
 }

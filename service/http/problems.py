@@ -35,26 +35,26 @@ _DOCUMENTED: dict[ServiceError, str] = {
     BadRequest("the body is not JSON"): "The body is not JSON.",
     Unauthorized(
         "send a known key: Authorization: Bearer <key>"
-    ): "API keys are asked for, and there is none in the request that is known.",
-    Forbidden("this takes a key with the role use"): "The API key is for something else.",
+    ): "The request needs an API key and has none, or an unknown one.",
+    Forbidden("this takes a key with the role use"): "The API key does not allow this request.",
     ModelNotFound(
         "there is no such model; there are alice-lstm, g2p-en"
     ): "No served model has that name.",
     BundleUnusable(
         "alice-lstm: step.int8.onnx: its SHA-256 is not the manifest's"
-    ): "The bundle cannot be served; what was served before goes on.",
+    ): "The bundle cannot be served; the models served before stay in service.",
     BodyTooLarge(
         f"the body may have {_DEFAULTS.max_body_bytes} bytes at most"
     ): "The body is over the limit.",
     UnsupportedMediaType(
         "send the body with Content-Type: application/json"
-    ): "The body is of another type than the operation takes, or it is compressed.",
+    ): "The body has a media type that the operation does not accept, or it is compressed.",
     HostNotAllowed(
         "this server answers for other names; see UNROLL_ALLOWED_HOSTS"
-    ): "Host names another server.",
+    ): "The Host header names another server.",
     InvalidRequest.of_option(
         "max_tokens", f"too many tokens; at most {_DEFAULTS.max_tokens} are allowed"
-    ): "A field or a limit; `errors` points at it.",
+    ): "A field is invalid or over a limit; `errors` points at it.",
     QueueFull(
         f"{_DEFAULTS.max_queue_requests} requests wait for this model, with 1024 rows and 20480 "
         f"tokens; at most {_DEFAULTS.max_queue_requests} requests, {_DEFAULTS.max_queue_rows} rows "
@@ -129,11 +129,11 @@ def problems_as(
     for error, text in _DOCUMENTED.items():
         if error.status in _ADMIN:
             continue
-        told = form(problem_of(error, ""))
+        formed = form(problem_of(error, ""))
         documented[(statuses or {}).get(error.status, error.status)] = {
             "description": text,
-            "model": type(told),
-            "content": {"application/json": {"example": told.model_dump()}},
+            "model": type(formed),
+            "content": {"application/json": {"example": formed.model_dump()}},
             "headers": _documented_headers(error),
         }
     return documented

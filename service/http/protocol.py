@@ -122,12 +122,12 @@ class BoundedProtocol(H11Protocol):
         self.conn.begin_turn(self._next_chunks)
         super().handle_events()
         if self.scope is not None and "unroll.abort" not in self.scope:
-            told = {
+            hooks = {
                 "unroll.abort": self.outlet.abort,
                 "unroll.has_room": self.unsent.has_room,
                 "unroll.is_gone": self.outlet.is_closing,
             }
-            self.scope.update(told)  # type: ignore[typeddict-item]
+            self.scope.update(hooks)  # type: ignore[typeddict-item]
         if self.conn.is_cut and not self.outlet.is_closing():
             self._awaits_turn = True
             self.flow.hold_reading()
@@ -294,8 +294,8 @@ class BoundedProtocol(H11Protocol):
     def _await_body(self) -> None:
         self._awaits_body = True
         # For routes whose bodies are streams; the application has not started to read yet.
-        told = {"unroll.expect_stream": self.expect_stream, "unroll.stand_still": self.stand_still}
-        self.scope.update(told)  # type: ignore[typeddict-item]
+        hooks = {"unroll.expect_stream": self.expect_stream, "unroll.stand_still": self.stand_still}
+        self.scope.update(hooks)  # type: ignore[typeddict-item]
         self._begin_deadline("the body of a request", self.settings.body_timeout_s)
 
     def _begin_deadline(self, what: str, limit_s: float) -> None:

@@ -108,7 +108,7 @@ class ReceivingConnection(h11.Connection):
         return event
 
     def send(self, event: Any) -> Any:
-        """h11's bytes; an answer before the end of a long body gets `Connection: close`."""
+        """h11's bytes; an answer sent before a long body has ended gets `Connection: close`."""
         if isinstance(event, h11.Response) and (self.closes or self._leaves_much()):
             headers = [(name, value) for name, value in event.headers if name != b"connection"]
             headers.append((b"connection", b"close"))

@@ -137,7 +137,7 @@ class Admission:
         )
 
     def _come_again(self) -> dict[str, str]:
-        """A Retry-After of the time it takes to work off the queue as it stands."""
+        """Retry-After: the seconds until the current queue has been worked off."""
         wait_s = math.ceil(self.rate.seconds(self.waiting.tokens))
         return {"Retry-After": str(min(max(RETRY_AFTER_S, wait_s), _MOST_RETRY_AFTER_S))}
 

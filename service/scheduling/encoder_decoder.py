@@ -15,8 +15,8 @@ from service.scheduling.scheduler import run_failed
 
 # Source positions in one run of the encoder: limits the memory that the graph uses.
 _MAX_POSITIONS = 4096
-# New sources wait while they are few compared with those being searched, but at most for this many
-# steps: encoding one source costs half as much as encoding four together.
+# New sources wait while they are fewer than this share of those being searched, for at most this
+# many steps: encoding one source costs half as much as encoding four together.
 _FEW = 1 / 4
 _MOST_STEPS = 4
 
@@ -26,7 +26,7 @@ Ended = list[tuple[Search, ServiceError | None]]
 
 
 class EncoderDecoderRunner:
-    """Encodes sources of one padded length together; searches those of one length and width so."""
+    """Encodes sources of one padded length together, then searches those of one width together."""
 
     def __init__(self, session: EncoderDecoderSession, *, name: str) -> None:
         self._session = session

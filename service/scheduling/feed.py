@@ -1,7 +1,7 @@
 """Streaming results from a worker's thread to the event loop, in order.
 
-A client may read more slowly than the engine writes, or not at all. Until then its tokens wait in
-columns of a few bytes a token, and the limits on a request limit their number.
+A client may read more slowly than the engine writes, or not at all. Its tokens wait here in columns
+of a few bytes a token; the limits on a request bound their number.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class Feed(Generic[Item]):
             await task
         finally:
             if task.done() and not task.cancelled():
-                # Retrieved even if the reader has left: asyncio would log it as never retrieved.
+                # Retrieve the exception even if the reader has left, or asyncio logs it.
                 task.exception()
             task.cancel()
 
@@ -57,7 +57,7 @@ class News:
         self._kinds: list[tuple[np.dtype[Any], tuple[int, ...]]] = []
         self._columns: list[bytearray] = []
         self._has_ended = False
-        self._is_known = False  # whether it stands in the feed already
+        self._is_known = False  # whether it is in the feed already
 
     def add(self, columns: Sequence[npt.NDArray[Any]]) -> bool:
         """Append tokens, given as `columns` [T, …]; true if the caller must put it into the feed.
@@ -70,17 +70,17 @@ class News:
                 self._columns = [bytearray() for _ in columns]
             for held, column in zip(self._columns, columns, strict=True):
                 held.extend(column.tobytes())
-            return self._tell()
+            return self._must_be_put()
 
     def end(self) -> bool:
         """Mark the end; true if the caller must put it into the feed."""
         with self._lock:
             self._has_ended = True
-            return self._tell()
+            return self._must_be_put()
 
-    def _tell(self) -> bool:
-        tells, self._is_known = not self._is_known, True
-        return tells
+    def _must_be_put(self) -> bool:
+        was_known, self._is_known = self._is_known, True
+        return not was_known
 
     def take(self) -> tuple[list[npt.NDArray[Any]], bool]:
         """The columns added since the last call (none without tokens), and whether it has ended."""
