@@ -1,4 +1,7 @@
-"""Answers as frozen dataclasses. What a newer service adds is left out, not refused."""
+"""Answers as frozen dataclasses. What a newer service adds is left out, not refused.
+
+Their fields are those of the service's wire models, which `tests/client/test_contract.py` checks.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
