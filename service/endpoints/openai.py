@@ -9,10 +9,10 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 
 from service.bundle.text import BOS_ID
+from service.endpoints.openai_request import CompletionRequest, engine_prompt
 from service.endpoints.openai_wire import (
     Completion,
     CompletionChoice,
-    CompletionRequest,
     CompletionUsage,
     LogprobsOut,
     ModelOut,
@@ -20,7 +20,6 @@ from service.endpoints.openai_wire import (
     OpenAIError,
     OpenAIErrorAnswer,
     PromptTokensDetails,
-    engine_prompt,
     fingerprint,
     logprobs_of,
 )
