@@ -26,7 +26,7 @@ from training.text_files import digest_of
 
 _RECORD_FILE = "corpus.json"
 _SPLIT_FILES = tuple(f"{split}.{part}" for split in SPLITS for part in ("ids", "starts"))
-# What the ids depend on, beside the files.
+# Options that the ids depend on.
 _OPTIONS = {
     "documents",
     "normalization",
@@ -71,7 +71,7 @@ class Corpus:
     train: Split
     valid: Split
     test: Split
-    counts: dict[str, int] = field(default_factory=dict)  # what was read and dropped, for people
+    counts: dict[str, int] = field(default_factory=dict)  # what was read and dropped, to be shown
 
     def split(self, name: str) -> Split:
         """The split called `train`, `valid` or `test`."""
@@ -91,9 +91,9 @@ class Corpus:
 def prepare(
     config: LanguageModelDataConfig, base: Path, folder: Path, known_tokens: Sequence[str] = ()
 ) -> Corpus:
-    """Write the corpus into `folder`, or reuse what is there if inputs and options are the same.
+    """Write the corpus into `folder`, or reuse it if inputs and options are the same.
 
-    `known_tokens` keep their ids, and the text's other characters follow.
+    `known_tokens` keep their ids; other characters of the text follow them.
     """
     files = sources(config, base)
     options = config.model_dump(include=_OPTIONS)
@@ -116,7 +116,7 @@ def prepare(
             "counts": documents.counts,
             "checksums": _checksums(folder),
         }
-        # Whole or not at all: a crash leaves a corpus that is prepared anew.
+        # Written whole or not at all: after a crash the corpus is prepared again.
         scratch = record.with_suffix(".writing")
         scratch.write_text(json.dumps(document))
         scratch.replace(record)
@@ -124,7 +124,7 @@ def prepare(
 
 
 def _is_prepared(folder: Path, key: dict[str, Any]) -> bool:
-    """Whether the folder holds, undamaged, what these inputs and options give."""
+    """Whether the folder holds the corpus of these inputs and options, undamaged."""
     record = folder / _RECORD_FILE
     if not record.exists() or _missing(folder):
         return False
@@ -133,14 +133,14 @@ def _is_prepared(folder: Path, key: dict[str, Any]) -> bool:
 
 
 def input_digest(config: LanguageModelDataConfig, base: Path) -> str:
-    """What `Corpus.sha256` is for the files as they are now. Raises ConfigError for none."""
+    """`Corpus.sha256` for the files as they are now. Raises ConfigError if there are none."""
     return digest_of([source.path for source in sources(config, base)])
 
 
 def load(folder: Path) -> Corpus:
-    """Open a prepared corpus; the text that it comes from is not needed.
+    """Open a prepared corpus, without the text that it was made from.
 
-    Raises ConfigError where there is none, or where its files are not those that were written.
+    Raises ConfigError where there is none, or where its files have changed.
     """
     path = folder / _RECORD_FILE
     if missing := _missing(folder):
@@ -156,7 +156,7 @@ def load(folder: Path) -> Corpus:
 
 
 def _opened(folder: Path) -> Corpus:
-    """A corpus that is known to be whole."""
+    """Open a corpus that is known to be complete."""
     record = json.loads((folder / _RECORD_FILE).read_text())
     splits = {}
     for name in SPLITS:
@@ -176,7 +176,7 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 
 def _missing(folder: Path) -> list[Path]:
-    """Files that a prepared corpus has, and this folder has not."""
+    """The files of a prepared corpus that this folder lacks."""
     paths = [folder / name for name in (_RECORD_FILE, *_SPLIT_FILES)]
     return [path for path in paths if not path.exists()]
 
@@ -184,7 +184,7 @@ def _missing(folder: Path) -> list[Path]:
 def _write(
     config: LanguageModelDataConfig, documents: Documents, folder: Path, known_tokens: Sequence[str]
 ) -> list[str]:
-    """Write every split's ids and document offsets; returns the vocabulary's tokens."""
+    """Write the ids and document offsets of every split. Returns the vocabulary's tokens."""
     vocab = _vocabulary(config, documents)
     if known_tokens:
         vocab = Vocabulary([*known_tokens, *(x for x in vocab.tokens if x not in known_tokens)])
@@ -207,7 +207,7 @@ def _write(
 
 
 def _vocabulary(config: LanguageModelDataConfig, documents: Documents) -> Vocabulary:
-    """The training split's characters, but the rare ones."""
+    """The characters of the training split, without the rare ones."""
     counts: Counter[str] = Counter()
     for split, text, _ in documents.pieces():
         if split == TRAIN:
@@ -221,7 +221,7 @@ def _vocabulary(config: LanguageModelDataConfig, documents: Documents) -> Vocabu
 
 
 def check_held_out(config: LanguageModelDataConfig, corpus: Corpus) -> None:
-    """Raise ConfigError, with what is needed, where a split that is wanted has no text."""
+    """Raise ConfigError, which says what is needed, where a wanted split has no text."""
     if corpus.valid.chars == 0:
         raise ConfigError(_too_little(config, corpus.counts, "valid"))
     # The fractions are of `files` alone.
@@ -243,7 +243,7 @@ def _named(files: list[Path]) -> str:
 
 
 def _too_little(config: LanguageModelDataConfig, counts: dict[str, int], split: str) -> str:
-    """What was found, what is needed and which options change it."""
+    """Says what was found, what is needed and which options change it."""
     lines = config.documents == "line"
     what = "lines" if lines else "files"
     count = counts.get(what, 0)
@@ -262,7 +262,7 @@ def _too_little(config: LanguageModelDataConfig, counts: dict[str, int], split: 
     if fraction == 0.0:
         return said + f"Set {option} (0.1 is usual), or name data.{split}_files"
     if lines:
-        # So many that a split stays empty in one case of twenty.
+        # With so many lines, a split stays empty in one case of twenty.
         least = math.ceil(math.log(0.05) / math.log1p(-fraction))
         return said + (
             f"With {option} = {fraction:g}, at least {least:,} different lines are needed: "

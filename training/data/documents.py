@@ -1,8 +1,8 @@
 """Files to documents, and documents to splits, in constant memory.
 
-By document, a line is in a split by a seeded hash of its text, so that the same line is in one
-split wherever it stands; of a file the head is trained on, then comes its validation, then its
-test. By position, the same is done to all files as if they were one text.
+By document, a seeded hash of its text assigns a line to a split, so that equal lines are always in
+the same split; a file is cut into its training, validation and test part, in this order. By
+position, all files are cut in this way as if they were one text.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ ROLES: tuple[Role, ...] = ("files", "train_files", "valid_files", "test_files")
 # Characters before the end of the training split, and before the end of the validation.
 Ends: TypeAlias = tuple[int, int]
 
-# Without ' . : ^ and `: whether a sigma is a final one is decided by what stands beyond those.
+# Without ' . : ^ and `: lower-casing looks past these to see whether a sigma ends its word.
 _ASCII_PAIR = re.compile(r"[!-&(-\-/-9;-\]_a-~]{2}")
-# A line is known by its beginning: what stands in memory is bounded, whatever its length.
+# A line is identified by its beginning, so that memory is bounded however long the line is.
 _KEY_CHARS = 4096
-# Of several files, one with less than this to validate or to test on is not cut.
+# Characters. Among several files, one with a smaller validation or test part is not cut.
 _LEAST_PART = 64
 
 
@@ -42,7 +42,7 @@ class Source:
 
 
 def sources(config: LanguageModelDataConfig, base: Path) -> list[Source]:
-    """The files by list, each in one: a test file is not validated or trained on, too."""
+    """The files with one role each: a test file is not used to validate or train as well."""
     found: dict[Path, Source] = {}
     for role in ROLES:
         for path in input_files(getattr(config, role), base, f"data.{role}"):
@@ -55,7 +55,7 @@ class Documents:
     """The documents of a configuration's files, scanned once, then read by split."""
 
     def __init__(self, config: LanguageModelDataConfig, files: Sequence[Source]) -> None:
-        """Read all of the files: to count them, and to know what is held out of the training."""
+        """Read all files once, to count them and to find what is held out of training."""
         self._config = config
         self._files = files
         self._rules = config.normalization
@@ -73,11 +73,11 @@ class Documents:
 
     @property
     def counts(self) -> dict[str, int]:
-        """What was read and dropped, for people."""
+        """What was read and dropped, to be shown."""
         return dict(self._scanned + self._dropped)
 
     def pieces(self) -> Iterator[tuple[int, str, bool]]:
-        """(split, text, ends) in order: `ends` is true on the last piece of a document."""
+        """(split, text, ends) in order; `ends` is true for the last piece of a document."""
         if self._config.documents == "line":
             return self._line_pieces()
         return self._file_pieces()
@@ -131,11 +131,11 @@ class Documents:
             return ROLES.index(role) - 1
         if self._config.split_by == "document":
             return self._split_by_hash(key)
-        # It belongs to the split in which it starts.
+        # A line belongs to the split that it starts in.
         return sum(position >= end for end in self._line_ends)
 
     def _lines(self, path: Path, counts: Counter[str]) -> Iterator[tuple[bytes, str, bool]]:
-        """(key, text, ends) pieces of the lines that are not blank; the key tells equal ones."""
+        """(key, text, ends) pieces of the lines that are not blank; equal lines have equal keys."""
         strip = self._config.strip_lines
         key = b""
         head = ""  # of a line that has no key yet
@@ -210,7 +210,7 @@ class Documents:
         self._drop_held_out(totals, keys)
 
     def _drop_held_out(self, totals: dict[Path, int], keys: dict[Path, bytes]) -> None:
-        """Take copies of files that are held out whole out of what comes before."""
+        """Drop files that have a copy in a later split which is held out whole."""
         if not self._whole_lists:
             return
         split = {
@@ -229,7 +229,7 @@ class Documents:
         return bool(wanted) and min(wanted) * total < _LEAST_PART
 
     def _file_pieces(self) -> Iterator[tuple[int, str, bool]]:
-        """A file is cut where a split of it ends, and each part is a document of its own."""
+        """Cut each file where a split ends; each part is a document of its own."""
         for source in self._files:
             if source.path not in self._ends:
                 continue

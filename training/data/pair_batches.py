@@ -21,12 +21,12 @@ _POOL_BATCHES = 50
 
 @dataclass(frozen=True, slots=True)
 class PairBatch:
-    """Pairs, padded: a source ends with eos, `tokens` begin with bos, `targets` end with eos."""
+    """Padded pairs: a source ends with eos, `tokens` begin with bos, `targets` end with eos."""
 
     sources: IdArray  # [B, S]
     lengths: IdArray  # [B] eos counted
     tokens: IdArray  # [B, T]
-    targets: IdArray  # [B, T] a padded one is not counted
+    targets: IdArray  # [B, T] pads are not counted
 
     @property
     def predicted(self) -> int:
@@ -35,7 +35,7 @@ class PairBatch:
 
 
 def pad_sources(sources: Sequence[Ids]) -> tuple[IdArray, IdArray]:
-    """Sources with eos behind, [B, S], and their lengths, [B]."""
+    """Sources followed by eos, [B, S], and their lengths, [B]."""
     lengths = np.array([len(source) + 1 for source in sources], np.int64)
     padded = np.full((len(sources), int(lengths.max())), PAD_ID, np.int64)
     for row, source in zip(padded, sources, strict=True):
@@ -51,12 +51,12 @@ def pair_batch(split: PairSplit, indices: Sequence[int]) -> PairBatch:
     tokens = np.full_like(targets, PAD_ID)
     tokens[:, 0] = BOS_ID
     tokens[:, 1:] = targets[:, :-1]
-    tokens[tokens == EOS_ID] = PAD_ID  # nothing is counted after it
+    tokens[tokens == EOS_ID] = PAD_ID  # nothing after it is counted
     return PairBatch(sources, lengths, tokens, targets)
 
 
 class PairBatches:
-    """An endless walk over a split: every pair once an epoch, in an order of the epoch's own."""
+    """An endless walk over a split: every pair once in each epoch, in another order each time."""
 
     def __init__(self, split: PairSplit, batch_size: int, *, seed: int) -> None:
         self._split = split
@@ -67,7 +67,7 @@ class PairBatches:
         self._batches = self._shuffled()
 
     def next(self) -> PairBatch:
-        """The next batch; the last ones of a pool may be smaller."""
+        """The next batch; the last one of a pool may be smaller."""
         if self._index == len(self._batches):
             self._epoch, self._index = self._epoch + 1, 0
             self._batches = self._shuffled()
@@ -75,7 +75,7 @@ class PairBatches:
         return pair_batch(self._split, self._batches[self._index - 1].tolist())
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs to go on from here; JSON."""
+        """What `restore` needs to continue from here; JSON."""
         return {"epoch": self._epoch, "index": self._index}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -84,12 +84,12 @@ class PairBatches:
         self._batches = self._shuffled()
 
     def _shuffled(self) -> list[IdArray]:
-        """The epoch's batches. Only the seed and the epoch decide."""
+        """The epoch's batches, which depend on the seed and the epoch alone."""
         rng = np.random.default_rng((self._seed, self._epoch))
         order = rng.permutation(len(self._split))
         batches: list[IdArray] = []
         for pool in _cut(order, _POOL_BATCHES * self._batch_size):
-            # By the longer side first: that is what a batch is padded to.
+            # By source, then by target: a batch is padded to the longest of each.
             lengths = [(len(self._split.sources[i]), len(self._split.targets[i])) for i in pool]
             ranked = sorted(range(len(pool)), key=lengths.__getitem__)
             batches += _cut(pool[ranked], self._batch_size)

@@ -1,4 +1,4 @@
-"""Files of pairs to ids: filtered with counts, split by source, tokenized on both sides."""
+"""Files of pairs to ids: filtered and counted, split by source, tokenized on both sides."""
 
 import hashlib
 from collections import Counter
@@ -18,7 +18,7 @@ from training.errors import ConfigError
 from training.text_files import digest_of, input_files, read_lines
 
 ALIGNED = " || "  # between the names of two aligned files
-_RARE = 0.05  # of a file's lines: fewer without a tab are dropped, more are not a file of pairs
+_RARE = 0.05  # share of lines without a tab that are dropped; with more it is no file of pairs
 
 Ids: TypeAlias = npt.NDArray[np.uint16]
 Pair: TypeAlias = tuple[str, str]  # source, target; normalized
@@ -26,12 +26,12 @@ Pair: TypeAlias = tuple[str, str]  # source, target; normalized
 
 @dataclass(frozen=True, slots=True)
 class PairSplit:
-    """Pairs of one split, and for every source all of its targets."""
+    """The pairs of one split, and every target of each source."""
 
     name: str
     pairs: Sequence[Pair]
-    sources: Sequence[Ids]  # of each pair; eos is not in it
-    targets: Sequence[Ids]  # of each pair; bos and eos are not in it
+    sources: Sequence[Ids]  # of each pair, without eos
+    targets: Sequence[Ids]  # of each pair, without bos and eos
     references: dict[str, list[str]] = field(init=False)  # every target of a source, in order
 
     def __post_init__(self) -> None:
@@ -53,8 +53,8 @@ class PairCorpus:
     sha256: str  # over the input files, in order
     train: PairSplit
     valid: PairSplit
-    tests: Sequence[PairSplit]  # `test`, where there is one, and the extra ones by name
-    counts: dict[str, int]  # what was read, kept and dropped, for people
+    tests: Sequence[PairSplit]  # `test`, where there is one, and the extra tests
+    counts: dict[str, int]  # what was read, kept and dropped, to be shown
 
     @property
     def held_out(self) -> Sequence[PairSplit]:
@@ -67,7 +67,7 @@ def prepare_pairs(
 ) -> PairCorpus:
     """Read, filter, split and tokenize. Raises ConfigError for files that cannot be used.
 
-    Of `known` tokenizers, source and target, tokens keep their ids, and others follow; subwords
+    The tokens of `known` tokenizers (source, target) keep their ids, and new ones follow; subwords
     stay as they are.
     """
     reader = _Reader(config, base)
@@ -100,7 +100,7 @@ def prepare_pairs(
 
 
 def input_digest(config: EncoderDecoderDataConfig, base: Path) -> str:
-    """What `PairCorpus.sha256` is for the files as they are now. Raises ConfigError for none."""
+    """`PairCorpus.sha256` for the files as they are now. Raises ConfigError if there are none."""
     lists = [
         (config.files, "data.files"),
         *((getattr(config, f"{name}_files"), f"data.{name}_files") for name in SPLITS),
@@ -119,7 +119,7 @@ def input_digest(config: EncoderDecoderDataConfig, base: Path) -> str:
 def _too_little(
     config: EncoderDecoderDataConfig, counts: Mapping[str, int], name: str, purpose: str
 ) -> str:
-    """What was found, and which options change it."""
+    """Says what was found, and which options change it."""
     dropped = sum(count for reason, count in counts.items() if reason.startswith("dropped"))
     said = f"data: no pair is left to {purpose}, of {counts['read']:,} read ({dropped:,} dropped). "
     if name == "train":
@@ -130,7 +130,7 @@ def _too_little(
 
 
 class _Reader:
-    """Files to normalized pairs by split, and the counts of what was dropped on the way."""
+    """Reads files into normalized pairs by split, and counts what it drops."""
 
     def __init__(self, config: EncoderDecoderDataConfig, base: Path) -> None:
         self._config = config
@@ -139,7 +139,7 @@ class _Reader:
         self.counts: Counter[str] = Counter()
 
     def splits(self) -> dict[str, list[Pair]]:
-        """Pairs by split; no source is in two of them."""
+        """Pairs by split; no source is in two splits."""
         config = self._config
         splits: dict[str, list[Pair]] = {name: [] for name in SPLITS}
         for pair in self._read(config.files, "data.files"):
@@ -177,7 +177,7 @@ class _Reader:
 
 
 def make_tokenizer(tokenization: str, tokens: Sequence[str], document: str | None) -> Tokenizer:
-    """A tokenizer from what a checkpoint or a bundle keeps of it."""
+    """The tokenizer that a checkpoint or a bundle describes."""
     if tokenization == "bpe":
         if document is None:
             raise ValueError("bpe needs the tokenizer's document")
@@ -196,7 +196,7 @@ def _files(pattern: str, base: Path, option: str) -> list[Path]:
 
 
 def _tsv(path: Path, counts: Counter[str]) -> Iterator[Pair]:
-    """The pairs of a file; lines that hold none are counted. Raises ConfigError for many such."""
+    """The pairs of a file; counts lines without one. Raises ConfigError where there are many."""
     lines = without_tab = first = 0
     for number, line in enumerate(read_lines(path), start=1):
         if is_blank(line):
@@ -217,7 +217,7 @@ def _tsv(path: Path, counts: Counter[str]) -> Iterator[Pair]:
         yield source, target
     if without_tab > _RARE * lines:
         raise ConfigError(
-            f"{path}, line {first}: it has no tab, as {without_tab:,} of {lines:,} lines; "
+            f"{path}, line {first}: there is no tab, as in {without_tab:,} of {lines:,} lines; "
             "a line is source, tab, target (two aligned files are written "
             f'"sources.txt{ALIGNED}targets.txt")'
         )
@@ -233,7 +233,7 @@ def _aligned(sources: Path, targets: Path) -> Iterator[Pair]:
 
 
 def _split_of(source: str, config: EncoderDecoderDataConfig) -> str:
-    """By the source alone, so that it is in one split whatever else is in the files."""
+    """By the source alone, so that it stays in its split whatever else the files hold."""
     digest = hashlib.blake2b(source.encode(), digest_size=8).digest()
     split = split_of(
         digest, valid_fraction=config.valid_fraction, test_fraction=config.test_fraction
@@ -242,7 +242,7 @@ def _split_of(source: str, config: EncoderDecoderDataConfig) -> str:
 
 
 def _hold_out(splits: dict[str, list[Pair]], counts: Counter[str]) -> None:
-    """Take sources out of a split where a later one has them, too: the last test wins."""
+    """Drop sources from a split that are in a later one as well: the last test wins."""
     taken: set[str] = set()
     for name in reversed(splits):
         kept = [pair for pair in splits[name] if pair[0] not in taken]
@@ -267,7 +267,7 @@ def _tokenizers(
 
 
 def _grown(known: Tokenizer, own: Tokenizer) -> Tokenizer:
-    """The known tokens and then those that are new."""
+    """The known tokens, followed by the new ones."""
     if isinstance(own, Subwords):
         return known
     tokens = [*known.tokens, *(x for x in own.tokens if x not in known.tokens)]
@@ -289,7 +289,7 @@ def _learn(config: TextSideConfig, texts: Iterable[str]) -> Tokenizer:
 
 
 class _Encoder:
-    """Texts to ids; pairs that are too long or too unlike in length are dropped and counted."""
+    """Texts to ids; drops and counts pairs that are too long or too different in length."""
 
     def __init__(
         self,

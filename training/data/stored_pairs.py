@@ -1,4 +1,4 @@
-"""Prepared pairs in a run's folder: all that a run needs once its files of pairs have gone."""
+"""Prepared pairs in a run's folder: all that the run needs, even when its files are gone."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ _FORMAT = 1
 
 
 def store_pairs(corpus: PairCorpus, path: Path) -> None:
-    """Write the pairs, whole or not at all: JSON, and before it a line with its SHA-256."""
+    """Write the pairs, whole or not at all: a line with the SHA-256, then JSON."""
     document = {
         "format": _FORMAT,
         "sha256": corpus.sha256,
@@ -33,7 +33,7 @@ def store_pairs(corpus: PairCorpus, path: Path) -> None:
 
 
 def load_pairs(config: EncoderDecoderDataConfig, path: Path) -> PairCorpus:
-    """The pairs as they were prepared. Raises ConfigError where they are not there or damaged."""
+    """The pairs as they were prepared. Raises ConfigError where they are missing or damaged."""
     try:
         digest, _, body = path.read_bytes().partition(b"\n")
     except FileNotFoundError as error:
@@ -57,7 +57,7 @@ def tokenizer_record(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def restored_tokenizer(side: TextSideConfig, record: dict[str, Any]) -> Tokenizer:
-    """The tokenizer of a `tokenizer_record`."""
+    """The tokenizer that `tokenizer_record` describes."""
     return make_tokenizer(side.tokenization, record["tokens"], record["document"])
 
 

@@ -1,8 +1,8 @@
 """Windows for truncated backpropagation through time: lanes that walk through documents.
 
-B batch (lanes), T time. A lane reads its document window after window, so the recurrent state
-carries over; at a document's start the state is reset. Everything a lane needs to go on is a
-handful of integers, which is what makes an exact resume possible.
+B batch (lanes), T time. A lane reads its document window by window and carries the recurrent
+state from each to the next; the state is reset where a document starts. The position of a lane is a
+few integers, which makes an exact resume possible.
 """
 
 import math
@@ -21,7 +21,7 @@ _Row: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], bool]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One step's input. Short rows are padded; a padded target is not counted."""
+    """The input of one step. Short rows are padded; pads are not counted as targets."""
 
     tokens: npt.NDArray[np.int64]  # [B, T]
     targets: npt.NDArray[np.int64]  # [B, T]
@@ -37,14 +37,14 @@ class _Lane:
 
 
 class Windows:
-    """An endless walk over a split; `state` and `restore` make it resumable.
+    """An endless walk over a split, which `state` and `restore` can resume.
 
-    `order="stream"`: lanes start equally spaced and each follows the stream, around its end too,
-    so that a lane's state is right even where another lane began. `order="shuffle"`: a lane that
-    ends its document takes the next one from a permutation drawn anew each epoch.
-    `restart_probability` is a window's chance to end the text at its last line end: eos is the
-    target there, and the next window begins with bos. It teaches the beginning and the end of a
-    text to a model whose corpus begins and ends once.
+    `order="stream"`: lanes start evenly spaced and each reads on through all documents and around
+    the end, so its state is right even where another lane has started. `order="shuffle"`: a lane at
+    the end of its document takes the next one from a permutation, a new one for each epoch.
+    `restart_probability` is the chance that a window ends the text at its last line end: eos is the
+    target there, and the next window begins with bos. From this, a model whose corpus begins and
+    ends once learns how a text begins and ends.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Windows:
         return _pad(rows)
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs to go on from here; JSON."""
+        """What `restore` needs to continue from here; JSON."""
         return {
             "windows_read": self._windows_read,
             "documents_taken": self._documents_taken,
@@ -106,12 +106,12 @@ class Windows:
         lane.position += size
         lane.fresh = False
         if self._restarts(index):
-            # Where the document itself ends after the line, it would leave an empty text.
+            # Not where the document itself ends after the line: an empty text would be left.
             cut_here = (targets[:-1] == self._line_end_id) & (targets[1:] != EOS_ID)
             line_ends = np.flatnonzero(cut_here)
             if len(line_ends):
                 last = int(line_ends[-1])
-                # The line end is read, and eos predicted after it; bos takes its place next.
+                # The line end is an input and eos its target; the next window reads bos instead.
                 tokens, targets = tokens[: last + 2], targets[: last + 2].copy()
                 targets[-1] = EOS_ID
                 lane.position += last + 1 - size
@@ -154,7 +154,7 @@ class Windows:
 
 
 class SequentialWindows:
-    """An iterator of windows over every document, in order; rows that are done are padding."""
+    """An iterator of windows over all documents in order; rows without a document are padding."""
 
     def __init__(self, split: Split, batch_size: int, bptt_len: int) -> None:
         self._split = split
@@ -204,8 +204,8 @@ def _pad(rows: list[_Row]) -> Window:
 def _permuted(index: int, size: int, key: tuple[int, int]) -> int:
     """Position `index` of a permutation of range(size), without holding the permutation.
 
-    An affine map with a random multiplier: enough to break up the order of a sorted file, in
-    constant memory whatever the number of documents.
+    An affine map with a random multiplier: it breaks up the order of a sorted file, and takes
+    constant memory for any number of documents.
     """
     rng = np.random.default_rng(key)
     offset, multiplier = (int(x) for x in rng.integers(0, size, 2))

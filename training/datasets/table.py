@@ -1,6 +1,6 @@
 """The data sets by name.
 
-Importing this needs the standard library only: a builder's own libraries are imported when it runs.
+This file needs the standard library only: a builder's own libraries are imported when it runs.
 """
 
 from collections.abc import Callable

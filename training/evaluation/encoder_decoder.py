@@ -1,4 +1,4 @@
-"""What an encoder-decoder is worth on a split: nats a token, and metrics of its translations."""
+"""How good an encoder-decoder is on a split: nats a token, and metrics of its translations."""
 
 import math
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ from training.evaluation.beam_search import translate
 from training.evaluation.metrics import measure
 from training.networks.encoder_decoder import EncoderDecoder
 
-# A target may be this much longer than those of the training split.
+# The margin: a target may have so many tokens more than those of the training split.
 _EXTRA_TOKENS = 10
 _MAX_RATIO = 3
-_BATCH_TOKENS = 8192  # target positions of one batch: bounds the logits that stand in memory
+_BATCH_TOKENS = 8192  # target positions of one batch: bounds the logits in memory
 
 
 def length_limits(split: PairSplit, max_source_tokens: int) -> EncoderDecoderLimits:
-    """The bound ratio · source + extra that holds for every pair of a split, and a little more.
+    """The smallest length bound that fits every pair of a split, with a margin.
 
-    Of those the least for a source of mean length: a search ends where nothing under the bound can
-    beat what it has, so what is allowed in vain is searched in vain. The ratio is that of the means
-    at least, so that it holds for longer sources, too.
+    A target may have ratio · source + extra tokens. Of the bounds that fit, this is the smallest
+    for a source of mean length, since a search goes on until nothing under the bound can win. The
+    ratio is at least that of the mean lengths, so that the bound fits longer sources as well.
     """
     sources = np.array([len(x) + 1 for x in split.sources])
     targets = np.array([len(y) + 1 for y in split.targets])

@@ -92,7 +92,7 @@ def _models(
 def baselines(
     config: EncoderDecoderConfig, split: PairSplit, nearest: "NearestSource"
 ) -> list[EncoderDecoderMeasurement]:
-    """What costs nothing: the source itself, and the target of the nearest training source."""
+    """The floors: the source itself, and the target of the nearest training source."""
     sources = list(split.references)
     wanted = [split.references[source] for source in sources]
     options = metric_options(config)
@@ -108,7 +108,7 @@ def baselines(
 class NearestSource:
     """The target of the training source that shares the most character trigrams.
 
-    By the Jaccard index of the sets of trigrams, the text's ends included; the first of equals.
+    By the Jaccard index of the sets of trigrams, with the text's ends; the first of equals.
     """
 
     def __init__(self, train: PairSplit) -> None:
@@ -140,7 +140,7 @@ def _grams(text: str) -> set[str]:
 
 
 def table(metrics: Sequence[EncoderDecoderMetrics]) -> str:
-    """The measurements as lines of text, a part for each held-out set."""
+    """The measurements as lines of text, one part for each held-out set."""
     lines = []
     for found in metrics:
         names = list(dict.fromkeys(name for x in found.measurements for name in x.values))
@@ -163,7 +163,7 @@ def table(metrics: Sequence[EncoderDecoderMetrics]) -> str:
 
 
 def in_words(metrics: Sequence[EncoderDecoderMetrics]) -> list[str]:
-    """How often the model is right on each held-out set, beside what costs nothing."""
+    """How often the model is right on each held-out set, beside the floors."""
     lines = []
     for found in metrics:
         mine = _translated(found)[-1]

@@ -1,4 +1,4 @@
-"""What a model is worth on a split: nats a token, bits a character, perplexity.
+"""How good a language model is on a split: nats a token, bits a character, perplexity.
 
 B batch, T time, V vocabulary.
 """
@@ -16,20 +16,20 @@ from training.data.windows import SequentialWindows
 from training.evaluation.uncertainty import Floats, Units, units_of
 from training.networks.language_model import LanguageModel
 
-# Tokens of one evaluation window over all lanes: bounds the logits that stand in memory.
+# Tokens of one evaluation window over all lanes: bounds the logits in memory.
 _WINDOW_TOKENS = 2048
 _MAX_LANES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A total over a split, and the means that people compare."""
+    """The total over a split, and the means that people compare."""
 
     nats: float  # total negative log-probability
     tokens: int  # predicted tokens: characters, and eos a document
     chars: int
     unit_nats: Floats | None = field(default=None, compare=False, repr=False)  # of `units_of`
-    standard_error: float | None = None  # of the bits a character; None: too little text to tell
+    standard_error: float | None = None  # of the bits a character; None for too little text
 
     @property
     def loss(self) -> float:
@@ -49,7 +49,7 @@ class Score:
 
 @torch.no_grad()
 def evaluate(model: LanguageModel, split: Split, device: torch.device) -> Score:
-    """Score a whole split in order; the state is carried through each document."""
+    """Score a whole split in order, carrying the state through each document."""
     was_training = model.training
     model.eval()
     lanes = min(split.documents, _MAX_LANES)
@@ -76,6 +76,6 @@ def evaluate(model: LanguageModel, split: Split, device: torch.device) -> Score:
 
 
 def score_of(nats: float, split: Split, units: Units, unit_nats: Floats) -> Score:
-    """A split's score, from its total and from those of its units."""
+    """The score of a split, from its total and the totals of its units."""
     error = units.standard_error(unit_nats)
     return Score(nats, split.tokens, split.chars, unit_nats, error)

@@ -36,9 +36,9 @@ def measure_baselines(
 ) -> list[LanguageModelMeasurement]:
     """Unigram and interpolated modified Kneser-Ney of every order up to the config's.
 
-    The n-gram tables stand in memory, so of a training split over `max_train_chars` only the first
-    tokens are counted, and the name of the baseline says so. With the model's score, each has the
-    standard error of its difference from that, text by text.
+    The n-gram tables are held in memory, so only the first `max_train_chars` tokens of a larger
+    training split are counted, and the baseline's name says so. With the model's score, each
+    baseline has the standard error of its difference from the model, text by text.
     """
     ids, starts = train.ids, train.starts
     suffix = ""
@@ -60,7 +60,7 @@ def measure_baselines(
 
 
 def table(title: str, measurements: Sequence[LanguageModelMeasurement]) -> str:
-    """The measurements as lines of text, best last, and how far apart model and best floor are."""
+    """The measurements as lines of text, best last, and how the model and the best floor differ."""
     header = f"{'':<26}{'nats/token':>12}{'bits/char':>12}{'perplexity':>12}"
     sure = any(x.standard_error is not None for x in measurements)
     lines = [title, header + "  ± bits/char" * sure]

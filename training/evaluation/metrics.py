@@ -1,4 +1,4 @@
-"""What translations are worth: exact match, error rates, BLEU and chrF."""
+"""Metrics of translations: exact match, error rates, BLEU and chrF."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from service.bundle.encoder_decoder import MetricName
 
 # Symbols of a text that an error rate counts.
 Split = Callable[[str], Sequence[str]]
-# Less is better of these; more is of the others.
+# For these less is better, for the others more.
 ERRORS: tuple[MetricName, ...] = ("loss", "word_error_rate", "symbol_error_rate")
 
 
@@ -22,7 +22,7 @@ def measure(
     split: Split,
     corpus_metrics: bool = True,
 ) -> dict[MetricName, float]:
-    """Every metric of one hypothesis a source against all targets that the source has.
+    """Every metric of one hypothesis for each source, against all targets of that source.
 
     `exact_match`: share of hypotheses that are one of the targets. `word_error_rate`: the rest, as
     grapheme-to-phoneme work calls it. `symbol_error_rate`: edits to the nearest target over that
@@ -51,7 +51,7 @@ def measure(
 
 
 def has_bleu(references: Sequence[Sequence[str]]) -> bool:
-    """Whether a target has the four words that BLEU counts; without them it is 0 for any text."""
+    """Whether a target has the four words that BLEU needs; without them it is 0 for any text."""
     targets = [target for wanted in references for target in wanted]
     return bool(sacrebleu.corpus_bleu(targets, [targets]).totals[-1])
 
@@ -63,14 +63,14 @@ def _by_reference(references: Sequence[Sequence[str]]) -> list[Any]:
 
 
 def share_error(share: float, count: int) -> float:
-    """The standard error of a share of `count` draws, with two more of each kind.
+    """The standard error of a share of `count` draws, with two of each kind added.
 
-    Those keep it above 0 where all or none is right (Agresti and Coull 1998).
+    They keep it above 0 where all or none are right (Agresti and Coull 1998).
     """
     share, count = (share * count + 2) / (count + 4), count + 4
     return math.sqrt(share * (1 - share) / count)
 
 
 def rank_of(metric: MetricName, values: Mapping[MetricName, float]) -> float:
-    """The metric's value where less is better."""
+    """The metric's value, turned so that less is better."""
     return values[metric] if metric in ERRORS else -values[metric]

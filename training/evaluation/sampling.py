@@ -1,4 +1,4 @@
-"""Text from a PyTorch model, to look at while it trains. The service has the full sampler."""
+"""Samples from a PyTorch model, to read while it trains. The service has the full sampler."""
 
 import torch
 

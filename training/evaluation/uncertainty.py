@@ -1,4 +1,4 @@
-"""How far a figure on held-out text may be off: its spread over pieces of the text.
+"""The uncertainty of a figure on held-out text, from its spread over pieces of the text.
 
 U units: the documents, or stretches of few long ones.
 """
@@ -13,10 +13,10 @@ import numpy.typing as npt
 from service.bundle.text import BOS_ID, EOS_ID
 from training.data.corpus import Split
 
-# Fewer documents are cut into stretches: the spread of a few tells little.
+# Fewer documents are cut into stretches, since the spread of a few says little.
 _FEW_DOCUMENTS = 30
 _STRETCHES = 100
-# Of a stretch, at least: what neighbours share counts for little then.
+# The least for a stretch, so that what neighbours share counts for little.
 _STRETCH_TOKENS = 200
 
 Floats = npt.NDArray[np.float64]
@@ -38,10 +38,10 @@ class Units:
         return np.bincount(unit, values, minlength=len(self)).astype(np.float64)
 
     def standard_error(self, nats: Floats) -> float | None:
-        """Of the bits a character of [U] nats; None where there are too few units to tell.
+        """That of the bits a character of [U] nats; None with too few units.
 
-        That of a ratio of sums (Cochran, Sampling Techniques, 1977, section 2.11), the nats and the
-        characters of a unit being drawn together. The nats may be differences.
+        The standard error of a ratio of sums (Cochran, Sampling Techniques, 1977, section 2.11):
+        the nats and the characters of a unit are drawn together. The nats may be differences.
         """
         if len(self) < 2:
             return None
@@ -52,7 +52,7 @@ class Units:
 
 
 def units_of(split: Split) -> Units:
-    """The documents, or, where there are few, stretches of the text that are as long each."""
+    """The documents or, where there are few, stretches of equal length."""
     if split.documents >= _FEW_DOCUMENTS:
         bounds = np.asarray(split.starts, np.int64)
         return Units(bounds, np.diff(bounds) - 2)

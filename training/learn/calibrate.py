@@ -1,4 +1,4 @@
-"""What this machine does in its first seconds: real steps of the model to be, timed."""
+"""How fast this machine trains: real steps of the model, timed for a few seconds."""
 
 import math
 import statistics
@@ -23,15 +23,15 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a short training came to."""
+    """The result of a short training."""
 
     loss: float  # the best on the validation split
     step: int  # of that
-    step_s: float  # seconds a step, evaluations counted in
+    step_s: float  # seconds a step, evaluations included
 
 
 def measure(experiment: Experiment[Data], data: Data, clock: Clock = time.monotonic) -> Speed:
-    """The seconds of a step and of an evaluation. What was trained meanwhile is thrown away."""
+    """The seconds of a step and of an evaluation. The weights are thrown away."""
     with _trainer(experiment, data) as trainer:
         step_s = _step_seconds(trainer, clock)
         started = clock()
@@ -40,7 +40,7 @@ def measure(experiment: Experiment[Data], data: Data, clock: Clock = time.monoto
 
 
 def try_out(experiment: Experiment[Data], data: Data) -> Trial:
-    """A whole training, of which nothing is kept."""
+    """Train to the end and keep nothing but the result."""
     options = experiment.config.training
     best, waited = Trial(math.inf, 0, 0.0), 0
     started = time.monotonic()
@@ -66,7 +66,7 @@ def _trainer(experiment: Experiment[Data], data: Data) -> Iterator[Trainer[Any]]
 
 
 def _step_seconds(trainer: Trainer[Any], clock: Clock) -> float:
-    """The mean of the steps but the slowest, since another program may have had its turn."""
+    """The mean without the slowest steps, which another program may have interrupted."""
     for _ in range(_WARM_UP_STEPS):
         trainer.train_step()
     seconds: list[float] = []

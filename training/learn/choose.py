@@ -80,7 +80,7 @@ def choose(options: argparse.Namespace, name: str, run_dir: Path, say: Say) -> C
                 document, chosen, data, speed=speed, steps=short, say=say
             )
             minutes = max(minutes - (time.monotonic() - started) / 60, 0.3 * minutes)
-            # Measured for longer, and so better.
+            # From many more steps, so more exact.
             speed = replace(speed, step_s=best.step_s)
         steps, eval_every = steps_for(chosen, speed, minutes)
         if best is not None and short is not None:
@@ -98,7 +98,7 @@ def choose(options: argparse.Namespace, name: str, run_dir: Path, say: Say) -> C
 def _tried(
     document: dict[str, Any], chosen: Plan, data: Any, *, speed: Speed, steps: int, say: Say
 ) -> tuple[dict[str, Any], Trial, str]:
-    """The model's options that do best in so many steps, how well, and what was tried."""
+    """The model options that do best in so many steps, their result, and what was tried."""
     dropouts = [x for x in chosen.model if x.startswith("dropout") or x == "weight_drop"]
     plain = {x: y for x, y in chosen.model.items() if x not in dropouts}
     models = [chosen.model, *({**plain, **variant} for variant in chosen.variants)]

@@ -1,4 +1,4 @@
-"""`python -m training learn`: look, choose, measure, train, export, say what it is worth."""
+"""`python -m training learn`: look, choose, measure, train, export, report."""
 
 import argparse
 import os
@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder of bundles")
     parser.add_argument("--run", type=Path, help="the run's folder (default: runs/NAME)")
     parser.add_argument(
-        "--as", dest="kind", choices=KINDS, help="what the files hold, where that is seen wrongly"
+        "--as", dest="kind", choices=KINDS, help="what the files hold, where the guess is wrong"
     )
     parser.add_argument(
         "--valid", type=Path, nargs="+", default=[], metavar="FILE", help="to choose weights by"
@@ -42,15 +42,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         choices=("position",),
-        help="hold out the last tenth, as benchmarks do, and nothing to test on",
+        help="hold out the last tenth, as benchmarks do, without a test split",
     )
-    parser.add_argument("--steps", type=int, help="exactly so many, whatever time they take")
+    parser.add_argument("--steps", type=int, help="exactly so many, however long they take")
     parser.add_argument(
         "--dry-run", action="store_true", help="write the configuration and stop; nothing is tried"
     )
-    parser.add_argument(
-        "--replace", action="store_true", help="train anew in the place of a model of that name"
-    )
+    parser.add_argument("--replace", action="store_true", help="replace a model of that name")
     parser.add_argument("--serve", action="store_true", help="then serve the folder of models")
 
 
@@ -62,7 +60,7 @@ def _minutes(text: str) -> float:
 
 
 def learn(options: argparse.Namespace, say: Say) -> int:
-    """From files to a bundle and the request that uses it; the exit status.
+    """From files to a bundle and the request that uses it. Returns the exit status.
 
     Raises ConfigError and what training and export raise.
     """
@@ -115,13 +113,13 @@ def learn(options: argparse.Namespace, say: Say) -> int:
 
 
 def _short(executable: str) -> str:
-    """A path from here where it lies below."""
+    """A path relative to the working folder, if it is below it."""
     path = Path(executable)
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _name(options: argparse.Namespace) -> str:
-    """The model's name: given, or made of the first file's."""
+    """The model's name: as given, or made from the first file's name."""
     if options.name is not None:
         if not re.fullmatch(NAME_PATTERN, options.name):
             raise ConfigError(
@@ -140,7 +138,7 @@ def _name(options: argparse.Namespace) -> str:
 
 
 def _check_same_files(config: AnyConfig, options: argparse.Namespace, run_dir: Path) -> None:
-    """Raises ConfigError for a run's folder whose configuration names other files."""
+    """Raises ConfigError where the run in the folder has other files."""
     config_files = {*config.data.files, *config.data.train_files}
     wanted = patterns(expand(options.files))
     if config_files not in ({*wanted}, {ALIGNED.join(wanted)}):

@@ -1,10 +1,10 @@
-"""A configuration as a commented TOML document: the options that were chosen, and why."""
+"""A configuration as a TOML document, with the reasons for its options as comments."""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# What an option is, beside its value.
+# The comment beside each option.
 _COMMENTS = {
     "task": "what is trained",
     "name": "the run's folder and the bundle's name",
@@ -60,7 +60,7 @@ _WIDTH = 34
 
 
 def render(notes: Sequence[str], document: Mapping[str, Any]) -> str:
-    """TOML: the notes as comments, then the options, tables after the values beside them."""
+    """TOML: the notes as comments, then the options, tables last."""
     lines = [f"# {_one_line(note)}" for note in notes]
     lines += ["", *_options(document)]
     for name, table in _tables(document, ""):
@@ -88,10 +88,10 @@ def _options(table: Mapping[str, Any]) -> list[str]:
 
 
 def _value(value: Any) -> str:
-    """JSON's strings, numbers and lists are TOML's, but for the character 127."""
+    """Strings, numbers and lists of JSON are TOML, except for the character 127."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _one_line(text: str) -> str:
-    """A comment holds no control characters."""
+    """A note without control characters, which a comment cannot hold."""
     return "".join(c if c.isprintable() else " " for c in text)

@@ -1,4 +1,4 @@
-"""The choices for pairs: sizes, dropout and schedule by how many of them there are."""
+"""The choices for pairs: their number decides sizes, dropout and schedule."""
 
 from typing import Any
 
@@ -70,7 +70,7 @@ def _layers(count: int) -> str:
 
 
 def _longest(side: Side) -> int:
-    """Tokens of a text beyond which a pair is dropped: rare, and dear for all in its batch."""
+    """The longest text that is kept, in tokens: longer ones are rare and slow down their batch."""
     return int(min(400, max(40, 8 * -(-6 * side.mean_chars // 8))))
 
 

@@ -1,4 +1,4 @@
-"""The choices for text: sizes, dropout and schedule by how much of it there is."""
+"""The choices for text: its amount decides sizes, dropout and schedule."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from training.learn.plan import Plan, held_out_fraction
 from training.learn.recognize import Sight
 
-_LINE_CHARS = 40  # of running text that count as a text
+_LINE_CHARS = 40  # characters of running text that count as one text
 _SIZES = (384, 256, 192, 128, 96, 64)
 
-# How much dropout suits little text is tried: repetitive text wants less than varied text. The
-# recurrent matrix needs it most, and then many units do better than few.
+# With little text, amounts of dropout are tried, since repetitive text needs less than varied text.
+# The recurrent matrix needs dropout most; with it, many units do better than few.
 _DROPOUTS: tuple[dict[str, float], ...] = (
     {"dropout_output": 0.25, "weight_drop": 0.4},
     {"dropout_input": 0.1, "dropout_output": 0.5, "weight_drop": 0.5},
@@ -76,7 +76,7 @@ def plan(sight: Sight, size: int, replicas: int, held_out: float | None) -> Plan
 
 
 def _dropouts(train_chars: float) -> tuple[dict[str, float], Sequence[dict[str, float]], str]:
-    """The dropout for so much text, others to try, and why."""
+    """The dropout for so much text, other amounts to try, and the reason."""
     if train_chars > _MUCH_TEXT:
         return {"dropout_input": 0.1, "dropout_output": 0.25}, (), "much text: light dropout"
     if train_chars > 100_000:
@@ -86,7 +86,7 @@ def _dropouts(train_chars: float) -> tuple[dict[str, float], Sequence[dict[str, 
 
 
 def _size_for(train_chars: float) -> int:
-    """Index of the size that this much text is worth."""
+    """Index of the size for so much text."""
     for index, least in enumerate((8_000, 4_000, 2_000, 1_000)):
         if train_chars >= least:
             return index

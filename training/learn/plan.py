@@ -4,25 +4,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-# Held-out texts that a figure should be over, if the data has them.
+# Held-out texts that a figure should rest on, if there are so many.
 _HELD_OUT_TEXTS = 200
 _LARGEST_FRACTION = 0.15
 _SMALLEST_FRACTION = 0.05
-_HELD_OUT_CHARS = 200_000  # more says nothing new and costs time at every evaluation
+_HELD_OUT_CHARS = 200_000  # more says nothing new and slows down every evaluation
 
 MIN_STEPS = 20
 _TRIAL_SHARE = 0.5
 _MIN_TRIAL_STEPS = 300
-# Shares of the time: evaluations on the way must leave most of it to training.
+# Evaluations may take this share of the time; training needs the rest.
 _EVALUATIONS = 20
 _EVALUATION_SHARE = 0.1
-# Seconds of --minutes that are left for what a step's time does not tell.
+# Share of --minutes that is kept for what the time of a step does not cover.
 _RESERVE = 0.03
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What this machine does: measured."""
+    """The measured speed of this machine."""
 
     step_s: float
     evaluation_s: float
@@ -36,7 +36,7 @@ class Plan:
     data: dict[str, Any]
     model: dict[str, Any]
     training: dict[str, Any]
-    epoch_steps: float  # steps that read the training split once
+    epoch_steps: float  # steps to read the training split once
     max_epochs: float  # more would not help
     min_epochs: float  # where the time gives fewer, a smaller model is worth more
     reasons: Sequence[str] = ()
@@ -46,14 +46,14 @@ class Plan:
 
 
 def held_out_fraction(texts: int, chars: int) -> float:
-    """The share of the texts that is validated on, and again tested on."""
+    """The share of the texts for validation, and the same again for the test."""
     wanted = _HELD_OUT_TEXTS / max(1, texts)
     fraction = min(_LARGEST_FRACTION, max(_SMALLEST_FRACTION, wanted))
     return round(min(fraction, max(0.005, _HELD_OUT_CHARS / max(1, chars))), 4)
 
 
 def steps_for(plan: Plan, speed: Speed, minutes: float) -> tuple[int, int]:
-    """Steps that fit the time with their evaluations, and steps between evaluations."""
+    """The steps that fit the time, evaluations included, and the steps between evaluations."""
     budget_s = 60.0 * minutes * (1.0 - _RESERVE)
     evaluations = min(_EVALUATIONS, max(2, int(_EVALUATION_SHARE * budget_s / speed.evaluation_s)))
     left_s = max(0.0, budget_s - (evaluations + 1) * speed.evaluation_s)
@@ -63,7 +63,7 @@ def steps_for(plan: Plan, speed: Speed, minutes: float) -> tuple[int, int]:
 
 
 def trial_steps(plan: Plan, speed: Speed, minutes: float) -> int | None:
-    """Steps for each way to drop out, all in a share of the time; None where they say nothing."""
+    """Steps for each amount of dropout in a share of the time; None if too few to compare."""
     if not plan.variants:
         return None
     ways = 1 + len(plan.variants)
@@ -72,24 +72,24 @@ def trial_steps(plan: Plan, speed: Speed, minutes: float) -> int | None:
 
 
 def shortened(steps: int, tried: int, best_step: int) -> int:
-    """Steps, where trials of `tried` steps were best at `best_step`.
+    """The steps to train, when trials of `tried` steps were best at `best_step`.
 
-    A schedule whose best weights come long before its end overfits: one that ends soon after them
-    has annealed by then, and its best weights are better. Where the trials were best at their end,
-    more helps, and three times as much is enough (2,000 names: 3.34 bits with 1.5 times the steps,
-    3.31 with three).
+    A schedule whose best weights come long before its end overfits. One that ends soon after them
+    has lowered its learning rate by then, and its best weights are better. Where the trials were
+    best at their end, more steps help, and three times as many are enough (2,000 names: 3.34 bits
+    with 1.5 times the steps, 3.31 with three times).
     """
     enough = 3.0 * tried if best_step > 0.7 * tried else 1.5 * best_step
     return min(steps, max(MIN_STEPS, round(enough)))
 
 
 def too_slow(plan: Plan, speed: Speed, minutes: float) -> bool:
-    """Whether a smaller model is worth more: the time does not let this one read enough."""
+    """Whether this model could not read enough in the time, so that a smaller one is better."""
     return 60.0 * minutes / speed.step_s < plan.min_epochs * plan.epoch_steps
 
 
 def with_steps(plan: Plan, steps: int, eval_every: int) -> dict[str, Any]:
-    """The training section, its schedule fitted to the steps."""
+    """The training section, with a schedule that fits the steps."""
     decay = 0.998 if steps >= 4000 else 0.99 if steps >= 1500 else 0.98
     return {
         "steps": steps,

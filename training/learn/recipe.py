@@ -1,8 +1,7 @@
-"""The choices for what was recognized: splits, sizes, dropout, steps, each with its reason.
+"""The choices for the recognized files: splits, sizes and dropout, each with its reason.
 
-The sizes come from recipes that were tuned by hand (training/configs): tiny Shakespeare's, Alice's,
-SIGMORPHON's. Between them the choices go by how much text there is, and the time decides how large
-a model can be trained on it.
+The sizes come from configurations that were tuned by hand (training/configs: tiny Shakespeare,
+Alice, SIGMORPHON). In between, the amount of text decides, and the time limits the size.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ from training.learn import encoder_decoder, language_model
 from training.learn.plan import Plan
 from training.learn.recognize import Kind, Sight
 
-# Fewer texts leave nothing to test on.
+# With fewer texts, nothing would be left to test on.
 MIN_LINES = 30
 MIN_PAIRS = 100
 MIN_CHARS = 2_000
@@ -25,7 +24,7 @@ _RECIPES: Mapping[Kind, Callable[[Sight, int, int, float | None], Plan]] = {
 
 
 def check_enough(sight: Sight) -> None:
-    """Raises ConfigError, with how much is needed, where there is too little to learn from."""
+    """Raises ConfigError, which says how much is needed, where there is too little data."""
     found, least, what = {
         "lines": (sight.texts, MIN_LINES, "lines"),
         "pairs": (sight.texts, MIN_PAIRS, "pairs"),
@@ -33,14 +32,14 @@ def check_enough(sight: Sight) -> None:
     }[sight.kind]
     if found < least:
         raise ConfigError(
-            f"{sight.files[0]}: {found:,} {what} are too few: at least {least:,} are needed, to "
-            f"learn from most and to test on the rest; a useful model begins at {10 * least:,}"
+            f"{sight.files[0]}: {found:,} {what} are too few: at least {least:,} are needed, most "
+            f"to learn from and the rest to test on; a useful model needs {10 * least:,} or more"
         )
 
 
 def plan(sight: Sight, *, size: int = 0, replicas: int = 1, held_out: float | None = None) -> Plan:
-    """The choices; `size` counts how many sizes below the one for plenty of time.
+    """The choices. `size` is how many sizes smaller the model is than with plenty of time.
 
-    `held_out` is the share of the texts that is not trained on, where that is settled.
+    `held_out` is the share of the texts that is not trained on, where it is already known.
     """
     return _RECIPES[sight.kind](sight, size, replicas, held_out)

@@ -1,6 +1,6 @@
-"""What files hold: texts (a file or a line each) or pairs, and how each side is cut into tokens.
+"""What files hold: texts (a file or a line each) or pairs, and how each side becomes tokens.
 
-Every decision comes with its reason, and `--as` overrules the kind.
+Every decision comes with its reason; `--as` overrides the kind.
 """
 
 import glob
@@ -19,18 +19,18 @@ from training.learn.survey import SAMPLE_LINES, LineShapes, Survey, survey, text
 Kind = Literal["lines", "file", "pairs"]
 KINDS: tuple[Kind, ...] = ("lines", "file", "pairs")
 
-# Shares of the sampled lines from which on a rule holds.
+# Shares of the sampled lines from which a rule applies.
 _MOST = 0.9
 _SOME_BLANK = 0.03
 _SOME_INDENTED = 0.1
 _SOME_WRAPPED = 0.2
 _SOME_CONTINUED = 0.15
 _SOME_SENTENCES = 0.1
-_FILLED = 0.75  # the middle line has this share of the usual longest one: it was wrapped
+_FILLED = 0.75  # wrapped text: the median line has this share of the longest usual one
 _ALIKE = 0.6
-_LONG_LINE = 500  # characters: a paragraph and not an entry
+_LONG_LINE = 500  # characters: longer lines are paragraphs
 _FEW_LINES = 20
-# A column of labels and not of texts: one value stands for this many lines at least.
+# A column of labels repeats each value in at least so many lines on average.
 _LINES_A_LABEL = 20
 
 _TIME = re.compile(r"\d{1,2}:\d{2}:\d{2}")
@@ -45,12 +45,12 @@ class Side:
     tokenization: Tokenization
     reason: str
     mean_chars: float
-    lang: str = ""  # where the file's name tells one
+    lang: str = ""  # from the file's name, where it has one
 
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What the files hold, and why that is thought."""
+    """What the files seem to hold, and why."""
 
     kind: Kind
     reason: str
@@ -61,11 +61,11 @@ class Sight:
     aligned: bool = False  # pairs: two files with a line each, not a TSV
     source: Side | None = None
     target: Side | None = None
-    hint: str | None = None  # what it could be as well, and how to say so
+    hint: str | None = None  # what else it could be, and the option for it
 
 
 def recognize(paths: Sequence[Path], kind: Kind | None = None) -> Sight:
-    """Look at the files. Raises ConfigError where there is nothing, or not what `kind` says."""
+    """Look at the files. Raises ConfigError for empty ones, and ones that do not fit `kind`."""
     files = expand(paths)
     surveys = [survey(path) for path in files]
     if not any(found.texts for found in surveys):
@@ -204,12 +204,12 @@ def _are_two_sides(surveys: Sequence[Survey]) -> bool:
 
 
 def _language(part: str) -> str:
-    """A part of a file's name that is a language's code, or nothing."""
+    """A part of a file's name, if it is a language code, or an empty text."""
     return part if re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]{2,4})?", part) and part != "txt" else ""
 
 
 def _why_no_pairs(surveys: Sequence[Survey]) -> str | None:
-    """Why lines are not (source, tab, target): None where they are, "" where no tab suggests it."""
+    """Why lines are no pairs (source, tab, target): None if they are, "" if few have a tab."""
     lines = [line for found in surveys for line in found.sample][:SAMPLE_LINES]
     rows = [line.split("\t") for line in lines]
     tabbed = [row for row in rows if len(row) >= 2]
@@ -219,7 +219,7 @@ def _why_no_pairs(surveys: Sequence[Survey]) -> str | None:
     if width > 3:
         return (
             f"lines have {width} columns; pairs have two (source, tab, target), "
-            "so cut the two out that you mean (`cut -f1,2`)"
+            "so cut out the two that you mean (`cut -f1,2`)"
         )
     pairs = [row for row in tabbed if row[0].strip() and row[1].strip()]
     if sum(len(row) in (2, 3) for row in pairs) < _MOST * len(rows):
@@ -259,7 +259,7 @@ def _columns(surveys: Sequence[Survey], reason: str) -> Sight:
 
 
 def _aligned(first: Survey, second: Survey, reason: str) -> Sight:
-    # Blank lines stand in one side alone: the sample must be of the same lines.
+    # A line may be blank on one side only, and the samples must hold the same lines.
     rows = [(x.strip(), y.strip()) for x, y in _heads(first.path, second.path) if x and y]
     source, target = (_lang(x.path, y.path) for x, y in ((first, second), (second, first)))
     return Sight(
@@ -283,7 +283,7 @@ def _heads(first: Path, second: Path) -> Iterator[tuple[str, str]]:
 
 
 def _lang(path: Path, other: Path) -> str:
-    """The language's code in a file's name: the part that the other file's name has not."""
+    """The language code in a file's name: the part that the other file's name lacks."""
     theirs = re.split(r"[._\-]", other.name)
     parts = [x for x in re.split(r"[._\-]", path.name) if x not in theirs]
     known = {x for pair in _SIDES for x in pair}
@@ -298,7 +298,7 @@ def _side(name: str, texts: Sequence[str], lang: str = "") -> Side:
     mean_chars = sum(len(text) for text in texts) / max(1, len(texts))
     mean_symbols = total / max(1, len(texts))
     size = sum(len(symbol) * n for symbol, n in counts.items()) / total
-    # Symbols: few, short, several a text, and each of them often.
+    # Symbols are few and short; each is frequent, and a text has several.
     few = len(counts) <= min(400, 10 + total / 10)
     if mean_symbols >= 2 and size <= 3.5 and few:
         reason = f"{len(counts):,} short symbols between spaces"

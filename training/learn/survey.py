@@ -1,4 +1,4 @@
-"""What the lines of a text file look like: counts over all of it, statistics over a sample."""
+"""What the lines of a text file look like: counts of all of it, statistics of a sample."""
 
 import itertools
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 from service.bundle.text import Normalization
 from training.data.documents import stream_text
 
-# Lines that statistics are taken over; counts are over all lines.
+# Lines in the sample; counts cover all lines.
 SAMPLE_LINES = 20_000
 _CONTINUED = re.compile(r"[,;:\-\u2013\u2014]$")
 _SPACES = re.compile(r"\s+")
@@ -20,11 +20,11 @@ _SPACES = re.compile(r"\s+")
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """One file: counts over all of it, and the first lines that are not blank."""
+    """One file: counts of all of it, and the first lines that are not blank."""
 
     path: Path
     chars: int  # line ends not counted
-    lines: int  # blank ones included; the empty rest after the last line end is none
+    lines: int  # blank ones included, without an empty rest after the last line end
     blank_lines: int
     blank_between: int  # blank lines with text on both sides
     characters: set[str]  # different ones
@@ -38,7 +38,7 @@ class Survey:
 
 @dataclass(frozen=True)
 class LineShapes:
-    """Statistics of lines that are not blank, for deciding what a line is."""
+    """Statistics of lines that are not blank, to decide what a line is."""
 
     lines: Sequence[str]
 
@@ -49,21 +49,21 @@ class LineShapes:
 
     @cached_property
     def median_chars(self) -> int:
-        """Characters of the line in the middle."""
+        """Characters of the median line."""
         return self.quantile(0.5)
 
     @cached_property
     def median_words(self) -> float:
-        """Words of the line in the middle."""
+        """Words of the median line."""
         return statistics.median(len(line.split()) for line in self.lines)
 
     def quantile(self, share: float) -> int:
-        """The length that `share` of the lines have at most."""
+        """The length that `share` of the lines do not exceed."""
         return self.lengths[min(len(self.lengths) - 1, int(share * len(self.lengths)))]
 
     @cached_property
     def wrapped(self) -> float:
-        """Share of lines that go on with a small letter in the next line."""
+        """Share of lines that continue with a lower-case letter in the next line."""
         following = itertools.pairwise(self.lines)
         return self._share(
             1 for line, after in following if line[-1:] not in '.!?:"”' and after[:1].islower()
@@ -91,7 +91,7 @@ class LineShapes:
 
     @cached_property
     def filled(self) -> float:
-        """The middle length beside the longest usual one: near 1 where lines are wrapped."""
+        """The median length over the longest usual one: near 1 where lines are wrapped."""
         return self.median_chars / max(1, self.quantile(0.95))
 
     @cached_property
@@ -106,12 +106,12 @@ class LineShapes:
 
 
 def _shape(word: str) -> str:
-    """A word with runs of digits as 0 and of letters as a: `2024-01-02T` is `0-0-0a`."""
+    """A word with each run of digits as 0 and of letters as a: `2024-01-02T` is `0-0-0a`."""
     return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", word))
 
 
 def survey(path: Path) -> Survey:
-    """Read a file once. Raises ConfigError where it is no text."""
+    """Read a file once. Raises ConfigError if it is not text."""
     chars = lines = blank = blank_between = pending = 0
     sample: list[str] = []
     characters: set[str] = set()

@@ -85,7 +85,9 @@ def test_blank_lines_further_columns_and_a_rare_line_without_a_tab_are_counted(
 
 def test_a_file_without_tabs_is_refused_with_the_line_and_what_is_expected(tmp_path: Path) -> None:
     written(tmp_path, bad="a\tb\n\nalone\nc\td\n")
-    message = r"bad\.tsv, line 3: it has no tab, as 1 of 3 lines; a line is source, tab, target"
+    message = (
+        r"bad\.tsv, line 3: there is no tab, as in 1 of 3 lines; a line is source, tab, target"
+    )
     with pytest.raises(ConfigError, match=message):
         prepared(tmp_path, files=["bad.tsv"])
 
