@@ -1,10 +1,17 @@
 """The kinds of model: how the bundle of each is opened, and which engine serves it.
 
-This is the service's one table of kinds. A kind of model more is a file in every room below this
-one, named after the kind (`bundle/`, with an entry in `store`, `runtime/`, `decoding/` where it
-decodes in a way of its own, `scheduling/` and `tasks/`), and an entry here. Where it can do what no
-other kind does, `engine` has an ability more, and `endpoints/` a file that asks for that ability.
-What `GET /models/{name}` shows of it is a wire model, `endpoints/model_details`.
+`KINDS` is the only place in the service that names the engines; everyone else asks an engine for
+an ability (`engine.py`). To add a kind:
+
+    bundle/<kind>.py       its manifest and how it is read; an entry in bundle/store.py
+    runtime/<kind>.py      its session: the graphs behind a protocol, golden vectors checked
+    decoding/              only what it decodes in a way of its own
+    scheduling/<kind>.py   its runner: what one iteration does with the admitted work
+    tasks/<kind>.py        its engine, with the abilities that it has
+    tasks/kinds.py         an entry in `KINDS`
+    endpoints/model_details.py   what GET /models/{name} shows of its manifest
+
+A task that no kind has yet also needs an ability in tasks/engine.py, and its path in endpoints/.
 """
 
 import logging
@@ -44,7 +51,7 @@ class Surroundings:
 
 def open_engine(bundle: Bundle, surroundings: Surroundings) -> Engine:
     """The engine of a bundle. Raises BundleError."""
-    return _KINDS[bundle.manifest.task](bundle, surroundings)
+    return KINDS[bundle.manifest.task](bundle, surroundings)
 
 
 def open_session(
@@ -89,7 +96,7 @@ def _encoder_decoder(bundle: EncoderDecoderBundle, given: Surroundings) -> Engin
     )
 
 
-_KINDS: Mapping[str, Callable[[Any, Surroundings], Engine]] = {
+KINDS: Mapping[str, Callable[[Any, Surroundings], Engine]] = {
     "language_model": _language_model,
     "encoder_decoder": _encoder_decoder,
 }
