@@ -1,4 +1,4 @@
-"""The application: what it holds, what it starts and ends, and errors as clients read them."""
+"""The FastAPI application: its state, its startup and shutdown, and its error handlers."""
 
 import asyncio
 import logging

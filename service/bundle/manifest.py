@@ -1,4 +1,4 @@
-"""The manifest: everything the server must know about a bundle, written and never inferred."""
+"""The manifest: everything the server must know about a bundle, so that nothing is inferred."""
 
 from datetime import datetime
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Bundles on disk: read and checked as bytes, written beside and swapped in."""
+"""Bundles on disk: read and check one; write one next to the old and swap it in."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Text to ids and back: normalization and the character vocabulary."""
+"""Text to ids and back: normalization (NFC, folding, case) and the character vocabulary."""
 
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,5 +1,5 @@
-"""The commands of `python -m service` besides serving.
+"""The commands of `python -m service` other than serving.
 
-Here: `generate`, `score`, `translate`, `models` and `keys`, on a bundle or against a server. Not
-here: the server process. Imports endpoints (their wire models) and what is below them.
+Here: `generate`, `score`, `translate`, `models` and `keys`, on a bundle or against a running
+server. Not here: the server process. Imports endpoints (for their wire models) and the rooms below.
 """

@@ -1,5 +1,5 @@
-"""From numbers to tokens: what a step of the model becomes.
+"""Decoding: from a model's log-probabilities to tokens.
 
-Here: sampling, patterns and constraints, rows, the batches that read, write and search, prefixes.
-Not here: who runs when. Imports the runtime and what is below it.
+Here: sampling, patterns and constraints, rows, the batches that read, write and search, the prefix
+cache. Not here: scheduling. Imports the runtime and the rooms below.
 """

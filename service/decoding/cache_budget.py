@@ -1,4 +1,4 @@
-"""One bound on the memory of several caches, such as those of all models of a process."""
+"""One limit on the memory of several caches, such as those of all models of a process."""
 
 import threading
 from collections import OrderedDict

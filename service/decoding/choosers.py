@@ -1,4 +1,4 @@
-"""Three ways to choose the next tokens of searches: given targets, samples, beams.
+"""Three ways to choose the next tokens of searches: given targets, samples, and beam search.
 
 N' sources of a batch's N, K rows of each (its width), V target vocabulary, T tokens.
 """

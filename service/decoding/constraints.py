@@ -1,8 +1,8 @@
-"""What a generated text may be: a pattern, one of some choices, or allowed characters.
+"""Constraints on a generated text: a pattern, a list of choices, or allowed characters.
 
-S states, C classes of characters, V vocabulary, B rows. A constraint masks: the sampler sees the
-tokens alone with which the text can still become a match within its tokens. It does not condition:
-the model's log-probabilities stay what they are.
+S states, C classes of characters, V vocabulary, B rows. A constraint masks tokens: the sampler sees
+only those after which the text can still become a match within its maximum length. It does not
+condition the model: the log-probabilities stay as they are.
 """
 
 import asyncio

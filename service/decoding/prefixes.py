@@ -1,7 +1,8 @@
-"""Prefixes that are read once: kept between requests, and shared by the inputs of one request.
+"""The prefix cache: a trie of prefixes that are read once, for all inputs and later requests.
 
-T tokens, V vocabulary. What a prefix leaves behind is a continuation, a few kilobytes whatever its
-length, and it is bitwise the same whoever read it: neither sharing nor the cache shows in a result.
+T tokens, V vocabulary. Reading a prefix gives a continuation of a few kilobytes, whatever its
+length. It is bitwise the same whichever request read it, so neither sharing nor the cache changes
+any result.
 """
 
 import bisect

@@ -1,4 +1,4 @@
-"""Rows that read known tokens, a chunk of them a run.
+"""The batch of rows that read known tokens (prompts, scored texts), one chunk in each run.
 
 B batch, T time, V vocabulary.
 """

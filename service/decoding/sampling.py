@@ -1,8 +1,8 @@
-"""From log-probabilities to one token a row, all rows at once.
+"""Sampling: one token for each row from its log-probabilities, all rows at once.
 
-B batch, V vocabulary, A the tokens that can be generated. Every row's token depends on its own
-numbers alone: the noise is drawn from a counter-based generator keyed by (seed, choice, position),
-and nothing is reduced over rows.
+B batch, V vocabulary, A the tokens that can be generated. A row's token depends only on its own
+numbers: the noise comes from a counter-based generator with the key (seed, choice, position), and
+nothing is reduced over rows.
 """
 
 from collections.abc import Sequence

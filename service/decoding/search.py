@@ -1,4 +1,4 @@
-"""The search for one source's targets: what is asked for, and what has been found so far.
+"""The search for the targets of one source: its options, and the hypotheses found so far.
 
 K rows of a source (its width), M memory positions, T tokens.
 """

@@ -1,10 +1,10 @@
-"""Searches side by side: one step is one token for every row of all of them.
+"""A batch of searches: one step is one token for every row of all searches.
 
 N sources, K rows of each (its width), B = N · K.
 
-Searches stand together whose sources have one padded length, so that every row has the same bits
-alone and in company, and whose widths are equal, as the decoder takes them. The K rows of a source
-are its beams, or its samples; a target to score has one row, and there the bits of a beam.
+The sources of a batch have the same padded length, so that every row has the same bits alone and
+batched, and the same width, as the decoder needs it. The K rows of a source are its beams or its
+samples. A target to score has one row, with the same bits as a beam.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Rows of searches: what each has read and written, what it is worth, and where the model stands.
+"""Rows of searches: the tokens and score of each row, and the model's states after them.
 
 N sources, K rows of each (its width), B = N · K, M memory positions, V target vocabulary, T tokens.
 """

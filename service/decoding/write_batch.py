@@ -1,10 +1,10 @@
-"""Rows that write: a token a row and step, all rows at once.
+"""The batch of rows that write: each step samples one token for every row and checks stop strings.
 
-B batch, V vocabulary. What differs between rows lies in arrays over rows, so that a step costs
-about the same for one row and for many; only rows that ask for details or stop strings cost more. A
-row joins at the end of the arrays; when one leaves, the last takes its place. A row may read its
-prompt here before it writes, a token a step: beside rows that write, another row costs a third of a
-step of its own. None of this shows in any result.
+B batch, V vocabulary. Everything that differs between rows is in arrays over rows, so that a step
+costs about the same for one row and for many; only rows with details or stop strings cost more. A
+row joins at the end of the arrays; when one leaves, the last row takes its place. A row may read
+its prompt here before it writes, one token a step: next to rows that write, one more row costs a
+third of a step of its own. None of this changes any result.
 """
 
 import time

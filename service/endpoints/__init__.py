@@ -1,5 +1,5 @@
-"""One file for each path or foreign protocol: wire model in, engine call, wire model out.
+"""Endpoints: a file for each path or foreign protocol: wire model in, engine call, wire model out.
 
-Here: routes and their wire models. Not here: what a model does, or what all requests pass. Imports
-http and what is below it.
+Here: routes and their wire models. Not here: what a model does, and what all requests share (http).
+Imports http and the rooms below.
 """

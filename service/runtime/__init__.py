@@ -1,5 +1,6 @@
-"""onnxruntime behind small protocols, and the machine beneath it.
+"""onnxruntime behind small protocols, and the machine that it runs on.
 
-Here: sessions of each kind of model, graphs held to their manifests, processors, threads, the C
-library's allocator. Not here: choosing tokens, queues. Imports the bundle, settings and errors.
+Here: sessions for each kind of model, graphs checked against their manifests, golden checks,
+processors, threads, the C library's allocator. Not here: choosing tokens, queues. Imports the
+bundle, settings and errors.
 """

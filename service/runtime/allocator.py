@@ -1,10 +1,10 @@
-"""The C library's allocator: how many arenas it may have, and what it gives back.
+"""The C library's allocator: limit its arenas, and return free memory to the system.
 
-glibc keeps free memory by arena and opens one for each thread that asks at the same time, up to
-eight a processor. Requests meet many threads, so in time each arena has held the largest of them,
-and what is free in one is of no use in another: 44,000 random requests grew a process from 171 to
-489 MB with all of them, and to 288 MB with two. Other C libraries have nothing of the kind, and
-nothing is done there.
+glibc keeps free memory in arenas and opens one for each thread that allocates at the same time, up
+to eight per processor. Requests run on many threads, so in time each arena has held the largest
+request, and memory that is free in one arena cannot be used by another. 44,000 random requests grew
+a process from 171 to 489 MB with all arenas, and to 288 MB with two. Other C libraries do not have
+this problem, and nothing is done there.
 """
 
 import ctypes

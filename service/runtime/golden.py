@@ -1,4 +1,4 @@
-"""Golden vectors: known answers that a bundle's graphs must give on this machine, too."""
+"""The golden check: a bundle's graphs must give its known answers (golden vectors) here, too."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar

@@ -1,7 +1,7 @@
-"""onnxruntime, imported once it has been told to keep to itself, and with one arena of memory.
+"""Imports onnxruntime with its telemetry switched off, and with one memory arena.
 
-Its builds for Linux tell their makers what they run and write an id of the machine into the home
-folder (since 1.29), unless this is set before the import. What is served here is nobody else's.
+Since 1.29, its Linux builds report what they run to their makers and write an id of the machine
+into the home folder, unless this is set before the import.
 """
 
 import os

@@ -1,5 +1,6 @@
-"""Who runs when: the queue, admission, workers, and one runner for each kind of model.
+"""Scheduling: which work runs when.
 
-Here too: the feed from a worker's thread to the event loop. Not here: text. Imports decoding and
-what is below it.
+Here: the fair queue, admission control, the scheduler, workers, one runner for each kind of model,
+and the feed from a worker's thread to the event loop. Not here: text. Imports decoding and the
+rooms below.
 """

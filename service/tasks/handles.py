@@ -1,9 +1,9 @@
-"""State handles: where a text stands, as a signed text that any replica with the key goes on from.
+"""State handles: the state after a text, as a signed string that any replica with the key accepts.
 
     handle = base64url( header | states | log-probabilities | HMAC-SHA256 of all before it )
 
-What comes back is what was sealed, to the bit, or it is refused. A handle is signed and not
-encrypted: it tells its bearer what the model's state is, which the bearer's own text made.
+A handle that was changed is rejected; any other is restored to the bit. It is signed but not
+encrypted: its bearer can read the model's state, which comes from the bearer's own text.
 V vocabulary.
 """
 

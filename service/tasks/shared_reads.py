@@ -1,4 +1,4 @@
-"""What the inputs of a request have in common, read once: prefixes before the inputs themselves."""
+"""Reads the common prefixes of a request's inputs once, before the inputs themselves."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass

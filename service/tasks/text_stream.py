@@ -1,4 +1,4 @@
-"""A choice told token by token, and where its tokens stand in its text."""
+"""Streaming a choice token by token: holds back what may become a stop string; token offsets."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate

@@ -1,4 +1,4 @@
-"""A translation told token by token, as its tokens become sure."""
+"""Streaming a translation token by token: a token is sent once no beam can change it."""
 
 from collections.abc import Iterator
 

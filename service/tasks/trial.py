@@ -1,7 +1,7 @@
-"""Bundles that come while it serves are opened in a process of their own first, within bounds.
+"""A trial for bundles that arrive while the server runs: a separate process opens them first.
 
-A graph may loop for ever or allocate without end, and onnxruntime cannot be interrupted; a process
-can be ended. What passes there is then opened by the server. `trial_process` is the other side.
+A graph may loop for ever or allocate without end. onnxruntime cannot be interrupted, but a process
+can be ended. The server then opens the bundles that passed. `trial_process` is the other side.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What is asked of a model and what it answers: options and results, no HTTP."""
+"""Options and results of the tasks, without HTTP."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Looks after the engines: a worker that died is replaced, one that hangs ends the process."""
+"""The watchdog of the engines: replaces a worker that died, ends the process if one hangs."""
 
 import asyncio
 import logging

@@ -1,5 +1,5 @@
-"""From files to batches.
+"""Data: from a user's files to batches.
 
-Here: documents and their splits, the corpus of ids, windows over it; pairs and their batches. Not
-here: models. Imports the configuration.
+Here: documents and their splits, the corpus of ids and windows over it, pairs and their batches.
+Not here: models. Imports the configuration.
 """

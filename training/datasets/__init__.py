@@ -1,9 +1,9 @@
-"""Pair data for encoder-decoder models, built from what package registries carry.
+"""Pair data for encoder-decoder models, built from packages of public registries.
 
-A builder writes UTF-8 files of `source TAB target` lines, without a header; several targets of
-one source are several lines. The same packages give the same bytes: whatever is drawn is drawn by
-the SHA-256 of the source. Downloads stay in `.downloads` beside the output folder.
+A builder writes UTF-8 files of `source TAB target` lines, without a header; a source with several
+targets has several lines. The same packages give the same bytes: random choices depend on the
+SHA-256 of the source. Downloads stay in `.downloads` next to the output folder.
 
-Here: one file a data set, and the table of them. Not here: anything that training needs. Imports
-nothing else of training.
+Here: one file for each data set, and the table of them. Not here: anything that training needs.
+Imports nothing else from training.
 """

@@ -1,6 +1,6 @@
-"""From a run to a bundle, or to a clear refusal.
+"""Export: from a run to a bundle, or to a clear error.
 
-Here: parity of graphs with PyTorch, golden vectors, the gate for int8, manifests; what the kinds of
-model have in common stands once. Not here: the graphs themselves. Imports the loop and what is
-below it.
+Here: parity of the graphs with PyTorch, golden vectors, the gate for int8, manifests. What the
+kinds of model have in common is written once. Not here: the graphs themselves. Imports the loop and
+the rooms below.
 """

@@ -1,6 +1,5 @@
-"""ONNX written by hand: the graphs that a bundle holds, and their references.
+"""ONNX graphs written by hand, and the references that they are checked against.
 
-Here: the builder, cells, products, quantization, the graphs of each kind of model and the
-references that eight-bit graphs are checked against. Not here: the checks. Imports networks and
-data.
+Here: the builder, cells, products, quantization, the graphs of each kind of model, and the
+references for the eight-bit graphs. Not here: the checks. Imports networks and data.
 """

@@ -1,5 +1,5 @@
-"""Training until the weights are good: the loop, and the two kinds of thing that it trains.
+"""The training loop, and what it needs from each kind of model.
 
-Here: the trainer, tasks, replicas, checkpoints, logs, starting points. Not here: files of a user.
-Imports evaluation, graphs and what is below them.
+Here: the trainer, tasks, replicas, checkpoints, logs. Not here: a user's files. Imports evaluation,
+graphs and the rooms below.
 """

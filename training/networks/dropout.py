@@ -1,4 +1,4 @@
-"""Dropout whose masks come from a generator of one's own."""
+"""Dropout with masks from a given random generator."""
 
 import torch
 from torch import Tensor
