@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.server import serve
-from tests.training.helpers import BACKWARDS, tiny_pair_document, write_toml
+from tests.training.helpers import BACKWARDS, tiny_encoder_decoder_document, write_toml
 from training.__main__ import main
 
 SOURCES = [line.split("\t")[0] for line in BACKWARDS.splitlines()[:8]]
@@ -16,7 +16,7 @@ def test_the_service_says_what_the_trained_model_says(
 ) -> None:
     (tmp_path / "pairs.tsv").write_text(BACKWARDS)
     training = {"steps": 30, "eval_every": 15, "learning_rate": 0.02, "select_by": "exact_match"}
-    config = write_toml(tmp_path / "tiny.toml", tiny_pair_document(training=training))
+    config = write_toml(tmp_path / "tiny.toml", tiny_encoder_decoder_document(training=training))
     run, models = str(tmp_path / "run"), tmp_path / "models"
     assert main(["train", str(config), "--run", run]) == 0
     assert main(["export", run, "--models", str(models)]) == 0

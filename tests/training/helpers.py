@@ -168,7 +168,7 @@ TINY_SIZES: dict[str, Any] = {
 }
 
 
-def tiny_pair_document(**sections: Mapping[str, Any]) -> dict[str, Any]:
+def tiny_encoder_decoder_document(**sections: Mapping[str, Any]) -> dict[str, Any]:
     """A small configuration of pairs as a document; keyword arguments change its sections."""
     document: dict[str, Any] = {
         "task": "encoder_decoder",
@@ -192,18 +192,18 @@ def tiny_pair_document(**sections: Mapping[str, Any]) -> dict[str, Any]:
     return document
 
 
-def tiny_pair_trainer(
+def tiny_encoder_decoder_trainer(
     folder: Path, text: str = BACKWARDS, /, **sections: Mapping[str, Any]
 ) -> Trainer[EncoderDecoder]:
     """A trainer of pairs whose run folder is `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pairs.tsv").write_text(text, encoding="utf-8")
-    config = EncoderDecoderConfig.model_validate(tiny_pair_document(**sections))
+    config = EncoderDecoderConfig.model_validate(tiny_encoder_decoder_document(**sections))
     corpus = prepare_pairs(config.data, folder)
     return Trainer(config, EncoderDecoderTask(config, corpus), folder)
 
 
-def pair_task_of(run: Trainer[EncoderDecoder]) -> EncoderDecoderTask:
+def encoder_decoder_task_of(run: Trainer[EncoderDecoder]) -> EncoderDecoderTask:
     """What an encoder-decoder's trainer trains."""
     assert isinstance(run.task, EncoderDecoderTask)
     return run.task

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.helpers import tiny_document, tiny_pair_document, write_toml
+from tests.training.helpers import tiny_document, tiny_encoder_decoder_document, write_toml
 from training.config import (
     BaselineConfig,
     ConfigError,
@@ -214,7 +214,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> Non
 
 
 def test_a_good_configuration_of_pairs_loads(tmp_path: Path) -> None:
-    config = load_config(write_toml(tmp_path / "config.toml", tiny_pair_document()))
+    config = load_config(write_toml(tmp_path / "config.toml", tiny_encoder_decoder_document()))
     assert isinstance(config, EncoderDecoderConfig)
     assert (config.name, config.training.steps, config.data.files) == (
         "tiny-pairs",
@@ -239,7 +239,7 @@ def test_pairs_need_a_name_files_and_steps_and_no_more(tmp_path: Path) -> None:
     [("language_model", LanguageModelConfig), ("encoder_decoder", EncoderDecoderConfig)],
 )
 def test_the_task_says_what_is_trained(tmp_path: Path, task: str, kind: type) -> None:
-    document = tiny_document() if kind is LanguageModelConfig else tiny_pair_document()
+    document = tiny_document() if kind is LanguageModelConfig else tiny_encoder_decoder_document()
     config = load_config(write_toml(tmp_path / "config.toml", {**document, "task": task}))
     assert type(config) is kind
     assert config.task == task
@@ -252,7 +252,7 @@ def test_without_a_task_it_is_a_language_models(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["seq2seq", "", 3])
-@pytest.mark.parametrize("make", [tiny_document, tiny_pair_document])
+@pytest.mark.parametrize("make", [tiny_document, tiny_encoder_decoder_document])
 def test_an_unknown_task_is_one_mistake_that_names_both(
     tmp_path: Path, task: object, make: Callable[[], dict[str, Any]]
 ) -> None:
@@ -272,7 +272,7 @@ def test_an_unknown_task_is_one_mistake_that_names_both(
 def test_an_unknown_option_of_pairs_is_refused_and_its_neighbours_are_named(
     tmp_path: Path, section: str, allowed: type[EncoderDecoderDataConfig]
 ) -> None:
-    message = refusal(tmp_path, tiny_pair_document(**{section: {"hiden_size": 3}}))
+    message = refusal(tmp_path, tiny_encoder_decoder_document(**{section: {"hiden_size": 3}}))
     assert message.endswith(
         f"{section}.hiden_size: no such option; there are {', '.join(allowed.model_fields)}"
     )
@@ -281,12 +281,12 @@ def test_an_unknown_option_of_pairs_is_refused_and_its_neighbours_are_named(
 def test_an_unknown_option_of_a_side_is_refused_and_its_neighbours_are_named(
     tmp_path: Path,
 ) -> None:
-    message = refusal(tmp_path, tiny_pair_document(data={"source": {"language": "en"}}))
+    message = refusal(tmp_path, tiny_encoder_decoder_document(data={"source": {"language": "en"}}))
     assert message.endswith(
         f"data.source.language: no such option; there are {', '.join(TextSideConfig.model_fields)}"
     )
     normalization = {"normalization": {"nfd": True}}
-    message = refusal(tmp_path, tiny_pair_document(data={"target": normalization}))
+    message = refusal(tmp_path, tiny_encoder_decoder_document(data={"target": normalization}))
     assert message.endswith("there are newlines, fold, lowercase, ascii_fold, nfc, strip")
 
 
@@ -320,7 +320,7 @@ def test_an_unknown_option_of_a_side_is_refused_and_its_neighbours_are_named(
 def test_a_value_of_pairs_out_of_range_is_refused(
     tmp_path: Path, section: str, option: str, value: object
 ) -> None:
-    message = refusal(tmp_path, tiny_pair_document(**{section: {option: value}}))
+    message = refusal(tmp_path, tiny_encoder_decoder_document(**{section: {option: value}}))
     assert f"config.toml: {section}.{option}" in message
 
 
@@ -345,19 +345,19 @@ def test_a_value_of_pairs_out_of_range_is_refused(
 def test_options_of_pairs_that_contradict_each_other_are_refused(
     tmp_path: Path, section: str, options: dict[str, Any], message: str
 ) -> None:
-    assert message in refusal(tmp_path, tiny_pair_document(**{section: options}))
+    assert message in refusal(tmp_path, tiny_encoder_decoder_document(**{section: options}))
 
 
 def test_sides_that_share_a_vocabulary_may_have_different_languages(tmp_path: Path) -> None:
     data = {"share_vocab": True, "source": {"lang": "en"}, "target": {"lang": "de"}}
-    path = write_toml(tmp_path / "config.toml", tiny_pair_document(data=data))
+    path = write_toml(tmp_path / "config.toml", tiny_encoder_decoder_document(data=data))
     config = load_config(path)
     assert isinstance(config, EncoderDecoderConfig)
     assert config.data.share_vocab
 
 
 def test_a_batch_of_pairs_need_not_be_a_multiple_of_the_replicas(tmp_path: Path) -> None:
-    document = tiny_pair_document(training={"batch_size": 5, "replicas": 2})
+    document = tiny_encoder_decoder_document(training={"batch_size": 5, "replicas": 2})
     assert load_config(write_toml(tmp_path / "config.toml", document)).training.replicas == 2
 
 

@@ -8,7 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.bundle.text import PAD_ID
-from tests.training.helpers import pair_split_of, pair_task_of, tiny_pair_trainer
+from tests.training.helpers import (
+    encoder_decoder_task_of,
+    pair_split_of,
+    tiny_encoder_decoder_trainer,
+)
 from training.data.pair_batches import pair_batch
 from training.evaluation import encoder_decoder as evaluation
 from training.evaluation.encoder_decoder import length_limits, mean_loss
@@ -20,8 +24,8 @@ lists = st.lists(st.integers(3, 9), max_size=40)
 def test_the_validation_loss_is_the_mean_over_all_counted_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tiny_pair_trainer(tmp_path)
-    split = pair_task_of(run).corpus.train
+    run = tiny_encoder_decoder_trainer(tmp_path)
+    split = encoder_decoder_task_of(run).corpus.train
     batch = pair_batch(split, range(len(split)))
     counted = torch.from_numpy(batch.targets)
     parts = (batch.sources, batch.lengths, batch.tokens)

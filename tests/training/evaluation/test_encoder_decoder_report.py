@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.bundle.encoder_decoder import EncoderDecoderMeasurement, EncoderDecoderMetrics
-from tests.training.helpers import tiny_pair_document
+from tests.training.helpers import tiny_encoder_decoder_document
 from training.config import EncoderDecoderConfig
 from training.data.pairs import PairSplit
 from training.evaluation.encoder_decoder_report import NearestSource, baselines, table
@@ -64,7 +64,7 @@ def test_the_ends_of_a_text_count() -> None:
 
 
 def test_the_floors_are_a_copy_and_the_nearest_sources_target() -> None:
-    config = EncoderDecoderConfig.model_validate(tiny_pair_document())
+    config = EncoderDecoderConfig.model_validate(tiny_encoder_decoder_document())
     nearest = NearestSource(split_of([("12 apples", "12 Äpfel"), ("pears", "Birnen")]))
     split = split_of(
         [("same", "same"), ("13 apples", "12 Äpfel"), ("same", "the same, in other words")], "test"
@@ -77,7 +77,7 @@ def test_the_floors_are_a_copy_and_the_nearest_sources_target() -> None:
 
 
 def test_symbols_have_no_bleu() -> None:
-    document = tiny_pair_document(data={"target": {"tokenization": "whitespace"}})
+    document = tiny_encoder_decoder_document(data={"target": {"tokenization": "whitespace"}})
     config = EncoderDecoderConfig.model_validate(document)
     split = split_of([("a b", "A B C D")])
     copy, near = baselines(config, split, NearestSource(split))

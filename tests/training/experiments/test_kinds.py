@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 import training
-from tests.training.helpers import Main, tiny_document, tiny_pair_document, write_toml
+from tests.training.helpers import Main, tiny_document, tiny_encoder_decoder_document, write_toml
 from training.config import parse_config
 from training.experiments.counts import in_words
 from training.experiments.kinds import experiment_of
 
 KIND_WORDS = ("Config", "Corpus", "Manifest", "Bundle", "Task")
-DOCUMENTS = {"language_model": tiny_document, "encoder_decoder": tiny_pair_document}
+DOCUMENTS = {"language_model": tiny_document, "encoder_decoder": tiny_encoder_decoder_document}
 
 
 @pytest.mark.parametrize("task", DOCUMENTS)
@@ -42,7 +42,11 @@ def test_no_code_asks_of_which_kind_a_thing_is() -> None:
     ("document", "command", "message"),
     [
         (tiny_document(), "translate", "a language model; `sample` is its command"),
-        (tiny_pair_document(), "sample", "an encoder-decoder; `translate` is its command"),
+        (
+            tiny_encoder_decoder_document(),
+            "sample",
+            "an encoder-decoder; `translate` is its command",
+        ),
     ],
 )
 def test_the_command_of_another_kind_names_the_right_one(

@@ -13,7 +13,7 @@ from tests.training.helpers import (
     FABLE,
     Main,
     tiny_document,
-    tiny_pair_document,
+    tiny_encoder_decoder_document,
     write_toml,
 )
 from training.__main__ import main
@@ -113,7 +113,7 @@ def test_pairs_start_from_a_run_and_not_from_a_bundle(tmp_path: Path, call: Main
     (tmp_path / "pairs.tsv").write_text(BACKWARDS)
     data = {"files": ["pairs.tsv"], "valid_fraction": 0.2, "test_fraction": 0.2}
     training = {"steps": 2, "eval_every": 1}
-    document = tiny_pair_document(data=data, training=training)
+    document = tiny_encoder_decoder_document(data=data, training=training)
     config = write_toml(tmp_path / "tiny.toml", document)
     assert call("train", config, "--run", tmp_path / "run")[0] == 0
     assert call("export", tmp_path / "run", "--models", tmp_path / "models")[0] == 0

@@ -16,7 +16,7 @@ from tests.training.helpers import (
     FABLE,
     Main,
     tiny_document,
-    tiny_pair_document,
+    tiny_encoder_decoder_document,
     write_toml,
 )
 from training.__main__ import main
@@ -36,7 +36,7 @@ def configured(folder: Path, text: str = BACKWARDS, **sections: Mapping[str, Any
     (folder / "more.tsv").write_text(MORE)
     data = {"extra_tests": {"more": ["more.tsv"]}, "title": "Words", **sections.pop("data", {})}
     training = {**TRAINING, **sections.pop("training", {})}
-    document = tiny_pair_document(data=data, training=training, **sections)
+    document = tiny_encoder_decoder_document(data=data, training=training, **sections)
     return write_toml(folder / "tiny.toml", document)
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from service.bundle.text import PAD_ID
 from tests.training.helpers import (
     BACKWARDS,
-    pair_task_of,
-    tiny_pair_trainer,
+    encoder_decoder_task_of,
+    tiny_encoder_decoder_trainer,
 )
 from training.data.pair_batches import PairBatch
 from training.evaluation import encoder_decoder as evaluation
@@ -59,7 +59,7 @@ def assert_same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> No
 
 def first_batch(run: Trainer[EncoderDecoder]) -> PairBatch:
     """The batch that the next step will read."""
-    batches = pair_task_of(run).batches
+    batches = encoder_decoder_task_of(run).batches
     start = batches.state()
     batch = batches.next()
     batches.restore(start)
@@ -89,7 +89,7 @@ GOLDEN_OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("cell", GOLDEN)
 def test_eight_steps_reach_the_golden_loss(tmp_path: Path, cell: str) -> None:
     model = {**MODEL, "input_feeding": False, **GOLDEN_OPTIONS[cell], "cell": cell}
-    run = tiny_pair_trainer(tmp_path, model=model, training=TRAINING)
+    run = tiny_encoder_decoder_trainer(tmp_path, model=model, training=TRAINING)
     last = step_losses(run, 8)[-1]
     valid = run.task.evaluate(run.evaluated_model).loss
     assert (last, valid) == pytest.approx(GOLDEN[cell], rel=1e-6)
@@ -107,12 +107,12 @@ def test_a_resumed_run_has_the_same_losses_and_weights(
         "model": {**MODEL, "cell": cell},
         "training": {**TRAINING, "replicas": replicas, "batch_size": 20},
     }
-    whole = tiny_pair_trainer(tmp_path / "whole", **options)
+    whole = tiny_encoder_decoder_trainer(tmp_path / "whole", **options)
     wanted = step_losses(whole, 9)  # more than an epoch
-    first = tiny_pair_trainer(tmp_path / "parts", **options)
+    first = tiny_encoder_decoder_trainer(tmp_path / "parts", **options)
     found = step_losses(first, 4)
     first.save()
-    second = tiny_pair_trainer(tmp_path / "parts", **options)
+    second = tiny_encoder_decoder_trainer(tmp_path / "parts", **options)
     step_losses(second, 2)  # whatever it did before is forgotten
     second.resume()
     found += step_losses(second, 5)
@@ -125,10 +125,10 @@ def test_a_resumed_run_has_the_same_losses_and_weights(
 
 def test_a_checkpoint_of_a_resumed_run_is_the_checkpoint_it_resumed_from(tmp_path: Path) -> None:
     options: dict[str, Mapping[str, Any]] = {"model": MODEL, "training": TRAINING}
-    first = tiny_pair_trainer(tmp_path, **options)
+    first = tiny_encoder_decoder_trainer(tmp_path, **options)
     first.run()
     before = checkpoint.read(tmp_path / LAST)
-    second = tiny_pair_trainer(tmp_path, **options)
+    second = tiny_encoder_decoder_trainer(tmp_path, **options)
     second.resume()
     assert second.best_rank == first.best_rank
     second.save()
@@ -141,15 +141,15 @@ def test_a_checkpoint_of_a_resumed_run_is_the_checkpoint_it_resumed_from(tmp_pat
     "text", [BACKWARDS + "more\terom\n", BACKWARDS.replace("fox\txof", "f\tf")]
 )
 def test_changed_pairs_are_refused(tmp_path: Path, text: str) -> None:
-    tiny_pair_trainer(tmp_path).save()
+    tiny_encoder_decoder_trainer(tmp_path).save()
     with pytest.raises(TrainingError, match="the text has changed"):
-        tiny_pair_trainer(tmp_path, text).resume()
+        tiny_encoder_decoder_trainer(tmp_path, text).resume()
 
 
 def test_a_changed_configuration_is_refused(tmp_path: Path) -> None:
-    tiny_pair_trainer(tmp_path).save()
+    tiny_encoder_decoder_trainer(tmp_path).save()
     with pytest.raises(TrainingError, match=r"label_smoothing: it was 0\.0, "):
-        tiny_pair_trainer(tmp_path, training={"label_smoothing": 0.2}).resume()
+        tiny_encoder_decoder_trainer(tmp_path, training={"label_smoothing": 0.2}).resume()
 
 
 # --- the objective ------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def test_the_gradient_is_of_the_smoothed_loss_and_the_loss_is_not(
     tmp_path: Path, smoothing: float, replicas: int
 ) -> None:
     training = {"label_smoothing": smoothing, "replicas": replicas, "batch_size": 10}
-    run = tiny_pair_trainer(tmp_path, training=training)
+    run = tiny_encoder_decoder_trainer(tmp_path, training=training)
     batch = first_batch(run)
     targets = torch.from_numpy(batch.targets)
     logprobs = logprobs_of(run, batch)  # [B, T, V]
@@ -184,18 +184,20 @@ def test_the_gradient_is_of_the_smoothed_loss_and_the_loss_is_not(
 
 
 def test_a_batch_smaller_than_the_replicas_is_shared_out_too(tmp_path: Path) -> None:
-    one = tiny_pair_trainer(tmp_path / "one", training={"batch_size": 2})
-    four = tiny_pair_trainer(tmp_path / "four", training={"batch_size": 2, "replicas": 4})
+    one = tiny_encoder_decoder_trainer(tmp_path / "one", training={"batch_size": 2})
+    four = tiny_encoder_decoder_trainer(
+        tmp_path / "four", training={"batch_size": 2, "replicas": 4}
+    )
     assert step_losses(four, 3) == pytest.approx(step_losses(one, 3), rel=1e-4)
 
 
 def test_the_first_loss_is_about_uniform_guessing(tmp_path: Path) -> None:
-    run = tiny_pair_trainer(tmp_path)
+    run = tiny_encoder_decoder_trainer(tmp_path)
     assert step_losses(run, 1)[0] == pytest.approx(math.log(run.task.vocab_size), abs=0.5)
 
 
 def test_weights_that_are_no_numbers_stop_the_run(tmp_path: Path) -> None:
-    run = tiny_pair_trainer(tmp_path)
+    run = tiny_encoder_decoder_trainer(tmp_path)
     with torch.no_grad():
         run.model.decoder.output.bias[4] = float("nan")
     with pytest.raises(TrainingError, match="diverged at step 0"):
@@ -209,7 +211,7 @@ def test_weights_that_are_no_numbers_stop_the_run(tmp_path: Path) -> None:
 def test_an_evaluation_has_no_dropout_and_leaves_the_model_as_it_was(
     tmp_path: Path, *, training: bool
 ) -> None:
-    run = tiny_pair_trainer(tmp_path, model=MODEL, training={"select_by": "chrf"})
+    run = tiny_encoder_decoder_trainer(tmp_path, model=MODEL, training={"select_by": "chrf"})
     run.model.train(training)
     first = run.task.evaluate(run.model)
     assert run.model.training is training
@@ -250,7 +252,7 @@ def test_weights_are_kept_by_the_chosen_metric_and_of_equals_by_loss(
     monkeypatch.setattr(encoder_decoder_task, "mean_loss", script.loss)
     monkeypatch.setattr(encoder_decoder_task, "translation_metrics", script.metrics)
     training = {"select_by": "exact_match", "steps": 3, "eval_every": 1}
-    run = tiny_pair_trainer(tmp_path, training=training)
+    run = tiny_encoder_decoder_trainer(tmp_path, training=training)
     run.run()
     loss, exact_match = values[best - 1]
     assert run.best_step == best
@@ -261,7 +263,7 @@ def test_weights_are_kept_by_the_chosen_metric_and_of_equals_by_loss(
 
 @pytest.mark.parametrize("metric", ["symbol_error_rate", "word_error_rate"])
 def test_of_an_error_rate_the_least_is_kept(tmp_path: Path, metric: str) -> None:
-    run = tiny_pair_trainer(tmp_path, training={"select_by": metric})
+    run = tiny_encoder_decoder_trainer(tmp_path, training={"select_by": metric})
     found = run.task.evaluate(run.model)
     assert found.rank == (found.values[metric], found.loss)
 
@@ -269,11 +271,11 @@ def test_of_an_error_rate_the_least_is_kept(tmp_path: Path, metric: str) -> None
 def test_bleu_chooses_no_weights_where_no_target_has_four_words(tmp_path: Path) -> None:
     short = "".join(f"s{i}\tone{i}\n" for i in range(200))
     with pytest.raises(TrainingError, match=r"training.select_by: BLEU counts .*choose chrf"):
-        tiny_pair_trainer(tmp_path, short, training={"select_by": "bleu"})
+        tiny_encoder_decoder_trainer(tmp_path, short, training={"select_by": "bleu"})
 
 
 def test_by_loss_nothing_is_translated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = tiny_pair_trainer(tmp_path)
+    run = tiny_encoder_decoder_trainer(tmp_path)
     monkeypatch.setattr(evaluation, "translate", None)
     found = run.task.evaluate(run.model)
     assert (found.rank, dict(found.values)) == ((found.loss, found.loss), {"loss": found.loss})
@@ -291,13 +293,13 @@ def test_no_more_sources_are_translated_than_asked_for(
     for module in (evaluation, encoder_decoder_task):
         monkeypatch.setattr(module, "translate_texts", counted)
     training = {"select_by": "chrf", "max_valid_sources": 3, "show": 2, "steps": 1}
-    tiny_pair_trainer(tmp_path, training=training).run()
+    tiny_encoder_decoder_trainer(tmp_path, training=training).run()
     assert counts == [3, 2, 3]  # the evaluation, what is shown, the best weights at the end
 
 
 def test_what_is_logged_is_the_loss_and_the_metrics(tmp_path: Path) -> None:
     training = {"select_by": "exact_match", "steps": 4, "eval_every": 2, "log_every": 1}
-    tiny_pair_trainer(tmp_path, training=training).run()
+    tiny_encoder_decoder_trainer(tmp_path, training=training).run()
     log = read_log(tmp_path / "log.jsonl")
     valid = [x for x in log if x["kind"] == "valid"]
     train = [x for x in log if x["kind"] == "train"]
@@ -312,7 +314,7 @@ def test_what_is_logged_is_the_loss_and_the_metrics(tmp_path: Path) -> None:
 
 def test_a_copy_task_is_learnt(tmp_path: Path) -> None:
     texts = ["".join(letters) for letters in product("abcd", repeat=3)]
-    run = tiny_pair_trainer(
+    run = tiny_encoder_decoder_trainer(
         tmp_path,
         "".join(f"{text}\t{text}\n" for text in texts),
         model={"encoder_hidden_size": 24, "hidden_size": 32, "embedding_dim": 16},
@@ -326,18 +328,20 @@ def test_a_copy_task_is_learnt(tmp_path: Path) -> None:
     found = run.run()
     assert found.values["exact_match"] == 1.0
     assert (
-        pair_task_of(run)
+        encoder_decoder_task_of(run)
         .corpus.train.references.keys()
-        .isdisjoint(pair_task_of(run).corpus.valid.references)
+        .isdisjoint(encoder_decoder_task_of(run).corpus.valid.references)
     )
 
 
 def test_the_best_weights_come_back_with_their_tokenizers(tmp_path: Path) -> None:
     subwords = {"tokenization": "bpe", "vocab_size": 64}
-    run = tiny_pair_trainer(tmp_path, data={"source": subwords}, training={"ema_decay": 0.9})
+    run = tiny_encoder_decoder_trainer(
+        tmp_path, data={"source": subwords}, training={"ema_decay": 0.9}
+    )
     found = run.run()
     config, model, source, target, record = load_best(tmp_path)
-    corpus = pair_task_of(run).corpus
+    corpus = encoder_decoder_task_of(run).corpus
     assert config == run.config
     assert not model.training
     assert (source.tokens, target.tokens) == (corpus.source.tokens, corpus.target.tokens)
