@@ -23,14 +23,14 @@ from service.bundle.tokenization import Characters, Subwords, Symbols, Tokenizer
 from training.config import EncoderDecoderNetworkConfig, LanguageModelNetworkConfig, TextSideConfig
 from training.data.corpus import Split
 from training.data.pairs import PairSplit
-from training.export.encoder_decoder import build_graphs as build_pair_graphs
+from training.export.encoder_decoder import build_graphs as build_encoder_decoder_graphs
 from training.export.encoder_decoder import (
     describe_side,
     memory_tensors,
     model_shape,
     state_tensors,
 )
-from training.export.encoder_decoder_parity import golden_vectors as pair_golden_vectors
+from training.export.encoder_decoder_parity import golden_vectors as encoder_decoder_golden_vectors
 from training.export.language_model import build_graphs
 from training.export.language_model_parity import golden_vectors
 from training.export.manifest_parts import describe_graph, file_name
@@ -222,7 +222,7 @@ def tiny_tokenizer(tokenization: Tokenization) -> Tokenizer:
     return Subwords.learn(TEXTS, vocab_size=64, min_count=1)
 
 
-def tiny_pair_model(
+def tiny_encoder_decoder(
     source_size: int, target_size: int, *, scale: float = 1.5, **options: Any
 ) -> EncoderDecoder:
     """An untrained encoder-decoder with opinions; its targets end sooner or later."""
@@ -248,7 +248,7 @@ def tiny_pair_model(
     return model.eval()
 
 
-def tiny_pair_files(
+def tiny_encoder_decoder_files(
     cell: str = "lstm",
     *,
     name: str = "tiny-pairs",
@@ -266,9 +266,9 @@ def tiny_pair_files(
     """
     target = target or tiny_tokenizer(tokenization)
     source = target if shared else source or tiny_tokenizer("character")
-    model = tiny_pair_model(len(source), len(target), cell=cell, **options)
+    model = tiny_encoder_decoder(len(source), len(target), cell=cell, **options)
     precisions: tuple[Precision, ...] = ("fp32", "int8")
-    graphs = build_pair_graphs(model)
+    graphs = build_encoder_decoder_graphs(model)
     files = {file_name(*kind): data for kind, data in graphs.items()}
     sides = []
     for label, tokenizer in (("source", source), ("target", target)):
@@ -307,12 +307,12 @@ def tiny_pair_files(
         "metrics": [{"split": "test", "pairs": 1, "sources": 1, "measurements": []}],
         "examples": [],
         "training": {"config": {}, "seed": 1, "steps": 0, "git_commit": None, "versions": {}},
-        "golden": pair_golden_vectors(model, _golden_pairs(source, target), precisions),
+        "golden": encoder_decoder_golden_vectors(model, _golden_pairs(source, target), precisions),
     }
     return EncoderDecoderManifest.model_validate(document | dict(changes or {})), files
 
 
-def pairs_in_memory(
+def encoder_decoder_in_memory(
     manifest: EncoderDecoderManifest, files: Mapping[str, bytes]
 ) -> EncoderDecoderBundle:
     """The bundle as a reader would give it."""

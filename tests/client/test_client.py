@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from service.bundle.store import write_bundle
-from tests.bundles import tiny_files, tiny_pair_files
+from tests.bundles import tiny_encoder_decoder_files, tiny_files
 from tests.end_to_end.server import ROOT, Server, free_port, serve
 from unroll_client import (
     AsyncUnroll,
@@ -40,7 +40,7 @@ TEXT, PAIRS = "tiny-lstm", "tiny-pairs"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("models")
     write_bundle(folder, *tiny_files("lstm"))
-    write_bundle(folder, *tiny_pair_files(name=PAIRS))
+    write_bundle(folder, *tiny_encoder_decoder_files(name=PAIRS))
     with serve(folder, engine_threads=1) as running:
         yield running
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.bundle.store import write_bundle
-from tests.bundles import tiny_files, tiny_pair_files
+from tests.bundles import tiny_encoder_decoder_files, tiny_files
 from tests.end_to_end.server import ROOT, Server, serve
 
 PYTHON = ROOT / ".venv" / "clients" / "bin" / "python"
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("models")
     write_bundle(folder, *tiny_files("lstm"))
-    write_bundle(folder, *tiny_pair_files(name="tiny-pairs"))
+    write_bundle(folder, *tiny_encoder_decoder_files(name="tiny-pairs"))
     with serve(folder, engine_threads=1) as running:
         yield running
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.bundle.store import write_bundle
-from tests.bundles import tiny_files, tiny_pair_files
+from tests.bundles import tiny_encoder_decoder_files, tiny_files
 from tests.end_to_end.server import ROOT, Server, free_port, serve
 
 TEXT, PAIRS = "tiny-lstm", "tiny-pairs"
@@ -22,7 +22,7 @@ Where = list[str]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("models")
     write_bundle(found, *tiny_files("lstm"))
-    write_bundle(found, *tiny_pair_files(name=PAIRS))
+    write_bundle(found, *tiny_encoder_decoder_files(name=PAIRS))
     return found
 
 

@@ -22,7 +22,7 @@ from service.app import create_app
 from service.bundle.store import write_bundle
 from service.http.api_keys import new_key
 from service.settings import Settings
-from tests.bundles import ALPHABET, tiny_files, tiny_pair_files
+from tests.bundles import ALPHABET, tiny_encoder_decoder_files, tiny_files
 from tests.end_to_end.server import Server, serve
 
 # The names that the document's examples have.
@@ -111,7 +111,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     # All the ids that the examples have.
     characters = "".join(dict.fromkeys(ALPHABET + string.printable))
     write_bundle(folder, *tiny_files("lstm", name=WRITER, characters=characters))
-    manifest, files = tiny_pair_files("gru", name=TRANSLATOR)
+    manifest, files = tiny_encoder_decoder_files("gru", name=TRANSLATOR)
     languages = {
         "source": manifest.source.model_copy(update={"lang": SOURCE_LANG}),
         "target": manifest.target.model_copy(update={"lang": TARGET_LANG}),

@@ -21,7 +21,7 @@ from service.decoding.sampling import SamplingParams
 from service.decoding.search import Search
 from service.runtime.encoder_decoder import OnnxEncoderDecoderSession, pad_sources
 from service.scheduling.encoder_decoder import EncoderDecoderRunner
-from tests.bundles import tiny_pair_files, tiny_pair_model
+from tests.bundles import tiny_encoder_decoder, tiny_encoder_decoder_files
 from tests.end_to_end.server import Server, serve
 from training.evaluation.beam_search import translate
 from training.networks.encoder_decoder import EncoderDecoder
@@ -63,7 +63,9 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pairs")
     for name, options in KINDS.items():
         tokenization: Any = TOKENIZATIONS.get(name, "character")
-        write_bundle(folder, *tiny_pair_files(name=name, tokenization=tokenization, **options))
+        write_bundle(
+            folder, *tiny_encoder_decoder_files(name=name, tokenization=tokenization, **options)
+        )
     return folder
 
 
@@ -78,7 +80,7 @@ def loaded(folder: Path) -> tuple[EncoderDecoderBundle, EncoderDecoder]:
     """A bundle as it is served, and the weights in PyTorch that it was exported from."""
     bundle = read_bundle(folder)
     assert isinstance(bundle, EncoderDecoderBundle)
-    model = tiny_pair_model(len(bundle.source), len(bundle.target), **KINDS[folder.name])
+    model = tiny_encoder_decoder(len(bundle.source), len(bundle.target), **KINDS[folder.name])
     return bundle, model
 
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from service.bundle.store import write_bundle
-from tests.bundles import tiny_files, tiny_pair_files
+from tests.bundles import tiny_encoder_decoder_files, tiny_files
 from tests.end_to_end.server import Server, serve
 from tests.service.events import parsed
 
@@ -23,7 +23,7 @@ BODY = {"model": "tiny-lstm", "prompt": "the ", "max_tokens": 1000, "seed": 1, "
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("models")
     write_bundle(folder, *tiny_files("lstm"))
-    write_bundle(folder, *tiny_pair_files())
+    write_bundle(folder, *tiny_encoder_decoder_files())
     with serve(folder, engine_threads=1) as running:
         yield running
 

@@ -19,7 +19,7 @@ import pytest
 
 from service.bundle.language_model import LanguageModelLimits
 from service.bundle.store import write_bundle
-from tests.bundles import tiny_files, tiny_pair_files
+from tests.bundles import tiny_encoder_decoder_files, tiny_files
 from tests.end_to_end.server import Server, serve
 from tests.faults.support import eventually, goes_on, rows_in_use
 
@@ -33,7 +33,7 @@ MARKS = "\u0301\u0323"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("models")
     write_bundle(folder, *tiny_files("lstm", limits=LanguageModelLimits(max_tokens=100_000)))
-    write_bundle(folder, *tiny_pair_files("gru", name="tiny-pairs"))
+    write_bundle(folder, *tiny_encoder_decoder_files("gru", name="tiny-pairs"))
     with serve(folder, log_level="warning") as running:
         yield running
 

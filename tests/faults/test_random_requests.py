@@ -14,7 +14,7 @@ from bench.soak_requests import Models
 from bench.soak_tally import Tally
 from service.bundle.store import write_bundle
 from service.runtime.allocator import MAX_ARENAS
-from tests.bundles import tiny_pair_files
+from tests.bundles import tiny_encoder_decoder_files
 from tests.end_to_end.server import Server, arenas_in, serve
 from tests.faults.conftest import LIMITS
 from tests.faults.support import eventually, goes_on, rows_in_use
@@ -28,7 +28,7 @@ MANY = {"/generate", "/generate streamed", "/score", "/score of NDJSON", "/score
 def server(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("more") / "models"
     shutil.copytree(tiny_models, folder)
-    write_bundle(folder, *tiny_pair_files())
+    write_bundle(folder, *tiny_encoder_decoder_files())
     with serve(folder, **LIMITS | {"engine_threads": 2}) as running:
         yield running
 

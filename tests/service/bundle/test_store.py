@@ -20,7 +20,7 @@ from service.bundle.store import (
 )
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Vocabulary
 from service.bundle.tokenization import Subwords, Symbols
-from tests.bundles import TEXTS, plain_files, tiny_pair_files, tiny_tokenizer
+from tests.bundles import TEXTS, plain_files, tiny_encoder_decoder_files, tiny_tokenizer
 
 GRAPH = "sequence.fp32.onnx"
 MARKER = "q7marker"
@@ -309,14 +309,16 @@ def test_a_new_bundle_that_does_not_read_back_leaves_nothing(tmp_path: Path) -> 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
     """A good bundle of characters to symbols."""
-    manifest, files = tiny_pair_files("gru", tokenization="whitespace")
+    manifest, files = tiny_encoder_decoder_files("gru", tokenization="whitespace")
     return write_bundle(tmp_path / "models", manifest, files)
 
 
 @pytest.fixture
 def subwords(tmp_path: Path) -> Path:
     """A good bundle whose sides share the files of their subwords."""
-    manifest, files = tiny_pair_files("gru", tokenization="bpe", shared=True, attention="none")
+    manifest, files = tiny_encoder_decoder_files(
+        "gru", tokenization="bpe", shared=True, attention="none"
+    )
     return write_bundle(tmp_path / "models", manifest, files)
 
 
@@ -327,7 +329,7 @@ def read_pairs(folder: Path) -> EncoderDecoderBundle:
 
 
 def test_an_encoder_decoder_that_is_written_is_what_is_read(pairs: Path) -> None:
-    manifest, files = tiny_pair_files("gru", tokenization="whitespace")
+    manifest, files = tiny_encoder_decoder_files("gru", tokenization="whitespace")
     bundle = read_pairs(pairs)
     assert bundle.manifest == manifest
     assert bundle.source.tokens == tiny_tokenizer("character").tokens
@@ -359,7 +361,7 @@ def test_an_encoder_decoder_is_no_language_model(pairs: Path, folder: Path) -> N
     assert isinstance(read_bundle(folder), LanguageModelBundle)
 
 
-def refusal_of_pairs(folder: Path) -> str:
+def refusal_of_encoder_decoder(folder: Path) -> str:
     """The line of cause, whatever the bundle is."""
     with pytest.raises(BundleError) as refused:
         read_bundle(folder)
@@ -373,7 +375,7 @@ def refusal_of_pairs(folder: Path) -> str:
 @pytest.mark.parametrize("task", ["summarization", "", None, 5, ["language_model"], {"a": 1}])
 def test_a_manifest_of_an_unknown_task_is_refused_in_one_line(folder: Path, task: object) -> None:
     edit_manifest(folder, lambda x: x.update(task=task))
-    message = refusal_of_pairs(folder)
+    message = refusal_of_encoder_decoder(folder)
     assert message.startswith("plain: manifest.json: the document: ")
     assert "task" in message
     assert "language_model" in message
@@ -382,19 +384,19 @@ def test_a_manifest_of_an_unknown_task_is_refused_in_one_line(folder: Path, task
 
 def test_a_task_that_is_not_told_is_refused_in_one_line(folder: Path) -> None:
     edit_manifest(folder, lambda x: x.pop("task"))
-    assert "task" in refusal_of_pairs(folder)
+    assert "task" in refusal_of_encoder_decoder(folder)
 
 
 def test_a_task_of_any_length_is_refused_in_one_line(folder: Path) -> None:
     edit_manifest(folder, lambda x: x.update(task="a\nb\x1b[31m" * 1000))
-    refusal_of_pairs(folder)
+    refusal_of_encoder_decoder(folder)
 
 
 def test_a_manifest_of_the_other_task_is_refused(folder: Path, pairs: Path) -> None:
     edit_manifest(folder, lambda x: x.update(task="encoder_decoder"))
-    assert "plain: manifest.json: source: Field required" in refusal_of_pairs(folder)
+    assert "plain: manifest.json: source: Field required" in refusal_of_encoder_decoder(folder)
     edit_manifest(pairs, lambda x: x.update(task="language_model"))
-    assert "tiny-pairs: manifest.json: tokenization: Field" in refusal_of_pairs(pairs)
+    assert "tiny-pairs: manifest.json: tokenization: Field" in refusal_of_encoder_decoder(pairs)
 
 
 def graph_of(document: dict[str, Any], role: str, precision: str = "fp32") -> dict[str, Any]:
@@ -475,7 +477,7 @@ def test_a_manifest_of_pairs_that_does_not_hold_is_refused_with_the_field(
     pairs: Path, change: Callable[[dict[str, Any]], object], cause: str
 ) -> None:
     edit_manifest(pairs, change)
-    message = refusal_of_pairs(pairs)
+    message = refusal_of_encoder_decoder(pairs)
     assert message.startswith("tiny-pairs: manifest.json")
     assert cause in message
 
@@ -487,9 +489,12 @@ def test_every_file_of_an_encoder_decoder_is_checked(pairs: Path, file: str) -> 
     data = bytearray((pairs / file).read_bytes())
     data[-3] ^= 1
     (pairs / file).write_bytes(data)
-    assert refusal_of_pairs(pairs) == f"tiny-pairs: {file}: its SHA-256 is not the manifest's"
+    assert (
+        refusal_of_encoder_decoder(pairs)
+        == f"tiny-pairs: {file}: its SHA-256 is not the manifest's"
+    )
     (pairs / file).unlink()
-    assert refusal_of_pairs(pairs) == f"tiny-pairs: {file}: No such file or directory"
+    assert refusal_of_encoder_decoder(pairs) == f"tiny-pairs: {file}: No such file or directory"
 
 
 def replace_side(folder: Path, side: str, part: str, data: bytes) -> str:
@@ -527,7 +532,7 @@ def test_a_side_whose_vocabulary_does_not_hold_is_refused(
     pairs: Path, side: str, tokens: str, cause: str
 ) -> None:
     file = replace_side(pairs, side, "vocab", tokens.encode())
-    message = refusal_of_pairs(pairs)
+    message = refusal_of_encoder_decoder(pairs)
     assert message.startswith(f"tiny-pairs: {file}: ")
     assert cause in message
 
@@ -536,7 +541,7 @@ def test_a_tokenizer_file_that_was_changed_is_refused(subwords: Path) -> None:
     path = subwords / "both.tokenizer.json"
     path.write_bytes(path.read_bytes() + b"\n")
     cause = "both.tokenizer.json: its SHA-256 is not the manifest's"
-    assert refusal_of_pairs(subwords) == f"tiny-pairs: {cause}"
+    assert refusal_of_encoder_decoder(subwords) == f"tiny-pairs: {cause}"
 
 
 @pytest.mark.parametrize(
@@ -550,7 +555,7 @@ def test_a_tokenizer_file_that_was_changed_is_refused(subwords: Path) -> None:
 )
 def test_a_tokenizer_file_that_is_none_is_refused(subwords: Path, data: bytes, cause: str) -> None:
     file = replace_side(subwords, "source", "tokenizer", data)
-    message = refusal_of_pairs(subwords)
+    message = refusal_of_encoder_decoder(subwords)
     assert message.startswith(f"tiny-pairs: {file}: ")
     assert cause in message
 
@@ -559,7 +564,7 @@ def test_a_tokenizer_of_other_tokens_is_refused(subwords: Path) -> None:
     other = Subwords.learn(["something else"], vocab_size=64, min_count=1)
     file = replace_side(subwords, "source", "tokenizer", other.document.encode())
     cause = f"{file}: its tokens are not the vocabulary's"
-    assert refusal_of_pairs(subwords) == f"tiny-pairs: {cause}"
+    assert refusal_of_encoder_decoder(subwords) == f"tiny-pairs: {cause}"
 
 
 def test_a_tokenizer_whose_special_tokens_stand_elsewhere_is_refused(subwords: Path) -> None:
@@ -568,7 +573,7 @@ def test_a_tokenizer_whose_special_tokens_stand_elsewhere_is_refused(subwords: P
     first, last = (next(x for x, i in vocab.items() if i == place) for place in (1, len(vocab) - 1))
     vocab[first], vocab[last] = vocab[last], vocab[first]
     replace_side(subwords, "source", "tokenizer", json.dumps(document).encode())
-    assert "starts with the printed forms" in refusal_of_pairs(subwords)
+    assert "starts with the printed forms" in refusal_of_encoder_decoder(subwords)
 
 
 @pytest.mark.parametrize("special", ["\ue000", "\ue001", "\ue002", "\ue003"])

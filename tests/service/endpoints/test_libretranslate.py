@@ -16,7 +16,7 @@ from service.bundle.store import write_bundle
 from service.http.api_keys import new_key
 from service.http.gateway import KEY_IN_BODY
 from service.settings import Settings
-from tests.bundles import tiny_files, tiny_pair_files
+from tests.bundles import tiny_encoder_decoder_files, tiny_files
 from tests.fakes import AppClient
 
 FORM = {"content-type": "application/x-www-form-urlencoded"}
@@ -26,8 +26,8 @@ FORM = {"content-type": "application/x-www-form-urlencoded"}
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppClient]:
     folder = tmp_path_factory.mktemp("models")
     write_bundle(folder, *tiny_files("lstm"))
-    write_bundle(folder, *tiny_pair_files(name="small"))
-    write_bundle(folder, *tiny_pair_files(name="large", encoder_hidden_size=9))
+    write_bundle(folder, *tiny_encoder_decoder_files(name="small"))
+    write_bundle(folder, *tiny_encoder_decoder_files(name="large", encoder_hidden_size=9))
     with AppClient(create_app(Settings(models_dir=folder, max_n=4))) as running:
         yield running
 
@@ -70,7 +70,7 @@ def test_the_source_may_be_left_to_the_server(client: AppClient) -> None:
 def test_a_model_of_several_languages_is_chosen_and_none_is_said_to_be_detected(
     tmp_path: Path,
 ) -> None:
-    manifest, files = tiny_pair_files(name="dates")
+    manifest, files = tiny_encoder_decoder_files(name="dates")
     source = manifest.source.model_copy(update={"lang": "en, de"})
     write_bundle(tmp_path, manifest.model_copy(update={"source": source}), files)
     with AppClient(create_app(Settings(models_dir=tmp_path))) as client:
@@ -172,7 +172,7 @@ def test_what_is_no_list_of_texts_is_a_text(client: AppClient, q: str) -> None:
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[AppClient, dict[str, str]]]:
     folder = tmp_path_factory.mktemp("guarded")
-    write_bundle(folder, *tiny_pair_files(name="small"))
+    write_bundle(folder, *tiny_encoder_decoder_files(name="small"))
     made = {role: new_key(f"my-{role}", role) for role in ("use", "metrics")}
     file = tmp_path_factory.mktemp("keys") / "keys"
     file.write_text("".join(key.line() + "\n" for _, key in made.values()))

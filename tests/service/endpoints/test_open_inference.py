@@ -10,7 +10,7 @@ import pytest
 from service.app import create_app
 from service.bundle.store import write_bundle
 from service.settings import Settings
-from tests.bundles import tiny_files, tiny_pair_files
+from tests.bundles import tiny_encoder_decoder_files, tiny_files
 from tests.fakes import AppClient
 from tests.service.events import parsed
 
@@ -21,7 +21,7 @@ TEXT, PAIRS = "tiny-lstm", "tiny-pairs"
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppClient]:
     folder = tmp_path_factory.mktemp("models")
     write_bundle(folder, *tiny_files("lstm"))
-    write_bundle(folder, *tiny_pair_files(name=PAIRS))
+    write_bundle(folder, *tiny_encoder_decoder_files(name=PAIRS))
     with AppClient(create_app(Settings(models_dir=folder))) as running:
         yield running
 

@@ -16,10 +16,10 @@ from service.tasks.language_model import LanguageModelEngine
 from tests.bundles import (
     ALPHABET,
     Tokenization,
+    encoder_decoder_in_memory,
     in_memory,
-    pairs_in_memory,
     plain_files,
-    tiny_pair_files,
+    tiny_encoder_decoder_files,
 )
 from tests.fakes import RARE, AppClient, FakeSession
 from tests.service.events import parsed
@@ -33,7 +33,9 @@ def pairs() -> Iterator[AppClient]:
     kinds: tuple[Tokenization, ...] = ("whitespace", "bpe")
     engines = []
     for kind in kinds:
-        bundle = pairs_in_memory(*tiny_pair_files(name=kind, tokenization=kind))
+        bundle = encoder_decoder_in_memory(
+            *tiny_encoder_decoder_files(name=kind, tokenization=kind)
+        )
         session = OnnxEncoderDecoderSession(bundle, "fp32")
         engines.append(EncoderDecoderEngine(bundle, session, Settings(), precision="fp32"))
     with AppClient(create_app(Settings(), engines)) as running:

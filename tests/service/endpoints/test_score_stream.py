@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from service.app import create_app
 from service.bundle.store import write_bundle
 from service.settings import Settings
-from tests.bundles import ALPHABET, tiny_files, tiny_pair_files
+from tests.bundles import ALPHABET, tiny_encoder_decoder_files, tiny_files
 from tests.fakes import AppClient
 
 TEXT, NDJSON = {"content-type": "text/plain"}, {"content-type": "application/x-ndjson"}
@@ -26,7 +26,7 @@ MODEL = "tiny-lstm"
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppClient]:
     folder = tmp_path_factory.mktemp("models")
     write_bundle(folder, *tiny_files("lstm"))
-    write_bundle(folder, *tiny_pair_files(name="tiny-pairs"))
+    write_bundle(folder, *tiny_encoder_decoder_files(name="tiny-pairs"))
     options = Settings(models_dir=folder, max_line_bytes=2000, stream_batch_bytes=300, max_inputs=5)
     with AppClient(create_app(options)) as running:
         yield running

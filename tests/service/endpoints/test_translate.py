@@ -29,10 +29,10 @@ from tests.bundles import (
     MAX_SOURCE_TOKENS,
     POOL_STRIDE,
     SYMBOLS,
+    encoder_decoder_in_memory,
     in_memory,
-    pairs_in_memory,
     plain_files,
-    tiny_pair_files,
+    tiny_encoder_decoder_files,
     tiny_tokenizer,
 )
 from tests.fakes import DECODER_RAISES, GIVES_NAN, AppClient, FakeEncoderDecoderSession, FakeSession
@@ -65,16 +65,16 @@ def bundles() -> dict[str, EncoderDecoderBundle]:
     """One behind a fake session, and three real ones of different kinds."""
     letters = Characters.of_characters(ALPHABET)
     made = {
-        "fake": tiny_pair_files("gru", name="fake", source=letters),
-        "tiny": tiny_pair_files("lstm", name="tiny", input_feeding=True),
-        "crnn": tiny_pair_files(
+        "fake": tiny_encoder_decoder_files("gru", name="fake", source=letters),
+        "tiny": tiny_encoder_decoder_files("lstm", name="tiny", input_feeding=True),
+        "crnn": tiny_encoder_decoder_files(
             "gru", name="crnn", tokenization="whitespace", encoder="crnn", attention="additive"
         ),
-        "plain": tiny_pair_files(
+        "plain": tiny_encoder_decoder_files(
             "rnn", name="plain", tokenization="bpe", shared=True, attention="none"
         ),
     }
-    return {name: pairs_in_memory(*parts) for name, parts in made.items()}
+    return {name: encoder_decoder_in_memory(*parts) for name, parts in made.items()}
 
 
 @pytest.fixture(scope="module")
@@ -490,7 +490,9 @@ def test_unknown_characters_can_be_left_out(client: AppClient) -> None:
 
 
 def test_an_alignment_of_subwords_has_a_label_for_each_place_whatever_is_left_out() -> None:
-    made = pairs_in_memory(*tiny_pair_files("gru", name="pieces", tokenization="bpe"))
+    made = encoder_decoder_in_memory(
+        *tiny_encoder_decoder_files("gru", name="pieces", tokenization="bpe")
+    )
     engine = EncoderDecoderEngine(
         made, OnnxEncoderDecoderSession(made, "fp32"), SETTINGS, precision="fp32"
     )

@@ -21,7 +21,7 @@ from service.runtime.graphs import open_graph
 from service.scheduling.encoder_decoder import EncoderDecoderRunner
 from service.settings import Settings
 from service.tasks.kinds import open_session
-from tests.bundles import HIDDEN, POOL_STRIDE, pairs_in_memory, tiny_pair_files
+from tests.bundles import HIDDEN, POOL_STRIDE, encoder_decoder_in_memory, tiny_encoder_decoder_files
 from tests.service.search_reference import found, source_of
 from training.export.manifest_parts import describe_graph
 
@@ -54,7 +54,7 @@ def bundle_of(kind: dict[str, Any]) -> EncoderDecoderBundle:
 
 @cache
 def _bundle(kind: tuple[tuple[str, Any], ...]) -> EncoderDecoderBundle:
-    return pairs_in_memory(*tiny_pair_files(**dict(kind)))
+    return encoder_decoder_in_memory(*tiny_encoder_decoder_files(**dict(kind)))
 
 
 def sources_like(rng: np.random.Generator, size: int, count: int, longest: int) -> list[Ids]:
@@ -227,7 +227,7 @@ def test_a_source_is_padded_to_what_follows_from_its_own_length(
 
 @pytest.fixture(scope="module")
 def bundle() -> EncoderDecoderBundle:
-    return pairs_in_memory(*tiny_pair_files("gru", attention="general"))
+    return encoder_decoder_in_memory(*tiny_encoder_decoder_files("gru", attention="general"))
 
 
 def with_manifest(bundle: EncoderDecoderBundle, change: Change) -> EncoderDecoderBundle:

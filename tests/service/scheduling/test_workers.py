@@ -8,7 +8,7 @@ from typing import Any
 from service.settings import Settings
 from service.tasks.encoder_decoder import EncoderDecoderEngine
 from service.tasks.translations import TranslateOptions
-from tests.bundles import pairs_in_memory, tiny_pair_files
+from tests.bundles import encoder_decoder_in_memory, tiny_encoder_decoder_files
 from tests.fakes import FakeEncoderDecoderSession, Gate, eventually
 
 WIDE = TranslateOptions(beam_size=32)
@@ -17,7 +17,7 @@ WIDE = TranslateOptions(beam_size=32)
 def loads_of(*asked: tuple[int, TranslateOptions]) -> list[int]:
     """Rows of each of two workers, after requests with so many sources each."""
     gate = Gate()
-    bundle = pairs_in_memory(*tiny_pair_files("gru"))
+    bundle = encoder_decoder_in_memory(*tiny_encoder_decoder_files("gru"))
     session = FakeEncoderDecoderSession(gate=gate)
     engine = EncoderDecoderEngine(bundle, session, Settings(), precision="fp32", threads=2)
     found: list[int] = []

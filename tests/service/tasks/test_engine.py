@@ -22,7 +22,13 @@ from service.tasks.engine import (
 from service.tasks.kinds import KINDS
 from service.tasks.language_model import LanguageModelEngine
 from service.tasks.vocabularies import Vocabularies
-from tests.bundles import ALPHABET, in_memory, pairs_in_memory, plain_files, tiny_pair_files
+from tests.bundles import (
+    ALPHABET,
+    encoder_decoder_in_memory,
+    in_memory,
+    plain_files,
+    tiny_encoder_decoder_files,
+)
 from tests.fakes import AppClient, FakeEncoderDecoderSession, FakeSession
 
 SETTINGS = Settings()
@@ -73,7 +79,7 @@ def language_model() -> Engine:
 
 
 def encoder_decoder() -> Engine:
-    bundle = pairs_in_memory(*tiny_pair_files("gru"))
+    bundle = encoder_decoder_in_memory(*tiny_encoder_decoder_files("gru"))
     return EncoderDecoderEngine(bundle, FakeEncoderDecoderSession(), SETTINGS, precision="fp32")
 
 
