@@ -54,7 +54,7 @@ class EncoderDecoderExperiment:
         return corpus
 
     def open(self, run_dir: Path) -> PairCorpus:
-        """The same again."""
+        """What `prepare` wrote."""
         return load_pairs(self.config.data, run_dir / _PAIRS_FILE)
 
     def input_digest(self, base: Path) -> str:

@@ -1,4 +1,4 @@
-"""What every kind of model can do for a run: the protocol that the commands work with."""
+"""The protocol of every kind of model, which the commands work with."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from training.loop.task import Task
 
 
 class Prepared(Protocol):
-    """Data to train on, as they lie in a run's folder."""
+    """Data to train on, prepared in a run's folder."""
 
     @property
     def sha256(self) -> str:
@@ -25,7 +25,7 @@ Data = TypeVar("Data", bound=Prepared)
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a run's best weights are worth on held-out data, and the floors beside them."""
+    """The figures of a run's best weights on held-out data, beside the floors."""
 
     document: Mapping[str, Any]  # JSON, as the run's folder keeps it
     table: str  # for people
@@ -48,10 +48,9 @@ class Experiment(Protocol[Data]):
     # --- data ---------------------------------------------------------------------------------
 
     def prepare(self, base: Path, run_dir: Path, known: Sequence[Tokenizer] = ()) -> Data:
-        """Write the configuration's files, prepared, into the run's folder. Raises ConfigError.
+        """Prepare the configuration's files in the run's folder. Raises ConfigError.
 
-        `base` is the folder that the configuration's paths start from; the tokens of `known`
-        tokenizers keep their ids.
+        Relative paths start from `base`; the tokens of `known` tokenizers keep their ids.
         """
 
     def open(self, run_dir: Path) -> Data:
@@ -78,7 +77,7 @@ class Experiment(Protocol[Data]):
         """The table of the weights on one split; None is the held-out data. Raises ConfigError."""
 
     def answer(self, run_dir: Path, options: Any) -> Iterable[str]:
-        """What the weights write, as `command` asks for it."""
+        """The texts that the weights write, for the options of `command`."""
 
     def export(self, run_dir: Path, data: Data, models_dir: Path, *, name: str | None) -> Path:
         """Write the weights as a bundle; its folder. Raises ExportError, and nothing is written."""

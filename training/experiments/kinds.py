@@ -3,15 +3,16 @@
 A new kind, NAME, is one file a room and an entry in the tables:
 
 - `config.py`: its schema, in the table and in the union;
-- `data/`: its files and its batches, where neither text nor pairs will do;
+- `data/`: how its files are read and batched, where neither text nor pairs will do;
 - `networks/NAME.py`: the network;
-- `evaluation/NAME.py` and `NAME_report.py`: what weights are worth, and the floors beside them;
+- `evaluation/NAME.py` and `NAME_report.py`: how good weights are, beside the floors;
 - `graphs/NAME.py`: its graphs;
 - `loop/NAME.py`: its task for the trainer;
-- `export/NAME.py` and `NAME_parity.py`: its bundle, and the graphs held to PyTorch;
+- `export/NAME.py` and `NAME_parity.py`: its bundle, and its graphs compared with PyTorch;
 - `experiments/NAME.py`: all of it together, and an entry in this table;
-- `learn/NAME.py` and the table in `learn/recipe.py`, where `learn` chooses it;
-- `__main__.py`: the command that uses its weights, where that is a new one.
+- `learn/NAME.py`, the table in `learn/recipe.py` and, for files of a new sort,
+  `learn/recognize.py`: how `learn` chooses it;
+- `__main__.py`: the command that uses its weights, where it is a new one.
 
 The bundle itself is `service/bundle/NAME.py`. No other file knows which kinds there are.
 """

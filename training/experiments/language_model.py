@@ -64,7 +64,7 @@ class LanguageModelExperiment:
         return corpus
 
     def open(self, run_dir: Path) -> Corpus:
-        """The same again."""
+        """What `prepare` wrote."""
         return corpora.load(run_dir / _CORPUS_FOLDER)
 
     def input_digest(self, base: Path) -> str:

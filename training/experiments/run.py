@@ -1,7 +1,7 @@
-"""A run's folder: what is trained from it, measured and exported, with nothing beside it.
+"""A run: trained, measured and exported from its folder alone.
 
-It holds the configuration, the prepared data, the checkpoints, the log and the figures, so that it
-can be moved to another machine, and its text can go.
+The folder holds the configuration, the prepared data, the checkpoints, the log and the figures, so
+it can be moved to another machine, and the text that it was made from can be deleted.
 """
 
 import json
@@ -36,8 +36,8 @@ def train_run(
 ) -> Measured:
     """Train to the end, and measure. Raises Stopped, TrainingError and ConfigError.
 
-    `init_from` wins over the configuration's. To resume takes the prepared data alone; where the
-    files are there as well, they must be those.
+    `init_from` overrides the configuration's. Resuming needs the prepared data alone; the files, if
+    they are still there, must be the same.
     """
     experiment = experiment_of(config)
     base = config_path.resolve().parent
@@ -97,7 +97,7 @@ def _measure(experiment: Experiment[Data], run_dir: Path, data: Data) -> Measure
 
 
 def _is_measured(run_dir: Path) -> bool:
-    """Whether METRICS_FILE is of the best weights; a run that was stopped or went on has none."""
+    """Whether METRICS_FILE belongs to the best weights, which a stopped or resumed run may lack."""
     path = run_dir / METRICS_FILE
     if not path.exists():
         return False
@@ -112,7 +112,7 @@ def _best_record(run_dir: Path) -> dict[str, Any]:
     if not (run_dir / BEST).exists():
         raise ExportError(
             f"{run_dir}: stopped before its first evaluation, so there are no weights to use yet; "
-            f"go on with `python -m training train {run_dir} --resume`"
+            f"continue with `python -m training train {run_dir} --resume`"
         )
     return checkpoint.read_record(run_dir / BEST)
 
@@ -128,11 +128,11 @@ def _starting_point(config: AnyConfig, base: Path, init_from: Path | None) -> St
 
 
 def _check_files(experiment: Experiment[Any], base: Path, sha256: str, say: Say) -> None:
-    """Raise TrainingError where the files are there and are not those that were prepared."""
+    """Raise TrainingError where the files exist and are not those that were prepared."""
     try:
         found = experiment.input_digest(base)
     except ConfigError:
-        # Gone, or this is another machine: the prepared data are what counts.
+        # They are gone, or this is another machine: the prepared data count.
         say("the files are not all there, so they are not compared; the run has its own copy")
         return
     if found != sha256:
