@@ -36,7 +36,8 @@ from training import __main__ as training
 URL = "http://127.0.0.1:8000"
 SERVICE_PYTHON = ".venv/service/bin/python"
 CLIENTS_PYTHON = ROOT / ".venv/clients/bin/python"
-MAX_LINES = {"README.md": 150}
+MAX_LINES = {"README.md": 150, "ARCHITECTURE.md": 150}
+PACKAGES = ("service", "training")
 MAX_PARAGRAPH_LINES = 5
 MAX_LINE_CHARS = 150
 
@@ -299,6 +300,21 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "limit"), MAX_LINES.items())
 def test_a_document_is_short(name: str, limit: int) -> None:
     assert len((ROOT / name).read_text().splitlines()) <= limit
+
+
+def test_every_file_that_the_architecture_names_is_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    named = set(re.findall(r"`([\w/]+\.(?:py|md))`", text))
+    assert len(named) > 25
+    folders = (ROOT, ROOT / "service", ROOT / "training")
+    assert not [name for name in named if not any((x / name).is_file() for x in folders)]
+
+
+def test_the_architecture_names_every_room() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    rooms = [x.parent.name for x in ROOT.glob("*/*/__init__.py") if x.parts[-3] in PACKAGES]
+    assert len(rooms) > 15
+    assert not [room for room in rooms if f"`{room}/`" not in text]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
