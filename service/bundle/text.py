@@ -24,6 +24,7 @@ _CODE_POINTS = 0x110000
 _PART = 1 << 17
 # Characters examined on each side of a cut; characters that compose are adjacent.
 _NEIGHBOURS = 32
+_MOST_TRIED = 512  # places for a cut, where there is no blank
 
 # What `fold` replaces. Nothing composes with a plain form, so a text can be folded in parts.
 _PLAIN = (
@@ -92,18 +93,54 @@ def is_blank(text: str) -> bool:
     return not text or text.isspace()
 
 
-def parts_at(text: str, place: int, rules: Normalization) -> bool:
-    """Whether both sides of `place`, normalized apart, join to the normalized whole."""
+def last_cut(
+    text: str, rules: Normalization, *, searched: int = 0, blanks_only: bool = False
+) -> int:
+    """The last place where a text may be cut so that its parts normalize alone; 0 for nowhere.
+
+    That is before a blank or a line end, of which the first `searched` characters have none. Where
+    there is no blank it is between characters that neither compose nor change each other's lower
+    case: one of a few hundred places, not the last ones, since what follows the text may compose
+    with its end.
+    """
+    # What was searched may have ended in the first half of a line end.
+    cut = max(text.rfind(" ", searched), text.rfind("\n", searched))
+    if cut > 0 and text[cut - 1] == "\r":
+        cut -= 1
+    if cut > 0:
+        return cut
+    if blanks_only:
+        return 0
+    last = len(text) - _NEIGHBOURS
+    places = range(last, max(0, last - _MOST_TRIED), -1)
+    return next((place for place in places if _parts_at(text, place, rules)), 0)
+
+
+def _parts_at(text: str, place: int, rules: Normalization) -> bool:
+    """Whether the text before and the text after have the normal form of both together."""
     before, after = _around(text, place)
-    # A line end may be two characters, and a sigma's lower case depends on what follows it.
-    if before.endswith("\r") or "\u03a3" in before + after or not _composes_apart(text, place):
+    # A line end may be two characters.
+    if before.endswith("\r") or not _composes_apart(text, place):
+        return False
+    if rules.lowercase and (_looks_past(before[-1]) or _looks_past(after[0])):
         return False
     try:
         whole = _normalized(before + after, rules)
     except TooManyMarks:
         return False
-    # Without accents and in lower case, other characters may become neighbours and compose.
+    # Once accents are dropped, and letters are small, others may meet.
     return whole == _normalized(before, rules) + _normalized(after, rules)
+
+
+def _looks_past(character: str) -> bool:
+    """Whether a sigma's lower case, final or not, can depend on what lies beyond a character.
+
+    So it is of sigmas themselves, and of what Unicode calls case-ignorable.
+    """
+    if character == "\u03a3":
+        return True
+    alone, before_letter = f"A\u03a3{character}".lower(), f"A\u03a3{character}A".lower()
+    return alone[1] != before_letter[1]
 
 
 def _around(text: str, place: int) -> tuple[str, str]:

@@ -1,15 +1,9 @@
 """Bytes that arrive in pieces, as lines or as one text, in bounded memory."""
 
 import codecs
-import re
 from dataclasses import dataclass
 
-from service.bundle.text import Normalization, parts_at
-
-_KEPT = 32  # characters at the end that are not cut apart: what composes lies next to each other
-_MOST_TRIED = 512  # places from the end on
-# A blank or a line end, unless it may be the second half of one.
-_CUT = re.compile("(?<!\r)[ \n]")
+from service.bundle.text import Normalization, last_cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +93,9 @@ class TextSplitter:
 
     def _last_cut(self) -> int:
         """Where the text may be cut; 0 for nowhere."""
-        # What was held before has been searched, but for its last character.
-        searched, self._searched = max(1, self._searched - 1), len(self._held)
-        found = 0
-        for match in _CUT.finditer(self._held, searched):
-            found = match.start()
-        if found:
-            return found
-        if len(self._held) <= self._max_chars:
-            return 0
-        last = len(self._held) - _KEPT
-        for place in range(last, max(0, last - _MOST_TRIED), -1):
-            if parts_at(self._held, place, self._rules):
-                return place
-        raise ValueError("the text holds no place to cut it")
+        searched, self._searched = self._searched, len(self._held)
+        enough = len(self._held) <= self._max_chars
+        cut = last_cut(self._held, self._rules, searched=searched, blanks_only=enough)
+        if not cut and not enough:
+            raise ValueError("the text holds no place to cut it")
+        return cut

@@ -6,15 +6,13 @@ position, all files are cut in this way as if they were one text.
 """
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from service.bundle.text import Normalization, normalize
-from training import text_files
+from service.bundle.text import Normalization, last_cut, normalize
 from training.config import LanguageModelDataConfig
 from training.data.splits import SPLITS, TEST, TRAIN, VALID, split_of
 from training.text_files import input_files, text_blocks
@@ -25,8 +23,6 @@ ROLES: tuple[Role, ...] = ("files", "train_files", "valid_files", "test_files")
 # Characters before the end of the training split, and before the end of the validation.
 Ends: TypeAlias = tuple[int, int]
 
-# Without ' . : ^ and `: lower-casing looks past these to see whether a sigma ends its word.
-_ASCII_PAIR = re.compile(r"[!-&(-\-/-9;-\]_a-~]{2}")
 # A line is identified by its beginning, so that memory is bounded however long the line is.
 _KEY_CHARS = 4096
 # Characters. Among several files, one with a smaller validation or test part is not cut.
@@ -276,30 +272,18 @@ def _within(end: int, start: int, total: int) -> int:
 def stream_text(path: Path, rules: Normalization) -> Iterator[str]:
     """Normalized pieces of a file. Raises ConfigError for a file that is no text.
 
-    Pieces are cut before white space, which neither composes with what stands before it nor
-    changes how it is lower-cased, so that the pieces together are the whole text's normal form.
-    Text without any is cut between two ASCII characters that lower-casing does not look past,
-    which are as safe; only a text with neither is held whole.
+    The pieces together are the whole text's normal form. Only a text with no place for a cut is
+    held whole.
     """
     rest = ""
     for block in text_blocks(path):
         rest += block
-        cut = _safe_cut(rest)
+        cut = last_cut(rest, rules)
         if cut > 0:
             yield normalize(rest[:cut], rules)
             rest = rest[cut:]
     if rest:
         yield normalize(rest, rules)
-
-
-def _safe_cut(text: str) -> int:
-    """Where the text may be cut and still normalize, part by part, as a whole; 0 for nowhere."""
-    cut = max(text.rfind(" "), text.rfind("\n"))
-    if cut > 0:
-        # CR LF must stay in one piece.
-        return cut - 1 if text[cut - 1] == "\r" else cut
-    between = _ASCII_PAIR.search(text, max(0, len(text) - text_files.READ_BYTES))
-    return between.start() + 1 if between else 0
 
 
 def _line_pieces(path: Path, rules: Normalization) -> Iterator[tuple[str, bool]]:

@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.bundle.files import vocab_bytes
+from service.bundle.marks import TooManyMarks
 from service.bundle.text import (
     SPECIAL_TOKENS,
     UNK_ID,
     Normalization,
     SideNormalization,
     Vocabulary,
+    last_cut,
     normalize,
 )
 
@@ -161,3 +163,46 @@ def test_a_side_is_stripped_where_an_older_manifest_says_nothing() -> None:
     rules = SideNormalization.model_validate(older)
     assert (rules.strip, rules.fold) == (True, False)
     assert not SideNormalization.model_validate(older | {"strip": False}).strip
+
+
+# Runs, so that what a sigma's lower case depends on lies far away.
+runs = st.tuples(
+    st.sampled_from(
+        [*"aZ\u03a3\u03c3'.:-5\u02b0\u0301\u0345\u00e9\u1100\u1161\r", "\r\n", " ", "\n"]
+    ),
+    st.sampled_from([1, 1, 1, 2, 29, 40]),
+).map(lambda x: x[0] * x[1])
+runs_of_texts = st.lists(runs, max_size=12).map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=runs_of_texts,
+    following=runs_of_texts,
+    rules=st.builds(Normalization, lowercase=st.booleans(), ascii_fold=st.booleans()),
+    blanks=st.booleans(),
+)
+def test_the_parts_of_a_cut_text_have_its_normal_form_whatever_follows(
+    text: str, following: str, rules: Normalization, *, blanks: bool
+) -> None:
+    text = text if blanks else text.replace(" ", "").replace("\n", "")
+    cut = last_cut(text, rules)
+    assert 0 <= cut <= len(text)
+    whole = text + following
+    try:
+        expected = normalize(whole, rules)
+    except TooManyMarks:
+        return
+    assert normalize(whole[:cut], rules) + normalize(whole[cut:], rules) == expected
+
+
+def test_a_text_is_cut_before_its_last_blank_or_else_between_characters() -> None:
+    rules = Normalization(lowercase=True)
+    assert last_cut("one two", rules) == 3
+    assert last_cut("one two\r\nthree", rules) == 7
+    assert last_cut("one two", rules, searched=4) == 0  # too short to be cut elsewhere
+    assert last_cut("a" * 100, rules) == 68
+    assert last_cut("a" * 100, rules, blanks_only=True) == 0
+    # A sigma after these would be a final one because of the letter before them.
+    assert last_cut("a" + "'" * 99, rules) == 0
+    assert last_cut("a" + "'" * 99, Normalization()) == 68
