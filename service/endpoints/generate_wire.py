@@ -24,13 +24,13 @@ from service.http.wire import (
     unknown_fields,
 )
 from service.tasks.engine import Engine
+from service.tasks.scored_tokens import ScoredToken
 from service.tasks.values import (
     DEFAULT_MAX_TOKENS,
     Choice,
     ChoiceEnd,
     Generated,
     GenerateOptions,
-    ScoredToken,
     StreamUsage,
     TokenEvent,
 )

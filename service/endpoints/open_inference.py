@@ -40,14 +40,8 @@ from service.http.problems import problem_document, problems_as
 from service.http.sse import ServerSentEvent, documented_events, event_response
 from service.tasks.engine import GENERATE, TRANSLATE, Engine, Generates, Translates
 from service.tasks.translations import Translated, TranslatedToken, TranslateOptions
-from service.tasks.values import (
-    ChoiceEnd,
-    GenerateOptions,
-    StreamUsage,
-    TokenEvent,
-    Unknown,
-    best_choices,
-)
+from service.tasks.unknown import Unknown
+from service.tasks.values import ChoiceEnd, GenerateOptions, StreamUsage, TokenEvent, best_choices
 
 VERSION = "1"  # a bundle has no other, and so the paths have its number
 

@@ -38,13 +38,13 @@ from service.http.sse import ServerSentEvent, documented_events, event_response
 from service.http.wire import Problem
 from service.runtime.threads import off_loop
 from service.tasks.engine import GENERATE, Generates
+from service.tasks.scored_tokens import ScoredToken
 from service.tasks.text_stream import text_of
 from service.tasks.values import (
     ChoiceEnd,
     Generated,
     GenerateOptions,
     Prompt,
-    ScoredToken,
     TokenEvent,
     best_choices,
 )

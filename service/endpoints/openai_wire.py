@@ -8,7 +8,7 @@ from pydantic import Field
 
 from service.http.wire import Answer
 from service.tasks.engine import Generates
-from service.tasks.values import ScoredToken
+from service.tasks.scored_tokens import ScoredToken
 
 
 class LogprobsOut(Answer):

@@ -20,7 +20,8 @@ from service.http.wire import (
     unknown_fields,
 )
 from service.tasks.engine import Engine
-from service.tasks.values import Scored, ScoredToken, ScoreOptions
+from service.tasks.scored_tokens import ScoredToken
+from service.tasks.values import Scored, ScoreOptions
 
 _LN_2 = math.log(2)
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from service.tasks.values import MAX_POSITIONS, ScoredToken, Unknown
+from service.tasks.scored_tokens import ScoredToken
+from service.tasks.unknown import MAX_POSITIONS, Unknown
 
 MAX_ALTERNATIVES = 20
 MAX_BIASES = 1024

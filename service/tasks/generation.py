@@ -13,19 +13,12 @@ from service.decoding.constraints import Constraint
 from service.decoding.rows import Continuation, WriteRow
 from service.scheduling.language_model import TextWork
 from service.tasks.handles import Handle, NoisePlace
+from service.tasks.scored_tokens import ScoredToken, scored_tokens
 from service.tasks.seed import drawn_seed
 from service.tasks.text_model import TextModel, read_after
 from service.tasks.text_stream import offsets_of, pieces_of, read_ids, text_of
-from service.tasks.values import (
-    Choice,
-    Generated,
-    GenerateOptions,
-    Prompt,
-    ScoredToken,
-    StreamUsage,
-    Unknown,
-    scored_tokens,
-)
+from service.tasks.unknown import Unknown
+from service.tasks.values import Choice, Generated, GenerateOptions, Prompt, StreamUsage
 
 
 class Generation:

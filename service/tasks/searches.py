@@ -11,7 +11,7 @@ from service.tasks.seed import drawn_seed
 from service.tasks.sides import Sides, SideText, unknown_at
 from service.tasks.translate_limits import check_costs
 from service.tasks.translations import ALIGNMENT_SIZE, Translated, TranslateOptions
-from service.tasks.values import unknown_text
+from service.tasks.unknown import unknown_text
 
 
 class Searches:

@@ -17,7 +17,7 @@ from service.bundle.tokenization import Tokenizer
 from service.decoding.normal_form import normal_form
 from service.settings import Settings
 from service.tasks.limits import at_most
-from service.tasks.values import Unknown, UnknownPolicy, unknown_text
+from service.tasks.unknown import Unknown, UnknownPolicy, unknown_text
 
 # At the ends of a text, where no white space is read.
 _MAX_BLANKS = 1024

@@ -7,8 +7,10 @@ from service.bundle.text import EOS_ID
 from service.decoding.search import Search
 from service.errors import InvalidRequest
 from service.tasks.limits import at_most, check_details
+from service.tasks.scored_tokens import scored_tokens
 from service.tasks.sides import Sides
-from service.tasks.values import Scored, ScoreOptions, Unknown, scored_tokens
+from service.tasks.unknown import Unknown
+from service.tasks.values import Scored, ScoreOptions
 
 
 class TargetScoring:

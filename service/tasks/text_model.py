@@ -14,7 +14,8 @@ from service.decoding.normal_form import normal_form
 from service.decoding.rows import Continuation, ReadRow
 from service.settings import Settings
 from service.tasks.handles import Seal
-from service.tasks.values import Prompt, Unknown, UnknownPolicy, unknown_text
+from service.tasks.unknown import Unknown, UnknownPolicy, unknown_text
+from service.tasks.values import Prompt
 
 
 @dataclass(frozen=True, slots=True)

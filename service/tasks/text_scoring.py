@@ -13,8 +13,10 @@ from service.errors import InvalidRequest
 from service.scheduling.language_model import TextWork
 from service.tasks.handles import Handle
 from service.tasks.limits import at_most, check_details
+from service.tasks.scored_tokens import ScoredToken, scored_tokens
 from service.tasks.text_model import TextModel, read_after
-from service.tasks.values import Scored, ScoredToken, ScoreOptions, Unknown, scored_tokens
+from service.tasks.unknown import Unknown
+from service.tasks.values import Scored, ScoreOptions
 
 
 class TextScoring:

@@ -11,7 +11,8 @@ from service.bundle.text import EOS_ID, SPECIAL_TOKENS
 from service.decoding.rows import TokenDetails, WriteRow
 from service.scheduling.feed import Feed, News
 from service.scheduling.language_model import TextWork
-from service.tasks.values import ChoiceEnd, Prompt, ScoredToken, TokenEvent, scored_tokens
+from service.tasks.scored_tokens import ScoredToken, scored_tokens
+from service.tasks.values import ChoiceEnd, Prompt, TokenEvent
 
 _Told: TypeAlias = tuple[int, TokenDetails]  # a token that was written
 

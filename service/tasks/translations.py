@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from service.decoding.sampling import SamplingParams
 from service.decoding.search import FinishReason
-from service.tasks.values import Unknown, UnknownPolicy
+from service.tasks.unknown import Unknown, UnknownPolicy
 
 DEFAULT_BEAM_SIZE = 5
 # Weights of one token's row in an alignment, about: what an answer with them costs to write.

@@ -3,7 +3,7 @@ from pydantic import Field, ValidationError
 from pydantic_core import to_json
 
 from service.http.wire import AlternativeOut, Answer
-from service.tasks.values import Alternative
+from service.tasks.scored_tokens import Alternative
 
 
 class Likeliest(Answer):

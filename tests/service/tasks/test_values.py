@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.decoding.rows import TokenDetails
-from service.tasks import values as tasks
-from service.tasks.values import MAX_POSITIONS, ScoredToken, Unknown, scored_tokens
+from service.tasks import scored_tokens as tokens_module
+from service.tasks import unknown as unknown_module
+from service.tasks.scored_tokens import ScoredToken, scored_tokens
+from service.tasks.unknown import MAX_POSITIONS, Unknown
 
 NAMES = [f"<{i}>" for i in range(9)]
 
@@ -27,7 +29,7 @@ def test_details_in_columns_are_a_sequence_of_tokens(
     ids = (np.arange(sum(lengths)) % len(NAMES)).astype(np.uint16)
     first = ScoredToken("first", None, None, None, ())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "_BLOCK", block)
+        patch.setattr(tokens_module, "_BLOCK", block)
         found = scored_tokens(NAMES, ids, parts).after([first])
         listed = list(found)
     assert listed[0] is first
@@ -47,7 +49,7 @@ def test_unknown_characters_are_counted_and_the_first_positions_told(
 ) -> None:
     wanted = [i for i, id_ in enumerate(ids) if id_ == 3]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "MAX_POSITIONS", most)
+        patch.setattr(unknown_module, "MAX_POSITIONS", most)
         found = Unknown.of(np.array(ids, np.uint16))
         assert found == Unknown.at(wanted) == Unknown(len(wanted), tuple(wanted[:most]))
     assert MAX_POSITIONS == 1024
