@@ -50,11 +50,11 @@ logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, engines: Sequence[Engine] | None = None) -> FastAPI:
-    """A plain ASGI application. `engines` are taken instead of the settings' models folder.
+    """A plain ASGI application. `engines` replace the models of the settings' folder.
 
-    Everything is started and ended in the lifespan; a registry that holds models by then serves
-    these. Raises ApiKeysError and SettingsError, and in the lifespan BundleError where a bundle
-    cannot be served.
+    Everything starts and ends in the lifespan, which serves the models that the registry has by
+    then. Raises ApiKeysError and SettingsError; the lifespan raises BundleError if a bundle cannot
+    be served.
     """
     metrics = Metrics()
     app = FastAPI(
@@ -62,9 +62,9 @@ def create_app(settings: Settings, engines: Sequence[Engine] | None = None) -> F
         summary="Small recurrent sequence models, served exactly.",
         version="0.1.0",
         lifespan=partial(_lifespan, engines=engines),
-        docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
+        docs_url=None,  # FastAPI's own pages load scripts from other servers
         redoc_url=None,
-        redirect_slashes=False,  # the gateway takes them off
+        redirect_slashes=False,  # the gateway removes them
     )
     app.state.settings = settings
     app.state.metrics = metrics
@@ -95,7 +95,7 @@ async def _lifespan(app: FastAPI, *, engines: Sequence[Engine] | None) -> AsyncI
     logger.info("serving %s", ", ".join(sorted(registry.engines)))
     work = [watch_engines(registry, app.state.lifecycle, settings.watchdog_s)]
     if app.state.metrics.is_shared:
-        # Any of the processes may be asked for the numbers of all.
+        # Each process may be asked for the metrics of all processes.
         work.append(_show_gauges(registry, app.state.metrics, app.state.lifecycle))
     if settings.watch_models_s is not None:
         work.append(registry.watch(settings.watch_models_s))
@@ -133,10 +133,10 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
-    """The gateway, and outside of it, where origins are named, CORS."""
+    """Add the gateway, and CORS outside it if origins are configured."""
     app.add_middleware(Gateway, doorkeeping=Doorkeeping.of(app.state), render=_problem)
     if settings.origins:
-        # Outermost: what a browser asks beforehand has no key with it. An origin that is named may
+        # Outermost, because a browser's preflight request has no API key. A configured origin may
         # send any header: OpenAI's client has a dozen of its own (x-stainless-…), and none of them
         # is a credential that a browser would add by itself.
         app.add_middleware(
@@ -163,7 +163,7 @@ def _tracer(settings: Settings) -> Tracer:
 
 
 async def _show_gauges(registry: ModelRegistry, metrics: Metrics, lifecycle: Lifecycle) -> None:
-    """Again and again, until cancelled."""
+    """Update the gauges at intervals, until cancelled."""
     while True:
         show_gauges(registry, metrics, lifecycle)
         await asyncio.sleep(_GAUGES_S)
@@ -194,7 +194,7 @@ def _problem(request: Request, error: ServiceError | HTTPException) -> Response:
 # Paths whose clients expect errors in another form, and some with other statuses.
 _ERROR_FORMS: dict[str, tuple[Callable[[Problem], BaseModel], dict[int, int]]] = {
     "/v1/": (openai_routes.openai_error, {}),
-    # Where a client's base URL lacks /v1.
+    # For clients whose base URL lacks /v1.
     "/chat/": (openai_routes.openai_error, {}),
     "/completions": (openai_routes.openai_error, {}),
     "/embeddings": (openai_routes.openai_error, {}),
@@ -208,7 +208,7 @@ _HTTP_DETAILS = {404: _NO_PATH, 405: "the path does not take this method"}
 
 
 def _detail_of(request: Request, error: HTTPException) -> str:
-    """What the framework's own error is, and for a path that is not there where to go."""
+    """The detail of an error of the framework; for an unknown path with a hint where to go."""
     detail = _HTTP_DETAILS.get(error.status_code, "the request cannot be answered")
     if detail is not _NO_PATH:
         return detail
@@ -222,7 +222,7 @@ async def _service_error(request: Request, error: Exception) -> Response:
 
 
 async def _parameter_error(request: Request, error: Exception) -> Response:
-    """A parameter of a path or a query that FastAPI refuses, whose own answer tells its value."""
+    """Answer a bad path or query parameter; FastAPI's own answer would echo its value."""
     if not isinstance(error, RequestValidationError):
         raise TypeError(type(error))
     errors = [OptionError(str(mistake["loc"][-1]), mistake["msg"]) for mistake in error.errors()]
@@ -243,7 +243,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _allowed_methods(request: Request) -> str:
-    """What the path takes, of all its routes; for `*` (RFC 9110, 9.3.7) what any takes."""
+    """The methods of all routes of the path; for `*` (RFC 9110, 9.3.7), those of any route."""
     found = {
         method
         for method in ("GET", "POST")
@@ -259,8 +259,8 @@ def _allowed_methods(request: Request) -> str:
 
 
 async def _bug(request: Request, error: Exception) -> Response:
-    """A defect of ours: logged, and told without its text."""
+    """Answer 500 for a bug of ours: log it, and leave its text out of the answer."""
     logger.error("request %s", request.scope.get("unroll.request_id"), exc_info=error)
-    # This answer does not pass through the gateway, which lies inside of it.
+    # This answer does not pass the gateway, so it gets the gateway's headers here.
     headers = {"X-Request-Id": request.scope.get("unroll.request_id", ""), **SECURITY_HEADERS}
     return _problem(request, HTTPException(500, headers=headers))

@@ -152,5 +152,5 @@ def _write_key(options: argparse.Namespace) -> None:
         secret, key = new_key(options.name, options.role)
     except ApiKeysError as error:
         raise CommandError(str(error)) from error
-    sys.stderr.write(f"the key, told this once: {secret}\n")
+    sys.stderr.write(f"the key, shown only once: {secret}\n")
     sys.stdout.write(key.line() + "\n")

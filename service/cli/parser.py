@@ -57,7 +57,7 @@ def command_parser() -> argparse.ArgumentParser:
         help="make an API key: it goes to standard error, and its line for the file to output",
         epilog="python -m service keys alice >> api-keys",
     )
-    keys.add_argument("name", help="whose it is, as logs tell it")
+    keys.add_argument("name", help="name of the key's owner, as logs show it")
     keys.add_argument("--role", choices=ROLES, default="use")
     return parser
 

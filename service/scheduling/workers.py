@@ -1,4 +1,4 @@
-"""A model's workers as the event loop sees them: work handed out, awaited and taken back."""
+"""A model's worker threads, as the event loop uses them: submit work, await it, cancel it."""
 
 import asyncio
 import time
@@ -14,14 +14,14 @@ from service.scheduling.admission import RETRY_AFTER_S, QueueBounds
 from service.scheduling.scheduler import Job, Runner, Scheduler, Work
 from service.settings import Settings
 
-# Answers of which one is built at a time: as objects, one of the largest takes 0.2 GB for a moment.
+# Larger answers are built one at a time: the objects of one can take 0.2 GB for a moment.
 _LARGE_ANSWER = 4 * LARGE_CHARS
 
 Result = TypeVar("Result")
 
 
 class SizedWork(Work, Protocol):
-    """Work that can be dealt out by its length."""
+    """Work that can be shared out by its length."""
 
     @property
     def remaining(self) -> int:
@@ -32,7 +32,7 @@ WorkT = TypeVar("WorkT", bound=SizedWork)
 
 
 class Workers(Generic[WorkT]):
-    """One scheduler a thread, each with a runner of its own; a request's work is dealt out."""
+    """One scheduler for each thread, each with its own runner; a request's work is shared out."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Workers(Generic[WorkT]):
         metrics: Metrics | None,
         packed_rows: int = 0,
     ) -> None:
-        """`packed_rows`: lone pieces of work share a worker up to so many rows of it."""
+        """Single pieces of work share a worker until it holds `packed_rows` rows."""
         self.settings = settings
         self.metrics = EngineMetrics(metrics or Metrics(), model)
         self.holds = 0  # requests that are answered with it (request_context.Held)
@@ -53,7 +53,7 @@ class Workers(Generic[WorkT]):
         self._names = [model] if threads == 1 else [f"{model}-{i}" for i in range(threads)]
         self._max_rows = max_rows
         self._packed_rows = packed_rows
-        # What a thread's share rounds down to must still hold a request.
+        # A thread's share must hold at least one request, even when it rounds down to 0.
         self._bounds = QueueBounds(
             requests=max(1, settings.max_queue_requests // threads),
             rows=max(1, settings.max_queue_rows // threads),
@@ -83,12 +83,12 @@ class Workers(Generic[WorkT]):
             scheduler.start()
 
     async def stop(self, timeout_s: float | None = None) -> None:
-        """End the workers; one that hangs in a step is left after so long."""
+        """End the workers; one that hangs in a step is abandoned after `timeout_s`."""
         for scheduler in self.schedulers:
             await asyncio.to_thread(scheduler.stop, timeout_s)
 
     def restart_dead(self) -> int:
-        """Put new workers in the place of those that died; how many."""
+        """Replace the workers that died; return their number."""
         dead = [i for i, scheduler in enumerate(self.schedulers) if scheduler.died]
         for i in dead:
             self.schedulers[i] = self._scheduler(self._names[i])
@@ -97,7 +97,7 @@ class Workers(Generic[WorkT]):
         return len(dead)
 
     def abandon(self) -> None:
-        """Fail everything that is waited for: a worker hangs, and nothing will come of it."""
+        """Fail all jobs that are waited for, since a worker hangs."""
         headers = {"Retry-After": str(RETRY_AFTER_S)}
         for job, future in self._waiting.items():
             job.error = job.error or EngineStopped("the engine hangs", headers=headers)
@@ -106,20 +106,20 @@ class Workers(Generic[WorkT]):
 
     @property
     def alive(self) -> bool:
-        """Whether every worker takes work."""
+        """Whether every worker accepts work."""
         return all(scheduler.alive for scheduler in self.schedulers)
 
     def look(self, ran_s: float) -> None:
-        """Count time in which the process ran towards the steps that run."""
+        """Count the time `ran_s` of the process towards the current steps (`Scheduler.look`)."""
         for scheduler in self.schedulers:
             scheduler.look(ran_s)
 
     def stalled_s(self) -> float:
-        """How long the longest step has been seen to run that runs now."""
+        """How long the longest of the current steps has been seen to run."""
         return max(scheduler.stalled_s() for scheduler in self.schedulers)
 
     def gauges(self) -> EngineGauges:
-        """Where the workers stand, taken together."""
+        """A snapshot of all workers together, for the metrics."""
         each = [scheduler.gauges() for scheduler in self.schedulers]
         return EngineGauges(
             running_rows=sum(x.running_rows for x in each),
@@ -134,18 +134,18 @@ class Workers(Generic[WorkT]):
         return time.monotonic() - max(scheduler.last_step for scheduler in self.schedulers)
 
     def refusal(self, client: str) -> QueueFull | None:
-        """What the least that a client could ask for would be told; None where there is room."""
+        """The error the smallest possible request would get, or None."""
         refusals = [scheduler.refusal(client) for scheduler in self.schedulers]
         return None if None in refusals else refusals[0]
 
     def refuse_if_full(self) -> None:
-        """Raise QueueFull before anything is prepared that would be in vain."""
+        """Raise QueueFull early, before the work of a request is prepared in vain."""
         full = self.refusal(current_request().client)
         if full is not None:
             raise full
 
     async def run(self, works: Sequence[WorkT]) -> None:
-        """Run all the work to its end. A caller that is cancelled takes its rows along.
+        """Run all work to its end. If the caller is cancelled, its rows leave.
 
         Raises QueueFull, EngineStopped and ModelFailure.
         """
@@ -177,7 +177,7 @@ class Workers(Generic[WorkT]):
 
     @asynccontextmanager
     async def deadline(self) -> AsyncIterator[None]:
-        """The longest time that one request may take. Raises DeadlineExceeded."""
+        """Limit the time of the current request. Raises DeadlineExceeded."""
         request = current_request()
         limit_s = self._limit_s(request)
         try:
@@ -187,9 +187,9 @@ class Workers(Generic[WorkT]):
             raise DeadlineExceeded(f"this request may take {limit_s:g} s") from error
 
     async def built(self, size: int, function: Callable[[], Result]) -> Result:
-        """What the function makes of results, for an answer of that size; large ones in turn.
+        """Run `function`, which builds an answer of this size; large answers one at a time.
 
-        Raises DeadlineExceeded. Whoever has written the answer calls `end_building`.
+        Raises DeadlineExceeded. Call `end_building` once the answer has been written.
         """
         if size > _LARGE_ANSWER:
             async with self.deadline():
@@ -204,10 +204,10 @@ class Workers(Generic[WorkT]):
         return request.timed_from + self._limit_s(request)
 
     def _shared_out(self, works: Sequence[WorkT]) -> list[tuple[Scheduler[WorkT], list[WorkT]]]:
-        """Each piece of work to the worker with the least to do.
+        """Give each piece of work to the worker with the least to do.
 
-        By length, since rows that are read together should end together. A lone piece joins the
-        busiest worker that has room for it among its packed rows.
+        Longest first, since rows that are read together should end together. A single piece joins
+        the busiest worker that has room for it among its packed rows.
         """
         if not works:
             return []
@@ -224,7 +224,7 @@ class Workers(Generic[WorkT]):
         return [pair for pair in zip(self.schedulers, shares, strict=True) if pair[1]]
 
     def _deliver(self, jobs: list[Job[WorkT]]) -> None:
-        """Called in the worker's thread, once an iteration."""
+        """Called in the worker's thread, once in each iteration."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._resolve, jobs)
 
@@ -236,7 +236,7 @@ class Workers(Generic[WorkT]):
 
 
 def _count_time(request: RequestContext, jobs: Sequence[Job[WorkT]]) -> None:
-    """Add to a request what its jobs waited and took; those of one call run side by side."""
+    """Add the time in queue and engine to a request; the jobs of one call run side by side."""
     waited = [job.admitted_at - job.submitted_at for job in jobs if job.admitted_at is not None]
     took = [
         job.ended_at - job.admitted_at

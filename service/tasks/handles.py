@@ -101,7 +101,7 @@ class Seal:
         return _text(body + self._signature(body))
 
     def open(self, text: str, *, now: float) -> Handle:
-        """What was sealed. Raises InvalidRequest where it was not, or not here, or too long ago."""
+        """The sealed handle. Raises InvalidRequest if it is forged, foreign or too old."""
         if len(text) > self.handle_chars:
             raise _refused(f"a state of {self._model} has {self.handle_chars} characters at most")
         body = self._signed(text)
@@ -110,27 +110,26 @@ class Seal:
         _, digest, made_s, position, has_noise, *place = _HEADER.unpack_from(body)
         if digest in self._other_precisions:
             raise _refused(
-                f"the state was not made in {self._precision}, which {self._model} is served in"
+                f"the state was made in another precision; {self._model} is served in "
+                f"{self._precision}"
             )
         if digest != self._digest:
             raise _refused(f"the state is not one of {self._model} as it is served here")
         if now - made_s > self._max_age_s:
-            raise _refused(
-                f"the state is too old; one is taken for {self._max_age_s:g} s after it was made"
-            )
+            raise _refused(f"the state is too old; states are accepted for {self._max_age_s:g} s")
         *states, logprobs = self._tensors(body[_HEADER.size :])
         noise = NoisePlace(*place) if has_noise else None
         return Handle(Continuation(tuple(states), logprobs), position, noise)
 
     def _signed(self, text: str) -> bytes:
-        """What is signed in a handle. All that is wrong with one looks alike: nobody is helped."""
+        """The signed bytes of a handle. Every flaw gives the same error, to help no forger."""
         try:
             raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         except ValueError as error:  # also where it is not ASCII
             raise _not_ours() from error
         body, signature = raw[:-_SIGNATURE_BYTES], raw[-_SIGNATURE_BYTES:]
         genuine = hmac.compare_digest(signature, self._signature(body))
-        # One handle has one text: base64 alone would take several for the same bytes.
+        # A handle has exactly one text; base64 alone would accept several for the same bytes.
         if not genuine or _text(raw) != text:
             raise _not_ours()
         return body
@@ -160,6 +159,6 @@ def _refused(detail: str) -> InvalidRequest:
 
 def _not_ours() -> InvalidRequest:
     return _refused(
-        "this is no state that a server with this key has made, or not all of it; send it as it "
-        "was answered"
+        "this is not a valid state of a server with this key; send the state exactly as it was "
+        "answered"
     )

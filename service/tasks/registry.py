@@ -1,8 +1,8 @@
-"""Which models are served: bundles loaded, replaced and unloaded while requests are answered.
+"""The registry of models: load, reload and unload bundles while requests are answered.
 
-A version is opened and verified before it is shown, in a process of its own first where it comes
-while others are served. Requests hold the version that they began with,
-and it ends when the last of them has ended.
+A version is opened and verified before it is served. While other models are served, a separate
+process opens it first. A request keeps the version that it began with, and a version ends with its
+last request.
 """
 
 import asyncio
@@ -31,21 +31,21 @@ from service.tasks.trial import PATIENCE, Trial
 
 Able = TypeVar("Able")
 
-# Python's lock is held for a tenth of a step or two: more threads than this wait for each other.
+# A step holds the GIL for one or two tenths of its time: more threads would wait for each other.
 MAX_DEFAULT_THREADS = 4
 MANIFEST = "manifest.json"
 _POLL_S = 0.02
-# A worker that hangs in a step is left to the end of the process.
+# After this, a worker that hangs in a step is left running until the process ends.
 _STOP_TIMEOUT_S = 5.0
 
-Stamp = tuple[int, int, int]  # of a manifest: a bundle is written as a whole, it with the rest
+Stamp = tuple[int, int, int]  # of the manifest, which is always written together with the rest
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of asking for a model."""
+    """The result of loading or unloading a model."""
 
     name: str
     is_served: bool
@@ -53,10 +53,10 @@ class Change:
 
 
 class ModelRegistry:
-    """The served models by name. Its methods are for the event loop."""
+    """The served models by name. Call its methods in the event loop."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        # One key for all models, so that a state of another one is known as such.
+        # One key for all models, so that a state of another model is recognized as such.
         self._settings = settings.model_copy(update={"state_key": settings.signing_key()})
         self._metrics = metrics
         self._budgets = CacheBudgets.of(settings)
@@ -71,11 +71,11 @@ class ModelRegistry:
     # --- start and end --------------------------------------------------------------------------
 
     def load_all(self, give_up: Callable[[str], None] | None = None) -> None:
-        """Open every bundle of the folder; no event loop is needed. Raises BundleError.
+        """Open every bundle of the folder; needs no event loop. Raises BundleError.
 
-        What the server starts with is opened here at once, unless the others are served whatever it
-        is. It cannot be interrupted: `give_up` is called from another thread, with the cause, where
-        it takes too long, and may end the process.
+        Bundles are opened in this process, unless bad ones are skipped (`on_bad_bundle`). Opening
+        cannot be interrupted: if it takes too long, `give_up` is called from another thread with
+        the cause, and may end the process.
         """
         skips = self._settings.on_bad_bundle == "skip"
         for folder in bundle_folders(self._settings.models_dir):
@@ -88,7 +88,7 @@ class ModelRegistry:
                     raise BundleError(f"{error}; {skip}") from error
                 self._fail(folder.name, error)
         if not self.engines:
-            raise BundleError(f"{self._settings.models_dir}: no bundle in it can be served")
+            raise BundleError(f"{self._settings.models_dir}: none of its bundles can be served")
 
     @contextmanager
     def _in_time(self, name: str, give_up: Callable[[str], None] | None) -> Iterator[None]:
@@ -106,14 +106,14 @@ class ModelRegistry:
             timer.cancel()
 
     def start(self, engines: Sequence[Engine] | None = None) -> None:
-        """Begin to serve what is open, or these."""
+        """Begin to serve the opened engines, or the given ones."""
         if engines is not None:
             self.engines = {engine.manifest.name: engine for engine in engines}
         for engine in self.engines.values():
             self._show(engine)
 
     async def stop(self) -> None:
-        """End everything, whoever still asks."""
+        """End all engines, even if requests still use them."""
         for task in self._retiring:
             task.cancel()
         await asyncio.to_thread(self._trial.close)
@@ -124,9 +124,9 @@ class ModelRegistry:
     # --- use ------------------------------------------------------------------------------------
 
     def held(self, name: str | None, ability: Ability[Any] | None = None) -> Engine:
-        """The engine of a model, held for the request that asks.
+        """The engine of a model, kept alive for the current request.
 
-        Without a name it is the only one, or the only one that has the ability. Raises
+        Without a name, it is the only engine, or the only one with the ability. Raises
         ModelNotFound and InvalidRequest.
         """
         engine = self.engines.get(self._only(ability) if name is None else name)
@@ -137,14 +137,14 @@ class ModelRegistry:
         return engine
 
     def able(self, name: str | None, ability: Ability[Able], otherwise: str) -> Able:
-        """The same engine, asked for its ability. Raises InvalidRequest(otherwise), too."""
+        """The ability of that engine. Also raises InvalidRequest(otherwise) if it has none."""
         found = ability.of(self.held(name, ability))
         if found is None:
             raise InvalidRequest.of_option("model", otherwise)
         return found
 
     def all_able(self, ability: Ability[Able]) -> list[Able]:
-        """Every engine that has the ability, by name."""
+        """The ability of every engine that has it, sorted by name."""
         engines = (ability.of(engine) for _, engine in sorted(self.engines.items()))
         return [engine for engine in engines if engine is not None]
 
@@ -152,7 +152,7 @@ class ModelRegistry:
         fitting = [
             name for name, x in self.engines.items() if ability is None or ability in x.abilities
         ]
-        # With none that fits, the only one says what it is for.
+        # If no engine fits, the only one is chosen, and its error says what it can do.
         fitting = fitting or list(self.engines)
         if len(fitting) != 1:
             served = ", ".join(sorted(fitting)) or "none"
@@ -160,9 +160,9 @@ class ModelRegistry:
         return fitting[0]
 
     def refuse_if_full(self, client: str) -> None:
-        """Raise QueueFull where no model has room for anything.
+        """Raise QueueFull if no model has room for any request.
 
-        Known before a body is read: a flood of requests has to cost little.
+        This is checked before a body is read, so that a flood of requests costs little.
         """
         refusals = [engine.workers.refusal(client) for engine in self.engines.values()]
         if refusals and all(refusals):
@@ -171,7 +171,7 @@ class ModelRegistry:
     # --- changes --------------------------------------------------------------------------------
 
     async def load(self, name: str) -> Change:
-        """Serve a bundle of the folder, if it is not served. Raises what `reload` raises."""
+        """Serve a bundle of the folder unless it is served already. Raises as `reload` does."""
         async with self._changing:
             if name in self.engines:
                 return Change(name, is_served=True, changed=False)
@@ -181,15 +181,15 @@ class ModelRegistry:
     async def reload(self, name: str) -> Change:
         """Serve a bundle as it is on disk now.
 
-        Raises ModelNotFound where there is none, and BundleUnusable where it cannot be served; what
-        was served goes on then.
+        Raises ModelNotFound if there is none, and BundleUnusable if it cannot be served; the
+        version served before then stays in service.
         """
         async with self._changing:
             await self._replace(name)
             return Change(name, is_served=True, changed=True)
 
     async def unload(self, name: str) -> Change:
-        """Serve a model no longer. Raises ModelNotFound."""
+        """Stop serving a model. Raises ModelNotFound."""
         async with self._changing:
             engine = self.engines.pop(name, None)
             if engine is None:
@@ -201,7 +201,7 @@ class ModelRegistry:
             return Change(name, is_served=False, changed=True)
 
     async def _replace(self, name: str) -> None:
-        # By the listing, and never by a path made of the name.
+        # Look the name up in the listing: a path is never made from a client's name.
         folders = {x.name: x for x in await asyncio.to_thread(self._folders)}
         if name not in folders:
             raise ModelNotFound("there is no bundle of that name in the models folder")
@@ -243,13 +243,13 @@ class ModelRegistry:
         task.add_done_callback(self._retiring.discard)
 
     def _open(self, folder: Path, *, tries: bool) -> Engine:
-        """Open a bundle here; with `tries`, only what could be opened elsewhere."""
+        """Open a bundle in this process; with `tries`, a trial process must open it first."""
         if folder.is_symlink():
             raise BundleError(f"{folder.name}: symbolic links are not followed")
         version = self._trial.check(folder) if tries else None
         bundle = read_bundle(folder)
         if version not in {None, version_of(bundle.manifest)}:
-            raise BundleError(f"{folder.name}: it was replaced while it was opened; ask again")
+            raise BundleError(f"{folder.name}: it was replaced while it was opened; try again")
         surroundings = Surroundings(
             settings=self._settings,
             threads=self._threads,
@@ -261,9 +261,9 @@ class ModelRegistry:
     # --- watching the folder --------------------------------------------------------------------
 
     async def watch(self, interval_s: float) -> None:
-        """Follow the folder: new bundles, changed ones and removed ones. Ends when cancelled.
+        """Follow the folder until cancelled: load new bundles, reload changed, unload removed ones.
 
-        By looking, since notifications do not come from folders that are mounted over a network.
+        It polls, because folders mounted over a network send no notifications.
         """
         known = await asyncio.to_thread(self._stamps)
         while True:
@@ -271,7 +271,7 @@ class ModelRegistry:
             found = await asyncio.to_thread(self._stamps)
             for name in sorted(known.keys() | found.keys()):
                 if known.get(name) != found.get(name):
-                    # What is refused is told by `_fail`, and tried again when it changes.
+                    # `_fail` has logged the error; the bundle is tried again when it changes.
                     with suppress(ModelNotFound, BundleUnusable):
                         await self._follow(name, is_there=name in found)
             known = found
@@ -292,33 +292,33 @@ class ModelRegistry:
 
 
 async def _end_when_free(engine: Engine) -> None:
-    """Let the requests end that hold an engine, then end it."""
+    """Wait for the requests that use an engine, then end it."""
     try:
         while engine.holds:
             await asyncio.sleep(_POLL_S)
     finally:
         await engine.stop(_STOP_TIMEOUT_S)
-    # The caches hold what refers to each other, and a model's memory is worth a collection.
+    # Its caches contain reference cycles, and a model's memory is worth a garbage collection.
     del engine
     await asyncio.to_thread(_return_memory)
 
 
 def _return_memory() -> None:
-    """Give the system back what an engine had."""
+    """Return the memory of an ended engine to the system."""
     gc.collect()
     return_free_memory()
 
 
 def version_of(manifest: Manifest) -> str:
-    """What tells a version of a bundle from others: the SHA-256 of what its manifest says.
+    """The version of a bundle: the SHA-256 of its manifest's content.
 
-    It knows the checksums of all other files.
+    The manifest has the checksums of all other files.
     """
     return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()
 
 
 def bundle_folders(models_dir: Path) -> list[Path]:
-    """The folders of bundles, by name. Raises BundleError when there are none."""
+    """The folders of bundles, sorted by name. Raises BundleError when there are none."""
     try:
         entries = sorted(models_dir.iterdir())
     except OSError as error:

@@ -18,15 +18,15 @@ Run: TypeAlias = Callable[[Sequence[TextWork]], Awaitable[None]]
 
 
 class SharedReads:
-    """Runs texts so that what they share, or what is known, is not read again."""
+    """Runs texts so that shared and cached prefixes are not read again."""
 
     def __init__(self, budget: CacheBudget, metrics: EngineMetrics) -> None:
-        """`budget` bounds what is kept between requests, of all that share it."""
+        """`budget` limits the memory of the prefixes kept, of all caches that share it."""
         self.prefixes = PrefixCache(budget)
         self._metrics = metrics
 
     async def run(self, works: Sequence[TextWork], run: Run) -> list[int]:
-        """Run all the work to its end; how many tokens of each read needed no run of its own."""
+        """Run all work; for each, the number of tokens from a shared or cached prefix."""
         size = sum(len(work.read.tokens) for work in works)
         levels = await off_loop(size, lambda: self._plan_prefixes(works))
         ran = [0] * len(works)  # tokens of prefixes, run for one of those that begin with them
@@ -44,9 +44,9 @@ class SharedReads:
         return reused
 
     def _plan_prefixes(self, works: Sequence[TextWork]) -> "list[list[_Prefix]]":
-        """What the works share, to be read before them, level by level; and what is known."""
+        """The shared prefixes to read first, level by level; cached prefixes are used already."""
         rows = [work.read for work in works]
-        # A context that is long enough is a prefix of its own, so that the next request finds it.
+        # A long context becomes a prefix of its own, so that the next request finds it.
         contexts = [row for row in rows if MIN_SHARED_TOKENS <= row.uncounted < len(row.tokens)]
         sequences = [_pairs(row, max(0, len(row.tokens) - 1)) for row in rows]
         sequences += [_pairs(row, row.uncounted) for row in contexts]
@@ -80,9 +80,9 @@ class SharedReads:
         return levels
 
     def _recall(self, row: ReadRow) -> None:
-        """Start a row after the longest prefix that is known, of those it need not count."""
+        """Start a row after the longest cached prefix of its uncounted tokens."""
         if row.after is not None:
-            # The cache knows texts from their beginnings.
+            # The cache has only prefixes that begin with a document.
             return
         known = self.prefixes.longest(row.tokens, row.uncounted)
         self._metrics.looked_up(hit=known is not None)
@@ -94,7 +94,7 @@ class SharedReads:
             row.continuation = continuation
 
     def _remember(self, row: ReadRow) -> None:
-        """Keep where an uncounted text leads."""
+        """Cache the continuation of a text without counted tokens."""
         whole = row.after is None and row.uncounted == len(row.tokens)
         if whole and row.continuation is not None:
             self.prefixes.put(row.tokens, row.continuation)
@@ -102,14 +102,14 @@ class SharedReads:
 
 @dataclass(frozen=True, slots=True)
 class _Prefix:
-    """A text that several rows begin with, on its way to be read once for all of them."""
+    """A prefix of several rows, read once for all of them."""
 
     work: TextWork
     members: tuple[int, ...]  # the inputs that begin with it
     followers: list[ReadRow]  # longer prefixes and inputs that start where it ends
 
     def hand_on(self) -> None:
-        """Let the followers start where this ends; one that starts later already stays there."""
+        """Let the followers start where this ends, except those that start later already."""
         read = self.work.read
         if read.continuation is None:
             raise RuntimeError("read the prefix first")

@@ -18,9 +18,9 @@ _Told: TypeAlias = tuple[int, TokenDetails]  # a token that was written
 
 
 class StreamedChoice:
-    """One choice's row on one side, its events on the other."""
+    """Turns the tokens of one choice's row into the events of its stream."""
 
-    def __init__(  # noqa: PLR0917 (what a choice is made of)
+    def __init__(  # noqa: PLR0917 (the parts of a choice)
         self,
         feed: "Feed[StreamedChoice]",
         names: Sequence[str],
@@ -38,27 +38,27 @@ class StreamedChoice:
         self._work = work
         self._row = row
         self._news = News()
-        self._held: list[_Told] = []  # might be a stop string's tokens
+        self._held: list[_Told] = []  # tokens that may begin a stop string
         self._offset = 0
         self._began = False
         self._count = 0
-        self._state = 0  # where the text has led, where it is constrained
+        self._state = 0  # the constraint's state after the text, if there is a constraint
         self.has_ended = False
         row.listener = self
         row.detail_top = row.detail_top or 0
 
     def wrote(self, token: int, details: TokenDetails) -> None:
-        """From the worker: a token."""
+        """Called by the worker for each token."""
         if self._news.add((np.array([token], np.uint16), *details.columns)):
             self._feed.put(self)
 
     def ended(self) -> None:
-        """From the worker: no token follows."""
+        """Called by the worker after the last token."""
         if self._news.end():
             self._feed.put(self)
 
     def events(self) -> Iterator[TokenEvent | ChoiceEnd]:
-        """What the tokens since the last time, and the end, let be known."""
+        """The events that the tokens since the last call allow, and the end."""
         columns, has_ended = self._news.take()
         if columns:
             tokens, *details = columns
@@ -69,7 +69,7 @@ class StreamedChoice:
             yield from self.end()
 
     def end(self) -> Iterator[TokenEvent | ChoiceEnd]:
-        """What the end lets be known: of a choice with no token to write nobody tells it."""
+        """The last events. For a choice without tokens, the worker does not call `ended`."""
         yield from self._begin()
         self.has_ended = True
         yield from self._release(len(self._held), len(self._held) - self._row.stop_tokens)
@@ -108,12 +108,12 @@ class StreamedChoice:
                 yield TokenEvent(self._prompt, self._choice, piece, self._offset, token)
                 self._offset += len(piece)
         elif text := text_of(self._echoed, self._names):
-            # Also of a text that is nothing when it is normalized.
+            # Also for a text that becomes empty when it is normalized.
             yield TokenEvent(self._prompt, self._choice, text, 0, None)
             self._offset = len(text)
 
     def _release(self, count: int, with_text: int) -> Iterator[TokenEvent]:
-        """The first tokens that are held, of which so many have a text."""
+        """Events for the first `count` held tokens; only the first `with_text` have a text."""
         for i, (token, details) in enumerate(self._held[:count]):
             (scored,) = scored_tokens(self._names, [token], [details])
             text = scored.token if i < with_text else ""
@@ -124,27 +124,27 @@ class StreamedChoice:
         del self._held[:count]
 
     def _stop_length(self) -> int:
-        """How many tokens at the end of those that are held could begin a stop string."""
+        """The number of tokens at the end of the held ones that may begin a stop string."""
         tokens = tuple(token for token, _ in self._held)
         longest = max(map(len, self._row.stop), default=0)
         for length in range(min(longest, len(tokens)), 0, -1):
             end = tokens[-length:]
             if any(sequence[:length] == end for sequence in self._row.stop):
                 return length
-        # The end of the text has no text.
+        # Eos is held as well, since it has no text.
         return int(tokens[-1] == EOS_ID)
 
 
 def text_of(prompt: Prompt, names: Sequence[str]) -> str:
-    """A prompt as it is echoed: the text that came, or that of the ids that came."""
+    """The echo of a prompt: the text that was sent, or the text of the ids that were sent."""
     return prompt if isinstance(prompt, str) else "".join(pieces_of(prompt, names, len(prompt)))
 
 
 def pieces_of(prompt: Prompt, names: Sequence[str], count: int) -> tuple[str, ...]:
-    """An echoed prompt, shared out to its tokens.
+    """An echoed prompt, divided among its tokens.
 
-    A normalized text can have other characters than the one that is echoed: each token stands for
-    one of the latter, and the last for what is left of them. An id of no text has none.
+    The normalized text may have other characters than the echoed one. Each token gets one character
+    of the echo, and the last token the rest. An id without a text gets none.
     """
     if not isinstance(prompt, str):
         return tuple(names[i] if i >= len(SPECIAL_TOKENS) else "" for i in prompt)
@@ -156,13 +156,13 @@ def pieces_of(prompt: Prompt, names: Sequence[str], count: int) -> tuple[str, ..
 def offsets_of(prefix: str, pieces: Sequence[str], written: int, kept: int) -> tuple[int, ...]:
     """Characters of a choice's text before each token of its prompt, and before each written one.
 
-    What ends a text has no characters in it: eos, and the tokens of a stop string.
+    Tokens that end a text have no characters in it: eos, and the tokens of a stop string.
     """
     inside = accumulate(map(len, pieces[:-1]), initial=0) if pieces else ()
     return (*inside, *(len(prefix) + min(i, kept) for i in range(written)))
 
 
 def read_ids(work: TextWork) -> npt.NDArray[np.uint16]:
-    """The prompt's own tokens: bos is read before them where nothing else was."""
+    """The prompt's own tokens, without the bos that is read first unless a state is given."""
     read = work.read
     return read.tokens if read.after is not None else read.tokens[1:]

@@ -13,7 +13,7 @@ from service.tasks.translations import TokenLogprob, TranslatedToken
 
 
 class StreamedSearch:
-    """One source's search on one side, its events on the other."""
+    """Turns the tokens of one source's search into the events of its stream."""
 
     def __init__(
         self,
@@ -32,17 +32,17 @@ class StreamedSearch:
         self._counts: dict[int, int] = {}
 
     def wrote(self, place: int, tokens: Ids, logprobs: Float32Array) -> None:
-        """From the worker: tokens."""
+        """Called by the worker with the next tokens."""
         if self._news.add((np.full(len(tokens), place, np.uint16), tokens, logprobs)):
             self._feed.put(self)
 
     def ended(self) -> None:
-        """From the worker: the hypotheses are there."""
+        """Called by the worker when the hypotheses are complete."""
         if self._news.end():
             self._feed.put(self)
 
     def events(self) -> Iterator[TranslatedToken]:
-        """What the tokens since the last time, and the end, let be known."""
+        """The events that the tokens since the last call allow, and the end."""
         columns, has_ended = self._news.take()
         if columns:
             for place, token, logprob in zip(*(x.tolist() for x in columns), strict=True):
@@ -50,7 +50,7 @@ class StreamedSearch:
         if not has_ended:
             return
         found = self._search.best()
-        # Of beams the best alone is told.
+        # Only the best beam is streamed.
         for place, hypothesis in enumerate(found if self._search.params else found[:1]):
             rest = slice(self._counts.get(place, 0), None)
             logprobs = list(hypothesis.token_logprobs[rest])

@@ -31,7 +31,7 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class Task(BaseModel):
-    """What is to be opened, and how: a line of JSON."""
+    """A bundle to open, and the settings: one line of JSON."""
 
     folder: Path
     settings: Settings
@@ -39,17 +39,17 @@ class Task(BaseModel):
 
 
 class Outcome(BaseModel):
-    """What came of it: a line of JSON."""
+    """The result: one line of JSON."""
 
     version: str | None = None  # SHA-256 of the manifest, which knows those of all other files
     error: str | None = None
 
 
 class Trial:
-    """One process, started where it is needed and ended when it idles; one bundle at a time."""
+    """One process, started when needed and ended when idle; it opens one bundle at a time."""
 
     def __init__(self, settings: Settings, threads: int) -> None:
-        # The secret stays here, and no key is needed there.
+        # The trial needs no key, so the secret stays in this process.
         self._settings = settings.model_copy(update={"state_key": None})
         self._threads = threads
         self._turn = threading.Lock()
@@ -58,9 +58,9 @@ class Trial:
         self._closed = False
 
     def check(self, folder: Path) -> str:
-        """Open a bundle there, and give its version. Takes its time: call it in a thread.
+        """Open a bundle in the process; return its version. Slow: call it in a thread.
 
-        Raises BundleError where it cannot be served, or takes more than the settings allow.
+        Raises BundleError if it cannot be served, or takes more than the settings allow.
         """
         task = Task(folder=folder.absolute(), settings=self._settings, threads=self._threads)
         with self._turn:
@@ -77,7 +77,7 @@ class Trial:
         return outcome.version
 
     def close(self) -> None:
-        """End the process, and whoever waits for it, for good."""
+        """End the process for good; a check that waits for it fails."""
         self._closed = True
         process = self._process
         if process is not None:
@@ -90,7 +90,7 @@ class Trial:
     def _outcome(self, task: Task) -> Outcome:
         name, limit_s = task.folder.name, self._settings.open_timeout_s
         process = self._started(name)
-        # Both are there, since they were asked for.
+        # Both exist, since Popen was given PIPE; this is for the type checker.
         to, answers = process.stdin, process.stdout
         if to is None or answers is None:
             raise RuntimeError("a process without pipes")
@@ -105,7 +105,7 @@ class Trial:
             return Outcome.model_validate_json(line)
         status = self._end()
         if self._closed:
-            raise BundleError(f"{name}: the server ends")
+            raise BundleError(f"{name}: the server is shutting down")
         raise BundleError(f"{name}: {_cause(line is None, status, limit_s)}")
 
     def _started(self, name: str) -> subprocess.Popen[bytes]:
@@ -124,7 +124,7 @@ class Trial:
                 start_new_session=True,  # Ctrl-C is for the server, which ends it
             )
         except OSError as error:
-            cause = f"no process can be started to open it in first: {error.strerror}"
+            cause = f"cannot start the process that opens it first: {error.strerror}"
             raise BundleError(f"{name}: {cause}") from error
         if self._closed:
             self._process.kill()

@@ -7,7 +7,7 @@ import time
 from service.observe.lifecycle import Lifecycle
 from service.tasks.registry import ModelRegistry
 
-# A worker that dies again and again is no accident.
+# More restarts than this in a minute: the cause will not go away by itself.
 _MOST_RESTARTS = 3
 _RESTARTS_WITHIN_S = 60.0
 
@@ -15,12 +15,13 @@ logger = logging.getLogger(__name__)
 
 
 async def watch_engines(registry: ModelRegistry, lifecycle: Lifecycle, limit_s: float) -> None:
-    """Look again and again until cancelled, or until the process has to end.
+    """Check the engines at intervals, until cancelled or until the process has to end.
 
-    A thread that hangs in a model run cannot be ended, and what it holds is lost to the process: so
-    everything that waits for it is told, `lifecycle.fatal` is set, and whoever runs the process
-    ends it. A step hangs that takes longer than `limit_s` while the rest of the process runs: what
-    this is late itself by is not counted, since all stood still then (SIGSTOP, a frozen container).
+    A thread that hangs in a model run cannot be ended, and what it holds is lost to the process. So
+    every request that waits for it fails, `lifecycle.fatal` is set, and `Drain` ends the process.
+    A step hangs if it takes longer than `limit_s` while the rest of the process runs. Time by which
+    this check itself is late does not count: the whole process stood still (SIGSTOP, a frozen
+    container).
     """
     restarts: list[float] = []
     interval_s = min(1.0, limit_s / 4)
@@ -33,7 +34,7 @@ async def watch_engines(registry: ModelRegistry, lifecycle: Lifecycle, limit_s: 
             engine.workers.look(ran_s)
             if engine.workers.stalled_s() > limit_s:
                 lifecycle.fatal = f"the engine of {name} hangs in a step"
-                logger.critical("%s; nothing comes of it any more", lifecycle.fatal)
+                logger.critical("%s; its requests fail and the process ends", lifecycle.fatal)
                 engine.workers.abandon()
                 continue
             restarted = engine.workers.restart_dead()
@@ -43,5 +44,5 @@ async def watch_engines(registry: ModelRegistry, lifecycle: Lifecycle, limit_s: 
                 restarts = [x for x in restarts if now - x < _RESTARTS_WITHIN_S]
                 restarts += [now] * restarted
             if len(restarts) > _MOST_RESTARTS:
-                lifecycle.fatal = f"the engine of {name} dies again and again"
+                lifecycle.fatal = f"the engine of {name} keeps dying"
                 logger.critical("%s", lifecycle.fatal)

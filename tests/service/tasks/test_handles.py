@@ -193,7 +193,7 @@ def test_a_state_in_another_precision_is_refused_with_the_precision() -> None:
         text = seals[one].seal(handle, now=NOW)
         assert seals[one].open(text, now=NOW).position == 1
         detail = refusal(seals[other], text)
-        assert detail == f"the state was not made in {other}, which tiny-gru is served in"
+        assert detail == (f"the state was made in another precision; tiny-gru is served in {other}")
 
 
 def test_a_graph_of_another_precision_does_not_matter() -> None:
@@ -215,7 +215,7 @@ def test_a_state_is_taken_for_so_long_and_no_longer(age: float) -> None:
         assert seal.open(text, now=NOW + age).position == 7
     else:
         assert refusal(seal, text, NOW + age) == (
-            "the state is too old; one is taken for 86400 s after it was made"
+            "the state is too old; states are accepted for 86400 s"
         )
 
 

@@ -93,5 +93,5 @@ def test_it_idles_for_a_while_and_ends(bundle: Path, monkeypatch: pytest.MonkeyP
 def test_whoever_waits_is_told_of_the_end(bundle: Path) -> None:
     opener = Trial(Settings(), threads=1)
     threading.Timer(0.1, opener.close).start()
-    with pytest.raises(BundleError, match="the server ends"):
+    with pytest.raises(BundleError, match="the server is shutting down"):
         opener.check(bundle)
