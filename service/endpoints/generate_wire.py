@@ -35,14 +35,14 @@ from service.tasks.values import (
     TokenEvent,
 )
 
-# Documented here and checked with the other limits on them.
+# The bound is only documented here; the engine checks it with its other limits.
 StopText = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1})]
 
 
 StopList = Annotated[list[StopText], Field(fail_fast=True)]
 
 
-# What composes to one, as the model reads it; that is checked with the model at hand.
+# Text that the model reads as one character once it is normalized, which the engine checks.
 Character = Annotated[
     str,
     Field(min_length=1, max_length=8),
@@ -145,7 +145,7 @@ class GenerateRequest(RequestBody):
         return self
 
     def rule(self) -> Rule | None:
-        """What the text may be."""
+        """The rule that the text must obey, if there is one."""
         if self.pattern is not None:
             return Pattern(self.pattern)
         if self.choices is not None:
@@ -277,7 +277,7 @@ class StreamedToken(Answer):
     def of(cls, event: TokenEvent) -> "StreamedToken":
         """From the engine's event."""
         token = event.token
-        # Of an echoed prompt there are no figures, where none were asked for.
+        # An echoed prompt has no token unless log-probabilities were asked for.
         figures: dict[str, Any] = {"token": None, "logprob": None, "entropy_bits": None}
         figures |= {"rank": None, "top": []}
         if token is not None:

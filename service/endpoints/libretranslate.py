@@ -55,7 +55,7 @@ from service.tasks.engine import TRANSLATE, Translates
 from service.tasks.limits import at_most
 from service.tasks.translations import DEFAULT_BEAM_SIZE, Translated, TranslateOptions
 
-STATUS = {422: 400}  # what their clients expect of a mistake
+STATUS = {422: 400}  # the status that their clients expect for an invalid request
 _MOST_TEXTS = 4  # of the longest kind, in one request
 _MOST_LISTED = 8192  # values of a field that may be a list in JSON
 _MEDIA_TYPES = ("application/json", URL_ENCODED, MULTIPART)
@@ -150,7 +150,7 @@ async def translate(request: Request) -> Response:
     at_most("q", len(texts), settings.max_inputs, "texts")
     for text in texts:
         at_most("q", len(text), settings.max_prompt_chars, "characters a text")
-    # A page is cut for as long as it is: 100,000 characters of nothing but tags take 50 ms.
+    # The time to cut a page grows with its length: 100,000 characters of tags take 50 ms.
     whole = _MOST_TEXTS * settings.max_prompt_chars
     at_most("q", sum(map(len, texts)), whole, "characters in all texts")
     alternatives = body.alternatives or 0
@@ -182,7 +182,7 @@ async def translate(request: Request) -> Response:
             fields["detectedLanguage"] = told if alone else [told] * len(texts)
         return LibreTranslateResponse(**fields)
 
-    # What was not asked for is left out.
+    # Fields that were not asked for are left out.
     left_out = set() if alternatives else {"alternatives"}
     if body.source.lower() != AUTO or detected is None:
         left_out.add("detectedLanguage")
@@ -205,7 +205,7 @@ def _cut(engine: Translates, texts: Sequence[str], limit: int, *, html: bool) ->
 def _joined(
     cut: Sequence[Sequence[Piece]], results: Sequence[Translated], place: int, *, html: bool
 ) -> list[str]:
-    """Every text with the translations of one place, the best where a piece has no such."""
+    """Each text with the hypotheses of one rank; pieces that have fewer give their best."""
     found = iter(
         result.hypotheses[place if place < len(result.hypotheses) else 0].text for result in results
     )
@@ -216,7 +216,7 @@ def _joined(
 
 
 async def _read(request: Request, schema: type[Schema]) -> Schema:
-    """The body, as JSON or as a form; where a key is asked for, it may be in it."""
+    """The body, as JSON or as a form. It may hold the API key."""
     content_type = request.headers.get("content-type", "")
     # A text a field, and the other fields.
     limit = request.app.state.settings.max_inputs + len(schema.model_fields) - 1
@@ -234,7 +234,7 @@ async def _read(request: Request, schema: type[Schema]) -> Schema:
         try:
             admit(request, None)
         except Unauthorized as unauthorized:
-            # Whoever has no key is told nothing else.
+            # A client without a key learns nothing else.
             raise unauthorized from error
         raise
     admit(request, read.api_key)
@@ -275,8 +275,8 @@ def _form(content_type: str, body: bytes | bytearray, limit: int) -> dict[str, A
 
 
 def _listed(text: str) -> str | list[str]:
-    """A list of texts where a form's field holds one in JSON; else the text."""
-    # More values than a list may have texts: it is none, and parsing it would be dear.
+    """A list of texts if the form's field holds a JSON list, else the text."""
+    # With more values than texts are allowed it is no such list, and parsing it costs too much.
     if not text.startswith("[") or holds_more_values(text.encode(), _MOST_LISTED):
         return text
     try:
@@ -292,7 +292,7 @@ def _listed(text: str) -> str | list[str]:
 
 
 def _sources(engine: Translates) -> list[str]:
-    """The languages that a model translates from: some read several."""
+    """The languages that a model translates from; there may be several."""
     return [code.strip() for code in engine.manifest.source.lang.split(",")]
 
 
@@ -301,7 +301,7 @@ def _pairs(served: Sequence[Translates]) -> list[tuple[str, str]]:
 
 
 def _chosen(request: Request, body: LibreTranslateRequest) -> tuple[Translates, str | None]:
-    """The model for the two languages, and the source where there is one alone.
+    """The model for the two languages, and the source language if it is the only one.
 
     Raises InvalidRequest with the languages that there are.
     """
@@ -345,7 +345,7 @@ def _looked_up(tag: str, known: set[str]) -> str | None:
         if found is not None:
             return found
         subtags.pop()
-        # A lone letter only introduces what was behind it.
+        # A lone letter only introduces the subtags after it.
         while subtags and len(subtags[-1]) == 1:
             subtags.pop()
     return None

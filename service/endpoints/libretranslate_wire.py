@@ -9,7 +9,7 @@ from service.http.wire import Answer, Problem, Texts
 AUTO = "auto"
 # The largest body with a key in it: nobody may fill the memory before the key is known.
 KEYLESS_BYTES = 256 * 1024
-# Of the engine's options: its source is a text, and a language here.
+# The field for the engine's options: its source is a text, which is a language here.
 FIELD_OF_OPTION = {"source": "q", "target_prefix": "q"}
 
 

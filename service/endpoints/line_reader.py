@@ -15,7 +15,7 @@ class Line:
 
 
 class LineSplitter:
-    """Lines from bytes. Of a line that is too long nothing is kept."""
+    """Splits bytes into lines. Nothing is kept of a line that is too long."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes

@@ -43,7 +43,7 @@ from service.tasks.translations import Translated, TranslatedToken, TranslateOpt
 from service.tasks.unknown import Unknown
 from service.tasks.values import ChoiceEnd, GenerateOptions, StreamUsage, TokenEvent, best_choices
 
-VERSION = "1"  # a bundle has no other, and so the paths have its number
+VERSION = "1"  # the only one, so it stands in the paths
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
@@ -171,7 +171,7 @@ async def infer(name: Name, request: Request) -> None:
 
 async def _read(request: Request) -> tuple[str, GenerateParameters]:
     """The text, and how it is to be continued or translated."""
-    # Triton's documentation asks with curl's own media type.
+    # The examples in Triton's documentation send curl's default media type.
     media_types = ("application/json", "application/x-www-form-urlencoded")
     body = await read_body(request, GenerateTextRequest, media_types)
     return body.text_input, body.merged()
@@ -231,7 +231,7 @@ def _text_options(engine: Generates, given: GenerateParameters) -> GenerateOptio
         seed=given.seed,
         stop=stop,
         n=n,
-        # Which is best is told by the probabilities.
+        # The best choice is found by its log-probabilities.
         logprobs=0 if given.details or n > 1 else None,
     )
 
@@ -339,7 +339,7 @@ def _details(
     told: Sequence[tuple[str, float]],
     unknown: Unknown,
 ) -> DetailsOut:
-    """Why a text ended, and its printed tokens with their log-probabilities, of a vocabulary."""
+    """The details: why the text ended, and each printed token with its log-probability."""
     id_of_name = {name: i for i, name in enumerate(names)}
     tokens = [
         TokenOut.model_construct(

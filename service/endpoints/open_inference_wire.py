@@ -136,7 +136,7 @@ class GenerateTextRequest(GenerateParameters):
 
 
 def _listed(texts: str | list[str]) -> list[str]:
-    """As a list; an empty text is how TensorRT-LLM's clients leave it out."""
+    """The texts as a list, without the empty ones that TensorRT-LLM's clients send for none."""
     return [text for text in ([texts] if isinstance(texts, str) else texts) if text]
 
 
@@ -193,7 +193,7 @@ def open_inference_error(problem: Problem) -> OpenInferenceError:
     return OpenInferenceError(error="; ".join(told))
 
 
-# Of the engines' options that are called otherwise here.
+# The fields for the engines' options that have other names here.
 FIELD_OF_OPTION = {
     "prompt": "text_input",
     "source": "text_input",

@@ -113,7 +113,7 @@ async def completions(request: Request) -> Response:
 
 
 class _Frame:
-    """What every chunk of one answer repeats."""
+    """The parts that all chunks of one answer share."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class _Frame:
         return self._engine.tokens[BOS_ID] if echoed else None
 
     def offsets(self, prompt: int, offsets: Sequence[int]) -> list[int]:
-        """Where tokens stand in the prompt and its completion, of where they stand in the text."""
+        """Offsets in the prompt and its completion, from offsets in the answer's text."""
         return [self._starts[prompt] + offset for offset in offsets]
 
     def answer(self, results: Sequence[Generated]) -> Completion:
@@ -177,7 +177,7 @@ class _Frame:
         return self.chunk(choices, _usage(prompt_tokens, written, unknown))
 
     def wants_logprobs(self) -> bool:
-        """Whether chunks tell them."""
+        """Whether the answer has log-probabilities."""
         return self._body.alternatives is not None
 
     def chunk(
@@ -216,7 +216,7 @@ async def _events(
 def _piece(
     frame: _Frame, event: TokenEvent | ChoiceEnd, index: int, bos: str | None
 ) -> CompletionChoice:
-    """A token of a choice, or its end; before the first of them the bos of its prompt."""
+    """A token of a choice or its end, with the bos of its prompt before the first of them."""
     text, reason = "", None
     tokens: list[ScoredToken] = []
     offsets: list[int] = []

@@ -25,7 +25,7 @@ PROMPT_FORMS = "a text, a list of texts, a list of token ids, or a list of such 
 
 
 def _form(prompt: Any) -> str | None:
-    """Which of the four forms a prompt has, by its first entry: a mistake is then told once."""
+    """Which form a prompt has, by its first entry, so that a mistake gives one error."""
     if isinstance(prompt, str):
         return "text"
     if not isinstance(prompt, list) or not prompt:
@@ -152,14 +152,14 @@ class CompletionRequest(BaseModel):
 
     @property
     def alternatives(self) -> int | None:
-        """Alternatives a token; None without log-probabilities."""
+        """Alternatives for each token; None without log-probabilities."""
         return self.logprobs if self.top_logprobs is None else self.top_logprobs
 
     @property
     def field_of_option(self) -> Mapping[str, str]:
-        """The fields that stand for options of the engine with other names."""
+        """The fields for the engine's options that have other names here."""
         written = {} if self.best_of is None else {"n": "best_of"}
-        # Without log-probabilities in the answer, they are what the best are chosen by.
+        # If the answer has no log-probabilities, they only serve to choose the best.
         return written | ({"logprobs": "best_of"} if self.alternatives is None else {})
 
     @property
@@ -186,7 +186,7 @@ class CompletionRequest(BaseModel):
         max_tokens = self._limit(engine)
         if self._goes_on(max_tokens, stop):
             biases[names[EOS_ID]] = -math.inf
-        # Which is best is told by the probabilities.
+        # The best choices are found by their log-probabilities.
         needs_logprobs = self.written > (self.n or 1)
         return GenerateOptions(
             max_tokens=max_tokens,
@@ -207,7 +207,7 @@ class CompletionRequest(BaseModel):
         )
 
     def _check(self) -> None:
-        """Raise InvalidRequest for fields that exclude each other, or that are another's."""
+        """Raise InvalidRequest for fields that exclude each other or belong to another server."""
         refuse_foreign(self.model_extra or {}, type(self).model_fields)
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest.of_option("stream_options", "only with stream")
@@ -247,17 +247,17 @@ class CompletionRequest(BaseModel):
 
 
 def _engine_seed(seed: int | None) -> int | None:
-    """The engine's seed, 0 to 2^63 - 1; None draws one, and so does -1."""
+    """The engine's seed, from 0 to 2^63 - 1; None if one is to be drawn, as with -1."""
     return None if seed is None or seed == -1 else seed % 2**63
 
 
 def engine_prompt(prompt: str | list[int], vocab_size: int) -> tuple[Prompt, bool]:
-    """The prompt without a bos, which the engine has by itself, and whether it had one.
+    """The prompt without its bos, which the engine adds by itself, and whether it had one.
 
     Raises InvalidRequest where an id is none of a text's.
     """
     if isinstance(prompt, str):
-        # Where clients make a text of ids again, bos stands in it in its printed form.
+        # Clients that turn ids into a text again write bos in its printed form.
         bos = SPECIAL_TOKENS[BOS_ID]
         return prompt.removeprefix(bos), prompt.startswith(bos)
     has_bos = prompt[:1] == [BOS_ID]

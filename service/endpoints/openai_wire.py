@@ -129,6 +129,6 @@ def _top(token: ScoredToken) -> dict[str, float] | None:
 
 
 def fingerprint(engine: Generates) -> str:
-    """What tells the weights of a model, and their arithmetic, from others."""
+    """A name for the weights of a model and its arithmetic."""
     graphs = [graph for graph in engine.manifest.graphs if graph.precision == engine.precision]
     return f"{engine.precision}-{graphs[0].sha256[:12]}"

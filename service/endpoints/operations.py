@@ -84,14 +84,14 @@ async def metrics(request: Request) -> Response:
 
 
 def show_gauges(registry: ModelRegistry, metrics: Metrics, lifecycle: Lifecycle) -> None:
-    """Set what is a moment's, and not counted."""
+    """Set the gauges, which show the present moment."""
     alive = [engine.workers.alive for engine in registry.engines.values()]
     metrics.ready.set(bool(alive) and all(alive) and not lifecycle.reasons)
     for name, engine in registry.engines.items():
         metrics.show_engine(name, engine.workers.gauges())
 
 
-# "4XX", too: else FastAPI documents a 422 of its own that no name can cause.
+# "4XX" keeps FastAPI from documenting its own 422, which no name can cause.
 _CHANGES = {**problem_responses(401, 403, 404, 409), "4XX": problem_responses(404)[404]}
 
 
@@ -128,7 +128,7 @@ def _registry(request: Request) -> ModelRegistry:
 
 
 def _follow(settings: Settings) -> str:
-    """What to do instead, where several processes serve."""
+    """What to do instead if several processes serve."""
     if settings.watch_models_s is None:
         return (
             "start the server with UNROLL_WATCH_MODELS_S=2, and each of them loads, reloads or "

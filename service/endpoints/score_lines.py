@@ -20,11 +20,11 @@ from service.settings import Settings
 from service.tasks.engine import Scores
 from service.tasks.values import Scored
 
-# Of a line: its object has four fields, which hold no lists. More would be dear to refuse.
+# JSON values of a line: its object has four fields and no lists. To parse more costs too much.
 _MOST_VALUES = 64
-# Lines that are scored together at most: what is done for all of them at once holds up others.
+# Most lines that are scored together: work on all of them at once holds up other requests.
 _BATCH_LINES = 128
-# Lines that are split in one turn, and lines that are read or answered in one.
+# Lines that are split in one turn, and lines that are parsed or answered in one turn.
 _TURN_LINES = 512
 _TURN_ANSWERS = 32
 
@@ -40,7 +40,7 @@ class LineScoring:
     is_json: bool
 
     async def answers(self) -> AsyncGenerator[bytes, None]:
-        """The answered lines, in order. What breaks the stream is its last line, without number."""
+        """The answered lines in order. An error of the whole stream is last and has no number."""
         splitter = LineSplitter(self._settings.max_line_bytes)
         try:
             while True:
@@ -62,7 +62,7 @@ class LineScoring:
     async def _batches(
         self, splitter: LineSplitter, piece: bytes | None
     ) -> AsyncGenerator[list[Line], None]:
-        """Lines that are scored together: as many as came, within bounds.
+        """Lines to score together: all that have arrived, within bounds.
 
         Empty ones of NDJSON are left out.
         """
@@ -112,7 +112,7 @@ class LineScoring:
             raise InvalidRequest(f"the line is not UTF-8 from byte {error.start} on") from error
 
     async def _scored(self, texts: dict[int, StreamedText]) -> dict[int, bytes]:
-        """What the lines are worth; where one is refused, the others are asked for without it."""
+        """The answers of the lines. If one is rejected, each is scored by itself."""
         try:
             results = await self._asked(list(texts.values()))
         except (InvalidRequest, ModelFailure) as error:
@@ -155,7 +155,7 @@ class LineScoring:
 
 
 def _parts(piece: bytes) -> list[bytes]:
-    """A piece in parts that hold few lines: as a whole, mostly."""
+    """A piece in parts of few lines; most pieces are one part."""
     if piece.count(b"\n") <= _TURN_LINES:
         return [piece]
     return [piece[i : i + _TURN_LINES] for i in range(0, len(piece), _TURN_LINES)]
@@ -172,5 +172,5 @@ def _object(content: bytes) -> StreamedText:
 
 
 def _id_of(text: StreamedText | None) -> dict[str, Any]:
-    """The id of a line that gave one."""
+    """The id of the line, if it has one."""
     return {} if text is None or text.id is None else {"id": text.id}

@@ -19,12 +19,12 @@ from service.tasks.engine import SCORE, SCORE_IN_PARTS
 
 
 def is_stream(request: Request) -> bool:
-    """Whether the body is one that is scored while it comes."""
+    """Whether the body is scored while it arrives."""
     return _media_type(request)[0] in {TEXT, NDJSON}
 
 
 async def score_stream(request: Request) -> Response:
-    """Score the body as it comes. Raises the errors that come before it."""
+    """Score the body as it arrives. Raises the errors that are known before the answer begins."""
     media_type, charset = _media_type(request)
     if charset not in {"", "utf-8", "utf8"}:
         raise UnsupportedMediaType("a text is in UTF-8")
@@ -44,7 +44,7 @@ async def score_stream(request: Request) -> Response:
     if expect_stream is not None:
         expect_stream()
     body = StreamedBody(request)
-    # Asked for before the answer begins: a client may wait for "100 Continue" to send it.
+    # Receive before the answer begins: the client may wait for "100 Continue" to send the body.
     await asyncio.sleep(0)
     if in_parts is not None:
         answers = running_totals(request, in_parts, query, body)
@@ -75,19 +75,19 @@ def _query(request: Request) -> StreamQuery:
 
 
 class _AnsweredLines(LiveResponse):
-    """Answers as lines, each written as soon as it is there."""
+    """Answers as lines, each sent as soon as it is known."""
 
     def __init__(
         self, request: Request, answers: AsyncGenerator[bytes, None], body: StreamedBody
     ) -> None:
         super().__init__(request, NDJSON)
-        # So that what still comes of a body that was given up is not read.
+        # The rest of a body that was given up is not read.
         self.headers["Connection"] = "close"
         self._answers = answers
         self._body = body
 
     async def parts(self) -> AsyncGenerator[bytes, None]:
-        """The answers."""
+        """The answered lines."""
         try:
             async for answer in self._answers:
                 yield answer
@@ -95,6 +95,6 @@ class _AnsweredLines(LiveResponse):
             current_request().outcome = ClientGone.type
 
     async def close(self) -> None:
-        """End the work and the body."""
+        """Stop the work, and stop receiving the body."""
         await self._answers.aclose()
         await self._body.close()

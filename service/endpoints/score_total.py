@@ -21,7 +21,7 @@ async def running_totals(
 ) -> AsyncGenerator[bytes, None]:
     """The score of the text so far, every so many characters and at its end.
 
-    What breaks the stream is its last line.
+    An error of the stream is its last line.
     """
     splitter = TextSplitter(request.app.state.settings.stream_batch_bytes, engine.normalization)
     carried = CarriedScore(bos=query.bos)
@@ -38,7 +38,7 @@ async def running_totals(
                 raise InvalidRequest("the text holds no place to cut it for very long") from error
             ids = engine.ids_of(part)
             while len(ids):
-                # Totals stand at the same places however the bytes came.
+                # Totals are at the same places however the bytes arrive.
                 size = query.every - carried.read % query.every
                 part_work = partial(engine.carry_on, carried, ids[:size], options)
                 carried = await body.result_of(part_work)

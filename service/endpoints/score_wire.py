@@ -1,4 +1,4 @@
-"""The wire of `/score` where its body is JSON."""
+"""The wire of `/score` with a JSON body."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -78,13 +78,13 @@ class ScoreRequest(RequestBody):
         return self
 
     def contexts(self, count: int) -> list[str] | None:
-        """One context a text; None where there are none."""
+        """One context for each text; None if there are none."""
         if not self.context:
             return None
         return self.context if isinstance(self.context, list) else [self.context] * count
 
     def sources(self, count: int) -> list[str] | None:
-        """One source a text; None where there are none."""
+        """One source for each text; None if there are none."""
         if self.source is None:
             return None
         return self.source if isinstance(self.source, list) else [self.source] * count
@@ -136,7 +136,7 @@ class ScoreResult(ScoreFigures):
 
     unknown: list[int] = Field(description=UNKNOWN)
     unknown_chars: int = Field(description=UNKNOWN_CHARS)
-    # Written one by one: as a list of objects they would take 2 kB each.
+    # Made one by one as they are written: in a list, each would take 2 kB.
     tokens: Iterable[ScoreToken] | None = Field(description="Every counted token, where asked for.")
     state: str | None = Field(
         description="Where it was asked for. Null after the end of the text, which nothing "

@@ -11,22 +11,22 @@ from service.errors import ClientGone, DeadlineExceeded, QueueFull, TooManyConne
 from service.http.turns import Turns
 from service.observe.request_context import current_request
 
-# A full queue is waited for: a stream is in no hurry.
+# A stream waits for room in a full queue and asks again this often.
 _RETRY_S = 0.05
 
 Result = TypeVar("Result")
 
 
 class StreamedBody:
-    """The body's pieces, one of them received ahead, so that a client that goes is noticed."""
+    """The pieces of a body; one is received ahead, so that a disconnect is noticed."""
 
     def __init__(self, request: Request) -> None:
         self._receive = request.receive
-        # Of the connection, where there is one: hears whether the stream waits for its client.
+        # Tells the connection, if there is one, that the stream waits for its client.
         self._stand_still: Callable[[asyncio.Future[None] | None], None] = request.scope.get(
             "unroll.stand_still", lambda _: None
         )
-        # The next piece hides that nobody is there to read what becomes of it.
+        # A disconnect is hidden behind a piece that has arrived; the connection knows of it.
         self._has_gone: Callable[[], bool] = request.scope.get("unroll.is_gone", lambda: False)
         self._turns: Turns = request.app.state.turns
         self._idle_s = request.app.state.settings.stream_idle_s
@@ -70,7 +70,7 @@ class StreamedBody:
         return self._ahead.done() and self._ahead.result()["type"] == "http.disconnect"
 
     async def turn(self) -> None:
-        """Wait for a turn to do a little. Raises ClientGone."""
+        """Wait for the turn to do a small part of the work. Raises ClientGone."""
         await self._turns.take()
         if self.is_gone:
             raise ClientGone("the client closed the connection")
@@ -87,9 +87,9 @@ class StreamedBody:
             work.cancel()
 
     async def result_of(self, start: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-        """What some work gives, begun again as long as the queue is full. Raises ClientGone."""
+        """The result of the work, started again while the queue is full. Raises ClientGone."""
         while True:
-            # A stream may last; each of its parts has the time of a request.
+            # A stream may take long; each part of it gets the time limit of one request.
             current_request().begin_again()
             work = asyncio.create_task(start())
             await self._while_there(work)
@@ -99,7 +99,7 @@ class StreamedBody:
                 await asyncio.sleep(_RETRY_S)
 
     async def close(self) -> None:
-        """End what is received ahead."""
+        """Stop receiving ahead."""
         self._ahead.cancel()
         await asyncio.wait((self._ahead,))
 

@@ -1,4 +1,4 @@
-"""The wire of encoder-decoders: what `/translate` takes and gives."""
+"""The wire of `/translate`."""
 
 from collections.abc import Sequence
 from typing import Literal, Self
@@ -92,7 +92,7 @@ class TranslateRequest(RequestBody):
         if isinstance(self.target_prefix, list) and len(self.target_prefix) != len(sources):
             raise ValueError("a list of target prefixes holds one for each source")
         if self.temperature == 0.0:
-            # A client that sends every field, defaults too, asks for nothing more.
+            # Clients that send every field send these defaults.
             neutral = {
                 "seed": self.seed is None,
                 "top_k": self.top_k is None,
@@ -106,7 +106,7 @@ class TranslateRequest(RequestBody):
         return self
 
     def prefixes(self, count: int) -> list[str]:
-        """One prefix a source."""
+        """One prefix for each source."""
         prefix = self.target_prefix
         return prefix if isinstance(prefix, list) else [prefix] * count
 

@@ -24,7 +24,7 @@ def _not_empty(value: str | list[str]) -> str | list[str]:
     return value
 
 
-# The first mistake ends it: to find every mistake in a list of a million numbers takes seconds.
+# Stops at the first mistake: to find every one in a list of a million numbers takes seconds.
 TextList = Annotated[list[str], Field(fail_fast=True)]
 Texts = Annotated[str | TextList, AfterValidator(_not_empty)]
 
@@ -42,7 +42,7 @@ UNKNOWN_CHARS = "How many characters are outside the vocabulary, these and all o
 
 
 class RequestBody(BaseModel):
-    """What every request has: strict, no unknown fields, and a model."""
+    """What all requests share: strict types, no unknown fields, and a model."""
 
     # strict: a bool is no integer and "8" is no 8.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -61,9 +61,9 @@ class Answer(BaseModel):
 
     @classmethod
     def taken_from(cls, result: object, **others: Any) -> Self:
-        """The answer to a result of the tasks: every field has the result's value of that name.
+        """The answer for a result of a task: each field is the result's attribute of that name.
 
-        `others` are the fields that the result has under another name or in another shape. Nothing
+        `others` are the fields that the result has not, or has in another shape. Nothing
         is validated, as with `model_construct`, which takes three times as long: a large answer
         has a hundred thousand of these.
         """
