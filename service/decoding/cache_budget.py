@@ -31,7 +31,7 @@ class CacheBudget:
         return len(self._entries)
 
     def get(self, cache: "Cache[Key, Value]", key: Key) -> Value | None:
-        """What a cache keeps there, which is used by that; None where it keeps nothing."""
+        """A cache's entry, or None; the entry now counts as just used."""
         with self._lock:
             if (cache, key) not in self._entries:
                 return None
@@ -40,7 +40,7 @@ class CacheBudget:
             return value
 
     def put(self, cache: "Cache[Key, Value]", key: Key, value: Value, size_bytes: int) -> None:
-        """Keep it for that cache, and forget others until it fits; what never fits is not kept."""
+        """Add an entry, and forget others until it fits; one larger than the budget is not kept."""
         with self._lock:
             if size_bytes > self.max_bytes or cache.is_closed:
                 return
@@ -70,7 +70,7 @@ class CacheBudget:
 
 
 class Cache(Generic[Key, Value]):
-    """What one owner keeps of a budget. Its owner closes it; what is kept holds nobody else."""
+    """One owner's entries in a budget; the owner closes it."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Cache(Generic[Key, Value]):
         on_kept: Callable[[Key], None] = lambda _: None,
         on_forgotten: Callable[[Key], None] = lambda _: None,
     ) -> None:
-        """The calls come under the budget's lock: they must be short, and not call it."""
+        """The callbacks run under the budget's lock: they must be short and not use the budget."""
         self._budget = budget
         self.on_kept = on_kept
         self.on_forgotten = on_forgotten
@@ -86,21 +86,21 @@ class Cache(Generic[Key, Value]):
         self.is_closed = False
 
     def get(self, key: Key) -> Value | None:
-        """What is kept there, which counts as its use."""
+        """The entry, or None; it now counts as just used."""
         return self._budget.get(self, key)
 
     def put(self, key: Key, value: Value, size_bytes: int) -> None:
-        """Keep it, if it is not kept yet, until others are used more recently."""
+        """Add an entry, unless there is one; it stays until the budget needs its room."""
         self._budget.put(self, key, value, size_bytes)
 
     def close(self) -> None:
-        """Forget everything, and keep nothing any more: its owner has ended."""
+        """Forget everything and accept nothing more: the owner has ended."""
         self._budget.close(self)
 
 
 @dataclass(frozen=True, slots=True)
 class CacheBudgets:
-    """What all models of a process share."""
+    """The budgets that all models of a process share."""
 
     prefixes: CacheBudget
     patterns: CacheBudget

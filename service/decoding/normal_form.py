@@ -1,4 +1,4 @@
-"""Text as a model reads it, and what cannot be read as the error of the field that it stands in."""
+"""Text as a model reads it; a text that cannot be read becomes an error of its option."""
 
 from service.bundle.marks import TooManyMarks
 from service.bundle.text import Normalization, normalize

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# The standard library has no public door to its parser; this one has stood since Python 3.11, and
-# what it may come to say that is not known here is refused by name.
+# The standard library's parser is private (docs/decisions.md says why it is used). A node that is
+# not known here is rejected by name.
 _parser = importlib.import_module("re._parser")
 
 _REPEATS = frozenset({"MAX_REPEAT", "MIN_REPEAT"})
@@ -65,7 +65,7 @@ class Budget:
 class Automaton:
     """A deterministic automaton. State 0 is the first; what has no transition is not accepted."""
 
-    class_of: dict[str, int]  # characters of one class are never told apart; the rest have none
+    class_of: dict[str, int]  # the characters of a class act alike; characters never read have none
     transitions: list[dict[int, int]]  # by state: from a class to a state
     accepting: list[bool]  # by state
 

@@ -31,7 +31,7 @@ _Key: TypeAlias = tuple[int, bytes]  # how many tokens, and their digest
 
 
 class PrefixCache:
-    """From the tokens of a prefix to where it leads; the least recently used are forgotten first.
+    """Maps the tokens of a prefix to its continuation; the least recently used go first.
 
     Bounded by the bytes of the continuations, in a budget that it shares with other models' caches.
     Safe to use from several threads.

@@ -16,7 +16,7 @@ from service.runtime.language_model import LanguageModelSession, States
 
 # Floats of one [B, T, V] result: bounds the memory of a read, whatever the vocabulary.
 _MAX_RESULT_FLOATS = 4 * 2**20
-# Rows times tokens of one run: bounds what the graph holds meanwhile, a few kilobytes for each.
+# Rows times tokens of one run: bounds the graph's memory, a few kilobytes for each.
 _MAX_POSITIONS = 2048
 # A run is at least this long where a chunk allows it, however soon its shortest row ends.
 _MIN_CHUNK = 16
@@ -41,7 +41,7 @@ class ReadBatch:
         self._keep([i for i, row in enumerate(self.rows) if id(row) not in ids])
 
     def run(self, chunk_tokens: int) -> tuple[list[ReadRow], list[tuple[ReadRow, ModelFailure]]]:
-        """Read up to `chunk_tokens` tokens a row; the rows that are done, and those that failed.
+        """Read up to `chunk_tokens` tokens per row; returns the rows that are done or failed.
 
         Raises what the session raises; then no row has moved.
         """
@@ -77,7 +77,7 @@ class ReadBatch:
         return done, failed
 
     def _join(self) -> None:
-        """Stack the states of the rows that came since the last run, all at once."""
+        """Stack the states of all rows that joined since the last run, at once."""
         coming = self.rows[self._running :]
         if not coming:
             return
@@ -89,7 +89,7 @@ class ReadBatch:
         self._running = len(self.rows)
 
     def _time(self, chunk_tokens: int) -> int:
-        """Tokens to read: up to the end of the shortest row, so that few rows run to no use."""
+        """Tokens to read: up to the end of the shortest row, so that little work is wasted."""
         remaining = [row.remaining for row in self.rows]
         floats = len(self.rows) * self._session.vocab_size
         fitting = max(1, min(_MAX_RESULT_FLOATS // floats, _MAX_POSITIONS // len(self.rows)))

@@ -27,7 +27,7 @@ class Continuation:
 
 @dataclass(frozen=True, slots=True)
 class TokenDetails:
-    """What a read tells about each counted token; T is the number of tokens."""
+    """Details of each counted token; T is the number of tokens."""
 
     logprob: Float32Array  # [T] nats
     entropy: Float64Array  # [T] nats
@@ -124,13 +124,13 @@ class ReadRow:
 
 
 class Listener(Protocol):
-    """Who is told of a choice while it is written, in the worker's thread."""
+    """Hears of a choice while it is written, in the worker's thread."""
 
     def wrote(self, token: int, details: TokenDetails) -> None:
         """A token was written; `details` are of it alone."""
 
     def ended(self) -> None:
-        """No token follows; the row knows why."""
+        """No token follows; the row says why."""
 
 
 @dataclass(slots=True)
@@ -144,7 +144,7 @@ class WriteRow:
     stop: tuple[tuple[int, ...], ...] = ()  # token sequences that end the text
     detail_top: int | None = None
     constraint: Constraint | None = None  # what its text may be
-    listener: Listener | None = None  # is told the details, which the row then does not keep
+    listener: Listener | None = None  # gets the details, which the row then does not keep
     drawn: int = 0  # tokens of this choice that somebody drew before: where its noise goes on
     wants_continuation: bool = False
     # What writing fills in:

@@ -32,22 +32,22 @@ class WriteBatch:
 
     def _allocate(self, capacity: int) -> None:
         self._stepper = self._session.stepper(capacity)
-        # Tokens that each row's choice has, and may have, those that were drawn before counted.
+        # Tokens that each row's choice has, and may have, including those drawn before it joined.
         self._written = np.zeros(capacity, np.int64)
         self._max_tokens = np.zeros(capacity, np.int64)
         # Of the block of positions that each row is in:
         self._noise = np.zeros((capacity, NOISE_BLOCK))
         self._block_tokens = np.zeros((capacity, NOISE_BLOCK), np.uint16)
-        # How often a row has each token; there from the first row on that asks for penalties.
+        # How often a row has each token; allocated when the first row asks for penalties.
         self._counts = np.zeros((capacity, 0), np.int64)
-        # Where the text of a row with a constraint has led in its automaton.
+        # The automaton's state after the text of each row that has a constraint.
         self._state = np.zeros(capacity, np.int64)
         # Where each row's block begins in a flat view: taking and putting by one index is quicker.
         self._block_begin = np.arange(capacity) * NOISE_BLOCK
         self._derived = False
 
     def _derive(self) -> None:
-        """What follows from the rows and their places, until they change."""
+        """Compute what depends on the rows and their places; it holds until they change."""
         rows = len(self.rows)
         self._sampler = Sampler([row.params for row in self.rows], self._session.vocab_size)
         self._feeding = [i for i, row in enumerate(self.rows) if row.prompt is not None]
@@ -58,7 +58,7 @@ class WriteBatch:
             if row.began is None:
                 row.began = now
         self._watching = [i for i, row in writing if row.stop]
-        self._telling = [(i, x.detail_top) for i, x in writing if x.detail_top is not None]
+        self._detailed = [(i, x.detail_top) for i, x in writing if x.detail_top is not None]
         self._constrained = _by_constraint(writing)
         self._advance = np.ones(rows, np.int64)
         self._advance[self._feeding] = 0
@@ -77,9 +77,9 @@ class WriteBatch:
         self._add(row, start.states, start.logprobs)
 
     def add_reading(self, row: WriteRow, prompt: ReadRow) -> None:
-        """Let a row join that reads the rest of its prompt first; it fills in `continuation`."""
+        """Let a row join that first reads the rest of its prompt, and fills in `continuation`."""
         row.prompt = prompt
-        # What is drawn from these is not looked at.
+        # Nobody looks at what is drawn from these.
         self._add(row, prompt.start, np.zeros(self._session.vocab_size, np.float32))
 
     def _add(self, row: WriteRow, states: States | None, logprobs: Float32Array) -> None:
@@ -142,10 +142,10 @@ class WriteBatch:
         return int(prompt.tokens[prompt.position - 1])
 
     def _end(self, chosen: Int64Array) -> list[WriteRow]:
-        """Let the rows leave that end with these tokens."""
+        """Let the rows that end with these tokens leave."""
         ended = chosen == EOS_ID
-        if self._telling:
-            self._tell(chosen)
+        if self._detailed:
+            self._add_details(chosen)
         for constraint, places in self._constrained:
             self._state[places] = constraint.after(self._state[places], chosen[places])
             ended[places] |= constraint.is_closed[self._state[places]]
@@ -187,7 +187,7 @@ class WriteBatch:
         return failed
 
     def _end_prompts(self) -> None:
-        """Let the rows write whose prompts have been read."""
+        """Rows that have read their prompts start to write."""
         for i, row in enumerate(self.rows):
             if row.prompt is not None and not row.prompt.remaining:
                 states = tuple(state[i : i + 1].copy() for state in self._stepper.states)
@@ -196,12 +196,12 @@ class WriteBatch:
                 row.prompt = None
                 self._derived = False
 
-    def _tell(self, chosen: Int64Array) -> None:
+    def _add_details(self, chosen: Int64Array) -> None:
         """Give the rows that ask for them the details of their tokens."""
-        places = [place for place, _ in self._telling]
-        most = max(top for _, top in self._telling)
+        places = [place for place, _ in self._detailed]
+        most = max(top for _, top in self._detailed)
         details = TokenDetails.of(self._stepper.logprobs[places], chosen[places], most)
-        for index, (place, top) in enumerate(self._telling):
+        for index, (place, top) in enumerate(self._detailed):
             row, own = self.rows[place], details.of_one(index, top)
             if row.listener is None:
                 row.details.append(own)
@@ -209,7 +209,7 @@ class WriteBatch:
                 row.listener.wrote(int(chosen[place]), own)
 
     def _watch(self, place: int, token: int) -> bool:
-        """Tell a row of its token, and see whether a stop string ends its text."""
+        """Add a token to a row's tail; whether a stop string or eos ends its text."""
         row = self.rows[place]
         row.tail = (*row.tail, token)[-max(map(len, row.stop)) :]
         if token == EOS_ID:
@@ -221,7 +221,7 @@ class WriteBatch:
         return False
 
     def _finish(self, place: int, token: int) -> WriteRow:
-        """Say why a row ended."""
+        """Set why a row ended."""
         row = self.rows[place]
         if token == EOS_ID:
             row.stop_tokens = 1
@@ -232,7 +232,7 @@ class WriteBatch:
         return row
 
     def _closing_read(self, place: int, token: int) -> ReadRow:
-        """The read of a row's last token, which it has drawn and will not read here."""
+        """A read of a row's last token, which was drawn here but will not be read here."""
         states = tuple(state[place : place + 1].copy() for state in self._stepper.states)
         last = np.array([token], np.uint16)
         return ReadRow(last, np.full_like(last, PAD_ID), start=states, wants_continuation=True)
@@ -246,7 +246,7 @@ class WriteBatch:
         self._derived = False
 
     def _hand_over(self, place: int) -> int:
-        """Append to a row the tokens of its block that it has not got yet; how many they are."""
+        """Append the tokens of its block that a row still lacks; returns how many."""
         row = self.rows[place]
         before = row.drawn + len(row.tokens)
         count = int(self._written[place]) - before
@@ -288,7 +288,7 @@ class WriteBatch:
             array[target] = array[source]
 
     def _grow(self) -> None:
-        """Twice the capacity: a lone job may be wider than the batch."""
+        """Double the capacity: a single job may be wider than the batch."""
         rows = len(self.rows)
         before = self._arrays()
         counts = np.zeros((2 * self._stepper.capacity, self._counts.shape[1]), np.int64)

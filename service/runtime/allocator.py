@@ -19,9 +19,9 @@ _TUNABLES, _TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.arena_max"
 
 
 def bound_arenas(environment: Mapping[str, str]) -> bool:
-    """Hold this process to MAX_ARENAS arenas, unless its environment says how many; whether it is.
+    """Limit this process to MAX_ARENAS arenas, unless its environment sets a number.
 
-    Arenas that exist stay, so it comes before the threads.
+    Returns whether it is limited. Existing arenas stay, so call it before threads start.
     """
     if _ENVIRONMENT in environment or _TUNABLE in environment.get(_TUNABLES, ""):
         return False
@@ -30,7 +30,7 @@ def bound_arenas(environment: Mapping[str, str]) -> bool:
 
 
 def return_free_memory() -> None:
-    """Give the system back what is free: glibc keeps what lies between other blocks."""
+    """Return free memory to the system: glibc keeps what lies between other blocks."""
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)

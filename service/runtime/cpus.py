@@ -12,9 +12,9 @@ _GROUPS = "sys/fs/cgroup"
 def usable_cpus(root: Path = _ROOT) -> int:
     """Processors in the process's affinity, or fewer where a quota grants less time; at least 1.
 
-    A quota holds for everything below its control group (Linux, cgroups(7)), so the least on the
-    way from the process's own group to the root counts: that of a pod, a slice or a systemd unit,
-    too. `root` is where `/proc` and `/sys` are.
+    A quota holds for everything below its control group (Linux, cgroups(7)), so the smallest on
+    the way from the process's own group to the root counts: that of a pod, a slice or a systemd
+    unit, too. `root` is where `/proc` and `/sys` are.
     """
     affinity = _affinity()
     quotas = [*_quotas(root)]

@@ -20,9 +20,9 @@ from service.runtime.golden import check_answer, check_golden
 from service.runtime.graphs import Declared, check_declared, open_graph
 from service.runtime.onnxruntime import onnxruntime
 
-# Sources whose lengths lie within as many positions are read together at least.
+# Sources whose lengths round up to the same multiple of this are always read together.
 _READ_STEP = 4
-# A run of the encoder costs for each position as much as so many rows do: 5 were measured.
+# Each position of a run costs the encoder as much as this many rows (measured).
 _RUN_ROWS = 5
 
 Tensors: TypeAlias = tuple[Float32Array, ...]
@@ -45,7 +45,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a step gives."""
+    """The result of a step."""
 
     logprobs: Float32Array  # [B, V]
     states: Tensors  # [B, …] each
@@ -58,7 +58,7 @@ class Step:
 
 
 class EncoderDecoderSession(Protocol):
-    """What the search needs of a model. Rows are independent, bit for bit."""
+    """What a search needs from a model. Rows are independent, bit for bit."""
 
     @property
     def vocab_size(self) -> int:
@@ -206,10 +206,10 @@ class _Group:
 
 
 def _read_together(lengths: Int32Array) -> list[list[_Group]]:
-    """What to read in each run of the encoder: the longest first, in every run.
+    """The groups to read in each run of the encoder, longest first in every run.
 
-    A run pays for its positions, however few its rows are. So those that are shorter get a run of
-    their own where that spares more than it costs.
+    A run pays for its positions, however few its rows are. So shorter sources get a run of their
+    own where that saves more than it costs.
     """
     runs: list[list[_Group]] = []
     sizes = -(-lengths // _READ_STEP) * _READ_STEP

@@ -15,9 +15,9 @@ _ONNX_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "int32": "t
 
 
 def open_graph(name: str, graph: Graph, data: bytes) -> onnxruntime.InferenceSession:
-    """The graph on one thread: the caller is an engine's own thread. Raises BundleError.
+    """Open a graph on one thread, the caller's. Raises BundleError.
 
-    Its inputs and outputs are the manifest's, or it is refused.
+    Its inputs and outputs must be those in the manifest.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

@@ -5,8 +5,8 @@ from itertools import accumulate
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from service.bundle.arrays import Ids
 from service.bundle.text import EOS_ID, SPECIAL_TOKENS
 from service.decoding.rows import TokenDetails, WriteRow
 from service.scheduling.feed import Feed, News
@@ -162,7 +162,7 @@ def offsets_of(prefix: str, pieces: Sequence[str], written: int, kept: int) -> t
     return (*inside, *(len(prefix) + min(i, kept) for i in range(written)))
 
 
-def read_ids(work: TextWork) -> npt.NDArray[np.uint16]:
+def read_ids(work: TextWork) -> Ids:
     """The prompt's own tokens, without the bos that is read first unless a state is given."""
     read = work.read
     return read.tokens if read.after is not None else read.tokens[1:]

@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
+from service.bundle.arrays import Float32Array
 from service.decoding.sampling import SamplingParams
 from service.decoding.search import FinishReason
 from service.tasks.unknown import Unknown, UnknownPolicy
@@ -59,7 +57,7 @@ class Translation:
     score: float
     finish_reason: FinishReason
     tokens: tuple[TokenLogprob, ...] | None
-    alignment: npt.NDArray[np.float32] | None  # [T, M]
+    alignment: Float32Array | None  # [T, M]
     completion_tokens: int
 
 
