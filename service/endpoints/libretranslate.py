@@ -53,7 +53,7 @@ from service.observe.request_context import current_request
 from service.runtime.threads import in_thread, off_loop
 from service.tasks.engine import TRANSLATE, Translates
 from service.tasks.limits import at_most
-from service.tasks.translations import DEFAULT_BEAM_SIZE, Translated, TranslateOptions
+from service.tasks.translations import Translated, TranslateOptions, default_beam_size
 
 STATUS = {422: 400}  # the status that their clients expect for an invalid request
 _MOST_TEXTS = 4  # of the longest kind, in one request
@@ -158,7 +158,7 @@ async def translate(request: Request) -> Response:
         limit = settings.max_n - 1
         raise InvalidRequest.of_option("alternatives", f"at most {limit} are allowed")
     count = 1 + alternatives
-    beams = max(count, min(DEFAULT_BEAM_SIZE, settings.max_beam_size))
+    beams = max(count, default_beam_size(settings.max_beam_size))
     options = TranslateOptions(beam_size=beams, num_hypotheses=count)
     is_html, size = body.format == "html", sum(map(len, texts))
     cut = await off_loop(size, lambda: _cut(engine, texts, settings.max_inputs, html=is_html))

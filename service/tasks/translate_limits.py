@@ -7,7 +7,7 @@ from service.decoding.search import Search
 from service.errors import InvalidRequest
 from service.tasks.limits import at_most, check_details
 from service.tasks.sides import Sides
-from service.tasks.translations import DEFAULT_BEAM_SIZE, TranslateOptions
+from service.tasks.translations import TranslateOptions, default_beam_size
 from service.tasks.values import ScoreOptions
 
 # What a token's row of an alignment counts among the details of an answer, in alternatives.
@@ -18,7 +18,7 @@ def checked_options(sides: Sides, options: TranslateOptions) -> TranslateOptions
     """The options with what was left out. Raises InvalidRequest."""
     settings = sides.settings
     if options.beam_size is None:
-        options = replace(options, beam_size=min(DEFAULT_BEAM_SIZE, settings.max_beam_size))
+        options = replace(options, beam_size=default_beam_size(settings.max_beam_size))
     if options.sampling is None:
         at_most("beam_size", options.width, settings.max_beam_size, "beams")
         beams = "hypotheses: as many as beams (beam_size)"

@@ -12,6 +12,11 @@ DEFAULT_BEAM_SIZE = 5
 ALIGNMENT_SIZE = 64
 
 
+def default_beam_size(limit: int) -> int:
+    """The beam size of a request that names none, where `limit` is the service's."""
+    return min(DEFAULT_BEAM_SIZE, limit)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TranslateOptions:
     """What `/translate` may be asked for, besides sources and prefixes."""
