@@ -21,7 +21,7 @@ class AnsweredLines:
         self._answered = self._failed = 0
 
     def run(self, lines_at_once: int, if_none: str | None = None) -> int:
-        """Answer all, or `if_none` where no line comes; the exit status."""
+        """Answer every line, or `if_none` if there is none; the exit status."""
         for batch in self._lines.batches(lines_at_once, _BATCH_CHARS):
             for error, lines in groupby(batch, key=lambda line: line.error):
                 if error is None:

@@ -63,12 +63,12 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 def flag_of(options: argparse.Namespace, option: str) -> str | None:
-    """The flag that an option of a task has in a command; None where it has none."""
+    """The command's flag for an option of a task; None if it has none."""
     name = _FLAG_NAMES.get(option, option)
     return f"--{name.replace('_', '-')}" if hasattr(options, name) else None
 
 
-# Of options that have other names here.
+# Flags that differ from the option's name.
 _FLAG_NAMES = {"return_alignments": "alignments"}
 
 

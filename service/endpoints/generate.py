@@ -12,7 +12,7 @@ from service.endpoints.generate_wire import (
     GenerateResponse,
     StreamedToken,
 )
-from service.http.answers import engine_able, json_answer, unless_gone
+from service.http.answers import engine_with, json_answer, unless_gone
 from service.http.body import body_documentation, read_body
 from service.http.problems import PROBLEMS, error_event
 from service.http.sse import ServerSentEvent, documented_events, event_response
@@ -33,7 +33,7 @@ router = APIRouter()
 async def generate(request: Request) -> Response:
     """Continue a prompt, or every prompt of a list."""
     body = await read_body(request, GenerateRequest)
-    engine = engine_able(
+    engine = engine_with(
         request, body.model, GENERATE, "an encoder-decoder answers /translate and /score"
     )
     prompts = listed(body.prompt)

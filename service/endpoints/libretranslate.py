@@ -35,7 +35,7 @@ from service.errors import (
     ServiceError,
     Unauthorized,
 )
-from service.http.answers import engines_able, json_answer, unless_gone
+from service.http.answers import engines_with, json_answer, unless_gone
 from service.http.body import (
     LARGE_BYTES,
     body_documentation,
@@ -70,7 +70,7 @@ Schema = TypeVar("Schema", LibreTranslateRequest, DetectRequest)
 async def languages(request: Request) -> list[Language]:
     """Every language that a served model translates from, and what to."""
     targets: dict[str, set[str]] = {}
-    for engine in engines_able(request, TRANSLATE):
+    for engine in engines_with(request, TRANSLATE):
         for code in _sources(engine):
             targets.setdefault(code, set()).add(engine.manifest.target.lang)
     return [
@@ -83,7 +83,7 @@ async def languages(request: Request) -> list[Language]:
 async def frontend_settings(request: Request) -> FrontendSettings:
     """What a page that translates may ask for."""
     state = request.app.state
-    pairs = _pairs(engines_able(request, TRANSLATE)) or [("", "")]
+    pairs = _pairs(engines_with(request, TRANSLATE)) or [("", "")]
     source, target = (SettingsLanguage(code=code, name=code) for code in pairs[0])
     return FrontendSettings(
         charLimit=-1,
@@ -100,7 +100,7 @@ async def frontend_settings(request: Request) -> FrontendSettings:
 @router.get("/health", responses={503: _ERRORS[503]})
 async def health(request: Request) -> HealthOut:
     """Whether every encoder-decoder answers."""
-    engines = engines_able(request, TRANSLATE)
+    engines = engines_with(request, TRANSLATE)
     if not engines or not all(engine.workers.alive for engine in engines):
         raise EngineStopped("no model translates now", headers={"Retry-After": "1"})
     return HealthOut(status="ok")
@@ -114,7 +114,7 @@ async def health(request: Request) -> HealthOut:
 async def detect(request: Request) -> list[DetectedLanguage]:
     """The language of a text, where every model reads the same one; else it is not told."""
     await _read(request, DetectRequest)
-    found = {code for engine in engines_able(request, TRANSLATE) for code in _sources(engine)}
+    found = {code for engine in engines_with(request, TRANSLATE) for code in _sources(engine)}
     if len(found) != 1:
         raise InvalidRequest(
             "languages are not detected here; name the source of a translation: "
@@ -305,7 +305,7 @@ def _chosen(request: Request, body: LibreTranslateRequest) -> tuple[Translates, 
 
     Raises InvalidRequest with the languages that there are.
     """
-    served = engines_able(request, TRANSLATE)
+    served = engines_with(request, TRANSLATE)
     shown = ", ".join(f"{source} to {target}" for source, target in _pairs(served)) or "none"
     target = _looked_up(body.target, {x.manifest.target.lang for x in served})
     fitting = [x for x in served if x.manifest.target.lang == target]

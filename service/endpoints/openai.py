@@ -25,9 +25,9 @@ from service.endpoints.openai_wire import (
 )
 from service.errors import ModelNotFound, ServiceError
 from service.http.answers import (
-    engine_able,
     engine_named,
-    engines_able,
+    engine_with,
+    engines_with,
     json_answer,
     unless_gone,
 )
@@ -72,7 +72,7 @@ _END = "[DONE]"  # the last event of a stream
 @router.get("/models")
 async def models(request: Request) -> ModelsOut:
     """Every served language model, in OpenAI's form."""
-    data = [ModelOut.of(engine) for engine in engines_able(request, GENERATE)]
+    data = [ModelOut.of(engine) for engine in engines_with(request, GENERATE)]
     return ModelsOut(object="list", data=data)
 
 
@@ -94,7 +94,7 @@ async def model(name: str, request: Request) -> ModelOut:
 async def completions(request: Request) -> Response:
     """Complete a prompt, or every prompt of a list."""
     body = await read_body(request, CompletionRequest)
-    engine = engine_able(
+    engine = engine_with(
         request, body.model, GENERATE, "an encoder-decoder translates; see /translate"
     )
     asked = body.prompts

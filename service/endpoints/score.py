@@ -6,7 +6,7 @@ from service.endpoints.score_stream import is_stream, score_stream
 from service.endpoints.score_stream_wire import ANSWERED_LINES, stream_documentation
 from service.endpoints.score_wire import ScoreRequest, ScoreResponse
 from service.errors import InvalidRequest
-from service.http.answers import engine_able, json_answer, unless_gone
+from service.http.answers import engine_with, json_answer, unless_gone
 from service.http.body import body_documentation, read_body
 from service.http.problems import PROBLEMS
 from service.http.wire import listed
@@ -34,7 +34,7 @@ async def score(request: Request) -> Response:
     body = await read_body(request, ScoreRequest)
     if request.query_params:
         raise InvalidRequest("query parameters are of streamed bodies; name the fields in the body")
-    engine = engine_able(request, body.model, SCORE, "this model scores nothing; see /models")
+    engine = engine_with(request, body.model, SCORE, "this model scores nothing; see /models")
     texts = listed(body.text)
     contexts, sources = body.contexts(len(texts)), body.sources(len(texts))
     work = engine.score(texts, body.options(), contexts=contexts, sources=sources)

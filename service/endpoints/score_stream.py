@@ -11,7 +11,7 @@ from service.endpoints.score_stream_wire import NDJSON, TEXT, StreamQuery
 from service.endpoints.score_total import running_totals
 from service.endpoints.streamed_body import StreamedBody
 from service.errors import ClientGone, InvalidRequest, UnsupportedMediaType
-from service.http.answers import engine_able
+from service.http.answers import engine_with
 from service.http.body import field_errors
 from service.http.live import LiveResponse
 from service.observe.request_context import current_request
@@ -31,7 +31,7 @@ async def score_stream(request: Request) -> Response:
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise UnsupportedMediaType("send the body without Content-Encoding")
     query = _query(request)
-    engine = engine_able(request, query.model, SCORE, "this model scores nothing; see /models")
+    engine = engine_with(request, query.model, SCORE, "this model scores nothing; see /models")
     in_parts = SCORE_IN_PARTS.of(engine) if query.mode == "total" else None
     lacks_sources = engine.needs_sources and media_type == TEXT
     if lacks_sources or (query.mode == "total" and in_parts is None):

@@ -11,7 +11,7 @@ from service.endpoints.translate_wire import (
     TranslateRequest,
     TranslateResponse,
 )
-from service.http.answers import engine_able, json_answer, unless_gone
+from service.http.answers import engine_with, json_answer, unless_gone
 from service.http.body import body_documentation, read_body
 from service.http.problems import PROBLEMS, error_event
 from service.http.sse import ServerSentEvent, documented_events, event_response
@@ -33,7 +33,7 @@ router = APIRouter()
 async def translate(request: Request) -> Response:
     """Translate a source, or every source of a list."""
     body = await read_body(request, TranslateRequest)
-    engine = engine_able(
+    engine = engine_with(
         request, body.model, TRANSLATE, "a language model translates nothing; see /models"
     )
     sources = listed(body.source)

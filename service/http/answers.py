@@ -34,19 +34,19 @@ def engine_named(request: Request, name: str | None) -> Engine:
     return registry.held(name)
 
 
-def engine_able(request: Request, name: str | None, ability: Ability[Able], otherwise: str) -> Able:
+def engine_with(request: Request, name: str | None, ability: Ability[Able], otherwise: str) -> Able:
     """The engine of a model, for something that not every kind of model can do.
 
     Without a name, it is the only engine that can. `otherwise` is the error for one that cannot.
     """
     registry: ModelRegistry = request.app.state.registry
-    return registry.able(name, ability, otherwise)
+    return registry.with_ability(name, ability, otherwise)
 
 
-def engines_able(request: Request, ability: Ability[Able]) -> list[Able]:
+def engines_with(request: Request, ability: Ability[Able]) -> list[Able]:
     """The engines of all served models that have the ability, sorted by name."""
     registry: ModelRegistry = request.app.state.registry
-    return registry.all_able(ability)
+    return registry.all_with_ability(ability)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

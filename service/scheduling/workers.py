@@ -46,9 +46,8 @@ class Workers(Generic[WorkT]):
         packed_rows: int = 0,
     ) -> None:
         """Single pieces of work share a worker until it holds `packed_rows` rows."""
-        self.settings = settings
+        self._settings = settings
         self.metrics = EngineMetrics(metrics or Metrics(), model)
-        self.holds = 0  # requests that are answered with it (request_context.Held)
         self._make_runner = make_runner
         self._names = [model] if threads == 1 else [f"{model}-{i}" for i in range(threads)]
         self._max_rows = max_rows
@@ -197,7 +196,7 @@ class Workers(Generic[WorkT]):
         return await off_loop(size, function)
 
     def _limit_s(self, request: RequestContext) -> float:
-        limit_s = self.settings.request_timeout_s
+        limit_s = self._settings.request_timeout_s
         return limit_s if request.timeout_s is None else min(limit_s, request.timeout_s)
 
     def _ends_at(self, request: RequestContext) -> float:

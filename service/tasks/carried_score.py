@@ -1,4 +1,4 @@
-"""The score of one text that comes in parts. However it is cut, it is bitwise that of the whole."""
+"""The score of a text that arrives in parts: bitwise the same, however the text is cut."""
 
 from dataclasses import dataclass, replace
 
@@ -28,9 +28,9 @@ class CarriedScore(Figures):
     def with_part(
         self, ids: Ids | None, options: ScoreOptions
     ) -> "tuple[CarriedScore, ReadRow | None]":
-        """The score before the next part is read, and what is to be read, if there is anything.
+        """The score before the next part is read, and the row to read, or None.
 
-        None is the text's end. Raises InvalidRequest.
+        `ids` of None mean the end of the text. Raises InvalidRequest.
         """
         coming = np.array([EOS_ID], np.uint16) if ids is None else ids
         unknown = int(np.count_nonzero(coming == UNK_ID))
@@ -53,7 +53,7 @@ class CarriedScore(Figures):
         return carried, row
 
     def after(self, row: ReadRow, *, is_end: bool) -> "CarriedScore":
-        """The score once that has been read."""
+        """The score once the row has been read."""
         return replace(
             self,
             states=None if row.continuation is None else row.continuation.states,

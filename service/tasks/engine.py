@@ -1,8 +1,8 @@
 """What an engine is, whatever its kind of model, and what engines can be asked for.
 
-An ability is one thing that a model may be able to do: its protocol says how it is asked for, and
-an engine lists the abilities that it has. Whoever answers requests looks for an ability and never
-for a kind of model.
+An ability is one thing that some models can do, with a protocol of its methods; an engine lists the
+abilities that it has. Endpoints, registry and command line ask for an ability, never for a kind of
+model.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -48,7 +48,7 @@ class Engine(Protocol):
 
     @property
     def vocabularies(self) -> Vocabularies:
-        """Its tokens, side by side where it has sides."""
+        """Its tokens, one vocabulary a side."""
 
     @property
     def abilities(self) -> "Abilities":
@@ -62,15 +62,15 @@ class Engine(Protocol):
 
 
 class Ability(Generic[Able]):
-    """Something that some engines can do, and others cannot."""
+    """Something that some engines can do and others cannot. The methods are `Able`'s."""
 
     def of(self, engine: Engine) -> Able | None:
-        """The engine as this ability is asked for; None where it has no such ability."""
+        """The engine, typed by what the ability needs; None if the engine lacks it."""
         found: Able | None = engine.abilities.get(self)
         return found
 
     def given_by(self, able: Able) -> "tuple[Ability[Any], Any]":
-        """An entry of an engine's `abilities`."""
+        """An entry for an engine's `abilities`."""
         return self, able
 
 
@@ -100,7 +100,7 @@ class Generates(Engine, Protocol):
 
 
 class Scores(Engine, Protocol):
-    """Tells how probable texts are."""
+    """Computes the probability of texts."""
 
     @property
     def needs_sources(self) -> bool:
@@ -134,7 +134,7 @@ class ScoresInParts(Engine, Protocol):
 
 
 class Translates(Engine, Protocol):
-    """Writes targets of sources."""
+    """Translates sources into targets."""
 
     @property
     def manifest(self) -> EncoderDecoderManifest:

@@ -1,4 +1,4 @@
-"""What `generate` may be asked for: options are filled in and held to the limits."""
+"""Options of `generate`: left-out ones are filled in, and all are checked against the limits."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The prompts of one request on their way through a language model: ids, rows, and texts again."""
+"""The prompts of one `generate` request, from texts to ids, rows and texts again."""
 
 import time
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Generation:
         options: GenerateOptions,
         constraint: Constraint | None,
     ) -> None:
-        """`options` are checked. Raises InvalidRequest where their state is none to go on from."""
+        """`options` must be checked. Raises InvalidRequest if their state cannot be continued."""
         self.prompts = prompts
         self.options = options
         self.works: list[TextWork] = []
@@ -41,12 +41,12 @@ class Generation:
         self._beginning = _beginning(model, options)
 
     def read(self) -> None:
-        """Make work of the prompts. Raises InvalidRequest."""
+        """Turn the prompts into work for the scheduler. Raises InvalidRequest."""
         read = [self._model.read_prompt(x, self.options.unknown) for x in self.prompts]
         self.unknown = [unknown for _, unknown in read]
         stop = self._stop_sequences()
         for ids, _ in read:
-            # One table of a constraint for all of them.
+            # All prompts share one table of the constraint.
             held = 0 if self.works or self._constraint is None else self._constraint.cells
             self.works.append(self._work(ids, stop, held))
 
@@ -87,7 +87,7 @@ class Generation:
 
     @property
     def answer_size(self) -> int:
-        """About the characters of the answer."""
+        """Roughly how many characters the answer has."""
         options = self.options
         size = self.written + (sum(map(len, self.prompts)) if options.echo else 0)
         size *= 1 + (options.logprobs or 0)
@@ -96,7 +96,7 @@ class Generation:
         return size
 
     def results(self, reused: Sequence[int]) -> list[Generated]:
-        """Of each prompt its choices; `reused` tokens of it needed no run."""
+        """The choices of each prompt; `reused` has the tokens of each that needed no run."""
         columns = zip(self.prompts, self.works, reused, self.unknown, strict=True)
         return [self._result(*each) for each in columns]
 

@@ -1,4 +1,4 @@
-"""Hypotheses as texts, with the alignments and the copied words that were asked for.
+"""Hypotheses become texts, with alignments and copied words where asked for.
 
 T target tokens, M positions of the memory.
 """
@@ -15,7 +15,7 @@ from service.tasks.translations import TokenLogprob, Translated, TranslateOption
 
 
 class HypothesisTexts:
-    """What becomes of the sources of one request."""
+    """Makes the results of one request."""
 
     def __init__(self, sides: Sides, options: TranslateOptions, seed: int | None) -> None:
         """`seed` is that of samples."""
@@ -37,7 +37,7 @@ class HypothesisTexts:
         )
 
     def of_blank(self, source: SideText) -> Translated:
-        """What a blank source has: nothing, for certain. No such pair was trained on."""
+        """An empty target with probability 1: no blank source was trained on."""
         aligns = self._options.return_alignments
         nothing = Translation(
             text="",

@@ -41,12 +41,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Surroundings:
-    """What an engine is given besides its bundle."""
+    """What an engine needs besides its bundle."""
 
     settings: Settings
     threads: int
     metrics: Metrics | None = None
-    budgets: CacheBudgets | None = None  # None: its caches share theirs with nobody
+    budgets: CacheBudgets | None = None  # None: the engine does not share its caches' budget
 
 
 def open_engine(bundle: Bundle, surroundings: Surroundings) -> Engine:

@@ -1,4 +1,4 @@
-"""Limits of what may be asked for, as errors that name the option."""
+"""Checks against a limit; the error names the option."""
 
 from service.errors import InvalidRequest, QueueFull
 from service.observe.request_context import current_request

@@ -136,14 +136,14 @@ class ModelRegistry:
         current_request().hold(engine)
         return engine
 
-    def able(self, name: str | None, ability: Ability[Able], otherwise: str) -> Able:
+    def with_ability(self, name: str | None, ability: Ability[Able], otherwise: str) -> Able:
         """The ability of that engine. Also raises InvalidRequest(otherwise) if it has none."""
         found = ability.of(self.held(name, ability))
         if found is None:
             raise InvalidRequest.of_option("model", otherwise)
         return found
 
-    def all_able(self, ability: Ability[Able]) -> list[Able]:
+    def all_with_ability(self, ability: Ability[Able]) -> list[Able]:
         """The ability of every engine that has it, sorted by name."""
         engines = (ability.of(engine) for _, engine in sorted(self.engines.items()))
         return [engine for engine in engines if engine is not None]

@@ -1,4 +1,4 @@
-"""The sources of one request on their way through an encoder-decoder: searches, and targets."""
+"""The sources of one `translate` request, from texts to searches to targets."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ class Searches:
         prefixes: Sequence[str],
         options: TranslateOptions,
     ) -> None:
-        """`options` are checked. Raises InvalidRequest for what has too many tokens anyway."""
+        """`options` must be checked. Raises InvalidRequest for too many or too long texts."""
         self._sides = sides
         self._sources = sources
         self._prefixes = prefixes
@@ -51,7 +51,7 @@ class Searches:
         ]
 
     def check_costs(self) -> None:
-        """Raise InvalidRequest and QueueFull where all of them together are too much."""
+        """Raise InvalidRequest or QueueFull if the searches together exceed a limit."""
         check_costs(self._sides, [search for _, search in self.running], self._options)
 
     @property
@@ -61,7 +61,7 @@ class Searches:
 
     @property
     def answer_size(self) -> int:
-        """About the characters of the answer."""
+        """Roughly how many characters the answer has."""
         written = sum(len(x.tokens) for _, search in self.running for x in search.best())
         return written * (ALIGNMENT_SIZE if self._options.return_alignments else 1)
 

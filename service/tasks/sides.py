@@ -47,14 +47,14 @@ class SideReader:
 
     @classmethod
     def of(cls, rules: TextSide, tokenizer: Tokenizer, max_tokens: int) -> Self:
-        """With texts of so many tokens at most."""
+        """For texts of at most `max_tokens` tokens."""
         return cls(rules, tokenizer, _most_chars(max_tokens, tokenizer))
 
     def read(self, text: str, policy: UnknownPolicy, option: str) -> SideText:
-        """The normalized text as the policy has it, its ids, and what is unknown.
+        """The normalized text after the policy on unknown characters, with its ids.
 
-        What is left is normalized again: a blank beside a skipped character may stand at an end
-        now. Raises InvalidRequest.
+        After a skip the text is normalized again: a blank beside a skipped character may now stand
+        at an end. Raises InvalidRequest.
         """
         rules = self.rules.normalization
         text = normal_form(text, rules, option)
@@ -79,7 +79,7 @@ class SideReader:
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """What the tasks on text know of an encoder-decoder: everything but its workers."""
+    """An encoder-decoder as the tasks on text see it: everything but its workers."""
 
     manifest: EncoderDecoderManifest
     source: SideReader
@@ -88,7 +88,7 @@ class Sides:
 
     @classmethod
     def of(cls, bundle: EncoderDecoderBundle, settings: Settings) -> Self:
-        """Those of a bundle."""
+        """From a bundle."""
         manifest = bundle.manifest
         source = SideReader.of(manifest.source, bundle.source, manifest.limits.max_source_tokens)
         target = SideReader.of(manifest.target, bundle.target, settings.max_tokens)
@@ -99,7 +99,7 @@ class Sides:
     ) -> None:
         """Raise InvalidRequest for texts that have too many tokens however they are cut.
 
-        That is known before anything is spent on them.
+        It is known before anything is spent on them.
         """
         longest = max(map(len, sources), default=0)
         at_most("source", longest, self.source.max_chars, "characters in a source")

@@ -1,4 +1,4 @@
-"""The texts of one request on their way to be scored as targets, each given its source."""
+"""The texts of one `score` request of an encoder-decoder: targets, each given its source."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class TargetScoring:
             check_details("text", sum(map(len, texts)), options.top_logprobs, settings)
 
     def read(self) -> None:
-        """Plan a search for each text, which is given. Raises InvalidRequest."""
+        """Plan a search that follows each text. Raises InvalidRequest."""
         pairs = zip(self._sources, self._texts, strict=True)
         self._plans = [self._plan(source, text) for source, text in pairs]
 
@@ -46,11 +46,11 @@ class TargetScoring:
 
     @property
     def answer_size(self) -> int:
-        """About the characters of the answer."""
+        """Roughly how many characters the answer has."""
         return self.size * (1 + self._options.top_logprobs) if self._options.tokens else 0
 
     def results(self) -> list[Scored]:
-        """Of each text what it is worth."""
+        """The score of each text."""
         return [self._scored(plan) for plan in self._plans]
 
     def _plan(self, source: str, text: str) -> "_Plan":

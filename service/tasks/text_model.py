@@ -1,4 +1,4 @@
-"""What the tasks on text know of a language model: its tokens, its limits, texts as ids."""
+"""A language model as the tasks on text see it: tokens, limits, and texts as ids."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class TextModel:
 
     @classmethod
     def of(cls, bundle: LanguageModelBundle, precision: Precision, settings: Settings) -> Self:
-        """That of a bundle."""
+        """From a bundle."""
         manifest = bundle.manifest
         key = settings.signing_key().get_secret_value().encode()
         return cls(
@@ -61,7 +61,10 @@ class TextModel:
         return self.vocab.encode(normal_form(text, self.normalization, option))
 
     def read(self, text: str, policy: UnknownPolicy, option: str) -> tuple[Ids, Unknown]:
-        """The same as the policy has it, and the unknown characters. Raises InvalidRequest."""
+        """The ids after the policy on unknown characters, and those characters.
+
+        Raises InvalidRequest.
+        """
         ids = self.encode(text, option)
         unknown = Unknown.of(ids)
         if policy == "error" and unknown.count:
@@ -71,7 +74,7 @@ class TextModel:
         return ids, unknown
 
     def read_prompt(self, prompt: Prompt, policy: UnknownPolicy) -> tuple[Ids, Unknown]:
-        """The same of a prompt; one that came as ids means these."""
+        """The same for a prompt; one given as ids is taken as it is."""
         if isinstance(prompt, str):
             return self.read(prompt, policy, "prompt")
         return np.array(prompt, np.uint16), Unknown()

@@ -1,4 +1,4 @@
-"""The texts of one request on their way to be scored by a language model."""
+"""The texts of one `score` request of a language model, from texts to rows to scores."""
 
 import time
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class TextScoring:
         contexts: Sequence[str] | None,
         options: ScoreOptions,
     ) -> None:
-        """`options` are checked. Raises InvalidRequest and QueueFull."""
+        """`options` must be checked. Raises InvalidRequest and QueueFull."""
         settings = model.settings
         self._model = model
         self._options = replace(
@@ -51,7 +51,7 @@ class TextScoring:
             self._handle = model.seal.open(options.state, now=time.time())
 
     def read(self) -> None:
-        """Make work of the texts. Raises InvalidRequest."""
+        """Turn the texts into rows to read. Raises InvalidRequest."""
         pairs = zip(self._texts, self._contexts, strict=True)
         self._plans = [self._plan(text, context) for text, context in pairs]
 
@@ -62,7 +62,7 @@ class TextScoring:
 
     @property
     def answer_size(self) -> int:
-        """About the characters of the answer."""
+        """Roughly how many characters the answer has."""
         options = self._options
         size = self.size * (1 + options.top_logprobs) if options.tokens else 0
         if options.return_state:
@@ -70,7 +70,7 @@ class TextScoring:
         return size
 
     def results(self, reused: Sequence[int]) -> list[Scored]:
-        """Of each text what it is worth; `reused` tokens of each work needed no run."""
+        """The score of each text; `reused` has the tokens of each work that needed no run."""
         left = iter(reused)
         return [self._scored(x, 0 if x.row is None else next(left)) for x in self._plans]
 

@@ -1,4 +1,4 @@
-"""What `translate` and `score` may ask of an encoder-decoder: options filled in, and limits."""
+"""Options of an encoder-decoder's tasks: filled in, and checked against the limits."""
 
 from collections.abc import Sequence
 from dataclasses import replace

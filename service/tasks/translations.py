@@ -1,4 +1,4 @@
-"""What `/translate` may be asked for, and what becomes of sources: options and results, no HTTP."""
+"""Options and results of `translate`, without HTTP."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Characters that a vocabulary does not have: where they stand, and what is done with them."""
+"""Characters outside a vocabulary: their positions, and the policy for them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
