@@ -19,7 +19,7 @@ class CacheBudget:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        """With 0 bytes nothing is kept."""
+        """With 0 bytes, nothing is kept."""
         self.max_bytes = max_bytes
         self.size_bytes = 0
         self._lock = threading.Lock()
@@ -55,7 +55,7 @@ class CacheBudget:
             cache.on_kept(key)
 
     def close(self, cache: "Cache[Any, Any]") -> None:
-        """Forget all that a cache keeps, for good."""
+        """Evict everything of a cache for good."""
         with self._lock:
             cache.is_closed = True
             for entry in [x for x in self._entries if x[0] is cache]:
@@ -107,7 +107,7 @@ class CacheBudgets:
 
     @classmethod
     def of(cls, settings: Settings) -> "CacheBudgets":
-        """As large as the settings say."""
+        """The budgets in the settings."""
         return cls(
             CacheBudget(settings.prefix_cache_bytes), CacheBudget(settings.pattern_cache_bytes)
         )

@@ -20,20 +20,20 @@ _NEVER = (PAD_ID, BOS_ID)  # tokens without text that no target has
 
 
 class Chooser(Protocol):
-    """How the searches at some places of a batch go on, and when they are done."""
+    """Chooses the next tokens of some searches of a batch, and decides when they are done."""
 
     def choose(self, move: Move) -> None:
         """Choose each row's origin and token, into `move`, and add to the rows' sums."""
 
     def report(self) -> None:
-        """After the step: let listeners know the tokens that can no longer change."""
+        """After the step: report the tokens that can no longer change to the listeners."""
 
     def done(self) -> list[int]:
-        """After the step: end rows; the places of the searches that are done."""
+        """After the step: end rows; return the places of the searches that are done."""
 
 
 class GivenTargets:
-    """The next token stands in the search: a target to score, or a target's prefix."""
+    """The next token is given: a target to score, or the prefix of a target."""
 
     def __init__(self, rows: SearchRows, places: Sequence[int]) -> None:
         self._rows = rows
@@ -51,14 +51,14 @@ class GivenTargets:
                 search.details.append(TokenDetails.of(logprobs, target, search.detail_top))
 
     def report(self) -> None:
-        """What is given does not change."""
+        """Report the token: a given token cannot change."""
         for place in _listened(self._rows, self._places):
             _report_rows(self._rows, place)
             search = self._rows.searches[place]
             search.reported = search.position
 
     def done(self) -> list[int]:
-        """Those whose whole target was given, or that have no token left after their prefix."""
+        """The searches at the end of their given target, or at their limit after the prefix."""
         return [place for place in self._places if self._is_done(place)]
 
     def _is_done(self, place: int) -> bool:
@@ -73,7 +73,7 @@ class GivenTargets:
 
 
 class Samples:
-    """The next token of every row is drawn."""
+    """The next token of every row is sampled."""
 
     def __init__(self, rows: SearchRows, places: Sequence[int], vocab_size: int) -> None:
         self._rows = rows
@@ -84,7 +84,7 @@ class Samples:
         self._sampler = Sampler([x for x in params if x is not None], vocab_size)
 
     def choose(self, move: Move) -> None:
-        """Draw by the noise of seed, choice and position."""
+        """Sample with the noise of (seed, choice, position)."""
         rows, index = self._rows, self._index
         noise = [self._noise(rows.searches[place]) for place in self._places.tolist()]
         logprobs = move.logprobs[index]  # [N', K, V]
@@ -99,12 +99,12 @@ class Samples:
         rows.sums[index] += np.take_along_axis(logprobs, tokens[..., None], axis=2)[..., 0]
 
     def report(self) -> None:
-        """What is drawn does not change."""
+        """Report the token: a sampled token cannot change."""
         for place in self._listened:
             _report_rows(self._rows, place)
 
     def done(self) -> list[int]:
-        """Those in which every row has ended."""
+        """The searches in which every row has ended."""
         rows = self._rows
         _end_going_round(rows, self._places, self._index)
         ends = rows.tokens.reshape(-1, rows.width) == EOS_ID  # [N, K]
@@ -124,7 +124,7 @@ class Samples:
 
 
 class Beams:
-    """The likeliest extensions of all the rows of a source go on."""
+    """Beam search: the likeliest extensions of all rows of a source continue."""
 
     def __init__(self, rows: SearchRows, places: Sequence[int]) -> None:
         self._rows = rows
@@ -132,11 +132,11 @@ class Beams:
         self._index = _index(rows, places)
         self._listened = _listened(rows, places)
         searches = [rows.searches[place] for place in places]
-        # Those that must not write the unknown token.
+        # Searches that must not write the unknown token.
         self._plain = [j for j, search in enumerate(searches) if not search.writes_unknown]
 
     def choose(self, move: Move) -> None:
-        """Of the 2 K likeliest extensions, the K likeliest that do not end go on.
+        """Of the 2 K likeliest extensions, the K likeliest that do not end continue.
 
         Those that end, and rank among the first K, become hypotheses, except below the floor. Ties
         go to the lower row and token.
@@ -152,7 +152,7 @@ class Beams:
         goes_on = totals > -np.inf
         ends = (token == EOS_ID) & goes_on
         goes_on &= ~ends
-        # Those that go on to the front, still likeliest first.
+        # Move those that continue to the front, still likeliest first.
         front = np.argsort(~goes_on, axis=1, kind="stable")[:, :width]
         move.origins[self._index] = from_row[each, front]
         move.tokens[self._index] = token[each, front]
@@ -161,7 +161,7 @@ class Beams:
         self._end(move, self._places[ended], from_row[ended, rank], totals[ended, rank])
 
     def report(self) -> None:
-        """Whatever is best in the end begins with what all that can still be have in common."""
+        """Report the common prefix of all candidates: the best one will begin with it."""
         rows = self._rows
         for place in self._listened:
             search, live = rows.searches[place], rows.live(place)
@@ -182,7 +182,7 @@ class Beams:
                 search.listener.wrote(0, rows.written[new], rows.picked[new])
 
     def done(self) -> list[int]:
-        """Those in which no row goes on, or none that does can be among the hypotheses."""
+        """The end of the beam: no live row is left, or none can still be among the hypotheses."""
         rows = self._rows
         _end_going_round(rows, self._places, self._index)
         at_limit = _end_at_limit(rows, self._places, self._index)
@@ -208,7 +208,7 @@ class Beams:
         endings = zip(*(x.tolist() for x in columns), strict=True)
         for place, row, total in endings:
             search = rows.searches[place]
-            # An ending of the same step may have raised the floor.
+            # Another ending in the same step may have raised the floor.
             if rows.floors[place] >= total / math.pow(search.position + 1, search.length_penalty):
                 continue
             written = place * rows.width + row, slice(search.position)
@@ -221,14 +221,14 @@ class Beams:
             rows.found(place, Hypothesis(tokens, picked, total, "stop", row, attention))
 
     def _divisors(self, places: Int64Array) -> Float64Array:
-        """What the scores of targets that end here divide by."""
+        """The divisor of the scores of targets that end at this length."""
         # By Python's pow, as in a hypothesis's score: NumPy's may differ from it in the last bit.
         lengths = (self._rows.positions[places] + 1).tolist()
         penalties = [self._rows.searches[place].length_penalty for place in places.tolist()]
         return np.array(list(map(math.pow, lengths, penalties)))
 
     def _is_beaten(self, best: Float64Array) -> BoolArray:
-        """Whether no live row can be among the hypotheses that are asked for, [N'].
+        """Whether no live row can still become one of the requested hypotheses, [N'].
 
         As many have ended as are asked for, and none of them is worse than the best live beam
         would be if it lost nothing more up to its limit. To stop as soon as K have ended, as many
@@ -266,7 +266,7 @@ def _end_going_round(rows: SearchRows, places: Int64Array, index: slice | Int64A
 
 
 def _end_at_limit(rows: SearchRows, places: Int64Array, index: slice | Int64Array) -> BoolArray:
-    """End all rows of the sources that may take no more tokens; which sources, [N']."""
+    """End all rows of the sources at their maximum length; return which sources, [N']."""
     at_limit = rows.at_limit[index]
     for place in places[at_limit].tolist():
         rows.end(place, np.arange(rows.width), "length")

@@ -24,7 +24,7 @@ from service.decoding.patterns import Automaton, Budget, PatternError, compile_p
 from service.errors import InvalidRequest, QueueFull
 from service.settings import Settings
 
-# Requests that wait for their constraints beside the one that is compiled.
+# Requests that may wait for their constraints while another one is compiled.
 MAX_WAITING = 64
 _FIRST_CHARACTER_ID = UNK_ID + 1
 _FAR = np.iinfo(np.int32).max
@@ -40,14 +40,14 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """The whole text is one of these."""
+    """The whole text is one of these choices."""
 
     texts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class AllowedChars:
-    """The text has these characters alone."""
+    """The text has only these characters."""
 
     characters: str | tuple[str, ...]  # some of them together, or each alone
 
@@ -74,7 +74,7 @@ class Constraint:
 
     @property
     def cells(self) -> int:
-        """How large it is: states · classes."""
+        """Its size: states · classes."""
         return self.following.size
 
     @property
@@ -154,7 +154,7 @@ def _distances(automaton: Automaton) -> dict[int, int]:
 
 
 def trie(texts: Sequence[str]) -> Automaton:
-    """The automaton of some texts."""
+    """The automaton that accepts exactly these texts."""
     class_of: dict[str, int] = {}
     transitions: list[dict[int, int]] = [{}]
     accepting = [False]
@@ -172,7 +172,7 @@ def trie(texts: Sequence[str]) -> Automaton:
 
 
 def check_size(rule: Rule, settings: Settings) -> None:
-    """Raise InvalidRequest where a rule is too long."""
+    """Raise InvalidRequest if a rule is too long."""
     match rule:
         case Pattern(regex):
             _check_length("pattern", len(regex), settings.max_pattern_chars)
@@ -282,7 +282,7 @@ class ConstraintCompiler:
         try:
             async with self._compiling:
                 known = self._kept.get(rule)
-                if known is not None:  # compiled for another, meanwhile
+                if known is not None:  # compiled for another request meanwhile
                     return known
                 compiling = partial(compile_rule, rule, self._tokens, self._settings)
                 constraint = await asyncio.to_thread(compiling)
@@ -292,7 +292,7 @@ class ConstraintCompiler:
             self._waiting -= 1
 
     def close(self) -> None:
-        """Forget everything, for good: the model has ended."""
+        """Empty the cache and keep nothing more: the model has ended."""
         self._kept.close()
 
 

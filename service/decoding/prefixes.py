@@ -20,7 +20,7 @@ from service.bundle.arrays import Ids
 from service.decoding.cache_budget import Cache, CacheBudget
 from service.decoding.rows import Continuation
 
-# Shorter ones are read again: a model run for them alone would cost more than it saves.
+# Shorter prefixes are read again: a model run for them alone would cost more than it saves.
 MIN_SHARED_TOKENS = 16
 # Prefixes of prefixes; each level is one more run before the inputs themselves.
 MAX_LEVELS = 8
@@ -39,8 +39,10 @@ class PrefixCache:
 
     def __init__(self, budget: CacheBudget) -> None:
         self._kept: Cache[_Key, Continuation] = Cache(budget, self._on_kept, self._on_forgotten)
-        self._lock = threading.Lock()  # of the lengths; inside the budget's where both are held
-        self._lengths: list[int] = []  # of what is kept, ascending, each once
+        self._lock = (
+            threading.Lock()
+        )  # guards the lengths; taken after the budget's lock if both are held
+        self._lengths: list[int] = []  # lengths of the cached prefixes, ascending, each once
         self._count_of_length: Counter[int] = Counter()
 
     def __len__(self) -> int:
@@ -48,11 +50,11 @@ class PrefixCache:
 
     @property
     def size_bytes(self) -> int:
-        """Memory of what is kept."""
+        """The memory of the cached prefixes."""
         return self._kept.size_bytes
 
     def longest(self, tokens: Ids, at_most: int) -> tuple[int, Continuation] | None:
-        """The longest known prefix of `tokens` of at most so many tokens, and where it leads."""
+        """The longest cached prefix of `tokens` up to a length, and its continuation; or None."""
         with self._lock:
             lengths = self._lengths[: bisect.bisect_right(self._lengths, at_most)]
         if not lengths:
@@ -64,12 +66,12 @@ class PrefixCache:
         return None
 
     def put(self, tokens: Ids, continuation: Continuation) -> None:
-        """Remember where a prefix leads."""
+        """Cache the continuation of a prefix."""
         (key,) = _keys(tokens, [len(tokens)])
         self._kept.put(key, continuation, _size_bytes(continuation))
 
     def close(self) -> None:
-        """Forget everything, for good: the model has ended."""
+        """Empty the cache and keep nothing more: the model has ended."""
         self._kept.close()
 
     def _on_kept(self, key: _Key) -> None:
@@ -99,7 +101,7 @@ class SharedPrefix:
 
 
 def shared_prefixes(sequences: Sequence[npt.NDArray[np.uint32]]) -> list[SharedPrefix]:
-    """What at least two of the sequences begin with, parents first.
+    """The prefixes that at least two of the sequences share, parents first.
 
     A prefix is shared where it is at least MIN_SHARED_TOKENS longer than its parent. This is the
     compressed prefix tree of the sequences without its short edges.

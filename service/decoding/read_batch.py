@@ -14,16 +14,16 @@ from service.decoding.rows import Continuation, ReadRow, TokenDetails
 from service.errors import ModelFailure
 from service.runtime.language_model import LanguageModelSession, States
 
-# Floats of one [B, T, V] result: bounds the memory of a read, whatever the vocabulary.
+# Floats in one [B, T, V] result: limits the memory of a read, whatever the vocabulary.
 _MAX_RESULT_FLOATS = 4 * 2**20
 # Rows times tokens of one run: bounds the graph's memory, a few kilobytes for each.
 _MAX_POSITIONS = 2048
-# A run is at least this long where a chunk allows it, however soon its shortest row ends.
+# A run is at least this long if the chunk allows it, even if its shortest row ends earlier.
 _MIN_CHUNK = 16
 
 
 class ReadBatch:
-    """Rows that read known tokens, a chunk of them a run, each row from its own position."""
+    """Rows that read known tokens, one chunk in each run, each row from its own position."""
 
     def __init__(self, session: LanguageModelSession) -> None:
         self._session = session
@@ -32,11 +32,11 @@ class ReadBatch:
         self._running = 0
 
     def add(self, row: ReadRow) -> None:
-        """Let a row join before the next run."""
+        """Add a row, which joins before the next run."""
         self.rows.append(row)
 
     def remove(self, gone: Sequence[ReadRow]) -> None:
-        """Let rows leave."""
+        """Remove rows."""
         ids = {id(row) for row in gone}
         self._keep([i for i, row in enumerate(self.rows) if id(row) not in ids])
 
@@ -106,7 +106,7 @@ class ReadBatch:
         picked: Float32Array,
         distributions: Float32Array | None,
     ) -> ModelFailure | None:
-        """Hand a row its share of a run: `targets` [T], `picked` [T], `distributions` [T, V]."""
+        """Give a row its part of a run: `targets` [T], `picked` [T], `distributions` [T, V]."""
         row = self.rows[index]
         counted = targets != PAD_ID
         # add.accumulate adds strictly in order, so that the sum does not depend on the chunks.

@@ -19,7 +19,7 @@ from service.runtime.language_model import States
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """Where a row stands: its states, and log p [V] of its next token."""
+    """The point from which a text continues: the states, and log p [V] of the next token."""
 
     states: States  # [1, …] each
     logprobs: Float32Array  # [V]
@@ -51,11 +51,11 @@ class TokenDetails:
 
     @property
     def columns(self) -> tuple[npt.NDArray[Any], ...]:
-        """In the order of the fields."""
+        """The arrays, in the order of the fields."""
         return self.logprob, self.entropy, self.rank, self.top_ids, self.top_logprobs
 
     def of_one(self, index: int, top: int) -> "TokenDetails":
-        """Those of one token, with so many alternatives."""
+        """The details of one token, with `top` alternatives."""
         one = slice(index, index + 1)
         return TokenDetails(
             logprob=self.logprob[one],
@@ -67,7 +67,7 @@ class TokenDetails:
 
     @classmethod
     def joined(cls, parts: Sequence["TokenDetails"]) -> "TokenDetails":
-        """The parts one after another."""
+        """Several parts joined, one after another."""
         return cls(
             logprob=np.concatenate([part.logprob for part in parts]),
             entropy=np.concatenate([part.entropy for part in parts]),
@@ -86,9 +86,9 @@ class ReadRow:
     start: States | None = None  # [1, …] each; None is the zero state
     detail_top: int | None = None  # alternatives a counted token; None for no details
     wants_continuation: bool = False
-    after: Continuation | None = None  # of a text that somebody read before; n may be 0 then
+    after: Continuation | None = None  # of a text that was read before; then n may be 0
     first: int = PAD_ID  # what is counted after `after`; pad counts nothing
-    # What reading fills in:
+    # Filled in by reading:
     position: int = 0
     logprob: float = 0.0  # nats, summed one by one in order, so that chunks do not show
     details: list[TokenDetails] = field(default_factory=list)
@@ -114,7 +114,7 @@ class ReadRow:
             self.details.append(details)
 
     def resume(self, length: int, states: States) -> None:
-        """Begin after the first `length` tokens, which something else has read."""
+        """Begin after the first `length` tokens, which have been read elsewhere."""
         self.position, self.start = length, states
 
     @property
@@ -127,7 +127,7 @@ class Listener(Protocol):
     """Hears of a choice while it is written, in the worker's thread."""
 
     def wrote(self, token: int, details: TokenDetails) -> None:
-        """A token was written; `details` are of it alone."""
+        """Called for each token; `details` has one entry."""
 
     def ended(self) -> None:
         """No token follows; the row says why."""
@@ -135,7 +135,7 @@ class Listener(Protocol):
 
 @dataclass(slots=True)
 class WriteRow:
-    """A choice to write, from a continuation on."""
+    """A choice to write from a continuation."""
 
     params: SamplingParams
     seed: int
@@ -145,15 +145,17 @@ class WriteRow:
     detail_top: int | None = None
     constraint: Constraint | None = None  # what its text may be
     listener: Listener | None = None  # gets the details, which the row then does not keep
-    drawn: int = 0  # tokens of this choice that somebody drew before: where its noise goes on
+    drawn: int = 0  # tokens of this choice drawn before a resume: where its noise continues
     wants_continuation: bool = False
-    # What writing fills in:
+    # Filled in by writing:
     began: float | None = None  # time.monotonic() at its first token
     tokens: list[int] = field(default_factory=list)
     details: list[TokenDetails] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None
-    stop_tokens: int = 0  # how many tokens at the end are a stop string
-    tail: tuple[int, ...] = ()  # its last tokens, where there are stop strings
-    prompt: ReadRow | None = None  # what it still reads, a token a step, before it writes
-    closing: ReadRow | None = None  # its last token, to be read where it wants a continuation
+    stop_tokens: int = 0  # number of tokens at the end that are a stop string
+    tail: tuple[int, ...] = ()  # its last tokens, if there are stop strings
+    prompt: ReadRow | None = (
+        None  # the prompt that it still reads, one token a step, before it writes
+    )
+    closing: ReadRow | None = None  # the read of its last token, if it wants a continuation
     continuation: Continuation | None = None  # after its last token; none follows eos

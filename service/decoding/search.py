@@ -19,9 +19,9 @@ FinishReason: TypeAlias = Literal["stop", "length", "repetition"]
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """A target that was found, or one that was given."""
+    """A target that was found or given."""
 
-    tokens: tuple[int, ...]  # eos is the last one where it ended
+    tokens: tuple[int, ...]  # with eos at the end if it ended
     token_logprobs: tuple[float, ...]  # nats
     logprob: float  # nats, summed one by one in order
     finish_reason: FinishReason
@@ -34,7 +34,7 @@ class Hypothesis:
 
 
 class SearchListener(Protocol):
-    """Hears of a search while it goes on, in the worker's thread."""
+    """Receives the tokens of a search while it runs, in the worker's thread."""
 
     def wrote(self, place: int, tokens: Ids, logprobs: Float32Array) -> None:
         """The target at this place of the answer goes on with these tokens, whatever follows.
@@ -43,12 +43,12 @@ class SearchListener(Protocol):
         """
 
     def ended(self) -> None:
-        """Nothing follows; the search has its hypotheses."""
+        """Called at the end; the search has its hypotheses."""
 
 
 @dataclass(slots=True, eq=False)
 class Search:
-    """A source on its way to targets. `params` samples its rows; None searches with beams."""
+    """The search for one source: its rows are samples if `params` is given, else beams."""
 
     source: Ids  # eos the last
     width: int
@@ -63,7 +63,7 @@ class Search:
     detail_top: int | None = None  # alternatives a given token; None for no details
     wants_attention: bool = False
     listener: SearchListener | None = None
-    # What the search fills in:
+    # Filled in by the search:
     hypotheses: list[Hypothesis] = field(default_factory=list)
     details: list[TokenDetails] = field(default_factory=list)  # of a given target
     position: int = 0  # tokens that every row has
@@ -74,7 +74,7 @@ class Search:
 
     @property
     def rows(self) -> int:
-        """Rows that it holds."""
+        """The number of its rows."""
         return self.width
 
     @property
@@ -84,7 +84,7 @@ class Search:
 
     @property
     def queued_tokens(self) -> int:
-        """What it adds to the queue's bound on tokens."""
+        """Tokens that it counts towards the queue's limit."""
         return len(self.source) + self.width * self.max_tokens
 
     @property
@@ -94,11 +94,11 @@ class Search:
 
     @property
     def written_tokens(self) -> int:
-        """Steps that were searched."""
+        """The number of steps searched."""
         return self.position
 
     def best(self) -> list[Hypothesis]:
-        """The samples in order, or the best hypotheses: those that ended, then the others."""
+        """The samples in order, or the best hypotheses: first those that ended, then the others."""
         if len(self.hypotheses) == 1:
             return self.hypotheses
         if self.params is not None:
@@ -110,7 +110,7 @@ class Search:
         return sorted(self.hypotheses, key=rank)[: self.num_hypotheses]
 
     def keep(self, hypothesis: Hypothesis) -> None:
-        """Remember a hypothesis; of beams the best alone, since one may end at every step."""
+        """Keep a hypothesis; with beams only the best ones, since one may end at every step."""
         self.hypotheses.append(hypothesis)
         if self.params is None:
             self.hypotheses = self.best()

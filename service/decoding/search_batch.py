@@ -25,21 +25,21 @@ class SearchBatch:
     def __init__(self, session: EncoderDecoderSession, width: int) -> None:
         self._session = session
         self._rows = SearchRows(width)
-        self._choosers: list[Chooser] = []  # none: who chooses for whom has changed
-        self._given: list[Search] = []  # of which the next token is given
+        self._choosers: list[Chooser] = []  # empty if they must be assigned again
+        self._given: list[Search] = []  # searches whose next token is given
 
     @property
     def searches(self) -> list[Search]:
-        """Those that go on."""
+        """The searches that continue."""
         return self._rows.searches
 
     def add(self, searches: Sequence[Search], encoded: Encoded) -> None:
-        """Let sources join that were read together."""
+        """Add searches whose sources were encoded together."""
         self._rows.add(searches, encoded)
         self._choosers.clear()
 
     def remove(self, gone: Sequence[Search]) -> None:
-        """Let sources leave."""
+        """Remove searches."""
         ids = {id(search) for search in gone}
         stays = [i for i, search in enumerate(self.searches) if id(search) not in ids]
         if len(stays) < len(self.searches):
@@ -75,7 +75,7 @@ class SearchBatch:
         return done, failed
 
     def _without_failed(self, step: Step) -> tuple[Step, list[tuple[Search, ModelFailure]]]:
-        """Let searches leave whose log-probabilities are no numbers; the step of the others."""
+        """Remove searches with NaN log-probabilities; return the step of the others."""
         if np.isfinite(step.logprobs).all():
             return step, []
         by_source = step.logprobs.reshape(len(self.searches), -1)
@@ -86,7 +86,7 @@ class SearchBatch:
         return step.some(rows), [(search, ModelFailure(error)) for search in failed]
 
     def _share_out(self) -> None:
-        """Find each search, as it stands, its chooser."""
+        """Assign each search the chooser that its next step needs."""
         rows = self._rows
         given: list[int] = []
         samples: list[int] = []

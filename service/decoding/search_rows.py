@@ -16,9 +16,9 @@ from service.bundle.text import BOS_ID
 from service.decoding.search import FinishReason, Hypothesis, Search
 from service.runtime.encoder_decoder import Encoded, Step, Tensors
 
-# A hypothesis that ends in a cycle of at most this many tokens would go round in it for ever, …
+# A hypothesis is stuck in a loop if it ends in a cycle of at most this many tokens, …
 LONGEST_CYCLE = 16
-# … once it has repeated this often, over at least this many tokens.
+# … repeated at least this often, over at least this many tokens.
 CYCLE_REPEATS = 4
 CYCLE_TOKENS = 24
 _LOOK_EVERY = 8  # tokens between two searches for cycles
@@ -26,7 +26,7 @@ _LOOK_EVERY = 8  # tokens between two searches for cycles
 
 @dataclass(slots=True)
 class Move:
-    """One step of every row: the model's answer, and what the choosers make of it."""
+    """One step of every row: the model's output, and the tokens that the choosers pick."""
 
     logprobs: Float32Array  # [N, K, V]
     attention: Float32Array | None  # [N, K, M]
@@ -35,7 +35,7 @@ class Move:
 
     @classmethod
     def of(cls, step: Step, width: int) -> "Move":
-        """The model's answer; every row goes on as itself until a chooser says otherwise."""
+        """The model's output; every row continues itself until a chooser changes that."""
         count = len(step.logprobs) // width
         attention = step.attention
         return cls(
@@ -66,18 +66,18 @@ class SearchRows:
 
     @property
     def memory(self) -> Tensors:
-        """What each source's rows attend to, [N, …] each."""
+        """The memory that each source's rows attend to, [N, …] each."""
         return tuple(tensor[: len(self.searches)] for tensor in self._memory)
 
     def add(self, searches: Sequence[Search], encoded: Encoded) -> None:
-        """Let sources join that were read together."""
+        """Add sources that were encoded together."""
         width, count = self.width, len(searches)
         states = tuple(np.repeat(state, width, axis=0) for state in encoded.states)
         room = max([self.written.shape[1], *(x.max_tokens for x in searches)])
         blank = np.zeros((count * width, room), np.uint16)
         sums = np.full((count, width), -np.inf)
         for row, search in zip(sums, searches, strict=True):
-            # Beams start as one, since the others would be its copies; samples start as many.
+            # A beam search starts with one live row (the others would be copies), samples with all.
             row[: 1 if search.params is None else width] = 0.0
         reach = [math.pow(x.max_tokens, x.length_penalty) for x in searches]
         if not self.searches:
@@ -145,7 +145,7 @@ class SearchRows:
                     search.trace.append((move.origins[i].copy(), move.attention[i].copy()))
 
     def rows_of(self, place: int) -> slice:
-        """Where the rows of a source lie among all."""
+        """The rows of a source among all rows."""
         return slice(place * self.width, (place + 1) * self.width)
 
     def live(self, place: int) -> Int64Array:
@@ -155,7 +155,7 @@ class SearchRows:
     # --- endings --------------------------------------------------------------------------------
 
     def end(self, place: int, rows: Int64Array, reason: FinishReason) -> None:
-        """Make hypotheses of live rows, and let them write no more."""
+        """Turn live rows into hypotheses; they write no more."""
         search = self.searches[place]
         for row in rows.tolist():
             total = float(self.sums[place, row])
@@ -177,12 +177,12 @@ class SearchRows:
 
     @property
     def at_limit(self) -> BoolArray:
-        """Which sources' rows may take no more tokens, [N]."""
+        """Which sources have reached their maximum length, [N]."""
         return np.asarray(self.positions >= self.limits)
 
     @property
     def looks(self) -> BoolArray:
-        """Of which sources to look for rows that go round, [N]: every few tokens."""
+        """Which sources to check for rows in a loop, [N]: each every few tokens."""
         due = self.positions % _LOOK_EVERY == 0
         return np.asarray(due & (self.positions >= CYCLE_TOKENS))
 

@@ -35,14 +35,14 @@ class WriteBatch:
         # Tokens that each row's choice has, and may have, including those drawn before it joined.
         self._written = np.zeros(capacity, np.int64)
         self._max_tokens = np.zeros(capacity, np.int64)
-        # Of the block of positions that each row is in:
+        # For the block of positions that each row is in:
         self._noise = np.zeros((capacity, NOISE_BLOCK))
         self._block_tokens = np.zeros((capacity, NOISE_BLOCK), np.uint16)
         # How often a row has each token; allocated when the first row asks for penalties.
         self._counts = np.zeros((capacity, 0), np.int64)
         # The automaton's state after the text of each row that has a constraint.
         self._state = np.zeros(capacity, np.int64)
-        # Where each row's block begins in a flat view: taking and putting by one index is quicker.
+        # Where each row's block begins in a flat view: a single index is faster to take and put.
         self._block_begin = np.arange(capacity) * NOISE_BLOCK
         self._derived = False
 
@@ -51,7 +51,7 @@ class WriteBatch:
         rows = len(self.rows)
         self._sampler = Sampler([row.params for row in self.rows], self._session.vocab_size)
         self._feeding = [i for i, row in enumerate(self.rows) if row.prompt is not None]
-        # Rows that look at their own tokens one by one.
+        # Rows whose tokens must be looked at one by one (details, stop strings, listeners).
         writing = [(i, row) for i, row in enumerate(self.rows) if row.prompt is None]
         now = time.monotonic()
         for _, row in writing:
@@ -73,7 +73,7 @@ class WriteBatch:
         self._derived = True
 
     def add(self, row: WriteRow, start: Continuation) -> None:
-        """Let a row join before the next step."""
+        """Add a row, which joins before the next step."""
         self._add(row, start.states, start.logprobs)
 
     def add_reading(self, row: WriteRow, prompt: ReadRow) -> None:
@@ -101,12 +101,12 @@ class WriteBatch:
         self._derived = False
 
     def remove(self, gone: Sequence[WriteRow]) -> None:
-        """Let rows leave; they keep what they have."""
+        """Remove rows; they keep the tokens that they have."""
         ids = {id(row) for row in gone}
         self._leave([i for i, row in enumerate(self.rows) if id(row) in ids])
 
     def sample(self) -> list[WriteRow]:
-        """Give every row its next token; the rows that are done have left."""
+        """Sample the next token of every row; return the rows that are done, which have left."""
         if not self._derived:
             self._derive()
         rows = len(self.rows)
@@ -127,7 +127,7 @@ class WriteBatch:
         return self._end(chosen)
 
     def _masks(self) -> list[Mask]:
-        """The tokens that the rows with constraints may have."""
+        """The tokens that constrained rows may have."""
         left = self._max_tokens - self._written
         return [
             (places, constraint.allowed(self._state[places], left[places]))
@@ -197,7 +197,7 @@ class WriteBatch:
                 self._derived = False
 
     def _add_details(self, chosen: Int64Array) -> None:
-        """Give the rows that ask for them the details of their tokens."""
+        """Give rows with details or a listener the details of their tokens."""
         places = [place for place, _ in self._detailed]
         most = max(top for _, top in self._detailed)
         details = TokenDetails.of(self._stepper.logprobs[places], chosen[places], most)
@@ -238,7 +238,7 @@ class WriteBatch:
         return ReadRow(last, np.full_like(last, PAD_ID), start=states, wants_continuation=True)
 
     def _turn(self) -> None:
-        """Hand rows their full blocks of tokens, and draw the noise of the next ones."""
+        """Give rows their full blocks of tokens, and draw the noise of their next blocks."""
         for i, row in enumerate(self.rows):
             block, inside = divmod(int(self._written[i]), NOISE_BLOCK)
             if not inside and self._hand_over(i):
@@ -255,7 +255,7 @@ class WriteBatch:
         return count
 
     def _leave(self, places: list[int]) -> None:
-        """Let the rows at these ascending places leave; the last rows take their places."""
+        """Remove the rows at these ascending places; the last rows take their places."""
         if not places:
             return
         for i in places:
