@@ -33,8 +33,5 @@ class Answers(Protocol):
     def ask(self, path: str, body: Mapping[str, Any]) -> Answer:
         """The answer to a body. Raises CommandError."""
 
-    def models(self) -> list[Answer]:
-        """Every model that there is. Raises CommandError."""
-
     def close(self) -> None:
         """End it."""

@@ -13,7 +13,6 @@ from service.bundle.files import BundleError
 from service.bundle.store import MANIFEST_FILE, read_bundle
 from service.cli.answers import REFUSED, Answer, CommandError, Refusal
 from service.endpoints.generate_wire import GenerateRequest, GenerateResponse
-from service.endpoints.models_wire import ModelSummary
 from service.endpoints.score_wire import ScoreRequest, ScoreResponse
 from service.endpoints.translate_wire import TranslateRequest, TranslateResponse
 from service.errors import InvalidRequest, ServiceError
@@ -50,40 +49,21 @@ class Bundle:
             option = error.errors[0].option if error.errors else ""
             raise Refusal(error.detail, option) from error
 
-    def models(self) -> list[Answer]:
-        """This one."""
-        return [ModelSummary.of(self._engine).model_dump()]
-
     def close(self) -> None:
         """End the engine."""
         self._runner.run(self._engine.stop())
         self._runner.close()
 
 
-class BundleFolder:
-    """The bundles of a folder, or the one that it is: `models` alone."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def ask(self, path: str, body: Mapping[str, Any]) -> Answer:
-        """Nothing is asked of a folder."""
-        raise NotImplementedError(path, body)
-
-    def models(self) -> list[Answer]:
-        """Every bundle's name, task and sentence."""
-        try:
-            is_bundle = (self._folder / MANIFEST_FILE).exists()
-            folders = [self._folder] if is_bundle else bundle_folders(self._folder)
-            manifests = [read_bundle(folder).manifest for folder in folders]
-        except BundleError as error:
-            raise CommandError(str(error)) from error
-        return [
-            x.model_dump(include={"name", "task", "precision", "description"}) for x in manifests
-        ]
-
-    def close(self) -> None:
-        """Nothing is held."""
+def models_in(folder: Path) -> list[Answer]:
+    """Name, task and description of every bundle in a folder, or of the bundle that it is."""
+    try:
+        is_bundle = (folder / MANIFEST_FILE).exists()
+        folders = [folder] if is_bundle else bundle_folders(folder)
+        manifests = [read_bundle(each).manifest for each in folders]
+    except BundleError as error:
+        raise CommandError(str(error)) from error
+    return [x.model_dump(include={"name", "task", "precision", "description"}) for x in manifests]
 
 
 async def _generate(engine: Engine, body: str) -> Answer:

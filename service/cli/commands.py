@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any
 
 from service.cli.answered_lines import AnsweredLines
-from service.cli.answers import Answers, CommandError, Refusal
-from service.cli.bundle import Bundle, BundleFolder
+from service.cli.answers import Answer, Answers, CommandError, Refusal
+from service.cli.bundle import Bundle, models_in
 from service.cli.input_lines import InputLines
 from service.cli.parser import command_parser, flag_of
 from service.cli.rows import COLUMNS, write_head, write_row
@@ -51,23 +51,23 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "keys":
         _write_key(options)
         return 0
-    answers = _answers(options)
+    if options.command == "models":
+        for model in _models(options):
+            write_row(options.format, model, "{name}\t{task}\t{precision}\t{description}")
+        return 0
+    answers = Bundle(options.bundle) if options.bundle is not None else _server(options)
     try:
-        if options.command == "models":
-            for model in answers.models():
-                write_row(options.format, model, "{name}\t{task}\t{precision}\t{description}")
-            return 0
         return _write_answers(answers, options)
     finally:
         answers.close()
 
 
-def _answers(options: argparse.Namespace) -> Answers:
-    if options.bundle is None:
-        return RunningServer(options.url, options.model, options.api_key_file)
-    if options.command == "models":
-        return BundleFolder(options.bundle)
-    return Bundle(options.bundle)
+def _models(options: argparse.Namespace) -> list[Answer]:
+    return _server(options).models() if options.bundle is None else models_in(options.bundle)
+
+
+def _server(options: argparse.Namespace) -> RunningServer:
+    return RunningServer(options.url, options.model, options.api_key_file)
 
 
 def _write_answers(answers: Answers, options: argparse.Namespace) -> int:
