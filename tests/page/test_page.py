@@ -279,7 +279,7 @@ def events(**named: object) -> str:
             200,
             {"Content-Type": "text/event-stream"},
             events(token=TOKEN),
-            "Broken off The answer ended before it was whole.",
+            "Incomplete answer The connection closed before the answer was complete. Try again.",
         ),
         (
             429,
