@@ -42,9 +42,13 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _cause(error: CommandError, options: argparse.Namespace) -> str:
-    """The error, after the flag that it is about."""
-    flag = flag_of(options, error.option) if isinstance(error, Refusal) else None
-    return str(error) if flag is None else f"{flag}: {error}"
+    """The error, after the flag that it is about instead of the pointer into the body."""
+    if not isinstance(error, Refusal):
+        return str(error)
+    flag = flag_of(options, error.option)
+    if flag is None:
+        return str(error)
+    return f"{flag}: {str(error).removeprefix(f'/{error.option}: ')}"
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -88,7 +88,7 @@ def test_an_option_that_is_wrong_is_said_once_and_named_as_its_flag(run: Run) ->
     status, out, err = run(b"a\n" * 100, "generate", "--top-p", "2")
     assert (status, out) == (1, [])
     (error,) = [line for line in err if line.startswith("error: ")]
-    assert error.startswith("error: --top-p: ")
+    assert error.startswith("error: --top-p: Input should be ")
 
 
 @pytest.mark.parametrize(
