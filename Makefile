@@ -22,7 +22,7 @@ PAIR_MODELS := dates-en-de dates-iso g2p-en strings-en-de
 	screenshots chromium promtool lock sbom audit clean
 
 help: ## Show this list.
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[A-Za-z0-9./%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 # A flag only if the variable is given on make's command line: some shells set NAME themselves.
 given = $(if $(filter command,$(origin $(1))),--$(shell echo $(1) | tr A-Z a-z) "$$$(1)")

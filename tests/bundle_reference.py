@@ -14,37 +14,54 @@ from service.bundle.language_model import LanguageModelManifest
 PREAMBLE = """\
 # Bundles
 
-A bundle is a folder with everything that the service needs to answer for one model:
+A bundle is a folder with everything that the service needs to serve one model:
 
-| file | what |
+| file | contents |
 | --- | --- |
-| `manifest.json` | everything below: what the model is, what it reads and gives, what it is worth |
-| `vocab.json` | a JSON list of tokens; the index is the id. The first four are pad, bos, eos and unk, which print as U+E000 to U+E003 (private use), so that no text collides with them. An encoder-decoder has `source.vocab.json` and `target.vocab.json`, or `both.vocab.json` |
-| `*.tokenizer.json` | with subwords: a tokenizer of the `tokenizers` library |
+| `manifest.json` | what the model is, what it reads and writes, and how good it is; the tables below list its fields |
+| `vocab.json` | a JSON list of tokens; the index is the id. The first four are pad, bos, eos and unk. They print as U+E000 to U+E003 (private use), so that no text collides with them. An encoder-decoder has `source.vocab.json` and `target.vocab.json`, or `both.vocab.json` |
+| `*.tokenizer.json` | for subwords: a tokenizer of the `tokenizers` library |
 | `sequence.fp32.onnx` and others | the graphs: one file each, default operators only, no external data |
 
-There is no pickle and no code in it, and nothing else is read. The service reads the files once, as
-bytes, checks every SHA-256, the graph's inputs and outputs against the manifest, and the golden
-vectors against this machine, and refuses the bundle with one line when anything differs. Links are
-not followed. `python -m training export RUN` writes a bundle beside the old one and swaps it in.
+A bundle contains no pickle and no code, and the service reads no other file. It reads each file once, as bytes, and
+does not follow links. It checks every SHA-256, compares the graphs' inputs and outputs with the manifest, and
+computes the golden vectors on this machine. If anything differs, it rejects the bundle with a one-line message.
 
-**A language model's graph.** `tokens` [B, T] are read from the states on, row b up to `lengths[b]`. `target_logprobs`
-[B, T] is log p(`targets[b, t]`) after reading `tokens[b, : t + 1]`; `logprobs` [B, T, V] is the same
-for every token of the vocabulary; `<state>_out` are the states after each row's last token. Feed
-them back as `<state>` to go on: one call or many give the same numbers, bit for bit, and so does
-any batch. The zero state and bos begin a text.
+`python -m training export RUN` writes a bundle beside the old one and swaps it in.
 
-**An encoder-decoder's graphs.** `encoder`: sources `tokens` [N, S] of `lengths` [N], each with eos behind
-and padded to a length that follows from its own alone (`service/bundle/padding.py`); it gives the `memory`
-tensors and the decoder's first states `<state>_out`. `decoder`: one token a row, `tokens` [B], with the states
-[B, …] and the memory [N, …]; the B / N rows of a source stand together and share its memory. It gives
-`logprobs` [B, V], `attention` [B, M] where the model has attention, and the states after. Only sources of one
-padded length are read or stepped together: then every row is bitwise what it is alone,
-however many rows its source has.
+## Graphs of a language model
 
-**The shipped bundles** are built by `make bundles`; their figures stand in the project's README.
+B is the batch, T the time and V the vocabulary.
 
-This page is written from the schema (`make models/README.md`), and a test compares them.
+| tensor | meaning |
+| --- | --- |
+| `tokens` [B, T], `lengths` [B] | the input; row b has `lengths[b]` tokens |
+| `<state>` | the states before the first token; a text begins with the zero state and bos |
+| `targets` [B, T] | the tokens whose probability is asked for |
+| `target_logprobs` [B, T] | log p(`targets[b, t]`) after reading `tokens[b, : t + 1]` |
+| `logprobs` [B, T, V] | the same for every token of the vocabulary |
+| `<state>_out` | the states after each row's last token |
+
+To continue a text, pass `<state>_out` back as `<state>`. The numbers are the same to the bit in one call or several,
+and in any batch.
+
+## Graphs of an encoder-decoder
+
+N is the number of sources, S their padded length and M the positions of the memory. Each source has B / N rows.
+
+| graph | reads | gives |
+| --- | --- | --- |
+| `encoder` | `tokens` [N, S] and `lengths` [N]; each source ends with eos | the `memory` tensors, and the decoder's first states as `<state>_out` |
+| `decoder` | one token per row, `tokens` [B], with the states [B, …] and the memory [N, …] | `logprobs` [B, V], `attention` [B, M] if the model has attention, and the next states |
+
+The rows of a source stand together and share its memory. A source's padded length follows from its own length alone
+(`service/bundle/padding.py`), and only sources of one padded length are read or stepped together. So every row is
+the same to the bit as if it were alone, however many rows its source has.
+
+## The shipped bundles
+
+`make bundles` builds them; their figures are in the project's README. This page is written from the schema
+(`make models/README.md`), and a test compares the two.
 """
 
 

@@ -181,15 +181,27 @@ def check_make(command: Command) -> None:
 
 
 def check_pip(command: Command) -> None:
-    """Only this checkout, with extras that it has, and torch as it is pinned."""
+    """Only this checkout, with extras that it has, and packages as they are pinned."""
     project = (ROOT / "pyproject.toml").read_text()
+    clients = (ROOT / "requirements/clients.txt").read_text().replace("_", "-").splitlines()
     packages = [x for x in command.words[2:] if not x.startswith(("-", "http"))]
     assert packages
     for package in packages:
         found = re.fullmatch(r"\.\[([a-z,]+)\]", package)
         extras = found[1].split(",") if found else ()
-        assert found or ("==" in package and f'"{package}"' in project), command
+        is_pinned = f'"{package}"' in project or re.sub(r"\[\w+\]", "", package) in clients
+        assert found or ("==" in package and is_pinned), command
         assert all(re.search(rf"^{extra} = \[", project, re.MULTILINE) for extra in extras)
+
+
+def check_copy(command: Command) -> None:
+    """What is copied is there."""
+    assert all((ROOT / path).exists() for path in command.words[2:-1]), command
+
+
+def check_folder(command: Command) -> None:
+    """A new folder must not be in the way of one that is there."""
+    assert not any((ROOT / path).exists() for path in command.words[1:]), command
 
 
 def check_compose(command: Command) -> None:
@@ -232,6 +244,8 @@ def check(command: Command) -> None:
             "pip": check_pip,
             "lm_eval": check_lm_eval,
             "curl": check_curl,
+            "cp": check_copy,
+            "mkdir": check_folder,
         }
         assert program in rules, f"neither run nor checked: {command}"
         rules[program](command)
@@ -267,6 +281,8 @@ def test_a_command_that_is_not_there_is_found() -> None:
         "python -m bench.nothing",
         "pip install '.[telemetrie]'",
         "pip install somebody-elses-package",
+        "pip install lm-eval==0.0.1",
+        "cp -r models/nothing one",
         "docker compose run nobody",
         "curl http://127.0.0.1:8000/generat",
         "sometool --help",

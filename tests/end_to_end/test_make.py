@@ -1,6 +1,7 @@
-"""`make learn`: the command line that it runs, whatever the file is called."""
+"""`make learn` runs the right command, whatever the file is called; `make help` is complete."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -42,3 +43,11 @@ def test_make_learn_hands_on_names_as_they_are(
     environment = {"PATH": os.environ["PATH"], "NAME": "a host's"}
     out = subprocess.check_output([*command, *words], cwd=tmp_path, text=True, env=environment)
     assert out.splitlines() == ["-m", "training", "learn", *expected]
+
+
+@pytest.mark.skipif(not HAVE_MAKE, reason="make is not here")
+def test_make_help_lists_every_target_that_has_a_description() -> None:
+    described = re.findall(r"^(\S+):.* ## (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    out = subprocess.check_output(["make", "--silent", "help"], cwd=ROOT, text=True)
+    assert [tuple(line.split(maxsplit=1)) for line in out.splitlines()] == described
+    assert "bench-g2p" in dict(described)

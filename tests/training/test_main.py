@@ -94,7 +94,7 @@ def test_training_says_how_the_text_is_split(tmp_path: Path, call: Main) -> None
     _, stdout, _ = call("train", config, "--run", tmp_path / "run")
     first = (
         "tiny: 1 file; 800 characters to train, 100 characters to validate, "
-        "100 characters to test; 6 tokens"
+        "100 characters to test; 6 tokens (2 characters, 4 special)"
     )
     assert stdout.splitlines()[0] == first
 

@@ -84,7 +84,11 @@ class LanguageModelExperiment:
             )
         )
         read = f" {counts.in_words(data.counts)};" if data.counts else ""
-        return f"{self.config.name}:{read} {', '.join(splits)}; {len(data.vocab)} tokens"
+        special = len(SPECIAL_TOKENS)
+        tokens = (
+            f"{len(data.vocab)} tokens ({len(data.vocab) - special} characters, {special} special)"
+        )
+        return f"{self.config.name}:{read} {', '.join(splits)}; {tokens}"
 
     def task(self, data: Corpus) -> LanguageModelTask:
         """Truncated backpropagation through time."""

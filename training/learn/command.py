@@ -46,7 +46,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, help="exactly so many, however long they take")
     parser.add_argument(
-        "--dry-run", action="store_true", help="write the configuration and stop; nothing is tried"
+        "--dry-run",
+        action="store_true",
+        help="write the configuration and stop; nothing is trained",
     )
     parser.add_argument("--replace", action="store_true", help="replace a model of that name")
     parser.add_argument("--serve", action="store_true", help="then serve the folder of models")
@@ -104,8 +106,12 @@ def learn(options: argparse.Namespace, say: Say) -> int:
     experiment = experiment_of(config)
     say("\n".join(["", *experiment.figures(manifest), ""]))
     if not options.serve:
-        say(f"To serve it: {shlex.join([_short(serve[0]), *serve[1:]])}")
-        say("A server that watches the folder, as `make serve` does, has it already. Then ask it:")
+        say(
+            "A server that watches this folder, as `make serve` does, has the model within seconds."
+        )
+        say("Otherwise serve it from a second terminal:")
+        say(f"  {shlex.join([_short(serve[0]), *serve[1:]])}")
+        say("Then ask it:")
     say("\n".join(words.curl(*request) for request in experiment.requests(name, data)))
     if options.serve:
         os.execv(serve[0], serve)  # noqa: S606  # the same interpreter, with arguments of ours

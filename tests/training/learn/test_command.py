@@ -51,6 +51,7 @@ def test_names_become_a_model_that_the_service_answers_with(call: Main, tmp_path
     assert manifest.training.config == config.model_dump(mode="json")
     lines = [line for line in out.splitlines() if line.startswith("curl")]
     assert out.rstrip().endswith(lines[-1])
+    assert "Otherwise serve it from a second terminal:\n  " in out
     with AppClient(create_app(Settings(models_dir=tmp_path / "models"))) as client:
         for line in lines:
             route, body = body_of(line)
