@@ -169,7 +169,9 @@ class EncoderDecoderGoldenVector(Record):
     logprobs: list[float] = Field(
         description="log p(tokens[i + 1] | source, tokens[: i + 1]), in nats."
     )
-    tolerance: float = Field(gt=0, description="Largest mean absolute difference, in nats a token.")
+    tolerance: float = Field(
+        gt=0, description="Largest mean absolute difference, in nats per token."
+    )
 
 
 class EncoderDecoderManifest(Heading):
@@ -183,7 +185,7 @@ class EncoderDecoderManifest(Heading):
     )
     precision: Precision = Field(
         description=(
-            "What `auto` serves: `int8` where the export found it at most 0.002 bits a "
+            "What `auto` serves: `int8` where the export found it at most 0.002 bits per "
             "target token worse than `fp32` on held-out pairs, else `fp32`."
         )
     )

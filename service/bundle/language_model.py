@@ -93,7 +93,9 @@ class LanguageModelGoldenVector(Record):
     precision: Precision = Field(description="The graph it belongs to.")
     tokens: list[int] = Field(min_length=2, description="Ids; the first is bos.")
     logprobs: list[float] = Field(description="log p(tokens[i + 1] | tokens[: i + 1]), in nats.")
-    tolerance: float = Field(gt=0, description="Largest mean absolute difference, in nats a token.")
+    tolerance: float = Field(
+        gt=0, description="Largest mean absolute difference, in nats per token."
+    )
 
 
 class LanguageModelManifest(Heading):
@@ -106,7 +108,7 @@ class LanguageModelManifest(Heading):
     graphs: list[Graph] = Field(min_length=1, description="The ONNX graphs.")
     precision: Precision = Field(
         description=(
-            "What `auto` serves: `int8` where the export found it at most 0.002 bits a character "
+            "What `auto` serves: `int8` where the export found it at most 0.002 bits per character "
             "worse than `fp32` on held-out text, else `fp32`."
         )
     )
