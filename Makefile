@@ -42,9 +42,12 @@ serve: $(SERVICE_ENV)/.done ## Serve every bundle under models/ on 127.0.0.1:800
 # What measures memory or kills processes runs by itself; the rest side by side.
 SIDE_BY_SIDE := tests/service tests/training tests/client tests/bench
 test: $(DEVELOPMENT_ENV)/.done $(CLIENTS_ENV)/.done chromium promtool ## Run every test, with the coverage gate.
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal --cov --cov-report= $(SIDE_BY_SIDE)
+	@failed=0; \
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal --cov --cov-report= \
+		$(SIDE_BY_SIDE) || failed=1; \
 	PATH="$(CURDIR)/$(PROMTOOL):$$PATH" $(BIN)/pytest $(addprefix --ignore=,$(SIDE_BY_SIDE)) \
-		--cov --cov-append --cov-report=term:skip-covered --cov-fail-under=90
+		--cov --cov-append --cov-report=term:skip-covered --cov-fail-under=90 || failed=1; \
+	exit $$failed
 
 test-faults: $(DEVELOPMENT_ENV)/.done ## Run the tests that break things on purpose (part of `make test`).
 	$(BIN)/pytest tests/faults tests/end_to_end/test_protocol.py tests/end_to_end/test_workers.py
