@@ -70,7 +70,7 @@ async def _generate(engine: Engine, body: str) -> Answer:
     request = _parsed(GenerateRequest, body)
     generates = GENERATE.of(engine)
     if generates is None:
-        raise InvalidRequest("an encoder-decoder translates; see the command translate")
+        raise InvalidRequest("an encoder-decoder does not continue text; see the command translate")
     results = await generates.generate(listed(request.prompt), request.options())
     return _plain(GenerateResponse.of(engine, results))
 
@@ -79,7 +79,7 @@ async def _score(engine: Engine, body: str) -> Answer:
     request = _parsed(ScoreRequest, body)
     scores = SCORE.of(engine)
     if scores is None:
-        raise InvalidRequest("this model scores nothing; see the command models")
+        raise InvalidRequest("this model does not score texts; see the command models")
     texts = listed(request.text)
     contexts, sources = request.contexts(len(texts)), request.sources(len(texts))
     results = await scores.score(texts, request.options(), contexts=contexts, sources=sources)
@@ -90,7 +90,7 @@ async def _translate(engine: Engine, body: str) -> Answer:
     request = _parsed(TranslateRequest, body)
     translates = TRANSLATE.of(engine)
     if translates is None:
-        raise InvalidRequest("a language model translates nothing; see the command generate")
+        raise InvalidRequest("a language model does not translate; see the command generate")
     sources = listed(request.source)
     prefixes = request.prefixes(len(sources))
     results = await translates.translate(sources, prefixes, request.options())

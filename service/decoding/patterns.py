@@ -82,7 +82,7 @@ def compile_pattern(pattern: str, characters: Sequence[str], budget: Budget) -> 
     # A warning (of sets in sets) is raised where the process makes errors of them.
     except (re.error, FutureWarning) as error:
         where = f" at position {error.pos}" if isinstance(error, re.error) else ""
-        raise PatternError(f"this is no regular expression of Python's `re`{where}") from error
+        raise PatternError(f"not a regular expression of Python's `re`{where}") from error
     except OverflowError as error:
         raise PatternError("a repetition has too large a number") from error
     except RecursionError as error:

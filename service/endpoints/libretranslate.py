@@ -1,7 +1,7 @@
 """LibreTranslate's interface over the encoder-decoders, under a prefix of its own.
 
-Texts are translated line by line, and where a line is too long for the model sentence by sentence
-(`pieces`); what is asked for as HTML keeps its tags.
+Texts are translated line by line. A line too long for the model is translated sentence by sentence
+(`pieces`). HTML keeps its tags.
 """
 
 import json
@@ -56,7 +56,7 @@ from service.tasks.limits import at_most
 from service.tasks.translations import Translated, TranslateOptions, default_beam_size
 
 STATUS = {422: 400}  # the status that their clients expect for an invalid request
-_MOST_TEXTS = 4  # of the longest kind, in one request
+_MOST_TEXTS = 4  # texts of the greatest length in one request
 _MOST_LISTED = 8192  # values of a field that may be a list in JSON
 _MEDIA_TYPES = ("application/json", URL_ENCODED, MULTIPART)
 _ERRORS = problems_as(libretranslate_error, STATUS)
@@ -68,7 +68,7 @@ Schema = TypeVar("Schema", LibreTranslateRequest, DetectRequest)
 
 @router.get("/languages")
 async def languages(request: Request) -> list[Language]:
-    """Every language that a served model translates from, and what to."""
+    """Every source language of the served models, with its targets."""
     targets: dict[str, set[str]] = {}
     for engine in engines_with(request, TRANSLATE):
         for code in _sources(engine):
@@ -81,7 +81,7 @@ async def languages(request: Request) -> list[Language]:
 
 @router.get("/frontend/settings")
 async def frontend_settings(request: Request) -> FrontendSettings:
-    """What a page that translates may ask for."""
+    """The settings of a translation page."""
     state = request.app.state
     pairs = _pairs(engines_with(request, TRANSLATE)) or [("", "")]
     source, target = (SettingsLanguage(code=code, name=code) for code in pairs[0])
@@ -99,10 +99,10 @@ async def frontend_settings(request: Request) -> FrontendSettings:
 
 @router.get("/health", responses={503: _ERRORS[503]})
 async def health(request: Request) -> HealthOut:
-    """Whether every encoder-decoder answers."""
+    """Whether every encoder-decoder is ready."""
     engines = engines_with(request, TRANSLATE)
     if not engines or not all(engine.workers.alive for engine in engines):
-        raise EngineStopped("no model translates now", headers={"Retry-After": "1"})
+        raise EngineStopped("no model can translate now", headers={"Retry-After": "1"})
     return HealthOut(status="ok")
 
 
@@ -112,26 +112,26 @@ async def health(request: Request) -> HealthOut:
     openapi_extra=body_documentation(DetectRequest),
 )
 async def detect(request: Request) -> list[DetectedLanguage]:
-    """The language of a text, where every model reads the same one; else it is not told."""
+    """The language of a text if all models have the same source language; refused otherwise."""
     await _read(request, DetectRequest)
     found = {code for engine in engines_with(request, TRANSLATE) for code in _sources(engine)}
     if len(found) != 1:
         raise InvalidRequest(
             "languages are not detected here; name the source of a translation: "
-            + (", ".join(sorted(found)) or "no model translates")
+            + (", ".join(sorted(found)) or "there is none")
         )
     return [DetectedLanguage(language=found.pop(), confidence=100)]
 
 
 @router.post("/suggest", include_in_schema=False)
 async def suggest() -> None:
-    """Refused: suggestions are not taken."""
-    raise NotOffered("suggestions are not taken")
+    """Always refused: suggestions are not accepted."""
+    raise NotOffered("suggestions are not accepted")
 
 
 @router.post("/translate_file", include_in_schema=False)
 async def translate_file() -> None:
-    """Refused: files are not translated."""
+    """Always refused: files are not translated."""
     raise NotOffered("files are not translated; send their text to /libretranslate/translate")
 
 
@@ -142,7 +142,7 @@ async def translate_file() -> None:
     openapi_extra=body_documentation(LibreTranslateRequest),
 )
 async def translate(request: Request) -> Response:
-    """Translate with the model for two languages; of several the one with most parameters."""
+    """Translate with the model for the two languages, or the largest one if there are several."""
     body = await _read(request, LibreTranslateRequest)
     engine, detected = _chosen(request, body)
     texts = listed(body.q)
@@ -150,7 +150,7 @@ async def translate(request: Request) -> Response:
     at_most("q", len(texts), settings.max_inputs, "texts")
     for text in texts:
         at_most("q", len(text), settings.max_prompt_chars, "characters a text")
-    # The time to cut a page grows with its length: 100,000 characters of tags take 50 ms.
+    # Cutting a page takes time in proportion to its length: 50 ms for 100,000 characters of tags.
     whole = _MOST_TEXTS * settings.max_prompt_chars
     at_most("q", sum(map(len, texts)), whole, "characters in all texts")
     alternatives = body.alternatives or 0
@@ -205,7 +205,7 @@ def _cut(engine: Translates, texts: Sequence[str], limit: int, *, html: bool) ->
 def _joined(
     cut: Sequence[Sequence[Piece]], results: Sequence[Translated], place: int, *, html: bool
 ) -> list[str]:
-    """Each text with the hypotheses of one rank; pieces that have fewer give their best."""
+    """Each text with the hypotheses of one rank; a piece with fewer gives its best one."""
     found = iter(
         result.hypotheses[place if place < len(result.hypotheses) else 0].text for result in results
     )
@@ -216,9 +216,9 @@ def _joined(
 
 
 async def _read(request: Request, schema: type[Schema]) -> Schema:
-    """The body, as JSON or as a form. It may hold the API key."""
+    """The body, as JSON or as a form. It may contain the API key."""
     content_type = request.headers.get("content-type", "")
-    # A text a field, and the other fields.
+    # One field for each text, and the other fields.
     limit = request.app.state.settings.max_inputs + len(schema.model_fields) - 1
     bound = KEYLESS_BYTES if current_request().owes_key else None
     try:
@@ -234,7 +234,7 @@ async def _read(request: Request, schema: type[Schema]) -> Schema:
         try:
             admit(request, None)
         except Unauthorized as unauthorized:
-            # A client without a key learns nothing else.
+            # A client without a key gets no other error.
             raise unauthorized from error
         raise
     admit(request, read.api_key)
@@ -263,11 +263,11 @@ def _parse(schema: type[Schema], content_type: str, body: bytes | bytearray, lim
 
 
 def _form(content_type: str, body: bytes | bytearray, limit: int) -> dict[str, Any]:
-    """The fields of a form, of which q may stand for several texts. Raises InvalidRequest."""
+    """The fields of a form; only q may be repeated. Raises InvalidRequest."""
     fields: dict[str, Any] = {}
     for name, values in form_fields(content_type, body, limit).items():
         if len(values) > 1 and name != "q":
-            raise InvalidRequest("a field stands once in a form, but for q")
+            raise InvalidRequest("each field of a form may be given once, except q")
         fields[name] = values if len(values) > 1 else values[0]
     if isinstance(fields.get("q"), str):
         fields["q"] = _listed(fields["q"])
@@ -276,7 +276,7 @@ def _form(content_type: str, body: bytes | bytearray, limit: int) -> dict[str, A
 
 def _listed(text: str) -> str | list[str]:
     """A list of texts if the form's field holds a JSON list, else the text."""
-    # With more values than texts are allowed it is no such list, and parsing it costs too much.
+    # A list with more values than a request may have texts is not parsed: that would cost too much.
     if not text.startswith("[") or holds_more_values(text.encode(), _MOST_LISTED):
         return text
     try:
@@ -292,7 +292,7 @@ def _listed(text: str) -> str | list[str]:
 
 
 def _sources(engine: Translates) -> list[str]:
-    """The languages that a model translates from; there may be several."""
+    """The source languages of a model; there may be several."""
     return [code.strip() for code in engine.manifest.source.lang.split(",")]
 
 
@@ -303,7 +303,7 @@ def _pairs(served: Sequence[Translates]) -> list[tuple[str, str]]:
 def _chosen(request: Request, body: LibreTranslateRequest) -> tuple[Translates, str | None]:
     """The model for the two languages, and the source language if it is the only one.
 
-    Raises InvalidRequest with the languages that there are.
+    Raises InvalidRequest, which lists the served languages.
     """
     served = engines_with(request, TRANSLATE)
     shown = ", ".join(f"{source} to {target}" for source, target in _pairs(served)) or "none"
@@ -314,14 +314,14 @@ def _chosen(request: Request, body: LibreTranslateRequest) -> tuple[Translates, 
         source = next(iter(sources)) if len(sources) == 1 else None
         if len(sources) > 1 and len(fitting) > 1:
             raise InvalidRequest.of_option(
-                "source", f"name it: several lead to this target; there are {shown}"
+                "source", f"name it: several translate to this target; the pairs are {shown}"
             )
     else:
         source = _looked_up(body.source, sources)
         fitting = [x for x in fitting if source in _sources(x)]
     if not fitting:
         raise InvalidRequest.of_option(
-            "target", f"no model is served for these languages; there are {shown}"
+            "target", f"no model is served for these languages; the pairs are {shown}"
         )
     if body.model is not None:
         fitting = [x for x in fitting if x.manifest.name == body.model]
@@ -335,8 +335,7 @@ def _chosen(request: Request, body: LibreTranslateRequest) -> tuple[Translates, 
 def _looked_up(tag: str, known: set[str]) -> str | None:
     """The language that a tag stands for: itself, or without its last subtags (RFC 4647, 3.4).
 
-    `en-US` and `EN_us` are `en` where that is known, and a language that has a region is no other
-    region's.
+    `en-US` and `EN_us` match a known `en`. A known language with a region matches no other region.
     """
     by_tag = {code.lower(): code for code in sorted(known)}
     subtags = tag.lower().replace("_", "-").split("-")

@@ -1,8 +1,8 @@
 """The Open Inference Protocol, version 2, over the engine's own calls.
 
 Metadata and health are the protocol's (kserve/open-inference-protocol, `inference_rest.md`);
-`generate` and `generate_stream` are its text generation API (`generate_rest.yaml`). Of tensors
-(`/infer`) nothing is offered: these models take texts.
+`generate` and `generate_stream` are its text generation API (`generate_rest.yaml`). There
+is no tensor inference (`/infer`): these models take texts.
 """
 
 import math
@@ -43,7 +43,7 @@ from service.tasks.translations import Translated, TranslatedToken, TranslateOpt
 from service.tasks.unknown import Unknown
 from service.tasks.values import ChoiceEnd, GenerateOptions, StreamUsage, TokenEvent, best_choices
 
-VERSION = "1"  # the only one, so it stands in the paths
+VERSION = "1"  # the only one
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
@@ -119,7 +119,7 @@ _BODY = body_documentation(GenerateTextRequest)
     openapi_extra=_BODY,
 )
 async def generate(name: Name, request: Request) -> Response:
-    """Continue a text with a language model, translate it with an encoder-decoder."""
+    """Continue a text with a language model, or translate it with an encoder-decoder."""
     engine = engine_named(request, name)
     text, given = await _read(request)
     with named_by(FIELD_OF_OPTION):
@@ -164,13 +164,13 @@ def _events(
 @router.post("/models/{name}/infer", include_in_schema=False)
 @router.post("/models/{name}/versions/1/infer", include_in_schema=False)
 async def infer(name: Name, request: Request) -> None:
-    """Refused: there are no tensors here."""
+    """Always refused: tensors are not accepted."""
     engine_named(request, name)
-    raise NotOffered("no tensors are taken; send a text to generate or generate_stream")
+    raise NotOffered("tensors are not accepted; send a text to generate or generate_stream")
 
 
 async def _read(request: Request) -> tuple[str, GenerateParameters]:
-    """The text, and how it is to be continued or translated."""
+    """The text, and the parameters of its continuation or translation."""
     # The examples in Triton's documentation send curl's default media type.
     media_types = ("application/json", "application/x-www-form-urlencoded")
     body = await read_body(request, GenerateTextRequest, media_types)
@@ -205,15 +205,15 @@ async def _generated(engine: Engine, asked: str, given: GenerateParameters) -> G
 
 
 def _writes_nothing() -> NotOffered:
-    return NotOffered("this model writes no text; see /models")
+    return NotOffered("this model does not generate text; see /models")
 
 
 def _text_options(engine: Generates, given: GenerateParameters) -> GenerateOptions:
     for name in ("beam_size", "target_prefix"):
         if getattr(given, name) is not None:
-            raise InvalidRequest.of_option(name, "a language model does not take it")
+            raise InvalidRequest.of_option(name, "a language model does not support it")
     if given.length_penalty not in {None, 0.0, 1.0}:
-        raise InvalidRequest.of_option("length_penalty", "a language model does not take it")
+        raise InvalidRequest.of_option("length_penalty", "a language model does not support it")
     stop = tuple(given.stop or ())
     n = given.best_of or 1
     return GenerateOptions(
@@ -231,7 +231,7 @@ def _text_options(engine: Generates, given: GenerateParameters) -> GenerateOptio
         seed=given.seed,
         stop=stop,
         n=n,
-        # The best choice is found by its log-probabilities.
+        # Log-probabilities decide which choice is best.
         logprobs=0 if given.details or n > 1 else None,
     )
 
@@ -246,9 +246,9 @@ def _translate_options(given: GenerateParameters) -> TranslateOptions:
     }
     for name, value in asked.items():
         if value:
-            raise InvalidRequest.of_option(name, "an encoder-decoder does not take it")
+            raise InvalidRequest.of_option(name, "an encoder-decoder does not support it")
     if given.max_tokens == 0:
-        raise InvalidRequest.of_option("max_tokens", "a translation has 1 token at least")
+        raise InvalidRequest.of_option("max_tokens", "a translation has at least 1 token")
     samples = bool(given.temperature)
     filters = {"top_k": (given.top_k or 0) > 0, "top_p": given.top_p not in {None, 1.0}}
     refused = (

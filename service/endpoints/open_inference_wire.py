@@ -1,7 +1,7 @@
 """The Open Inference Protocol's requests and answers. Field names and shapes are theirs.
 
-Parameters are taken where the protocol has them and where Triton's backends do, by themselves.
-Unknown ones are passed over unless they would change the text (`foreign_fields`).
+Parameters are accepted under `parameters`, as in the protocol, and at the top level, as in Triton's
+backends. Unknown ones are ignored unless they would change the text (`foreign_fields`).
 """
 
 from typing import Any, Literal
@@ -34,7 +34,7 @@ class ServerMetadata(Answer):
 
     name: str = Field(description="The server.")
     version: str = Field(description="Its version.")
-    extensions: list[str] = Field(description="What it offers beyond metadata and health.")
+    extensions: list[str] = Field(description="Extensions beyond metadata and health.")
 
 
 class TensorMetadata(Answer):
@@ -48,11 +48,11 @@ class TensorMetadata(Answer):
 class ModelMetadata(Answer):
     """Answer of `/v2/models/{name}`."""
 
-    name: str = Field(description="What requests call it.")
-    versions: list[str] = Field(description="The one version.")
-    platform: str = Field(description="What runs it.")
-    inputs: list[TensorMetadata] = Field(description="What it takes.")
-    outputs: list[TensorMetadata] = Field(description="What it gives.")
+    name: str = Field(description="Its name in requests.")
+    versions: list[str] = Field(description="The only version.")
+    platform: str = Field(description="The runtime.")
+    inputs: list[TensorMetadata] = Field(description="Its inputs.")
+    outputs: list[TensorMetadata] = Field(description="Its outputs.")
 
 
 class LiveOut(Answer):
@@ -68,42 +68,44 @@ class ReadyOut(Answer):
 
 
 class GenerateParameters(BaseModel):
-    """What a generation may be asked for; `beam_size` and on are of encoder-decoders alone."""
+    """Parameters of a generation; `beam_size` and those after it are for encoder-decoders only."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
 
     temperature: float | None = Field(None, ge=0.0, le=1e9, description="0 takes the likeliest.")
     top_k: int | None = Field(
-        None, ge=-1, description="Keep so many of the likeliest; -1 and 0 keep all."
+        None, ge=-1, description="Keep this many of the likeliest tokens; -1 and 0 keep all."
     )
-    top_p: float | None = Field(None, ge=0.0, le=1.0, description="Keep the smallest such set.")
+    top_p: float | None = Field(None, ge=0.0, le=1.0, description="As in /generate.")
     max_tokens: int | None = Field(
-        None, ge=0, description=f"Most tokens; left out, {DEFAULT_MAX_TOKENS}, or the model's own."
+        None, ge=0, description=f"Most tokens. Default: {DEFAULT_MAX_TOKENS}, or the model's limit."
     )
     best_of: int | None = Field(
-        None, ge=1, description="Write so many, answer the one with the best mean logprob a token."
+        None,
+        ge=1,
+        description="Write this many; answer the one with the best mean logprob per token.",
     )
     stop: str | TextList | None = Field(
-        None, description="Texts that end the generation; empty ones are passed over."
+        None, description="Texts that end the generation; empty ones are ignored."
     )
     stop_words: str | TextList | None = Field(
         None, description="Another name of `stop`, which is TensorRT-LLM's."
     )
     frequency_penalty: Penalty | None = Field(
-        None, description="What a token loses each time it has been written."
+        None, description="Subtracted from a token's logit each time it has been written."
     )
     presence_penalty: Penalty | None = Field(
-        None, description="What a token loses once it has been written."
+        None, description="Subtracted from a token's logit once it has been written."
     )
     ignore_eos: bool | None = Field(
-        None, description="Never end the text before `max_tokens`, but for `stop`."
+        None, description="End the text only at `max_tokens` or `stop`."
     )
     seed: int | None = Field(None, ge=0, lt=2**63, description="Same seed, same text.")
     random_seed: int | None = Field(
         None, ge=0, lt=2**63, description="Another name of `seed`, which is TensorRT-LLM's."
     )
-    details: bool | None = Field(None, description="Tell why it ended, and each token.")
-    stream: bool | None = Field(None, description="Passed over: the path says it.")
+    details: bool | None = Field(None, description="Return why the text ended, and each token.")
+    stream: bool | None = Field(None, description="Ignored: the path decides.")
     beam_size: int | None = Field(None, ge=1, description="As in /translate.")
     beam_width: int | None = Field(
         None, ge=1, description="Another name of `beam_size`, which is TensorRT-LLM's."
@@ -113,7 +115,7 @@ class GenerateParameters(BaseModel):
 
 
 class GenerateTextRequest(GenerateParameters):
-    """A text to continue, or to translate; parameters by themselves or under `parameters`."""
+    """A text to continue or translate; parameters at the top level or under `parameters`."""
 
     text_input: str = Field(description="The text.")
     parameters: GenerateParameters | None = Field(None, description="How.")
@@ -131,7 +133,7 @@ class GenerateTextRequest(GenerateParameters):
                     continue
                 read = _listed(value) if known == "stop" else value
                 if given.setdefault(known, read) != read:
-                    raise InvalidRequest.of_option(known, "given twice, and not the same")
+                    raise InvalidRequest.of_option(known, "given twice with different values")
         return GenerateParameters(**given)
 
 
@@ -149,14 +151,14 @@ class TokenOut(Answer):
     id: int = Field(description="Its id.")
     text: str = Field(description="Its printed form.")
     logprob: float = Field(description="Natural log of its probability.")
-    special: bool = Field(description="Whether it stands for no text.")
+    special: bool = Field(description="Whether it is a special token without text.")
 
 
 class DetailsOut(Answer):
     """With `details`."""
 
     finish_reason: Literal["length", "eos_token", "stop_sequence"] = Field(
-        description="Why it ended; a translation that went round in a cycle was cut: `length`."
+        description="Why it ended. `length` includes a translation cut because it repeated itself."
     )
     logprobs: list[TokenOut] = Field(description="Every token.")
     unknown: list[int] = Field(description=UNKNOWN)
@@ -169,17 +171,17 @@ class GenerateTextResponse(Answer):
     text_output: str = Field(description="The text.")
     model_name: str = Field(description="The model that answered.")
     model_version: str = Field(description="Its version.")
-    details: DetailsOut | None = Field(description="Where they were asked for.")
+    details: DetailsOut | None = Field(description="If requested.")
 
 
 class GenerateStreamResponse(Answer):
     """An event of `generate_stream`."""
 
-    text_output: str = Field(description="What the text goes on with.")
+    text_output: str = Field(description="The next part of the text.")
     model_name: str = Field(description="The model that answers.")
     model_version: str = Field(description="Its version.")
-    done: bool = Field(description="Whether this is the last one; it has no text.")
-    details: DetailsOut | None = Field(description="In the last one, where they were asked for.")
+    done: bool = Field(description="Whether this is the last event, which has no text.")
+    details: DetailsOut | None = Field(description="In the last event, if requested.")
 
 
 def open_inference_error(problem: Problem) -> OpenInferenceError:

@@ -81,7 +81,7 @@ async def model(name: str, request: Request) -> ModelOut:
     """One served language model, in OpenAI's form."""
     engine = GENERATE.of(engine_named(request, name))
     if engine is None:
-        raise ModelNotFound("this is no language model; an encoder-decoder stands in /models")
+        raise ModelNotFound("not a language model; /models lists the encoder-decoders")
     return ModelOut.of(engine)
 
 
@@ -95,7 +95,7 @@ async def completions(request: Request) -> Response:
     """Complete a prompt, or every prompt of a list."""
     body = await read_body(request, CompletionRequest)
     engine = engine_with(
-        request, body.model, GENERATE, "an encoder-decoder translates; see /translate"
+        request, body.model, GENERATE, "an encoder-decoder does not continue text; see /translate"
     )
     asked = body.prompts
     options = body.options(engine)
@@ -121,7 +121,7 @@ class _Frame:
         body: CompletionRequest,
         prompts: Sequence[tuple[Prompt, bool]],
     ) -> None:
-        """`prompts`: each with whether it began with bos."""
+        """`prompts`: each prompt, and whether it began with bos."""
         self._engine = engine
         self._body = body
         self._began_with_bos = [has_bos for _, has_bos in prompts]
@@ -216,7 +216,7 @@ async def _events(
 def _piece(
     frame: _Frame, event: TokenEvent | ChoiceEnd, index: int, bos: str | None
 ) -> CompletionChoice:
-    """A token of a choice or its end, with the bos of its prompt before the first of them."""
+    """A choice's token or its end; before the first token comes the prompt's bos."""
     text, reason = "", None
     tokens: list[ScoredToken] = []
     offsets: list[int] = []

@@ -1,7 +1,7 @@
 """The request of OpenAI's /v1/completions, and what it asks of the engine (see their reference).
 
-Field names and shapes are theirs. A field that is not known here is passed over, as their clients
-expect; one that would change the text or the answer is refused (`foreign_fields`).
+Field names and shapes are theirs. Unknown fields are ignored, as their clients expect; those
+that would change the text or the answer are refused (`foreign_fields`).
 """
 
 import math
@@ -43,7 +43,7 @@ Prompts: TypeAlias = Annotated[
     Discriminator(
         _form,
         custom_error_type="prompt_form",
-        custom_error_message=f"a prompt is {PROMPT_FORMS}, of one entry at least",
+        custom_error_message=f"a prompt is {PROMPT_FORMS}, with at least one entry",
     ),
 ]
 
@@ -79,17 +79,19 @@ class CompletionRequest(BaseModel):
         None,
         description="A text, a list of texts, a list of token ids, or a list of such lists. A text "
         "begins after an implicit bos; ids may begin with it, and a text with its printed form. "
-        "Left out, a document is written from its beginning.",
+        "Without a prompt, a new document is written.",
     )
     best_of: int | None = Field(
-        None, ge=1, description="Write so many, answer the `n` with the best mean logprob a token."
+        None,
+        ge=1,
+        description="Write this many; answer the `n` with the best mean logprob per token.",
     )
     echo: bool | None = Field(None, description="Put the prompt before each text.")
     frequency_penalty: Penalty | None = Field(
-        None, description="What a token loses each time the choice has it."
+        None, description="Subtracted from a token's logit each time the choice has it."
     )
     ignore_eos: bool | None = Field(
-        None, description="Never end the text before `max_tokens`, but for `stop`; an extension."
+        None, description="End the text only at `max_tokens` or `stop`; an extension."
     )
     logit_bias: (
         dict[
@@ -97,13 +99,15 @@ class CompletionRequest(BaseModel):
             Bias,
         ]
         | None
-    ) = Field(None, max_length=MAX_BIASES, description="What a token gains in nats, by its id.")
+    ) = Field(
+        None, max_length=MAX_BIASES, description="Added to a token's logit, in nats, by its id."
+    )
     logprobs: Annotated[
         Alternatives | None,
         BeforeValidator(_count_of_logprobs, json_schema_input_type=Alternatives | bool | None),
     ] = Field(
         None,
-        description="Give each token's and so many alternatives'. true is 1, false is none.",
+        description="Return each token's, and this many alternatives'. true is 1, false is off.",
     )
     max_completion_tokens: int | None = Field(
         None, ge=0, description="Another name of `max_tokens`."
@@ -111,18 +115,18 @@ class CompletionRequest(BaseModel):
     max_tokens: int | None = Field(
         None,
         ge=0,
-        description=f"Most tokens to generate; left out, {DEFAULT_MAX_TOKENS}, or the model's "
-        "limit where that is less.",
+        description=f"Most tokens to generate. Default: {DEFAULT_MAX_TOKENS}, or the model's "
+        "limit if that is less.",
     )
     min_tokens: int | None = Field(
         None,
         ge=0,
-        description="As many as `max_tokens`, or any number of them with `ignore_eos`; without "
-        "`stop`. An extension.",
+        description="The same as `max_tokens`, or any smaller number with `ignore_eos`; not "
+        "together with `stop`. An extension.",
     )
-    n: int | None = Field(None, ge=1, description="Choices a prompt.")
+    n: int | None = Field(None, ge=1, description="Choices for each prompt.")
     presence_penalty: Penalty | None = Field(
-        None, description="What a token loses once the choice has it."
+        None, description="Subtracted from a token's logit once the choice has it."
     )
     seed: int | None = Field(
         None,
@@ -131,16 +135,16 @@ class CompletionRequest(BaseModel):
         description="Same seed, same text. -1 draws one; other negative ones count from 2^63.",
     )
     stop: str | TextList | None = Field(
-        None, description="Texts that end a choice; empty ones are passed over."
+        None, description="Texts that end a choice; empty ones are ignored."
     )
     stream: bool | None = Field(None, description="Answer with server-sent events.")
-    stream_options: StreamOptions | None = Field(None, description="With `stream` alone.")
+    stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
     temperature: float | None = Field(None, ge=0.0, le=1e9, description="0 takes the likeliest.")
     top_k: int | None = Field(
         None, ge=-1, description="As in /generate; -1 and 0 keep all. An extension."
     )
     top_logprobs: Alternatives | None = Field(
-        None, description="With `logprobs` true: so many alternatives."
+        None, description="With `logprobs` true: the number of alternatives."
     )
     top_p: float | None = Field(None, ge=0.0, le=1.0, description="As in /generate.")
     min_p: float | None = Field(None, ge=0.0, le=1.0, description="As in /generate; an extension.")
@@ -159,7 +163,7 @@ class CompletionRequest(BaseModel):
     def field_of_option(self) -> Mapping[str, str]:
         """The fields for the engine's options that have other names here."""
         written = {} if self.best_of is None else {"n": "best_of"}
-        # If the answer has no log-probabilities, they only serve to choose the best.
+        # If the answer has no log-probabilities, they are computed only to choose the best.
         return written | ({"logprobs": "best_of"} if self.alternatives is None else {})
 
     @property
@@ -171,7 +175,7 @@ class CompletionRequest(BaseModel):
         return list(prompt)
 
     def options(self, engine: Generates) -> GenerateOptions:
-        """What the engine takes. Raises InvalidRequest."""
+        """The engine's options. Raises InvalidRequest."""
         self._check()
         names = engine.tokens
         biases: dict[str, float] = {}
@@ -186,7 +190,7 @@ class CompletionRequest(BaseModel):
         max_tokens = self._limit(engine)
         if self._goes_on(max_tokens, stop):
             biases[names[EOS_ID]] = -math.inf
-        # The best choices are found by their log-probabilities.
+        # Log-probabilities decide which choices are best.
         needs_logprobs = self.written > (self.n or 1)
         return GenerateOptions(
             max_tokens=max_tokens,
@@ -220,7 +224,7 @@ class CompletionRequest(BaseModel):
         both = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(both) > 1:
             raise InvalidRequest.of_option(
-                "max_completion_tokens", "the same as max_tokens, or one"
+                "max_completion_tokens", "give only max_tokens, or the same value in both"
             )
 
     def _limit(self, engine: Generates) -> int:
@@ -241,7 +245,7 @@ class CompletionRequest(BaseModel):
             )
         if not self.ignore_eos and self.min_tokens < max_tokens:
             raise InvalidRequest.of_option(
-                "min_tokens", "as many as max_tokens, or any number of them with ignore_eos"
+                "min_tokens", "the same as max_tokens, or any smaller number with ignore_eos"
             )
         return True
 
@@ -254,7 +258,7 @@ def _engine_seed(seed: int | None) -> int | None:
 def engine_prompt(prompt: str | list[int], vocab_size: int) -> tuple[Prompt, bool]:
     """The prompt without its bos, which the engine adds by itself, and whether it had one.
 
-    Raises InvalidRequest where an id is none of a text's.
+    Raises InvalidRequest for an id that no text can have.
     """
     if isinstance(prompt, str):
         # Clients that turn ids into a text again write bos in its printed form.

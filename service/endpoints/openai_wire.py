@@ -12,18 +12,18 @@ from service.tasks.scored_tokens import ScoredToken
 
 
 class LogprobsOut(Answer):
-    """Four arrays of equal length, an entry a token."""
+    """Four arrays of equal length, with an entry for each token."""
 
     tokens: list[str] = Field(description="Printed tokens; eos prints as U+E002.")
     token_logprobs: list[float | None] = Field(
-        description="Natural logs of their probabilities; null for a bos that the ids began with."
+        description="Natural logs of their probabilities; null for a bos at the start of the ids."
     )
     top_logprobs: list[dict[str, float] | None] = Field(
-        description="The likeliest tokens there, and the one that stands there."
+        description="The likeliest tokens at each position, and the actual one."
     )
     text_offset: list[int] = Field(
-        description="Where each begins in the prompt and its completion, whether or not the prompt "
-        "is echoed; what has no text stands where it would be."
+        description="Where each begins in the prompt and its completion, even if the prompt is not "
+        "echoed. A token without text has the offset of the text after it."
     )
 
 
@@ -31,18 +31,18 @@ class CompletionChoice(Answer):
     """One completion."""
 
     text: str = Field(description="The text.")
-    index: int = Field(description="Its place: prompt by prompt, `n` each.")
-    logprobs: LogprobsOut | None = Field(description="Where they were asked for.")
+    index: int = Field(description="Its index: prompt by prompt, `n` each.")
+    logprobs: LogprobsOut | None = Field(description="If requested.")
     finish_reason: Literal["stop", "length"] | None = Field(
         description="`stop`: end of text or a stop string. `length`: max_tokens."
     )
 
 
 class PromptTokensDetails(Answer):
-    """What the prompts' characters were."""
+    """Details of the prompts' characters."""
 
     unknown_tokens: int = Field(
-        description="Characters that the model does not know; /generate says where. An extension."
+        description="Characters outside the vocabulary; /generate says where. An extension."
     )
 
 
@@ -52,30 +52,30 @@ class CompletionUsage(Answer):
     prompt_tokens: int = Field(description="Characters of the prompts.")
     completion_tokens: int = Field(description="Tokens generated, eos counted.")
     total_tokens: int = Field(description="Both.")
-    prompt_tokens_details: PromptTokensDetails = Field(description="Of the prompts.")
+    prompt_tokens_details: PromptTokensDetails = Field(description="Details of the prompts.")
 
 
 class Completion(Answer):
     """Answer of `/v1/completions`, and with `stream` each of its chunks."""
 
-    id: str = Field(description="Of this answer.")
-    object: Literal["text_completion"] = Field(description="What it is.")
+    id: str = Field(description="Id of this answer.")
+    object: Literal["text_completion"] = Field(description="The kind of object.")
     created: int = Field(description="When, in seconds since 1970.")
     model: str = Field(description="The model that answered.")
     system_fingerprint: str = Field(
-        description="Of the weights and the arithmetic: with the same one, a seed gives the same."
+        description="Names weights and precision: while it stays, so does the text of a seed."
     )
     choices: list[CompletionChoice] = Field(description="The completions.")
     usage: CompletionUsage | None = Field(
-        description="Of a stream: in its last chunk, where it was asked for."
+        description="In a stream: in the last chunk, if requested."
     )
 
 
 class ModelOut(Answer):
     """A served language model."""
 
-    id: str = Field(description="What requests call it.")
-    object: Literal["model"] = Field(description="What it is.")
+    id: str = Field(description="Its name in requests.")
+    object: Literal["model"] = Field(description="The kind of object.")
     created: int = Field(description="When it was exported, in seconds since 1970.")
     owned_by: Literal["unroll"] = Field(description="Who serves it.")
 
@@ -89,7 +89,7 @@ class ModelOut(Answer):
 class ModelsOut(Answer):
     """Answer of `/v1/models`."""
 
-    object: Literal["list"] = Field(description="What it is.")
+    object: Literal["list"] = Field(description="The kind of object.")
     data: list[ModelOut] = Field(description="Every served language model, by name.")
 
 
@@ -98,7 +98,7 @@ class OpenAIError(Answer):
 
     message: str = Field(description="What was wrong and what is allowed.")
     type: str = Field(description="Stable name of the kind of error.")
-    param: str | None = Field(description="The field, where it was one.")
+    param: str | None = Field(description="The field that is wrong, if it is one.")
     code: str | None = Field(description="The same as `type`, where their clients look for it.")
 
 

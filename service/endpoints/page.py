@@ -1,4 +1,4 @@
-"""The page at `/` and the documentation at `/docs`: files of our own, and none from elsewhere."""
+"""The page at `/` and the documentation at `/docs`: served from our own files alone."""
 
 import hashlib
 import re
@@ -19,7 +19,7 @@ MEDIA_TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-# No inline script, no inline style, no other origin: what a model writes cannot become code.
+# No inline script, no inline style, no other origin: a model's text cannot become code.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
@@ -28,7 +28,7 @@ POLICY = (
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    # Ask each time whether it changed: a new version of the service is a new page at once.
+    # Browsers check each time: after an update of the service, the new page shows at once.
     "Cache-Control": "no-cache",
 }
 
@@ -47,7 +47,7 @@ class PageFile:
 
 
 def read_page(folder: Path = PAGE_DIR) -> Mapping[str, PageFile]:
-    """Every file that the page consists of, by its path below the folder."""
+    """Every file of the page, by its path below the folder."""
     return {
         path.relative_to(folder).as_posix(): _page_file(path)
         for path in sorted(folder.rglob("*"))
@@ -80,7 +80,7 @@ async def page_file(name: str, request: Request) -> Response:
 
 
 def _answer(request: Request, name: str) -> Response:
-    """A file by its name, looked up in memory; 304 where the client has it."""
+    """A file by its name, looked up in memory; 304 if the client already has it."""
     files: Mapping[str, PageFile] = request.app.state.page
     if name not in files:
         raise HTTPException(404)
@@ -93,7 +93,7 @@ def _answer(request: Request, name: str) -> Response:
     content = found.content
     base = request.scope.get("unroll.base")
     if base is not None and name.endswith(".html"):
-        # Asked for with a slash at the end, or by the prefix without one.
+        # For a path with a trailing slash, or for the prefix without one.
         content = _REFERENCE.sub(rb'\1="' + base.encode("ascii"), content)
     return Response(content, headers=headers, media_type=found.media_type)
 

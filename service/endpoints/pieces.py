@@ -1,8 +1,8 @@
-"""A longer text, or a page of HTML, cut into pieces that a model translates one by one.
+"""Cuts a long text or a page of HTML into pieces, which a model translates one by one.
 
 Lines are pieces of their own. A line that is too long for the model is cut between its sentences,
 and a sentence that is too long is cut at blanks. Everything between the pieces stays as it was:
-line ends, blanks, tags. So does what cannot be read in one pass, such as a tag that does not end.
+line ends, blanks, tags. So does markup that cannot be parsed in one pass, such as an unclosed tag.
 """
 
 import re
@@ -14,14 +14,14 @@ Fits = Callable[[str], bool]
 
 
 class Piece(NamedTuple):
-    """A part of a text: to be translated, or to stay as it is."""
+    """A part of a text, which is translated or stays as it is."""
 
     text: str
     is_source: bool
 
 
 def pieces_of(text: str, fits: Fits, *, html: bool) -> Iterator[Piece]:
-    """The parts of a text or of a page, in order; what stays is one part up to the next source."""
+    """The parts of a text or a page, in order; whatever stays up to the next source is one part."""
     if not html:
         yield from _pieces_of_text(text, fits)
         return
@@ -38,7 +38,7 @@ def pieces_of(text: str, fits: Fits, *, html: bool) -> Iterator[Piece]:
 
 
 def joined(pieces: Sequence[Piece], translations: Iterator[str], *, html: bool) -> str:
-    """The parts together, with a translation in the place of each source."""
+    """The parts joined, with each source replaced by its translation."""
     return "".join(
         (escape(next(translations), quote=False) if html else next(translations))
         if piece.is_source
@@ -50,7 +50,7 @@ def joined(pieces: Sequence[Piece], translations: Iterator[str], *, html: bool) 
 # --- text -----------------------------------------------------------------------------------------
 
 _LINE = re.compile(r"\S(?:[^\r\n]*\S)?")  # without the blanks around it
-# A blank, or the place behind an ideographic full stop and what closes after it.
+# A blank, or the place after an ideographic full stop and any closing quotes or brackets.
 _BREAKS = re.compile(
     r"\s+|(?<=[。！？])(?![。！？」』”’）\s])|(?<=[。！？][」』”’）])(?![」』”’）\s])"  # noqa: RUF001
 )
@@ -70,7 +70,7 @@ def _pieces_of_text(text: str, fits: Fits) -> Iterator[Piece]:
 
 
 def _pieces_of_line(line: str, fits: Fits) -> Iterator[Piece]:
-    """One piece where it fits; else its sentences, or what fits of their words."""
+    """One piece if the line fits; else its sentences, or as many of their words as fit."""
     if fits(line):
         yield Piece(line, is_source=True)
         return
@@ -104,7 +104,7 @@ def _pieces_of_sentence(sentence: str, fits: Fits) -> Iterator[Piece]:
 # --- HTML -----------------------------------------------------------------------------------------
 
 _HTML_BLANKS = re.compile(r"(?<=[^ \t\n\f\r])[ \t\n\f\r]+(?=[^ \t\n\f\r])")
-# A quote delimits where a value begins, and nowhere else: `title=it's` is read as browsers do.
+# A quote opens a value only at the value's start: `title=it's` is read as browsers read it.
 _TAG = re.compile(
     r"""<(/?)([A-Za-z][^\s/>]*+)(?:[^>=]++|=\s*+(?:"[^"]*+"|'[^']*+'|(?!["'])[^\s>]*+))*+>"""
 )
@@ -137,9 +137,9 @@ _NO_TRANSLATION = re.compile(
 
 
 def _texts(html: str) -> Iterator[tuple[int, int, str]]:
-    """Where the texts to translate stand between the tags, and what a reader sees of them."""
+    """The spans of the texts between the tags, and what a reader sees of them."""
     position = 0
-    kept = ""  # the element that is not translated, with all that is in it
+    kept = ""  # the element that is left untranslated, with all its content
     depth = 0
     for begin in _TAG_BEGINS.finditer(html):
         if begin.start() < position:
@@ -165,9 +165,9 @@ def _texts(html: str) -> Iterator[tuple[int, int, str]]:
 
 
 def _text(html: str, start: int, end: int) -> Iterator[tuple[int, int, str]]:
-    """One of them, if it has a word: a comma or a bullet is nothing to translate."""
+    """One such span, if it has a word: a comma or a bullet needs no translation."""
     try:
-        # White space is one blank there.
+        # In HTML, a run of white space counts as one blank.
         shown = _HTML_BLANKS.sub(" ", unescape(html[start:end]))
     except ValueError:  # a character reference of thousands of digits
         return
@@ -176,7 +176,7 @@ def _text(html: str, start: int, end: int) -> Iterator[tuple[int, int, str]]:
 
 
 def _end_of_markup(html: str, start: int) -> int:
-    """Where a tag or a comment ends; the text's end where it does not."""
+    """Where a tag or a comment ends; the end of the text if it is never closed."""
     if html.startswith("<!--", start):
         for empty in ("<!-->", "<!--->"):
             if html.startswith(empty, start):

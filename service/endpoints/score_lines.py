@@ -1,4 +1,4 @@
-"""A streamed body of lines: every line is a text, and is answered with a line."""
+"""A streamed body of lines: every line is a text and gets one line as its answer."""
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from service.settings import Settings
 from service.tasks.engine import Scores
 from service.tasks.values import Scored
 
-# JSON values of a line: its object has four fields and no lists. To parse more costs too much.
+# Most JSON values in a line: an object of four fields, no lists. Parsing more costs too much.
 _MOST_VALUES = 64
 # Most lines that are scored together: work on all of them at once holds up other requests.
 _BATCH_LINES = 128

@@ -27,11 +27,13 @@ async def score_stream(request: Request) -> Response:
     """Score the body as it arrives. Raises the errors that are known before the answer begins."""
     media_type, charset = _media_type(request)
     if charset not in {"", "utf-8", "utf8"}:
-        raise UnsupportedMediaType("a text is in UTF-8")
+        raise UnsupportedMediaType("the text must be in UTF-8")
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise UnsupportedMediaType("send the body without Content-Encoding")
     query = _query(request)
-    engine = engine_with(request, query.model, SCORE, "this model scores nothing; see /models")
+    engine = engine_with(
+        request, query.model, SCORE, "this model does not score texts; see /models"
+    )
     in_parts = SCORE_IN_PARTS.of(engine) if query.mode == "total" else None
     lacks_sources = engine.needs_sources and media_type == TEXT
     if lacks_sources or (query.mode == "total" and in_parts is None):
@@ -39,7 +41,7 @@ async def score_stream(request: Request) -> Response:
             "model", f"an encoder-decoder scores pairs: lines of {NDJSON}"
         )
     if query.mode == "total" and media_type != TEXT:
-        raise InvalidRequest.of_option("mode", f"a total is of {TEXT}")
+        raise InvalidRequest.of_option("mode", f"mode total needs {TEXT}")
     expect_stream = request.scope.get("unroll.expect_stream")
     if expect_stream is not None:
         expect_stream()
@@ -67,7 +69,7 @@ def _media_type(request: Request) -> tuple[str, str]:
 def _query(request: Request) -> StreamQuery:
     names = [name for name, _ in request.query_params.multi_items()]
     if len(names) != len(set(names)):
-        raise InvalidRequest("a query parameter stands once")
+        raise InvalidRequest("each query parameter may be given once")
     try:
         return StreamQuery.model_validate(dict(request.query_params))
     except ValidationError as error:
@@ -81,7 +83,7 @@ class _AnsweredLines(LiveResponse):
         self, request: Request, answers: AsyncGenerator[bytes, None], body: StreamedBody
     ) -> None:
         super().__init__(request, NDJSON)
-        # The rest of a body that was given up is not read.
+        # An abandoned body is not read to its end.
         self.headers["Connection"] = "close"
         self._answers = answers
         self._body = body

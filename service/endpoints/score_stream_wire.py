@@ -39,7 +39,7 @@ class StreamedText(BaseModel):
     context: str = Field("", description="Read before it and not counted.")
     source: str | None = Field(None, description="Encoder-decoders: what it is a translation of.")
     id: Annotated[str, Field(max_length=256)] | int | None = Field(
-        None, description="Given back with the answer."
+        None, description="Returned with the answer."
     )
 
 
@@ -47,29 +47,29 @@ class StreamedScore(ScoreFigures):
     """The answer to a line."""
 
     line: int = Field(description="Its number, from 1 on.")
-    id: str | int | None = Field(None, description="What the line gave; left out where it did not.")
+    id: str | int | None = Field(None, description="The id from the line; absent if it had none.")
     unknown: list[int] = Field(description="As in the JSON answer.")
     unknown_chars: int = Field(description="As in the JSON answer.")
 
 
 class StreamedError(Answer):
-    """What is told of a line in place of a score, or last of a stream that broke."""
+    """The error for a line, in place of its score, or the last line of a failed stream."""
 
     line: int | None = Field(
-        None, description="Its number; left out where the whole stream is meant."
+        None, description="Its number; absent if the error is about the whole stream."
     )
-    id: str | int | None = Field(None, description="What the line gave; left out where it did not.")
-    error: Problem = Field(description="As it is told elsewhere.")
+    id: str | int | None = Field(None, description="The id from the line; absent if it had none.")
+    error: Problem = Field(description="The same problem document as in other answers.")
 
 
 class StreamedTotal(ScoreFigures):
-    """Mode `total`: of the text as far as it was read."""
+    """Mode `total`: the score of the text read so far."""
 
     done: bool = Field(description="Whether this is the whole text.")
     unknown_chars: int = Field(description="How many characters were outside the vocabulary.")
 
 
-# Of one line, as OpenAPI 3.2 has it (`itemSchema`).
+# The schema of one line, as in OpenAPI 3.2 (`itemSchema`).
 ANSWERED_LINES: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {
@@ -87,7 +87,7 @@ ANSWERED_LINES: dict[int | str, dict[str, Any]] = {
 
 
 def stream_documentation(operation: dict[str, Any]) -> dict[str, Any]:
-    """The OpenAPI entry of `/score`, with the bodies that are streams."""
+    """The OpenAPI entry of `/score`, with the streamed bodies."""
     operation["requestBody"]["content"] |= {
         TEXT: {"schema": {"type": "string"}, "example": "the white rabbit\nthe whjte rabbit\n"},
         NDJSON: {
@@ -111,11 +111,11 @@ def stream_documentation(operation: dict[str, Any]) -> dict[str, Any]:
 
 
 def figures_of(scored: Figures) -> dict[str, Any]:
-    """What every answered line tells of a text."""
+    """The figures in every answered line."""
     return {name: getattr(scored, name) for name in ScoreFigures.model_fields}
 
 
 def json_line(told: dict[str, Any]) -> bytes:
     """A line of the answer."""
-    # In ASCII: some clients take U+2028 and its like for the end of a line.
+    # In ASCII: some clients treat U+2028 and its like as the end of a line.
     return json.dumps(told, separators=(",", ":")).encode() + b"\n"

@@ -35,7 +35,9 @@ async def running_totals(
                 after = max(0, splitter.read_bytes - 3)
                 raise InvalidRequest(f"the text is not UTF-8 after byte {after}") from error
             except ValueError as error:
-                raise InvalidRequest("the text holds no place to cut it for very long") from error
+                raise InvalidRequest(
+                    "a stretch of the text is too long to be cut anywhere"
+                ) from error
             ids = engine.ids_of(part)
             while len(ids):
                 # Totals are at the same places however the bytes arrive.

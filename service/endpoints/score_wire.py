@@ -33,14 +33,14 @@ class ScoreRequest(RequestBody):
     source: str | TextList | None = Field(
         None,
         description="Encoder-decoders: what the text is a translation of, which may not be blank; "
-        "one for all, or one a text.",
+        "one for all, or one for each text.",
     )
     context: str | TextList = Field(
-        "", description="Read before the text and not counted: one for all, or one a text."
+        "", description="Read before the text and not counted: one for all, or one for each text."
     )
-    tokens: bool = Field(False, description="Tell about every character.")
+    tokens: bool = Field(False, description="Return every counted character with its figures.")
     top_logprobs: int = Field(
-        0, ge=0, le=MAX_ALTERNATIVES, description="With `tokens`: alternatives a character."
+        0, ge=0, le=MAX_ALTERNATIVES, description="With `tokens`: alternatives for each character."
     )
     bos: bool = Field(
         True,
@@ -90,7 +90,7 @@ class ScoreRequest(RequestBody):
         return self.source if isinstance(self.source, list) else [self.source] * count
 
     def options(self) -> ScoreOptions:
-        """What the engine takes."""
+        """The engine's options."""
         return ScoreOptions(
             tokens=self.tokens,
             top_logprobs=self.top_logprobs,
@@ -120,7 +120,7 @@ class ScoreToken(Answer):
 
 
 class ScoreFigures(Answer):
-    """What a text is worth."""
+    """The score of a text in several units."""
 
     logprob: float = Field(description="Natural log of the text's probability.")
     bits: float = Field(description="The same in bits, and positive: the total surprisal.")
@@ -137,10 +137,10 @@ class ScoreResult(ScoreFigures):
     unknown: list[int] = Field(description=UNKNOWN)
     unknown_chars: int = Field(description=UNKNOWN_CHARS)
     # Made one by one as they are written: in a list, each would take 2 kB.
-    tokens: Iterable[ScoreToken] | None = Field(description="Every counted token, where asked for.")
+    tokens: Iterable[ScoreToken] | None = Field(description="Every counted token, if requested.")
     state: str | None = Field(
-        description="Where it was asked for. Null after the end of the text, which nothing "
-        "follows, and where nothing was read."
+        description="If requested. Null after the end of the text, which cannot be continued, and "
+        "if nothing was read."
     )
 
     @classmethod
@@ -155,7 +155,7 @@ class ScoreResponse(Answer):
 
     model: str = Field(description="The model that answered.")
     precision: str = Field(description="Its arithmetic.")
-    results: list[ScoreResult] = Field(description="One a text, in order.")
+    results: list[ScoreResult] = Field(description="One for each text, in order.")
     usage: Usage = Field(description="Counts over the whole request.")
 
     @classmethod

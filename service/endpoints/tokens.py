@@ -1,4 +1,4 @@
-"""Texts to token ids and back, as evaluation clients ask for it (the shapes are vLLM's)."""
+"""Texts to token ids and back, for evaluation clients (the shapes are vLLM's)."""
 
 from typing import Annotated
 
@@ -23,7 +23,7 @@ class TokenizeRequest(RequestBody):
 
     prompt: str = Field(description="The text. Printed special tokens in it are read as such.")
     add_special_tokens: bool = Field(False, description="Begin with bos.")
-    side: Side = Field("source", description="Of an encoder-decoder.")
+    side: Side = Field("source", description="The side of an encoder-decoder.")
 
 
 class TokenizeResponse(Answer):
@@ -40,7 +40,7 @@ class DetokenizeRequest(RequestBody):
     tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)] = Field(
         description="Token ids."
     )
-    side: Side = Field("source", description="Of an encoder-decoder.")
+    side: Side = Field("source", description="The side of an encoder-decoder.")
 
 
 class DetokenizeResponse(Answer):
@@ -53,7 +53,9 @@ class TokenizerInfo(Answer):
     """Answer of `/tokenizer_info`."""
 
     model: str = Field(description="The model.")
-    tokenization: str = Field(description="What a token is: of an encoder-decoder, of its source.")
+    tokenization: str = Field(
+        description="What a token is; for an encoder-decoder, on the source side."
+    )
     vocab_size: int = Field(description="Tokens, the four special ones included.")
     bos_token: str = Field(description="Printed form of id 1.")
     eos_token: str = Field(description="Printed form of id 2.")
@@ -68,14 +70,14 @@ class VocabToken(Answer):
 
     id: int = Field(description="Its id.")
     token: str = Field(description="Its printed form.")
-    special: bool = Field(description="Whether it stands for no text.")
+    special: bool = Field(description="Whether it is a special token without text.")
 
 
 class Vocab(Answer):
     """Answer of `/models/{name}/vocab`."""
 
     model: str = Field(description="The model.")
-    side: Side | None = Field(description="Of an encoder-decoder.")
+    side: Side | None = Field(description="The side of an encoder-decoder; else null.")
     tokens: list[VocabToken] = Field(description="Every token, by id.")
 
 
@@ -87,9 +89,9 @@ class Vocab(Answer):
 async def vocab(
     name: str,
     request: Request,
-    side: Annotated[Side, Query(description="Of an encoder-decoder.")] = "source",
+    side: Annotated[Side, Query(description="The side of an encoder-decoder.")] = "source",
 ) -> Response:
-    """Every token of a model; of an encoder-decoder those of one side."""
+    """Every token of a model, or of one side of an encoder-decoder."""
     engine = engine_named(request, name)
     names = _vocabulary(engine, side).tokens
 
@@ -156,9 +158,9 @@ async def detokenize(request: Request) -> Response:
 @router.get("/tokenizer_info", responses={404: PROBLEMS[404], 422: PROBLEMS[422]})
 async def tokenizer_info(
     request: Request,
-    model: Annotated[str | None, Query(description="May be left out where one is served.")] = None,
+    model: Annotated[str | None, Query(description="Optional if one model is served.")] = None,
 ) -> TokenizerInfo:
-    """What tokens are, for clients that tokenize by `/tokenize`."""
+    """How texts are tokenized, for clients that use `/tokenize`."""
     engine = engine_named(request, model)
     vocabulary = _vocabulary(engine, "source")
     return TokenizerInfo(

@@ -1,4 +1,4 @@
-"""From the name of an engine's option to the field of a request: a JSON pointer, or another name.
+"""Maps the name of an engine's option to a request's field: a JSON pointer or another name.
 
 Below HTTP, an error names the option (`errors.OptionError`). In the native endpoints, fields have
 the names of the options. The other interfaces use `named_by` to map options to their own fields.

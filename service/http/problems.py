@@ -38,7 +38,7 @@ _DOCUMENTED: dict[ServiceError, str] = {
     ): "The request needs an API key and has none, or an unknown one.",
     Forbidden("this takes a key with the role use"): "The API key does not allow this request.",
     ModelNotFound(
-        "there is no such model; there are alice-lstm, g2p-en"
+        "no such model; the models are alice-lstm, g2p-en"
     ): "No served model has that name.",
     BundleUnusable(
         "alice-lstm: step.int8.onnx: its SHA-256 is not the manifest's"

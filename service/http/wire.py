@@ -1,6 +1,6 @@
 """The wire that several endpoints share: parts of requests and of answers, and errors.
 
-Every field is documented, none is extra.
+Every field is documented; unknown fields are rejected.
 """
 
 from typing import Annotated, Any, Self
@@ -12,7 +12,7 @@ from service.tasks.unknown import MAX_POSITIONS, Unknown
 
 MAX_ALTERNATIVES = 20
 MAX_BIASES = 1024
-# In nats: what a token's log-probability may lose or gain.
+# Largest change of a token's log-probability, in nats.
 Penalty = Annotated[float, Field(ge=-100.0, le=100.0)]
 Bias = Annotated[float, Field(ge=-1000.0, le=1000.0)]
 LengthPenalty = Annotated[float, Field(ge=0.0, le=10.0)]
@@ -24,7 +24,7 @@ def _not_empty(value: str | list[str]) -> str | list[str]:
     return value
 
 
-# Stops at the first mistake: to find every one in a list of a million numbers takes seconds.
+# Stops at the first mistake: finding every one in a list of a million numbers takes seconds.
 TextList = Annotated[list[str], Field(fail_fast=True)]
 Texts = Annotated[str | TextList, AfterValidator(_not_empty)]
 
@@ -35,22 +35,22 @@ def listed(texts: str | list[str]) -> list[str]:
 
 
 UNKNOWN = (
-    "Positions, in the normalized text, of characters outside the vocabulary: of the first "
+    "Positions, in the normalized text, of characters outside the vocabulary: at most the first "
     f"{MAX_POSITIONS:,}."
 )
-UNKNOWN_CHARS = "How many characters are outside the vocabulary, these and all others."
+UNKNOWN_CHARS = "How many characters are outside the vocabulary, listed or not."
 
 
 class RequestBody(BaseModel):
     """What all requests share: strict types, no unknown fields, and a model."""
 
-    # strict: a bool is no integer and "8" is no 8.
+    # strict: true is not accepted as a number, nor "8" as 8.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     model: str | None = Field(
         None,
-        description="Name of a served model; may be left out where only one is served that answers "
-        "this.",
+        description="Name of a served model; optional if only one served model supports this "
+        "request.",
     )
 
 
@@ -63,8 +63,8 @@ class Answer(BaseModel):
     def taken_from(cls, result: object, **others: Any) -> Self:
         """The answer for a result of a task: each field is the result's attribute of that name.
 
-        `others` are the fields that the result has not, or has in another shape. Nothing
-        is validated, as with `model_construct`, which takes three times as long: a large answer
+        `others` are fields that the result lacks or has in another shape. Nothing is
+        validated, as with `model_construct`, which takes three times as long: a large answer
         has a hundred thousand of these.
         """
         fields = {
@@ -90,7 +90,7 @@ class Usage(Answer):
     )
     completion_tokens: int = Field(description="Tokens generated, eos counted.")
     cached_tokens: int = Field(
-        description="Of `prompt_tokens`: not run, as they were read before or with another input."
+        description="Part of `prompt_tokens`: cached, or read with another input, so not run again."
     )
 
 
@@ -102,7 +102,7 @@ class AlternativeOut(Answer):
 
 
 def alternatives(token: ScoredToken) -> list[AlternativeOut]:
-    """The likeliest tokens in the place of one."""
+    """The likeliest tokens at a token's position."""
     return [AlternativeOut.taken_from(x) for x in token.top]
 
 

@@ -28,7 +28,7 @@ class GoldenVector(Protocol):
 
     @property
     def tolerance(self) -> float:
-        """Largest mean absolute difference, in nats a token."""
+        """Largest mean absolute difference, in nats per token."""
 
 
 Vector = TypeVar("Vector", bound=GoldenVector)
@@ -61,6 +61,6 @@ def check_answer(where: str, vector: GoldenVector, logprobs: Float32Array) -> No
     # Written so that NaN fails too.
     if not difference <= vector.tolerance:
         raise GoldenMismatch(
-            f"{where}: this machine differs by {difference:.2e} nats a token in "
+            f"{where}: this machine differs by {difference:.2e} nats per token in "
             f"{vector.precision}, at most {vector.tolerance} is allowed"
         )

@@ -14,14 +14,14 @@ from service.tasks.values import Figures, ScoreOptions
 
 @dataclass(frozen=True, slots=True)
 class CarriedScore(Figures):
-    """The score of a text so far, and where to go on."""
+    """The score of a text so far, and what it takes to continue."""
 
     states: States | None = None  # None: nothing has been read
     last: int | None = None  # the last token, which has not been read yet
     logprob: float = 0.0  # nats
     chars: int = 0  # counted
-    read: int = 0  # characters that came, counted or not
-    unknown: int = 0  # of them, outside the vocabulary
+    read: int = 0  # characters received, counted or not
+    unknown: int = 0  # those of them outside the vocabulary
     bos: bool = True  # whether it begins a document
     eos: bool = False
 
@@ -30,7 +30,7 @@ class CarriedScore(Figures):
     ) -> "tuple[CarriedScore, ReadRow | None]":
         """The score before the next part is read, and the row to read, or None.
 
-        `ids` of None mean the end of the text. Raises InvalidRequest.
+        `ids` is None at the end of the text. Raises InvalidRequest.
         """
         coming = np.array([EOS_ID], np.uint16) if ids is None else ids
         unknown = int(np.count_nonzero(coming == UNK_ID))
@@ -46,7 +46,7 @@ class CarriedScore(Figures):
             coming = coming[coming != UNK_ID]
         sequence = coming if last is None else np.append(np.uint16(last), coming)
         if len(sequence) < 2:
-            # Nothing is counted yet: a lone token is what the next one will follow.
+            # Nothing is counted yet: the first token is only context for the next.
             return replace(carried, last=int(sequence[0]) if len(sequence) else None), None
         row = ReadRow(sequence[:-1], sequence[1:], start=self.states, wants_continuation=True)
         row.logprob = self.logprob

@@ -29,7 +29,7 @@ from service.tasks.translations import Translated, TranslatedToken, TranslateOpt
 from service.tasks.values import Scored, ScoreOptions
 from service.tasks.vocabularies import ClientVocabulary, Vocabularies
 
-# Steps of few rows cost what their Python costs, and threads take turns at that.
+# A step of few rows spends most of its time in Python, where threads take turns.
 _PACKED_ROWS = 256
 
 
@@ -93,7 +93,7 @@ class EncoderDecoderEngine:
     async def translate(
         self, texts: Sequence[str], prefixes: Sequence[str], options: TranslateOptions
     ) -> list[Translated]:
-        """Targets of every source, each beginning with its prefix.
+        """Translate every source; each target begins with its prefix.
 
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
@@ -105,10 +105,10 @@ class EncoderDecoderEngine:
     async def stream(
         self, texts: Sequence[str], prefixes: Sequence[str], options: TranslateOptions
     ) -> AsyncGenerator[TranslatedToken | list[Translated], None]:
-        """What `translate` gives, which comes last; before it its tokens, as they become sure.
+        """Stream tokens as they become certain; the result of `translate` comes last.
 
-        A sample's tokens are sure at once. A token of a beam search is so when all that can still
-        be the best translation begins with it. Raises what `translate` raises.
+        A sampled token is certain at once. A token of a beam search is certain once every
+        hypothesis that can still win begins with it. Raises what `translate` raises.
         """
         options = checked_options(self._sides, options)
         if options.copy_unknown:
@@ -145,7 +145,7 @@ class EncoderDecoderEngine:
         contexts: Sequence[str] | None = None,
         sources: Sequence[str] | None = None,
     ) -> list[Scored]:
-        """log P(text | source) of every pair; with `eos` its end is counted.
+        """log P(text | source) of every pair; with `eos` the end counts, too.
 
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
@@ -158,7 +158,7 @@ class EncoderDecoderEngine:
     # --- shared ---------------------------------------------------------------------------------
 
     async def _run(self, searches: Sequence[Search]) -> None:
-        """Run all the searches to their end."""
+        """Run all searches to their end."""
         async with self.workers.deadline():
             await self.workers.run(searches)
         given = sum(len(search.forced) for search in searches if search.given)

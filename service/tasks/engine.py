@@ -1,4 +1,4 @@
-"""What an engine is, whatever its kind of model, and what engines can be asked for.
+"""The protocol of engines, whatever their kind of model, and the abilities they may have.
 
 An ability is one thing that some models can do, with a protocol of its methods; an engine lists the
 abilities that it has. Endpoints, registry and command line ask for an ability, never for a kind of
@@ -32,7 +32,7 @@ Able = TypeVar("Able")
 class Engine(Protocol):
     """One served version of a model."""
 
-    holds: int  # requests that are answered with it (request_context.Held)
+    holds: int  # requests that it is answering (request_context.Held)
 
     @property
     def manifest(self) -> Manifest:
@@ -40,7 +40,7 @@ class Engine(Protocol):
 
     @property
     def precision(self) -> Precision:
-        """The arithmetic that it runs in."""
+        """The precision that it runs in."""
 
     @property
     def workers(self) -> Workers[Any]:
@@ -52,7 +52,7 @@ class Engine(Protocol):
 
     @property
     def abilities(self) -> "Abilities":
-        """What it can be asked for."""
+        """What it can do."""
 
     def start(self) -> None:
         """Start its workers; call it in the event loop that requests run in."""
@@ -96,7 +96,7 @@ class Generates(Engine, Protocol):
     def stream(
         self, prompts: Sequence[Prompt], options: GenerateOptions
     ) -> AsyncGenerator[StreamEvent, None]:
-        """What `generate` gives, token by token; the usage comes last."""
+        """Stream the choices of `generate` token by token; the usage comes last."""
 
 
 class Scores(Engine, Protocol):
@@ -122,7 +122,7 @@ class ScoresInParts(Engine, Protocol):
 
     @property
     def normalization(self) -> Normalization:
-        """What is done to the text first."""
+        """How the text is normalized first."""
 
     def ids_of(self, text: str) -> Ids:
         """The ids of a part's normalized characters."""
@@ -130,7 +130,7 @@ class ScoresInParts(Engine, Protocol):
     async def carry_on(
         self, carried: CarriedScore, ids: Ids | None, options: ScoreOptions
     ) -> CarriedScore:
-        """The score with the next part; None is the text's end."""
+        """The score including the next part; None ends the text."""
 
 
 class Translates(Engine, Protocol):
@@ -146,12 +146,12 @@ class Translates(Engine, Protocol):
     async def translate(
         self, texts: Sequence[str], prefixes: Sequence[str], options: TranslateOptions
     ) -> list[Translated]:
-        """Targets of every source, each beginning with its prefix."""
+        """Translate every source; each target begins with its prefix."""
 
     def stream(
         self, texts: Sequence[str], prefixes: Sequence[str], options: TranslateOptions
     ) -> AsyncGenerator[TranslatedToken | list[Translated], None]:
-        """What `translate` gives, which comes last; before it its tokens, as they become sure."""
+        """Stream tokens as they become certain; the result of `translate` comes last."""
 
 
 GENERATE: Ability[Generates] = Ability()

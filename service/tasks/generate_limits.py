@@ -1,4 +1,4 @@
-"""Options of `generate`: left-out ones are filled in, and all are checked against the limits."""
+"""Options of `generate`: fills in the defaults and checks all options against the limits."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from service.tasks.values import DEFAULT_MAX_TOKENS, GenerateOptions, Prompt
 def checked_options(
     model: TextModel, prompts: Sequence[Prompt], options: GenerateOptions
 ) -> GenerateOptions:
-    """The options with what was left out, and the bias by token id. Raises InvalidRequest."""
+    """The options with their defaults, and the bias by token id. Raises InvalidRequest."""
     if options.max_tokens is None:
         options = replace(options, max_tokens=min(DEFAULT_MAX_TOKENS, model.max_tokens))
     _check_counts(model, prompts, options)
@@ -57,7 +57,7 @@ def _check_after_state(options: GenerateOptions) -> None:
     name = "presence" if sampling.presence_penalty else "frequency"
     raise InvalidRequest.of_option(
         f"{name}_penalty",
-        "after a state it is 0: a state does not know which tokens its choice has",
+        "must be 0 after a state, which does not record the tokens of its choice",
     )
 
 
@@ -74,6 +74,6 @@ def _with_bias(model: TextModel, options: GenerateOptions) -> SamplingParams:
                 "logit_bias", "every key is one character of the model's vocabulary, or U+E002"
             )
         if id_ in bias:
-            raise InvalidRequest.of_option("logit_bias", "two keys are one character to the model")
+            raise InvalidRequest.of_option("logit_bias", "two keys stand for the same character")
         bias[id_] = gain
     return replace(options.sampling, logit_bias=tuple(bias.items()))

@@ -132,7 +132,7 @@ class Generation:
             pieces = pieces_of(prompt, names, len(before))
         choices = tuple(self._choice(work, row, prefix, before, pieces) for row in work.write)
         prompt_tokens = len(read_ids(work))
-        # bos is read, too, and counted nowhere.
+        # bos is read, too, but not counted.
         return Generated(choices, prompt_tokens, min(reused, prompt_tokens), unknown)
 
     def _choice(
@@ -166,7 +166,7 @@ class Generation:
 class _Beginning:
     """Where the choices of a request begin."""
 
-    noise: NoisePlace  # of the first choice; the others have the next ones' noise
+    noise: NoisePlace  # of the first choice; each further choice has a place of its own
     handle: Handle | None = None
 
     @property
@@ -193,7 +193,7 @@ def _beginning(model: TextModel, options: GenerateOptions) -> _Beginning:
 def _ended_before(
     max_tokens: int, constraint: Constraint | None
 ) -> Literal["stop", "length"] | None:
-    """How a text ends that has no token to write."""
+    """Why a text ends before its first token; None if it goes on."""
     if constraint is not None and constraint.is_closed[0]:
         return "stop"
     return None if max_tokens else "length"

@@ -2,7 +2,7 @@
 
     handle = base64url( header | states | log-probabilities | HMAC-SHA256 of all before it )
 
-A handle that was changed is rejected; any other is restored to the bit. It is signed but not
+A changed handle is rejected; a valid one restores the state to the bit. It is signed but not
 encrypted: its bearer can read the model's state, which comes from the bearer's own text.
 V vocabulary.
 """
@@ -34,16 +34,16 @@ _OPTION = "state"
 
 @dataclass(frozen=True, slots=True)
 class NoisePlace:
-    """Where the sampling noise of a choice goes on."""
+    """Where the sampling noise of a choice continues."""
 
     seed: int
     choice: int
-    drawn: int  # tokens that have been drawn with it
+    drawn: int  # tokens drawn so far
 
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """Where a text stands: everything that it takes to go on elsewhere."""
+    """Everything needed to continue a text on another server."""
 
     continuation: Continuation
     position: int  # tokens read so far, bos counted
@@ -114,7 +114,7 @@ class Seal:
                 f"{self._precision}"
             )
         if digest != self._digest:
-            raise _refused(f"the state is not one of {self._model} as it is served here")
+            raise _refused(f"the state does not belong to {self._model} as it is served here")
         if now - made_s > self._max_age_s:
             raise _refused(f"the state is too old; states are accepted for {self._max_age_s:g} s")
         *states, logprobs = self._tensors(body[_HEADER.size :])
@@ -159,6 +159,5 @@ def _refused(detail: str) -> InvalidRequest:
 
 def _not_ours() -> InvalidRequest:
     return _refused(
-        "this is not a valid state of a server with this key; send the state exactly as it was "
-        "answered"
+        "not a valid state for this server's key; send the state exactly as it was returned"
     )

@@ -18,7 +18,7 @@ class HypothesisTexts:
     """Makes the results of one request."""
 
     def __init__(self, sides: Sides, options: TranslateOptions, seed: int | None) -> None:
-        """`seed` is that of samples."""
+        """`seed` is the seed of samples."""
         self._sides = sides
         self._options = options
         self._seed = seed
@@ -37,7 +37,7 @@ class HypothesisTexts:
         )
 
     def of_blank(self, source: SideText) -> Translated:
-        """An empty target with probability 1: no blank source was trained on."""
+        """An empty target with probability 1: training has no blank sources."""
         aligns = self._options.return_alignments
         nothing = Translation(
             text="",
@@ -57,7 +57,7 @@ class HypothesisTexts:
         side = self._sides.source
         spans = side.tokenizer.spans(source.text)
         pieces = [source.text[start:end] for start, end in spans] + [""]
-        # A span of a subword has the blank before it; symbols have none in theirs.
+        # A subword's span includes the blank before it; a symbol's span does not.
         blank = " " if side.rules.tokenization == "whitespace" else ""
         parts = [pieces[i : i + stride] for i in range(0, len(pieces), stride)]
         return [blank.join(x for x in part if x) for part in parts]
@@ -93,7 +93,7 @@ def _copied(
     pieces: Sequence[str],
     attention: Float32Array,  # [T, M]
 ) -> list[str]:
-    """The pieces, with what the source has where the model attends for every unknown one."""
+    """The pieces; each unknown one becomes the source text that it attends to most."""
     likeliest = attention.argmax(axis=1).tolist()
     copied = [
         places[place] if token == UNK_ID else piece

@@ -57,9 +57,9 @@ def open_engine(bundle: Bundle, surroundings: Surroundings) -> Engine:
 def open_session(
     bundle: AnyBundle, settings: Settings, kind: Callable[[AnyBundle, Precision], Opened]
 ) -> Opened:
-    """The bundle in the precision of the settings, or in fp32 where this machine fails its int8.
+    """The bundle in the precision of the settings, or in fp32 if int8 fails on this machine.
 
-    Raises BundleError where there is no such precision, or fp32 fails, too.
+    Raises BundleError if the bundle lacks the precision, or if fp32 fails, too.
     """
     wanted = bundle.manifest.precision if settings.precision == "auto" else settings.precision
     try:
@@ -67,7 +67,7 @@ def open_session(
     except GoldenMismatch as mismatch:
         if wanted == "fp32":
             raise
-        logger.error("%s; it is served in fp32 instead", mismatch)  # noqa: TRY400 (told, not a bug)
+        logger.error("%s; it is served in fp32 instead", mismatch)  # noqa: TRY400 (no bug, no traceback)
         return kind(bundle, "fp32")
 
 

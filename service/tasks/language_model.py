@@ -83,7 +83,7 @@ class LanguageModelEngine:
         self.workers.start()
 
     async def stop(self, timeout_s: float | None = None) -> None:
-        """End the workers; what the caches keep is other models' to use."""
+        """End the workers; other models may use the room of its caches."""
         await self.workers.stop(timeout_s)
         self._reads.prefixes.close()
         self._constraints.close()
@@ -95,7 +95,7 @@ class LanguageModelEngine:
 
     @property
     def normalization(self) -> Normalization:
-        """What is done to every text first."""
+        """How every text is normalized first."""
         return self.manifest.normalization
 
     @property
@@ -119,10 +119,10 @@ class LanguageModelEngine:
     async def stream(
         self, prompts: Sequence[Prompt], options: GenerateOptions
     ) -> AsyncGenerator[StreamEvent, None]:
-        """What `generate` gives, token by token, as it is written; the usage comes last.
+        """Stream the choices of `generate` token by token; the usage comes last.
 
-        What could still become a stop string is held back. Raises what `generate` raises; close it,
-        and the rows leave before the next step.
+        Tokens that may begin a stop string are held back. Closing the stream removes its rows
+        before the next step. Raises what `generate` raises.
         """
         generation = await self._prepared(prompts, options)
         current_request().keep_no_details()
@@ -150,7 +150,7 @@ class LanguageModelEngine:
                 for event in choice.events():
                     yield event
         for choice in choices:
-            if not choice.has_ended:  # it had no token to write
+            if not choice.has_ended:  # it wrote no token
                 for event in choice.end():
                     yield event
         yield generation.usage(reused)
@@ -165,7 +165,7 @@ class LanguageModelEngine:
         return generation
 
     async def _constraint(self, options: GenerateOptions) -> Constraint | None:
-        """What the texts may be. Raises InvalidRequest, QueueFull and DeadlineExceeded."""
+        """The texts' constraint, if any. Raises InvalidRequest, QueueFull and DeadlineExceeded."""
         if options.rule is None:
             return None
         async with self.workers.deadline():
@@ -205,7 +205,7 @@ class LanguageModelEngine:
     async def carry_on(
         self, carried: CarriedScore, ids: Ids | None, options: ScoreOptions
     ) -> CarriedScore:
-        """The score of a text that comes in parts, with its next part; None is its end.
+        """The score of a text in parts, including the next part; None ends the text.
 
         Raises what `score` raises.
         """
@@ -220,9 +220,9 @@ class LanguageModelEngine:
     # --- shared ---------------------------------------------------------------------------------
 
     async def _run(self, works: Sequence[TextWork]) -> list[int]:
-        """Run all the work to its end; how many tokens of each read needed no run of its own.
+        """Run all work; for each, the number of prompt tokens that needed no run of their own.
 
-        A caller that is cancelled takes its rows along.
+        Cancelling the caller removes its rows.
         """
         async with self.workers.deadline():
             reused = await self._reads.run(works, self.workers.run)

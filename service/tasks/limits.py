@@ -5,7 +5,8 @@ from service.observe.request_context import current_request
 from service.scheduling.admission import RETRY_AFTER_S
 from service.settings import Settings
 
-# Details in hand of all requests, as a multiple of those of the largest: as arrays, 12 bytes each.
+# All requests together may hold this many times the details of the largest one. As arrays, a
+# detail takes 12 bytes.
 DETAILS_IN_HAND = 4
 
 
@@ -16,10 +17,10 @@ def at_most(option: str, value: int, limit: int, unit: str) -> None:
 
 
 def check_details(option: str, tokens: int, alternatives: int, settings: Settings) -> None:
-    """Take room for the details of an answer, until it has been given.
+    """Reserve room for the details of an answer until it has been sent.
 
-    Raises InvalidRequest where it would tell too much of too many tokens, and QueueFull where
-    others have the room.
+    Raises InvalidRequest if they exceed the limit of one request, and QueueFull if other requests
+    hold the room.
 
     A token takes as much memory as four alternatives (measured: 2.2 kB and 0.65 kB in /score).
     """
@@ -29,7 +30,7 @@ def check_details(option: str, tokens: int, alternatives: int, settings: Setting
     request = current_request()
     if request.details is not None and not request.take_bytes(request.details, count):
         raise QueueFull(
-            f"{request.details.limit} details (tokens · (4 + alternatives)) may be in hand; "
-            "ask for fewer, or again",
+            f"at most {request.details.limit} details (tokens · (4 + alternatives)) may be in "
+            "preparation at once; ask for fewer, or try again",
             headers={"Retry-After": str(RETRY_AFTER_S)},
         )

@@ -38,7 +38,7 @@ _POLL_S = 0.02
 # After this, a worker that hangs in a step is left running until the process ends.
 _STOP_TIMEOUT_S = 5.0
 
-Stamp = tuple[int, int, int]  # of the manifest, which is always written together with the rest
+Stamp = tuple[int, int, int]  # of the manifest, which changes with every new version
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class ModelRegistry:
         engine = self.engines.get(self._only(ability) if name is None else name)
         if engine is None:
             served = ", ".join(sorted(self.engines)) or "none"
-            raise ModelNotFound(f"there is no such model; there are {served}")
+            raise ModelNotFound(f"no such model; the models are {served}")
         current_request().hold(engine)
         return engine
 

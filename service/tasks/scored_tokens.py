@@ -11,7 +11,7 @@ import numpy as np
 from service.bundle.arrays import Ids
 from service.decoding.rows import TokenDetails
 
-_BLOCK = 256  # tokens that are made objects together
+_BLOCK = 256  # tokens that become objects at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """A token and what the model thought of it. `None` where it had nothing to go by."""
+    """A token and what the model thought of it. `None`: nothing before it to predict it from."""
 
     token: str
     logprob: float | None
@@ -34,20 +34,20 @@ class ScoredToken:
 
 
 class ScoredTokens(Sequence[ScoredToken]):
-    """Tokens with what the model thought of them, each made when it is looked at.
+    """Tokens with what the model thought of them, each built when it is accessed.
 
-    One takes 2 kB as an object, and some tens of bytes in these columns.
+    A token takes 2 kB as an object, but only some tens of bytes in these columns.
     """
 
     def __init__(self, names: Sequence[str], ids: Ids, parts: Sequence[TokenDetails]) -> None:
-        """`names` are the printed tokens, `ids` [T] those that are told of."""
+        """`names` are the printed tokens, `ids` [T] the described tokens."""
         self._names = names
         self._ids = ids
         self._details = TokenDetails.joined(parts) if len(ids) else None
         self._first: tuple[ScoredToken, ...] = ()
 
     def after(self, first: Sequence[ScoredToken]) -> "ScoredTokens":
-        """These after some others."""
+        """These tokens, with others before them."""
         whole = copy(self)
         whole._first = (*first, *self._first)  # noqa: SLF001 (its own)
         return whole

@@ -56,7 +56,7 @@ class Searches:
 
     @property
     def running(self) -> list[tuple[int, Search]]:
-        """Those that have to be run, each with the place of its source."""
+        """The searches to run, each with the index of its source."""
         return [(i, search) for i, search in enumerate(self._planned) if search is not None]
 
     @property
@@ -80,7 +80,7 @@ class Searches:
             raise InvalidRequest.of_option(
                 "target_prefix",
                 f"the prefix has {len(forced)} tokens; a target of this source has at most "
-                f"{max_tokens}, with one for its end",
+                f"{max_tokens}, the end included",
             )
         return Search(
             source.ids,

@@ -1,4 +1,4 @@
-"""The two sides of an encoder-decoder: how their texts become tokens, and how many they may be."""
+"""The two sides of an encoder-decoder: how texts become tokens, and how many tokens are allowed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from service.settings import Settings
 from service.tasks.limits import at_most
 from service.tasks.unknown import Unknown, UnknownPolicy, unknown_text
 
-# At the ends of a text, where no white space is read.
+# White space around a text that the limit on characters allows for: it is stripped.
 _MAX_BLANKS = 1024
 
 
@@ -28,7 +28,7 @@ class SideText:
     """A text of one side on its way into the model."""
 
     text: str  # normalized, without what is skipped
-    ids: Ids  # of a source eos the last
+    ids: Ids  # a source's ids end with eos
     unknown: Unknown  # skipped or not
 
     @property
@@ -69,7 +69,7 @@ class SideReader:
         return SideText(text, ids, unknown_at(unknown))
 
     def unknown_spans(self, ids: Ids, text: str) -> list[tuple[int, int]]:
-        """Where in the text the characters stand that the vocabulary does not have."""
+        """Where the text has characters outside the vocabulary."""
         unknown = ids == UNK_ID
         if not unknown.any():
             return []
@@ -99,7 +99,7 @@ class Sides:
     ) -> None:
         """Raise InvalidRequest for texts that have too many tokens however they are cut.
 
-        It is known before anything is spent on them.
+        This check comes first because it costs next to nothing.
         """
         longest = max(map(len, sources), default=0)
         at_most("source", longest, self.source.max_chars, "characters in a source")
@@ -127,9 +127,9 @@ def unknown_at(spans: Sequence[tuple[int, int]]) -> Unknown:
 
 
 def _most_chars(tokens: int, tokenizer: Tokenizer) -> int:
-    """More characters than so many tokens stand for.
+    """An upper bound on the characters that this many tokens can stand for.
 
-    Normalization makes one character of four at most, and takes blanks away at the ends.
+    Normalization merges at most four characters into one, and strips blanks at both ends.
     """
     longest = max(map(len, tokenizer.tokens)) + 1  # a blank between symbols
     return 4 * tokens * longest + _MAX_BLANKS

@@ -41,7 +41,7 @@ class TargetScoring:
 
     @property
     def searches(self) -> list[Search]:
-        """Those that have to be run."""
+        """The searches to run."""
         return [plan.search for plan in self._plans if plan.search.forced]
 
     @property
@@ -57,7 +57,7 @@ class TargetScoring:
         options = self._options
         read = self._sides.read_source(source, options.unknown)
         if read.is_blank:
-            raise InvalidRequest.of_option("source", "it is blank: a text is scored given a source")
+            raise InvalidRequest.of_option("source", "must not be blank: a text is scored given it")
         target = self._sides.target.read(text, options.unknown, "text")
         forced = (*target.ids.tolist(), *([EOS_ID] if self._eos else []))
         at_most("text", len(forced), self._sides.settings.max_tokens, "tokens in a target")

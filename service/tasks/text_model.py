@@ -48,7 +48,7 @@ class TextModel:
 
     @property
     def normalization(self) -> Normalization:
-        """What is done to every text first."""
+        """How every text is normalized first."""
         return self.manifest.normalization
 
     @property

@@ -57,7 +57,7 @@ class TextScoring:
 
     @property
     def works(self) -> list[TextWork]:
-        """What has to be read."""
+        """The rows to read."""
         return [TextWork(plan.row) for plan in self._plans if plan.row is not None]
 
     @property
@@ -83,7 +83,7 @@ class TextScoring:
         sequence = np.concatenate([start, before, ids, end]).astype(np.uint16)
         counted = sequence.copy()
         counted[: len(start) + len(before)] = PAD_ID
-        # Nothing follows eos; else the last token is read only where somebody goes on from it.
+        # The last token is read only if its state is returned, and never if it is eos.
         goes_on = options.return_state and not options.eos
         tokens = sequence if goes_on else sequence[:-1]
         row = None
@@ -147,18 +147,18 @@ class _Plan:
 
     @property
     def uncounted(self) -> int:
-        """Tokens at the beginning of the text that have nothing to be predicted from."""
+        """Tokens at the start of the text with nothing before them to predict them from."""
         return 1 if self.lacks_first and len(self.ids) else 0
 
 
 def check_score_options(
     options: ScoreOptions, contexts: Sequence[str] | None, sources: Sequence[str] | None
 ) -> None:
-    """Raise InvalidRequest for what a language model does not take together, or not at all."""
+    """Raise InvalidRequest for options that a language model lacks or cannot combine."""
     if sources is not None:
-        raise InvalidRequest.of_option("source", "a language model takes `context`, and no source")
+        raise InvalidRequest.of_option("source", "a language model takes `context`, not `source`")
     if options.state is not None:
         if contexts is not None:
-            raise InvalidRequest.of_option("context", "a state stands in its place; leave it out")
+            raise InvalidRequest.of_option("context", "not together with state, which replaces it")
         if options.bos:
-            raise InvalidRequest.of_option("bos", "a text after a state begins no document")
+            raise InvalidRequest.of_option("bos", "a text after a state does not begin a document")

@@ -10,12 +10,12 @@ from service.tasks.sides import Sides
 from service.tasks.translations import TranslateOptions, default_beam_size
 from service.tasks.values import ScoreOptions
 
-# What a token's row of an alignment counts among the details of an answer, in alternatives.
+# One token's row of an alignment counts as this many alternatives among an answer's details.
 _ATTENTION_DETAILS = 20
 
 
 def checked_options(sides: Sides, options: TranslateOptions) -> TranslateOptions:
-    """The options with what was left out. Raises InvalidRequest."""
+    """The options with their defaults. Raises InvalidRequest."""
     settings = sides.settings
     if options.beam_size is None:
         options = replace(options, beam_size=default_beam_size(settings.max_beam_size))
@@ -24,16 +24,16 @@ def checked_options(sides: Sides, options: TranslateOptions) -> TranslateOptions
         beams = "hypotheses: as many as beams (beam_size)"
         at_most("num_hypotheses", options.num_hypotheses, options.width, beams)
     elif options.copy_unknown:
-        raise InvalidRequest.of_option("copy_unknown", "it needs temperature 0")
+        raise InvalidRequest.of_option("copy_unknown", "needs temperature 0")
     at_most("num_hypotheses", options.num_hypotheses, settings.max_n, "hypotheses")
     if not sides.manifest.memory and options.attends:
         option = "return_alignments" if options.return_alignments else "copy_unknown"
-        raise InvalidRequest.of_option(option, "this model has no attention, and so no alignment")
+        raise InvalidRequest.of_option(option, "this model has no attention, so no alignment")
     return options
 
 
 def check_costs(sides: Sides, searches: Sequence[Search], options: TranslateOptions) -> None:
-    """Raise InvalidRequest where all searches together are too many tokens, or tell too much."""
+    """Raise InvalidRequest where all searches together have too many tokens or details."""
     cost = sum(search.width * search.max_tokens for search in searches)
     rows = "num_hypotheses" if options.sampling is not None else "beam_size"
     unit = f"tokens: {rows} · max_tokens, over all sources"
@@ -64,5 +64,5 @@ def checked_sources(
         )
     if options.state is not None or options.return_state:
         option = "state" if options.state is not None else "return_state"
-        raise InvalidRequest.of_option(option, "an encoder-decoder has no states to go on from")
+        raise InvalidRequest.of_option(option, "an encoder-decoder has no states to continue from")
     return sources

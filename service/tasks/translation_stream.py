@@ -28,7 +28,7 @@ class StreamedSearch:
         self._search = search
         self._news = News()
         self._pieces: dict[int, list[str]] = {}  # of each place, as printed
-        self._texts: dict[int, str] = {}  # what they join to
+        self._texts: dict[int, str] = {}  # their joined text
         self._counts: dict[int, int] = {}
 
     def wrote(self, place: int, tokens: Ids, logprobs: Float32Array) -> None:

@@ -8,7 +8,7 @@ from service.decoding.search import FinishReason
 from service.tasks.unknown import Unknown, UnknownPolicy
 
 DEFAULT_BEAM_SIZE = 5
-# Weights of one token's row in an alignment, about: what an answer with them costs to write.
+# Roughly the weights in one token's row of an alignment: they set the cost of writing the answer.
 ALIGNMENT_SIZE = 64
 
 
@@ -19,7 +19,7 @@ def default_beam_size(limit: int) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TranslateOptions:
-    """What `/translate` may be asked for, besides sources and prefixes."""
+    """The options of `/translate`, besides sources and prefixes."""
 
     beam_size: int | None = None  # None: DEFAULT_BEAM_SIZE, or the limit where that is less
     num_hypotheses: int = 1
@@ -41,7 +41,7 @@ class TranslateOptions:
 
     @property
     def attends(self) -> bool:
-        """Whether it takes the model's attention."""
+        """Whether the request needs the model's attention."""
         return self.return_alignments or self.copy_unknown
 
 
@@ -68,7 +68,7 @@ class Translation:
 
 @dataclass(frozen=True, slots=True)
 class Translated:
-    """What became of one source."""
+    """The translations of one source."""
 
     hypotheses: tuple[Translation, ...]
     unknown: Unknown
@@ -82,7 +82,7 @@ class TranslatedToken:
     """A token that a translation has, whatever follows it."""
 
     source: int
-    hypothesis: int  # of beams the best, at place 0
+    hypothesis: int  # with beams always 0: only the best is streamed
     text: str  # empty for eos
     offset: int  # characters of the translation before it
     token: TokenLogprob

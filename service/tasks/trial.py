@@ -20,11 +20,11 @@ from service.environment import PREFIX
 from service.observe.metrics import SHARED_FOLDER
 from service.settings import Settings
 
-# By the clock, as a multiple of the processor's time: a busy machine is no fault of the bundle.
+# Wall-clock limit as a multiple of the CPU limit: a busy machine is not the bundle's fault.
 PATIENCE = 3.0
-# For the process to start.
+# Extra time for the process to start.
 _START_S = 20.0
-# For the next bundle, since its start takes half a second, and a folder may hold many.
+# An idle process waits for the next bundle: a start takes half a second, and bundles may be many.
 _IDLE_S = 10.0
 # As many threads as an engine's: the process has one.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -162,10 +162,10 @@ def _cause(too_late: bool, status: int | None, limit_s: float) -> str:
     """Why there was no answer, in words."""
     limit = ""
     if too_late:
-        limit = f"{_by_the_clock(limit_s):g} s by the clock"
+        limit = f"{_by_the_clock(limit_s):g} s of wall-clock time"
     elif status == -signal.SIGXCPU:
-        limit = f"{limit_s:g} s of a processor"
+        limit = f"{limit_s:g} s of CPU time"
     if limit:
         return f"opening it and running its golden vectors takes more than {limit} (open_timeout_s)"
     how = f"status {status}" if status is None or status >= 0 else signal.Signals(-status).name
-    return f"opening it ended the process in which that was tried ({how})"
+    return f"the process that tried to open it ended ({how})"

@@ -1,8 +1,7 @@
 """`python -m service.tasks.trial_process`: opens bundles one after another.
 
-Within bounds; see trial.py.
-
-A task in, an outcome out, a line each. What takes too long is ended by the kernel.
+It reads a task a line and writes an outcome a line. Its time and memory are limited (see
+trial.py); the kernel ends a process that takes too long.
 """
 
 import gc
@@ -18,19 +17,19 @@ from service.tasks.kinds import Surroundings, open_engine
 from service.tasks.registry import version_of
 from service.tasks.trial import Outcome, Task
 
-# What onnxruntime and numpy say where they are given no memory.
+# Words in the errors of onnxruntime and numpy when an allocation fails.
 _NO_MEMORY = ("allocate", "bad_alloc", "bad allocation", "MemoryError")
-# Beside its files, a graph is unpacked, and its weights are ordered for the processor.
+# Beside its files, a graph takes memory unpacked, and again with its weights packed for the CPU.
 _COPIES = 4
 
 
 def main() -> int:
-    """Until standard input ends."""
-    # What is served in fp32 instead, the server says by itself.
+    """Open bundles until standard input ends."""
+    # The server itself logs what it serves in fp32 instead.
     logging.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _go_first()
-    # Lines are the answers alone, whatever a library writes.
+    # Only answers go to standard output, whatever a library writes.
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         for line in sys.stdin:
@@ -41,11 +40,11 @@ def main() -> int:
 
 
 def _go_first() -> None:
-    """Where the machine has no memory left, this process is ended and not the server."""
+    """If the machine runs out of memory, have this process killed and not the server."""
     try:
         Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
     except OSError:
-        # Not Linux, or a system that keeps it to itself: the bounds hold all the same.
+        # Not Linux, or not permitted: the limits hold all the same.
         return
 
 
@@ -78,16 +77,16 @@ def _too_much(limit_bytes: int) -> str:
 
 
 def _bound_time(limit_s: float) -> None:
-    """From here on the process may take so much of a processor: the kernel ends it after that."""
+    """Limit the CPU time from here on; the kernel ends the process after that."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     whole = int(used.ru_utime + used.ru_stime + limit_s) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (whole, resource.RLIM_INFINITY))
 
 
 def _bound_memory(more_bytes: int | None) -> None:
-    """From here on the process may take so much more memory; None ends the bound.
+    """Limit the further memory of the process; None lifts the limit.
 
-    Where the system does not tell what it has by now (it is not Linux), there is no bound.
+    There is no limit where the system does not report the current use (it is not Linux).
     """
     limit, now = resource.RLIM_INFINITY, Path("/proc/self/statm")
     if more_bytes is not None and now.exists():

@@ -12,7 +12,7 @@ from service.errors import InvalidRequest
 
 UnknownPolicy: TypeAlias = Literal["unk", "error", "skip"]
 
-# Positions in an answer: of more unknown characters it tells the number alone.
+# Most positions in an answer, which has the number of all unknown characters as well.
 MAX_POSITIONS = 1024
 
 
@@ -25,21 +25,21 @@ class Unknown:
 
     @classmethod
     def at(cls, positions: Sequence[int]) -> "Unknown":
-        """Those at all these positions."""
+        """The characters at these positions."""
         return cls(len(positions), tuple(positions[:MAX_POSITIONS]))
 
     @classmethod
     def of(cls, ids: Ids) -> "Unknown":
-        """Those among the ids of a text's characters."""
+        """The unknown ones among a text's ids."""
         unknown = ids == UNK_ID
         count = int(np.count_nonzero(unknown))
-        # Of a text's first characters most are enough, and an index takes eight bytes.
+        # The beginning usually holds enough of them, and an index takes eight bytes.
         end = len(ids) if count <= MAX_POSITIONS else _end_of_first(unknown, MAX_POSITIONS)
         return cls(count, tuple(np.flatnonzero(unknown[:end])[:MAX_POSITIONS].tolist()))
 
 
 def unknown_text(option: str, unknown: Unknown) -> InvalidRequest:
-    """The error of a text that holds what the model does not know."""
+    """The error for a text with characters outside the vocabulary."""
     shown = ", ".join(map(str, unknown.positions[:16]))
     return InvalidRequest.of_option(
         option,
@@ -49,7 +49,7 @@ def unknown_text(option: str, unknown: Unknown) -> InvalidRequest:
 
 
 def _end_of_first(mask: BoolArray, count: int) -> int:
-    """A place before which at least so many are true."""
+    """A place before which at least `count` are true."""
     end = count
     while np.count_nonzero(mask[:end]) < count:
         end *= 2

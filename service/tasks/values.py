@@ -12,7 +12,7 @@ from service.decoding.sampling import SamplingParams
 from service.tasks.scored_tokens import ScoredToken
 from service.tasks.unknown import Unknown, UnknownPolicy
 
-# A text, or the ids of one; bos comes before it by itself.
+# A text, or its ids; bos is added automatically.
 Prompt: TypeAlias = str | tuple[int, ...]
 
 DEFAULT_MAX_TOKENS = 128
@@ -20,25 +20,25 @@ DEFAULT_MAX_TOKENS = 128
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateOptions:
-    """What `/generate` may be asked for, besides the prompts."""
+    """The options of `/generate`, besides the prompts."""
 
     max_tokens: int | None = None  # None: DEFAULT_MAX_TOKENS, or the limit where that is less
     sampling: SamplingParams = SamplingParams()
     logit_bias: Mapping[str, float] = field(default_factory=dict)  # by printed token
     seed: int | None = None  # None draws one
     stop: tuple[str, ...] = ()
-    rule: Rule | None = None  # what the text may be
+    rule: Rule | None = None  # restricts the text
     n: int = 1
     echo: bool = False
-    logprobs: int | None = None  # alternatives a token; None for none of it
-    state: str | None = None  # a handle: every prompt is read after it, and begins no document
+    logprobs: int | None = None  # alternatives a token; None: no logprobs
+    state: str | None = None  # a handle: every prompt continues that text
     return_state: bool = False
     unknown: UnknownPolicy = "unk"  # of the prompts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreOptions:
-    """What `/score` may be asked for, besides the texts."""
+    """The options of `/score`, besides the texts."""
 
     tokens: bool = False
     top_logprobs: int = 0
@@ -91,7 +91,7 @@ class ChoiceEnd:
 
 @dataclass(frozen=True, slots=True)
 class StreamUsage:
-    """All choices have; this is the last event."""
+    """Token counts for the whole request; the last event."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -108,7 +108,7 @@ class Generated:
 
     choices: tuple[Choice, ...]
     prompt_tokens: int
-    cached_tokens: int  # of those: read before, or with another input
+    cached_tokens: int  # of those: cached, or read with another input
     unknown: Unknown
 
 
@@ -151,12 +151,12 @@ class Scored(Figures):
     unknown: Unknown
     tokens: Sequence[ScoredToken] | None
     prompt_tokens: int
-    cached_tokens: int  # of those: read before, or with another input
+    cached_tokens: int  # of those: cached, or read with another input
     state: str | None = None  # a handle; None after eos, and where nothing was read
 
 
 def best_choices(choices: Sequence[Choice], count: int) -> list[Choice]:
-    """The choices with the best mean log-probability a token, best first; ties as they came."""
+    """The choices with the best mean log-probability a token, best first; ties keep their order."""
     if len(choices) == count:
         return list(choices)
 

@@ -35,5 +35,5 @@ class ClientVocabulary:
         return self.join([self.tokens[i] for i in ids])
 
 
-# By side; under None for a model that has no sides.
+# By side; the key is None for a model without sides.
 Vocabularies: TypeAlias = Mapping[Side | None, ClientVocabulary]

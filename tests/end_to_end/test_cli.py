@@ -162,7 +162,7 @@ def test_a_key_that_is_made_is_a_key(folder: Path, tmp_path: Path) -> None:
     [
         (1, "less than or equal", ["generate", "--bundle", "{text}", "--top-p", "2", "a"]),
         (1, "translates", ["generate", "--bundle", "{pairs}", "a"]),
-        (1, "translates nothing", ["translate", "--bundle", "{text}", "a"]),
+        (1, "does not translate", ["translate", "--bundle", "{text}", "a"]),
         (1, "given its source", ["score", "--bundle", "{pairs}", "a"]),
         (1, "no source", ["score", "--bundle", "{text}", "--source", "b", "a"]),
         (1, "manifest.json", ["score", "--bundle", "{folder}", "a"]),

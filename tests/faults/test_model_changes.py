@@ -219,7 +219,7 @@ def test_a_graph_that_never_ends_or_takes_all_memory_is_refused_in_time(folder: 
         begun = time.monotonic()
         problem = problem_of(admin.change("endless", "load"), 409)
         assert time.monotonic() - begun < 5
-        assert "0.2 s of a processor (open_timeout_s)" in problem["detail"]
+        assert "0.2 s of CPU time (open_timeout_s)" in problem["detail"]
         # By watching, too; and what was served goes on.
         sound = shutil.copytree(folder / "tiny-lstm", folder.parent / "sound")
         write_bundle(folder, *endless_files(hoards=True))

@@ -176,7 +176,7 @@ def check_company(onnx_model: OnnxEncoderDecoder, held_out: PairSplit) -> None:
 
 
 def check_int8(model: EncoderDecoder, onnx_model: OnnxEncoderDecoder, held_out: PairSplit) -> float:
-    """Mean difference in nats a token from the reference.
+    """Mean difference in nats per token from the reference.
 
     Raises ExportError, or Unverifiable if rounding alone makes as large a difference.
     """
@@ -289,7 +289,7 @@ def check_golden(
 def _check_int8_difference(
     model: EncoderDecoder, reference: Callable[[EncoderDecoder], Array], found: Array, what: str
 ) -> float:
-    """Mean difference in nats a token of int8 graphs from the `reference`.
+    """Mean difference in nats per token of int8 graphs from the `reference`.
 
     A value halfway between two steps of a state is rounded to either, and some models amplify a
     single step. So if the difference exceeds MAX_INT8_DIFFERENCE, the reference is computed again
@@ -307,7 +307,7 @@ def _check_int8_difference(
         for seed in range(_INT8_COPIES)
     )
     message = (
-        f"{what} and their reference differ by {difference:.2e} nats a token; "
+        f"{what} and their reference differ by {difference:.2e} nats per token; "
         f"at most {MAX_INT8_DIFFERENCE} is allowed, and rounding alone makes {roundings:.2e}"
     )
     if difference <= _INT8_MARGIN * roundings:

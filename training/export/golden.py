@@ -36,7 +36,7 @@ def known_answer(
     logits: Callable[[Model], Tensor],
     reference: Callable[[Model], Tensor],
 ) -> tuple[list[float], float]:
-    """log p of the `targets` [T], and by how many nats a token a machine may differ from it.
+    """log p of the `targets` [T], and by how many nats per token a machine may differ from it.
 
     In fp32 they come from the model's `logits` [1, T, V] in double precision, in int8 from the
     log-probabilities [1, T, V] of the `reference`.
@@ -74,11 +74,11 @@ def check_vectors(
         # Written so that NaN fails too.
         if not difference <= vector.tolerance:
             raise ExportError(
-                f"a known answer is missed by {difference:.2e} nats a token; at most "
+                f"a known answer is missed by {difference:.2e} nats per token; at most "
                 f"{vector.tolerance:.2e} is allowed. {ADVICE}"
             )
 
 
 def mean_difference(vector: Vector, found: Array) -> float:
-    """By how many nats a token an answer [T] differs from the known one."""
+    """By how many nats per token an answer [T] differs from the known one."""
     return float(np.abs(found - np.array(vector.logprobs)).mean())

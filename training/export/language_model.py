@@ -131,7 +131,7 @@ def _check_loss(score: Score, model: LanguageModel, held_out: Split) -> None:
     if not abs(score.loss - expected.loss) <= MAX_DIFFERENCE:
         raise ExportError(
             f"held-out loss: onnxruntime has {score.loss}, PyTorch in double precision "
-            f"{expected.loss}; they may differ by at most {MAX_DIFFERENCE} nats a token. {ADVICE}"
+            f"{expected.loss}; they may differ by at most {MAX_DIFFERENCE} nats per token. {ADVICE}"
         )
 
 

@@ -170,7 +170,7 @@ def check_parity(model: LanguageModel, onnx_model: OnnxLanguageModel, held_out: 
 def check_int8(
     model: LanguageModel, onnx_model: OnnxLanguageModel, step_graph: bytes, held_out: Split
 ) -> float:
-    """Mean difference in nats a token from the reference on held-out text. Raises ExportError.
+    """Mean difference in nats per token from the reference on held-out text. Raises ExportError.
 
     From each of the reference's own states, the sequence graph must make the same step but for
     rounding. Each row must be bitwise what it is alone, and the step graph bitwise what the
@@ -218,7 +218,7 @@ def _check_int8_steps(model: LanguageModel, onnx_model: OnnxLanguageModel, ids: 
     # Written so that NaN fails too: Python's max would lose it.
     if not float(np.max(distances)) <= MAX_INT8_DIFFERENCE:
         raise ExportError(
-            f"the int8 graphs and their reference differ by {np.max(distances):.2e} nats a token "
+            f"the int8 graphs and their reference differ by {np.max(distances):.2e} nats per token "
             f"from the same states; at most {MAX_INT8_DIFFERENCE} is allowed. {FAULT}"
         )
     return distances[0]
@@ -314,7 +314,7 @@ def _check_int8_text(difference: float, allowed: float) -> None:
     # Written so that NaN fails too.
     if not difference <= allowed:
         raise Unverifiable(
-            f"a text differs from the reference by {difference:.2e} nats a token, and at most "
+            f"a text differs from the reference by {difference:.2e} nats per token, and at most "
             f"{allowed} is allowed: rounding decides single steps of its states, and the model "
             "amplifies them, so every machine would get different numbers"
         )

@@ -41,8 +41,8 @@ from torch import Tensor, nn
 from training.errors import ExportError
 from training.networks.recurrent import RecurrentLayer, States
 
-# Mean nats a token over held-out text, between single precision (in PyTorch and in onnxruntime) and
-# double precision (in PyTorch).
+# Mean difference in nats per token on held-out text, between single precision (in PyTorch and in
+# onnxruntime) and double precision (in PyTorch).
 MAX_DIFFERENCE = 1e-5
 # The same for int8, where rounding decides if a sum lies halfway between two steps of a state.
 MAX_INT8_DIFFERENCE = 1e-3
@@ -232,7 +232,7 @@ class Agreement:
         if not self.single.mean <= MAX_DIFFERENCE:
             raise ExportError(
                 "PyTorch's own single precision differs from its double precision by "
-                f"{self.single.mean:.2e} nats a token on held-out text; at most "
+                f"{self.single.mean:.2e} nats per token on held-out text; at most "
                 f"{MAX_DIFFERENCE} is allowed. {ADVICE}"
             )
         for what, distance in (
@@ -249,14 +249,14 @@ class Agreement:
         if not self.graph.mean <= MAX_DIFFERENCE:
             raise ExportError(
                 f"the exported graph and PyTorch in double precision differ by "
-                f"{self.graph.mean:.2e} nats a token on held-out text; at most {MAX_DIFFERENCE} is "
-                f"allowed. {ADVICE}"
+                f"{self.graph.mean:.2e} nats per token on held-out text; at most "
+                f"{MAX_DIFFERENCE} is allowed. {ADVICE}"
             )
 
 
 def _check_number(distance: Distance) -> None:
     if np.isnan(distance.share):
         raise ExportError(
-            "the exported graph and PyTorch differ by nan nats a token: a weight is not a "
+            "the exported graph and PyTorch differ by nan nats per token: a weight is not a "
             "number, or the graph is wrong"
         )

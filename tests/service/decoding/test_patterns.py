@@ -106,11 +106,11 @@ def test_whatever_is_written_is_taken_as_python_takes_it_or_refused(pattern: str
         ("(?m)a$\n^b", r"^, $, \A and \Z stand at the ends of a pattern only"),
         ("a{99999999999999999999}", "too large a number"),
         ("(" * 500 + "a" + ")" * 500, "nested too deeply"),
-        ("(a", "no regular expression of Python's `re` at position 0"),
-        ("a**", "no regular expression of Python's `re` at position 2"),
-        ("[b-a]", "no regular expression of Python's `re` at position 1"),
-        (r"\q", "no regular expression of Python's `re` at position 0"),
-        ("[[a]", "no regular expression of Python's `re`"),  # warnings are errors here
+        ("(a", "not a regular expression of Python's `re` at position 0"),
+        ("a**", "not a regular expression of Python's `re` at position 2"),
+        ("[b-a]", "not a regular expression of Python's `re` at position 1"),
+        (r"\q", "not a regular expression of Python's `re` at position 0"),
+        ("[[a]", "not a regular expression of Python's `re`"),  # warnings are errors here
     ],
 )
 def test_what_is_not_regular_or_not_supported_is_refused_with_the_reason(

@@ -285,7 +285,7 @@ def test_a_large_form_does_not_hold_up_others(client: AppClient) -> None:
     [
         (
             400,
-            "no model is served for these languages; there are source to target",
+            "no model is served for these languages; the pairs are source to target",
             {"target": "x"},
         ),
         (400, "no such model", {"model": "tiny-lstm"}),

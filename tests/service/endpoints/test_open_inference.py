@@ -116,7 +116,7 @@ def test_a_stream_says_the_same(client: AppClient, model: str) -> None:
     [
         (TEXT, "did you mean `max_tokens`?", {"max_token": 1}),
         (TEXT, "less than or equal to 1 (top_p)", {"top_p": 2.0}),
-        (TEXT, "does not take it (beam_size)", {"beam_size": 2}),
+        (TEXT, "does not support it (beam_size)", {"beam_size": 2}),
         (TEXT, "at most", {"max_tokens": 10**9}),
         (
             TEXT,
@@ -126,10 +126,10 @@ def test_a_stream_says_the_same(client: AppClient, model: str) -> None:
         (TEXT, "(bad_words)", {"bad_words": ["a"]}),
         (TEXT, "0 or left out (min_length)", {"min_length": 2}),
         (TEXT, "use max_tokens (max_new_tokens)", {"max_new_tokens": 2}),
-        (PAIRS, "does not take it (stop)", {"stop": ["a"]}),
+        (PAIRS, "does not support it (stop)", {"stop": ["a"]}),
         (PAIRS, "only with a temperature above 0", {"seed": 1}),
         (PAIRS, "only with temperature 0", {"temperature": 1.0, "beam_size": 2}),
-        (PAIRS, "1 token at least", {"max_tokens": 0}),
+        (PAIRS, "at least 1 token", {"max_tokens": 0}),
     ],
 )
 def test_mistakes_are_told_in_the_protocols_form(
@@ -155,7 +155,7 @@ def test_mistakes_are_told_in_the_protocols_form(
         (TEXT, "Input should be a valid string (text_input)", {"text_input": 1}),
         (TEXT, "(max_tokens)", {"parameters": {"max_tokens": 10**9}}),
         (TEXT, "(stop)", {"parameters": {"stop": ["a" * 257]}}),
-        (TEXT, "not the same (stop)", {"stop_words": ["a"], "parameters": {"stop": ["b"]}}),
+        (TEXT, "different values (stop)", {"stop_words": ["a"], "parameters": {"stop": ["b"]}}),
         (PAIRS, "(target_prefix)", {"parameters": {"target_prefix": "a" * 200}}),
     ],
 )
@@ -247,10 +247,10 @@ def test_tensors_are_refused_in_the_protocols_form(client: AppClient) -> None:
         answer = client.post(f"/v2/models/{TEXT}{version}/infer", json=body)
         assert answer.status_code == 404
         assert answer.json() == {
-            "error": "no tensors are taken; send a text to generate or generate_stream"
+            "error": "tensors are not accepted; send a text to generate or generate_stream"
         }
     answer = client.post("/v2/models/nothing/infer", content=b"\0")
-    assert "there is no such model" in answer.json()["error"]
+    assert "no such model" in answer.json()["error"]
 
 
 def test_curls_own_media_type_and_a_stream_that_is_named_are_taken(client: AppClient) -> None:

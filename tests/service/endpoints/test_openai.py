@@ -90,7 +90,7 @@ def test_null_is_as_good_as_left_out(client: AppClient) -> None:
 @pytest.mark.parametrize(
     ("status", "param", "words", "body"),
     [
-        (404, None, "there is no such model", {"model": "nothing"}),
+        (404, None, "no such model", {"model": "nothing"}),
         (422, "model", "name one of the served models", {"model": None}),
         (422, "prompt", "a token id is 3 to", {"prompt": [1, 1]}),
         (422, "prompt", "a token id is 3 to", {"prompt": [[4], [2]]}),

@@ -140,7 +140,7 @@ def test_a_bad_line_is_told_and_the_stream_goes_on(client: AppClient) -> None:
 def test_what_ends_a_total_is_its_last_line(client: AppClient) -> None:
     for data, words in (
         (b"ab \xff", "not UTF-8"),
-        ("\u0301".encode() * 5000, "no place to cut"),
+        ("\u0301".encode() * 5000, "too long to be cut"),
     ):
         assert words in streamed(client, data, TEXT, mode="total")[-1]["error"]["detail"]
     found = streamed(client, "ab \u2603 ".encode(), TEXT, mode="total", unknown="error")

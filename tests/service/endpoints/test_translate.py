@@ -623,7 +623,7 @@ def refused(client: AppClient, path: str, pointer: str, words: str, **body: Any)
         ("", "one for each source", {"target_prefix": []}),
         ("", "one for each source", {"source": ["a", "b"], "target_prefix": ["a"]}),
         ("/target_prefix", "the prefix has 3 tokens", {"target_prefix": "the", "max_tokens": 3}),
-        ("/target_prefix", "at most 23, with one", {"target_prefix": "t" * 30, "source": "a"}),
+        ("/target_prefix", "at most 23, the end included", {"target_prefix": "t" * 30, "source": "a"}),
         ("/target_prefix", "at positions 1, 2 of", {"target_prefix": f"t{UNKNOWN}{UNKNOWN}"}),
         ("/source", "at positions 0, 2 of", {"source": "\u2603a\u2603", "unknown": "error"}),
         ("/source", "tokens in a source; at most 60", {"source": "a" * (MAX_SOURCE_TOKENS + 1)}),
@@ -641,10 +641,10 @@ def refused(client: AppClient, path: str, pointer: str, words: str, **body: Any)
             {"source": ["a" * 60] * 5, "copy_unknown": True},
         ),
         ("/unknown", "'unk', 'error' or 'skip'", {"unknown": MARKER}),
-        ("/copy_unknown", "it needs temperature 0", {"copy_unknown": True, "temperature": 1.0}),
+        ("/copy_unknown", "needs temperature 0", {"copy_unknown": True, "temperature": 1.0}),
         ("/copy_unknown", "no attention", {"copy_unknown": True, "model": "plain"}),
         ("/return_alignments", "no attention", {"return_alignments": True, "model": "plain"}),
-        ("/model", "translates nothing", {"model": "language"}),
+        ("/model", "does not translate", {"model": "language"}),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_with_its_place(
@@ -824,7 +824,7 @@ def test_what_is_left_out_of_symbols_is_not_counted(client: AppClient) -> None:
             "tokens · (4 + alternatives)",
             {"source": "a", "text": "t" * 1801, "tokens": True},
         ),
-        ("/source", "takes `context`, and no source", {"source": "a", "model": "language"}),
+        ("/source", "takes `context`, not `source`", {"source": "a", "model": "language"}),
     ],
 )
 def test_a_mistake_in_a_score_is_told_with_its_place(

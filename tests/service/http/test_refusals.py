@@ -548,7 +548,7 @@ def test_what_is_at_a_limit_is_taken(client: AppClient, path: str, options: dict
 def test_a_model_that_is_not_served_is_not_found(client: AppClient, path: str, name: str) -> None:
     problem = refused(client, client.post(path, json=body(path, model=name)), 404)
     assert problem["type"] == "model-not-found"
-    assert problem["detail"] == "there is no such model; there are fake"
+    assert problem["detail"] == "no such model; the models are fake"
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_a_state_of_another_model_is_refused(changes: dict[str, Any]) -> None:
     states = tuple(np.zeros(shape, np.float32) for shape in shapes)
     handle = Handle(Continuation(states, np.zeros(VOCAB, np.float32)), 1)
     detail = refusal(seal_of(), foreign.seal(handle, now=NOW))
-    assert detail == "the state is not one of plain as it is served here"
+    assert detail == "the state does not belong to plain as it is served here"
 
 
 def test_a_copy_under_another_name_is_the_same_model() -> None:

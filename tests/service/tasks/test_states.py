@@ -397,12 +397,12 @@ def test_forged_foreign_and_stale_states_are_refused(
         rnn = scored(client, model="tiny-rnn", text="ab", return_state=True)["state"]
         forged = state[:100] + ("A" if state[100] != "A" else "B") + state[101:]
         expected = {
-            state[:-1]: "this is not a valid state",
-            forged: "this is not a valid state",
-            "": "this is not a valid state",
-            "ünlesbar": "this is not a valid state",
+            state[:-1]: "not a valid state",
+            forged: "not a valid state",
+            "": "not a valid state",
+            "ünlesbar": "not a valid state",
             made["fp32"]: "the state was made in another precision; tiny-gru is served in int8",
-            rnn: "the state is not one of tiny-gru as it is served here",
+            rnn: "the state does not belong to tiny-gru as it is served here",
             longer: lstm_is_longer,
         }
         for sent, words in expected.items():
@@ -414,7 +414,7 @@ def test_forged_foreign_and_stale_states_are_refused(
             assert not sent or sent not in response.text
         assert client.post(path, json={"model": "tiny-gru", "state": state, **text}).is_success
     others: list[tuple[dict[str, Any], str]] = [
-        ({"state_key": "another key of enough length"}, "this is not a valid state"),
+        ({"state_key": "another key of enough length"}, "not a valid state"),
         ({"state_max_age_s": 1e-6}, "the state is too old"),
     ]
     for change, words in others:
@@ -431,10 +431,10 @@ def test_without_a_key_one_is_drawn_for_all_models_of_a_process(models_dir: Path
         rnn = scored(client, model="tiny-rnn", text="ab", return_state=True)["state"]
         assert scored(client, model="tiny-gru", text="c", state=state)["chars"] == 1
         response = client.post("/score", json={"model": "tiny-gru", "text": "c", "state": rnn})
-        assert mistake(response)[1].startswith("the state is not one of tiny-gru")
+        assert mistake(response)[1].startswith("the state does not belong to tiny-gru")
     with AppClient(create_app(chosen)) as client:
         response = client.post("/score", json={"model": "tiny-gru", "text": "c", "state": state})
-        assert mistake(response)[1].startswith("this is not a valid state")
+        assert mistake(response)[1].startswith("not a valid state")
 
 
 def test_the_key_is_nowhere_to_be_seen() -> None:

@@ -59,7 +59,7 @@ def test_what_ends_the_process_is_refused_and_the_next_gets_another(
     first.suspend()
     # Once it is asked.
     threading.Timer(0.2, lambda: os.kill(first.pid, signal.SIGKILL)).start()
-    with pytest.raises(BundleError, match=r"ended the process in which that was tried \(SIGKILL\)"):
+    with pytest.raises(BundleError, match=r"the process that tried to open it ended \(SIGKILL\)"):
         opener.check(bundle)
     assert opener.check(bundle)
     assert first not in running()
@@ -73,7 +73,7 @@ def test_a_process_that_stands_still_is_ended_by_the_clock(
     first.suspend()
     monkeypatch.setattr(trial, "_START_S", 0.1)
     monkeypatch.setattr(trial, "PATIENCE", 0.0)
-    with pytest.raises(BundleError, match=r"more than 0.1 s by the clock \(open_timeout_s\)"):
+    with pytest.raises(BundleError, match=r"more than 0.1 s of wall-clock time \(open_timeout_s\)"):
         opener.check(bundle)
     assert not running()
 
