@@ -98,7 +98,7 @@ def manifest_of(
 def plain_files(
     name: str = "plain", characters: str = "abc", graph: bytes = b"not a graph", **changes: Any
 ) -> tuple[LanguageModelManifest, dict[str, bytes]]:
-    """A bundle that the store takes; no session would."""
+    """A bundle that the store accepts, but no session would."""
     vocab = Vocabulary.of_characters(characters)
     described = Graph(
         role="sequence",
@@ -131,7 +131,7 @@ def tiny_model(cell: str, vocab_size: int, scale: float = 2.0) -> LanguageModel:
 def tiny_files(
     cell: str, *, characters: str = ALPHABET, scale: float = 2.0, **changes: Any
 ) -> tuple[LanguageModelManifest, dict[str, bytes]]:
-    """`tiny-<cell>`: an untrained model as the exporter would write it."""
+    """`tiny-<cell>`: an untrained model, as the exporter would write it."""
     vocab = Vocabulary.of_characters(characters)
     model = tiny_model(cell, len(vocab), scale)
     graphs = build_graphs(model)
@@ -161,7 +161,7 @@ def tiny_files(
 def endless_files(
     *, hoards: bool, **changes: Any
 ) -> tuple[LanguageModelManifest, dict[str, bytes]]:
-    """`tiny-lstm`, whose graph goes round for ever, where it `hoards` with a megabyte a round."""
+    """`tiny-lstm` with a graph that loops for ever; if it `hoards`, it takes a megabyte a turn."""
     manifest, files = tiny_files("lstm", **changes)
     name = file_name("int8", "sequence")
     proto = onnx.load_model_from_string(files[name])
@@ -214,7 +214,7 @@ POOL_STRIDE = 2
 
 
 def tiny_tokenizer(tokenization: Tokenization) -> Tokenizer:
-    """A small vocabulary of a kind: of `TEXTS`, or of `SYMBOLS`."""
+    """A small vocabulary of the given kind, from `TEXTS` or `SYMBOLS`."""
     if tokenization == "character":
         return Characters.of_characters("".join(TEXTS))
     if tokenization == "whitespace":
@@ -335,7 +335,7 @@ def _tokenizer_of(side: TextSide, files: Mapping[str, bytes]) -> Tokenizer:
 
 
 def _golden_pairs(source: Tokenizer, target: Tokenizer) -> PairSplit:
-    """Two pairs of different lengths, of the vocabularies' own tokens."""
+    """Two pairs of different lengths, made of the vocabularies' tokens."""
     ids = [np.arange(4, 4 + length, dtype=np.uint16) for length in (3, 5)]
     pairs = [(source.decode(x), target.decode(x)) for x in ids]
     return PairSplit("made", pairs, ids, ids)

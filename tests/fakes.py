@@ -1,4 +1,4 @@
-"""Stand-ins that behave: a session whose answers tell the history, a gate, an inbox, a client.
+"""Fakes: sessions whose answers depend on the whole history, a gate, an inbox and a client.
 
 B batch, T time, V vocabulary.
 """
@@ -41,7 +41,7 @@ _TABLE_ROWS = 97
 
 
 class Gate:
-    """Lets the model runs of a worker through one by one, so that a test knows where it stands."""
+    """Lets a worker's model runs through one by one, so that a test knows its progress."""
 
     def __init__(self) -> None:
         self._arrived = threading.Semaphore(0)
@@ -56,7 +56,7 @@ class Gate:
         assert self._permits.acquire(timeout=PATIENCE_S)
 
     def wait(self) -> None:
-        """Until a run stands at the gate."""
+        """Wait until a run is at the gate."""
         assert self._arrived.acquire(timeout=PATIENCE_S)
 
     def step(self, runs: int = 1) -> None:
@@ -89,7 +89,7 @@ class FakeSession:
     """Log-probabilities that depend on every token of the row so far, and on nothing else.
 
     States: a rolling hash [B, 1] and a count of tokens [B, 2, 2]. Results past a row's length are
-    NaN, so that nobody uses them. `raises_at` and `nan_at` are tokens.
+    NaN, so that a test fails if they are used. `raises_at` and `nan_at` are tokens.
     """
 
     vocab_size: int = 12
@@ -175,7 +175,7 @@ class FakeStepper:
         self.capacity = capacity
         self.tokens = np.zeros(capacity, np.int64)
         self.logprobs = np.zeros((capacity, session.vocab_size), np.float32)
-        # Two sets, one the past of the other. Not through initial_states, which may raise here.
+        # States before and after a step. Not from initial_states, which may raise here.
         self._sets: list[States] = [
             (np.zeros((capacity, 1), np.float32), np.zeros((capacity, 2, 2), np.float32))
             for _ in range(2)
@@ -190,7 +190,7 @@ class FakeStepper:
         states = tuple(state[:rows] for state in self.states)
         logprobs, after = self._session.read(self.tokens[:rows, None], lengths, states)
         self.logprobs[:rows] = logprobs[:, 0]
-        # As with a real one: who keeps a view of a state sees it overwritten two steps later.
+        # As in a real stepper: a view of a state is overwritten two steps later.
         self._sets.reverse()
         for state, new in zip(self.states, after, strict=True):
             state[:rows] = new
@@ -204,11 +204,11 @@ ENCODER_RAISES, DECODER_RAISES, GIVES_NAN = 40, 41, 42
 
 @dataclass(frozen=True)
 class PairRun:
-    """A run of an encoder, or of a decoder, with so many rows a source."""
+    """A run of an encoder, or of a decoder with several rows for each source."""
 
     kind: str
     sources: int
-    rows: int  # of them all
+    rows: int  # of all sources together
     positions: int
 
 
@@ -216,9 +216,9 @@ class PairRun:
 class FakeEncoderDecoderSession:
     """Log-probabilities that depend on the source and every token of the row so far, alone.
 
-    States: a rolling hash [B, 1] and a count of tokens [B, 2, 2]. Memory: the source's ids with
-    the pads [N, M], and where it is [N, M]. Sources that hold certain tokens break a run, or give
-    NaN. With a `cycle` every target goes round in so many tokens; with `levels` log-probabilities
+    States: a rolling hash [B, 1] and a count of tokens [B, 2, 2]. Memory: the source's ids with the
+    pads [N, M], and where it is [N, M]. Sources that hold certain tokens break a run, or give NaN.
+    With a `cycle`, every target repeats after that many tokens. With `levels`, log-probabilities
     have so few values that most searches meet ties.
     """
 
@@ -230,10 +230,10 @@ class FakeEncoderDecoderSession:
 
     def __post_init__(self) -> None:
         scores = np.random.default_rng(7).normal(scale=1.5, size=(_TABLE_ROWS, self.vocab_size))
-        # As models have it: what no target has is rare. And targets are a few tokens long.
+        # As in real models, tokens that targets never have are rare. Targets are a few tokens long.
         scores[:, [PAD_ID, BOS_ID, UNK_ID]] -= 4.0
         if self.levels is not None:
-            # Exactly: multiples of a power of two add up to the bit.
+            # Multiples of a power of two: their sums are exact.
             self._table = -np.floor(np.abs(scores) % self.levels).astype(np.float32) - 0.5
             return
         scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
@@ -305,7 +305,7 @@ def sample(
     uniform: Float64Array,
     counts: Int64Array | None = None,
 ) -> Int64Array:
-    """One token a row, of rows that have each token so often, `counts` [B, V]; None is never."""
+    """Sample one token a row; `counts` [B, V]: how often the row has each token; None: never."""
     sampler = Sampler(params, logprobs.shape[1])
     if counts is None:
         counts = np.zeros(logprobs.shape, np.int64)
@@ -317,7 +317,7 @@ class Inbox:
 
     def __init__(self, *, raises: int = 0) -> None:
         self.jobs: list[Job[Any]] = []
-        self._raises = raises  # that many deliveries fail first
+        self._raises = raises  # this many deliveries fail first
         self._news = threading.Condition()
 
     def __call__(self, jobs: list[Job[Any]]) -> None:
@@ -329,7 +329,7 @@ class Inbox:
             self._news.notify_all()
 
     def wait_for(self, *jobs: Job[Any]) -> None:
-        """Until every one of the jobs was delivered."""
+        """Wait until all the jobs have been delivered."""
         with self._news:
             assert self._news.wait_for(lambda: set(jobs) <= set(self.jobs), PATIENCE_S)
 
@@ -343,7 +343,7 @@ def running(
     max_queue_rows: int = 100,
     max_queue_tokens: int = 10_000,
 ) -> Iterator[Scheduler[TextWork]]:
-    """A scheduler of texts at work."""
+    """A running scheduler of texts."""
     scheduler = Scheduler(
         LanguageModelRunner(session, max_rows, name="fake"),
         inbox,
@@ -358,7 +358,7 @@ def running(
 
 @contextmanager
 def at_work(scheduler: Scheduler[WorkT], gate: Gate | None) -> Iterator[None]:
-    """Start a scheduler; stopped in the end, and then it holds no row."""
+    """Start a scheduler; stop it at the end, and check that it holds no row."""
     scheduler.start()
     try:
         yield
@@ -382,14 +382,14 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a piece of work gives, to the bit."""
+    """The result of a piece of work, compared to the bit."""
 
     logprob: float
     choices: tuple[tuple[tuple[int, ...], str | None, int], ...]
 
 
 def answer(work: TextWork) -> Answer:
-    """What the scheduler filled in."""
+    """The result that the scheduler filled in."""
     rows = work.write
     return Answer(
         work.read.logprob,
@@ -398,7 +398,7 @@ def answer(work: TextWork) -> Answer:
 
 
 def answer_alone(work: TextWork, session: FakeSession) -> Answer:
-    """The same from the definition: no batches, no chunks, nothing of rows.py."""
+    """The same result by definition: without batches, chunks or rows.py."""
     states = session.initial_states(1)
     logprob = 0.0
     after = np.empty(0, np.float32)
@@ -452,7 +452,7 @@ class AppClient:
         self.app = app
         self._runner = asyncio.Runner()
         self._lifespan = app.router.lifespan_context(app)
-        # A bug of ours must be seen as a client sees it: as an answer.
+        # A bug must show as a client sees it: as an answer.
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         self.http = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
 
@@ -477,7 +477,7 @@ class AppClient:
         await self._lifespan.__aexit__(None, None, None)
 
     def run(self, work: Callable[[httpx.AsyncClient], Any]) -> Any:
-        """Await what a function makes of the client."""
+        """Await the result of a function of the client."""
         return self._runner.run(work(self.http))
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -491,7 +491,7 @@ class AppClient:
         return self.request("POST", path, **options)
 
     def ask(self, path: str, **body: Any) -> Any:
-        """The answer to a good request."""
+        """The answer to a request that must succeed."""
         response = self.post(path, json=body)
         assert response.status_code == httpx.codes.OK, response.text
         return json.loads(response.content, parse_constant=_refuse)

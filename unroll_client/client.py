@@ -1,6 +1,6 @@
-"""The client, in two shells over httpx: one blocks, the other is for asyncio.
+"""The client over httpx, in two forms: one blocks, the other is for asyncio.
 
-Arguments have the names of the service's fields (its `/docs`); what is not given is not sent.
+Arguments have the names of the service's fields (see `/docs`); omitted ones are not sent.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator
@@ -91,7 +91,7 @@ class Unroll:
     def generate_stream(
         self, prompt: Texts | None = None, **options: Unpack[GenerateOptions]
     ) -> Iterator[StreamedToken | GenerateDone]:
-        """The same, token by token; the last one tells how it ended. Close it to stop."""
+        """Stream choices token by token; the last event has the usage. Close it to stop."""
         return self._stream(GENERATE, "/generate", body_of(options, prompt=prompt, stream=True))
 
     def score(self, text: Texts, **options: Unpack[ScoreOptions]) -> ScoreAnswer:
@@ -101,9 +101,9 @@ class Unroll:
     def score_lines(
         self, texts: Iterable[str], **options: Unpack[LineOptions]
     ) -> Iterator[ScoreResult | UnrollError]:
-        """The probability of every text of an endless list, in its order, a few hundred a request.
+        """The probability of every text of an endless list, in order, some hundreds a request.
 
-        A text that is refused has its error in the place of a result; it is not raised.
+        A refused text has its error in place of a result; the error is not raised.
         """
         remaining = iter(texts)
         while batch := list(islice(remaining, LINES)):
@@ -118,7 +118,7 @@ class Unroll:
     def translate_stream(
         self, source: Texts, **options: Unpack[TranslateOptions]
     ) -> Iterator[TranslatedToken | TranslateAnswer]:
-        """The same, each token as it becomes sure; the whole answer comes last."""
+        """Stream a translation, each token once it is certain; the whole answer comes last."""
         return self._stream(TRANSLATE, "/translate", body_of(options, source=source, stream=True))
 
     def models(self) -> tuple[Model, ...]:
@@ -126,11 +126,11 @@ class Unroll:
         return tuple(built(Model, each) for each in self._get("/models")["models"])
 
     def model(self, name: str) -> dict[str, Any]:
-        """All that the service tells of a model, as JSON."""
+        """All that the service reports about a model, as JSON."""
         return self._get(f"/models/{name}")
 
     def ready(self) -> bool:
-        """Whether to send traffic."""
+        """Whether the service is ready for requests."""
         with connecting():
             return self._http.get("/readyz").status_code == 200
 
@@ -193,7 +193,7 @@ class AsyncUnroll:
     def generate_stream(
         self, prompt: Texts | None = None, **options: Unpack[GenerateOptions]
     ) -> AsyncIterator[StreamedToken | GenerateDone]:
-        """The same, token by token; the last one tells how it ended. Close it to stop."""
+        """Stream choices token by token; the last event has the usage. Close it to stop."""
         return self._stream(GENERATE, "/generate", body_of(options, prompt=prompt, stream=True))
 
     async def score(self, text: Texts, **options: Unpack[ScoreOptions]) -> ScoreAnswer:
@@ -203,9 +203,9 @@ class AsyncUnroll:
     async def score_lines(
         self, texts: Iterable[str], **options: Unpack[LineOptions]
     ) -> AsyncGenerator[ScoreResult | UnrollError, None]:
-        """The probability of every text of an endless list, in its order, a few hundred a request.
+        """The probability of every text of an endless list, in order, some hundreds a request.
 
-        A text that is refused has its error in the place of a result; it is not raised.
+        A refused text has its error in place of a result; the error is not raised.
         """
         remaining = iter(texts)
         while batch := list(islice(remaining, LINES)):
@@ -223,7 +223,7 @@ class AsyncUnroll:
     def translate_stream(
         self, source: Texts, **options: Unpack[TranslateOptions]
     ) -> AsyncIterator[TranslatedToken | TranslateAnswer]:
-        """The same, each token as it becomes sure; the whole answer comes last."""
+        """Stream a translation, each token once it is certain; the whole answer comes last."""
         return self._stream(TRANSLATE, "/translate", body_of(options, source=source, stream=True))
 
     async def models(self) -> tuple[Model, ...]:
@@ -231,11 +231,11 @@ class AsyncUnroll:
         return tuple(built(Model, each) for each in (await self._get("/models"))["models"])
 
     async def model(self, name: str) -> dict[str, Any]:
-        """All that the service tells of a model, as JSON."""
+        """All that the service reports about a model, as JSON."""
         return await self._get(f"/models/{name}")
 
     async def ready(self) -> bool:
-        """Whether to send traffic."""
+        """Whether the service is ready for requests."""
         async with connecting_async():
             return (await self._http.get("/readyz")).status_code == 200
 

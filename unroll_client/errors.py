@@ -1,4 +1,4 @@
-"""What can go wrong, as exceptions: a tree, from the service's problem documents (RFC 9457)."""
+"""The tree of exceptions, made from the service's problem documents (RFC 9457)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class FieldError:
 
 
 class UnrollError(Exception):
-    """Base of all. `status` is the HTTP status; None where there was no answer."""
+    """Base of all exceptions. `status` is the HTTP status; None if there was no answer."""
 
     status: int | None = None
 
@@ -36,11 +36,11 @@ class UnrollError(Exception):
 
 
 class InvalidRequest(UnrollError):
-    """400, 413, 415 and 422: the request cannot be answered; `errors` points at its fields."""
+    """400, 413, 415 and 422: the request is invalid; `errors` points at its fields."""
 
 
 class NotAllowed(UnrollError):
-    """401, 403 and 421: no known API key, one for something else, or another host."""
+    """401, 403 and 421: an unknown API key, a key without this right, or a wrong host."""
 
 
 class NotFound(UnrollError):
@@ -48,15 +48,15 @@ class NotFound(UnrollError):
 
 
 class Overloaded(UnrollError):
-    """429 and 503: not now; `retry_after_s` says when."""
+    """429 and 503: try again later; `retry_after_s` says when."""
 
 
 class ServerError(UnrollError):
-    """500 and 504, and what no service of this kind answers."""
+    """500 and 504, and answers that are not from an Unroll service."""
 
 
 class ConnectionFailed(UnrollError):
-    """There was no answer, or not all of one."""
+    """There was no answer, or only part of one."""
 
 
 _KINDS: dict[int, type[UnrollError]] = {
@@ -74,7 +74,7 @@ _KINDS: dict[int, type[UnrollError]] = {
 
 
 def error_of(status: int, problem: Any, headers: Mapping[str, str]) -> UnrollError:
-    """The exception of an answer that is an error; `problem` is its JSON, or None."""
+    """The exception for an error answer; `problem` is its JSON, or None."""
     problem = problem if isinstance(problem, dict) else {}
     retry_after = headers.get("retry-after", "")
     return _KINDS.get(status, ServerError)(

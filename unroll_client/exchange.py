@@ -1,4 +1,4 @@
-"""What both clients do alike: requests out of arguments, dataclasses and errors out of answers."""
+"""Shared by both clients: builds requests from arguments, and results or errors from answers."""
 
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -21,7 +21,7 @@ from unroll_client.results import (
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT_S = 120.0  # the service's own, for one request
-# Lines of one request of `score_lines`: over HTTP/1.1 httpx writes all before it reads.
+# Lines in one request of `score_lines`: over HTTP/1.1, httpx sends the whole body before it reads.
 LINES = 512
 
 Answer = TypeVar("Answer")
@@ -39,11 +39,11 @@ class EventReader:
         self._done = False
 
     def feed(self, text: str) -> Iterator[Any]:
-        """What this text completes, one by one: an error comes after what came before it."""
+        """The events that this text completes, in order; an error is raised in its turn."""
         return (self._read(event) for event in self._parser.feed(text))
 
     def end(self) -> None:
-        """Raise ConnectionFailed where the stream broke off."""
+        """Raise ConnectionFailed if the stream broke off."""
         if not self._done:
             raise ConnectionFailed("the stream ended before its last event")
 
@@ -56,7 +56,7 @@ class EventReader:
 
 
 def mounts_of(base_url: str) -> dict[str, None]:
-    """This machine's own addresses go without a proxy of the environment (`http_proxy`)."""
+    """Bypass the environment's proxy (`http_proxy`) for this machine's own addresses."""
     host = httpx.URL(base_url).host
     try:
         is_here = ip_address(host).is_loopback
@@ -71,7 +71,7 @@ def headers_of(api_key: str | None) -> dict[str, str]:
 
 
 def body_of(options: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
-    """A request's JSON; what is not given is not sent."""
+    """A request's JSON, without omitted options."""
     return {name: x for name, x in {**fields, **options}.items() if x is not None}
 
 
@@ -101,7 +101,7 @@ def line_results(answer: httpx.Response) -> Iterator[ScoreResult | UnrollError]:
 
 
 def content_of(answer: httpx.Response) -> dict[str, Any]:
-    """An answer's JSON. Raises UnrollError for one that is an error, or no JSON."""
+    """An answer's JSON. Raises UnrollError if it is an error or not JSON."""
     try:
         content = answer.json()
     except ValueError:
@@ -114,11 +114,11 @@ def content_of(answer: httpx.Response) -> dict[str, Any]:
 
 
 def answer_of(kind: type[Answer], content: Any) -> Answer:
-    """An answer as its dataclass. Raises ServerError where it does not fit."""
+    """An answer as its dataclass. Raises ServerError if it does not fit."""
     try:
         return built(kind, content)
     except (KeyError, TypeError) as error:
-        raise ServerError("the answer is not of this kind of service") from error
+        raise ServerError("the answer is not from an Unroll service") from error
 
 
 @contextmanager

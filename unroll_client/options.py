@@ -1,4 +1,4 @@
-"""The options of each request: the fields of the service, by their own names (its `/docs`)."""
+"""The options of each request: the service's fields, under the same names (see its `/docs`)."""
 
 from collections.abc import Mapping
 from typing import TypedDict

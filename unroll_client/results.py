@@ -1,6 +1,6 @@
-"""Answers as frozen dataclasses. What a newer service adds is left out, not refused.
+"""Answers as frozen dataclasses. Fields that a newer service adds are ignored.
 
-Their fields are those of the service's wire models, which `tests/client/test_contract.py` checks.
+The fields match the service's wire models, which `tests/client/test_contract.py` checks.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedToken:
-    """A token of a choice, where `logprobs` were asked for."""
+    """A token of a choice, if `logprobs` were requested."""
 
     token: str
     logprob: float | None
@@ -109,7 +109,7 @@ class GenerateDone:
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """A counted token, where `tokens` were asked for."""
+    """A counted token, if `tokens` were requested."""
 
     token: str
     logprob: float | None
@@ -148,7 +148,7 @@ class ScoreAnswer:
 
 @dataclass(frozen=True, slots=True)
 class HypothesisToken:
-    """A token of a hypothesis, where `tokens` were asked for."""
+    """A token of a hypothesis, if `tokens` were requested."""
 
     token: str
     logprob: float
@@ -189,7 +189,7 @@ class TranslateAnswer:
 
 @dataclass(frozen=True, slots=True)
 class TranslatedToken:
-    """A token that a translation has, whatever follows."""
+    """A token of a translation that can no longer change."""
 
     index: int
     hypothesis: int
@@ -201,7 +201,7 @@ class TranslatedToken:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One line of `/models`."""
+    """One entry of `/models`."""
 
     name: str
     task: str
@@ -210,7 +210,7 @@ class Model:
 
 
 def built(kind: type[Answer], data: Any) -> Answer:
-    """An answer of this kind from JSON. Raises KeyError and TypeError where it is none."""
+    """An answer of this kind from JSON. Raises KeyError and TypeError if it is not one."""
     if not isinstance(data, Mapping):
         raise TypeError(kind.__name__)
     values = {}

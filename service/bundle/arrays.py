@@ -1,4 +1,4 @@
-"""Arrays by element type, one name each."""
+"""A type alias for each kind of array."""
 
 from typing import TypeAlias
 

@@ -63,12 +63,12 @@ class TextSide(Record):
     @model_validator(mode="after")
     def _bpe_has_a_file(self) -> Self:
         if (self.tokenization == "bpe") != (self.tokenizer is not None):
-            raise ValueError("tokenizer: there is one with bpe, and none without")
+            raise ValueError("tokenizer: required with bpe, and not allowed otherwise")
         return self
 
 
 class MemoryTensor(Record):
-    """One tensor of what the encoder makes of a source; axis 0 is the source."""
+    """One tensor of the encoder's memory of the sources; axis 0 is the source."""
 
     name: str = Field(description="Output of the encoder and input of the decoder.")
     dtype: Literal["float32"] = Field(description="Element type.")
@@ -84,7 +84,7 @@ class MemoryTensor(Record):
 
 
 class EncoderDecoderShape(Record):
-    """What the model is; the service needs only to know whether there are convolutions."""
+    """The model's architecture; the service only uses whether there are convolutions."""
 
     cell: Cell = Field(description="Recurrent cell.")
     encoder: Literal["recurrent", "crnn"] = Field(
@@ -153,11 +153,11 @@ class EncoderDecoderMetrics(Record):
 
 
 class Example(Record):
-    """A held-out source and what became of it. Not picked: the first by SHA-256."""
+    """A held-out source and its translation. Not cherry-picked: the first by SHA-256."""
 
     source: str = Field(description="The source.")
-    targets: list[str] = Field(description="What the data have for it.")
-    translation: str = Field(description="What the model says, with beam 5.")
+    targets: list[str] = Field(description="Its targets in the data.")
+    translation: str = Field(description="The model's translation, with beam 5.")
 
 
 class EncoderDecoderGoldenVector(Record):
@@ -178,8 +178,8 @@ class EncoderDecoderManifest(Heading):
     """`manifest.json` of an encoder-decoder, field by field."""
 
     task: Literal["encoder_decoder"] = Field(description="Which endpoints the bundle answers.")
-    source: TextSide = Field(description="What is read.")
-    target: TextSide = Field(description="What is written.")
+    source: TextSide = Field(description="The side that is read.")
+    target: TextSide = Field(description="The side that is written.")
     graphs: list[Graph] = Field(
         min_length=2, description="The ONNX graphs: an encoder and a decoder for each precision."
     )
@@ -201,8 +201,8 @@ class EncoderDecoderManifest(Heading):
     model: EncoderDecoderShape = Field(description="What the model is.")
     limits: EncoderDecoderLimits = Field(description="What the bundle allows.")
     data: EncoderDecoderDataSource = Field(description="What it was trained on.")
-    metrics: list[EncoderDecoderMetrics] = Field(min_length=1, description="What it is worth.")
-    examples: list[Example] = Field(description="Ten held-out sources, unpicked.")
+    metrics: list[EncoderDecoderMetrics] = Field(min_length=1, description="Its measured quality.")
+    examples: list[Example] = Field(description="Ten held-out sources, not cherry-picked.")
     training: TrainingRecord = Field(description="How it was trained.")
     golden: list[EncoderDecoderGoldenVector] = Field(
         min_length=1, description="Known answers that the loader checks."
@@ -212,9 +212,9 @@ class EncoderDecoderManifest(Heading):
     def _names_differ(self) -> Self:
         names = [x.name for x in self.states] + [x.name for x in self.memory]
         if len(set(names)) != len(names):
-            raise ValueError("states, memory: every name may stand once")
+            raise ValueError("states, memory: names must be unique")
         sides = [_side_files(self.source), _side_files(self.target)]
-        # Both sides may share their files.
+        # The two sides may share their files.
         shared = sides[:1] if self.source.vocab == self.target.vocab else sides
         files = [graph.file for graph in self.graphs]
         files += [file for side in shared for file in side]
@@ -278,6 +278,6 @@ def _read_side(folder: Path, side: TextSide) -> Tokenizer:
     check_sha256(folder.name, info.file, data, info.sha256)
     subwords = parsed(folder.name, info.file, lambda: Subwords(data.decode()))
     if list(subwords.tokens) != tokens:
-        raise BundleError(f"{folder.name}: {info.file}: its tokens are not the vocabulary's")
+        raise BundleError(f"{folder.name}: {info.file}: its tokens differ from the vocabulary's")
     check_size(folder.name, side.vocab, tokens)
     return subwords

@@ -24,14 +24,14 @@ class BundleError(Exception):
 
 
 class _HasGraphs(Protocol):
-    """A manifest, of whichever kind."""
+    """A manifest of any kind."""
 
     @property
     def graphs(self) -> Sequence[Graph]: ...
 
 
 class GraphFiles:
-    """What every kind of bundle does with its graphs."""
+    """Access to the graphs, for every kind of bundle."""
 
     __slots__ = ()
 
@@ -125,5 +125,5 @@ def read_file(folder: Path, file: str, max_bytes: int) -> bytes:
 
 
 def _open_plainly(path: str, flags: int) -> int:
-    """Without following a link, and without waiting for the writer of a pipe."""
+    """Open a file without following a link or waiting for the writer of a pipe."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

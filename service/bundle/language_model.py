@@ -118,7 +118,7 @@ class LanguageModelManifest(Heading):
     model: LanguageModelShape = Field(description="What the model is.")
     limits: LanguageModelLimits = Field(description="What the bundle allows.")
     data: LanguageModelDataSource = Field(description="What it was trained on.")
-    metrics: LanguageModelMetrics = Field(description="What it is worth.")
+    metrics: LanguageModelMetrics = Field(description="Its measured quality.")
     training: TrainingRecord = Field(description="How it was trained.")
     golden: list[LanguageModelGoldenVector] = Field(
         min_length=1, description="Known answers that the loader checks."
@@ -134,7 +134,7 @@ class LanguageModelManifest(Heading):
     def _references_hold(self) -> Self:
         names = [state.name for state in self.states]
         if len(set(names)) != len(names):
-            raise ValueError("states: every name may stand once")
+            raise ValueError("states: names must be unique")
         files = [self.vocab.file, *(graph.file for graph in self.graphs)]
         if len(set(files)) != len(files) or "manifest.json" in files:
             raise ValueError("vocab.file and graphs[].file must be different files")

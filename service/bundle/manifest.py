@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 FORMAT_VERSION = 2
-# A plain name, of a bundle or a file in its folder: no separators, no dot at the front.
+# A plain name of a bundle or a file in its folder: no separators, no leading dot.
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 MAX_CURVE_POINTS = 1000
 
@@ -93,30 +93,31 @@ class VocabFile(Record):
 class LearningCurve(Record):
     """What validation measured on the way: `values[i]` after `steps[i]` optimizer steps."""
 
-    unit: str = Field(description="Of the values, such as `bits a character`.")
+    unit: str = Field(description="Unit of the values, such as `bits a character`.")
     steps: list[int] = Field(max_length=MAX_CURVE_POINTS, description="Optimizer steps, rising.")
     values: list[float] = Field(
-        max_length=MAX_CURVE_POINTS, description="The validation split's, one a step listed."
+        max_length=MAX_CURVE_POINTS,
+        description="Values on the validation split, one for each listed step.",
     )
 
     @model_validator(mode="after")
     def _points_are_whole(self) -> Self:
         if len(self.steps) != len(self.values):
-            raise ValueError("steps, values: as many of one as of the other")
+            raise ValueError("steps, values: they must have the same length")
         if any(a >= b for a, b in pairwise(self.steps)):
             raise ValueError("steps: each is greater than the one before")
         return self
 
 
 class Parent(Record):
-    """The weights that a training began with."""
+    """The weights that training started from."""
 
     name: str = Field(description="Name of the bundle, or of the run.")
-    sha256: Sha256 = Field(description="Of the bundle's manifest, or of the run's weights.")
+    sha256: Sha256 = Field(description="SHA-256 of the bundle's manifest, or of the run's weights.")
 
 
 class TrainingRecord(Record):
-    """How the weights came to be."""
+    """How the weights were trained."""
 
     config: dict[str, Any] = Field(description="The whole training configuration.")
     seed: int = Field(description="Seed of the run.")
@@ -124,7 +125,7 @@ class TrainingRecord(Record):
     git_commit: str | None = Field(description="Commit of the code, null outside a checkout.")
     versions: dict[str, str] = Field(description="Versions of Python and of the libraries.")
     parent: Parent | None = Field(
-        None, description="What the training started from; null where it began anew."
+        None, description="What training started from; null if it started from scratch."
     )
     curve: LearningCurve | None = Field(
         None, description="The learning curve; null in bundles that were written without one."
@@ -132,7 +133,7 @@ class TrainingRecord(Record):
 
 
 class Heading(Record):
-    """What every manifest begins with."""
+    """The fields that every manifest has."""
 
     format_version: Literal[2] = Field(description="Version of this schema.")
     name: str = Field(

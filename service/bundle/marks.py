@@ -13,7 +13,7 @@ import numpy as np
 from service.bundle.arrays import BoolArray, Int64Array
 
 MAX_MARKS = 30
-# There is no mark from here on; a test checks that.
+# No code point from here on is a mark; a test checks that.
 _CODE_POINTS = 0x20000
 # Characters examined in one call: little memory, and other threads get their turn.
 _PART = 1 << 14

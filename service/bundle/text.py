@@ -24,7 +24,7 @@ _CODE_POINTS = 0x110000
 _PART = 1 << 17
 # Characters examined on each side of a cut; characters that compose are adjacent.
 _NEIGHBOURS = 32
-_MOST_TRIED = 512  # places for a cut, where there is no blank
+_MOST_TRIED = 512  # most places tried for a cut if there is no blank
 
 # What `fold` replaces. Nothing composes with a plain form, so a text can be folded in parts.
 _PLAIN = (
@@ -72,9 +72,9 @@ class Normalization(BaseModel):
 
 
 class SideNormalization(Normalization):
-    """The same of an encoder-decoder's side, which is stripped where the manifest says nothing."""
+    """The same for a side of an encoder-decoder, which is stripped unless the manifest says no."""
 
-    # Training has always stripped pairs; manifests say so only since the field is there.
+    # Training has always stripped pairs, but older manifests lack this field.
     strip: bool = Field(True, description=Normalization.model_fields["strip"].description)
 
 
@@ -103,7 +103,7 @@ def last_cut(
     case: one of a few hundred places, not the last ones, since what follows the text may compose
     with its end.
     """
-    # What was searched may have ended in the first half of a line end.
+    # The searched part may end between the two characters of a line end.
     cut = max(text.rfind(" ", searched), text.rfind("\n", searched))
     if cut > 0 and text[cut - 1] == "\r":
         cut -= 1
@@ -128,14 +128,14 @@ def _parts_at(text: str, place: int, rules: Normalization) -> bool:
         whole = _normalized(before + after, rules)
     except TooManyMarks:
         return False
-    # Once accents are dropped, and letters are small, others may meet.
+    # Dropping accents and lowering case can bring other characters together.
     return whole == _normalized(before, rules) + _normalized(after, rules)
 
 
 def _looks_past(character: str) -> bool:
     """Whether a sigma's lower case, final or not, can depend on what lies beyond a character.
 
-    So it is of sigmas themselves, and of what Unicode calls case-ignorable.
+    This is true of sigmas themselves, and of characters that Unicode calls case-ignorable.
     """
     if character == "\u03a3":
         return True
@@ -200,7 +200,7 @@ def _without_accents(text: str) -> str:
 
 
 def check_tokens(tokens: Sequence[str]) -> None:
-    """What holds for the tokens of every vocabulary. Raises ValueError."""
+    """Check what every vocabulary's tokens must satisfy. Raises ValueError."""
     if tuple(tokens[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
         raise ValueError("a vocabulary starts with the printed forms of pad, bos, eos and unk")
     if len(set(tokens)) != len(tokens):

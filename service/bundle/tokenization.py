@@ -58,7 +58,7 @@ class Characters(Vocabulary):
 
 
 class Symbols:
-    """A token is what stands between spaces: phonemes, notes, words.
+    """A token is a symbol between spaces: a phoneme, a note, a word.
 
     Raises ValueError when the list does not start with `SPECIAL_TOKENS`, repeats a token or holds
     one that is empty or has a space.

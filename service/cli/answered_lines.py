@@ -1,4 +1,4 @@
-"""The lines of standard input, answered as they come."""
+"""Answers the lines of standard input as they arrive."""
 
 import sys
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from service.cli.answers import CommandError, Refusal
 from service.cli.input_lines import InputLine, InputLines
 
 _BATCH_CHARS = 64 * 1024
-# Refusals from the first line on, after which the rest would not be taken either.
+# After this many refusals and no answer, the rest is expected to be refused, too.
 _HOPELESS = 20
 
 
 class AnsweredLines:
-    """Lines that are answered as they come; what is refused is reported and passed over."""
+    """Answers lines as they arrive; refused lines are reported and skipped."""
 
     def __init__(self, write: Callable[[list[str]], None], lines: InputLines) -> None:
         self._write = write
@@ -21,7 +21,7 @@ class AnsweredLines:
         self._answered = self._failed = 0
 
     def run(self, lines_at_once: int, if_none: str | None = None) -> int:
-        """Answer every line, or `if_none` if there is none; the exit status."""
+        """Answer every line, or `if_none` if there is none. Returns the exit status."""
         for batch in self._lines.batches(lines_at_once, _BATCH_CHARS):
             for error, lines in groupby(batch, key=lambda line: line.error):
                 if error is None:
@@ -35,7 +35,7 @@ class AnsweredLines:
         return int(self._failed > 0)
 
     def _answer(self, batch: list[InputLine]) -> None:
-        """Ask for lines together; where that is refused, for each half of them."""
+        """Send lines together; if they are refused, send each half by itself."""
         try:
             self._write([line.text for line in batch])
         except Refusal as error:
@@ -48,7 +48,9 @@ class AnsweredLines:
                 raise
             self._fail(batch[0], str(error))
             if not self._answered and self._failed >= _HOPELESS:
-                raise CommandError("no line is taken so far; the rest is not tried") from error
+                raise CommandError(
+                    "every line was refused so far; the rest is not tried"
+                ) from error
             return
         self._answered += len(batch)
 

@@ -1,4 +1,4 @@
-"""What answers a command, and how it refuses."""
+"""The protocol of whatever answers a command, and its errors."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeAlias
@@ -7,18 +7,18 @@ from service.errors import BodyTooLarge, InvalidRequest, ModelFailure
 
 Answer: TypeAlias = dict[str, Any]
 
-# Statuses after which another text may be answered: the body is wrong, or too large, or the model
-# fails at it.
+# Statuses that concern one text, so that the next may still be answered: the body is wrong or too
+# large, or the model fails on it.
 REFUSED = {BodyTooLarge.status, InvalidRequest.status, ModelFailure.status}
 _TEXTS = {"text", "prompt", "source"}
 
 
 class CommandError(Exception):
-    """What ends a command, in one line."""
+    """An error that ends the command; the message is one line."""
 
 
 class Refusal(CommandError):
-    """What was asked for is not answered; something else may be."""
+    """One request is refused; others may still be answered."""
 
     def __init__(self, detail: str, option: str) -> None:
         """`option` is the one that was refused; "" for the request as a whole."""
@@ -28,7 +28,7 @@ class Refusal(CommandError):
 
 
 class Answers(Protocol):
-    """What answers: a server, or an engine in this process."""
+    """A server, or an engine in this process."""
 
     def ask(self, path: str, body: Mapping[str, Any]) -> Answer:
         """The answer to a body. Raises CommandError."""

@@ -56,7 +56,7 @@ class Bundle:
 
 
 def models_in(folder: Path) -> list[Answer]:
-    """Name, task and description of every bundle in a folder, or of the bundle that it is."""
+    """Name, task and description of every bundle in a folder, or of the folder's own bundle."""
     try:
         is_bundle = (folder / MANIFEST_FILE).exists()
         folders = [folder] if is_bundle else bundle_folders(folder)
@@ -101,7 +101,7 @@ _ANSWERS = {"/generate": _generate, "/score": _score, "/translate": _translate}
 
 
 def _plain(answer: BaseModel) -> Answer:
-    """An answer as it comes over HTTP: its details are made when they are written."""
+    """An answer as HTTP would send it: its details are built as it is serialized."""
     plain: Answer = json.loads(to_json(answer))
     return plain
 

@@ -1,8 +1,8 @@
 """`python -m service generate|score|translate|models|keys`: the tasks from a command line.
 
-They ask a running server (`--url`), or run straight on a bundle (`--bundle`) in this process. Texts
-are arguments or the lines of standard input; answers are written as they come, as text, TSV or
-JSON, a line each.
+They ask a running server (`--url`), or run a bundle (`--bundle`) in this process. Texts are
+arguments or the lines of standard input. Each answer is written at once, as one line of text, TSV
+or JSON.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from service.cli.rows import COLUMNS, write_head, write_row
 from service.cli.running_server import RunningServer
 from service.http.api_keys import ApiKeysError, new_key
 
-# Lines of standard input that are asked for together where they are there already.
+# Most lines of standard input in one request, if that many are already there.
 _LINES_AT_ONCE = {"generate": 64, "translate": 64, "score": 512}
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command; the exit status: 0, 1 for an error of an answer, 130 for an interrupt."""
+    """Run a command. Returns the exit status: 0, 1 for an error, 130 for an interrupt."""
     options = command_parser().parse_args(arguments)
     try:
         return _run(options)
@@ -36,13 +36,13 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read has enough; nothing may be written at the end either.
+        # The reader has closed the pipe, so nothing may be flushed at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 def _cause(error: CommandError, options: argparse.Namespace) -> str:
-    """The error, after the flag that it is about instead of the pointer into the body."""
+    """The error, with the command's flag in place of the pointer into the body."""
     if not isinstance(error, Refusal):
         return str(error)
     flag = flag_of(options, error.option)
@@ -82,14 +82,14 @@ def _write_answers(answers: Answers, options: argparse.Namespace) -> int:
     if texts is not None:
         write(texts)
         return 0
-    # A prompt that is left out begins a text.
+    # Without a prompt, a new text is generated.
     if_none = "" if command == "generate" else None
     lines = AnsweredLines(write, InputLines(sys.stdin.fileno()))
     return lines.run(_LINES_AT_ONCE[command], if_none)
 
 
 def _texts(options: argparse.Namespace) -> list[str] | None:
-    """The arguments; None where standard input has the texts."""
+    """The arguments; None if the texts come from standard input."""
     for place, text in enumerate(options.texts, 1):
         try:
             text.encode()
@@ -151,7 +151,7 @@ def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _write_key(options: argparse.Namespace) -> None:
-    """A fresh key for whoever is to have it, and the line that the server is to have."""
+    """Write a new key for its owner, and the line for the server's file of keys."""
     try:
         secret, key = new_key(options.name, options.role)
     except ApiKeysError as error:

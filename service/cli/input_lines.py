@@ -1,4 +1,4 @@
-"""The lines of standard input as they can be read: of a pipe what is there, and no waiting."""
+"""The lines of standard input in batches; a batch never waits for more of a pipe."""
 
 import codecs
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from service.endpoints.line_reader import Line, LineSplitter
 
-# Longer lines are reported and passed over.
+# Longer lines are reported and skipped.
 MAX_LINE_BYTES = 8 * 2**20
 _READ_BYTES = 2**20
 _UTF_16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
@@ -34,15 +34,15 @@ class InputLines:
         self.name = name or _name_of(descriptor)
         self._splitter = LineSplitter(MAX_LINE_BYTES)
         self._decoder: codecs.IncrementalDecoder | None = None  # of UTF-16
-        self._head: bytes | None = b""  # the first bytes, until they tell the encoding
+        self._head: bytes | None = b""  # the first bytes, until the encoding is known
         self._ready: deque[InputLine] = deque()
         self._ended = False
 
     def batches(self, most_lines: int, most_bytes: int) -> Iterator[list[InputLine]]:
-        """Lines that are there together, within bounds; one longer than the bound goes alone.
+        """Batches of available lines, within limits; a line over the limit is a batch by itself.
 
-        The first line is given as soon as it has come: only what can be read without waiting is
-        added to it.
+        A batch goes out as soon as it has a line: only lines that can be read without waiting
+        are added.
         """
         while self._fill(most_lines):
             batch = [self._ready.popleft()]
@@ -55,7 +55,7 @@ class InputLines:
             yield batch
 
     def _fill(self, most_lines: int) -> bool:
-        """Wait for a line, and read on while more is there; False where none comes."""
+        """Wait for a line and read whatever else is available; False at the end."""
         while not self._ended and len(self._ready) < most_lines:
             if self._ready and not select.select([self._descriptor], [], [], 0)[0]:
                 break
@@ -65,7 +65,7 @@ class InputLines:
         return bool(self._ready)
 
     def _lines(self, data: bytes) -> list[Line]:
-        """The lines that these bytes end; no bytes are the end."""
+        """The lines that these bytes complete; no bytes mean the end of the input."""
         is_end = not data
         if self._head is not None:
             data = self._head + data
@@ -77,7 +77,7 @@ class InputLines:
             if encoding is not None:
                 self._decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
         if self._decoder is not None:
-            # What is half a character stays one, and is refused with its line.
+            # Half a character is kept as it is, and its line is refused later.
             data = self._decoder.decode(data).encode("utf-8", "surrogatepass")
         lines = self._splitter.feed(data)
         return lines + self._splitter.end() if is_end else lines
@@ -94,7 +94,7 @@ class InputLines:
 
 
 def _name_of(descriptor: int) -> str:
-    """A file's path, where the system tells it."""
+    """A file's path, if the system reports it."""
     try:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return str(Path(f"/proc/self/fd/{descriptor}").readlink())

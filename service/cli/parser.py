@@ -19,13 +19,13 @@ def command_parser() -> argparse.ArgumentParser:
     common = _common()
     texts = argparse.ArgumentParser(add_help=False)
     texts.add_argument(
-        "texts", nargs="*", help="left out: the lines of standard input, as they come"
+        "texts", nargs="*", help="default: the lines of standard input, as they arrive"
     )
     _add_generate_options(
         commands.add_parser(
             "generate",
             parents=[common, texts],
-            help="continue prompts; without any, begin texts",
+            help="continue prompts; without a prompt, begin a new text",
             epilog='python -m service generate --bundle models/alice-lstm "Alice was " --seed 1',
         )
     )
@@ -35,7 +35,7 @@ def command_parser() -> argparse.ArgumentParser:
             parents=[common, texts],
             help="how surprising texts are: bits a character, then the text",
             epilog="tail -f log | python -m service score --bundle models/alice-lstm: each line as "
-            "it comes. For the most surprising lines of a file: … score … < log | sort -rn | head",
+            "it arrives. For the most surprising lines: … score … < log | sort -rn | head",
         )
     )
     _add_translate_options(
@@ -49,15 +49,15 @@ def command_parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "models",
         parents=[common],
-        help="what is served, or what a folder has",
+        help="list the served models, or the bundles of a folder",
         epilog="python -m service models --bundle models",
     )
     keys = commands.add_parser(
         "keys",
-        help="make an API key: it goes to standard error, and its line for the file to output",
+        help="make an API key: the key goes to stderr, its line for the key file to stdout",
         epilog="python -m service keys alice >> api-keys",
     )
-    keys.add_argument("name", help="name of the key's owner, as logs show it")
+    keys.add_argument("name", help="name of the key's owner, as the logs show it")
     keys.add_argument("--role", choices=ROLES, default="use")
     return parser
 
@@ -73,10 +73,10 @@ _FLAG_NAMES = {"return_alignments": "alignments"}
 
 
 def _common() -> argparse.ArgumentParser:
-    """Who answers, and how it is shown."""
+    """Options for where to send requests and how to show answers."""
     common = argparse.ArgumentParser(add_help=False)
     where = common.add_mutually_exclusive_group()
-    where.add_argument("--url", default="http://127.0.0.1:8000", help="of a running server")
+    where.add_argument("--url", default="http://127.0.0.1:8000", help="URL of a running server")
     where.add_argument("--bundle", type=Path, help="folder of a bundle, to run it in this process")
     common.add_argument("--model", help="name of a served model")
     common.add_argument("--api-key-file", type=Path, help="file with the key of a running server")
@@ -90,17 +90,21 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int)
     parser.add_argument("--top-p", type=float)
     parser.add_argument("--seed", type=int)
-    parser.add_argument("-n", "--n", type=int, help="choices a prompt")
+    parser.add_argument("-n", "--n", type=int, help="choices for each prompt")
     parser.add_argument("--stop", action="append", default=[], help="may be given again")
-    parser.add_argument("--pattern", help="what the text may be: masked, not conditioned")
+    parser.add_argument(
+        "--pattern", help="regular expression for the text; tokens are masked, not conditioned"
+    )
 
 
 def _add_score_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--source", help="of an encoder-decoder: what the texts translate")
-    parser.add_argument("--context", help="read before each text and not counted")
+    parser.add_argument("--source", help="encoder-decoders: the source that the texts translate")
+    parser.add_argument("--context", help="read before each text, but not counted")
     parser.add_argument("--unknown", choices=("unk", "error", "skip"))
     parser.add_argument("--eos", action="store_true", help="count the end of each text")
-    parser.add_argument("--tokens", action="store_true", help="with json: every character")
+    parser.add_argument(
+        "--tokens", action="store_true", help="with json: figures for every character"
+    )
 
 
 def _add_translate_options(parser: argparse.ArgumentParser) -> None:

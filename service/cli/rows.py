@@ -1,11 +1,11 @@
-"""Answers as rows: a line each, as text, TSV or JSON."""
+"""Answers as rows: one line each, as text, TSV or JSON."""
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Of TSV, which has a head.
+# The columns of TSV, which has a header.
 COLUMNS = {
     "generate": ("prompt", "choice", "finish_reason", "seed", "text"),
     "score": ("bits_per_char", "bits", "logprob", "chars", "text"),
@@ -14,7 +14,7 @@ COLUMNS = {
 
 
 def write_head(form: str, columns: Sequence[str]) -> None:
-    """Write the names of the columns, where the format has them."""
+    """Write the header, if the format has one."""
     if form == "tsv":
         sys.stdout.write("\t".join(columns) + "\n")
 
@@ -22,7 +22,7 @@ def write_head(form: str, columns: Sequence[str]) -> None:
 def write_row(
     form: str, row: Mapping[str, Any], text_form: str, columns: Sequence[str] = ()
 ) -> None:
-    """Write a row; `text_form` is how plain text shows it."""
+    """Write a row; `text_form` is its form in plain text."""
     if form == "json":
         line = json.dumps(dict(row), ensure_ascii=False)
     elif form == "tsv":
@@ -33,7 +33,7 @@ def write_row(
 
 
 def _escaped(value: Any) -> str:
-    """A field of TSV: what would end it is written with a backslash."""
+    """A field of TSV; characters that would end it are escaped with a backslash."""
     text = "" if value is None else str(value)
     for raw, shown in (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r")):
         text = text.replace(raw, shown)

@@ -1,4 +1,4 @@
-"""A server that runs already (`--url`), asked over HTTP."""
+"""A running server (`--url`), asked over HTTP."""
 
 import json
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from service.settings import is_loopback
 
 
 class RunningServer:
-    """A server, by the standard library: this environment has no other HTTP client."""
+    """A server, through urllib: the service's environment has no other HTTP client."""
 
     def __init__(self, url: str, model: str | None, key_file: Path | None) -> None:
         if not url.startswith(("http://", "https://")):
-            raise CommandError("--url begins with http:// or https://")
+            raise CommandError("--url must begin with http:// or https://")
         self._url = url.rstrip("/")
-        # A proxy of the environment (`http_proxy`) is for elsewhere.
+        # A proxy from the environment (`http_proxy`) is not meant for this machine's own addresses.
         is_here = is_loopback(urlsplit(url).hostname or "")
         self._opener = build_opener(ProxyHandler({})) if is_here else build_opener()
         self._model = model
@@ -41,7 +41,7 @@ class RunningServer:
         return models
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to close."""
 
     def _answer(self, request: Request) -> Answer:
         try:
@@ -55,7 +55,7 @@ class RunningServer:
 
 
 def _key(path: Path) -> str:
-    """The key in a file: command lines can be read by others."""
+    """The key from a file, since other users can read command lines."""
     try:
         return path.read_text("utf-8-sig").encode("ascii").decode().strip()
     except (OSError, UnicodeError) as error:
@@ -63,13 +63,13 @@ def _key(path: Path) -> str:
 
 
 def _problem(error: HTTPError) -> CommandError:
-    """What a problem document says."""
+    """The error in a problem document."""
     try:
         problem = json.load(error)
         detail = str(problem["detail"])
         pointer = str(problem["errors"][0]["pointer"]) if problem["errors"] else ""
     except (ValueError, KeyError, TypeError):
         return CommandError(f"the server answered {error.code}")
-    # A body's fields have the names of the options.
+    # The fields of a body have the options' names.
     option = pointer.removeprefix("/").partition("/")[0]
     return Refusal(detail, option) if error.code in REFUSED else CommandError(detail)

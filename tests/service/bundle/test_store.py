@@ -205,7 +205,7 @@ def test_a_huge_file_is_refused_before_it_is_read(folder: Path, file: str, limit
         (lambda x: x["graphs"][0].update(file=".hidden"), "graphs.0.file: String should match"),
         (lambda x: x["graphs"][0].update(sha256="0" * 63), "graphs.0.sha256: String should"),
         (lambda x: x["graphs"].clear(), "graphs: List should have at least 1 item"),
-        (lambda x: x["states"].append(x["states"][0]), "every name may stand once"),
+        (lambda x: x["states"].append(x["states"][0]), "names must be unique"),
         (lambda x: x["golden"].clear(), "golden: List should have at least 1 item"),
         (lambda x: x["golden"][0]["logprobs"].clear(), "one logprob for every token"),
         (lambda x: x["golden"][0].update(tokens=[1, 7]), "token outside the vocabulary"),
@@ -425,9 +425,9 @@ def add_vocab_elsewhere(document: dict[str, Any]) -> None:
         (lambda x: x["limits"].update(max_tokens_ratio=-1.0), "limits.max_tokens_ratio"),
         (lambda x: x["limits"].update(max_tokens_ratio=float("inf")), "limits.max_tokens_ratio"),
         (lambda x: x["limits"].update(max_source_tokens=0), "limits.max_source_tokens"),
-        (lambda x: x["states"].append(x["states"][0]), "every name may stand once"),
-        (lambda x: x["memory"].append(x["memory"][0]), "every name may stand once"),
-        (lambda x: x["memory"][0].update(name="h0"), "every name may stand once"),
+        (lambda x: x["states"].append(x["states"][0]), "names must be unique"),
+        (lambda x: x["memory"].append(x["memory"][0]), "names must be unique"),
+        (lambda x: x["memory"][0].update(name="h0"), "names must be unique"),
         (lambda x: x["memory"][0].update(shape=[8, 8]), "shape: numbers, and M once"),
         (lambda x: x["memory"][0].update(shape=["M", "M"]), "shape: numbers, and M once"),
         (lambda x: x["memory"][0].update(shape=["M", "Q"]), "shape: numbers, and M once"),
@@ -459,10 +459,10 @@ def add_vocab_elsewhere(document: dict[str, Any]) -> None:
         ),
         (lambda x: x["model"].update(attention="self"), "model.attention"),
         (lambda x: x["target"].update(tokenization="words"), "target.tokenization"),
-        (lambda x: x["target"].update(tokenization="bpe"), "there is one with bpe, and none"),
+        (lambda x: x["target"].update(tokenization="bpe"), "required with bpe, and not allowed"),
         (
             lambda x: x["target"].update(tokenizer={"file": "t.json", "sha256": "0" * 64}),
-            "there is one with bpe, and none without",
+            "required with bpe, and not allowed",
         ),
         (add_vocab_elsewhere, "they must be different files"),
         (lambda x: x["source"]["vocab"].update(file="manifest.json"), "must be different files"),
@@ -563,7 +563,7 @@ def test_a_tokenizer_file_that_is_none_is_refused(subwords: Path, data: bytes, c
 def test_a_tokenizer_of_other_tokens_is_refused(subwords: Path) -> None:
     other = Subwords.learn(["something else"], vocab_size=64, min_count=1)
     file = replace_side(subwords, "source", "tokenizer", other.document.encode())
-    cause = f"{file}: its tokens are not the vocabulary's"
+    cause = f"{file}: its tokens differ from the vocabulary's"
     assert refusal_of_encoder_decoder(subwords) == f"tiny-pairs: {cause}"
 
 
@@ -597,7 +597,7 @@ def test_a_bundle_without_a_learning_curve_is_as_good(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("steps", "values", "cause"),
     [
-        ([1, 2], [1.0], "as many of one as of the other"),
+        ([1, 2], [1.0], "they must have the same length"),
         ([2, 2], [1.0, 1.0], "each is greater"),
         ([2, 1], [1.0, 1.0], "each is greater"),
         (list(range(1001)), [1.0] * 1001, "at most 1000 items"),

@@ -81,7 +81,7 @@ def test_where_no_line_is_taken_the_rest_is_not_tried(run: Run) -> None:
     assert (status, out) == (1, [])
     errors = [line for line in err if line.startswith("error: ")]
     assert len(errors) == 21
-    assert errors[-1] == "error: no line is taken so far; the rest is not tried"
+    assert errors[-1] == "error: every line was refused so far; the rest is not tried"
 
 
 def test_an_option_that_is_wrong_is_said_once_and_named_as_its_flag(run: Run) -> None:
