@@ -142,7 +142,7 @@ def test_resuming_with_a_changed_configuration_is_refused_and_changes_nothing(
     configured(tmp_path, training={"bptt_len": 20})
     status, _, stderr = call("train", config, "--run", tmp_path / "run", "--resume")
     assert status == 1
-    assert_one_line(stderr, "training.bptt_len: it was ", ", the configuration has 20;")
+    assert_one_line(stderr, "training.bptt_len: it was ", ", but the configuration has 20;")
     assert (tmp_path / "run/config.toml").read_bytes() == before
 
 

@@ -71,7 +71,9 @@ class Corpus:
     train: Split
     valid: Split
     test: Split
-    counts: dict[str, int] = field(default_factory=dict)  # what was read and dropped, to be shown
+    counts: dict[str, int] = field(
+        default_factory=dict
+    )  # counts of what was read and dropped, for people
 
     def split(self, name: str) -> Split:
         """The split called `train`, `valid` or `test`."""
@@ -79,12 +81,12 @@ class Corpus:
 
     @property
     def held_out_name(self) -> str:
-        """The split that figures are reported on: the test where there is one, else validation."""
+        """The split that figures are reported on: test if there is one, else validation."""
         return "test" if self.test.chars else "valid"
 
     @property
     def held_out(self) -> Split:
-        """The split of that name."""
+        """The split called `held_out_name`."""
         return self.split(self.held_out_name)
 
 
@@ -144,14 +146,14 @@ def load(folder: Path) -> Corpus:
     """
     path = folder / _RECORD_FILE
     if missing := _missing(folder):
-        raise ConfigError(f"{missing[0]}: not there; the run's folder is not whole")
+        raise ConfigError(f"{missing[0]}: missing; the run's folder is incomplete")
     try:
         record = json.loads(path.read_text())
         whole = record["checksums"] == _checksums(folder)
     except (ValueError, KeyError) as error:
         raise ConfigError(f"{path}: not a prepared corpus; train the run anew") from error
     if not whole:
-        raise ConfigError(f"{folder}: damaged: its files are not those that were written")
+        raise ConfigError(f"{folder}: damaged: its files have changed since they were written")
     return _opened(folder)
 
 
@@ -221,10 +223,10 @@ def _vocabulary(config: LanguageModelDataConfig, documents: Documents) -> Vocabu
 
 
 def check_held_out(config: LanguageModelDataConfig, corpus: Corpus) -> None:
-    """Raise ConfigError, which says what is needed, where a wanted split has no text."""
+    """Raise ConfigError if a required split has no text; the message says what is needed."""
     if corpus.valid.chars == 0:
         raise ConfigError(_too_little(config, corpus.counts, "valid"))
-    # The fractions are of `files` alone.
+    # The fractions apply only to `files`.
     wanted = config.test_files or (config.files and config.test_fraction > 0)
     if corpus.test.chars == 0 and wanted:
         raise ConfigError(_too_little(config, corpus.counts, "test"))
@@ -232,7 +234,7 @@ def check_held_out(config: LanguageModelDataConfig, corpus: Corpus) -> None:
 
 def _no_text(files: list[Path]) -> str:
     return (
-        f"data.files: there is no text in {_named(files)}: no line that is not blank; "
+        f"data.files: there is no text in {_named(files)}: every line is blank; "
         "name files that hold the text to train on"
     )
 
@@ -262,7 +264,7 @@ def _too_little(config: LanguageModelDataConfig, counts: dict[str, int], split: 
     if fraction == 0.0:
         return said + f"Set {option} (0.1 is usual), or name data.{split}_files"
     if lines:
-        # With so many lines, a split stays empty in one case of twenty.
+        # With this many lines, one split in twenty stays empty.
         least = math.ceil(math.log(0.05) / math.log1p(-fraction))
         return said + (
             f"With {option} = {fraction:g}, at least {least:,} different lines are needed: "

@@ -1,8 +1,9 @@
 """Files to documents, and documents to splits, in constant memory.
 
-By document, a seeded hash of its text assigns a line to a split, so that equal lines are always in
-the same split; a file is cut into its training, validation and test part, in this order. By
-position, all files are cut in this way as if they were one text.
+When splitting by document, a seeded hash of a line's text assigns it to a split, so that equal
+lines are always in the same split. A file that is one document is cut into its training, validation
+and test part, in this order. When splitting by position, all files are cut as if they were one
+text.
 """
 
 import hashlib
@@ -17,10 +18,10 @@ from training.config import LanguageModelDataConfig
 from training.data.splits import SPLITS, TEST, TRAIN, VALID, split_of
 from training.text_files import input_files, text_blocks
 
-# `files` are split, the others are used whole.
+# `files` are split; the other files are used whole.
 Role: TypeAlias = Literal["files", "train_files", "valid_files", "test_files"]
 ROLES: tuple[Role, ...] = ("files", "train_files", "valid_files", "test_files")
-# Characters before the end of the training split, and before the end of the validation.
+# Characters before the end of the training split, and before the end of the validation split.
 Ends: TypeAlias = tuple[int, int]
 
 # A line is identified by its beginning, so that memory is bounded however long the line is.
@@ -38,7 +39,7 @@ class Source:
 
 
 def sources(config: LanguageModelDataConfig, base: Path) -> list[Source]:
-    """The files with one role each: a test file is not used to validate or train as well."""
+    """The files, each with one role: a test file is not used for validation or training as well."""
     found: dict[Path, Source] = {}
     for role in ROLES:
         for path in input_files(getattr(config, role), base, f"data.{role}"):
@@ -51,7 +52,7 @@ class Documents:
     """The documents of a configuration's files, scanned once, then read by split."""
 
     def __init__(self, config: LanguageModelDataConfig, files: Sequence[Source]) -> None:
-        """Read all files once, to count them and to find what is held out of training."""
+        """Read all files once, to count their text and to find what is held out of training."""
         self._config = config
         self._files = files
         self._rules = config.normalization
@@ -135,8 +136,8 @@ class Documents:
         strip = self._config.strip_lines
         key = b""
         head = ""  # of a line that has no key yet
-        held = ""  # blanks that may be its last
-        bare = False  # it does not begin with a blank
+        held = ""  # blanks that may be at the end of the line
+        bare = False  # whether the line starts without a blank
         for text, ends in _line_pieces(path, self._rules):
             if not key:
                 head += text
@@ -206,7 +207,7 @@ class Documents:
         self._drop_held_out(totals, keys)
 
     def _drop_held_out(self, totals: dict[Path, int], keys: dict[Path, bytes]) -> None:
-        """Drop files that have a copy in a later split which is held out whole."""
+        """Drop files that have a copy among the files that are held out whole."""
         if not self._whole_lists:
             return
         split = {
@@ -252,7 +253,7 @@ class Documents:
 
 
 def split_ends(config: LanguageModelDataConfig, total: int) -> Ends:
-    """Where the splits of so many characters end."""
+    """Where the splits end in a text of `total` characters."""
     train = 1.0 - config.valid_fraction - config.test_fraction
     # Rounded first: 1 - 0.1 is 0.9, and 0.9 of a million characters is not 899,999.
     train_end = int(round(train, 9) * total)
@@ -270,10 +271,10 @@ def _within(end: int, start: int, total: int) -> int:
 
 
 def stream_text(path: Path, rules: Normalization) -> Iterator[str]:
-    """Normalized pieces of a file. Raises ConfigError for a file that is no text.
+    """Normalized pieces of a file. Raises ConfigError for a file that is not text.
 
-    The pieces together are the whole text's normal form. Only a text with no place for a cut is
-    held whole.
+    The joined pieces are the normal form of the whole text. Only a text that cannot be cut is held
+    in memory whole.
     """
     rest = ""
     for block in text_blocks(path):

@@ -51,12 +51,12 @@ def pair_batch(split: PairSplit, indices: Sequence[int]) -> PairBatch:
     tokens = np.full_like(targets, PAD_ID)
     tokens[:, 0] = BOS_ID
     tokens[:, 1:] = targets[:, :-1]
-    tokens[tokens == EOS_ID] = PAD_ID  # nothing after it is counted
+    tokens[tokens == EOS_ID] = PAD_ID  # eos is an input only as padding, which is not counted
     return PairBatch(sources, lengths, tokens, targets)
 
 
 class PairBatches:
-    """An endless walk over a split: every pair once in each epoch, in another order each time."""
+    """An endless walk over a split: every pair once in each epoch, in a new order each time."""
 
     def __init__(self, split: PairSplit, batch_size: int, *, seed: int) -> None:
         self._split = split

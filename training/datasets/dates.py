@@ -2,10 +2,10 @@
 
 Source: the month and weekday names and the date patterns of CLDR (Unicode License v3), as `babel`
 carries them (BSD). Years are 1900 to 2099 and always have four digits, so that the century is
-known. What a German phrase shows and how long is a function of the English phrase. In `dates-iso`
+known. The form of a German phrase is a function of the English phrase. In `dates-iso`
 a slash is English, month first, and a dot is German, day first.
 
-A split holds its dates alone: no date of `test` is in `train` in any form. Days without a year
+No date is in two splits: a date of `test` is not in `train` in any form. Days without a year
 and months without a day are split the same way, each by itself.
 """
 
@@ -22,7 +22,7 @@ from babel.dates import format_date
 from training.datasets.pairs import Pair, by_digest, write_pairs
 
 FIRST_YEAR, LAST_YEAR = 1900, 2099
-EN_DE_DATES, ISO_DATES = 30_000, 33_000  # of the 73,049 of these years
+EN_DE_DATES, ISO_DATES = 30_000, 33_000  # of the 73,049 dates in these years
 TEST_FRACTION, VALID_FRACTION = 0.06, 0.03
 
 
@@ -34,7 +34,7 @@ class Form:
     target: str
 
 
-# The English ones of CLDR (full, long, medium, yMMMEd, yMd), then what else people write.
+# The English patterns of CLDR (full, long, medium, yMMMEd, yMd), then other common ones.
 EN_DE = (
     Form("EEEE, MMMM d, y", "EEEE, d. MMMM y"),
     Form("MMMM d, y", "d. MMMM y"),
@@ -107,7 +107,7 @@ def to_iso() -> dict[str, list[Pair]]:
 
 
 def cldr_notice() -> str:
-    """The licence of the names and patterns, as babel carries it."""
+    """The licence of the names and patterns, as distributed with babel."""
     file = resources.files("babel") / "locale-data" / "LICENSE.unicode"
     return f"CLDR, by babel {babel.__version__}: Unicode-3.0\n\n{file.read_text()}"
 
@@ -129,7 +129,7 @@ def _ordinal_letters(number: int) -> str:
 
 
 def _pair(day: date, form: Form, case: int, source: str, target: str) -> Pair:
-    """The source in one of three spellings; the target is always spelt well."""
+    """The source in one of three spellings; the target is always spelt correctly."""
     text = phrase(day, form.source, source)
     text = text.lower() if case in (0, 1) else text.upper() if case == 2 else text
     return text, phrase(day, form.target, target)

@@ -4,10 +4,10 @@ Source: `/usr/share/trans/de-en` in the Debian package `trans-de-en` (1.9), by F
 or later. For a user's own training: neither the pairs nor a model trained on them may ship with
 this project.
 
-A line is `german | german :: english | english`: sub-entries that correspond one to one, the
-first the headword and the others its forms, compounds and sentences. A sub-entry lists variants
-with `;`, which do not correspond, so that of each the first is taken. `{m}`, `(at the counter)`,
-`[techn.]`, `<other spelling>` and `/ABBR/` are annotations.
+A line is `german | german :: english | english`. Its sub-entries correspond one to one: the first
+is the headword, the others are its forms, compounds and sentences. A sub-entry lists variants,
+separated by `;`. These do not correspond, so only the first variant is used. `{m}`,
+`(at the counter)`, `[techn.]`, `<other spelling>` and `/ABBR/` are annotations.
 """
 
 import re
@@ -36,7 +36,7 @@ def first_variant(text: str) -> str:
 
 
 def parse(lines: Iterable[str]) -> tuple[list[Pair], Counter[str]]:
-    """English and German by sub-entry, each pair once, and what was dropped for what reason."""
+    """English and German by sub-entry, each pair once, and the number dropped for each reason."""
     kept: dict[Pair, None] = {}  # in order
     dropped: Counter[str] = Counter()
     for line in lines:

@@ -1,8 +1,8 @@
 """Names and number words, English to German.
 
 Source: names of languages, territories, currencies and units from CLDR (Unicode License
-v3), as `babel` carries them; number words spelt by `num2words` (LGPL: a library that is called,
-nothing of it is in what it spells).
+v3), as `babel` carries them; number words spelt by `num2words` (LGPL: the library is only
+called, and none of its code is in the output).
 """
 
 import re
@@ -40,7 +40,7 @@ def names() -> list[Pair]:
 
 
 def numbers() -> list[Pair]:
-    """Cardinals from 0 to 9,999, then ordinals from first to 999th; 0 to 99 all, others drawn."""
+    """Cardinals to 9,999, then ordinals to 999th: all up to 99, and a sample of the others."""
     cardinals = [*range(100), *_drawn("cardinal", 100, _LARGEST, NUMBERS - 100)]
     ordinals = [*range(1, 100), *_drawn("ordinal", 100, _LARGEST_ORDINAL, ORDINALS - 99)]
     return [_spelt(number, "cardinal") for number in cardinals] + [

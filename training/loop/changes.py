@@ -40,7 +40,7 @@ _FREE = (
 
 
 def forbidden_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """The first option that has changed and may not, with both values; None where there is none.
+    """The first forbidden change, with both values; None if there is none.
 
     `old` and `new` are configurations as JSON, with all defaults.
     """
@@ -48,7 +48,9 @@ def forbidden_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | No
     for option in {**before, **after}:
         was, now = before.get(option), after.get(option)
         if was != now and not _is_free(option):
-            return f"{option}: it was {json.dumps(was)}, the configuration has {json.dumps(now)}"
+            return (
+                f"{option}: it was {json.dumps(was)}, but the configuration has {json.dumps(now)}"
+            )
     return None
 
 

@@ -1,4 +1,4 @@
-"""Training an encoder-decoder: teacher forcing on pairs, weights kept by the metric users read.
+"""Training an encoder-decoder: teacher forcing on pairs; a chosen metric decides the best weights.
 
 B batch, T target positions, V target vocabulary.
 """
@@ -33,7 +33,7 @@ from training.networks.encoder_decoder import EncoderDecoder
 
 
 class EncoderDecoderTask:
-    """Pairs of a corpus, a batch at a time."""
+    """Trains on the pairs of a corpus, a batch at a time."""
 
     unit = "token"
     curve = Curve("loss", "nats a target token")
@@ -61,7 +61,7 @@ class EncoderDecoderTask:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens that are predicted among."""
+        """Tokens in the target vocabulary."""
         return len(self.corpus.target)
 
     def identity(self) -> dict[str, Any]:
@@ -73,12 +73,12 @@ class EncoderDecoderTask:
         }
 
     def backward(self) -> tuple[float, int]:
-        """The next batch; label smoothing is in the gradient and not in the loss."""
+        """Run the next batch; the gradient includes label smoothing, the returned loss does not."""
         batch = self.batches.next()
         predicted = batch.predicted
         nats = [0.0] * len(self.replicas)
         rows = min(len(self.replicas), len(batch.lengths))
-        # Interleaved rows: the batch is sorted, and the shares should have like lengths.
+        # Interleaved rows: the batch is sorted by length, and the shares should take similar time.
         shares = [
             self._share(_rows(batch, slice(i, None, rows)), predicted, nats, i) for i in range(rows)
         ]
@@ -142,7 +142,7 @@ class EncoderDecoderTask:
             )
         return Evaluation(
             loss=loss,
-            # Of equals, such as several without a mistake, the surest one.
+            # The loss breaks ties, such as between several evaluations without a mistake.
             rank=(rank_of(options.select_by, values), loss),
             values={str(name): value for name, value in values.items()},
             line=", ".join(f"{name} {value:.4f}" for name, value in values.items()),

@@ -1,4 +1,4 @@
-"""Training a language model: windows of text, states that lanes carry from one to the next.
+"""Training a language model: lanes read windows of text and carry the state between them.
 
 B batch, T time, V vocabulary.
 """
@@ -71,7 +71,7 @@ class LanguageModelTask:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens that are predicted among."""
+        """Tokens in the vocabulary."""
         return len(self.corpus.vocab)
 
     def identity(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class LanguageModelTask:
         return {"vocab": list(self.corpus.vocab.tokens), "corpus_sha256": self.corpus.sha256}
 
     def backward(self) -> tuple[float, int]:
-        """The next window of every lane; the loss counts the text's own tokens alone."""
+        """Run the next window of every lane; the returned loss covers only the text's tokens."""
         window = self.windows.next()
         parts = (window.tokens, window.targets, window.reset)
         tokens, targets, reset = (torch.from_numpy(x).to(self.device) for x in parts)
@@ -98,7 +98,7 @@ class LanguageModelTask:
         places = self.windows.places[:, np.newaxis] + np.arange(window.targets.shape[1])  # [B, T]
         places = np.minimum(places, len(ids) - 1)  # of padding
         expected = self._ngram_targets[torch.from_numpy(places)]
-        # Not where a restart ends the text early: eos is the target there, and not the next id.
+        # Excluded where a restart ends the text early: the target is eos there, not the next id.
         own = (window.targets == ids[places]) & (window.targets != PAD_ID)
         return expected * torch.from_numpy(own).to(self.device).unsqueeze(2)
 
@@ -112,7 +112,7 @@ class LanguageModelTask:
     ) -> list[ShareLoss[LanguageModel]]:
         """Each replica's lanes of a window: `tokens` and `targets` [B, T], `reset` [B].
 
-        `expected` [B, T, V]: distributions to learn from as well, zeros where there are none.
+        `expected` [B, T, V]: further distributions to learn from; zeros where there are none.
         """
         count = len(self.replicas)
         chunks = zip(tokens.chunk(count), targets.chunk(count), reset.chunk(count), strict=True)
@@ -162,7 +162,7 @@ class LanguageModelTask:
     def evaluate(self, model: LanguageModel) -> Evaluation:
         """Score the validation split."""
         score = evaluate(model, self.corpus.valid, self.device)
-        # Too large for a double once a model has diverged; the trainer stops it by its loss.
+        # A diverged model's perplexity may overflow a double; the trainer stops it by its loss.
         perplexity = score.perplexity if score.loss < _LARGEST_EXPONENT else math.inf
         return Evaluation(
             loss=score.loss,

@@ -20,7 +20,7 @@ from training.evaluation import ngram
 
 ORDER = 6
 _PARTS = 8  # each gets its targets from a model of the other seven
-_PIECES = 16 * _PARTS  # that a long text is cut into, so that every part holds some of it
+_PIECES = 16 * _PARTS  # a long text is cut into this many, so that every part has some of it
 _MAX_VALUES = 1 << 26  # 256 MiB
 
 Floats = npt.NDArray[np.float32]
@@ -29,13 +29,13 @@ Floats = npt.NDArray[np.float32]
 def ngram_targets(split: Split, vocab_size: int, *, seed: int = 0) -> Floats:
     """[N, V] probabilities of each token, given those before it in its text.
 
-    Raises ConfigError for a text that is too long, and needs no such help.
+    Raises ConfigError for a text that is too short or too long.
     """
     if len(split.ids) * vocab_size > _MAX_VALUES:
         raise ConfigError(
             f"training.ngram_targets: {len(split.ids):,} tokens to train on are too many; with a "
             f"vocabulary of {vocab_size:,}, at most {_MAX_VALUES // vocab_size:,} are allowed. "
-            "Leave the option out: so much text does not need it"
+            "Leave the option out: a text this long does not need it"
         )
     ids = np.asarray(split.ids, np.int64)
     starts = np.asarray(split.starts, np.int64)
@@ -49,7 +49,7 @@ def ngram_targets(split: Split, vocab_size: int, *, seed: int = 0) -> Floats:
             raise ConfigError("training.ngram_targets: there is too little text to train on")
         model = ngram.fit(np.concatenate(others), offsets, vocab_size, ORDER)[-1]
         own = [(int(bounds[i]), int(bounds[i + 1])) for i in np.flatnonzero(parts == part)]
-        # Each piece with the tokens before it in its text, which are its history.
+        # Each piece is scored with the tokens before it in its text as history.
         befores = [max(_text_begin(starts, begin), begin - ORDER + 1) for begin, _ in own]
         expected = model.distributions(
             np.concatenate([ids[i:end] for i, (_, end) in zip(befores, own, strict=True)])

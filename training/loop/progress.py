@@ -64,7 +64,7 @@ class Lines:
         self._text = ""
 
     def advance(self) -> None:
-        """Print a line if the last one is long enough ago."""
+        """Print a line if the last one was long enough ago."""
         self._done += 1
         now = self._clock()
         if now - self._last < _EVERY_S:

@@ -18,7 +18,7 @@ class TrainingError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What weights are worth on the validation split."""
+    """How good weights are on the validation split."""
 
     loss: float  # mean nats a predicted token
     rank: tuple[float, ...]  # decides which weights are kept: the smallest wins
@@ -46,7 +46,7 @@ class Task(Protocol[Model]):
 
     @property
     def vocab_size(self) -> int:
-        """Tokens that are predicted among."""
+        """Tokens in the predicted vocabulary."""
 
     def identity(self) -> dict[str, Any]:
         """The text and vocabulary that a checkpoint's weights belong to; JSON."""
@@ -76,12 +76,12 @@ class Task(Protocol[Model]):
         """Continue where `state` was taken."""
 
     def close(self) -> None:
-        """Stop the threads that it has started."""
+        """Stop the threads that the task has started."""
 
 
 def open_device(options: OptimizerConfig) -> torch.device:
     """Seed torch and return the device to train on. Raises TrainingError where there is none."""
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError('training.device: "cuda" is not available here; "cpu" is')
+        raise TrainingError('training.device: "cuda" is not available here; use "cpu"')
     torch.manual_seed(options.seed)
     return torch.device(options.device)

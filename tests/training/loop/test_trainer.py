@@ -427,7 +427,7 @@ def test_a_corpus_with_nothing_to_validate_on_is_refused(tmp_path: Path) -> None
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match='"cuda" is not available here; "cpu" is'):
+    with pytest.raises(TrainingError, match='"cuda" is not available here; use "cpu"'):
         tiny_trainer(tmp_path, training={"device": "cuda"})
 
 
