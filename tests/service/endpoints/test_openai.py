@@ -120,7 +120,7 @@ def test_null_is_as_good_as_left_out(client: AppClient) -> None:
         (422, None, "did you mean `max_tokens`?", {"maxTokens": 5}),
         (422, None, "at most 64 are ignored", {f"made_up_{i}": 1 for i in range(65)}),
         (422, "max_new_tokens", "use max_tokens", {"max_new_tokens": 5}),
-        (422, "max_completion_tokens", "or one", {"max_tokens": 5, "max_completion_tokens": 6}),
+        (422, "max_completion_tokens", "same value", {"max_tokens": 5, "max_completion_tokens": 6}),
         (422, "guided_regex", "/generate has `pattern`", {"guided_regex": "a+"}),
         (422, "regex", "/generate has `pattern`", {"regex": "a+"}),
         (422, "max_tokens_to_sample", "use max_tokens", {"max_tokens_to_sample": 3}),

@@ -607,7 +607,7 @@ def test_a_damaged_corpus_is_refused_and_prepared_anew_where_the_text_is(tmp_pat
         load(tmp_path / "corpus")
     assert all_texts(prepared(tmp_path, {"a.txt": b"one"})) == whole
     (tmp_path / "corpus/valid.ids").unlink()
-    with pytest.raises(ConfigError, match=r"valid\.ids: not there"):
+    with pytest.raises(ConfigError, match=r"valid\.ids: missing"):
         load(tmp_path / "corpus")
 
 
