@@ -623,7 +623,7 @@ def refused(client: AppClient, path: str, pointer: str, words: str, **body: Any)
         ("", "one for each source", {"target_prefix": []}),
         ("", "one for each source", {"source": ["a", "b"], "target_prefix": ["a"]}),
         ("/target_prefix", "the prefix has 3 tokens", {"target_prefix": "the", "max_tokens": 3}),
-        ("/target_prefix", "the end included", {"target_prefix": "t" * 30, "source": "a"}),
+        ("/target_prefix", "at most 23, the end", {"target_prefix": "t" * 30, "source": "a"}),
         ("/target_prefix", "at positions 1, 2 of", {"target_prefix": f"t{UNKNOWN}{UNKNOWN}"}),
         ("/source", "at positions 0, 2 of", {"source": "\u2603a\u2603", "unknown": "error"}),
         ("/source", "tokens in a source; at most 60", {"source": "a" * (MAX_SOURCE_TOKENS + 1)}),
