@@ -84,9 +84,15 @@ def unfold(page: Page) -> None:
     page.evaluate("document.querySelectorAll('.options').forEach((x) => { x.open = true })")
 
 
-def status(page: Page, form: str, start: str) -> str:
+def start(page: Page, form: str) -> None:
+    """Submit a form; whatever its status says from now on is about this submission."""
+    page.evaluate(f"document.getElementById('{form}-status').textContent = ''")
+    page.click(f"#{form}-start")
+
+
+def status(page: Page, form: str, words: str) -> str:
     """The status, once it begins so."""
-    page.wait(f"document.getElementById('{form}-status').innerText.startsWith('{start}')")
+    page.wait(f"document.getElementById('{form}-status').innerText.startsWith('{words}')")
     return page.text(f"#{form}-status")
 
 
@@ -98,7 +104,7 @@ def write(page: Page, **fields: str) -> str:
     """Write with these fields changed; the written text."""
     for name, text in fields.items():
         page.fill(f"#write-{name.replace('_', '-')}", text)
-    page.click("#write-start")
+    start(page, "write")
     status(page, "write", "Done")
     written: str = page.evaluate(
         "[...document.querySelectorAll('#write-map .ch')].map((x) => x.innerText).join('')"
@@ -138,7 +144,7 @@ def test_a_prompt_is_typed_and_goes_on_as_the_service_says(page: Page, server: S
 def test_it_streams_and_stops(page: Page) -> None:
     page.network(bytes_per_s=20_000)  # about 50 characters a second
     page.fill("#write-max-tokens", "4096")
-    page.click("#write-start")
+    start(page, "write")
     page.wait("document.querySelectorAll('#write-map .ch').length > 20")
     assert page.text("#write-status") == "Writing…"
     page.click("#write-stop")
@@ -182,7 +188,7 @@ def test_an_error_is_told_in_words_beside_its_field(
     page: Page, field: str, given: str, label: str
 ) -> None:
     page.fill(f"#write-{field}", given)
-    page.click("#write-start")
+    start(page, "write")
     page.wait("!document.getElementById('write-problem').hidden")
     told = page.text("#write-problem")
     assert told.startswith("Invalid request")
@@ -200,7 +206,7 @@ def test_an_error_is_told_in_words_beside_its_field(
 
 def test_a_seed_that_the_page_cannot_hold_is_refused_and_none_is_drawn(page: Page) -> None:
     page.fill("#write-seed", str(2**53 + 1))
-    page.click("#write-start")
+    start(page, "write")
     page.wait("!document.getElementById('write-problem').hidden")
     assert "Seed: on this page, a whole number up to 9007199254740991" in page.text(
         "#write-problem"
@@ -220,7 +226,7 @@ def test_a_wrong_pattern_is_told_beside_its_field(page: Page, server: Server) ->
     if '"pattern":{' not in schemas:
         pytest.skip("this service does not constrain what it generates")
     page.fill("#write-pattern", "(")
-    page.click("#write-start")
+    start(page, "write")
     page.wait("!document.getElementById('write-problem').hidden")
     assert "Pattern:" in page.text("#write-problem")
 
@@ -242,7 +248,7 @@ def test_a_service_without_language_models_says_so(browser: Browser, tmp_path: P
 
 def test_a_service_that_is_gone_is_told_in_words(page: Page) -> None:
     page.network(offline=True)
-    page.click("#write-start")
+    start(page, "write")
     page.wait("!document.getElementById('write-problem').hidden")
     assert "cannot be reached" in page.text("#write-problem")
 
@@ -299,7 +305,7 @@ def test_what_goes_wrong_on_the_way_is_told_in_words(
     page: Page, status_code: int, headers: dict[str, str], body: str, told: str
 ) -> None:
     page.hold_back("*/generate")
-    page.click("#write-start")
+    start(page, "write")
     page.answer(status_code, headers, body)
     page.wait("!document.getElementById('write-problem').hidden")
     assert " ".join(page.text("#write-problem").split()) == told
@@ -314,7 +320,7 @@ def test_what_goes_wrong_on_the_way_is_told_in_words(
 
 def score(page: Page, text: str) -> str:
     page.fill("#score-text", text)
-    page.click("#score-start")
+    start(page, "score")
     return status(page, "score", "Scored")
 
 
@@ -426,7 +432,7 @@ def test_a_source_is_translated_and_aligned(page: Page, server: Server) -> None:
     # A held-out source of the model stands there to begin with.
     page.wait("document.getElementById('translate-source').value === 'dismore'")
     page.fill("#translate-source", "recurrent")
-    page.click("#translate-start")
+    start(page, "translate")
     told = status(page, "translate", "3 hypotheses")
     body = {"model": "g2p-en", "source": "recurrent", "beam_size": 5, "num_hypotheses": 3}
     with server.client() as client:
@@ -446,7 +452,7 @@ def test_a_source_is_translated_and_aligned(page: Page, server: Server) -> None:
 def test_the_matrix_follows_the_pointer_and_the_arrow_keys(page: Page) -> None:
     show(page, "translate")
     page.fill("#translate-source", "cat")
-    page.click("#translate-start")
+    start(page, "translate")
     status(page, "translate", "3 hypotheses")
     page.hover(".matrix tbody tr:nth-child(2) td:nth-child(3)")
     page.wait("document.querySelector('.readout').innerText.includes(' took ')")
@@ -464,7 +470,7 @@ def test_the_matrix_follows_the_pointer_and_the_arrow_keys(page: Page) -> None:
 def test_another_hypothesis_has_its_own_alignment(page: Page) -> None:
     show(page, "translate")
     page.fill("#translate-source", "read")
-    page.click("#translate-start")
+    start(page, "translate")
     status(page, "translate", "3 hypotheses")
     before = page.text("#translate-alignment")
     page.click(".hypothesis:nth-of-type(2) input")
@@ -474,7 +480,7 @@ def test_another_hypothesis_has_its_own_alignment(page: Page) -> None:
 def test_a_wrong_source_is_told_in_words(page: Page) -> None:
     show(page, "translate")
     page.fill("#translate-source", "a" * 500)
-    page.click("#translate-start")
+    start(page, "translate")
     page.wait("!document.getElementById('translate-problem').hidden")
     assert "Source:" in page.text("#translate-problem")
     assert "40" in page.text("#translate-problem")
@@ -601,7 +607,7 @@ def test_every_control_has_a_name(page: Page) -> None:
             score(page, "ab")
         if tab == "translate":
             page.fill("#translate-source", "cat")
-            page.click("#translate-start")
+            start(page, "translate")
             status(page, "translate", "3 hypotheses")
         if tab == "models":
             page.wait("document.querySelectorAll('#models-results tbody tr').length === 4")
@@ -660,7 +666,7 @@ def test_it_fits_a_narrow_window(page: Page, tab: str) -> None:
         page.hover("#score-results .ch")
     elif tab == "translate":
         page.fill("#translate-source", "internationalization")
-        page.click("#translate-start")
+        start(page, "translate")
         status(page, "translate", "3 hypotheses")
     else:
         page.wait("document.querySelectorAll('#models-results tbody tr').length === 4")
@@ -686,7 +692,7 @@ def test_a_long_text_is_drawn_whole(page: Page) -> None:
 def test_a_text_over_the_limit_is_refused_with_the_limit(page: Page) -> None:
     show(page, "score")
     page.fill("#score-text", "a" * 60_000)
-    page.click("#score-start")
+    start(page, "score")
     page.wait("!document.getElementById('score-problem').hidden")
     assert "480000" in page.text("#score-problem").replace(",", "")
 
@@ -762,7 +768,7 @@ def test_the_pictures_of_the_readme(page: Page, tmp_path: Path) -> None:
     picture(page, folder / "score.png")
     show(page, "translate")
     page.fill("#translate-source", "recurrent")
-    page.click("#translate-start")
+    start(page, "translate")
     status(page, "translate", "3 hypotheses")
     page.look(height=1000)
     page.hover(".matrix tbody tr:nth-child(4) td:nth-child(5)")
