@@ -161,10 +161,10 @@ def test_a_key_that_is_made_is_a_key(folder: Path, tmp_path: Path) -> None:
     ("status", "words", "arguments"),
     [
         (1, "less than or equal", ["generate", "--bundle", "{text}", "--top-p", "2", "a"]),
-        (1, "translates", ["generate", "--bundle", "{pairs}", "a"]),
+        (1, "does not continue text", ["generate", "--bundle", "{pairs}", "a"]),
         (1, "does not translate", ["translate", "--bundle", "{text}", "a"]),
         (1, "given its source", ["score", "--bundle", "{pairs}", "a"]),
-        (1, "no source", ["score", "--bundle", "{text}", "--source", "b", "a"]),
+        (1, "not `source`", ["score", "--bundle", "{text}", "--source", "b", "a"]),
         (1, "manifest.json", ["score", "--bundle", "{folder}", "a"]),
         (1, "no such model", ["score", "--url", "{url}", "--model", "nothing", "a"]),
         (1, "http://", ["score", "--url", "file:///etc/passwd", "a"]),
