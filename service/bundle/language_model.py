@@ -25,11 +25,51 @@ from service.bundle.text import Normalization, Vocabulary
 class LanguageModelShape(Record):
     """What the model is, for people to read: the service needs none of it."""
 
-    cell: Cell = Field(description="Recurrent cell.")
-    num_layers: int = Field(gt=0, description="Recurrent layers.")
-    hidden_size: int = Field(gt=0, description="Units a layer.")
-    embedding_dim: int = Field(gt=0, description="Size of a character's embedding.")
-    parameters: int = Field(gt=0, description="Trained parameters.")
+    cell: Cell | Literal["ngram"] = Field(description="Recurrent cell, or `ngram`.")
+    num_layers: int | None = Field(gt=0, description="Recurrent layers; null for an n-gram.")
+    hidden_size: int | None = Field(gt=0, description="Units a layer; null for an n-gram.")
+    embedding_dim: int | None = Field(
+        gt=0, description="Size of a character's embedding; null for an n-gram."
+    )
+    parameters: int = Field(gt=0, description="Trained parameters; of an n-gram its n-grams.")
+    order: int | None = Field(
+        None, gt=1, description="Tokens of the longest n-gram; null for a network."
+    )
+
+
+class MixturePart(Record):
+    """One of the models whose probabilities are averaged."""
+
+    name: str = Field(description="Name of its measurement in `metrics`, such as `lstm`.")
+    model: LanguageModelShape = Field(description="What it is.")
+    weight: float = Field(gt=0.0, le=1.0, description="Its share; those of all parts add up to 1.")
+    temperature: float | None = Field(
+        None, gt=0.0, description="What its logits are divided by; null for an n-gram."
+    )
+
+
+class Fit(Record):
+    """Which text weights, temperatures and rates were fitted on, after training."""
+
+    split: Literal["valid"] = Field(description="The split; nothing is reported on it.")
+    chars: int = Field(gt=0, description="Characters in it.")
+
+
+class Adapt(Record):
+    """How the output layers learn from the text that they read.
+
+    With h the hidden outputs of a network, P its projection to `rank` numbers, p its prediction and
+    y the token that comes: logits + D P h, then D <- (1 - decay) D - rate (p - y) (P h)^T.
+    """
+
+    states: list[StateTensor] = Field(
+        min_length=1, description="Tensors to carry besides `states`; all zero at the start."
+    )
+    rank: int | None = Field(gt=0, description="Rows of P; null where P is left out.")
+    rate: float = Field(gt=0.0, description="Learning rate.")
+    decay: float = Field(ge=0.0, lt=1.0, description="What D loses at every token.")
+    weights: list[float] = Field(description="While adapting: the weights of the parts.")
+    temperatures: list[float | None] = Field(description="While adapting: their temperatures.")
 
 
 class LanguageModelLimits(Record):
@@ -55,7 +95,9 @@ class LanguageModelMeasurement(Record):
     """One model or baseline measured on the split that `Metrics` names."""
 
     name: str = Field(description="`fp32`, `unigram`, `kneser-ney 5-gram` and so on.")
-    kind: Literal["model", "baseline"] = Field(description="The bundle itself, or a floor.")
+    kind: Literal["model", "adapting", "part", "baseline"] = Field(
+        description="The bundle itself, the bundle while it adapts, a part of it, or a floor."
+    )
     loss: float = Field(description="Mean negative log-probability, nats a predicted token.")
     bits_per_char: float = Field(
         description="Total negative log-probability / (characters · ln 2)."
@@ -83,7 +125,13 @@ class LanguageModelMetrics(Record):
     chars: int = Field(gt=0, description="Characters in it.")
     tokens: int = Field(gt=0, description="Predicted tokens: the characters, and eos a document.")
     measurements: list[LanguageModelMeasurement] = Field(
-        description="One entry a precision and a baseline."
+        description="One entry a precision, adapting or not, a part and a baseline."
+    )
+    expected_bits_per_char: float | None = Field(
+        None,
+        ge=0.0,
+        description="Mean entropy of the predictions of `fp32`: the bits a character that it "
+        "expects to need. A calibrated model needs as many.",
     )
 
 
@@ -91,6 +139,7 @@ class LanguageModelGoldenVector(Record):
     """A known answer: feed `tokens` from the zero state, and get `logprobs`."""
 
     precision: Precision = Field(description="The graph it belongs to.")
+    adapt: bool = Field(False, description="Whether the output layer adapts.")
     tokens: list[int] = Field(min_length=2, description="Ids; the first is bos.")
     logprobs: list[float] = Field(description="log p(tokens[i + 1] | tokens[: i + 1]), in nats.")
     tolerance: float = Field(
@@ -115,7 +164,12 @@ class LanguageModelManifest(Heading):
     states: list[StateTensor] = Field(
         min_length=1, description="The recurrent state: tensors to carry, all zero at the start."
     )
-    model: LanguageModelShape = Field(description="What the model is.")
+    model: LanguageModelShape = Field(description="What the model is; of a mixture the first part.")
+    parts: list[MixturePart] = Field(
+        [], description="The models that are mixed; empty in bundles that were written without it."
+    )
+    fit: Fit | None = Field(None, description="What the parts' weights and so on were fitted on.")
+    adapt: Adapt | None = Field(None, description="How it adapts; null where it cannot.")
     limits: LanguageModelLimits = Field(description="What the bundle allows.")
     data: LanguageModelDataSource = Field(description="What it was trained on.")
     metrics: LanguageModelMetrics = Field(description="Its measured quality.")
@@ -132,7 +186,8 @@ class LanguageModelManifest(Heading):
 
     @model_validator(mode="after")
     def _references_hold(self) -> Self:
-        names = [state.name for state in self.states]
+        adapt_states = [] if self.adapt is None else self.adapt.states
+        names = [state.name for state in [*self.states, *adapt_states]]
         if len(set(names)) != len(names):
             raise ValueError("states: names must be unique")
         files = [self.vocab.file, *(graph.file for graph in self.graphs)]
@@ -144,13 +199,29 @@ class LanguageModelManifest(Heading):
         for precision in {self.precision, "fp32", *(graph.precision for graph in self.graphs)}:
             if (precision, "sequence") not in kinds:
                 raise ValueError(f"graphs: there is no sequence graph in {precision}")
-            if all(vector.precision != precision for vector in self.golden):
+            if all(x.precision != precision or x.adapt for x in self.golden):
                 raise ValueError(f"golden: there is no vector for {precision}")
         for vector in self.golden:
             if len(vector.logprobs) != len(vector.tokens) - 1:
                 raise ValueError("golden: one logprob for every token after the first")
             if not all(0 <= token < self.vocab.size for token in vector.tokens):
                 raise ValueError("golden: token outside the vocabulary")
+        return self
+
+    @model_validator(mode="after")
+    def _adapting_is_whole(self) -> Self:
+        roles = {graph.role for graph in self.graphs}
+        adapting = {vector.precision for vector in self.golden if vector.adapt}
+        if self.adapt is None:
+            if "adapt" in roles or "adapt_step" in roles or adapting:
+                raise ValueError("adapt: graphs and golden vectors that adapt need it")
+            return self
+        if "adapt" not in roles:
+            raise ValueError("graphs: there is no adapt graph")
+        if missing := {graph.precision for graph in self.graphs} - adapting:
+            raise ValueError(f"golden: there is no adapting vector for {min(missing)}")
+        if not len(self.adapt.weights) == len(self.adapt.temperatures) == len(self.parts):
+            raise ValueError("adapt: one weight and one temperature for every part")
         return self
 
 

@@ -13,7 +13,7 @@ MAX_CURVE_POINTS = 1000
 
 Cell: TypeAlias = Literal["rnn", "gru", "lstm"]
 Precision: TypeAlias = Literal["fp32", "int8"]
-Role: TypeAlias = Literal["sequence", "step", "encoder", "decoder"]
+Role: TypeAlias = Literal["sequence", "step", "adapt", "adapt_step", "encoder", "decoder"]
 FileName: TypeAlias = Annotated[str, Field(pattern=NAME_PATTERN)]
 Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -59,7 +59,9 @@ class Graph(Record):
         description=(
             "`sequence`: B rows of up to T tokens; row b reads its first `lengths[b]` tokens. "
             "`step`: one token a row, with the same numbers to the bit; where a precision has "
-            "none, its sequence graph steps at T = 1. `encoder`: N sources of up to S tokens to "
+            "none, its sequence graph steps at T = 1. `adapt` and `adapt_step`: an output layer "
+            "that learns from each token that it reads, fed with what the `sequence` or `step` "
+            "graph gives beside its log-probabilities. `encoder`: N sources of up to S tokens to "
             "their memory and the decoder's first states. `decoder`: one token a row, with the "
             "memory of the sources that the rows belong to, as many rows for each."
         )
