@@ -28,6 +28,7 @@ class GenerateOptions:
     seed: int | None = None  # None draws one
     stop: tuple[str, ...] = ()
     rule: Rule | None = None  # restricts the text
+    adapt: bool = False  # the output layer learns from the text as it is read and written
     n: int = 1
     echo: bool = False
     logprobs: int | None = None  # alternatives a token; None: no logprobs
@@ -40,6 +41,7 @@ class GenerateOptions:
 class ScoreOptions:
     """The options of `/score`, besides the texts."""
 
+    adapt: bool = False  # the output layer learns from the text as it is read
     tokens: bool = False
     top_logprobs: int = 0
     bos: bool | None = None  # the text begins a document; None: it does, but not after a state
