@@ -70,6 +70,7 @@ class Adapt(Record):
     decay: float = Field(ge=0.0, lt=1.0, description="What D loses at every token.")
     weights: list[float] = Field(description="While adapting: the weights of the parts.")
     temperatures: list[float | None] = Field(description="While adapting: their temperatures.")
+    exponent: float = Field(1.0, gt=0.0, description="While adapting: the mixture's exponent.")
 
 
 class LanguageModelLimits(Record):
@@ -167,6 +168,12 @@ class LanguageModelManifest(Heading):
     model: LanguageModelShape = Field(description="What the model is; of a mixture the first part.")
     parts: list[MixturePart] = Field(
         [], description="The models that are mixed; empty in bundles that were written without it."
+    )
+    exponent: float = Field(
+        1.0,
+        gt=0.0,
+        description="The power that the mixture's probabilities are raised to; they are normalized "
+        "again. An average of several predictions is less sure than they have reason to be.",
     )
     fit: Fit | None = Field(None, description="What the parts' weights and so on were fitted on.")
     adapt: Adapt | None = Field(None, description="How it adapts; null where it cannot.")
