@@ -17,7 +17,7 @@ from babel.dates import get_date_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.datasets import bible, cmudict, dates, ding, strings, terms
+from training.datasets import bible, cmudict, dates, ding, shakespeare, strings, terms
 from training.datasets.__main__ import main
 from training.datasets.errors import DatasetError
 from training.datasets.pairs import Pair, write_pairs
@@ -634,3 +634,44 @@ def test_the_command_fails_with_one_line(
     error = capsys.readouterr().err
     assert error.startswith("error: apt-get cannot fetch trans-de-en")
     assert error.count("\n") == 1
+
+
+# Tiny Shakespeare
+
+
+def of_shakespeare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> dict[str, str]:
+    """The files that are made of a text, by name."""
+    source = tmp_path / "text.txt"
+    source.write_text(text)
+    monkeypatch.setattr(shakespeare, "SOURCE", source)
+    monkeypatch.setattr(shakespeare, "_SHA256", sha256(text.encode()).hexdigest())
+    DATASETS["shakespeare"](tmp_path / "out")
+    return {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+
+
+def test_shakespeare_is_tested_on_the_end_and_fitted_on_speeches_from_the_middle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "".join(f"SPEAKER {i}:\nWords, words, words.\n\n" for i in range(8_000))
+
+    files = of_shakespeare(tmp_path, monkeypatch, text)
+
+    order = ("train-1.txt", "valid.txt", "train-2.txt", "test.txt")
+    assert "".join(files[name] for name in order) == text
+    assert len(files["test.txt"]) == 111_540
+    assert 24_000 <= len(files["valid.txt"]) < 24_100
+    assert files["valid.txt"].startswith("SPEAKER ")
+    assert files["train-2.txt"].startswith("SPEAKER ")
+
+
+def test_another_text_is_not_taken_for_shakespeare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "text.txt"
+    source.write_text("To be")
+    monkeypatch.setattr(shakespeare, "SOURCE", source)
+    with pytest.raises(DatasetError, match="another text"):
+        shakespeare.build(tmp_path)
+    monkeypatch.setattr(shakespeare, "SOURCE", tmp_path / "none.txt")
+    with pytest.raises(DatasetError, match="No such file"):
+        shakespeare.build(tmp_path)

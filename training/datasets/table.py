@@ -33,4 +33,5 @@ DATASETS: dict[str, Callable[[Path], list[str]]] = {
     "strings-en-de": _builder("strings"),
     "bible-en-es": _builder("bible"),
     "ding-en-de": _builder("ding"),
+    "shakespeare": _builder("shakespeare"),
 }
