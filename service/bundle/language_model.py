@@ -1,5 +1,6 @@
 """A language model's bundle: its manifest, its form in memory, and how it is read."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,10 @@ from service.bundle.manifest import (
     VocabFile,
 )
 from service.bundle.text import Normalization, Vocabulary
+
+# What a row carries while it adapts, in bytes: many rows run side by side.
+MAX_ADAPT_BYTES = 2**20
+_FLOAT_BYTES = 4
 
 
 class LanguageModelShape(Record):
@@ -71,6 +76,16 @@ class Adapt(Record):
     weights: list[float] = Field(description="While adapting: the weights of the parts.")
     temperatures: list[float | None] = Field(description="While adapting: their temperatures.")
     exponent: float = Field(1.0, gt=0.0, description="While adapting: the mixture's exponent.")
+
+    @model_validator(mode="after")
+    def _states_are_bounded(self) -> Self:
+        size_bytes = _FLOAT_BYTES * sum(math.prod(state.shape) for state in self.states)
+        if size_bytes > MAX_ADAPT_BYTES:
+            raise ValueError(
+                f"adapt.states: {size_bytes} bytes a row, at most {MAX_ADAPT_BYTES} are allowed; "
+                "a lower rank makes them smaller"
+            )
+        return self
 
 
 class LanguageModelLimits(Record):

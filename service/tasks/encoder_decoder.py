@@ -37,6 +37,7 @@ class EncoderDecoderEngine:
     """One encoder-decoder: its bundle, its workers and the tasks on text."""
 
     needs_sources = True
+    adapts = False
 
     def __init__(
         self,

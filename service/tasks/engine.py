@@ -51,6 +51,10 @@ class Engine(Protocol):
         """Its tokens, one vocabulary a side."""
 
     @property
+    def adapts(self) -> bool:
+        """Whether its output layer can learn from the text that it reads (the option `adapt`)."""
+
+    @property
     def abilities(self) -> "Abilities":
         """What it can do."""
 

@@ -52,10 +52,13 @@ class LanguageModelEngine:
         settings: Settings,
         *,
         precision: Precision,
+        adapting: LanguageModelSession | None = None,
         threads: int = 1,
         metrics: Metrics | None = None,
         budgets: CacheBudgets | None = None,
     ) -> None:
+        """`adapting` is the same model while it adapts; None if it cannot."""
+        self.adapts = adapting is not None
         budgets = budgets or CacheBudgets.of(settings)
         self.holds = 0
         self.manifest = bundle.manifest

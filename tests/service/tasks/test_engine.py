@@ -46,6 +46,7 @@ class Mute:
     def __init__(self) -> None:
         session = FakeSession(vocab_size=4 + len(ALPHABET))
         self.holds = 0
+        self.adapts = False
         self.manifest = in_memory(*plain_files("mute", ALPHABET)).manifest
         self.precision = self.manifest.precision
         self.abilities: Abilities = {}
