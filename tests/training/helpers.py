@@ -87,7 +87,7 @@ def tiny_document(**sections: Mapping[str, Any]) -> dict[str, Any]:
         "baselines": {"max_order": 2},
     }
     for name, section in sections.items():
-        document[name] = {**document[name], **section}
+        document[name] = {**document.get(name, {}), **section}
     return document
 
 

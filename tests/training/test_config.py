@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from tests.training.helpers import tiny_document, tiny_encoder_decoder_document, write_toml
 from training.config import (
+    AdaptConfig,
     BaselineConfig,
     ConfigError,
     EncoderDecoderConfig,
@@ -19,6 +21,7 @@ from training.config import (
     LanguageModelDataConfig,
     LanguageModelNetworkConfig,
     LanguageModelTrainingConfig,
+    NGramConfig,
     TextSideConfig,
     load_config,
 )
@@ -60,11 +63,13 @@ def test_everything_but_a_name_the_files_and_the_steps_has_a_default(tmp_path: P
         ("data", LanguageModelDataConfig),
         ("model", LanguageModelNetworkConfig),
         ("training", LanguageModelTrainingConfig),
+        ("ngram", NGramConfig),
+        ("adapt", AdaptConfig),
         ("baselines", BaselineConfig),
     ],
 )
 def test_an_unknown_option_is_refused_and_its_neighbours_are_named(
-    tmp_path: Path, section: str, allowed: type[LanguageModelDataConfig]
+    tmp_path: Path, section: str, allowed: type[BaseModel]
 ) -> None:
     message = refusal_of(tmp_path, section, "hiden_size", 3)
     assert message.endswith("no such option; there are " + ", ".join(allowed.model_fields))
@@ -75,6 +80,19 @@ def test_an_unknown_section_is_refused_and_its_neighbours_are_named(tmp_path: Pa
     assert message.endswith(
         "trainig: no such option; there are " + ", ".join(LanguageModelConfig.model_fields)
     )
+
+
+def test_without_their_sections_nothing_is_mixed_in_and_nothing_adapts(tmp_path: Path) -> None:
+    config = load_config(write_toml(tmp_path / "config.toml", tiny_document()))
+    assert isinstance(config, LanguageModelConfig)
+    assert (config.ngram, config.adapt) == (None, None)
+
+
+def test_an_empty_section_mixes_in_an_ngram_and_adapts(tmp_path: Path) -> None:
+    document = tiny_document(ngram={}, adapt={})
+    config = load_config(write_toml(tmp_path / "config.toml", document))
+    assert isinstance(config, LanguageModelConfig)
+    assert (config.ngram, config.adapt) == (NGramConfig(), AdaptConfig())
 
 
 def test_an_unknown_normalization_is_refused_and_the_others_are_named(tmp_path: Path) -> None:
@@ -139,6 +157,11 @@ def test_a_normalization_that_is_not_a_boolean_is_refused(tmp_path: Path) -> Non
         ("training", "seed", -1),
         ("training", "device", "tpu"),
         ("baselines", "max_order", 9),
+        ("ngram", "order", 1),
+        ("ngram", "order", 11),
+        ("ngram", "prune", -1e-9),
+        ("ngram", "max_ngrams", 0),
+        ("adapt", "rank", 0),
     ],
 )
 def test_a_value_out_of_range_is_refused(

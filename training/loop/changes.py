@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-# Descriptions, the schedule, what is measured and shown, the hardware. The files may be renamed: a
-# digest shows that the text is the same. The lists that assign files to splits may not change,
-# because the digest does not cover that.
+# Descriptions, the schedule, what the export adds, what is measured and shown, the hardware. The
+# files may be renamed: a digest shows that the text is the same. The lists that assign files to
+# splits may not change, because the digest does not cover that.
 _FREE = (
     "name",
     "description",
@@ -18,6 +18,10 @@ _FREE = (
     "data.license",
     "data.files",
     "data.*.lang",
+    "ngram",
+    "ngram.*",
+    "adapt",
+    "adapt.*",
     "baselines.*",
     "training.steps",
     "training.learning_rate",
