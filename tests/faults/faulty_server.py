@@ -29,11 +29,11 @@ def _armed() -> bool:
     return FAULT_FILE.exists()
 
 
-def _faulty_run(self: Any, output: str, tokens: Any, *rest: Any) -> Any:
+def _faulty_run(self: Any, outputs: Any, tokens: Any, *rest: Any) -> Any:
     # Of the tiny bundles: the vocabulary stands in the session by ids alone.
     rows = (tokens == int(os.environ["FAULT_TOKEN"])).any(axis=1)
     if not _armed() or not rows.any():
-        return _run(self, output, tokens, *rest)
+        return _run(self, outputs, tokens, *rest)
     if FAULT == "raise":
         raise RuntimeError("the run broke")
     if FAULT == "hang":
@@ -42,11 +42,12 @@ def _faulty_run(self: Any, output: str, tokens: Any, *rest: Any) -> Any:
         # In parts: what is left of a sleep is over when a stopped process goes on.
         for _ in range(12):
             time.sleep(0.05)
-    result, after = _run(self, output, tokens, *rest)
+    results, after = _run(self, outputs, tokens, *rest)
     if FAULT in {"nan", "infinity"}:
-        result = result.copy()
-        result[rows] = np.nan if FAULT == "nan" else np.inf
-    return result, after
+        results = [result.copy() for result in results]
+        for result in results:
+            result[rows] = np.nan if FAULT == "nan" else np.inf
+    return results, after
 
 
 def _deadly_end_read(self: Any, row: Any) -> None:
