@@ -27,6 +27,7 @@ class GenerateOptions(TypedDict, total=False):
     choices: list[str]
     allowed_chars: str | list[str]
     unknown: str
+    adapt: bool
     state: str
     return_state: bool
 
@@ -42,6 +43,7 @@ class ScoreOptions(TypedDict, total=False):
     bos: bool
     eos: bool
     unknown: str
+    adapt: bool
     state: str
     return_state: bool
 
@@ -53,6 +55,7 @@ class LineOptions(TypedDict, total=False):
     bos: bool
     eos: bool
     unknown: str
+    adapt: bool
 
 
 class TranslateOptions(TypedDict, total=False):

@@ -66,6 +66,7 @@ class GenerateAnswer:
     precision: str
     results: tuple[GenerateResult, ...]
     usage: Usage
+    adapt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,7 @@ class GenerateDone:
     usage: Usage
     unknown: tuple[tuple[int, ...], ...] = ()
     unknown_chars: tuple[int, ...] = ()
+    adapt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,7 @@ class ScoreAnswer:
     precision: str
     results: tuple[ScoreResult, ...]
     usage: Usage
+    adapt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +210,7 @@ class Model:
     task: str
     description: str
     precision: str
+    adapts: bool = False
 
 
 def built(kind: type[Answer], data: Any) -> Answer:

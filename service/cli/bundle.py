@@ -71,8 +71,9 @@ async def _generate(engine: Engine, body: str) -> Answer:
     generates = GENERATE.of(engine)
     if generates is None:
         raise InvalidRequest("an encoder-decoder does not continue text; see the command translate")
-    results = await generates.generate(listed(request.prompt), request.options())
-    return _plain(GenerateResponse.of(engine, results))
+    options = request.options()
+    results = await generates.generate(listed(request.prompt), options)
+    return _plain(GenerateResponse.of(engine, options, results))
 
 
 async def _score(engine: Engine, body: str) -> Answer:
@@ -82,8 +83,9 @@ async def _score(engine: Engine, body: str) -> Answer:
         raise InvalidRequest("this model does not score texts; see the command models")
     texts = listed(request.text)
     contexts, sources = request.contexts(len(texts)), request.sources(len(texts))
-    results = await scores.score(texts, request.options(), contexts=contexts, sources=sources)
-    return _plain(ScoreResponse.of(engine, results))
+    options = request.options()
+    results = await scores.score(texts, options, contexts=contexts, sources=sources)
+    return _plain(ScoreResponse.of(engine, options, results))
 
 
 async def _translate(engine: Engine, body: str) -> Answer:

@@ -110,6 +110,7 @@ def _texts(options: argparse.Namespace) -> list[str] | None:
 def _write_generated(answers: Answers, options: argparse.Namespace, texts: list[str]) -> None:
     fields = ("max_tokens", "temperature", "top_k", "top_p", "seed", "n", "pattern")
     body = _given(options, fields) | {"prompt": texts, "stop": options.stop}
+    body |= {"adapt": True} if options.adapt else {}
     for text, result in zip(texts, answers.ask("/generate", body)["results"], strict=True):
         for place, choice in enumerate(result["choices"]):
             row = {"prompt": text, "choice": place, **choice}
@@ -120,6 +121,7 @@ def _write_scored(answers: Answers, options: argparse.Namespace, texts: list[str
     body = _given(options, ("source", "context", "unknown")) | {"text": texts}
     body |= {"eos": True} if options.eos else {}
     body |= {"tokens": True} if options.tokens else {}
+    body |= {"adapt": True} if options.adapt else {}
     for text, result in zip(texts, answers.ask("/score", body)["results"], strict=True):
         row = {**result, "text": text}
         write_row(options.format, row, "{bits_per_char}\t{text}", COLUMNS["score"])

@@ -95,6 +95,9 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pattern", help="regular expression for the text; tokens are masked, not conditioned"
     )
+    parser.add_argument(
+        "--adapt", action="store_true", help="learn from each prompt and from what follows it"
+    )
 
 
 def _add_score_options(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +107,9 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eos", action="store_true", help="count the end of each text")
     parser.add_argument(
         "--tokens", action="store_true", help="with json: figures for every character"
+    )
+    parser.add_argument(
+        "--adapt", action="store_true", help="learn from each text while it is read"
     )
 
 

@@ -45,7 +45,7 @@ async def generate(request: Request) -> Response:
     choices = [choice for result in results for choice in result.choices]
     size = sum(len(choice.text) for choice in choices) * (1 + (body.logprobs or 0))
     size += sum(len(choice.state or "") for choice in choices)
-    return await json_answer(size, lambda: GenerateResponse.of(engine, results))
+    return await json_answer(size, lambda: GenerateResponse.of(engine, options, results))
 
 
 async def _events(
@@ -59,5 +59,5 @@ async def _events(
             elif isinstance(event, ChoiceEnd):
                 ends.append(event)
             else:
-                done = GenerateDone.of(engine, ends, event)
+                done = GenerateDone.of(engine, options, ends, event)
                 yield ServerSentEvent(done.model_dump_json(), "done")

@@ -8,6 +8,7 @@ from pydantic import Field, WithJsonSchema, model_validator
 from service.decoding.constraints import AllowedChars, Choices, Pattern, Rule
 from service.decoding.sampling import SamplingParams
 from service.http.wire import (
+    ADAPT,
     MAX_ALTERNATIVES,
     MAX_BIASES,
     UNKNOWN,
@@ -122,6 +123,11 @@ class GenerateRequest(RequestBody):
         description="Characters of a prompt outside the vocabulary: read them as the unknown "
         "token, refuse the prompt, or leave them out. The answer has their positions.",
     )
+    adapt: bool = Field(
+        False,
+        description="Models whose `adapts` is true: learn from the prompt and from the generated "
+        "text, character by character. A text that resembles itself becomes likelier.",
+    )
     stream: bool = Field(
         False,
         description="Answer with server-sent events: `token` as it is written, then `done`, or "
@@ -177,6 +183,7 @@ class GenerateRequest(RequestBody):
             state=self.state,
             return_state=self.return_state,
             unknown=self.unknown,
+            adapt=self.adapt,
         )
 
 
@@ -242,15 +249,19 @@ class GenerateResponse(Answer):
 
     model: str = Field(description="The model that answered.")
     precision: str = Field(description="Its arithmetic.")
+    adapt: bool = Field(description=ADAPT)
     results: list[GenerateResult] = Field(description="One a prompt, in order.")
     usage: Usage = Field(description="Counts over the whole request.")
 
     @classmethod
-    def of(cls, engine: Engine, results: Sequence[Generated]) -> "GenerateResponse":
-        """From the engine's results."""
+    def of(
+        cls, engine: Engine, options: GenerateOptions, results: Sequence[Generated]
+    ) -> "GenerateResponse":
+        """From the engine's options and results."""
         return cls.model_construct(
             model=engine.manifest.name,
             precision=engine.precision,
+            adapt=options.adapt,
             results=list(map(GenerateResult.of, results)),
             usage=Usage(
                 prompt_tokens=sum(result.prompt_tokens for result in results),
@@ -307,18 +318,26 @@ class GenerateDone(Answer):
 
     model: str = Field(description="The model that answered.")
     precision: str = Field(description="Its arithmetic.")
+    adapt: bool = Field(description=ADAPT)
     choices: list[StreamedEnd] = Field(description="Every choice of every prompt, in order.")
     unknown: list[list[int]] = Field(description=f"Of each prompt, in order. {UNKNOWN}")
     unknown_chars: list[int] = Field(description=f"Of each prompt, in order. {UNKNOWN_CHARS}")
     usage: Usage = Field(description="Counts over the whole request.")
 
     @classmethod
-    def of(cls, engine: Engine, ends: Sequence[ChoiceEnd], usage: StreamUsage) -> "GenerateDone":
-        """From the engine's events."""
+    def of(
+        cls,
+        engine: Engine,
+        options: GenerateOptions,
+        ends: Sequence[ChoiceEnd],
+        usage: StreamUsage,
+    ) -> "GenerateDone":
+        """From the engine's options and events."""
         ordered = sorted(ends, key=lambda end: (end.prompt, end.choice))
         return cls.model_construct(
             model=engine.manifest.name,
             precision=engine.precision,
+            adapt=options.adapt,
             choices=list(map(StreamedEnd.of, ordered)),
             unknown=[list(x.positions) for x in usage.unknown],
             unknown_chars=[x.count for x in usage.unknown],

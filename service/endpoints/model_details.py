@@ -14,11 +14,14 @@ from service.bundle.encoder_decoder import (
     Example,
 )
 from service.bundle.language_model import (
+    Adapt,
+    Fit,
     LanguageModelDataSource,
     LanguageModelLimits,
     LanguageModelManifest,
     LanguageModelMetrics,
     LanguageModelShape,
+    MixturePart,
 )
 from service.bundle.manifest import TrainingRecord
 from service.bundle.text import EOS_ID, UNK_ID, Normalization
@@ -32,7 +35,16 @@ class ModelDetail(ModelSummary):
     license: str = Field(description="Terms of the weights.")
     created: str = Field(description="When it was exported.")
     precisions: list[str] = Field(description="Graphs in the bundle.")
-    model: LanguageModelShape = Field(description="What the model is.")
+    model: LanguageModelShape = Field(description="What the model is; of a mixture the first part.")
+    parts: list[MixturePart] = Field(
+        description="The models that are mixed, with weights and temperatures; empty in old "
+        "bundles."
+    )
+    exponent: float = Field(
+        description="The power that a mixture's probabilities are raised to, and normalized again."
+    )
+    fit: Fit | None = Field(description="The text that weights, temperatures and rates fit.")
+    adapt: Adapt | None = Field(description="How it adapts; null where it cannot.")
     vocab_size: int = Field(description="Tokens, the four special ones included.")
     normalization: Normalization = Field(description="What is done to every text first.")
     limits: LanguageModelLimits = Field(description="What the bundle allows.")
@@ -50,6 +62,7 @@ class ModelDetail(ModelSummary):
             manifest,
             precision=engine.precision,
             precisions=sorted({graph.precision for graph in manifest.graphs}),
+            adapts=engine.adapts,
             vocab_size=manifest.vocab.size,
             examples=_examples(manifest, engine.vocabularies[None].tokens),
         )
@@ -95,6 +108,7 @@ class EncoderDecoderDetail(ModelSummary):
             manifest,
             precision=engine.precision,
             precisions=sorted({x.precision for x in manifest.graphs if x.role == "decoder"}),
+            adapts=engine.adapts,
             source_lang=manifest.source.lang,
             target_lang=manifest.target.lang,
         )

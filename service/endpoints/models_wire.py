@@ -13,11 +13,12 @@ class ModelSummary(Answer):
     task: str = Field(description="Which endpoints it answers.")
     description: str = Field(description="One sentence.")
     precision: str = Field(description="The arithmetic it is served in.")
+    adapts: bool = Field(description="Whether requests may set `adapt`.")
 
     @classmethod
     def of(cls, engine: Engine) -> "ModelSummary":
         """From an engine."""
-        return cls.taken_from(engine.manifest, precision=engine.precision)
+        return cls.taken_from(engine.manifest, precision=engine.precision, adapts=engine.adapts)
 
 
 class ModelList(Answer):

@@ -233,6 +233,7 @@ def _text_options(engine: Generates, given: GenerateParameters) -> GenerateOptio
         n=n,
         # Log-probabilities decide which choice is best.
         logprobs=0 if given.details or n > 1 else None,
+        adapt=bool(given.adapt),
     )
 
 
@@ -243,6 +244,7 @@ def _translate_options(given: GenerateParameters) -> TranslateOptions:
         "presence_penalty": given.presence_penalty,
         "best_of": given.best_of != 1 and given.best_of,
         "ignore_eos": given.ignore_eos,
+        "adapt": given.adapt,
     }
     for name, value in asked.items():
         if value:

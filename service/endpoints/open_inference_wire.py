@@ -105,6 +105,7 @@ class GenerateParameters(BaseModel):
         None, ge=0, lt=2**63, description="Another name of `seed`, which is TensorRT-LLM's."
     )
     details: bool | None = Field(None, description="Return why the text ended, and each token.")
+    adapt: bool | None = Field(None, description="As in /generate; an extension.")
     stream: bool | None = Field(None, description="Ignored: the path decides.")
     beam_size: int | None = Field(None, ge=1, description="As in /translate.")
     beam_width: int | None = Field(

@@ -133,7 +133,7 @@ class _Frame:
         self._count = body.n or 1
         self._id = f"cmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
-        self._fingerprint = fingerprint(engine)
+        self._fingerprint = fingerprint(engine, adapt=bool(body.adapt))
 
     @property
     def gives_usage(self) -> bool:

@@ -149,6 +149,8 @@ class CompletionRequest(BaseModel):
     top_p: float | None = Field(None, ge=0.0, le=1.0, description="As in /generate.")
     min_p: float | None = Field(None, ge=0.0, le=1.0, description="As in /generate; an extension.")
 
+    adapt: bool | None = Field(None, description="As in /generate; an extension.")
+
     @property
     def written(self) -> int:
         """Choices to write of each prompt, of which `n` are answered."""
@@ -208,6 +210,7 @@ class CompletionRequest(BaseModel):
             n=self.written,
             echo=bool(self.echo),
             logprobs=0 if needs_logprobs and self.alternatives is None else self.alternatives,
+            adapt=bool(self.adapt),
         )
 
     def _check(self) -> None:

@@ -63,7 +63,8 @@ class Completion(Answer):
     created: int = Field(description="When, in seconds since 1970.")
     model: str = Field(description="The model that answered.")
     system_fingerprint: str = Field(
-        description="Names weights and precision: while it stays, so does the text of a seed."
+        description="Names weights and precision, and how the model adapts if it was asked to: "
+        "while it stays, so does the text of a seed."
     )
     choices: list[CompletionChoice] = Field(description="The completions.")
     usage: CompletionUsage | None = Field(
@@ -128,7 +129,10 @@ def _top(token: ScoredToken) -> dict[str, float] | None:
     return {x.token: x.logprob for x in token.top} | {token.token: token.logprob}
 
 
-def fingerprint(engine: Generates) -> str:
-    """A name for the weights of a model and its arithmetic."""
-    graphs = [graph for graph in engine.manifest.graphs if graph.precision == engine.precision]
-    return f"{engine.precision}-{graphs[0].sha256[:12]}"
+def fingerprint(engine: Generates, *, adapt: bool) -> str:
+    """A name for the weights of a model and its arithmetic, and for how it adapts if it does."""
+    used: set[tuple[str, str]] = {(engine.precision, "sequence")}
+    if adapt:
+        used.add(("fp32", "adapt"))  # whatever the precision of the others
+    sums = [x.sha256[:12] for x in engine.manifest.graphs if (x.precision, x.role) in used]
+    return "-".join([engine.precision, *sums])

@@ -37,8 +37,9 @@ async def score(request: Request) -> Response:
     engine = engine_with(request, body.model, SCORE, "this model does not score texts; see /models")
     texts = listed(body.text)
     contexts, sources = body.contexts(len(texts)), body.sources(len(texts))
-    work = engine.score(texts, body.options(), contexts=contexts, sources=sources)
+    options = body.options()
+    work = engine.score(texts, options, contexts=contexts, sources=sources)
     results = await unless_gone(request, work)
     size = sum(map(len, texts)) * (1 + body.top_logprobs) if body.tokens else 0
     size += sum(len(result.state or "") for result in results)
-    return await json_answer(size, lambda: ScoreResponse.of(engine, results))
+    return await json_answer(size, lambda: ScoreResponse.of(engine, options, results))

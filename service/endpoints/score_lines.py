@@ -144,6 +144,7 @@ class LineScoring:
             bos=self.query.bos,
             eos=self.query.eos,
             unknown=self.query.unknown,
+            adapt=self.query.adapt,
         )
         given = {"contexts": asked.contexts(len(strings)), "sources": asked.sources(len(strings))}
         options = asked.options()

@@ -25,6 +25,11 @@ class StreamQuery(BaseModel):
     bos: bool = Field(True, description="As in the JSON request.")
     eos: bool | None = Field(None, description="As in the JSON request.")
     unknown: Literal["unk", "error", "skip"] = Field("unk", description="As in the JSON request.")
+    adapt: bool = Field(
+        False,
+        description="As in the JSON request: each line is a text, or in mode `total` the whole "
+        "stream.",
+    )
     every: int = Field(
         65_536, ge=1, description="Mode `total`: characters from one running total to the next."
     )

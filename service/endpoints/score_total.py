@@ -25,7 +25,9 @@ async def running_totals(
     """
     splitter = TextSplitter(request.app.state.settings.stream_batch_bytes, engine.normalization)
     carried = CarriedScore(bos=query.bos)
-    options = ScoreOptions(bos=query.bos, eos=bool(query.eos), unknown=query.unknown)
+    options = ScoreOptions(
+        bos=query.bos, eos=bool(query.eos), unknown=query.unknown, adapt=query.adapt
+    )
     try:
         while True:
             piece = await body.piece()

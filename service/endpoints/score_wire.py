@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from service.http.wire import (
+    ADAPT,
     MAX_ALTERNATIVES,
     UNKNOWN,
     UNKNOWN_CHARS,
@@ -57,6 +58,11 @@ class ScoreRequest(RequestBody):
         description="Characters outside the vocabulary: score them as the unknown token, refuse "
         "the text, or leave them out.",
     )
+    adapt: bool = Field(
+        False,
+        description="Models whose `adapts` is true: learn from the context and the text, each "
+        "character after it has been scored. Nothing is carried from one text to another.",
+    )
     state: str | None = Field(
         None,
         description="Language models: a state that this model answered. Every text is scored as "
@@ -99,6 +105,7 @@ class ScoreRequest(RequestBody):
             unknown=self.unknown,
             state=self.state,
             return_state=self.return_state,
+            adapt=self.adapt,
         )
 
 
@@ -155,15 +162,19 @@ class ScoreResponse(Answer):
 
     model: str = Field(description="The model that answered.")
     precision: str = Field(description="Its arithmetic.")
+    adapt: bool = Field(description=ADAPT)
     results: list[ScoreResult] = Field(description="One for each text, in order.")
     usage: Usage = Field(description="Counts over the whole request.")
 
     @classmethod
-    def of(cls, engine: Engine, results: Sequence[Scored]) -> "ScoreResponse":
-        """From the engine's results."""
+    def of(
+        cls, engine: Engine, options: ScoreOptions, results: Sequence[Scored]
+    ) -> "ScoreResponse":
+        """From the engine's options and results."""
         return cls.model_construct(
             model=engine.manifest.name,
             precision=engine.precision,
+            adapt=options.adapt,
             results=[ScoreResult.of(result) for result in results],
             usage=Usage(
                 prompt_tokens=sum(result.prompt_tokens for result in results),

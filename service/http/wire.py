@@ -38,6 +38,7 @@ UNKNOWN = (
     "Positions, in the normalized text, of characters outside the vocabulary: at most the first "
     f"{MAX_POSITIONS:,}."
 )
+ADAPT = "Whether the model learned from the text, as `adapt` asked."
 UNKNOWN_CHARS = "How many characters are outside the vocabulary, listed or not."
 
 

@@ -37,6 +37,13 @@ export function bitsPerChar(value) {
   return `${value.toFixed(3)} bits/char`;
 }
 
+/** What was measured on held-out text: the model in a precision, while it adapts, a part or a floor. */
+export function measuredName({ name, kind }, model) {
+  if (kind === "baseline") return name;
+  if (kind === "part") return `${name} alone (part)`;
+  return `${model} (${name})${kind === "adapting" ? " adapting" : ""}, held out`;
+}
+
 /** Probabilities from likely to tiny: 98 %, 12.3 %, 0.04 %, 3e-7 %. */
 export function percent(share) {
   const value = 100 * share;

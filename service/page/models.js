@@ -18,6 +18,9 @@ const METRICS = {
 // The table shows the first of these that a model was measured in; true: more is better.
 const HEADLINES = [["bits_per_char", false], ["bleu", true], ["symbol_error_rate", false], ["exact_match", true]];
 
+// What the name of a measurement does not say.
+const NOTES = { adapting: ", adapting", part: " (part)", baseline: " (baseline)" };
+
 const share = (x) => `${(100 * x).toFixed(1)} %`;
 
 export async function showModels(models) {
@@ -30,7 +33,7 @@ export async function showModels(models) {
       place.replaceChildren(about(detail));
       place.firstChild.focus();
     });
-    return [open, detail.description, kind(detail), count(detail.model.parameters), measured, floor, detail.data.name, detail.license];
+    return [open, detail.description, kind(detail), parameters(detail), measured, floor, detail.data.name, detail.license];
   });
   const head = ["Model", "What it is", "Kind", "Parameters", "Held out", "Best baseline", "Trained on", "Licence"];
   byId("models-results").replaceChildren(
@@ -39,9 +42,23 @@ export async function showModels(models) {
   );
 }
 
+/** The models that are mixed, or the only one. */
+function shapes(detail) {
+  return detail.parts?.length ? detail.parts.map((part) => part.model) : [detail.model];
+}
+
+function parameters(detail) {
+  return shapes(detail)
+    .map((model) => (model.order ? plural(model.parameters, "n-gram") : count(model.parameters)))
+    .join(" + ");
+}
+
 function kind(detail) {
   const { model } = detail;
-  if (detail.task === "language_model") return `${model.cell.toUpperCase()} language model, ${detail.precision}`;
+  if (detail.task === "language_model") {
+    const names = shapes(detail).map(({ cell, order }) => (order ? `${order}-gram` : cell.toUpperCase()));
+    return `${names.join(" + ")} language model, ${detail.precision}${detail.adapts ? ", can adapt" : ""}`;
+  }
   return `${model.cell.toUpperCase()} encoder-decoder, ${detail.source_lang} → ${detail.target_lang}, ${detail.precision}`;
 }
 
@@ -64,7 +81,8 @@ function headline(detail) {
     const told = values.find((row) => row.name === detail.precision) ?? values[0];
     return told ? `${METRICS[key][0]} ${METRICS[key][1](told.values[key])} (${told.name})` : "none";
   };
-  return { measured: best("model"), floor: best("baseline") };
+  const adapting = rows.some((row) => row.kind === "adapting") ? `; adapting: ${best("adapting")}` : "";
+  return { measured: best("model") + adapting, floor: best("baseline") };
 }
 
 function about(detail) {
@@ -75,31 +93,69 @@ function about(detail) {
   const tables = measuredSets(detail).map(({ title, rows }) => {
     const keys = Object.keys(METRICS).filter((key) => rows.some((row) => key in row.values));
     const cells = rows.map((row) => [
-      row.kind === "baseline" ? `${row.name} (baseline)` : row.name,
+      row.name + (NOTES[row.kind] ?? ""),
       ...keys.map((key) => (key in row.values ? METRICS[key][1](row.values[key]) : "–")),
     ]);
     return table(`Measured on ${title}`, ["Measured", ...keys.map((key) => METRICS[key][0])], cells);
   });
-  const shape = Object.entries(detail.model).map(([name, value]) => `${name.replaceAll("_", " ")} ${typeof value === "number" ? count(value) : value}`);
   return el(
     "article",
     { class: "card", tabindex: "-1", "aria-label": detail.name },
     el("h2", {}, detail.name),
     el("p", {}, detail.description),
     facts([
-      ["Shape", shape.join(", ")],
+      ["Shape", shapeOf(detail.model)],
       ["Precision served", `${detail.precision} (in the bundle: ${detail.precisions.join(", ")})`],
+      ["Adapting", detail.adapt && adapting(detail.adapt)],
+      ["Fitted on", detail.fit && `${detail.fit.split}: ${plural(detail.fit.chars, "character")}`],
+      ["Calibration", calibration(detail.metrics)],
       ["Trained on", `${data.name}: ${sizes}`],
       ["Source of the data", data.source],
       ["Licence of the data", data.license],
       ["Licence of the weights", detail.license],
       ["Exported", `${detail.created}, step ${count(training.steps)}, seed ${training.seed}, commit ${training.git_commit?.slice(0, 10) ?? "unknown"}`],
     ]),
+    ...mixture(detail),
     ...tables,
     el("h3", {}, "Learning curve"),
     learningCurve(training),
     ...examples(detail),
   );
+}
+
+function shapeOf(model) {
+  return Object.entries(model)
+    .filter(([, value]) => value !== null)
+    .map(([name, value]) => `${name.replaceAll("_", " ")} ${typeof value === "number" ? count(value) : value}`)
+    .join(", ");
+}
+
+function adapting({ rate, decay, rank }) {
+  const features = rank ? `${plural(rank, "direction")} of the hidden outputs` : "all hidden outputs";
+  return `the output layer learns from ${features}, rate ${rate.toPrecision(3)}, decay ${decay.toPrecision(3)}`;
+}
+
+/** The bits that the model expects to need, beside those that it needs: equal where it is calibrated. */
+function calibration({ expected_bits_per_char: expected, measurements }) {
+  const found = measurements?.find((row) => row.kind === "model" && row.name === "fp32");
+  if (!found || (expected ?? null) === null) return null;
+  return `expects ${expected.toFixed(4)} bits/char, needs ${found.bits_per_char.toFixed(4)} (fp32)`;
+}
+
+/** The parts of a mixture, with what was fitted for each. */
+function mixture({ parts, exponent, adapt }) {
+  if (!parts?.length) return [];
+  const fitted = (value) => value?.toPrecision(3) ?? "–";
+  const rows = parts.map((part, i) => [
+    part.name,
+    shapeOf(part.model),
+    fitted(part.weight),
+    fitted(part.temperature),
+    ...(adapt ? [fitted(adapt.weights[i]), fitted(adapt.temperatures[i])] : []),
+  ]);
+  const head = ["Part", "Shape", "Weight", "Temperature", ...(adapt ? ["Weight, adapting", "Temperature, adapting"] : [])];
+  const power = parts.length > 1 ? `, then raised to the power ${fitted(exponent)}` : "";
+  return [table(`Parts whose probabilities are averaged${power}`, head, rows)];
 }
 
 function learningCurve({ curve, steps }) {

@@ -1,10 +1,11 @@
-// Score: how surprising a text is, character by character, also compared with another text or model.
+// Score: how surprising a text is, character by character, also compared with another text or model,
+// or with the same model while it adapts.
 
 import { modelDetail, postJson } from "./api.js";
 import { CharacterMap, legend } from "./charmap.js";
 import { barTable, lineChart, smoothed } from "./chart.js";
 import { byId, el, table } from "./dom.js";
-import { bits, bitsPerChar, count, oneLine, plural, signed } from "./format.js";
+import { bits, bitsPerChar, count, measuredName, oneLine, plural, signed } from "./format.js";
 import { hideSoon } from "./inspector.js";
 import { surprisingSpans } from "./spans.js";
 import { choose, chooseModel, isTyped, onExample, onSubmit } from "./task.js";
@@ -16,13 +17,15 @@ const SPAN_CHARS = 60;
 export function startScore(models) {
   const names = models.map((model) => model.name);
   const tasks = new Map(models.map((model) => [model.name, model.task]));
+  const adaptive = new Set(models.filter((model) => model.adapts).map((model) => model.name));
   chooseModel("score", names, "alice-lstm", "model");
   const isSourced = () => tasks.get(byId("score-model").value) === "encoder_decoder";
   let kind = null;
 
   /** Show the fields that apply to the chosen model and comparison. */
   function arrange() {
-    const compare = byId("score-compare").value;
+    byId("score-adapt-field").hidden = !adaptive.has(byId("score-model").value);
+    const compare = compared();
     const sourced = isSourced();
     if (kind !== sourced) {
       kind = sourced;
@@ -33,6 +36,7 @@ export function startScore(models) {
     }
     byId("score-source-field").hidden = !sourced;
     byId("score-context-field").hidden = sourced;
+    byId("score-compare-field").hidden = compare === "adapt";
     byId("score-text-b-field").hidden = compare !== "text";
     byId("score-model-b-field").hidden = compare !== "model";
   }
@@ -69,9 +73,15 @@ export function startScore(models) {
   return example;
 }
 
-/** Request one or two results; each gets a title and its model's name and precision. */
+/** What stands beside the score of the text: "" for nothing, else "text", "model" or "adapt". */
+function compared() {
+  const adapts = byId("score-adapt").checked && !byId("score-adapt-field").hidden;
+  return adapts ? "adapt" : byId("score-compare").value;
+}
+
+/** Request one or two results; each gets a title, and what the answer says of its model. */
 async function ask(sourced, signal) {
-  const compare = byId("score-compare").value;
+  const compare = compared();
   const model = byId("score-model").value;
   const texts = [byId("score-text").value];
   if (compare === "text") texts.push(byId("score-text-b").value);
@@ -82,13 +92,14 @@ async function ask(sourced, signal) {
     eos: byId("score-eos").checked,
     ...(sourced ? { source: byId("score-source").value } : { context: byId("score-context").value }),
   };
-  const names = compare === "model" ? [model, byId("score-model-b").value] : [model];
-  const answers = await Promise.all(names.map((name) => postJson("score", { ...body, model: name }, signal)));
-  const results = answers.flatMap((answer) =>
-    answer.results.map((result) => ({ ...result, model: answer.model, precision: answer.precision })),
-  );
+  const asked = [{ model }];
+  if (compare === "model") asked.push({ model: byId("score-model-b").value });
+  if (compare === "adapt") asked.push({ model, adapt: true });
+  const answers = await Promise.all(asked.map((one) => postJson("score", { ...body, ...one }, signal)));
+  const results = answers.flatMap(({ results: scored, ...answer }) => scored.map((result) => ({ ...answer, ...result })));
   if (results.length === 1) return [{ ...results[0], title: "Text" }];
-  return results.map((result, i) => ({ ...result, title: compare === "model" ? result.model : `Text ${"AB"[i]}` }));
+  const titles = { model: results.map((result) => result.model), adapt: ["As trained", "Adapting"] }[compare];
+  return results.map((result, i) => ({ ...result, title: titles?.[i] ?? `Text ${"AB"[i]}` }));
 }
 
 function summary(one) {
@@ -100,8 +111,9 @@ function summary(one) {
 function view(one, detail) {
   const node = el("p", { class: "charmap" });
   const surprisals = one.tokens.map((token) => token.surprisal_bits ?? 0);
-  const shown = { ...one, detail, surprisals, chart: null };
-  shown.map = new CharacterMap(node, `${one.title}: characters by surprisal`, (i) => shown.chart?.pointAt(i));
+  const shown = { ...one, detail, surprisals, pointers: [] };
+  const onCursor = (i) => shown.pointers.forEach((pointAt) => pointAt(i));
+  shown.map = new CharacterMap(node, `${one.title}: characters by surprisal`, onCursor);
   shown.map.append(one.tokens);
   return shown;
 }
@@ -120,6 +132,8 @@ function page(views) {
   );
   const parts = [el("div", { class: views.length > 1 ? "two" : "one" }, cards)];
   if (views.length > 1) parts.push(el("div", { class: "card" }, comparison(views)));
+  const adapts = views.at(-1).adapt && views.length > 1;
+  if (adapts) parts.push(el("div", { class: "card" }, el("h2", {}, "Saved by adapting"), saved(views)));
   parts.push(el("div", { class: "card" }, el("h2", {}, "Curve of bits"), curve(views)));
   for (const one of views) parts.push(el("div", { class: "card" }, spans(one, views.length > 1)));
   const floors = baselines(views);
@@ -156,7 +170,11 @@ function comparison(views) {
     rows.splice(1, 0, ["On average", bitsPerChar(a.bits_per_char), bitsPerChar(b.bits_per_char), difference]);
   }
   const parts = [el("h2", {}, "Side by side"), table("Both results and their difference", ["Figure", a.title, b.title, "Difference"], rows)];
-  if (a.chars === b.chars || a.model === b.model) {
+  if (b.adapt) {
+    const [gain, verb] = [a.bits - b.bits, a.bits < b.bits ? "costs" : "saves"];
+    const share = a.bits ? ` of ${bits(a.bits, 1)}` : "";
+    parts.push(el("p", {}, `Adapting ${verb} ${bits(Math.abs(gain), 1)}${share}.`));
+  } else if (a.chars === b.chars || a.model === b.model) {
     const likelier = a.bits <= b.bits ? a : b;
     const factor = Math.abs(a.bits - b.bits);
     parts.push(el("p", {}, `${likelier.title} is likelier by a factor of 2^${factor.toFixed(1)}.`));
@@ -185,12 +203,30 @@ function curve(views) {
     },
     onLeave: hideSoon,
   });
-  for (const one of views) one.chart = { pointAt };
+  for (const one of views) one.pointers.push(pointAt);
   const keys = views.map((one, i) =>
     el("span", {}, el("i", { class: `key ${"ab"[i]}` }), ` ${one.title === "Text" ? "" : `${one.title}, `}mean of ${window} characters`),
   );
   if (views.length === 1) keys.unshift(el("span", {}, el("i", { class: "key raw" }), " each character"));
   return el("div", {}, node, el("p", { class: "legend" }, keys));
+}
+
+/** The bits that adapting has saved up to each character; below 0 it has cost some. */
+function saved([plain, adapting]) {
+  let total = 0;
+  const points = plain.surprisals.map((value, i) => [i, (total += value - adapting.surprisals[i])]);
+  if (!points.length) return el("p", {}, "There are no characters to draw.");
+  const middle = points[Math.floor(points.length / 2)][1];
+  const { node, pointAt } = lineChart({
+    label: `Bits saved by adapting: ${signed(middle, 1)} up to the middle of the text, ${signed(total, 1)} up to its end`,
+    xLabel: "position, characters",
+    yLabel: "bits saved so far",
+    series: [{ points, kind: "a" }],
+    onPoint: (x) => adapting.map.peek(Math.round(x)),
+    onLeave: hideSoon,
+  });
+  for (const one of [plain, adapting]) one.pointers.push(pointAt);
+  return node;
 }
 
 function spans(one, named) {
@@ -228,12 +264,8 @@ function baselines(views) {
       .filter((one) => one.model === detail.name && one.bits_per_char !== null)
       .map((one) => ({ name: one.title === "Text" ? "This text" : one.title, value: one.bits_per_char, kind: "own" }));
     const held = detail.metrics.measurements
-      .filter((row) => row.kind === "baseline" || row.name === detail.precision)
-      .map((row) => ({
-        name: row.kind === "baseline" ? row.name : `${detail.name} (${row.name}), held out`,
-        value: row.bits_per_char,
-        kind: row.kind,
-      }));
+      .filter((row) => ["baseline", "part"].includes(row.kind) || row.name === detail.precision)
+      .map((row) => ({ name: measuredName(row, detail.name), value: row.bits_per_char, kind: row.kind }));
     const rows = [...own, ...held].sort((a, b) => a.value - b.value);
     parts.push(
       barTable(

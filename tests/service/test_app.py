@@ -33,6 +33,7 @@ def test_the_models_are_listed_by_name(client: AppClient, precision: Precision) 
         "task": "language_model",
         "description": "A bundle for tests.",
         "precision": precision,
+        "adapts": False,
     }
 
 

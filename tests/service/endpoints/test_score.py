@@ -308,7 +308,7 @@ def test_the_answer_says_which_model_and_counts_what_was_read(
     answer = score(client, model, ["abc", ""], context="de")
     assert (answer["model"], answer["precision"]) == (model, precision)
     assert answer["usage"]["prompt_tokens"] == 2 + 3 + 2
-    assert set(answer) == {"model", "precision", "results", "usage"}
+    assert set(answer) == {"model", "precision", "adapt", "results", "usage"}
 
 
 @settings(max_examples=30, deadline=None)
