@@ -14,7 +14,7 @@ from service.bundle.text import PAD_ID
 from training.data.corpus import Split
 from training.data.windows import SequentialWindows
 from training.evaluation.uncertainty import Floats, Units, units_of
-from training.networks.language_model import LanguageModel
+from training.networks.mixture import AnyLanguageModel
 
 # Tokens of one evaluation window over all lanes: bounds the logits in memory.
 _WINDOW_TOKENS = 2048
@@ -48,7 +48,7 @@ class Score:
 
 
 @torch.no_grad()
-def evaluate(model: LanguageModel, split: Split, device: torch.device) -> Score:
+def evaluate(model: AnyLanguageModel, split: Split, device: torch.device) -> Score:
     """Score a whole split in order, carrying the state through each document."""
     was_training = model.training
     model.eval()

@@ -35,7 +35,7 @@ from training.export.precision import (
 )
 from training.export.sessions import open_session
 from training.graphs.language_model_reference import reference_logprobs, reference_steps
-from training.networks.language_model import LanguageModel
+from training.networks.mixture import AnyLanguageModel
 
 # A graph is built once; in every one of these shapes it must give PyTorch's numbers.
 _PARITY_SHAPES = ((1, 1), (1, 7), (2, 1), (3, 64), (17, 5), (64, 17))
@@ -70,7 +70,10 @@ class OnnxLanguageModel:
             lengths = np.full(len(tokens), tokens.shape[1], np.int32)
         feeds = {"tokens": tokens, "lengths": lengths, "targets": targets}
         feeds |= dict(zip(self.state_names, states, strict=True))
-        picked, logprobs, *after = self.session.run(None, feeds)
+        states_out = [f"{name}_out" for name in self.state_names]
+        picked, logprobs, *after = self.session.run(
+            ["target_logprobs", "logprobs", *states_out], feeds
+        )
         return picked, logprobs, after
 
 
@@ -88,7 +91,7 @@ class Reading:
     single_states: States
 
 
-def readings(model: LanguageModel, held_out: Split) -> Iterator[Reading]:
+def readings(model: AnyLanguageModel, held_out: Split) -> Iterator[Reading]:
     """Several batch sizes and lengths, each in two calls.
 
     Held-out text, and random ids from random states: a layer that has no effect in trained states
@@ -101,10 +104,13 @@ def readings(model: LanguageModel, held_out: Split) -> Iterator[Reading]:
         text = np.resize(np.asarray(held_out.ids, np.int64), (batch, 2 * time + 1))
         random = rng.integers(0, model.vocab_size, text.shape)
         zeros: States = [x.numpy() for x in model.initial_states(batch)]
-        anything: States = [rng.uniform(-1.0, 1.0, x.shape).astype(np.float32) for x in zeros]
+        anything: States = [x.numpy() for x in model.random_states(batch, rng)]
         for ids, before in ((text, zeros), (random, anything)):
             states = [
-                [torch.from_numpy(x).to(program.output.weight.dtype) for x in before]
+                [
+                    torch.from_numpy(x).to(like.dtype)
+                    for x, like in zip(before, program.initial_states(1), strict=True)
+                ]
                 for program in programs
             ]
             for start in (0, time):
@@ -156,7 +162,9 @@ def agreement(onnx_model: OnnxLanguageModel, found: Iterable[Reading]) -> Iterat
         yield so_far
 
 
-def check_parity(model: LanguageModel, onnx_model: OnnxLanguageModel, held_out: Split) -> Agreement:
+def check_parity(
+    model: AnyLanguageModel, onnx_model: OnnxLanguageModel, held_out: Split
+) -> Agreement:
     """Hold the graph, and PyTorch in single precision, to PyTorch in double precision.
 
     Every log-probability must be within what `precision` allows at its token, and the held-out
@@ -168,7 +176,7 @@ def check_parity(model: LanguageModel, onnx_model: OnnxLanguageModel, held_out: 
 
 
 def check_int8(
-    model: LanguageModel, onnx_model: OnnxLanguageModel, step_graph: bytes, held_out: Split
+    model: AnyLanguageModel, onnx_model: OnnxLanguageModel, step_graph: bytes, held_out: Split
 ) -> float:
     """Mean difference in nats per token from the reference on held-out text. Raises ExportError.
 
@@ -197,7 +205,7 @@ def check_int8(
     return max(difference, on_text)
 
 
-def _check_int8_steps(model: LanguageModel, onnx_model: OnnxLanguageModel, ids: _Ids) -> float:
+def _check_int8_steps(model: AnyLanguageModel, onnx_model: OnnxLanguageModel, ids: _Ids) -> float:
     """Mean difference over steps that each begin in one of the reference's states."""
     tokens, targets = torch.from_numpy(ids[:, :-1]), torch.from_numpy(ids[:, 1:])
     logprobs, steps = reference_steps(model, tokens, model.initial_states(len(ids)))
@@ -225,7 +233,7 @@ def _check_int8_steps(model: LanguageModel, onnx_model: OnnxLanguageModel, ids: 
 
 
 def _check_stepping(
-    model: LanguageModel,
+    model: AnyLanguageModel,
     onnx_model: OnnxLanguageModel,
     step: onnxruntime.InferenceSession,
     ids: _Ids,
@@ -233,17 +241,18 @@ def _check_stepping(
 ) -> None:
     """The step graph must give, bit for bit, what the sequence graph gives for `ids` [B, T]."""
     rows = len(ids)
+    outputs = ["logprobs", *(f"{name}_out" for name in model.state_names)]
     _, wanted_logprobs, wanted_states = onnx_model.run(ids, ids, states)
     for column in range(ids.shape[1]):
         feeds = {"tokens": ids[:, column], **dict(zip(model.state_names, states, strict=True))}
-        logprobs, *states = step.run(None, feeds)
+        logprobs, *states = step.run(outputs, feeds)
         if not np.array_equal(logprobs, wanted_logprobs[:, column]):
             raise ExportError(f"the step and the sequence graph differ at {rows} rows")
     if not all(map(np.array_equal, states, wanted_states)):
         raise ExportError(f"the states of step and sequence graph differ at {rows} rows")
 
 
-def onnx_score(onnx_model: OnnxLanguageModel, model: LanguageModel, split: Split) -> Score:
+def onnx_score(onnx_model: OnnxLanguageModel, model: AnyLanguageModel, split: Split) -> Score:
     """The split's score as the exported graph computes it, with carried state."""
     lanes = min(split.documents, 64)
     states: States = [state.numpy() for state in model.initial_states(lanes)]
@@ -259,7 +268,7 @@ def onnx_score(onnx_model: OnnxLanguageModel, model: LanguageModel, split: Split
 
 
 def golden_vectors(
-    model: LanguageModel, held_out: Split, vocab: Vocabulary, precisions: Sequence[Precision]
+    model: AnyLanguageModel, held_out: Split, vocab: Vocabulary, precisions: Sequence[Precision]
 ) -> list[LanguageModelGoldenVector]:
     """Known answers for each precision, computed by PyTorch in double precision.
 
@@ -273,7 +282,7 @@ def golden_vectors(
 
 
 def _golden_vector(
-    model: LanguageModel, tokens: list[int], precision: Precision
+    model: AnyLanguageModel, tokens: list[int], precision: Precision
 ) -> LanguageModelGoldenVector:
     read = torch.tensor([tokens[:-1]])
     logprobs, tolerance = known_answer(
@@ -289,7 +298,7 @@ def _golden_vector(
 
 
 def check_golden(
-    model: LanguageModel,
+    model: AnyLanguageModel,
     onnx_model: OnnxLanguageModel,
     golden: Sequence[LanguageModelGoldenVector],
     precision: Precision,
@@ -320,7 +329,7 @@ def _check_int8_text(difference: float, allowed: float) -> None:
         )
 
 
-def _reference(model: LanguageModel, tokens: _Ids, targets: _Ids) -> Array:
+def _reference(model: AnyLanguageModel, tokens: _Ids, targets: _Ids) -> Array:
     """log p of `targets` [B, T] after each of `tokens` [B, T] by the reference in eight bits."""
     start = model.initial_states(len(tokens))
     logprobs, _ = reference_logprobs(model, torch.from_numpy(tokens), start)

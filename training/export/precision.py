@@ -92,7 +92,8 @@ def moved_copies(exact: Model) -> list[Model]:
         draw = _Draw(seed)
         moved = copy.deepcopy(exact)
         with torch.no_grad():
-            for weight in moved.parameters():
+            # An n-gram's probabilities are buffers.
+            for weight in (*moved.parameters(), *filter(torch.is_floating_point, moved.buffers())):
                 factor = 1.0 + draw.within(weight.shape) + draw.one_step()
                 if weight.dim() > 1:
                     factor += draw.within((len(weight), *[1] * (weight.dim() - 1)))

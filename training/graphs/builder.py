@@ -1,6 +1,6 @@
 """ONNX nodes and constants under construction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -42,6 +42,32 @@ class GraphBuilder:
                 renamed = [names.get(name, name) for name in places]
                 del places[:]
                 places.extend(renamed)
+
+    def append(self, other: "GraphBuilder", prefix: str, shared: Collection[str]) -> None:
+        """Append another's nodes and constants, whose names get `prefix` unless `shared` has them.
+
+        A node's bodies see the names around them, so theirs change in the same way.
+        """
+
+        def renamed(name: str) -> str:
+            return name if not name or name in shared else prefix + name
+
+        def rename(nodes: Sequence[onnx.NodeProto]) -> None:
+            for node in nodes:
+                for places in (node.input, node.output):
+                    names = [renamed(name) for name in places]
+                    del places[:]
+                    places.extend(names)
+                for body in (x.g for x in node.attribute if x.HasField("g")):
+                    rename(body.node)
+                    for value in (*body.input, *body.output):
+                        value.name = renamed(value.name)
+
+        rename(other.nodes)
+        for constant in other.constants:
+            constant.name = renamed(constant.name)
+        self.nodes.extend(other.nodes)
+        self.constants.extend(other.constants)
 
 
 def add_axes(graph: GraphBuilder) -> None:

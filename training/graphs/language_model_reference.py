@@ -1,10 +1,11 @@
-"""The reference of the language model's eight-bit graphs, in double precision.
+"""The reference of a language model's eight-bit graphs, in double precision.
 
 B batch, T time, V vocabulary, H hidden, G gates of the cell.
 
 It is written from the formulas, independently of the graphs that are checked against it.
 """
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -19,25 +20,58 @@ from training.graphs.quantization import (
 )
 from training.graphs.reference_cell import cell_step
 from training.networks.language_model import LanguageModel
+from training.networks.mixture import AnyLanguageModel, mixed
+from training.networks.ngram import NGram
 from training.networks.recurrent import STATE_NAMES, RecurrentLayer, States
 
 
 def reference_logprobs(
-    model: LanguageModel, tokens: Tensor, states: Sequence[Tensor]
+    model: AnyLanguageModel, tokens: Tensor, states: Sequence[Tensor]
 ) -> tuple[Tensor, States]:
     """log p [B, T, V] after each of `tokens` [B, T] of the quantized model, in double precision.
 
     If a value lies halfway between two steps of h, but for rounding, the graph and the reference
-    can take different steps.
+    can take different steps. Of an n-gram nothing is quantized.
     """
     logprobs, steps = reference_steps(model, tokens, states)
     return logprobs, steps[-1]
 
 
 def reference_steps(
-    model: LanguageModel, tokens: Tensor, states: Sequence[Tensor]
+    model: AnyLanguageModel, tokens: Tensor, states: Sequence[Tensor]
 ) -> tuple[Tensor, list[States]]:
     """The same log p, and the states before each of the tokens and after the last, [T + 1]."""
+    logits: list[Tensor] = []
+    steps: list[States] = [() for _ in range(tokens.shape[1] + 1)]
+    start = 0
+    for network in model.networks:
+        end = start + len(network.state_names)
+        hidden, own = _network_steps(network, tokens, states[start:end])
+        output = network.output
+        logits.append((hidden @ output.weight.double().T + output.bias.double()).detach())
+        steps = [before + new for before, new in zip(steps, own, strict=True)]
+        start = end
+    probs = None
+    if model.ngram is not None:
+        probs, own = _ngram_steps(model.ngram, tokens, states[start:])
+        steps = [before + new for before, new in zip(steps, own, strict=True)]
+    if probs is None and len(logits) == 1:
+        return torch.log_softmax(logits[0], dim=-1), steps
+    return mixed(logits, probs, model.weights, model.exponent), steps
+
+
+def reference_hidden(
+    model: LanguageModel, tokens: Tensor, states: Sequence[Tensor]
+) -> tuple[Tensor, States]:
+    """What the output layer reads, [B, T, H], after each of `tokens` [B, T], and the states."""
+    hidden, steps = _network_steps(model, tokens, states)
+    return hidden, steps[-1]
+
+
+def _network_steps(
+    model: LanguageModel, tokens: Tensor, states: Sequence[Tensor]
+) -> tuple[Tensor, list[States]]:
+    """What a network's output layer reads, [B, T, H], and its states like `reference_steps`."""
     cell = model.config.cell
     layers = model.recurrent_layers
     quantized = [QuantizedLayer.of(cell, x, first=i == 0) for i, x in enumerate(layers)]
@@ -62,9 +96,21 @@ def reference_steps(
             x = current[own][0]
         outputs.append(x)
         steps.append(tuple(current))
-    hidden = torch.stack(outputs, dim=1)  # [B, T, H]
-    logits = hidden @ model.output.weight.double().T + model.output.bias.double()
-    return torch.log_softmax(logits, dim=-1).detach(), steps
+    return torch.stack(outputs, dim=1), steps
+
+
+def _ngram_steps(
+    model: NGram, tokens: Tensor, states: Sequence[Tensor]
+) -> tuple[Tensor, list[States]]:
+    """An n-gram's probabilities [B, T, V], and its states like `reference_steps`."""
+    exact = copy.deepcopy(model).double()
+    current: States = tuple(state.double() for state in states)
+    outputs, steps = [], [current]
+    for t in range(tokens.shape[1]):
+        found, current = exact.probabilities(tokens[:, t : t + 1], current)
+        outputs.append(found)
+        steps.append(current)
+    return torch.cat(outputs, dim=1), steps
 
 
 def _input_sums(

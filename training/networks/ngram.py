@@ -64,6 +64,10 @@ class NGram(nn.Module):
         return (1.0,)
 
     @property
+    def exponent(self) -> None:
+        """None: its probabilities are taken as they are."""
+
+    @property
     def state_names(self) -> list[str]:
         """`ngram_nodes`."""
         return [STATE_NAME]
