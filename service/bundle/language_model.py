@@ -77,13 +77,17 @@ class Adapt(Record):
     temperatures: list[float | None] = Field(description="While adapting: their temperatures.")
     exponent: float = Field(1.0, gt=0.0, description="While adapting: the mixture's exponent.")
 
+    @property
+    def size_bytes(self) -> int:
+        """The states of a row."""
+        return _FLOAT_BYTES * sum(math.prod(state.shape) for state in self.states)
+
     @model_validator(mode="after")
     def _states_are_bounded(self) -> Self:
-        size_bytes = _FLOAT_BYTES * sum(math.prod(state.shape) for state in self.states)
-        if size_bytes > MAX_ADAPT_BYTES:
+        if self.size_bytes > MAX_ADAPT_BYTES:
             raise ValueError(
-                f"adapt.states: {size_bytes} bytes a row, at most {MAX_ADAPT_BYTES} are allowed; "
-                "a lower rank makes them smaller"
+                f"adapt.states: {self.size_bytes} bytes a row, at most {MAX_ADAPT_BYTES} are "
+                "allowed; a lower rank makes them smaller"
             )
         return self
 

@@ -3,7 +3,7 @@
 T time, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -88,6 +88,8 @@ class ReadRow:
     wants_continuation: bool = False
     after: Continuation | None = None  # of a text that was read before; then n may be 0
     first: int = PAD_ID  # what is counted after `after`; pad counts nothing
+    # Called with the tokens and the continuation once it has been read, in the worker's thread.
+    remember: Callable[[Ids, Continuation], None] | None = None
     # Filled in by reading:
     position: int = 0
     logprob: float = 0.0  # nats, summed one by one in order, so that chunks do not show

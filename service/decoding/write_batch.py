@@ -77,7 +77,7 @@ class WriteBatch:
         self._add(row, start.states, start.logprobs)
 
     def add_reading(self, row: WriteRow, prompt: ReadRow) -> None:
-        """Let a row join that first reads the rest of its prompt, and fills in `continuation`."""
+        """Let a row join that first reads the rest of its prompt."""
         row.prompt = prompt
         # Nobody looks at what is drawn from these.
         self._add(row, prompt.start, np.zeros(self._session.vocab_size, np.float32))
@@ -192,7 +192,11 @@ class WriteBatch:
             if row.prompt is not None and not row.prompt.remaining:
                 states = tuple(state[i : i + 1].copy() for state in self._stepper.states)
                 logprobs = self._stepper.logprobs[i].copy()
-                row.prompt.continuation = Continuation(states, logprobs)
+                continuation = Continuation(states, logprobs)
+                if row.prompt.remember is None:
+                    row.prompt.continuation = continuation
+                else:
+                    row.prompt.remember(row.prompt.tokens, continuation)
                 row.prompt = None
                 self._derived = False
 

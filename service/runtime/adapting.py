@@ -136,7 +136,7 @@ class AdaptingSession:
         check_declared(f"{self._name}: {graph.file}", graph, inputs, outputs)
 
 
-def open_sessions(
+def language_model_sessions(
     bundle: LanguageModelBundle, precision: Precision
 ) -> tuple[OnnxLanguageModelSession, AdaptingSession | None]:
     """The session of a bundle, and the one that adapts if it can. Raises BundleError."""

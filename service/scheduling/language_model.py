@@ -28,6 +28,7 @@ class TextWork:
     read: ReadRow
     write: list[WriteRow] = field(default_factory=list)
     held: int = 0  # numbers held beside the tokens, such as those of a constraint
+    adapt: bool = False  # whether the model learns from it
 
     @property
     def rows(self) -> int:
@@ -67,13 +68,34 @@ class TextWork:
 Ended = list[tuple[TextWork, ServiceError | None]]
 
 
-class LanguageModelRunner:
-    """An iteration is one chunk for the rows that read and one step for the rows that write."""
+class _Batches:
+    """The rows of one session."""
 
-    def __init__(self, session: LanguageModelSession, max_rows: int, *, name: str) -> None:
+    def __init__(self, session: LanguageModelSession, max_rows: int) -> None:
+        self.reading = ReadBatch(session)
+        self.writing = WriteBatch(session, max_rows)
+
+
+class LanguageModelRunner:
+    """An iteration is one chunk for the rows that read and one step for the rows that write.
+
+    Work that adapts runs in batches of its own, beside the others.
+    """
+
+    def __init__(
+        self,
+        session: LanguageModelSession,
+        max_rows: int,
+        *,
+        name: str,
+        adapting: LanguageModelSession | None = None,
+    ) -> None:
+        """`adapting` is the same model while it adapts; None if it cannot."""
         self._name = name
-        self._reading = ReadBatch(session)
-        self._writing = WriteBatch(session, max_rows)
+        self._max_rows = max_rows
+        self._adapting = adapting
+        # By whether their work adapts. States that do are large: their arrays are made once needed.
+        self._batches = {False: _Batches(session, max_rows)}
         self._work_of_row: dict[int, TextWork] = {}  # by id of the row
         self._closing: dict[int, WriteRow] = {}  # choices by id of the read of their last token
         self._used_rows = 0
@@ -87,7 +109,11 @@ class LanguageModelRunner:
     @property
     def free(self) -> bool:
         """Whether it holds no work and no row, counted apart from `used_rows`."""
-        rows = [*self._reading.rows, *self._writing.rows]
+        rows = [
+            row
+            for batches in list(self._batches.values())  # other threads ask, too
+            for row in (*batches.reading.rows, *batches.writing.rows)
+        ]
         return not (self._work_of_row or self._closing or self._used_rows or rows)
 
     def admit(self, work: Sequence[TextWork]) -> None:
@@ -98,24 +124,36 @@ class LanguageModelRunner:
         for piece in work:
             self._begin(piece)
 
+    def _batches_of(self, work: TextWork) -> _Batches:
+        if work.adapt and True not in self._batches:
+            if self._adapting is None:
+                raise RuntimeError("this model cannot adapt")
+            self._batches[True] = _Batches(self._adapting, self._max_rows)
+        return self._batches[work.adapt]
+
     def _begin(self, work: TextWork) -> None:
         if not work.read.remaining:
             # The whole prompt is known already, from a cache or a resumed state.
             self._end_read(work.read)
-        elif self._writing.rows and work.steps_its_prompt:
+            return
+        batches = self._batches_of(work)
+        if batches.writing.rows and work.steps_its_prompt:
             (write,) = work.write
             del self._work_of_row[id(work.read)]
             self._work_of_row[id(write)] = work
-            self._writing.add_reading(write, work.read)
+            batches.writing.add_reading(write, work.read)
         else:
-            self._reading.add(work.read)
+            batches.reading.add(work.read)
 
     def run(self) -> Ended:
         """Run one iteration; the work that it returns has left its batches."""
-        if self._reading.rows:
-            self._read()
-        if self._writing.rows:
-            self._write()
+        any_writes = any(batches.writing.rows for batches in self._batches.values())
+        chunk = READ_CHUNK_WHILE_WRITING if any_writes else READ_CHUNK
+        for batches in self._batches.values():
+            if batches.reading.rows:
+                self._read(batches.reading, chunk)
+            if batches.writing.rows:
+                self._write(batches)
         ended, self._ended = self._ended, []
         return ended
 
@@ -132,49 +170,51 @@ class LanguageModelRunner:
             if row.closing is not None:
                 self._closing.pop(id(row.closing), None)
                 reads.append(row.closing)
-        if reads:
-            self._reading.remove(reads)
-        if writes:
-            self._writing.remove(writes)
+        for batches in self._batches.values():
+            if reads:
+                batches.reading.remove(reads)
+            if writes:
+                batches.writing.remove(writes)
 
     def clear(self) -> None:
         """Drop all work: the worker has ended."""
         self._work_of_row.clear()
         self._closing.clear()
         self._used_rows = 0
-        self._reading.rows.clear()
-        self._writing.rows.clear()
+        for batches in self._batches.values():
+            batches.reading.rows.clear()
+            batches.writing.rows.clear()
 
-    def _read(self) -> None:
-        chunk = READ_CHUNK_WHILE_WRITING if self._writing.rows else READ_CHUNK
+    def _read(self, reading: ReadBatch, chunk: int) -> None:
         try:
-            done, failed = self._reading.run(chunk)
+            done, failed = reading.run(chunk)
         except Exception:  # whatever the runtime raises fails the rows of this batch only
             logger.exception("engine %s: a model run raised", self._name)
-            rows = list(self._reading.rows)
+            rows = list(reading.rows)
             done, failed = [], [(row, run_failed()) for row in rows]
-            self._reading.remove(rows)
+            reading.remove(rows)
         for row in done:
             self._end_read(row)
         for row, error in failed:
             self._fail(row, error)
 
-    def _write(self) -> None:
-        for row in self._writing.sample():
+    def _write(self, batches: _Batches) -> None:
+        writing = batches.writing
+        for row in writing.sample():
             if row.closing is None:
                 self._end_write(row)
             else:
                 self._closing[id(row.closing)] = row
-                self._reading.add(row.closing)
-        if not self._writing.rows:
+                batches.reading.add(row.closing)
+        if not writing.rows:
             return
         try:
-            failed = self._writing.run()
+            failed = writing.run()
         except Exception:  # as in `_read`
             logger.exception("engine %s: a model run raised", self._name)
-            rows = list(self._writing.rows)
+            rows = list(writing.rows)
             failed = [(row, run_failed()) for row in rows]
-            self._writing.remove(rows)
+            writing.remove(rows)
         for row, error in failed:
             self._fail(row, error)
 
@@ -185,6 +225,8 @@ class LanguageModelRunner:
             self._end_write(written)
             return
         work = self._work_of_row.pop(id(row))
+        if row.remember is not None and row.continuation is not None:
+            row.remember(row.tokens, row.continuation)
         pending = [write for write in work.write if write.finish_reason is None]
         if not pending or row.continuation is None:
             self._used_rows -= work.rows
@@ -193,7 +235,9 @@ class LanguageModelRunner:
         self._used_rows -= work.rows - len(pending)
         for write in pending:
             self._work_of_row[id(write)] = work
-            self._writing.add(write, row.continuation)
+            self._batches_of(work).writing.add(write, row.continuation)
+        if work.adapt:
+            row.continuation = None  # it is large, and nobody asks for it once a text has tokens
 
     def _end_write(self, row: WriteRow) -> None:
         if row.listener is not None:

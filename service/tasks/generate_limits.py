@@ -16,10 +16,13 @@ def checked_options(
     model: TextModel, prompts: Sequence[Prompt], options: GenerateOptions
 ) -> GenerateOptions:
     """The options with their defaults, and the bias by token id. Raises InvalidRequest."""
+    seal = model.seal(adapt=options.adapt)
     if options.max_tokens is None:
         options = replace(options, max_tokens=min(DEFAULT_MAX_TOKENS, model.max_tokens))
     _check_counts(model, prompts, options)
     _check_costs(model, prompts, options)
+    if options.return_state:
+        seal.check_count(len(prompts) * options.n, model.settings)
     _check_after_state(options)
     return replace(options, sampling=_with_bias(model, options))
 
@@ -46,8 +49,6 @@ def _check_costs(model: TextModel, prompts: Sequence[Prompt], options: GenerateO
         # Every choice repeats its prompt.
         told = cost + (sum(map(len, prompts)) * options.n if options.echo else 0)
         check_details("logprobs", told, options.logprobs, settings)
-    if options.return_state:
-        at_most("return_state", len(prompts) * options.n, settings.max_states, "states")
 
 
 def _check_after_state(options: GenerateOptions) -> None:

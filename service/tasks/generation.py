@@ -12,7 +12,7 @@ from service.bundle.text import BOS_ID, PAD_ID, UNK_ID
 from service.decoding.constraints import Constraint
 from service.decoding.rows import Continuation, WriteRow
 from service.scheduling.language_model import TextWork
-from service.tasks.handles import Handle, NoisePlace
+from service.tasks.handles import Handle, NoisePlace, Seal
 from service.tasks.scored_tokens import ScoredToken, scored_tokens
 from service.tasks.seed import drawn_seed
 from service.tasks.text_model import TextModel, read_after
@@ -37,8 +37,9 @@ class Generation:
         self.works: list[TextWork] = []
         self.unknown: list[Unknown] = []
         self._model = model
+        self._seal = model.seal(adapt=options.adapt)
         self._constraint = constraint
-        self._beginning = _beginning(model, options)
+        self._beginning = _beginning(self._seal, options)
 
     def read(self) -> None:
         """Turn the prompts into work for the scheduler. Raises InvalidRequest."""
@@ -78,7 +79,7 @@ class Generation:
             )
             for choice in range(options.n)
         ]
-        return TextWork(read, rows, held=held)
+        return TextWork(read, rows, held=held, adapt=options.adapt)
 
     @property
     def written(self) -> int:
@@ -92,7 +93,7 @@ class Generation:
         size = self.written + (sum(map(len, self.prompts)) if options.echo else 0)
         size *= 1 + (options.logprobs or 0)
         if options.return_state:
-            size += sum(len(work.write) for work in self.works) * self._model.seal.handle_chars
+            size += sum(len(work.write) for work in self.works) * self._seal.handle_chars
         return size
 
     def results(self, reused: Sequence[int]) -> list[Generated]:
@@ -120,7 +121,7 @@ class Generation:
             return None
         position = self._beginning.position + len(read.tokens) + len(row.tokens)
         noise = NoisePlace(row.seed, row.choice, row.drawn + len(row.tokens))
-        return self._model.seal.seal(Handle(continuation, position, noise), now=time.time())
+        return self._seal.seal(Handle(continuation, position, noise), now=time.time())
 
     def _result(self, prompt: Prompt, work: TextWork, reused: int, unknown: Unknown) -> Generated:
         options, names = self.options, self._model.tokens
@@ -180,11 +181,11 @@ class _Beginning:
         return 0 if self.handle is None else self.handle.position
 
 
-def _beginning(model: TextModel, options: GenerateOptions) -> _Beginning:
+def _beginning(seal: Seal, options: GenerateOptions) -> _Beginning:
     """Where the choices begin, and their noise. Raises InvalidRequest."""
     if options.state is None:
         return _Beginning(NoisePlace(drawn_seed(options.seed), 0, 0))
-    handle = model.seal.open(options.state, now=time.time())
+    handle = seal.open(options.state, now=time.time())
     if options.seed is None and handle.noise is not None:
         return _Beginning(handle.noise, handle)
     return _Beginning(NoisePlace(drawn_seed(options.seed), 0, 0), handle)

@@ -19,10 +19,14 @@ import numpy as np
 
 from service.bundle.arrays import Float32Array
 from service.bundle.language_model import LanguageModelManifest
-from service.bundle.manifest import Precision
+from service.bundle.manifest import Precision, StateTensor
 from service.decoding.rows import Continuation
 from service.errors import InvalidRequest
+from service.settings import Settings
+from service.tasks.limits import at_most
 
+# Largest handle of a text that the model adapted to: it travels in bodies and in events.
+MAX_ADAPTED_CHARS = 256 * 2**10
 _VERSION = 1
 _SIGNATURE_BYTES = 32
 _FLOAT = np.dtype("<f4")
@@ -30,6 +34,7 @@ _FLOAT = np.dtype("<f4")
 # and from where: seed, choice, tokens drawn.
 _HEADER = struct.Struct("<B32sQQ?QQQ")
 _OPTION = "state"
+_ADAPTING_ROLES = ("adapt", "adapt_step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,40 +55,72 @@ class Handle:
     noise: NoisePlace | None = None  # of a generated choice
 
 
-def model_digest(manifest: LanguageModelManifest, precision: Precision) -> bytes:
+def model_digest(
+    manifest: LanguageModelManifest, precision: Precision, *, adapt: bool = False
+) -> bytes:
     """SHA-256 over what a state means: graphs in a precision, vocabulary, normalization. [32].
 
     The bundle's name is not in it: a copy under another name is the same model.
     """
-    parts = [f"{x.role} {x.sha256}" for x in manifest.graphs if x.precision == precision]
-    shapes = [f"{state.name} {state.shape}" for state in manifest.states]
+    adapting = [x for x in manifest.graphs if x.role in _ADAPTING_ROLES]
+    graphs = [x for x in manifest.graphs if x.precision == precision and x not in adapting]
+    if adapt:
+        graphs += adapting
+    parts = [f"{x.role} {x.sha256}" for x in graphs]
+    shapes = [f"{state.name} {state.shape}" for state in _states(manifest, adapt=adapt)]
     normalization = manifest.normalization.model_dump_json()
     told = [precision, *sorted(parts), *shapes, manifest.vocab.sha256, normalization]
     return hashlib.sha256("\n".join(told).encode()).digest()
 
 
+def _states(manifest: LanguageModelManifest, *, adapt: bool) -> Sequence[StateTensor]:
+    """What a row carries."""
+    learned = manifest.adapt.states if adapt and manifest.adapt is not None else []
+    return [*manifest.states, *learned]
+
+
 class Seal:
-    """Makes and opens the handles of one model in one precision."""
+    """Makes and opens the handles of one model in one precision, while it adapts or not."""
 
     def __init__(
-        self, key: bytes, manifest: LanguageModelManifest, precision: Precision, *, max_age_s: float
+        self,
+        key: bytes,
+        manifest: LanguageModelManifest,
+        precision: Precision,
+        *,
+        max_age_s: float,
+        adapt: bool = False,
     ) -> None:
         self._key = key
         self._model = manifest.name
         self._precision = precision
         self._max_age_s = max_age_s
-        self._digest = model_digest(manifest, precision)
+        self._adapt = adapt
+        self._digest = model_digest(manifest, precision, adapt=adapt)
+        modes = [False] if manifest.adapt is None else [False, True]
         others: set[Precision] = {graph.precision for graph in manifest.graphs} - {precision}
-        self._other_precisions = {model_digest(manifest, other) for other in others}
-        self._shapes = [(1, *state.shape) for state in manifest.states]
+        self._other_precisions = {
+            model_digest(manifest, other, adapt=mode) for other in others for mode in modes
+        }
+        self._other_modes = {
+            model_digest(manifest, precision, adapt=mode) for mode in modes if mode != adapt
+        }
+        self._shapes = [(1, *state.shape) for state in _states(manifest, adapt=adapt)]
         self._vocab_size = manifest.vocab.size
+        self.handle_chars = _handle_chars(manifest, adapt=adapt)  # how long every handle is
+        self._longest_chars = max(_handle_chars(manifest, adapt=mode) for mode in modes)
 
-    @property
-    def handle_chars(self) -> int:
-        """How long every handle of this model is."""
-        floats = sum(map(math.prod, self._shapes)) + self._vocab_size
-        size = _HEADER.size + floats * _FLOAT.itemsize + _SIGNATURE_BYTES
-        return -(-size * 4 // 3)
+    def check_count(self, count: int, settings: Settings) -> None:
+        """Raise InvalidRequest where an answer cannot have so many handles."""
+        at_most("return_state", count, settings.max_states, "states")
+        over = self.handle_chars - MAX_ADAPTED_CHARS
+        if self._adapt and over > 0:
+            raise InvalidRequest.of_option(
+                "return_state",
+                f"a state of {self._model} with adapt: true has {self.handle_chars} characters, "
+                f"{over} more than the {MAX_ADAPTED_CHARS} that are allowed; send the whole text "
+                "in one request, leave adapt out, or export the model with a lower [adapt] rank",
+            )
 
     def seal(self, handle: Handle, *, now: float) -> str:
         """The handle as a text; `now` is Unix time in seconds."""
@@ -102,8 +139,8 @@ class Seal:
 
     def open(self, text: str, *, now: float) -> Handle:
         """The sealed handle. Raises InvalidRequest if it is forged, foreign or too old."""
-        if len(text) > self.handle_chars:
-            raise _refused(f"a state of {self._model} has {self.handle_chars} characters at most")
+        if len(text) > self._longest_chars:
+            raise _refused(f"a state of {self._model} has {self._longest_chars} characters at most")
         body = self._signed(text)
         if body[0] != _VERSION:
             raise _refused("the state was made by another version of this service")
@@ -113,6 +150,9 @@ class Seal:
                 f"the state was made in another precision; {self._model} is served in "
                 f"{self._precision}"
             )
+        if digest in self._other_modes:
+            made, send = ("without", "leave adapt out") if self._adapt else ("with", "send it")
+            raise _refused(f"the state was made {made} adapt: true; {send} here, too")
         if digest != self._digest:
             raise _refused(f"the state does not belong to {self._model} as it is served here")
         if now - made_s > self._max_age_s:
@@ -147,6 +187,13 @@ class Seal:
             tensors.append(flat.astype(np.float32).reshape(shape))
             begin += flat.nbytes
         return tensors
+
+
+def _handle_chars(manifest: LanguageModelManifest, *, adapt: bool) -> int:
+    floats = sum(math.prod(state.shape) for state in _states(manifest, adapt=adapt))
+    floats += manifest.vocab.size
+    size = _HEADER.size + floats * _FLOAT.itemsize + _SIGNATURE_BYTES
+    return -(-size * 4 // 3)
 
 
 def _text(raw: bytes) -> str:

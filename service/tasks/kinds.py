@@ -25,9 +25,9 @@ from service.bundle.manifest import Precision
 from service.bundle.store import Bundle
 from service.decoding.cache_budget import CacheBudgets
 from service.observe.metrics import Metrics
+from service.runtime.adapting import language_model_sessions
 from service.runtime.encoder_decoder import OnnxEncoderDecoderSession
 from service.runtime.golden import GoldenMismatch
-from service.runtime.language_model import OnnxLanguageModelSession
 from service.settings import Settings
 from service.tasks.encoder_decoder import EncoderDecoderEngine
 from service.tasks.engine import Engine
@@ -72,12 +72,13 @@ def open_session(
 
 
 def _language_model(bundle: LanguageModelBundle, given: Surroundings) -> Engine:
-    session = open_session(bundle, given.settings, OnnxLanguageModelSession)
+    session, adapting = open_session(bundle, given.settings, language_model_sessions)
     return LanguageModelEngine(
         bundle,
         session,
         given.settings,
         precision=session.precision,
+        adapting=adapting,
         threads=given.threads,
         metrics=given.metrics,
         budgets=given.budgets,

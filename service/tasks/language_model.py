@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from service.bundle.arrays import Ids
-from service.bundle.language_model import LanguageModelBundle
+from service.bundle.language_model import LanguageModelBundle, LanguageModelManifest
 from service.bundle.manifest import Precision
 from service.bundle.text import Normalization
 from service.decoding.cache_budget import CacheBudgets
@@ -39,6 +39,9 @@ from service.tasks.values import (
 )
 from service.tasks.vocabularies import ClientVocabulary, Vocabularies
 
+# What the common prefixes of one request leave, where they adapt, until it has been answered.
+MAX_SHARED_BYTES = 8 * 2**20
+
 
 class LanguageModelEngine:
     """One language model: its bundle, its workers and the tasks on text."""
@@ -67,19 +70,26 @@ class LanguageModelEngine:
         self.abilities: Abilities = dict(
             (GENERATE.given_by(self), SCORE.given_by(self), SCORE_IN_PARTS.given_by(self))
         )
-        self._model = TextModel.of(bundle, precision, settings)
+        self._model = TextModel.of(bundle, precision, settings, adapts=self.adapts)
         self._constraints = ConstraintCompiler(
             bundle.vocab.tokens, settings, budgets.patterns, bundle.manifest.normalization
         )
         self.workers: Workers[TextWork] = Workers(
-            lambda name: LanguageModelRunner(session, settings.max_rows, name=name),
+            lambda name: LanguageModelRunner(
+                session, settings.max_rows, name=name, adapting=adapting
+            ),
             bundle.manifest.name,
             settings,
             threads=threads,
             max_rows=settings.max_rows,
             metrics=metrics,
         )
-        self._reads = SharedReads(budgets.prefixes, self.workers.metrics)
+        # By whether the texts adapt: what a prefix leaves differs.
+        self._reads = {False: SharedReads(budgets.prefixes, self.workers.metrics)}
+        if adapting is not None:
+            self._reads[True] = SharedReads(
+                budgets.prefixes, self.workers.metrics, most_shared=_most_shared(bundle.manifest)
+            )
 
     def start(self) -> None:
         """Start the workers; call it in the event loop that requests run in."""
@@ -88,7 +98,8 @@ class LanguageModelEngine:
     async def stop(self, timeout_s: float | None = None) -> None:
         """End the workers; other models may use the room of its caches."""
         await self.workers.stop(timeout_s)
-        self._reads.prefixes.close()
+        for reads in self._reads.values():
+            reads.prefixes.close()
         self._constraints.close()
 
     @property
@@ -116,7 +127,7 @@ class LanguageModelEngine:
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
         generation = await self._prepared(prompts, options)
-        reused = await self._run(generation.works)
+        reused = await self._run(generation.works, adapt=options.adapt)
         return await self.workers.built(generation.answer_size, lambda: generation.results(reused))
 
     async def stream(
@@ -146,7 +157,7 @@ class LanguageModelEngine:
         reused: list[int] = []
 
         async def run() -> None:
-            reused.extend(await self._run(generation.works))
+            reused.extend(await self._run(generation.works, adapt=options.adapt))
 
         async with aclosing(feed.during(run())) as told:
             async for choice in told:
@@ -198,7 +209,7 @@ class LanguageModelEngine:
         self.workers.refuse_if_full()
         scoring = TextScoring(self._model, texts, contexts, options)
         await off_loop(scoring.size, scoring.read)
-        reused = await self._run(scoring.works)
+        reused = await self._run(scoring.works, adapt=options.adapt)
         return await self.workers.built(scoring.answer_size, lambda: scoring.results(reused))
 
     def ids_of(self, text: str) -> Ids:
@@ -212,23 +223,24 @@ class LanguageModelEngine:
 
         Raises what `score` raises.
         """
+        self._model.seal(adapt=options.adapt)
         carried, row = carried.with_part(ids, options)
         if row is None:
             return carried
         async with self.workers.deadline():
-            await self.workers.run([TextWork(row)])
+            await self.workers.run([TextWork(row, adapt=options.adapt)])
         self.workers.metrics.counted(prompt=len(row.tokens), completion=0, cached=0)
         return carried.after(row, is_end=ids is None)
 
     # --- shared ---------------------------------------------------------------------------------
 
-    async def _run(self, works: Sequence[TextWork]) -> list[int]:
+    async def _run(self, works: Sequence[TextWork], *, adapt: bool) -> list[int]:
         """Run all work; for each, the number of prompt tokens that needed no run of their own.
 
         Cancelling the caller removes its rows.
         """
         async with self.workers.deadline():
-            reused = await self._reads.run(works, self.workers.run)
+            reused = await self._reads[adapt].run(works, self.workers.run)
         prompt = [len(read_ids(work)) for work in works]
         self.workers.metrics.counted(
             prompt=sum(prompt),
@@ -236,6 +248,11 @@ class LanguageModelEngine:
             cached=sum(map(min, reused, prompt)),
         )
         return reused
+
+
+def _most_shared(manifest: LanguageModelManifest) -> int | None:
+    """The most prefixes that a request which adapts reads for several of its texts."""
+    return None if manifest.adapt is None else max(1, MAX_SHARED_BYTES // manifest.adapt.size_bytes)
 
 
 def _client_vocabulary(bundle: LanguageModelBundle, settings: Settings) -> ClientVocabulary:

@@ -18,12 +18,21 @@ Run: TypeAlias = Callable[[Sequence[TextWork]], Awaitable[None]]
 
 
 class SharedReads:
-    """Runs texts so that shared and cached prefixes are not read again."""
+    """Runs texts so that shared and cached prefixes are not read again.
 
-    def __init__(self, budget: CacheBudget, metrics: EngineMetrics) -> None:
-        """`budget` limits the memory of the prefixes kept, of all caches that share it."""
+    All its texts adapt, or none does: what a prefix leaves differs.
+    """
+
+    def __init__(
+        self, budget: CacheBudget, metrics: EngineMetrics, *, most_shared: int | None = None
+    ) -> None:
+        """`budget` limits the memory of the prefixes kept, of all caches that share it.
+
+        A request holds up to `most_shared` prefixes while it runs.
+        """
         self.prefixes = PrefixCache(budget)
         self._metrics = metrics
+        self._most_shared = most_shared
 
     async def run(self, works: Sequence[TextWork], run: Run) -> list[int]:
         """Run all work; for each, the number of tokens from a shared or cached prefix."""
@@ -38,6 +47,10 @@ class SharedReads:
                 prefix.hand_on()
                 self._remember(prefix.work.read)
         reused = [work.read.position - tokens for work, tokens in zip(works, ran, strict=True)]
+        for work in works:
+            if work.adapt and _is_whole(work.read):
+                # At once: large states of many prompts would wait for the last of the choices.
+                work.read.remember = self.prefixes.put
         await run(works)
         for work in works:
             self._remember(work.read)
@@ -52,7 +65,8 @@ class SharedReads:
         sequences += [_pairs(row, row.uncounted) for row in contexts]
         prefixes: list[_Prefix] = []
         levels: list[list[_Prefix]] = []
-        for shared in shared_prefixes(sequences):
+        # Parents come first.
+        for shared in shared_prefixes(sequences)[: self._most_shared]:
             members = tuple(i for i in shared.members if i < len(rows))
             row = rows[members[0]]
             read = ReadRow(
@@ -64,7 +78,7 @@ class SharedReads:
                 after=row.after,
                 first=row.first,
             )
-            prefix = _Prefix(TextWork(read), members, [])
+            prefix = _Prefix(TextWork(read, adapt=works[members[0]].adapt), members, [])
             prefixes.append(prefix)
             if shared.parent is not None:
                 prefixes[shared.parent].followers.append(read)
@@ -95,8 +109,7 @@ class SharedReads:
 
     def _remember(self, row: ReadRow) -> None:
         """Cache the continuation of a text without counted tokens."""
-        whole = row.after is None and row.uncounted == len(row.tokens)
-        if whole and row.continuation is not None:
+        if _is_whole(row) and row.continuation is not None:
             self.prefixes.put(row.tokens, row.continuation)
 
 
@@ -118,6 +131,11 @@ class _Prefix:
                 row.resume(len(read.tokens), read.continuation.states)
                 row.logprob = read.logprob
                 row.details = list(read.details)
+
+
+def _is_whole(row: ReadRow) -> bool:
+    """Whether it reads a document from its beginning and counts nothing."""
+    return row.after is None and row.uncounted == len(row.tokens)
 
 
 def _pairs(row: ReadRow, length: int) -> npt.NDArray[np.uint32]:

@@ -12,6 +12,7 @@ from service.bundle.manifest import Precision
 from service.bundle.text import PAD_ID, UNK_ID, Normalization, Vocabulary
 from service.decoding.normal_form import normal_form
 from service.decoding.rows import Continuation, ReadRow
+from service.errors import InvalidRequest
 from service.settings import Settings
 from service.tasks.handles import Seal
 from service.tasks.unknown import Unknown, UnknownPolicy, unknown_text
@@ -26,11 +27,18 @@ class TextModel:
     vocab: Vocabulary
     id_of_token: Mapping[str, int]
     settings: Settings
-    seal: Seal
+    seals: Mapping[bool, Seal]  # by whether the model adapts; one that cannot has no second
 
     @classmethod
-    def of(cls, bundle: LanguageModelBundle, precision: Precision, settings: Settings) -> Self:
-        """From a bundle."""
+    def of(
+        cls,
+        bundle: LanguageModelBundle,
+        precision: Precision,
+        settings: Settings,
+        *,
+        adapts: bool = False,
+    ) -> Self:
+        """From a bundle; `adapts` says whether it is served so that it can adapt."""
         manifest = bundle.manifest
         key = settings.signing_key().get_secret_value().encode()
         return cls(
@@ -38,8 +46,21 @@ class TextModel:
             bundle.vocab,
             {token: i for i, token in enumerate(bundle.vocab.tokens)},
             settings,
-            Seal(key, manifest, precision, max_age_s=settings.state_max_age_s),
+            {
+                mode: Seal(key, manifest, precision, max_age_s=settings.state_max_age_s, adapt=mode)
+                for mode in ([False, True] if adapts else [False])
+            },
         )
+
+    def seal(self, *, adapt: bool) -> Seal:
+        """What seals the states. Raises InvalidRequest where the model cannot adapt."""
+        if adapt not in self.seals:
+            raise InvalidRequest.of_option(
+                "adapt",
+                "this model cannot adapt; leave it out, or export the model again with a section "
+                "[adapt] in its training configuration",
+            )
+        return self.seals[adapt]
 
     @property
     def tokens(self) -> tuple[str, ...]:

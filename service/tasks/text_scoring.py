@@ -32,6 +32,7 @@ class TextScoring:
         """`options` must be checked. Raises InvalidRequest and QueueFull."""
         settings = model.settings
         self._model = model
+        self._seal = model.seal(adapt=options.adapt)
         self._options = replace(
             options, bos=options.bos is not False and options.state is None, eos=bool(options.eos)
         )
@@ -45,10 +46,10 @@ class TextScoring:
         if options.tokens:
             check_details("text", sum(map(len, texts)), options.top_logprobs, settings)
         if options.return_state:
-            at_most("return_state", len(texts), settings.max_states, "states")
+            self._seal.check_count(len(texts), settings)
         self._handle: Handle | None = None
         if options.state is not None:
-            self._handle = model.seal.open(options.state, now=time.time())
+            self._handle = self._seal.open(options.state, now=time.time())
 
     def read(self) -> None:
         """Turn the texts into rows to read. Raises InvalidRequest."""
@@ -58,7 +59,8 @@ class TextScoring:
     @property
     def works(self) -> list[TextWork]:
         """The rows to read."""
-        return [TextWork(plan.row) for plan in self._plans if plan.row is not None]
+        adapt = self._options.adapt
+        return [TextWork(x.row, adapt=adapt) for x in self._plans if x.row is not None]
 
     @property
     def answer_size(self) -> int:
@@ -66,7 +68,7 @@ class TextScoring:
         options = self._options
         size = self.size * (1 + options.top_logprobs) if options.tokens else 0
         if options.return_state:
-            size += len(self._texts) * self._model.seal.handle_chars
+            size += len(self._texts) * self._seal.handle_chars
         return size
 
     def results(self, reused: Sequence[int]) -> list[Scored]:
@@ -131,7 +133,7 @@ class TextScoring:
         if row is None or row.continuation is None:
             return None
         position = plan.read_before + len(row.tokens)
-        return self._model.seal.seal(Handle(row.continuation, position), now=time.time())
+        return self._seal.seal(Handle(row.continuation, position), now=time.time())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -62,6 +62,8 @@ def checked_sources(
         raise InvalidRequest.of_option(
             option, "an encoder-decoder scores a target from its beginning"
         )
+    if options.adapt:
+        raise InvalidRequest.of_option("adapt", "an encoder-decoder cannot adapt; leave it out")
     if options.state is not None or options.return_state:
         option = "state" if options.state is not None else "return_state"
         raise InvalidRequest.of_option(option, "an encoder-decoder has no states to continue from")

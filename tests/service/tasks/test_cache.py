@@ -269,7 +269,7 @@ def test_what_is_not_cached_is_run_and_nothing_else(
             scored = await engine.score(texts, options, contexts=contexts)
             told = sum(x.prompt_tokens - x.cached_tokens for x in scored)
             assert session.tokens_run == told
-            assert engine._reads.prefixes.size_bytes <= room
+            assert engine._reads[False].prefixes.size_bytes <= room
             alone = [(await plain.score([x], options, contexts=[y]))[0] for x, y in request]
             assert [replace(x, cached_tokens=0) for x in scored] == alone
         await engine.stop()
@@ -289,9 +289,9 @@ def test_a_shared_part_that_fails_fails_the_request_and_is_not_kept() -> None:
                 await engine.generate(ask, GenerateOptions(max_tokens=1))
         await asyncio.to_thread(eventually, lambda: all(x.free for x in engine.workers.schedulers))
         assert engine.workers._waiting == {}
-        assert len(engine._reads.prefixes) == 0
+        assert len(engine._reads[False].prefixes) == 0
         await engine.generate([LONG + "a", LONG + "b"], GenerateOptions(max_tokens=1))
-        assert len(engine._reads.prefixes) == 3
+        assert len(engine._reads[False].prefixes) == 3
         await engine.stop()
 
     asyncio.run(work())
