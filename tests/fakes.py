@@ -89,7 +89,8 @@ class FakeSession:
     """Log-probabilities that depend on every token of the row so far, and on nothing else.
 
     States: a rolling hash [B, 1] and a count of tokens [B, 2, 2]. Results past a row's length are
-    NaN, so that a test fails if they are used. `raises_at` and `nan_at` are tokens.
+    NaN, so that a test fails if they are used. `raises_at` and `nan_at` are tokens. One that adapts
+    has a third state: how often each token has been read [B, V], which its answers depend on.
     """
 
     vocab_size: int = 12
@@ -98,6 +99,7 @@ class FakeSession:
     nan_at: int | None = None
     minus_infinity_at: int | None = None
     initial_states_raise: bool = False
+    adapts: bool = False
     gate: Gate | None = None
     runs: list[Run] = field(default_factory=list)
 
@@ -111,7 +113,13 @@ class FakeSession:
     def initial_states(self, rows: int) -> States:
         if self.initial_states_raise:
             raise MemoryError("no memory for states")
-        return np.zeros((rows, 1), np.float32), np.zeros((rows, 2, 2), np.float32)
+        return self.zeros(rows)
+
+    def zeros(self, rows: int) -> States:
+        """The states of so many rows, whatever `initial_states` does."""
+        learned = [(rows, self.vocab_size)] if self.adapts else []
+        shapes: list[tuple[int, ...]] = [(rows, 1), (rows, 2, 2), *learned]
+        return tuple(np.zeros(shape, np.float32) for shape in shapes)
 
     def pick(
         self, tokens: Int64Array, lengths: Int32Array, targets: Int64Array, states: States
@@ -140,7 +148,7 @@ class FakeSession:
         assert lengths.shape == (rows,)
         assert lengths.min() >= 1
         assert lengths.max() == longest
-        assert [state.shape for state in states] == [(rows, 1), (rows, 2, 2)]
+        assert [state.shape for state in states] == [state.shape for state in self.zeros(rows)]
         assert all(state.dtype == np.float32 for state in states)
         inside = np.arange(longest) < lengths[:, None]  # [B, T]
         if self.raises_at is not None and (tokens[inside] == self.raises_at).any():
@@ -151,6 +159,7 @@ class FakeSession:
         self, tokens: Int64Array, inside: BoolArray, states: States
     ) -> tuple[Float32Array, States]:
         hashes = states[0][:, 0].astype(np.int64)  # [B]
+        learned = [state.copy() for state in states[2:]]  # [B, V] of those that adapt
         logprobs = np.full((*tokens.shape, self.vocab_size), np.nan, np.float32)  # [B, T, V]
         for t in range(tokens.shape[1]):
             after = (hashes * 31 + tokens[:, t] + 7) % _MODULUS
@@ -160,11 +169,16 @@ class FakeSession:
             hashes = np.where(inside[:, t], np.where(poisoned, _POISONED, after), hashes)
             hashes = hashes.astype(np.int64)
             useful = inside[:, t] & (hashes != _POISONED)
-            logprobs[useful, t] = self._table[hashes[useful] % _TABLE_ROWS]
+            answers = hashes
+            for counts in learned:
+                counts[inside[:, t], tokens[inside[:, t], t]] += 1
+                # Whole numbers below 2 ** 24: their sum is exact in any order.
+                answers = hashes + (counts @ np.arange(1.0, 1.0 + self.vocab_size)).astype(np.int64)
+            logprobs[useful, t] = self._table[answers[useful] % _TABLE_ROWS]
             if self.minus_infinity_at is not None:
                 logprobs[tokens[:, t] == self.minus_infinity_at, t, RARE] = -np.inf
         counts = states[1] + inside.sum(axis=1, dtype=np.float32)[:, None, None]
-        return logprobs, (hashes.astype(np.float32)[:, None], counts)
+        return logprobs, (hashes.astype(np.float32)[:, None], counts, *learned)
 
 
 class FakeStepper:
@@ -176,10 +190,7 @@ class FakeStepper:
         self.tokens = np.zeros(capacity, np.int64)
         self.logprobs = np.zeros((capacity, session.vocab_size), np.float32)
         # States before and after a step. Not from initial_states, which may raise here.
-        self._sets: list[States] = [
-            (np.zeros((capacity, 1), np.float32), np.zeros((capacity, 2, 2), np.float32))
-            for _ in range(2)
-        ]
+        self._sets: list[States] = [session.zeros(capacity) for _ in range(2)]
 
     @property
     def states(self) -> States:
@@ -339,13 +350,14 @@ def running(
     session: LanguageModelSession,
     inbox: Callable[[list[Job[TextWork]]], None],
     *,
+    adapting: LanguageModelSession | None = None,
     max_rows: int = 8,
     max_queue_rows: int = 100,
     max_queue_tokens: int = 10_000,
 ) -> Iterator[Scheduler[TextWork]]:
-    """A running scheduler of texts."""
+    """A running scheduler of texts, of which some may adapt."""
     scheduler = Scheduler(
-        LanguageModelRunner(session, max_rows, name="fake"),
+        LanguageModelRunner(session, max_rows, name="fake", adapting=adapting),
         inbox,
         name="fake",
         max_rows=max_rows,

@@ -27,6 +27,7 @@ from service.scheduling.scheduler import Job, Scheduler
 from tests.fakes import (
     RARE,
     FakeSession,
+    FakeStepper,
     Gate,
     Inbox,
     answer,
@@ -48,6 +49,7 @@ def work(
     seed: int = 1,
     stop: tuple[tuple[int, ...], ...] = (),
     counts: bool = True,
+    adapt: bool = False,
 ) -> TextWork:
     """A text that is read and counted, or read alone, and so many choices after it."""
     tokens = np.array([BOS_ID, *ids], np.uint16)
@@ -58,16 +60,16 @@ def work(
         WriteRow(params=SamplingParams(), seed=seed, choice=i, max_tokens=max_tokens, stop=stop)
         for i in range(choices)
     ]
-    return TextWork(ReadRow(tokens, targets, wants_continuation=choices > 0), rows)
+    return TextWork(ReadRow(tokens, targets, wants_continuation=choices > 0), rows, adapt=adapt)
 
 
-def endless(choices: int = 1, ids: Sequence[int] = (4, 5)) -> TextWork:
+def endless(choices: int = 1, ids: Sequence[int] = (4, 5), *, adapt: bool = False) -> TextWork:
     """Choices that eos does not end while a test looks at them."""
     for seed in range(1000):
-        piece = work(ids, choices=choices, max_tokens=40, seed=seed)
-        alone = answer_alone(piece, FakeSession())
+        piece = work(ids, choices=choices, max_tokens=40, seed=seed, adapt=adapt)
+        alone = answer_alone(piece, FakeSession(adapts=adapt))
         if all(len(tokens) == 40 and BAD not in tokens for tokens, *_ in alone.choices):
-            return work(ids, choices=choices, max_tokens=40, seed=seed)
+            return work(ids, choices=choices, max_tokens=40, seed=seed, adapt=adapt)
     raise AssertionError("no seed writes for long enough")
 
 
@@ -76,7 +78,7 @@ def assert_as_alone(*jobs: Job[TextWork]) -> None:
     for job in jobs:
         assert job.error is None
         for piece in job.work:
-            assert answer(piece) == answer_alone(piece, FakeSession())
+            assert answer(piece) == answer_alone(piece, FakeSession(adapts=piece.adapt))
 
 
 def test_a_job_is_answered_as_if_it_were_alone() -> None:
@@ -661,14 +663,124 @@ def test_when_to_come_again_follows_from_what_was_measured() -> None:
     assert rate.seconds(10_000) == pytest.approx(10.0, rel=1e-3)
 
 
+# --- rows that adapt ------------------------------------------------------------------------------
+
+
+def test_work_that_adapts_runs_beside_the_others_and_never_with_them() -> None:
+    inbox = Inbox()
+    plain, adapting = FakeSession(max_rows=8), FakeSession(max_rows=8, adapts=True)
+    jobs = [
+        Job([work(adapt=True), work([5] * 200, adapt=True), work([6], choices=3, adapt=True)]),
+        Job([work(), work([5] * 200), work([6], choices=3)]),
+        Job([work([7, 8], choices=2, adapt=True), work([7, 8], choices=2)]),
+    ]
+    with running(plain, inbox, adapting=adapting) as scheduler:
+        for job in jobs:
+            scheduler.submit(job)
+        inbox.wait_for(*jobs)
+        assert scheduler.free
+    assert_as_alone(*jobs)
+    one, other = jobs[2].work
+    assert answer(one) != answer(other)
+
+
+def test_rows_that_adapt_count_among_the_rows_that_run_together() -> None:
+    inbox = Inbox()
+    plain, adapting = FakeSession(max_rows=3), FakeSession(max_rows=3, adapts=True)
+    job = Job([work(choices=2, adapt=i % 2 == 0) for i in range(6)])
+    with running(plain, inbox, adapting=adapting, max_rows=3) as scheduler:
+        scheduler.submit(job)
+        inbox.wait_for(job)
+    # Work of two rows each: never two pieces at once, so never one of each kind.
+    assert {run.rows for run in (*plain.runs, *adapting.runs)} == {1, 2}
+    assert_as_alone(job)
+
+
+def test_a_long_text_of_one_kind_does_not_hold_up_rows_of_the_other_that_write() -> None:
+    for writes_adapting in (False, True):
+        inbox = Inbox()
+        plain, adapting = FakeSession(), FakeSession(adapts=True)
+        written = endless(adapt=writes_adapting)
+        read = work([5] * 400, adapt=not writes_adapting)
+        reader = plain if writes_adapting else adapting
+        gate = reader.gate = Gate()
+        jobs = Job([written]), Job([read])
+        with running(plain, inbox, adapting=adapting) as scheduler:
+            scheduler.submit(jobs[1])
+            gate.wait()
+            scheduler.submit(jobs[0])
+            gate.step(2)
+            gate.open()
+            inbox.wait_for(*jobs)
+        assert_as_alone(*jobs)
+        assert READ_CHUNK_WHILE_WRITING in {run.time for run in reader.runs}
+
+
+@pytest.mark.parametrize("breaks", ["plain", "adapting"])
+@pytest.mark.parametrize("choices", [0, 2])
+def test_a_run_of_one_kind_that_raises_fails_no_work_of_the_other(
+    breaks: str, choices: int
+) -> None:
+    inbox = Inbox()
+    plain = FakeSession(raises_at=BAD if breaks == "plain" else None)
+    adapting = FakeSession(raises_at=BAD if breaks == "adapting" else None, adapts=True)
+    bad = Job([work([4, BAD, 5], choices=choices, adapt=breaks == "adapting")])
+    good = Job([work([4, BAD, 5], adapt=breaks == "plain")])
+    with running(plain, inbox, adapting=adapting) as scheduler:
+        for job in (bad, good):
+            scheduler.submit(job)
+        inbox.wait_for(bad, good)
+        assert scheduler.alive
+        eventually(lambda: scheduler.free)
+    assert failure(bad) is ModelFailure
+    assert_as_alone(good)
+
+
+def test_arrays_for_rows_that_adapt_are_made_when_the_first_one_comes() -> None:
+    inbox = Inbox()
+    plain, adapting = FakeSession(), _CountedSession(adapts=True)
+    with running(plain, inbox, adapting=adapting) as scheduler:
+        for adapt, made in ((False, 0), (True, 1), (True, 1)):
+            job = Job([work(choices=1, adapt=adapt)])
+            scheduler.submit(job)
+            inbox.wait_for(job)
+            assert adapting.steppers == made
+
+
+class _CountedSession(FakeSession):
+    """Counts its steppers."""
+
+    steppers = 0
+
+    def stepper(self, capacity: int) -> FakeStepper:
+        self.steppers += 1
+        return super().stepper(capacity)
+
+
+def test_a_prompt_that_adapted_leaves_no_states_behind() -> None:
+    """They are large, and many prompts may wait for the last choice of their request."""
+    inbox = Inbox()
+    kept: list[int] = []
+    pieces = [work(choices=1, counts=False, adapt=True), work([6] * 99, choices=2, adapt=True)]
+    for piece in pieces:
+        piece.read.remember = lambda tokens, _: kept.append(len(tokens))
+    job = Job(pieces)
+    with running(FakeSession(), inbox, adapting=FakeSession(adapts=True)) as scheduler:
+        scheduler.submit(job)
+        inbox.wait_for(job)
+    assert sorted(kept) == [3, 100]
+    assert [piece.read.continuation for piece in pieces] == [None, None]
+    assert_as_alone(job)
+
+
 # --- any schedule ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Submit:
-    """A job arrives; each piece: its text, its choices, their length."""
+    """A job arrives; each piece: its text, its choices, their length, whether it adapts."""
 
-    pieces: tuple[tuple[tuple[int, ...], int, int], ...]
+    pieces: tuple[tuple[tuple[int, ...], int, int, bool], ...]
     client: str
     late: bool  # its time is over already
 
@@ -688,7 +800,10 @@ class Step:
 
 
 pieces = st.tuples(
-    st.lists(st.integers(3, 11), max_size=25).map(tuple), st.integers(0, 4), st.integers(1, 15)
+    st.lists(st.integers(3, 11), max_size=25).map(tuple),
+    st.integers(0, 4),
+    st.integers(1, 15),
+    st.booleans(),
 )
 events = st.one_of(
     st.builds(
@@ -707,8 +822,15 @@ def submitted(event: Submit, seed: int) -> Job[TextWork]:
     # A lone choice after a text that is not counted may read it in the steps of others.
     return Job(
         [
-            work(ids, choices=n, max_tokens=length, seed=seed, counts=n != 1 or length % 3 == 0)
-            for ids, n, length in event.pieces
+            work(
+                ids,
+                choices=n,
+                max_tokens=length,
+                seed=seed,
+                counts=n != 1 or length % 3 == 0,
+                adapt=adapt,
+            )
+            for ids, n, length, adapt in event.pieces
         ],
         client=event.client,
         deadline=time.monotonic() + (-1 if event.late else 3600),
@@ -747,12 +869,16 @@ def test_in_any_schedule_rows_are_conserved_and_every_answer_is_the_answer_alone
     fault: str, schedule: list[Submit | Cancel | Step], stops: bool
 ) -> None:
     gate, inbox = Gate(), Inbox()
-    session = FakeSession(
-        gate=gate,
-        raises_at=BAD if fault == "raises" else None,
-        nan_at=BAD if fault == "nan" else None,
+    session, adapting = (
+        FakeSession(
+            gate=gate,
+            raises_at=BAD if fault == "raises" else None,
+            nan_at=BAD if fault == "nan" else None,
+            adapts=adapts,
+        )
+        for adapts in (False, True)
     )
-    with running(session, inbox, max_rows=5, max_queue_rows=12) as scheduler:
+    with running(session, inbox, adapting=adapting, max_rows=5, max_queue_rows=12) as scheduler:
         jobs, given_up = play(schedule, scheduler, gate)
         gate.open()
         if not stops:
@@ -783,7 +909,7 @@ def test_in_any_schedule_rows_are_conserved_and_every_answer_is_the_answer_alone
             assert_as_alone(job)
         is_late = failure(job) is DeadlineExceeded
         if fault == "nan" and not stops and not is_late and place not in given_up:
-            alone = [answer_alone(piece, FakeSession()) for piece in job.work]
+            alone = [answer_alone(x, FakeSession(adapts=x.adapt)) for x in job.work]
             # After the last token of a text nothing is asked unless something is written there.
             read = [BAD in x.read.tokens[: None if x.write else -1] for x in job.work]
             written = [BAD in tokens[:-1] for x in alone for tokens, *_ in x.choices]
