@@ -17,13 +17,14 @@ import numpy as np
 from onnx import TensorProto
 
 from training.graphs.builder import GraphBuilder
+from training.graphs.ngram_tables import add_tables
 from training.networks.ngram import STATE_NAME, NGram
-from training.networks.ngram_trie import NOWHERE, RUN, Trie
+from training.networks.ngram_trie import RUN
 
 
 def add_sequence(graph: GraphBuilder, ngram: NGram) -> str:
     """The nodes for whole sequences; the name of the probabilities [B, T, V]."""
-    _add_tables(graph, ngram)
+    add_tables(graph, ngram.trie)
     size = ngram.order - 1
     graph.add("Gather", ["ngram_columns", "tokens"], "ngram_column")  # [B, T]
     graph.add("Cast", [STATE_NAME], "ngram_before", to=TensorProto.INT32)  # [B, K]
@@ -56,9 +57,8 @@ def add_sequence(graph: GraphBuilder, ngram: NGram) -> str:
 
 def add_step(graph: GraphBuilder, ngram: NGram) -> str:
     """The nodes for one token a row; the name of the probabilities [B, V]."""
-    _add_tables(graph, ngram)
-    graph.add("Gather", ["ngram_columns", "tokens"], "ngram_token_column")
-    graph.add("Unsqueeze", ["ngram_token_column", "axis_1"], "ngram_column")  # [B, 1]
+    add_tables(graph, ngram.trie)
+    graph.add("Gather", ["ngram_column_of_row", "tokens"], "ngram_column")  # [B, 1]
     graph.add("Cast", [STATE_NAME], "ngram_before", to=TensorProto.INT32)
     # Each history's parent is the next shorter one; that of the last token alone is the root.
     graph.constant("ngram_shift", np.array([0, 1, 0, -1]))
@@ -68,39 +68,10 @@ def add_step(graph: GraphBuilder, ngram: NGram) -> str:
     return _add_probabilities(graph, ngram, rows)
 
 
-def _add_tables(graph: GraphBuilder, ngram: NGram) -> None:
-    """The trie as constants."""
-    trie = ngram.trie
-    colors = _color_type(trie)
-    graph.constant("ngram_columns", trie.columns.astype(np.int32))  # [V]
-    graph.constant("ngram_runs", np.arange(trie.row_runs, dtype=np.int32))  # [P]
-    graph.constant("ngram_root", np.array(trie.root, np.int32))
-    graph.constant("ngram_nowhere", np.array(NOWHERE, np.int32))
-    # By slot, and by run of slots.
-    graph.constant("ngram_check", trie.check.astype(colors))  # [S]
-    graph.constant("ngram_child", trie.child.astype(np.int32))  # [S]
-    graph.constant("ngram_mass", trie.mass.astype(np.float32).reshape(-1, RUN))  # [S / 8, 8]
-    graph.constant("ngram_run", np.array([-1, RUN]))
-    graph.add("Reshape", ["ngram_check", "ngram_run"], "ngram_check_runs")  # [S / 8, 8]
-    # By node.
-    graph.constant("ngram_base", trie.base.astype(np.int32))  # [N] in runs
-    graph.constant("ngram_run_slots", np.array(RUN, np.int32))
-    graph.add("Mul", ["ngram_base", "ngram_run_slots"], "ngram_base_slot")  # [N]
-    graph.add("Unsqueeze", ["ngram_base", "axis_1"], "ngram_base_run")  # [N, 1]
-    graph.constant("ngram_color", trie.color.astype(colors))  # [N]
-    graph.constant("ngram_inner_axes", np.array([1, 2]))
-    graph.add("Unsqueeze", ["ngram_color", "ngram_inner_axes"], "ngram_row_color")  # [N, 1, 1]
-    graph.constant("ngram_gamma", trie.gamma.astype(np.float32))  # [N]
-
-
-def _color_type(trie: Trie) -> type[np.uint8 | np.int32]:
-    return np.uint8 if trie.color.max() < 256 else np.int32
-
-
 def _add_children(graph: GraphBuilder, histories: str, columns: str, suffix: str = "") -> str:
     """The nodes of `histories` and the token in `columns`, of the same shape or one that fits."""
-    graph.add("Gather", ["ngram_base_slot", histories], f"ngram_begin{suffix}")
-    graph.add("Add", [f"ngram_begin{suffix}", columns], f"ngram_slot{suffix}")
+    graph.add("Gather", ["ngram_begin", histories], f"ngram_first_slot{suffix}")
+    graph.add("Add", [f"ngram_first_slot{suffix}", columns], f"ngram_slot{suffix}")
     graph.add("Gather", ["ngram_check", f"ngram_slot{suffix}"], f"ngram_slot_color{suffix}")
     graph.add("Gather", ["ngram_color", histories], f"ngram_own_color{suffix}")
     found = graph.add(
@@ -115,34 +86,37 @@ def _add_probabilities(graph: GraphBuilder, ngram: NGram, nodes: str) -> str:
     graph.constant("ngram_in_front", np.array([0, 1, 0, 0]))
     # The empty suffix is the first.
     graph.add("Pad", [nodes, "ngram_in_front", "ngram_root"], "ngram_suffixes")  # [M, K + 1]
-    graph.add("Gather", ["ngram_base_run", "ngram_suffixes"], "ngram_row_run")  # [M, K + 1, 1]
+    graph.add("Gather", ["ngram_row_begin", "ngram_suffixes"], "ngram_row_run")  # [M, K + 1, 1]
     graph.add("Add", ["ngram_row_run", "ngram_runs"], "ngram_row_runs")  # [M, K + 1, P]
     graph.add("Gather", ["ngram_check_runs", "ngram_row_runs"], "ngram_colors")  # [.., P, 8]
     graph.add("Gather", ["ngram_row_color", "ngram_suffixes"], "ngram_wanted")  # [M, K + 1, 1, 1]
     graph.add("Equal", ["ngram_colors", "ngram_wanted"], "ngram_own")
-    graph.add("Gather", ["ngram_mass", "ngram_row_runs"], "ngram_masses")
-    graph.constant("ngram_zero", np.array(0.0, np.float32))
-    graph.add("Where", ["ngram_own", "ngram_masses", "ngram_zero"], "ngram_own_masses")
+    graph.add("Gather", ["ngram_mass_runs", "ngram_row_runs"], "ngram_masses")
+    # Where takes several times as long as a product with ones and zeros.
+    graph.add("Cast", ["ngram_own"], "ngram_mask", to=TensorProto.FLOAT)
+    graph.add("Mul", ["ngram_masses", "ngram_mask"], "ngram_own_masses")
     graph.constant("ngram_row_shape", np.array([0, 0, ngram.trie.row_runs * RUN]))
     graph.add("Reshape", ["ngram_own_masses", "ngram_row_shape"], "ngram_row")  # [M, K + 1, W]
-    shares = _add_shares(graph, ngram.order)
+    shares = _add_shares(graph)
     graph.add("MatMul", [shares, "ngram_row"], "ngram_sums")  # [M, 1, W]
     graph.add("Squeeze", ["ngram_sums", "axis_1"], "ngram_sum")  # [M, W]
     return graph.add("Gather", ["ngram_sum", "ngram_columns"], "ngram_rows_probs", axis=1)
 
 
-def _add_shares(graph: GraphBuilder, order: int) -> str:
-    """[M, 1, K + 1] products of the gammas of all longer suffixes."""
-    graph.add("Gather", ["ngram_gamma", "ngram_suffixes"], "ngram_gammas")  # [M, K + 1]
-    parts = [f"ngram_gamma{i}" for i in range(order)]
-    graph.add("Split", ["ngram_gammas"], *parts, axis=1, num_outputs=order)
-    share = parts[-1]
-    shares = [share]
-    for i in range(order - 2, 0, -1):
-        share = graph.add("Mul", [share, parts[i]], f"ngram_share{i}")
-        shares.append(share)
-    graph.add("Concat", shares[::-1], "ngram_shares", axis=1)  # [M, K]
-    graph.constant("ngram_behind", np.array([0, 0, 0, 1]))
-    graph.constant("ngram_whole", np.array(1.0, np.float32))
-    graph.add("Pad", ["ngram_shares", "ngram_behind", "ngram_whole"], "ngram_all_shares")
-    return graph.add("Unsqueeze", ["ngram_all_shares", "axis_1"], "ngram_weights")
+def _add_shares(graph: GraphBuilder) -> str:
+    """[M, 1, K + 1] products of the gammas of all longer suffixes, as sums of logarithms.
+
+    The sums are in double precision: a share is as exact as single precision allows.
+    """
+    graph.constant("ngram_suffix_axis", np.array(1))
+    graph.add("Gather", ["ngram_log_gamma", "ngram_suffixes"], "ngram_log_gammas")  # [M, K + 1]
+    graph.add(
+        "CumSum",
+        ["ngram_log_gammas", "ngram_suffix_axis"],
+        "ngram_longer",
+        exclusive=1,
+        reverse=1,
+    )
+    graph.add("Cast", ["ngram_longer"], "ngram_log_shares", to=TensorProto.FLOAT)
+    graph.add("Exp", ["ngram_log_shares"], "ngram_shares")
+    return graph.add("Unsqueeze", ["ngram_shares", "axis_1"], "ngram_weights")

@@ -1,0 +1,112 @@
+"""The tables of an n-gram's trie, packed, with the nodes that unpack them.
+
+V vocabulary, N nodes, S slots, P runs of a row.
+
+The unpacking nodes depend on constants alone: onnxruntime folds them when it loads the graph, and
+nothing is left of them in a run. Numbers that repeat are codes into a book of the distinct ones:
+the most frequent 255 take a byte, the others a byte and two more.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import TensorProto
+
+from training.graphs.builder import GraphBuilder
+from training.networks.ngram_trie import NOWHERE, RUN, Trie
+
+_ESCAPE = 255  # the code of a byte that has two more
+
+
+def add_tables(graph: GraphBuilder, trie: Trie) -> None:
+    """The trie's tables, each under its name.
+
+    By token: `ngram_columns` [V] and `ngram_column_of_row` [V, 1]. By slot: `ngram_check` [S] and
+    `ngram_child` [S]; `ngram_check_runs` and `ngram_mass_runs` [S / 8, 8]. By node: `ngram_begin`
+    [N] in slots, `ngram_row_begin` [N, 1] in runs, `ngram_color` [N], `ngram_row_color` [N, 1, 1],
+    and `ngram_log_gamma` [N] in double precision. Besides, `ngram_root`, `ngram_nowhere`, and
+    `ngram_runs` [P], the runs of a row.
+    """
+    graph.constant("ngram_root", np.array(trie.root, np.int32))
+    graph.constant("ngram_nowhere", np.array(NOWHERE, np.int32))
+    graph.constant("ngram_columns", trie.columns.astype(np.int32))
+    graph.constant("ngram_runs", np.arange(trie.row_runs, dtype=np.int32))  # [P]
+    for name, shape in (("run", [-1, RUN]), ("column", [-1, 1]), ("cell", [-1, 1, 1])):
+        graph.constant(f"ngram_as_{name}", np.array(shape))
+    graph.add("Reshape", ["ngram_columns", "ngram_as_column"], "ngram_column_of_row")
+    colors = np.uint8 if max(trie.check.max(), trie.color.max()) < 256 else np.int32
+    graph.constant("ngram_check", trie.check.astype(colors))
+    graph.add("Reshape", ["ngram_check", "ngram_as_run"], "ngram_check_runs")
+    mass = _add_packed(graph, "ngram_mass", trie.mass.astype(np.float32))
+    graph.add("Reshape", [mass, "ngram_as_run"], "ngram_mass_runs")
+    _add_children(graph, trie)
+    base = trie.base.astype(np.uint16 if trie.base.max() < 1 << 16 else np.int32)
+    graph.constant("ngram_base", base)
+    graph.add("Cast", ["ngram_base"], "ngram_begin_run", to=TensorProto.INT32)
+    graph.constant("ngram_run_slots", np.array(RUN, np.int32))
+    graph.add("Mul", ["ngram_begin_run", "ngram_run_slots"], "ngram_begin")
+    graph.add("Reshape", ["ngram_begin_run", "ngram_as_column"], "ngram_row_begin")
+    graph.constant("ngram_color", trie.color.astype(colors))
+    graph.add("Reshape", ["ngram_color", "ngram_as_cell"], "ngram_row_color")
+    # Nothing is shorter than the root's history: its own gamma is never read.
+    gamma = trie.gamma.astype(np.float32).astype(np.float64)
+    gamma[trie.root] = 1.0
+    _add_packed(graph, "ngram_log_gamma", np.log(np.maximum(gamma, np.finfo(np.float64).tiny)))
+
+
+def _add_children(graph: GraphBuilder, trie: Trie) -> None:
+    """A node's number is its place among the slots that have one: a bit a slot says which do."""
+    bits = np.packbits(trie.child > 0, bitorder="little")
+    graph.constant("ngram_child_bytes", bits[:, None])  # [S / 8, 1]
+    graph.constant("ngram_bit_places", np.arange(8, dtype=np.uint8))
+    graph.constant("ngram_lowest_bit", np.array(1, np.uint8))
+    graph.constant("ngram_flat", np.array([-1]))
+    graph.add(
+        "BitShift", ["ngram_child_bytes", "ngram_bit_places"], "ngram_shifted", direction="RIGHT"
+    )
+    graph.add("BitwiseAnd", ["ngram_shifted", "ngram_lowest_bit"], "ngram_bits")
+    graph.add("Reshape", ["ngram_bits", "ngram_flat"], "ngram_flat_bits")  # [S]
+    graph.add("Cast", ["ngram_flat_bits"], "ngram_has_child", to=TensorProto.INT32)
+    _add_counted(graph, "ngram_has_child", "ngram_child_count")
+    graph.add("Mul", ["ngram_has_child", "ngram_child_count"], "ngram_child")
+
+
+def _add_counted(graph: GraphBuilder, flags: str, name: str) -> str:
+    """How many of the `flags` up to each place are 1."""
+    graph.constant(f"{name}_axis", np.array(0))
+    return graph.add("CumSum", [flags, f"{name}_axis"], name)
+
+
+def _add_packed(graph: GraphBuilder, name: str, values: npt.NDArray[np.floating[Any]]) -> str:
+    """One-dimensional `values` under `name`."""
+    book, codes, counts = np.unique(values, return_inverse=True, return_counts=True)
+    by_frequency = np.argsort(-counts, kind="stable")
+    rank = np.empty(len(book), np.int64)
+    rank[by_frequency] = np.arange(len(book))
+    codes = rank[codes]
+    if len(book) > 1 << 16:
+        return graph.constant(name, values)
+    graph.constant(f"{name}_book", book[by_frequency])
+    graph.add("Cast", [_add_codes(graph, name, codes)], f"{name}_code", to=TensorProto.INT32)
+    return graph.add("Gather", [f"{name}_book", f"{name}_code"], name)
+
+
+def _add_codes(graph: GraphBuilder, name: str, codes: npt.NDArray[np.int64]) -> str:
+    """Codes below 2^16, the frequent ones small, in the smallest form."""
+    long = codes >= _ESCAPE
+    if codes.max() <= _ESCAPE:
+        return graph.constant(f"{name}_bytes", codes.astype(np.uint8))
+    if len(codes) <= 2 * np.count_nonzero(long):
+        return graph.constant(f"{name}_codes", codes.astype(np.uint16))
+    graph.constant(f"{name}_bytes", np.minimum(codes, _ESCAPE).astype(np.uint8))
+    # The count is 0 up to the first long one, so that the list begins with one that nobody takes.
+    graph.constant(f"{name}_rest", np.append(0, codes[long]).astype(np.uint16))
+    graph.constant(f"{name}_escape", np.array(_ESCAPE, np.int32))
+    graph.add("Cast", [f"{name}_bytes"], f"{name}_short", to=TensorProto.INT32)
+    graph.add("Cast", [f"{name}_rest"], f"{name}_rest_codes", to=TensorProto.INT32)
+    graph.add("Equal", [f"{name}_short", f"{name}_escape"], f"{name}_is_long")
+    graph.add("Cast", [f"{name}_is_long"], f"{name}_flags", to=TensorProto.INT32)
+    place = _add_counted(graph, f"{name}_flags", f"{name}_place")
+    graph.add("Gather", [f"{name}_rest_codes", place], f"{name}_long")
+    return graph.add("Where", [f"{name}_is_long", f"{name}_long", f"{name}_short"], f"{name}_codes")
