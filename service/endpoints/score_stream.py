@@ -40,6 +40,9 @@ async def score_stream(request: Request) -> Response:
         raise InvalidRequest.of_option(
             "model", f"an encoder-decoder scores pairs: lines of {NDJSON}"
         )
+    if query.adapt and not engine.adapts:
+        # Not once for each line.
+        raise InvalidRequest.of_option("adapt", "this model cannot adapt; /models lists which can")
     if query.mode == "total" and media_type != TEXT:
         raise InvalidRequest.of_option("mode", f"mode total needs {TEXT}")
     expect_stream = request.scope.get("unroll.expect_stream")

@@ -74,15 +74,17 @@ function measuredSets(detail) {
 function headline(detail) {
   const [{ rows }] = measuredSets(detail);
   const [key, more] = HEADLINES.find(([name]) => rows.some((row) => name in row.values));
+  const [unit, shown] = METRICS[key];
   const best = (of) => {
     const values = rows.filter((row) => row.kind === of && key in row.values);
     values.sort((a, b) => (a.values[key] - b.values[key]) * (more ? -1 : 1));
     // Of a model in several precisions, the one that is served.
-    const told = values.find((row) => row.name === detail.precision) ?? values[0];
-    return told ? `${METRICS[key][0]} ${METRICS[key][1](told.values[key])} (${told.name})` : "none";
+    return values.find((row) => row.name === detail.precision) ?? values[0];
   };
-  const adapting = rows.some((row) => row.kind === "adapting") ? `; adapting: ${best("adapting")}` : "";
-  return { measured: best("model") + adapting, floor: best("baseline") };
+  const told = (row) => (row ? `${unit} ${shown(row.values[key])} (${row.name})` : "none");
+  const adapting = best("adapting");
+  const gain = adapting ? `, adapting ${shown(adapting.values[key])}` : "";
+  return { measured: told(best("model")) + gain, floor: told(best("baseline")) };
 }
 
 function about(detail) {
@@ -104,7 +106,7 @@ function about(detail) {
     el("h2", {}, detail.name),
     el("p", {}, detail.description),
     facts([
-      ["Shape", shapeOf(detail.model)],
+      ["Shape", !detail.parts?.length && shapeOf(detail.model)],
       ["Precision served", `${detail.precision} (in the bundle: ${detail.precisions.join(", ")})`],
       ["Adapting", detail.adapt && adapting(detail.adapt)],
       ["Fitted on", detail.fit && `${detail.fit.split}: ${plural(detail.fit.chars, "character")}`],
@@ -132,7 +134,7 @@ function shapeOf(model) {
 
 function adapting({ rate, decay, rank }) {
   const features = rank ? `${plural(rank, "direction")} of the hidden outputs` : "all hidden outputs";
-  return `the output layer learns from ${features}, rate ${rate.toPrecision(3)}, decay ${decay.toPrecision(3)}`;
+  return `the output layer learns from ${features}, rate ${Number(rate.toPrecision(3))}, decay ${Number(decay.toPrecision(3))}`;
 }
 
 /** The bits that the model expects to need, beside those that it needs: equal where it is calibrated. */

@@ -87,6 +87,19 @@ def test_answers_are_those_of_the_wire(server: Server) -> None:
         assert client.generate(model=TEXT, state=state, max_tokens=2).results[0].choices
 
 
+def test_adapt_is_an_option_like_the_others(server: Server) -> None:
+    with Unroll(server.url) as client:
+        assert client.score("a", model=TEXT, adapt=False).adapt is False
+        assert client.generate("a", model=TEXT, adapt=False, max_tokens=1).adapt is False
+        assert [model.adapts for model in client.models()] == [False, False]
+        for ask in (client.score, client.generate):
+            with pytest.raises(InvalidRequest) as refused:
+                ask("a", model=TEXT, adapt=True)
+            assert [error.pointer for error in refused.value.errors] == ["/adapt"]
+        with pytest.raises(InvalidRequest, match="cannot adapt"):
+            list(client.score_lines(["a"], model=TEXT, adapt=True))
+
+
 def test_streams_say_what_answers_say(server: Server) -> None:
     with Unroll(server.url) as client:
         whole = client.generate("the ", model=TEXT, max_tokens=30, seed=1)

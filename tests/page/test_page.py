@@ -315,6 +315,16 @@ def test_what_goes_wrong_on_the_way_is_told_in_words(
     assert page.evaluate("document.getElementById('write-stop').disabled")
 
 
+def measured(row: dict[str, Any], model: str) -> str:
+    """What the page calls a measurement on held-out text."""
+    name, kind = row["name"], row["kind"]
+    if kind == "baseline":
+        return str(name)
+    if kind == "part":
+        return f"{name} alone (part)"
+    return f"{model} ({name}){' adapting' if kind == 'adapting' else ''}, held out"
+
+
 # --- score ---------------------------------------------------------------------------------------
 
 
@@ -348,8 +358,7 @@ def test_a_text_is_scored_as_the_service_scores_it(page: Page, server: Server) -
         metrics = client.get("/models/alice-lstm").json()["metrics"]["measurements"]
     bars = page.text(".bars").splitlines()
     for row in metrics:
-        name = "alice-lstm (int8), held out" if row["name"] == "int8" else row["name"]
-        line = f"{name}\t{row['bits_per_char']:.3f}\t"
+        line = f"{measured(row, 'alice-lstm')}\t{row['bits_per_char']:.3f}\t"
         assert (line in bars) == (row["name"] != "fp32")
 
 
@@ -493,7 +502,11 @@ def test_the_models_stand_beside_their_baselines(page: Page) -> None:
     show(page, "models")
     page.wait("document.querySelectorAll('#models-results tbody tr').length === 4")
     listed = page.text("#models-results")
-    for word in (*BUNDLES, "Bits/char 2.0040 (int8)", "kneser-ney 8-gram", "523,110", "Apache-2.0"):
+    shipped = json.loads((ROOT / "models/alice-lstm/manifest.json").read_text("utf-8"))
+    rows = shipped["metrics"]["measurements"]
+    (bits,) = (x["bits_per_char"] for x in rows if (x["name"], x["kind"]) == ("int8", "model"))
+    figures = (f"Bits/char {bits:.4f} (int8)", f"{shipped['model']['parameters']:,}")
+    for word in (*BUNDLES, *figures, "kneser-ney 8-gram", "Apache-2.0"):
         assert word in listed
     page.click("#models-results tbody tr:nth-child(4) button")
     detail = page.text("#model-detail")

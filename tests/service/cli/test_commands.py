@@ -91,6 +91,14 @@ def test_an_option_that_is_wrong_is_said_once_and_named_as_its_flag(run: Run) ->
     assert error.startswith("error: --top-p: Input should be ")
 
 
+@pytest.mark.parametrize("command", ["generate", "score"])
+def test_a_model_that_cannot_adapt_says_so_at_the_flag(run: Run, command: str) -> None:
+    status, out, err = run(b"", command, "--adapt", "a cat")
+    assert (status, out) == (1, [])
+    (error,) = [line for line in err if line.startswith("error: ")]
+    assert error.startswith("error: --adapt: this model cannot adapt")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
