@@ -14,12 +14,16 @@ that axis did not, and no product of two matrices because a Gemm's kernel depend
 """
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
-from training.graphs.builder import GraphBuilder
+from training.graphs.builder import GraphBuilder, float_info
 from training.graphs.ngram_tables import add_tables
 from training.networks.ngram import STATE_NAME, NGram
 from training.networks.ngram_trie import RUN
+
+# A token whose rows have more numbers than these is read alone: a batch of 64 rows and 64 times
+# would take gigabytes.
+_WIDE = 2048
 
 
 def add_sequence(graph: GraphBuilder, ngram: NGram) -> str:
@@ -44,15 +48,40 @@ def add_sequence(graph: GraphBuilder, ngram: NGram) -> str:
     graph.add("Unsqueeze", ["ngram_lengths", "axis_1"], "ngram_last")  # [B, 1]
     graph.add("GatherND", ["ngram_paths", "ngram_last"], "ngram_after", batch_dims=1)  # [B, K]
     graph.add("Cast", ["ngram_after"], f"{STATE_NAME}_out", to=TensorProto.FLOAT)
-    graph.constant("ngram_rows_shape", np.array([-1, size]))
     graph.constant("ngram_skip", np.array([0, -1, 0, 0, 0, 0]))
     graph.add("Pad", ["ngram_paths", "ngram_skip"], "ngram_read")  # [B, T, K]
-    graph.add("Reshape", ["ngram_read", "ngram_rows_shape"], "ngram_rows")  # [M, K]
+    if (size + 1) * ngram.trie.row_runs * RUN > _WIDE:
+        return _add_one_by_one(graph, ngram, "ngram_read")
+    return _add_all_at_once(graph, ngram, "ngram_read")
+
+
+def _add_all_at_once(graph: GraphBuilder, ngram: NGram, paths: str) -> str:
+    """[B, T, V] probabilities from the nodes [B, T, K] of the suffixes."""
+    graph.constant("ngram_rows_shape", np.array([-1, ngram.order - 1]))
+    graph.add("Reshape", [paths, "ngram_rows_shape"], "ngram_rows")  # [M, K]
     probs = _add_probabilities(graph, ngram, "ngram_rows")  # [M, V]
     graph.add("Shape", ["tokens"], "ngram_tokens_shape")
     graph.constant("ngram_vocab_size", np.array([ngram.vocab_size]))
     graph.add("Concat", ["ngram_tokens_shape", "ngram_vocab_size"], "ngram_shape", axis=0)
     return graph.add("Reshape", [probs, "ngram_shape"], "ngram_probs")
+
+
+def _add_one_by_one(graph: GraphBuilder, ngram: NGram, paths: str) -> str:
+    """The same in a Scan over time."""
+    body = GraphBuilder()
+    probs = _add_probabilities(body, ngram, "ngram_now")  # [B, V]
+    graph.constants.extend(body.constants)
+    now = helper.make_tensor_value_info("ngram_now", TensorProto.INT32, ["B", ngram.order - 1])
+    row = float_info(probs, ["B", ngram.vocab_size])
+    return graph.add(
+        "Scan",
+        [paths],
+        "ngram_probs",
+        num_scan_inputs=1,
+        scan_input_axes=[1],
+        scan_output_axes=[1],
+        body=helper.make_graph(body.nodes, "ngram", [now], [row]),
+    )
 
 
 def add_step(graph: GraphBuilder, ngram: NGram) -> str:

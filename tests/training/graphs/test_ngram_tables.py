@@ -78,13 +78,18 @@ def test_tables_are_the_tries(vocab_size: int, name: str) -> None:
     assert np.array_equal(unpacked(graph, f"ngram_{name}", wanted[name]), wanted[name])
 
 
+@pytest.mark.parametrize("vocab_size", [37, 700])  # the larger one's sequence graph is a Scan
 @pytest.mark.parametrize("form", [sequence_graph, step_graph])
-def test_nothing_is_left_to_unpack_in_a_run(form: Callable[[NGram], bytes], tmp_path: Path) -> None:
+def test_nothing_is_left_to_unpack_in_a_run(
+    form: Callable[[NGram], bytes], vocab_size: int, tmp_path: Path
+) -> None:
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 3  # a warning that the file suits this machine alone
-    graph = form(network(text_model(6)))
+    graph = form(network(text_model(6, vocab_size)))
     onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     nodes = onnx.load(options.optimized_model_filepath).graph.node
     assert not {"BitShift", "BitwiseAnd"} & {node.op_type for node in nodes}
-    assert [node.op_type for node in nodes].count("CumSum") == 1
+    bodies = [x.g.node for node in nodes for x in node.attribute if x.HasField("g")]
+    every = [node.op_type for part in (nodes, *bodies) for node in part]
+    assert every.count("CumSum") == 1
