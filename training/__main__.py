@@ -23,11 +23,11 @@ from service.bundle.store import read_bundle
 from training.config import NAME_PATTERN, ConfigError, load_config
 from training.errors import ExportError
 from training.experiments.encoder_decoder import TranslateOptions
-from training.experiments.kinds import experiment_of
-from training.experiments.language_model import SampleOptions
-from training.experiments.run import CONFIG_FILE, export_run, open_run, train_run
+from training.experiments.kinds import experiment_of, trained_experiment_of
+from training.experiments.run import CONFIG_FILE, export_run, holds_run, open_run, train_run
+from training.experiments.text import SampleOptions
 from training.learn.command import add_options, learn
-from training.loop.checkpoint import LAST, CheckpointError
+from training.loop.checkpoint import CheckpointError
 from training.loop.task import TrainingError
 from training.loop.trainer import Stopped
 
@@ -171,14 +171,15 @@ def _train(options: argparse.Namespace) -> None:
         config_path = config_path / CONFIG_FILE
     config = load_config(config_path)
     if options.device:
-        changed = config.training.model_copy(update={"device": options.device})
-        config = config.model_copy(update={"training": changed})
+        trained = trained_experiment_of(config).config
+        changed = trained.training.model_copy(update={"device": options.device})
+        config = trained.model_copy(update={"training": changed})
     run_dir = options.run = options.run or Path("runs") / config.name
-    if (run_dir / LAST).exists() and not options.resume:
+    if holds_run(run_dir) and not options.resume:
         raise ConfigError(
             f"{run_dir}: holds a run; add --resume, or name another folder with --run"
         )
-    if options.resume and not (run_dir / LAST).exists():
+    if options.resume and not holds_run(run_dir):
         raise ConfigError(f"{run_dir}: there is no run to continue; leave out --resume")
     measured = train_run(
         config,

@@ -4,7 +4,7 @@ import shlex
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -20,6 +20,7 @@ __all__ = [
     "NAME_PATTERN",
     "AdaptConfig",
     "AnyConfig",
+    "AnyLanguageModelConfig",
     "BaselineConfig",
     "ConfigError",
     "EncoderDecoderConfig",
@@ -31,8 +32,11 @@ __all__ = [
     "LanguageModelNetworkConfig",
     "LanguageModelTrainingConfig",
     "NGramConfig",
+    "NGramLanguageModelConfig",
+    "NGramModelConfig",
     "OptimizerConfig",
     "TextSideConfig",
+    "TrainedConfig",
     "load_config",
     "parse_config",
 ]
@@ -150,7 +154,7 @@ class NGramConfig(_Section):
     """Interpolated modified Kneser-Ney of the training split, and what is pruned from it.
 
     Pruning costs accuracy, so prune only for size: Alice's 8-gram has 2.098 bits a character with
-    all its 273,000 n-grams, 2.159 with 108,000 and 2.323 with 41,000.
+    all its 273,000 n-grams, 2.113 with 108,000 and 2.177 with 41,000.
     """
 
     order: Annotated[int, Field(ge=2, le=10)] = 6  # tokens of the longest n-grams
@@ -167,6 +171,7 @@ class AdaptConfig(_Section):
 class LanguageModelConfig(_Section):
     """One experiment on text."""
 
+    kind: ClassVar[str] = "language_model"  # of the experiment
     task: Literal["language_model"] = "language_model"
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     description: str = ""
@@ -176,6 +181,31 @@ class LanguageModelConfig(_Section):
     training: LanguageModelTrainingConfig = LanguageModelTrainingConfig()
     ngram: NGramConfig | None = None  # mixed in at export; None: no mixture
     adapt: AdaptConfig | None = None  # None: the bundle does not adapt
+    baselines: BaselineConfig = BaselineConfig()
+
+    @property
+    def seed(self) -> int:
+        """Of all random numbers."""
+        return self.training.seed
+
+
+class NGramModelConfig(NGramConfig):
+    """An n-gram as the model itself."""
+
+    cell: Literal["ngram"]
+
+
+class NGramLanguageModelConfig(_Section):
+    """One experiment on text whose model is counted: it has no network and no `[training]`."""
+
+    kind: ClassVar[str] = "ngram"  # of the experiment
+    seed: ClassVar[int] = 0  # nothing is random
+    task: Literal["language_model"] = "language_model"
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    description: str = ""
+    license: str = "not stated"  # of the model, for the bundle's manifest
+    data: LanguageModelDataConfig
+    model: NGramModelConfig
     baselines: BaselineConfig = BaselineConfig()
 
 
@@ -269,6 +299,7 @@ class EncoderDecoderTrainingConfig(OptimizerConfig):
 class EncoderDecoderConfig(_Section):
     """One experiment on pairs."""
 
+    kind: ClassVar[str] = "encoder_decoder"  # of the experiment
     task: Literal["encoder_decoder"]
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     description: str = ""
@@ -276,6 +307,11 @@ class EncoderDecoderConfig(_Section):
     data: EncoderDecoderDataConfig
     model: EncoderDecoderNetworkConfig = EncoderDecoderNetworkConfig()
     training: EncoderDecoderTrainingConfig = EncoderDecoderTrainingConfig()
+
+    @property
+    def seed(self) -> int:
+        """Of all random numbers."""
+        return self.training.seed
 
 
 def _check_training_split(data: LanguageModelDataConfig | EncoderDecoderDataConfig) -> None:
@@ -285,12 +321,18 @@ def _check_training_split(data: LanguageModelDataConfig | EncoderDecoderDataConf
         raise ValueError("valid_fraction + test_fraction must leave a training split")
 
 
-AnyConfig: TypeAlias = LanguageModelConfig | EncoderDecoderConfig
+AnyLanguageModelConfig: TypeAlias = LanguageModelConfig | NGramLanguageModelConfig
+TrainedConfig: TypeAlias = LanguageModelConfig | EncoderDecoderConfig  # by gradient descent
+AnyConfig: TypeAlias = TrainedConfig | NGramLanguageModelConfig
 
 # The schema of each task: a new kind of model joins here and in the union.
 _SCHEMAS: Mapping[str, type[AnyConfig]] = {
     "language_model": LanguageModelConfig,
     "encoder_decoder": EncoderDecoderConfig,
+}
+# The schema of a task and a cell, where the cell has one of its own.
+_SCHEMAS_OF_CELLS: Mapping[tuple[str, str], type[AnyConfig]] = {
+    ("language_model", "ngram"): NGramLanguageModelConfig,
 }
 DEFAULT_TASK = "language_model"  # of a document that names none
 
@@ -322,8 +364,10 @@ def parse_config(document: dict[str, Any]) -> AnyConfig:
 
 
 def _schema(document: dict[str, Any]) -> type[AnyConfig]:
-    task = document.get("task", DEFAULT_TASK)
-    return _SCHEMAS.get(task, _SCHEMAS[DEFAULT_TASK])  # which says that it knows no such task
+    task, model = document.get("task", DEFAULT_TASK), document.get("model")
+    schema = _SCHEMAS.get(task, _SCHEMAS[DEFAULT_TASK])  # which says that it knows no such task
+    cell = model.get("cell") if isinstance(model, Mapping) else None
+    return _SCHEMAS_OF_CELLS.get((task, str(cell)), schema)
 
 
 def _explain(path: Path, schema: type[BaseModel], error: ValidationError) -> list[str]:

@@ -91,6 +91,15 @@ def tiny_document(**sections: Mapping[str, Any]) -> dict[str, Any]:
     return document
 
 
+def tiny_ngram_document(**sections: Mapping[str, Any]) -> dict[str, Any]:
+    """A small n-gram's configuration as a document; as `tiny_document`."""
+    document = {**tiny_document(), "name": "tiny-ngram", "model": {"cell": "ngram", "order": 3}}
+    del document["training"]
+    for name, section in sections.items():
+        document[name] = {**document.get(name, {}), **section}
+    return document
+
+
 def tiny_config(**sections: Mapping[str, Any]) -> LanguageModelConfig:
     """The configuration of `tiny_document`."""
     return LanguageModelConfig.model_validate(tiny_document(**sections))

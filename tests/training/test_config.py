@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from tests.training.helpers import tiny_document, tiny_encoder_decoder_document, write_toml
+from tests.training.helpers import (
+    tiny_document,
+    tiny_encoder_decoder_document,
+    tiny_ngram_document,
+    write_toml,
+)
 from training.config import (
     AdaptConfig,
     BaselineConfig,
@@ -22,6 +27,8 @@ from training.config import (
     LanguageModelNetworkConfig,
     LanguageModelTrainingConfig,
     NGramConfig,
+    NGramLanguageModelConfig,
+    NGramModelConfig,
     TextSideConfig,
     load_config,
 )
@@ -46,6 +53,7 @@ def refusal_of(tmp_path: Path, section: str, option: str, value: object) -> str:
 
 def test_a_good_configuration_loads(tmp_path: Path) -> None:
     config = load_config(write_toml(tmp_path / "config.toml", tiny_document()))
+    assert isinstance(config, LanguageModelConfig)
     assert (config.name, config.training.steps, config.data.files) == ("tiny", 10, ["text.txt"])
 
 
@@ -233,6 +241,65 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> Non
         load_config(tmp_path / name)
 
 
+# --- n-grams ------------------------------------------------------------------------------------
+
+
+def test_a_configuration_of_an_ngram_has_its_options_and_nothing_to_train(tmp_path: Path) -> None:
+    model = {"order": 4, "prune": 1e-7, "max_ngrams": 100}
+    config = load_config(write_toml(tmp_path / "config.toml", tiny_ngram_document(model=model)))
+    assert isinstance(config, NGramLanguageModelConfig)
+    assert config.model == NGramModelConfig(cell="ngram", order=4, prune=1e-7, max_ngrams=100)
+    assert (config.task, config.seed) == ("language_model", 0)
+
+
+def test_an_ngram_has_the_defaults_of_the_section_of_a_mixture(tmp_path: Path) -> None:
+    document = {"name": "x", "data": {"files": ["a"]}, "model": {"cell": "ngram"}}
+    config = load_config(write_toml(tmp_path / "config.toml", document))
+    assert config.model.model_dump(exclude={"cell"}) == NGramConfig().model_dump()
+
+
+@pytest.mark.parametrize("section", ["training", "ngram", "adapt"])
+def test_an_ngram_with_a_networks_section_is_refused(tmp_path: Path, section: str) -> None:
+    message = refusal(tmp_path, tiny_ngram_document(**{section: {}}))
+    sections = ", ".join(NGramLanguageModelConfig.model_fields)
+    assert message.endswith(f"config.toml: {section}: no such option; there are {sections}")
+
+
+@pytest.mark.parametrize(
+    ("make", "option", "message"),
+    [
+        (tiny_ngram_document, "hidden_size", "there are order, prune, max_ngrams, cell"),
+        (tiny_document, "order", "there are cell, num_layers, hidden_size, "),
+    ],
+)
+def test_a_network_and_an_ngram_have_none_of_each_others_options(
+    tmp_path: Path, make: Callable[..., dict[str, Any]], option: str, message: str
+) -> None:
+    found = refusal(tmp_path, make(model={option: 3}))
+    assert f"config.toml: model.{option}: no such option; {message}" in found
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("order", 1), ("order", 11), ("prune", -1.0), ("max_ngrams", 0)]
+)
+def test_a_value_of_an_ngram_out_of_range_is_refused(
+    tmp_path: Path, option: str, value: object
+) -> None:
+    message = refusal(tmp_path, tiny_ngram_document(model={option: value}))
+    assert f"config.toml: model.{option}: " in message
+
+
+def test_pairs_have_no_ngram(tmp_path: Path) -> None:
+    message = refusal(tmp_path, tiny_encoder_decoder_document(model={"cell": "ngram"}))
+    assert "config.toml: model.cell: Input should be 'rnn', 'gru' or 'lstm'" in message
+
+
+@pytest.mark.parametrize("model", ["lstm", 3, ["ngram"]])
+def test_a_model_that_is_no_section_is_refused(tmp_path: Path, model: object) -> None:
+    message = refusal(tmp_path, {**tiny_document(), "model": model})
+    assert "config.toml: model: Input should be a valid dictionary" in message
+
+
 # --- pairs --------------------------------------------------------------------------------------
 
 
@@ -381,7 +448,9 @@ def test_sides_that_share_a_vocabulary_may_have_different_languages(tmp_path: Pa
 
 def test_a_batch_of_pairs_need_not_be_a_multiple_of_the_replicas(tmp_path: Path) -> None:
     document = tiny_encoder_decoder_document(training={"batch_size": 5, "replicas": 2})
-    assert load_config(write_toml(tmp_path / "config.toml", document)).training.replicas == 2
+    config = load_config(write_toml(tmp_path / "config.toml", document))
+    assert isinstance(config, EncoderDecoderConfig)
+    assert config.training.replicas == 2
 
 
 # --- what is shipped ----------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class _Table:
 
 
 @dataclass(frozen=True, slots=True)
-class _Weights:
+class Weights:
     """The two terms of the interpolation; the last element of each is the unseen one's."""
 
     mass: Floats  # [G + 1] discounted relative frequency of an n-gram
@@ -60,12 +60,12 @@ class _Weights:
 
 
 @dataclass(frozen=True, slots=True)
-class _Level:
+class Level:
     """The n-grams of one length."""
 
     keys: npt.NDArray[np.int64]  # [G + 1] sorted; the last is larger than any key
-    highest: _Weights  # by occurrences: when this is the order of the model
-    lower: _Weights  # by continuations: below a higher order
+    highest: Weights  # by occurrences: when this is the order of the model
+    lower: Weights  # by continuations: below a higher order
 
     def ranks(self, keys: Ids) -> Ids:
         """[T] ranks of n-grams; G for the unseen."""
@@ -80,7 +80,17 @@ class NGramModel:
     order: int
     unigram: Floats  # [V] the model of order 1
     continuation: Floats  # [V] what stands for order 1 below a higher order
-    levels: tuple[_Level, ...]  # n-grams of 2, 3, ... order tokens
+    levels: tuple[Level, ...]  # n-grams of 2, 3, ... order tokens
+
+    @property
+    def weights(self) -> list[Weights]:
+        """What this order uses of each level."""
+        return [*(x.lower for x in self.levels[:-1]), *(x.highest for x in self.levels[-1:])]
+
+    @property
+    def ngrams(self) -> int:
+        """Distinct n-grams of two tokens and more."""
+        return sum(len(level.keys) - 1 for level in self.levels)
 
     def logprobs(self, ids: Ids) -> Floats:
         """[T] ids of one document, or of a piece of it, to [T - 1] natural log p of ids[1:].
@@ -102,9 +112,8 @@ class NGramModel:
             return np.tile(self.unigram, (len(ids), 1))
         probs = np.tile(self.continuation, (len(ids), 1))  # [T, V]
         ranks, unseen = ids, vocab_size
-        for level in self.levels:
+        for level, weights in zip(self.levels, self.weights, strict=True):
             histories = np.concatenate(([unseen], ranks[:-1]))  # [T]
-            weights = level.highest if level is self.levels[-1] else level.lower
             probs *= weights.gamma[histories][:, np.newaxis]
             # Few tokens follow a history, and these alone have mass of their own.
             keys = level.keys[:-1]
@@ -252,16 +261,16 @@ def _continuation(table: _Table) -> Floats:
     return weights.mass[:-1] + float(weights.gamma[0]) * uniform
 
 
-def _level(table: _Table, vocab_size: int, histories: int) -> _Level:
+def _level(table: _Table, vocab_size: int, histories: int) -> Level:
     history = table.keys // vocab_size  # [G]
-    return _Level(
+    return Level(
         np.append(table.keys, np.iinfo(np.int64).max),
         _weights(table.counts, history, histories),
         _weights(table.lower_counts, history, histories),
     )
 
 
-def _weights(counts: Ids, history: Ids, histories: int) -> _Weights:
+def _weights(counts: Ids, history: Ids, histories: int) -> Weights:
     """Weights from the [G] counts of n-grams and the [G] ranks of their histories."""
     taken = _discounts(counts)[np.minimum(counts, 3)]  # [G]
     # One place more for the unseen history, which is followed by nothing.
@@ -269,7 +278,7 @@ def _weights(counts: Ids, history: Ids, histories: int) -> _Weights:
     discounted = np.bincount(history, taken, minlength=histories + 1)  # [H + 1]
     gamma = np.ones(histories + 1)
     np.divide(discounted, totals, out=gamma, where=totals > 0)
-    return _Weights(np.append((counts - taken) / np.maximum(totals[history], 1), 0.0), gamma)
+    return Weights(np.append((counts - taken) / np.maximum(totals[history], 1), 0.0), gamma)
 
 
 def _discounts(counts: Ids) -> Floats:

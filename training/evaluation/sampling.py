@@ -3,12 +3,12 @@
 import torch
 
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Normalization, Vocabulary, normalize
-from training.networks.language_model import LanguageModel
+from training.networks.mixture import AnyLanguageModel
 
 
 @torch.no_grad()
 def sample(
-    model: LanguageModel,
+    model: AnyLanguageModel,
     vocab: Vocabulary,
     rules: Normalization,
     *,
@@ -23,9 +23,9 @@ def sample(
     """
     was_training = model.training
     model.eval()
-    device = model.output.weight.device
     generator = torch.Generator().manual_seed(seed)
     states = model.initial_states(1)
+    device = states[0].device
     tokens = [BOS_ID, *vocab.encode(normalize(prompt, rules)).tolist()]
     generated: list[int] = []
     ended = False

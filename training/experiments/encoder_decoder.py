@@ -22,7 +22,8 @@ from training.evaluation.encoder_decoder_report import (
     table,
 )
 from training.experiments import counts
-from training.experiments.experiment import Measured
+from training.experiments.experiment import Measured, Start
+from training.experiments.gradient_descent import GradientDescent, gradient_descent
 from training.export.encoder_decoder import export
 from training.loop.encoder_decoder import EncoderDecoderTask, load_best
 
@@ -66,9 +67,19 @@ class EncoderDecoderExperiment:
         tokens = f"{len(data.source)} source tokens, {len(data.target)} target tokens"
         return f"{self.config.name}: pairs: {counts.in_words(data.counts)}; {tokens}"
 
+    def init_from(self) -> str | None:
+        """The option of that name."""
+        return self.config.training.init_from
+
     def task(self, data: PairCorpus) -> EncoderDecoderTask:
         """Teacher forcing."""
         return EncoderDecoderTask(self.config, data)
+
+    def training(
+        self, run_dir: Path, data: PairCorpus, *, start: Start | None, resume: bool
+    ) -> GradientDescent:
+        """By gradient descent."""
+        return gradient_descent(self.config, self.task(data), run_dir, start, resume=resume)
 
     def measure(self, run_dir: Path, data: PairCorpus) -> Measured:
         """Greedy and with the beam, on every held-out set."""

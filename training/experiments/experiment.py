@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from service.bundle.tokenization import Tokenizer
-from training.config import AnyConfig
+from training.config import AnyConfig, TrainedConfig
 from training.loop.task import Task
 
 
@@ -29,6 +29,31 @@ class Measured:
 
     document: Mapping[str, Any]  # JSON, as the run's folder keeps it
     table: str  # for people
+
+
+class Start(Protocol):
+    """Weights that training begins with."""
+
+    @property
+    def name(self) -> str:
+        """Of the bundle or the run that they come from."""
+
+    @property
+    def record(self) -> dict[str, str]:
+        """What the manifest says of the parent."""
+
+    def load_into(self, model: nn.Module) -> None:
+        """Copy the weights into a model whose vocabulary may have grown."""
+
+
+class Training(Protocol):
+    """A training that is ready to begin, or to go on where it was stopped."""
+
+    def run(self) -> Sequence[str]:
+        """Train to the end; then the run's folder has its best weights. Returns lines for people.
+
+        Raises Stopped after a signal, and TrainingError.
+        """
 
 
 class Experiment(Protocol[Data]):
@@ -64,8 +89,14 @@ class Experiment(Protocol[Data]):
 
     # --- training and what comes of it ----------------------------------------------------------
 
-    def task(self, data: Data) -> Task[Any]:
-        """What the trainer trains. Raises TrainingError."""
+    def init_from(self) -> str | None:
+        """The folder whose weights training begins with, relative to the configuration's."""
+
+    def training(self, run_dir: Path, data: Data, *, start: Start | None, resume: bool) -> Training:
+        """The training of this configuration in the run's folder.
+
+        Raises TrainingError, and ConfigError where it cannot begin with weights or be resumed.
+        """
 
     def measure(self, run_dir: Path, data: Data) -> Measured:
         """Measure the weights and the floors on the held-out data."""
@@ -103,3 +134,14 @@ class Experiment(Protocol[Data]):
 
     def starting_weights(self, bundle: Any) -> tuple[dict[str, Tensor], tuple[Tokenizer, ...]]:
         """A bundle's weights as PyTorch names them, and its tokenizers. Raises ConfigError."""
+
+
+class TrainedExperiment(Experiment[Data], Protocol):
+    """One that is trained by gradient descent."""
+
+    @property
+    def config(self) -> TrainedConfig:
+        """The configuration, of this kind."""
+
+    def task(self, data: Data) -> Task[Any]:
+        """What the trainer trains. Raises TrainingError."""

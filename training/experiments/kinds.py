@@ -1,4 +1,4 @@
-"""The kinds of model that can be trained, by a configuration's `task`.
+"""The kinds of model that can be trained, by a configuration's `kind`.
 
 A new kind, NAME, is one file a room and an entry in the tables:
 
@@ -20,17 +20,26 @@ The bundle itself is `service/bundle/NAME.py`. No other file knows which kinds t
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from training.config import AnyConfig
+from training.config import AnyConfig, ConfigError
 from training.experiments.encoder_decoder import EncoderDecoderExperiment
-from training.experiments.experiment import Experiment
+from training.experiments.experiment import Experiment, TrainedExperiment
 from training.experiments.language_model import LanguageModelExperiment
+from training.experiments.ngram import NGramExperiment
 
-_KINDS: Mapping[str, Callable[[Any], Experiment[Any]]] = {
+_TRAINED: Mapping[str, Callable[[Any], TrainedExperiment[Any]]] = {
     "language_model": LanguageModelExperiment,
     "encoder_decoder": EncoderDecoderExperiment,
 }
+_KINDS: Mapping[str, Callable[[Any], Experiment[Any]]] = {**_TRAINED, "ngram": NGramExperiment}
 
 
 def experiment_of(config: AnyConfig) -> Experiment[Any]:
     """The experiment of a configuration."""
-    return _KINDS[config.task](config)
+    return _KINDS[config.kind](config)
+
+
+def trained_experiment_of(config: AnyConfig) -> TrainedExperiment[Any]:
+    """The same, of a kind that is trained by gradient descent. Raises ConfigError for another."""
+    if config.kind not in _TRAINED:
+        raise ConfigError(f"{config.name}: it is counted, not trained: it has no [training]")
+    return _TRAINED[config.kind](config)

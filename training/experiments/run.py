@@ -17,7 +17,6 @@ from training.experiments.starting_point import StartingPoint, open_starting_poi
 from training.loop import checkpoint
 from training.loop.checkpoint import BEST, LAST
 from training.loop.task import TrainingError
-from training.loop.trainer import Trainer
 
 CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.json"
@@ -46,29 +45,23 @@ def train_run(
         data = experiment.open(run_dir)
         _check_files(experiment, base, data.sha256, say)
     else:
-        start = _starting_point(config, base, init_from)
+        start = _starting_point(experiment, base, init_from)
         data = experiment.prepare(base, run_dir, start.tokenizers if start is not None else ())
     say(experiment.describe(data))
-    task = experiment.task(data)
+    training = experiment.training(run_dir, data, start=start, resume=resume)
     if start is not None:
-        start.load_into(task.model)
         say(f"it starts from the weights of {start.name}")
-    parent = start.record if start is not None else None
-    trainer: Trainer[Any] = Trainer(config, task, run_dir, parent=parent)
-    if resume:
-        trainer.resume()
     # Only now: a configuration that is not this run's has been refused.
     if config_path.resolve() != (run_dir / CONFIG_FILE).resolve():
         (run_dir / CONFIG_FILE).write_bytes(config_path.read_bytes())
-    valid = trainer.run(resumed=resume)
-    say(f"best step {trainer.best_step}; {trainer.seconds:.0f} s of training and evaluation")
-    say(f"valid: {valid.line}")
-    if trainer.step < config.training.steps:
-        waited = trainer.evaluations_since_best
-        say(
-            f"ended after step {trainer.step}: {waited} evaluations without a better one (patience)"
-        )
+    for line in training.run():
+        say(line)
     return _measure(experiment, run_dir, data)
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Whether a run was begun in the folder."""
+    return (run_dir / LAST).exists() or (run_dir / BEST).exists()
 
 
 def export_run(run_dir: Path, models_dir: Path, *, name: str | None = None) -> Path:
@@ -107,7 +100,7 @@ def _is_measured(run_dir: Path) -> bool:
 
 
 def _best_record(run_dir: Path) -> dict[str, Any]:
-    if not (run_dir / LAST).exists() and not (run_dir / BEST).exists():
+    if not holds_run(run_dir):
         raise ExportError(f"{run_dir}: there is no run in this folder")
     if not (run_dir / BEST).exists():
         raise ExportError(
@@ -117,13 +110,16 @@ def _best_record(run_dir: Path) -> dict[str, Any]:
     return checkpoint.read_record(run_dir / BEST)
 
 
-def _starting_point(config: AnyConfig, base: Path, init_from: Path | None) -> StartingPoint | None:
-    if init_from is None and config.training.init_from is not None:
-        init_from = base / Path(config.training.init_from).expanduser()
+def _starting_point(
+    experiment: Experiment[Any], base: Path, init_from: Path | None
+) -> StartingPoint | None:
+    own = experiment.init_from()
+    if init_from is None and own is not None:
+        init_from = base / Path(own).expanduser()
     if init_from is None:
         return None
     start = open_starting_point(init_from)
-    start.check(config)
+    start.check(experiment.config)
     return start
 
 

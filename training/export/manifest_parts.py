@@ -91,7 +91,7 @@ def training_record(
     """How the weights were trained; `record` is their checkpoint's."""
     return TrainingRecord(
         config=record["config"],
-        seed=config.training.seed,
+        seed=config.seed,
         steps=record["step"],
         git_commit=_git_commit(),
         versions=_versions(),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from training.experiments.experiment import Data, Experiment
+from training.experiments.experiment import Data, TrainedExperiment
 from training.learn.plan import Speed
 from training.loop.trainer import Trainer
 
@@ -30,7 +30,9 @@ class Trial:
     step_s: float  # seconds a step, evaluations included
 
 
-def measure(experiment: Experiment[Data], data: Data, clock: Clock = time.monotonic) -> Speed:
+def measure(
+    experiment: TrainedExperiment[Data], data: Data, clock: Clock = time.monotonic
+) -> Speed:
     """The seconds of a step and of an evaluation. The weights are thrown away."""
     with _trainer(experiment, data) as trainer:
         step_s = _step_seconds(trainer, clock)
@@ -39,7 +41,7 @@ def measure(experiment: Experiment[Data], data: Data, clock: Clock = time.monoto
         return Speed(step_s, clock() - started)
 
 
-def try_out(experiment: Experiment[Data], data: Data) -> Trial:
+def try_out(experiment: TrainedExperiment[Data], data: Data) -> Trial:
     """Train to the end and keep nothing but the result."""
     options = experiment.config.training
     best, waited = Trial(math.inf, 0, 0.0), 0
@@ -56,7 +58,7 @@ def try_out(experiment: Experiment[Data], data: Data) -> Trial:
 
 
 @contextmanager
-def _trainer(experiment: Experiment[Data], data: Data) -> Iterator[Trainer[Any]]:
+def _trainer(experiment: TrainedExperiment[Data], data: Data) -> Iterator[Trainer[Any]]:
     task = experiment.task(data)
     with tempfile.TemporaryDirectory() as scratch:
         try:

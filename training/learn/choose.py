@@ -11,8 +11,8 @@ from typing import Any
 
 from training.config import DEFAULT_TASK, AnyConfig, parse_config
 from training.data.pairs import ALIGNED
-from training.experiments.experiment import Experiment
-from training.experiments.kinds import experiment_of
+from training.experiments.experiment import TrainedExperiment
+from training.experiments.kinds import trained_experiment_of
 from training.experiments.run import Say
 from training.learn import words
 from training.learn.calibrate import Trial, measure, try_out
@@ -192,5 +192,5 @@ def patterns(paths: Sequence[Path]) -> list[str]:
     return [glob.escape(str(path.expanduser().resolve())) for path in paths]
 
 
-def _experiment(document: dict[str, Any]) -> Experiment[Any]:
-    return experiment_of(parse_config(json.loads(json.dumps(document))))
+def _experiment(document: dict[str, Any]) -> TrainedExperiment[Any]:
+    return trained_experiment_of(parse_config(json.loads(json.dumps(document))))

@@ -4,9 +4,9 @@ B batch, T time, V vocabulary.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,17 +14,27 @@ from torch import Tensor
 from torch.nn import functional
 
 from service.bundle.text import PAD_ID
-from training.config import LanguageModelConfig
+from training.config import (
+    AnyLanguageModelConfig,
+    LanguageModelConfig,
+    NGramLanguageModelConfig,
+    parse_config,
+)
 from training.data.corpus import Corpus
 from training.data.windows import Window, Windows
 from training.evaluation.language_model import evaluate
+from training.evaluation.ngram_network import network
 from training.evaluation.sampling import sample
 from training.loop import checkpoint
+from training.loop.ngram import model_of
 from training.loop.ngram_targets import ngram_targets
 from training.loop.replicas import Replicas, ShareLoss
 from training.loop.task import Curve, Evaluation, TrainingError, open_device
 from training.networks.language_model import LanguageModel
+from training.networks.ngram import NGram
 from training.networks.recurrent import States
+
+Opened: TypeAlias = tuple[AnyLanguageModelConfig, LanguageModel | NGram, dict[str, Any]]
 
 _SAMPLED_LINES = 4
 _LARGEST_EXPONENT = 700.0  # exp of more overflows a double
@@ -222,9 +232,32 @@ class LanguageModelTask:
 
 
 def load_best(run_dir: Path) -> tuple[LanguageModelConfig, LanguageModel, dict[str, Any]]:
-    """The configuration, the best weights and the checkpoint's record from a run's folder."""
+    """The configuration, the best weights and the checkpoint's record from a network's run."""
+    return _network(*checkpoint.read(run_dir / checkpoint.BEST))
+
+
+def open_best(run_dir: Path) -> Opened:
+    """As `load_best`, from the run of a network or an n-gram."""
     tensors, record = checkpoint.read(run_dir / checkpoint.BEST)
+    return _OPEN[parse_config(record["config"]).kind](tensors, record)
+
+
+def _network(
+    tensors: Mapping[str, Tensor], record: dict[str, Any]
+) -> tuple[LanguageModelConfig, LanguageModel, dict[str, Any]]:
     config = LanguageModelConfig.model_validate(record["config"])
     model = LanguageModel(config.model, len(record["vocab"]))
     model.load_state_dict(tensors)
     return config, model.eval(), record
+
+
+def _ngram(tensors: Mapping[str, Tensor], record: dict[str, Any]) -> Opened:
+    config = NGramLanguageModelConfig.model_validate(record["config"])
+    return config, network(model_of(config.model, tensors)).eval(), record
+
+
+# By a configuration's kind.
+_OPEN: Mapping[str, Callable[[Mapping[str, Tensor], dict[str, Any]], Opened]] = {
+    LanguageModelConfig.kind: _network,
+    NGramLanguageModelConfig.kind: _ngram,
+}

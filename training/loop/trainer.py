@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from training.config import AnyConfig, OptimizerConfig, parse_config
+from training.config import OptimizerConfig, TrainedConfig, parse_config
 from training.loop import checkpoint
 from training.loop.changes import forbidden_change
 from training.loop.checkpoint import BEST, LAST
@@ -54,7 +54,7 @@ class Trainer(Generic[Model]):
 
     def __init__(
         self,
-        config: AnyConfig,
+        config: TrainedConfig,
         task: Task[Model],
         run_dir: Path,
         *,

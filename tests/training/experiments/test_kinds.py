@@ -8,21 +8,36 @@ from typing import Any
 import pytest
 
 import training
-from tests.training.helpers import Main, tiny_document, tiny_encoder_decoder_document, write_toml
-from training.config import parse_config
+from tests.training.helpers import (
+    Main,
+    tiny_document,
+    tiny_encoder_decoder_document,
+    tiny_ngram_document,
+    write_toml,
+)
+from training.config import ConfigError, parse_config
 from training.experiments.counts import in_words
-from training.experiments.kinds import experiment_of
+from training.experiments.kinds import experiment_of, trained_experiment_of
 
 KIND_WORDS = ("Config", "Corpus", "Manifest", "Bundle", "Task")
-DOCUMENTS = {"language_model": tiny_document, "encoder_decoder": tiny_encoder_decoder_document}
+DOCUMENTS = {
+    "language_model": tiny_document,
+    "ngram": tiny_ngram_document,
+    "encoder_decoder": tiny_encoder_decoder_document,
+}
 
 
-@pytest.mark.parametrize("task", DOCUMENTS)
-def test_a_configuration_has_the_experiment_of_its_task(task: str) -> None:
-    config = parse_config(DOCUMENTS[task]())
+@pytest.mark.parametrize("kind", DOCUMENTS)
+def test_a_configuration_has_the_experiment_of_its_kind(kind: str) -> None:
+    config = parse_config(DOCUMENTS[kind]())
     experiment = experiment_of(config)
     assert experiment.config is config
-    assert config.task == task
+    assert config.kind == kind
+
+
+def test_an_ngram_is_not_trained_step_by_step() -> None:
+    with pytest.raises(ConfigError, match=r"tiny-ngram: it is counted, .* no \[training\]"):
+        trained_experiment_of(parse_config(tiny_ngram_document()))
 
 
 def type_checks() -> Iterator[str]:

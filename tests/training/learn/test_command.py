@@ -17,7 +17,7 @@ from tests.fakes import AppClient
 from tests.training.helpers import BACKWARDS, FABLE, Main
 from training.config import load_config, parse_config
 from training.data.corpus import Corpus
-from training.experiments.kinds import experiment_of
+from training.experiments.kinds import trained_experiment_of
 from training.learn.calibrate import measure, try_out
 
 NAMES = [f"{a}{b}{c}" for a in ("An", "Be", "Ka") for b in ("na", "li", "ro") for c in "aeiou"]
@@ -33,6 +33,10 @@ def body_of(line: str) -> tuple[str, dict[str, object]]:
     words = shlex.split(line)
     assert words[:2] == ["curl", "-s"]
     return words[2].removeprefix("http://127.0.0.1:8000"), json.loads(words[-1])
+
+
+def steps_of(run: Path) -> int:
+    return trained_experiment_of(load_config(run / "config.toml")).config.training.steps
 
 
 def test_names_become_a_model_that_the_service_answers_with(call: Main, tmp_path: Path) -> None:
@@ -81,14 +85,14 @@ def test_a_machine_is_measured_by_real_steps_without_the_slowest(tmp_path: Path)
             "training": options,
         }
     )
-    experiment = experiment_of(config)
+    experiment = trained_experiment_of(config)
     data = experiment.prepare(tmp_path, tmp_path)
     times = iter(range(10_000))  # every look at the clock takes a second
     speed = measure(experiment, data, lambda: float(next(times)))
     assert (speed.step_s, speed.evaluation_s) == (1.0, 1.0)
     short = try_out(experiment, data)
-    training = config.training.model_copy(update={"steps": 30, "learning_rate": 0.02})
-    longer = try_out(experiment_of(config.model_copy(update={"training": training})), data)
+    training = experiment.config.training.model_copy(update={"steps": 30, "learning_rate": 0.02})
+    longer = try_out(trained_experiment_of(config.model_copy(update={"training": training})), data)
     assert longer.loss < short.loss
     assert (short.step, longer.step) == (1, 30)
 
@@ -137,9 +141,9 @@ def test_a_model_of_the_name_is_replaced_where_that_is_asked_for(
     assert (status, "there is a run already" in out) == (0, True)
     status, _, err = call(*arguments, "--steps", 30)
     assert (status, "--replace (REPLACE=1 for make)" in err) == (1, True)
-    assert (manifest.read_bytes(), load_config(run / "config.toml").training.steps) == (before, 20)
+    assert (manifest.read_bytes(), steps_of(run)) == (before, 20)
     assert call(*arguments, "--steps", 30, "--replace")[0] == 0
-    assert load_config(run / "config.toml").training.steps == 30
+    assert steps_of(run) == 30
     assert manifest.read_bytes() != before
 
 
@@ -158,7 +162,7 @@ def test_what_no_file_is_named_for_is_held_out_of_the_others(
     for split in ("valid", "test"):
         assert bool(data[f"{split}_files"]) == (split in named)
     config = load_config(tmp_path / "runs/names/config.toml")
-    corpus = experiment_of(config).open(tmp_path / "runs/names")
+    corpus = trained_experiment_of(config).open(tmp_path / "runs/names")
     assert isinstance(corpus, Corpus)
     held_out = {"valid": corpus.valid.documents, "test": corpus.test.documents}
     for split, documents in held_out.items():

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.config import ConfigError, parse_config
+from training.experiments.kinds import trained_experiment_of
 from training.learn.document import render
 from training.learn.plan import (
     MIN_STEPS,
@@ -54,7 +55,7 @@ def test_whatever_is_chosen_is_a_configuration_that_its_document_holds(
     import tomllib
 
     options = document(kind, chars, speed, minutes, size)
-    config = parse_config(options)
+    config = trained_experiment_of(parse_config(options)).config
     assert parse_config(tomllib.loads(render(["why\nnot"], options))) == config
     assert config.training.steps >= config.training.eval_every >= 1
     assert config.training.warmup_steps < config.training.steps

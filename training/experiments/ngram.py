@@ -1,0 +1,57 @@
+"""An n-gram's run: a text experiment whose model is counted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from service.bundle.language_model import LanguageModelBundle
+from service.bundle.tokenization import Tokenizer
+from training.config import ConfigError, NGramLanguageModelConfig
+from training.data.corpus import Corpus
+from training.experiments.experiment import Start
+from training.experiments.text import TextExperiment
+from training.loop.ngram import train_ngram
+from training.loop.task import TrainingError
+
+
+@dataclass(frozen=True, slots=True)
+class Counting:
+    """See `experiment.Training`."""
+
+    config: NGramLanguageModelConfig
+    corpus: Corpus
+    run_dir: Path
+
+    def run(self) -> Sequence[str]:
+        """Count once."""
+        return train_ngram(self.config, self.corpus, self.run_dir)
+
+
+@dataclass(frozen=True, slots=True)
+class NGramExperiment(TextExperiment[NGramLanguageModelConfig]):
+    """See `experiment.Experiment`."""
+
+    def init_from(self) -> str | None:
+        """Nothing."""
+        return None
+
+    def training(
+        self, run_dir: Path, data: Corpus, *, start: Start | None, resume: bool
+    ) -> Counting:
+        """By counting, from the beginning: raises TrainingError for anything else."""
+        if start is not None or resume:
+            raise TrainingError(
+                f"{run_dir}: an n-gram is counted from the beginning, in seconds: it starts from "
+                "no other weights and is not resumed. Train it in another folder (--run)"
+            )
+        return Counting(self.config, data, run_dir)
+
+    def starting_weights(
+        self, bundle: LanguageModelBundle
+    ) -> tuple[dict[str, Tensor], tuple[Tokenizer, ...]]:
+        """Never: raises ConfigError."""
+        raise ConfigError(
+            f"training.init_from: {bundle.manifest.name}: an n-gram has no weights to start from"
+        )
