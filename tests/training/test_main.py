@@ -512,7 +512,7 @@ def test_an_error_that_is_a_bug_is_not_hidden(
     def broken(*_: object) -> Split:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("training.experiments.language_model.evaluate", broken)
+    monkeypatch.setattr("training.experiments.text.evaluate", broken)
     with pytest.raises(ZeroDivisionError):
         call("evaluate", trained)
 
