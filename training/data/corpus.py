@@ -26,6 +26,11 @@ from training.text_files import digest_of
 
 _RECORD_FILE = "corpus.json"
 _SPLIT_FILES = tuple(f"{split}.{part}" for split in SPLITS for part in ("ids", "starts"))
+# Fewer tokens say too little about a temperature or a weight.
+LEAST_FITTED = 500
+LEAST_HALVED = 2 * LEAST_FITTED  # of a validation split that is reported on as well
+# With fewer documents, cutting between two would give very unequal parts.
+_FEW_DOCUMENTS = 30
 # Options that the ids depend on.
 _OPTIONS = {
     "documents",
@@ -61,6 +66,19 @@ class Split:
         """Characters, bos and eos not counted."""
         return len(self.ids) - 2 * self.documents
 
+    def first(self, tokens: int) -> "Split":
+        """About the first `tokens`; a document that reaches beyond them ends there."""
+        return self if len(self.ids) <= tokens else _cut(self, tokens)[0]
+
+    def halves(self) -> tuple["Split", "Split"]:
+        """The two halves, by tokens. Few documents are cut anywhere, many only between two."""
+        return _cut(self, len(self.ids) // 2)
+
+    def joined(self, other: "Split") -> "Split":
+        """The documents of both."""
+        starts = np.concatenate([self.starts, self.starts[-1] + other.starts[1:]])
+        return Split(np.concatenate([self.ids, other.ids]), starts)
+
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
@@ -86,8 +104,41 @@ class Corpus:
 
     @property
     def held_out(self) -> Split:
-        """The split called `held_out_name`."""
-        return self.split(self.held_out_name)
+        """The text that figures are reported on; without a test split, what `fitting` leaves."""
+        if self.test.chars:
+            return self.test
+        return self.valid if self.valid.tokens < LEAST_HALVED else self.valid.halves()[1]
+
+    @property
+    def fitting(self) -> Split | None:
+        """The text that an export fits temperatures and weights on; None where there is too little.
+
+        The validation split or, without a test split, its first half.
+        """
+        if self.test.chars:
+            return self.valid if self.valid.tokens >= LEAST_FITTED else None
+        return None if self.valid.tokens < LEAST_HALVED else self.valid.halves()[0]
+
+
+def _cut(split: Split, tokens: int) -> tuple[Split, Split]:
+    """The split up to about so many tokens, and the rest."""
+    at = int(np.searchsorted(split.starts, tokens))  # the first document that starts there or later
+    begin = int(split.starts[at - 1])
+    if split.documents >= _FEW_DOCUMENTS and at - 1 > 0:
+        return _documents(split, 0, at - 1), _documents(split, at - 1, split.documents)
+    place = min(max(tokens, begin + 1), int(split.starts[at]) - 1)
+    first = np.append(split.ids[:place], np.uint16(EOS_ID))
+    rest = np.concatenate([[np.uint16(BOS_ID)], split.ids[place:]])
+    offset = place - 1  # of what is left out, less the bos that is put before the rest
+    return (
+        Split(first, np.append(split.starts[:at], len(first))),
+        Split(rest, np.concatenate([[0], split.starts[at:] - offset])),
+    )
+
+
+def _documents(split: Split, first: int, last: int) -> Split:
+    starts = split.starts[first : last + 1]
+    return Split(split.ids[starts[0] : starts[-1]], starts - starts[0])
 
 
 def prepare(

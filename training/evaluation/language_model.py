@@ -3,6 +3,7 @@
 B batch, T time, V vocabulary.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 
@@ -30,6 +31,7 @@ class Score:
     chars: int
     unit_nats: Floats | None = field(default=None, compare=False, repr=False)  # of `units_of`
     standard_error: float | None = None  # of the bits a character; None for too little text
+    expected_nats: float | None = None  # sum of the entropies of the predictions, where asked for
 
     @property
     def loss(self) -> float:
@@ -42,19 +44,31 @@ class Score:
         return self.nats / (self.chars * math.log(2))
 
     @property
+    def expected_bits_per_char(self) -> float | None:
+        """What it expected to need, where that was asked for."""
+        if self.expected_nats is None:
+            return None
+        return self.expected_nats / (self.chars * math.log(2))
+
+    @property
     def perplexity(self) -> float:
         """exp of the mean nats a predicted token."""
         return math.exp(self.loss)
 
 
 @torch.no_grad()
-def evaluate(model: AnyLanguageModel, split: Split, device: torch.device) -> Score:
-    """Score a whole split in order, carrying the state through each document."""
+def evaluate(
+    model: AnyLanguageModel, split: Split, device: torch.device, *, expected: bool = False
+) -> Score:
+    """Score a whole split in order, carrying the state through each document.
+
+    With `expected`, also what the model expects the split to cost: a calibrated one is right.
+    """
     was_training = model.training
     model.eval()
     lanes = min(split.documents, _MAX_LANES)
     states = model.to(device).initial_states(lanes)
-    nats = 0.0
+    nats = expected_nats = 0.0
     units = units_of(split)
     unit_nats = np.zeros(len(units))
     windows = SequentialWindows(split, lanes, _WINDOW_TOKENS // lanes)
@@ -68,11 +82,15 @@ def evaluate(model: AnyLanguageModel, split: Split, device: torch.device) -> Sco
         )
         nats += float(losses.double().sum())
         read = window.targets != PAD_ID
+        if expected:
+            logprobs = torch.log_softmax(logits[torch.from_numpy(read)], dim=-1)
+            expected_nats -= float((logprobs.exp() * logprobs).sum(dtype=torch.float64))
         places = windows.places[:, np.newaxis] + np.arange(read.shape[1])  # [B, T]
         found = losses.double().cpu().numpy().reshape(read.shape)
         unit_nats += units.totals(places[read], found[read])
     model.train(was_training)
-    return score_of(nats, split, units, unit_nats)
+    score = score_of(nats, split, units, unit_nats)
+    return dataclasses.replace(score, expected_nats=expected_nats) if expected else score
 
 
 def score_of(nats: float, split: Split, units: Units, unit_nats: Floats) -> Score:

@@ -1,0 +1,131 @@
+"""Temperatures, weights and the exponent of a mixture, fitted on held-out text.
+
+N tokens, V vocabulary.
+
+The likelihood of the text is raised by L-BFGS (Liu and Nocedal 1989) in all numbers at once, since
+each depends on the others: a network that is too sure of itself alone may be just sure enough in a
+mixture. Where the exponent is at its optimum, the entropy that the mixture expects of the text
+equals what the text costs it (the derivative says so), so the mixture is calibrated there.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from service.bundle.text import PAD_ID
+from training.data.corpus import Split
+from training.data.windows import SequentialWindows
+from training.networks.language_model import LanguageModel
+from training.networks.ngram import NGram
+
+# Logits of one part that are held in memory; more text is left out of the fit.
+_MAX_LOGITS = 1 << 24
+# Temperatures and exponent lie between 1 / 4 and 4. Their logarithms have a normal prior with this
+# deviation: it decides only where there is little text, or one that is predicted without a doubt.
+_MOST = math.log(4.0)
+_DEVIATION = 0.5
+_ROUNDS = 60
+_LANES = 64
+_WINDOW_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What a mixture is made with, beside its parts."""
+
+    weights: tuple[float, ...]  # networks first
+    temperatures: tuple[float, ...]  # of the networks
+    exponent: float = 1.0
+
+
+def fit_temperature(logits: Tensor, targets: Tensor) -> float:
+    """The temperature of `logits` [N, V] that makes `targets` [N] likeliest."""
+    return fit_mixture([logits], [], targets).temperatures[0]
+
+
+def fit_shares(probs: Sequence[Tensor], targets: Tensor) -> tuple[tuple[float, ...], float]:
+    """The weights and the exponent for given distributions [N, V] and `targets` [N]."""
+    found = fit_mixture([], probs, targets)
+    return found.weights, found.exponent
+
+
+def fit_mixture(logits: Sequence[Tensor], probs: Sequence[Tensor], targets: Tensor) -> Shares:
+    """The shares that make `targets` [N] likeliest, given what the parts predict there, [N, V].
+
+    `logits` of networks get a temperature each, `probs` are taken as they are. A single part has
+    the weight 1 and no exponent.
+    """
+    parts = len(logits) + len(probs)
+    start = torch.zeros(len(logits) + parts + 1, dtype=torch.float64)
+    values = start.clone().requires_grad_()
+
+    def shares() -> tuple[Tensor, Tensor, Tensor]:
+        powers = (_MOST * torch.tanh(values / _MOST)).exp()
+        weights = torch.softmax(values[len(logits) : -1], dim=0)
+        return powers[: len(logits)], weights, powers[-1]
+
+    def loss() -> Tensor:
+        temperatures, weights, exponent = shares()
+        tempered = [z / t for z, t in zip(logits, temperatures.float(), strict=True)]
+        if parts == 1:
+            logprobs = torch.log_softmax(tempered[0], -1) if tempered else probs[0].log()
+        else:
+            logprobs = _mixed(tempered, probs, weights.float(), exponent.float())
+        picked = logprobs.gather(1, targets[:, None])
+        off = torch.cat([values[: len(logits)], values[-1:]])
+        prior = (off / _DEVIATION).square().sum() / 2 - torch.log(weights).sum()
+        return -picked.double().mean() + prior / len(targets)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        found = loss()
+        found.backward()  # type: ignore[no-untyped-call]
+        return found
+
+    optimizer = torch.optim.LBFGS(
+        [values], max_iter=_ROUNDS, tolerance_change=1e-9, line_search_fn="strong_wolfe"
+    )
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        temperatures, weights, exponent = shares()
+    return Shares(
+        tuple(weights.tolist()),
+        tuple(temperatures.tolist()),
+        float(exponent) if parts > 1 else 1.0,
+    )
+
+
+def _mixed(
+    logits: Sequence[Tensor], probs: Sequence[Tensor], weights: Tensor, exponent: Tensor
+) -> Tensor:
+    """`mixture.mixed` with a gradient for weights and exponent."""
+    parts = [*(torch.softmax(x, dim=-1) for x in logits), *probs]
+    total = sum(w * p for w, p in zip(weights, parts, strict=True))
+    return torch.log_softmax(exponent * torch.log(total.clamp(min=1e-30)), dim=-1)
+
+
+@torch.no_grad()
+def predictions(part: LanguageModel | NGram, split: Split) -> tuple[Tensor, Tensor]:
+    """What a part gives at every predicted token of a split, [N, V], and the tokens, [N].
+
+    Logits of a network, log p of an n-gram; every part in the same order.
+    """
+    lanes = min(split.documents, _LANES)
+    states = part.initial_states(lanes)
+    found, targets = [], []
+    for window in SequentialWindows(split, lanes, max(1, _WINDOW_TOKENS // lanes)):
+        keep = torch.from_numpy(~window.reset).unsqueeze(1)
+        tokens = torch.from_numpy(window.tokens)
+        logits, states = part(tokens, [state * keep for state in states])  # [B, T, V]
+        read = window.targets != PAD_ID
+        found.append(logits[torch.from_numpy(read)])
+        targets.append(torch.from_numpy(window.targets[read]))
+    return torch.cat(found), torch.cat(targets)
+
+
+def text_to_fit(split: Split, vocab_size: int) -> Split:
+    """So much of a split as is fitted on."""
+    return split.first(_MAX_LOGITS // vocab_size)
