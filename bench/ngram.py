@@ -81,10 +81,14 @@ def _step(
 
     def prepared(rows: int) -> Callable[[], Any]:
         rng = np.random.default_rng(0)
-        feeds = dict(zip(model.state_names, model.random_states(rows, rng), strict=True))
+        states = model.random_states(rows, rng)
         tokens = rng.choice(text, rows).astype(np.int64)
-        values = {"tokens": tokens, "targets": tokens, "lengths": np.ones(rows, np.int32)}
-        values |= {name: state.numpy() for name, state in feeds.items()}
+        values: dict[str, Any] = {
+            "tokens": tokens,
+            "targets": tokens,
+            "lengths": np.ones(rows, np.int32),
+        }
+        values |= {name: x.numpy() for name, x in zip(model.state_names, states, strict=True)}
         found = {name: values[name] for name in inputs}
         for name in ("tokens", "targets"):
             if inputs.get(name) == 2:  # a sequence of one token
