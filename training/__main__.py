@@ -27,7 +27,7 @@ from training.experiments.kinds import experiment_of, trained_experiment_of
 from training.experiments.run import CONFIG_FILE, export_run, holds_run, open_run, train_run
 from training.experiments.text import SampleOptions
 from training.learn.command import add_options, learn
-from training.loop.checkpoint import CheckpointError
+from training.loop.checkpoint import LAST, CheckpointError
 from training.loop.task import TrainingError
 from training.loop.trainer import Stopped
 
@@ -176,9 +176,8 @@ def _train(options: argparse.Namespace) -> None:
         config = trained.model_copy(update={"training": changed})
     run_dir = options.run = options.run or Path("runs") / config.name
     if holds_run(run_dir) and not options.resume:
-        raise ConfigError(
-            f"{run_dir}: holds a run; add --resume, or name another folder with --run"
-        )
+        resumable = "add --resume, or " if (run_dir / LAST).exists() else ""
+        raise ConfigError(f"{run_dir}: holds a run; {resumable}name another folder with --run")
     if options.resume and not holds_run(run_dir):
         raise ConfigError(f"{run_dir}: there is no run to continue; leave out --resume")
     measured = train_run(
