@@ -16,10 +16,7 @@ from PIL import Image
 
 from service.http.api_keys import new_key
 from tests.end_to_end.server import ROOT, Server, serve
-from tests.page.chromium import Browser, Page, chromium
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the page is tested in Chromium")
+from tests.page.chromium import Browser, Page
 
 BUNDLES = ("alice-lstm", "alice-rnn", "dates-iso", "g2p-en")
 READY = "document.querySelector('#main[data-ready]') !== null"
@@ -41,13 +38,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     for name in BUNDLES:
         shutil.copytree(ROOT / "models" / name, folder / name)
     with serve(folder) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    assert CHROMIUM is not None
-    with chromium(CHROMIUM, tmp_path_factory.mktemp("profile")) as running:
         yield running
 
 
