@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from training.graphs.builder import GraphBuilder
 from training.networks.ngram_trie import NOWHERE, RUN, Trie
@@ -47,7 +47,8 @@ def add_tables(graph: GraphBuilder, trie: Trie) -> None:
     graph.constant("ngram_run_slots", np.array(RUN, np.int32))
     graph.add("Mul", ["ngram_begin_run", "ngram_run_slots"], "ngram_begin")
     graph.add("Reshape", ["ngram_begin_run", "ngram_as_column"], "ngram_row_begin")
-    graph.constant("ngram_color", trie.color.astype(colors))
+    color = _add_colors(graph, trie)
+    graph.add("Cast", [color], "ngram_color", to=helper.np_dtype_to_tensor_dtype(np.dtype(colors)))
     graph.add("Reshape", ["ngram_color", "ngram_as_cell"], "ngram_row_color")
     # Nothing is shorter than the root's history: its own gamma is never read.
     gamma = trie.gamma.astype(np.float32).astype(np.float64)
@@ -72,10 +73,51 @@ def _add_children(graph: GraphBuilder, trie: Trie) -> None:
     graph.add("Mul", ["ngram_has_child", "ngram_child_count"], "ngram_child")
 
 
-def _add_counted(graph: GraphBuilder, flags: str, name: str) -> str:
-    """How many of the `flags` up to each place are 1."""
+def _add_colors(graph: GraphBuilder, trie: Trie) -> str:
+    """[N] colors from the bases: see `Trie.color`."""
+    nodes = trie.root  # all but NOWHERE
+    for name, value in (("one", 1), ("modulus", trie.row_runs), ("shared", trie.shared)):
+        graph.constant(f"ngram_{name}", np.array([value], np.int32))
+    for name, number in (
+        ("front", 1),
+        ("node_count", nodes),
+        ("run_count", len(trie.check) // RUN),
+    ):
+        graph.constant(f"ngram_{name}", np.array([number]))
+    graph.constant("ngram_nowhere_color", trie.color[:1].astype(np.int32))
+    graph.constant("ngram_end", np.array([nodes + 1]))
+    graph.add("Slice", ["ngram_begin_run", "ngram_front", "ngram_end"], "ngram_bases")  # [N - 1]
+    for name, size, value in (("ones", "node_count", 1), ("empty", "run_count", 0)):
+        filled = helper.make_tensor("value", TensorProto.INT32, [1], [value])
+        graph.add("ConstantOfShape", [f"ngram_{size}"], f"ngram_{name}", value=filled)
+    # A node's rank is its place among all, by base, less those of smaller bases.
+    graph.add(
+        "ScatterElements",
+        ["ngram_empty", "ngram_bases", "ngram_ones"],
+        "ngram_base_sizes",
+        reduction="add",
+    )
+    before = _add_counted(graph, "ngram_base_sizes", "ngram_smaller", exclusive=1)
+    graph.add(
+        "TopK", ["ngram_bases", "ngram_node_count"], "ngram_ordered", "ngram_order", largest=0
+    )
+    place = _add_counted(graph, "ngram_ones", "ngram_place", exclusive=1)
+    graph.add("Gather", [before, "ngram_ordered"], "ngram_first_of_base")
+    graph.add("Sub", [place, "ngram_first_of_base"], "ngram_ordered_rank")
+    graph.add("ScatterElements", ["ngram_ones", "ngram_order", "ngram_ordered_rank"], "ngram_rank")
+    graph.add("Mod", ["ngram_bases", "ngram_modulus"], "ngram_residue")
+    graph.add("Mul", ["ngram_residue", "ngram_shared"], "ngram_residue_color")
+    graph.add("Add", ["ngram_residue_color", "ngram_rank"], "ngram_from_0")
+    graph.add("Add", ["ngram_from_0", "ngram_one"], "ngram_node_color")
+    return graph.add(
+        "Concat", ["ngram_nowhere_color", "ngram_node_color"], "ngram_all_colors", axis=0
+    )
+
+
+def _add_counted(graph: GraphBuilder, numbers: str, name: str, exclusive: int = 0) -> str:
+    """Sums of the `numbers` up to each place, its own included unless `exclusive`."""
     graph.constant(f"{name}_axis", np.array(0))
-    return graph.add("CumSum", [flags, f"{name}_axis"], name)
+    return graph.add("CumSum", [numbers, f"{name}_axis"], name, exclusive=exclusive)
 
 
 def _add_packed(graph: GraphBuilder, name: str, values: npt.NDArray[np.floating[Any]]) -> str:

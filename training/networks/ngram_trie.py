@@ -56,7 +56,8 @@ class Trie:
     mass: Floats  # [S]
     child: Ints  # [S] the node whose history ends here; NOWHERE if nothing follows it
     base: Ints  # [N] first run of the row
-    color: Ints  # [N]
+    shared: int  # the most rows that begin at one run
+    color: Ints  # [N] 1 + shared · (base mod P) + rank among the nodes of the same base
     gamma: Floats  # [N] weight of the lower order after the history
 
     @property
@@ -91,15 +92,16 @@ def build(unigram: Floats, levels: Sequence[Level]) -> Trie:
     ids[1:][np.argsort(leading)] = np.arange(1, nodes)
     child = np.zeros(runs * RUN, np.int64)
     child[leading] = ids[1:]
-    colors, free = _colors(bases, rows.row_runs)
-    check, masses = np.zeros(runs * RUN, np.int64), np.zeros(runs * RUN)
-    check[slots], masses[slots] = colors[parents], mass
 
     def by_id(values: npt.NDArray[Any], nowhere: float) -> npt.NDArray[Any]:
         found = np.full(nodes + 1, nowhere, values.dtype)
         found[ids] = values
         return found
 
+    base = by_id(bases, 0)
+    shared, color = _colors(base, rows.row_runs)
+    check, masses = np.zeros(runs * RUN, np.int64), np.zeros(runs * RUN)
+    check[slots], masses[slots] = color[ids[parents]], mass
     return Trie(
         order=len(levels) + 1,
         grams=len(tokens),
@@ -108,8 +110,9 @@ def build(unigram: Floats, levels: Sequence[Level]) -> Trie:
         check=check,
         mass=masses,
         child=child,
-        base=by_id(bases, 0),
-        color=by_id(colors, free),
+        base=base,
+        shared=shared,
+        color=color,
         gamma=by_id(gamma, 1.0),
     )
 
@@ -160,14 +163,19 @@ def _columns(tokens: Ints, vocab_size: int) -> Ints:
     return columns
 
 
-def _colors(bases: Ints, row_runs: int) -> tuple[Ints, int]:
-    """[N] colors from 1 that differ wherever rows overlap, and a color that no node has."""
-    order = np.argsort(bases, kind="stable")
-    ordered = bases[order]
-    rank = np.empty(len(bases), np.int64)
-    rank[order] = np.arange(len(bases)) - np.searchsorted(ordered, ordered)
-    shared = 1 + int(rank.max())  # rows of one base
-    return 1 + (bases % row_runs) * shared + rank, 1 + row_runs * shared
+def _colors(base: Ints, row_runs: int) -> tuple[int, Ints]:
+    """How many rows share a base at most, and [N] colors that differ wherever rows overlap.
+
+    Colors begin at 1; the last one belongs to `NOWHERE` and to no slot.
+    """
+    base = base[1:]
+    order = np.argsort(base, kind="stable")
+    ordered = base[order]
+    rank = np.empty(len(base), np.int64)
+    rank[order] = np.arange(len(base)) - np.searchsorted(ordered, ordered)
+    shared = 1 + int(rank.max())
+    colors = 1 + (base % row_runs) * shared + rank
+    return shared, np.append(1 + row_runs * shared, colors)
 
 
 class _Rows:
