@@ -41,9 +41,7 @@ def add_tables(graph: GraphBuilder, trie: Trie) -> None:
     mass = _add_packed(graph, "ngram_mass", trie.mass.astype(np.float32))
     graph.add("Reshape", [mass, "ngram_as_run"], "ngram_mass_runs")
     _add_children(graph, trie)
-    base = trie.base.astype(np.uint16 if trie.base.max() < 1 << 16 else np.int32)
-    graph.constant("ngram_base", base)
-    graph.add("Cast", ["ngram_base"], "ngram_begin_run", to=TensorProto.INT32)
+    _add_bases(graph, trie)
     graph.constant("ngram_run_slots", np.array(RUN, np.int32))
     graph.add("Mul", ["ngram_begin_run", "ngram_run_slots"], "ngram_begin")
     graph.add("Reshape", ["ngram_begin_run", "ngram_as_column"], "ngram_row_begin")
@@ -71,6 +69,19 @@ def _add_children(graph: GraphBuilder, trie: Trie) -> None:
     graph.add("Cast", ["ngram_flat_bits"], "ngram_has_child", to=TensorProto.INT32)
     _add_counted(graph, "ngram_has_child", "ngram_child_count")
     graph.add("Mul", ["ngram_has_child", "ngram_child_count"], "ngram_child")
+
+
+def _add_bases(graph: GraphBuilder, trie: Trie) -> str:
+    """[N] first runs, in two bytes each or, for large tries, in three."""
+    graph.constant("ngram_base", (trie.base % (1 << 16)).astype(np.uint16))
+    if trie.base.max() < 1 << 16:
+        return graph.add("Cast", ["ngram_base"], "ngram_begin_run", to=TensorProto.INT32)
+    graph.constant("ngram_base_high", (trie.base >> 16).astype(np.uint8))
+    graph.constant("ngram_high_unit", np.array(1 << 16, np.int32))
+    graph.add("Cast", ["ngram_base"], "ngram_base_low", to=TensorProto.INT32)
+    graph.add("Cast", ["ngram_base_high"], "ngram_base_units", to=TensorProto.INT32)
+    graph.add("Mul", ["ngram_base_units", "ngram_high_unit"], "ngram_base_rest")
+    return graph.add("Add", ["ngram_base_rest", "ngram_base_low"], "ngram_begin_run")
 
 
 def _add_colors(graph: GraphBuilder, trie: Trie) -> str:

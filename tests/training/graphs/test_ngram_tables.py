@@ -1,6 +1,7 @@
 """The packed tables: unpacked to the same numbers, once, when the graph is loaded."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.training.ngram_models import text_model
 from training.evaluation.ngram_network import network
 from training.export.sessions import open_session
 from training.graphs.builder import GraphBuilder, finish_model
-from training.graphs.ngram_tables import _add_packed, add_tables
+from training.graphs.ngram_tables import _add_bases, _add_packed, add_tables
 from training.networks.ngram import NGram
 from training.networks.ngram_trie import RUN
 
@@ -94,3 +95,11 @@ def test_nothing_is_left_to_unpack_in_a_run(
     bodies = [x.g.node for node in nodes for x in node.attribute if x.HasField("g")]
     every = [node.op_type for part in (nodes, *bodies) for node in part]
     assert every.count("CumSum") == 1
+
+
+def test_bases_beyond_two_bytes_are_exact() -> None:
+    trie = network(text_model(4)).trie
+    far = replace(trie, base=trie.base + (trie.base % 7 << 16))
+    graph = GraphBuilder()
+    wanted = far.base.astype(np.int32)
+    assert np.array_equal(unpacked(graph, _add_bases(graph, far), wanted), wanted)
