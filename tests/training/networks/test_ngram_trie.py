@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from tests.training.ngram_models import models, pruned, text_model
+from tests.training.ngram_models import fitted, models, pruned, text_model
 from training.evaluation.ngram import NGramModel
 from training.evaluation.ngram_network import network
 from training.networks import ngram_trie
@@ -59,3 +59,10 @@ def test_a_trie_too_large_for_float32_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ngram_trie, "_MAX_NODES", 50)
     with pytest.raises(ValueError, match="fewer than 50 are allowed"):
         network(text_model(5))
+
+
+def test_rows_that_hardly_fit_together_get_more_room() -> None:
+    text = np.random.default_rng(0).integers(4, 14, 20_000).tolist()
+    trie = network(fitted([text], 14, 4)).trie
+    assert trie.grams > 10_000  # every row holds almost every token
+    assert trie.grams / len(trie.check) > 0.4
