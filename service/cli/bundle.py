@@ -56,14 +56,18 @@ class Bundle:
 
 
 def models_in(folder: Path) -> list[Answer]:
-    """Name, task and description of every bundle in a folder, or of the folder's own bundle."""
+    """What `/models` lists, of every bundle in a folder, or of the folder's own bundle."""
     try:
         is_bundle = (folder / MANIFEST_FILE).exists()
         folders = [folder] if is_bundle else bundle_folders(folder)
         manifests = [read_bundle(each).manifest for each in folders]
     except BundleError as error:
         raise CommandError(str(error)) from error
-    return [x.model_dump(include={"name", "task", "precision", "description"}) for x in manifests]
+    return [
+        {name: getattr(manifest, name) for name in ("name", "task", "description", "precision")}
+        | {"adapts": any(graph.role == "adapt" for graph in manifest.graphs)}
+        for manifest in manifests
+    ]
 
 
 async def _generate(engine: Engine, body: str) -> Answer:
