@@ -64,5 +64,5 @@ def test_a_trie_too_large_for_float32_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_rows_that_hardly_fit_together_get_more_room() -> None:
     text = np.random.default_rng(0).integers(4, 14, 20_000).tolist()
     trie = network(fitted([text], 14, 4)).trie
-    assert trie.grams > 10_000  # every row holds almost every token
+    assert trie.grams / trie.root > 8  # of 10 letters after a history
     assert trie.grams / len(trie.check) > 0.4
