@@ -20,6 +20,8 @@ from training.networks.ngram_trie import NOWHERE, RUN, Trie
 from training.networks.recurrent import States
 
 STATE_NAME = "ngram_nodes"
+# Slots that are looked at together: bounds the memory.
+_MOST_PLACES = 1 << 21
 # No log-probability is below this, so that a token of probability 0 has a finite one.
 MIN_LOGPROB = -126 * math.log(2.0)
 
@@ -99,12 +101,21 @@ class NGram(nn.Module):
 
     def probabilities(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, States]:
         """p [B, T, V] of the token after each of `tokens` [B, T], and the states after."""
-        nodes = states[0].long()  # [B, K]
-        probs = []
-        for token in tokens.t():  # [B]
-            nodes = self._after(nodes, token)
-            probs.append(self._distribution(nodes))
-        return torch.stack(probs, dim=1), (nodes.to(self.precision.dtype),)
+        before = states[0].long()  # [B, K]
+        columns = self.columns[tokens]
+        histories = torch.full_like(columns, self.trie.root)
+        every = []
+        # The history of k tokens is the child of that of k - 1 before the last token.
+        for i in range(self.order - 1):
+            found, slots = self._find(histories, columns)
+            own = torch.where(found, self.child[slots], NOWHERE)  # [B, T]
+            every.append(own)
+            histories = torch.cat([before[:, i : i + 1], own[:, :-1]], dim=1)
+        nodes = torch.stack(every, dim=2)  # [B, T, K]
+        rows = nodes.flatten(0, 1).split(max(1, _MOST_PLACES // (self.order * self.vocab_size)))
+        probs = torch.cat([self._distribution(x) for x in rows])
+        shape = (*tokens.shape, self.vocab_size)
+        return probs.reshape(shape), (nodes[:, -1].to(self.precision.dtype),)
 
     def forward(self, tokens: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, States]:
         """Log-probabilities [B, T, V] of the token after each of `tokens` [B, T], and the states.
