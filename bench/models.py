@@ -26,11 +26,11 @@ from training.data.corpus import Split
 from training.export.language_model import (
     VOCAB_FILE,
     build_graphs,
-    model_shape,
     state_tensors,
 )
 from training.export.language_model_parity import golden_vectors
 from training.export.manifest_parts import describe_graphs, describe_vocab, graph_files
+from training.export.mixture import network_shape
 from training.networks.language_model import LanguageModel
 
 ALPHABET = "\n" + "".join(sorted(string.ascii_letters + string.digits + string.punctuation + " "))
@@ -93,7 +93,7 @@ def _write_bundle(folder: Path, model: LanguageModel) -> None:
         graphs=describe_graphs(graphs),
         precision="int8",
         states=state_tensors(model),
-        model=model_shape(model),
+        model=network_shape(model),
         limits=LanguageModelLimits(max_tokens=100_000),
         data=LanguageModelDataSource(
             name="nothing",

@@ -200,6 +200,8 @@ class NGramLanguageModelConfig(_Section):
 
     kind: ClassVar[str] = "ngram"  # of the experiment
     seed: ClassVar[int] = 0  # nothing is random
+    ngram: ClassVar[NGramConfig | None] = None  # nothing is mixed in
+    adapt: ClassVar[AdaptConfig | None] = None  # there is no output layer
     task: Literal["language_model"] = "language_model"
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     description: str = ""

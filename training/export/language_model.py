@@ -3,9 +3,12 @@
 B batch, T time, V vocabulary.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from service.bundle.files import vocab_bytes
@@ -16,22 +19,23 @@ from service.bundle.language_model import (
     LanguageModelManifest,
     LanguageModelMeasurement,
     LanguageModelMetrics,
-    LanguageModelShape,
 )
 from service.bundle.manifest import Precision, StateTensor
 from service.bundle.store import write_bundle
 from service.bundle.text import Vocabulary
-from training.config import LanguageModelConfig
+from training.config import AnyLanguageModelConfig
 from training.data.corpus import Corpus, Split
+from training.data.splits import SPLITS
 from training.errors import ExportError
 from training.evaluation.language_model import Score, evaluate
-from training.evaluation.language_model_report import measurement
+from training.evaluation.language_model_report import measure_baselines, measurement
 from training.export.gate import PRECISIONS, is_kept, measured, served_precision
 from training.export.language_model_parity import (
     OnnxLanguageModel,
     check_golden,
     check_int8,
     check_parity,
+    check_steps,
     golden_vectors,
     onnx_score,
 )
@@ -44,30 +48,42 @@ from training.export.manifest_parts import (
     read_metrics,
     training_record,
 )
+from training.export.mixture import Parts, of_networks, of_ngram
 from training.export.precision import ADVICE, MAX_DIFFERENCE, in_double
 from training.graphs import language_model as onnx_graph
-from training.loop.language_model import LanguageModelTask, load_best
-from training.loop.trainer import parameter_count
+from training.loop.language_model import LanguageModelTask, open_best
 from training.networks.language_model import LanguageModel
+from training.networks.mixture import AnyLanguageModel
+from training.networks.ngram import NGram
 
 VOCAB_FILE = "vocab.json"
 _DEFAULT_MAX_TOKENS = 4096
+_CPU = torch.device("cpu")
 
 
-def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None = None) -> Path:
+def export(
+    run_dir: Path,
+    corpus: Corpus,
+    models_dir: Path,
+    *,
+    name: str | None = None,
+    ensemble: Sequence[tuple[Path, Corpus]] = (),
+) -> Path:
     """Write a run's best weights as a bundle. Raises ExportError, and nothing is written.
 
-    It holds int8 graphs if they are at most MAX_QUANTIZATION_LOSS worse on held-out text.
+    What the configuration names an n-gram for is a mixture; so is an `ensemble` of this run with
+    others on the same text, each with its corpus. It holds int8 graphs if they are at most
+    MAX_QUANTIZATION_LOSS worse on held-out text.
     """
-    config, model, record = load_best(run_dir)
-    vocab = Vocabulary(record["vocab"])
-    if corpus.sha256 != record["corpus_sha256"] or corpus.vocab.tokens != vocab.tokens:
-        raise ExportError(
-            f"{run_dir}: the prepared text is not the one the weights were trained on"
-        )
+    config, first, record = open_best(run_dir)
+    _check_corpus(run_dir, record, corpus)
+    models = [first, *(_member(*other, corpus) for other in ensemble)]
+    parts = _parts(models, config, corpus)
+    model, held_out = parts.model, corpus.held_out
     graphs = build_graphs(model)
-    golden = golden_vectors(model, corpus.held_out, vocab, PRECISIONS)
-    scores = checked_scores(model, graphs, corpus.held_out, golden)
+    precisions = [x for x in PRECISIONS if (x, "sequence") in graphs]
+    golden = golden_vectors(model, held_out, corpus.vocab, precisions)
+    scores = checked_scores(model, graphs, held_out, golden)
     precision = gate(scores)
     graphs = {kind: data for kind, data in graphs.items() if is_kept(kind[0], precision)}
     manifest = LanguageModelManifest(
@@ -75,32 +91,84 @@ def export(run_dir: Path, corpus: Corpus, models_dir: Path, *, name: str | None 
         task="language_model",
         tokenization="character",
         normalization=config.data.normalization,
-        vocab=describe_vocab(VOCAB_FILE, vocab),
+        vocab=describe_vocab(VOCAB_FILE, corpus.vocab),
         graphs=describe_graphs(graphs),
         precision=precision,
         states=state_tensors(model),
-        model=model_shape(model),
+        model=parts.shapes()[0],
+        parts=parts.described(),
+        exponent=model.exponent or 1.0,
+        fit=parts.fit,
         limits=LanguageModelLimits(max_tokens=_DEFAULT_MAX_TOKENS),
         data=_data_source(config, corpus),
-        metrics=_metrics(run_dir, corpus, scores),
+        metrics=LanguageModelMetrics(
+            split=corpus.held_out_name,
+            chars=held_out.chars,
+            tokens=held_out.tokens,
+            measurements=[
+                *(measurement(x, "model", score) for x, score in scores.items()),
+                *parts.measured(held_out),
+                *_baselines(run_dir, config, corpus, scores["fp32"], parts),
+            ],
+            expected_bits_per_char=scores["fp32"].expected_bits_per_char,
+        ),
         training=training_record(run_dir, config, record, LanguageModelTask.curve),
         golden=[x for x in golden if is_kept(x.precision, precision)],
     )
-    files = {VOCAB_FILE: vocab_bytes(vocab), **graph_files(graphs)}
+    files = {VOCAB_FILE: vocab_bytes(corpus.vocab), **graph_files(graphs)}
     return write_bundle(models_dir, manifest, files)
 
 
-def build_graphs(model: LanguageModel) -> Graphs:
+def _parts(
+    models: Sequence[LanguageModel | NGram], config: AnyLanguageModelConfig, corpus: Corpus
+) -> Parts:
+    networks = [network for model in models for network in model.networks]
+    ngrams = [model.ngram for model in models if model.ngram is not None]
+    if not ngrams:
+        return of_networks(networks, config.ngram, corpus)
+    if len(models) > 1:
+        raise ExportError(
+            "an ensemble is of networks: to mix an n-gram with them, add [ngram] to the first "
+            "run's config.toml"
+        )
+    return of_ngram(ngrams[0])
+
+
+def _member(run_dir: Path, own: Corpus, corpus: Corpus) -> LanguageModel | NGram:
+    """The model of another run of an ensemble. Raises ExportError unless its text is the same."""
+    _, model, record = open_best(run_dir)
+    _check_corpus(run_dir, record, own)
+    same = own.vocab.tokens == corpus.vocab.tokens and all(
+        np.array_equal(own.split(x).ids, corpus.split(x).ids) for x in SPLITS
+    )
+    if not same:
+        raise ExportError(
+            f"{run_dir}: an ensemble needs runs on the same text, split and vocabulary as the "
+            "first one's: what one of them has been trained on, another would be fitted or "
+            "measured on"
+        )
+    return model
+
+
+def _check_corpus(run_dir: Path, record: Mapping[str, Any], corpus: Corpus) -> None:
+    tokens = Vocabulary(record["vocab"]).tokens
+    if corpus.sha256 != record["corpus_sha256"] or corpus.vocab.tokens != tokens:
+        raise ExportError(
+            f"{run_dir}: the prepared text is not the one the weights were trained on"
+        )
+
+
+def build_graphs(model: AnyLanguageModel) -> Graphs:
     """Every graph of a model, by precision and role."""
     return {
         (precision, role): onnx_graph.build(model, precision, role)
-        for precision, roles in onnx_graph.ROLES.items()
+        for precision, roles in onnx_graph.roles(model).items()
         for role in roles
     }
 
 
 def checked_scores(
-    model: LanguageModel,
+    model: AnyLanguageModel,
     graphs: Graphs,
     held_out: Split,
     golden: Sequence[LanguageModelGoldenVector],
@@ -109,29 +177,38 @@ def checked_scores(
 
     int8 is left out if nobody can say whether its graphs are right; the log says so.
     """
-    fp32, int8 = (
-        OnnxLanguageModel.load(graphs[x, "sequence"], model.state_names) for x in PRECISIONS
-    )
+    fp32 = OnnxLanguageModel.load(graphs["fp32", "sequence"], model.state_names)
+    check_parity(model, fp32, held_out)
+    if ("fp32", "step") in graphs:
+        check_steps(model, fp32, graphs["fp32", "step"], held_out)
+    check_golden(model, fp32, golden, "fp32")
+    exact = evaluate(in_double(model), held_out, _CPU, expected=True)
+
+    def scored(graph: OnnxLanguageModel) -> Score:
+        """With the spread of the exact score, which eight bits do not change."""
+        found = onnx_score(graph, model, held_out)
+        return dataclasses.replace(exact, nats=found.nats)
+
+    score = scored(fp32)
+    _check_loss(score, exact)
+    if ("int8", "sequence") not in graphs:
+        return {"fp32": score}
+    int8 = OnnxLanguageModel.load(graphs["int8", "sequence"], model.state_names)
 
     def check_eight_bits() -> None:
         check_int8(model, int8, graphs["int8", "step"], held_out)
         check_golden(model, int8, golden, "int8")
 
-    check_parity(model, fp32, held_out)
-    check_golden(model, fp32, golden, "fp32")
-    score = onnx_score(fp32, model, held_out)
-    _check_loss(score, model, held_out)
-    return measured(score, check_eight_bits, lambda: onnx_score(int8, model, held_out))
+    return measured(score, check_eight_bits, lambda: scored(int8))
 
 
-def _check_loss(score: Score, model: LanguageModel, held_out: Split) -> None:
+def _check_loss(score: Score, exact: Score) -> None:
     """Hold the graph's held-out loss to PyTorch's in double precision. Raises ExportError."""
-    expected = evaluate(in_double(model), held_out, torch.device("cpu"))
     # Written so that NaN fails too.
-    if not abs(score.loss - expected.loss) <= MAX_DIFFERENCE:
+    if not abs(score.loss - exact.loss) <= MAX_DIFFERENCE:
         raise ExportError(
             f"held-out loss: onnxruntime has {score.loss}, PyTorch in double precision "
-            f"{expected.loss}; they may differ by at most {MAX_DIFFERENCE} nats per token. {ADVICE}"
+            f"{exact.loss}; they may differ by at most {MAX_DIFFERENCE} nats per token. {ADVICE}"
         )
 
 
@@ -140,24 +217,13 @@ def gate(scores: Mapping[Precision, Score]) -> Precision:
     return served_precision({x: score.bits_per_char for x, score in scores.items()})
 
 
-def state_tensors(model: LanguageModel) -> list[StateTensor]:
+def state_tensors(model: AnyLanguageModel) -> list[StateTensor]:
     """The state tensors as the manifest writes them."""
-    shape = [model.config.hidden_size]
-    return [StateTensor(name=x, dtype="float32", shape=shape) for x in model.state_names]
+    states = zip(model.state_names, model.state_shapes, strict=True)
+    return [StateTensor(name=name, dtype="float32", shape=shape) for name, shape in states]
 
 
-def model_shape(model: LanguageModel) -> LanguageModelShape:
-    """The model's shape, as the manifest writes it."""
-    return LanguageModelShape(
-        cell=model.config.cell,
-        num_layers=model.config.num_layers,
-        hidden_size=model.config.hidden_size,
-        embedding_dim=model.config.embedding_dim,
-        parameters=parameter_count(model),
-    )
-
-
-def _data_source(config: LanguageModelConfig, corpus: Corpus) -> LanguageModelDataSource:
+def _data_source(config: AnyLanguageModelConfig, corpus: Corpus) -> LanguageModelDataSource:
     return LanguageModelDataSource(
         name=config.data.title,
         source=config.data.source,
@@ -170,21 +236,16 @@ def _data_source(config: LanguageModelConfig, corpus: Corpus) -> LanguageModelDa
     )
 
 
-def _metrics(
-    run_dir: Path, corpus: Corpus, scores: Mapping[Precision, Score]
-) -> LanguageModelMetrics:
-    """The score of each precision, and the baselines that `train` left in the run's folder."""
+def _baselines(
+    run_dir: Path, config: AnyLanguageModelConfig, corpus: Corpus, score: Score, parts: Parts
+) -> list[LanguageModelMeasurement]:
+    """The floors: those that `train` left in the run's folder, beside a mixture measured anew.
+
+    Their distances from the model are measured text by text, and a mixture is another model.
+    """
+    if len(parts.shares.weights) > 1:
+        vocab_size = len(corpus.vocab)
+        return measure_baselines(corpus.train, corpus.held_out, vocab_size, config.baselines, score)
     entries = read_metrics(run_dir)["measurements"]
-    trained, *others = (LanguageModelMeasurement.model_validate(x) for x in entries)
-    # It is that of the same weights on the same text; eight bits do not change it.
-    spread = {"standard_error": trained.standard_error}
-    exported = [
-        measurement(precision, "model", score).model_copy(update=spread)
-        for precision, score in scores.items()
-    ]
-    return LanguageModelMetrics(
-        split=corpus.held_out_name,
-        chars=corpus.held_out.chars,
-        tokens=corpus.held_out.tokens,
-        measurements=[*exported, *(x for x in others if x.kind == "baseline")],
-    )
+    found = (LanguageModelMeasurement.model_validate(x) for x in entries)
+    return [x for x in found if x.kind == "baseline"]

@@ -112,8 +112,10 @@ class NGram(nn.Module):
             every.append(own)
             histories = torch.cat([before[:, i : i + 1], own[:, :-1]], dim=1)
         nodes = torch.stack(every, dim=2)  # [B, T, K]
-        rows = nodes.flatten(0, 1).split(max(1, _MOST_PLACES // (self.order * self.vocab_size)))
-        probs = torch.cat([self._distribution(x) for x in rows])
+        rows = nodes.flatten(0, 1)
+        size = max(1, _MOST_PLACES // (self.order * self.vocab_size))
+        starts = range(0, len(rows), size)
+        probs = torch.cat([self._distribution(rows[i : i + size]) for i in starts])
         shape = (*tokens.shape, self.vocab_size)
         return probs.reshape(shape), (nodes[:, -1].to(self.precision.dtype),)
 

@@ -425,7 +425,7 @@ def test_an_int8_model_that_costs_more_than_is_allowed_is_measured_and_left_out(
             layer.weight_hh[:, 0] = 300.0
             layer.weight_hh[::size] = 0.0
     monkeypatch.setattr(
-        "training.export.language_model.load_best", lambda _: (config, model, record)
+        "training.export.language_model.open_best", lambda _: (config, model, record)
     )
     manifest = read_language_model(export(run, corpus_of(run), run / "models")).manifest
     fp32, int8 = (x.bits_per_char for x in manifest.metrics.measurements[:2])
