@@ -3,8 +3,9 @@
 B batch, V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -31,8 +32,8 @@ class SteppedGraph:
     state_names: Sequence[str]
     states: StateSets
 
-    def bind(self, current: int, rows: int) -> onnxruntime.IOBinding:
-        """The first `rows` rows, from one set of states to the other."""
+    def bound(self, current: int, rows: int) -> Callable[[], None]:
+        """A run of the first `rows` rows, from one set of states to the other."""
         inputs = {name: self._one_token(x[:rows]) for name, x in self.inputs.items()}
         outputs = {name: self._one_token(x[:rows]) for name, x in self.outputs.items()}
         if self.is_sequence:
@@ -47,7 +48,7 @@ class SteppedGraph:
             binding.bind_ortvalue_input(name, _shared(array))
         for name, array in outputs.items():
             binding.bind_ortvalue_output(name, _shared(array))
-        return binding
+        return partial(self.session.run_with_iobinding, binding)
 
     def _one_token(self, array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
         return array[:, None] if self.is_sequence else array
@@ -69,7 +70,7 @@ class OnnxStepper:
         self._states = [
             tuple(state for graph in graphs for state in graph.states[i]) for i in range(2)
         ]
-        self._bindings: dict[tuple[int, int], list[onnxruntime.IOBinding]] = {}
+        self._runs: dict[tuple[int, int], list[Callable[[], None]]] = {}
 
     @property
     def capacity(self) -> int:
@@ -94,11 +95,11 @@ class OnnxStepper:
     def step(self, rows: int) -> None:
         """Read one token in each of the first `rows` rows. If it raises, no state has moved."""
         key = (self._current, rows)
-        bindings = self._bindings.get(key)
-        if bindings is None:
-            bindings = self._bindings[key] = [graph.bind(*key) for graph in self._graphs]
-        for graph, binding in zip(self._graphs, bindings, strict=True):
-            graph.session.run_with_iobinding(binding)
+        runs = self._runs.get(key)
+        if runs is None:
+            runs = self._runs[key] = [graph.bound(*key) for graph in self._graphs]
+        for run in runs:
+            run()
         self._current = 1 - self._current
 
 

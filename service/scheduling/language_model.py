@@ -147,11 +147,9 @@ class LanguageModelRunner:
 
     def run(self) -> Ended:
         """Run one iteration; the work that it returns has left its batches."""
-        any_writes = any(batches.writing.rows for batches in self._batches.values())
-        chunk = READ_CHUNK_WHILE_WRITING if any_writes else READ_CHUNK
         for batches in self._batches.values():
             if batches.reading.rows:
-                self._read(batches.reading, chunk)
+                self._read(batches.reading)
             if batches.writing.rows:
                 self._write(batches)
         ended, self._ended = self._ended, []
@@ -185,7 +183,9 @@ class LanguageModelRunner:
             batches.reading.rows.clear()
             batches.writing.rows.clear()
 
-    def _read(self, reading: ReadBatch, chunk: int) -> None:
+    def _read(self, reading: ReadBatch) -> None:
+        any_writes = any(batches.writing.rows for batches in self._batches.values())
+        chunk = READ_CHUNK_WHILE_WRITING if any_writes else READ_CHUNK
         try:
             done, failed = reading.run(chunk)
         except Exception:  # whatever the runtime raises fails the rows of this batch only
