@@ -61,12 +61,13 @@ def measure_baselines(
 
 def table(title: str, measurements: Sequence[LanguageModelMeasurement]) -> str:
     """The measurements as lines of text, best last, and how the model and the best floor differ."""
-    header = f"{'':<26}{'nats/token':>12}{'bits/char':>12}{'perplexity':>12}"
+    width = max(26, *(len(x.name) + 2 for x in measurements))
+    header = f"{'':<{width}}{'nats/token':>12}{'bits/char':>12}{'perplexity':>12}"
     sure = any(x.standard_error is not None for x in measurements)
     lines = [title, header + "  ± bits/char" * sure]
     ordered = sorted(measurements, key=lambda x: -x.loss if math.isfinite(x.loss) else -math.inf)
     for x in ordered:
-        line = f"{x.name:<26}{x.loss:>12.4f}{x.bits_per_char:>12.4f}{x.perplexity:>12.3f}"
+        line = f"{x.name:<{width}}{x.loss:>12.4f}{x.bits_per_char:>12.4f}{x.perplexity:>12.3f}"
         lines.append(line + ("" if x.standard_error is None else f"{x.standard_error:>13.4f}"))
     return "\n".join(lines + _compared(ordered))
 
@@ -92,6 +93,11 @@ def in_words(manifest: LanguageModelManifest, unit: str) -> list[str]:
     said = f"On {unit} that it has never seen ({metrics.chars:,} characters), the model needs "
     figures = f"{mine:.2f} bits a character; guessing evenly needs {even:.2f}."
     floors = [x for x in metrics.measurements if x.kind == "baseline"]
+    alone = {x.name: x.bits_per_char for x in metrics.measurements if x.kind == "part"}
+    names = [x.name for x in manifest.parts if x.name in alone]
+    if len(names) > 1:
+        parts = " and ".join(f"the {name} ({alone[name]:.2f} alone)" for name in names)
+        figures += f" It is a mixture of {parts}."
     return [said + figures, compared(mine, min(floors, key=lambda x: x.bits_per_char))]
 
 

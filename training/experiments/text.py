@@ -144,8 +144,8 @@ class TextExperiment(Generic[Config]):
         return export(run_dir, data, models_dir, name=name)
 
     def table(self, manifest: LanguageModelManifest) -> str:
-        """Both precisions."""
-        models = [x for x in manifest.metrics.measurements if x.kind == "model"]
+        """Both precisions, and the parts."""
+        models = [x for x in manifest.metrics.measurements if x.kind != "baseline"]
         return table(f"{manifest.metrics.split}, served in {manifest.precision}", models)
 
     def figures(self, manifest: LanguageModelManifest) -> list[str]:
