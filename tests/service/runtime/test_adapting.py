@@ -1,6 +1,6 @@
 """The session that adapts: rows alone or together, in any pieces, read or stepped, bit for bit."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -18,6 +18,8 @@ from service.settings import Settings
 from service.tasks.kinds import open_session
 from tests.adapting_bundles import adapting_bundle
 from tests.bundles import in_memory, tiny_files
+
+Kind: TypeAlias = tuple[str, Precision, int | None]  # cell, precision, rank
 
 KINDS: list[Kind] = [
     ("lstm", "fp32", None),
