@@ -116,6 +116,9 @@ def _parser() -> argparse.ArgumentParser:
 
     exporting = commands.add_parser("export", help="write a run's best weights as a bundle")
     exporting.add_argument("run", type=Path, metavar="RUN")
+    exporting.add_argument(
+        "others", nargs="*", type=Path, metavar="RUN", help="mixed in; trained on the same text"
+    )
     exporting.add_argument("--models", type=Path, default=Path("models"))
     exporting.add_argument("--name", type=_name, help="default: the configuration's")
     exporting.set_defaults(command=_export)
@@ -225,7 +228,7 @@ def _answer(command: str, run_dir: Path, options: object) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    path = export_run(options.run, options.models, name=options.name)
+    path = export_run(options.run, options.models, name=options.name, others=options.others)
     size = sum(file.stat().st_size for file in path.iterdir())
     _say(f"{path}: {size:,} bytes")
     _say(open_run(options.run).table(read_bundle(path).manifest))

@@ -14,9 +14,8 @@ from service.bundle.text import BOS_ID, EOS_ID, Vocabulary, normalize
 from service.runtime.language_model import OnnxLanguageModelSession
 from tests.end_to_end.server import ROOT, Server, serve
 from training.__main__ import main
-from training.loop.language_model import load_best
+from training.loop.language_model import open_best
 
-CELLS = ("rnn", "gru", "lstm")
 MAX_DIFFERENCE = 1e-5  # nats a token
 
 CONFIG = """
@@ -26,6 +25,11 @@ files = ["{text}"]
 min_count = 2
 [model]
 cell = "{cell}"
+{options}
+[baselines]
+max_order = 3
+"""
+NETWORK = """
 num_layers = 2
 hidden_size = 24
 embedding_dim = 8
@@ -37,9 +41,9 @@ eval_every = 60
 restart_probability = 0.2
 sample_chars = 0
 threads = 1
-[baselines]
-max_order = 3
 """
+OPTIONS = {"rnn": NETWORK, "gru": NETWORK, "lstm": NETWORK, "ngram": "order = 5"}
+CELLS = [*OPTIONS]
 
 TEXTS = [
     "Alice was beginning to get very tired of sitting by her sister on the bank",
@@ -60,7 +64,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.txt").write_text(text.replace("Alice", "Alice\u2028", 40))
     for cell in CELLS:
         config = folder / f"{cell}.toml"
-        config.write_text(CONFIG.format(cell=cell, text="text.txt"))
+        config.write_text(CONFIG.format(cell=cell, text="text.txt", options=OPTIONS[cell]))
         assert main(["train", str(config), "--run", str(folder / cell)]) == 0
         assert main(["export", str(folder / cell), "--models", str(folder / "models")]) == 0
     return folder
@@ -72,9 +76,10 @@ def server(runs: Path) -> Iterator[Server]:
         yield running
 
 
-def torch_logprob(run: Path, text: str, *, eos: bool) -> tuple[float, int]:
-    """Total log-probability and counted tokens, by PyTorch."""
-    config, model, record = load_best(run)
+def torch_logprob(runs: Path, cell: str, text: str, *, eos: bool) -> tuple[float, int]:
+    """Total log-probability and counted tokens, by PyTorch at the exported temperature."""
+    config, model, record = open_best(runs / cell)
+    part = read_language_model(runs / f"models/tiny-{cell}").manifest.parts[0]
     vocab = Vocabulary(record["vocab"])
     ids = [BOS_ID, *vocab.encode(normalize(text, config.data.normalization)).tolist()]
     ids += [EOS_ID] if eos else []
@@ -82,7 +87,7 @@ def torch_logprob(run: Path, text: str, *, eos: bool) -> tuple[float, int]:
         return 0.0, 0
     with torch.no_grad():
         logits, _ = model(torch.tensor([ids[:-1]]), model.initial_states(1))
-    logprobs = torch.log_softmax(logits[0], dim=-1)
+    logprobs = torch.log_softmax(logits[0] / (part.temperature or 1.0), dim=-1)
     picked = logprobs[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
     return float(picked.double().sum()), len(ids) - 1
 
@@ -110,7 +115,7 @@ def test_pytorch_onnxruntime_and_http_agree(
         body = {"model": name, "text": TEXTS, "eos": eos}
         answer = client.post("/score", json=body).raise_for_status().json()
     for text, result in zip(TEXTS, answer["results"], strict=True):
-        expected, tokens = torch_logprob(runs / cell, text, eos=eos)
+        expected, tokens = torch_logprob(runs, cell, text, eos=eos)
         exported = session_logprob(runs / "models", name, text, eos=eos)
         allowed = MAX_DIFFERENCE * max(tokens, 1)
         assert result["logprob"] == pytest.approx(exported, abs=1e-9)

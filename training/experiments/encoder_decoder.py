@@ -14,6 +14,7 @@ from service.bundle.tokenization import Tokenizer
 from training.config import ConfigError, EncoderDecoderConfig
 from training.data.pairs import PairCorpus, input_digest, prepare_pairs
 from training.data.stored_pairs import load_pairs, restored_tokenizer, store_pairs
+from training.errors import ExportError
 from training.evaluation.encoder_decoder import length_limits, translate_texts
 from training.evaluation.encoder_decoder_report import (
     in_words,
@@ -112,9 +113,17 @@ class EncoderDecoderExperiment:
         return translate_texts(model, corpus, texts, limits, beam_size=beam_size, device=_CPU)
 
     def export(
-        self, run_dir: Path, data: PairCorpus, models_dir: Path, *, name: str | None
+        self,
+        run_dir: Path,
+        data: PairCorpus,
+        models_dir: Path,
+        *,
+        name: str | None,
+        others: Sequence[Path] = (),
     ) -> Path:
-        """An encoder's and a decoder's graph of each precision."""
+        """An encoder's and a decoder's graph of each precision, of one run."""
+        if others:
+            raise ExportError(f"{others[0]}: encoder-decoders are not mixed; export one run")
         return export(run_dir, data, models_dir, name=name)
 
     def table(self, manifest: EncoderDecoderManifest) -> str:

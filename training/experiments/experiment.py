@@ -110,8 +110,19 @@ class Experiment(Protocol[Data]):
     def answer(self, run_dir: Path, options: Any) -> Iterable[str]:
         """The texts that the weights write, for the options of `command`."""
 
-    def export(self, run_dir: Path, data: Data, models_dir: Path, *, name: str | None) -> Path:
-        """Write the weights as a bundle; its folder. Raises ExportError, and nothing is written."""
+    def export(
+        self,
+        run_dir: Path,
+        data: Data,
+        models_dir: Path,
+        *,
+        name: str | None,
+        others: Sequence[Path] = (),
+    ) -> Path:
+        """Write the weights as a bundle; its folder. Raises ExportError, and nothing is written.
+
+        The weights of `others`, runs of the same data, join them, where this kind can be mixed.
+        """
 
     # --- a bundle that was exported -------------------------------------------------------------
 

@@ -37,7 +37,7 @@ class LanguageModelExperiment(TextExperiment[LanguageModelConfig]):
     def starting_weights(
         self, bundle: LanguageModelBundle
     ) -> tuple[dict[str, Tensor], tuple[Tokenizer, ...]]:
-        """Those of an LSTM or GRU, from its graph in fp32."""
+        """Those of an LSTM or GRU, from its graph in fp32; of a mixture, the first network's."""
         name = bundle.manifest.name
         if self.config.model.cell == "rnn":
             raise ConfigError(
@@ -48,4 +48,8 @@ class LanguageModelExperiment(TextExperiment[LanguageModelConfig]):
         if found is None:
             raise ConfigError(f"training.init_from: {name}: it has no graph in fp32")
         weights = dict(weights_of(found[1], self.config.model))
+        # The export has divided these by the temperature.
+        for part in bundle.manifest.parts[:1]:
+            for name in ("output.weight", "output.bias"):
+                weights[name] = weights[name] * (part.temperature or 1.0)
         return weights, (Characters(bundle.vocab.tokens),)

@@ -5,7 +5,7 @@ it can be moved to another machine, and the text that it was made from can be de
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +64,22 @@ def holds_run(run_dir: Path) -> bool:
     return (run_dir / LAST).exists() or (run_dir / BEST).exists()
 
 
-def export_run(run_dir: Path, models_dir: Path, *, name: str | None = None) -> Path:
-    """Write a run's best weights as a bundle, wherever the run was stopped.
+def export_run(
+    run_dir: Path, models_dir: Path, *, name: str | None = None, others: Sequence[Path] = ()
+) -> Path:
+    """Write a run's best weights as a bundle, mixed with those of `others`.
 
-    Raises ExportError, and nothing is written.
+    It does not matter where the runs were stopped. Raises ExportError, and nothing is written.
     """
     experiment = open_run(run_dir)
+    for other in others:
+        noun = open_run(other).noun
+        if noun != experiment.noun:
+            raise ExportError(f"{other}: {noun}, which cannot be mixed with {experiment.noun}")
     data = experiment.open(run_dir)
     if not _is_measured(run_dir):
         _measure(experiment, run_dir, data)
-    return experiment.export(run_dir, data, models_dir, name=name)
+    return experiment.export(run_dir, data, models_dir, name=name, others=others)
 
 
 def open_run(run_dir: Path) -> Experiment[Any]:

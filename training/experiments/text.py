@@ -139,12 +139,21 @@ class TextExperiment(Generic[Config]):
             )
             yield options.prompt + text
 
-    def export(self, run_dir: Path, data: Corpus, models_dir: Path, *, name: str | None) -> Path:
+    def export(
+        self,
+        run_dir: Path,
+        data: Corpus,
+        models_dir: Path,
+        *,
+        name: str | None,
+        others: Sequence[Path] = (),
+    ) -> Path:
         """A step and a sequence graph of each precision."""
-        return export(run_dir, data, models_dir, name=name)
+        ensemble = [(other, self.open(other)) for other in others]
+        return export(run_dir, data, models_dir, name=name, ensemble=ensemble)
 
     def table(self, manifest: LanguageModelManifest) -> str:
-        """Both precisions, and the parts."""
+        """Both precisions, adapting or not, and the parts of a mixture."""
         models = [x for x in manifest.metrics.measurements if x.kind != "baseline"]
         return table(f"{manifest.metrics.split}, served in {manifest.precision}", models)
 

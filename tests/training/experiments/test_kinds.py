@@ -92,3 +92,23 @@ def test_counts_begin_with_what_was_read_and_end_with_the_splits(
     counts: dict[str, int], words: str
 ) -> None:
     assert in_words(counts) == words
+
+
+def test_runs_of_different_kinds_are_not_mixed(tmp_path: Path, call: Main) -> None:
+    (tmp_path / "text.txt").write_text("to be or not to be\n" * 40)
+    (tmp_path / "pairs.tsv").write_text("".join(f"a{i}b\tb{i}a\n" for i in range(60)))
+    documents = (tiny_ngram_document(), tiny_encoder_decoder_document(training={"steps": 1}))
+    text, pairs = tmp_path / "text", tmp_path / "pairs"
+    for document, run in zip(documents, (text, pairs), strict=True):
+        config = write_toml(tmp_path / "tiny.toml", document)
+        assert call("train", config, "--run", run)[0] == 0
+    models = ("--models", tmp_path / "models")
+    messages = {
+        (text, pairs): f"{pairs}: an encoder-decoder, which cannot be mixed with a language model",
+        (pairs, text): f"{text}: a language model, which cannot be mixed with an encoder-decoder",
+        (pairs, pairs): f"{pairs}: encoder-decoders are not mixed; export one run",
+        (text, tmp_path): f"{tmp_path}: there is no run in this folder",
+    }
+    for runs, message in messages.items():
+        assert call("export", *runs, *models) == (1, "", f"error: {message}\n")
+    assert not (tmp_path / "models").exists()

@@ -1,12 +1,14 @@
 """A run that begins with other weights: old ids stay, new characters follow, nothing is guessed."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from service.bundle.language_model import MixturePart
 from service.bundle.store import read_bundle, read_language_model
 from tests.training.helpers import (
     BACKWARDS,
@@ -17,7 +19,8 @@ from tests.training.helpers import (
     write_toml,
 )
 from training.__main__ import main
-from training.config import ConfigError, load_config
+from training.config import ConfigError, load_config, parse_config
+from training.experiments.kinds import experiment_of
 from training.experiments.starting_point import open_starting_point
 from training.loop import encoder_decoder
 from training.loop.language_model import load_best
@@ -51,6 +54,18 @@ def test_a_bundle_gives_the_runs_weights_bit_for_bit(parent: Path) -> None:
     found = open_starting_point(parent / "models/tiny").weights
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_the_temperature_of_the_export_is_undone(parent: Path) -> None:
+    bundle = read_language_model(parent / "models/tiny")
+    experiment = experiment_of(parse_config(bundle.manifest.training.config))
+    part = MixturePart(name="lstm", model=bundle.manifest.model, weight=1.0, temperature=2.0)
+    manifest = bundle.manifest.model_copy(update={"parts": []})
+    plain, _ = experiment.starting_weights(replace(bundle, manifest=manifest))
+    manifest = bundle.manifest.model_copy(update={"parts": [part]})
+    undone, _ = experiment.starting_weights(replace(bundle, manifest=manifest))
+    for name, weight in plain.items():
+        assert torch.equal(undone[name], 2 * weight if name.startswith("output.") else weight)
 
 
 @pytest.mark.parametrize("kind", ["run", "models/tiny"])
