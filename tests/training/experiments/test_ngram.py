@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from service.bundle.store import read_language_model
 from tests.training.helpers import (
     FABLE,
     Main,
@@ -175,3 +176,35 @@ def test_a_networks_run_is_not_resumed_over_an_ngrams(
     assert_refused(call("train", config, "--run", run, "--resume"), "there is no checkpoint")
     assert (run / "best.safetensors").read_bytes() == before
     assert "ngram" in (run / "config.toml").read_text()
+
+
+def test_a_run_becomes_a_bundle_of_one_part(run: Path, tmp_path: Path, call: Main) -> None:
+    status, stdout, stderr = call("export", run, "--models", tmp_path / "models")
+    assert status == 0, stderr
+    assert f"{losses(run)['tiny-ngram (PyTorch)']:.4f}" in stdout
+    manifest = read_language_model(tmp_path / "models/tiny-ngram").manifest
+    assert (manifest.model.cell, manifest.model.order) == ("ngram", 3)
+    assert [part.weight for part in manifest.parts] == [1.0]
+    assert (manifest.training.steps, manifest.training.curve, manifest.adapt) == (0, None, None)
+    assert manifest.training.config["model"]["order"] == 3
+    config = configured(tmp_path)
+    again = call(
+        "train", config, "--run", tmp_path / "b", "--init-from", tmp_path / "models/tiny-ngram"
+    )
+    assert_refused(again, "training.init_from: tiny-ngram: an n-gram has no weights to start from")
+
+
+def test_two_networks_of_the_same_text_become_one_bundle(tmp_path: Path, call: Main) -> None:
+    (tmp_path / "text.txt").write_text(FABLE)
+    for seed in (1, 2):
+        config = write_toml(tmp_path / "tiny.toml", tiny_document(training={"seed": seed}))
+        assert call("train", config, "--run", tmp_path / str(seed))[0] == 0
+    status, stdout, stderr = call(
+        "export", tmp_path / "1", tmp_path / "2", "--models", tmp_path / "models"
+    )
+    assert status == 0, stderr
+    manifest = read_language_model(tmp_path / "models/tiny").manifest
+    assert [part.model.cell for part in manifest.parts] == ["lstm", "lstm"]
+    shown = [x for x in manifest.metrics.measurements if x.kind != "baseline"]
+    assert len(shown) >= 3
+    assert all(f"{x.loss:.4f}" in stdout for x in shown)
