@@ -1,9 +1,10 @@
-"""`python -m bench.ngram`: measure an n-gram's graphs beside an LSTM's on one thread.
+"""`python -m bench.ngram`: measure the graphs of n-grams and mixtures beside an LSTM's.
 
 Fits n-grams of several orders on Alice's Adventures in Wonderland and prints the seconds to fit and
-to build, the size of the graphs, and the time of a step beside that of the LSTM of
-training/configs/alice-lstm.toml (weights as drawn: they do not change the time). All are timed in
-turn, and of each the fastest round counts, since other work on the machine only adds to it.
+to build, the size of the graphs, and the time of a step on one thread, alone and mixed with an
+LSTM, beside that of the LSTM of training/configs/alice-lstm.toml (weights as drawn: they do not
+change the time). All are timed in turn, and of each the fastest round counts, since other work on
+the machine only adds to it.
 """
 
 import argparse
@@ -23,12 +24,13 @@ from training.evaluation.ngram_network import network
 from training.export.sessions import open_session
 from training.graphs.language_model import build
 from training.networks.language_model import LanguageModel
-from training.networks.mixture import AnyLanguageModel
+from training.networks.mixture import AnyLanguageModel, Mixture
 
 CONFIG = Path("training/configs/alice-lstm.toml")
 WORK = Path(__file__).parent / ".work" / "ngram"
 ROWS = (1, 16, 64)
 STEPS = 50  # of one round
+WEIGHTS, EXPONENT = (0.7, 0.3), 1.2  # about those that an export fits
 
 
 def main() -> int:
@@ -61,6 +63,8 @@ def main() -> int:
             f"{built - fitted:.2f} s to build, {sizes} MB"
         )
         steps[f"{order}-gram"] = _step(module, graphs[1], ids)
+        mixture = Mixture([lstm], module, WEIGHTS, EXPONENT)
+        steps[f"int8 with the {order}-gram"] = _step(mixture, build(mixture, "int8", "step"), ids)
     for rows in ROWS:
         runs = {name: step(rows) for name, step in steps.items()}
         micros = dict.fromkeys(runs, float("inf"))
