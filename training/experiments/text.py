@@ -12,7 +12,7 @@ from service.bundle.text import SPECIAL_TOKENS, Vocabulary
 from service.bundle.tokenization import Characters, Tokenizer
 from training.config import AnyLanguageModelConfig, ConfigError
 from training.data import corpus as corpora
-from training.data.corpus import Corpus
+from training.data.corpus import Corpus, Split
 from training.data.splits import SPLITS
 from training.evaluation.language_model import evaluate
 from training.evaluation.language_model_report import (
@@ -103,13 +103,13 @@ class TextExperiment(Generic[Config]):
             "split": data.held_out_name,
             "measurements": [x.model_dump() for x in measurements],
         }
-        return Measured(document, table(_title(data, data.held_out_name), measurements))
+        return Measured(document, table(_title(data.held_out_name, data.held_out), measurements))
 
     def floors(self, data: Corpus) -> str:
         """The n-grams."""
         config = self.config.baselines
         floors = measure_baselines(data.train, data.held_out, len(data.vocab), config)
-        return table(_title(data, data.held_out_name), floors)
+        return table(_title(data.held_out_name, data.held_out), floors)
 
     def evaluate(self, run_dir: Path, split: str | None) -> str:
         """One row: the model on the split."""
@@ -118,10 +118,11 @@ class TextExperiment(Generic[Config]):
         name = split or corpus.held_out_name
         if name not in SPLITS:
             raise ConfigError(f"--split: there are {', '.join(SPLITS)}")
-        if corpus.split(name).chars == 0:
+        found = corpus.split(name) if split else corpus.held_out
+        if found.chars == 0:
             raise ConfigError(f"the {name} split is empty")
-        score = evaluate(model, corpus.split(name), _CPU)
-        return table(_title(corpus, name), [measurement(config.name, "model", score)])
+        score = evaluate(model, found, _CPU)
+        return table(_title(name, found), [measurement(config.name, "model", score)])
 
     def answer(self, run_dir: Path, options: SampleOptions) -> Iterator[str]:
         """The prompt, continued."""
@@ -184,8 +185,8 @@ class TextExperiment(Generic[Config]):
         return (Characters(record["vocab"]),)
 
 
-def _title(corpus: Corpus, split: str) -> str:
-    return f"{split}, {corpus.split(split).chars:,} characters"
+def _title(name: str, split: Split) -> str:
+    return f"{name}, {split.chars:,} characters"
 
 
 def _held_out_text(corpus: Corpus) -> str:

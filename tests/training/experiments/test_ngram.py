@@ -122,6 +122,21 @@ def test_the_model_is_fitted_on_the_training_split_alone(run: Path) -> None:
     assert own > held_out
 
 
+def test_without_a_test_split_evaluate_scores_the_text_that_training_reported(
+    tmp_path: Path, call: Main
+) -> None:
+    path = configured(tmp_path, FABLE * 16)
+    text = path.read_text()
+    path.write_text(re.sub(r"(?m)^test_fraction = .*$", "test_fraction = 0.0", text))
+    run = tmp_path / "run"
+    assert call("train", path, "--run", run)[0] == 0
+    corpus = corpora.load(run / "corpus")
+    assert corpus.held_out.chars < corpus.valid.chars
+    reported = f"{losses(run)['tiny-ngram (PyTorch)']:.4f}"
+    assert reported in call("evaluate", run)[1]
+    assert reported not in call("evaluate", run, "--split", "valid")[1]
+
+
 def test_evaluate_and_baselines_work(run: Path, tmp_path: Path, call: Main) -> None:
     status, stdout, _ = call("evaluate", run)
     assert status == 0
