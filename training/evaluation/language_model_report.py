@@ -61,13 +61,16 @@ def measure_baselines(
 
 def table(title: str, measurements: Sequence[LanguageModelMeasurement]) -> str:
     """The measurements as lines of text, best last, and how the model and the best floor differ."""
-    width = max(26, *(len(x.name) + 2 for x in measurements))
+    names = {id(x): x.name + " (adapting)" * (x.kind == "adapting") for x in measurements}
+    width = max(26, *(len(name) + 2 for name in names.values()))
     header = f"{'':<{width}}{'nats/token':>12}{'bits/char':>12}{'perplexity':>12}"
     sure = any(x.standard_error is not None for x in measurements)
     lines = [title, header + "  ± bits/char" * sure]
     ordered = sorted(measurements, key=lambda x: -x.loss if math.isfinite(x.loss) else -math.inf)
     for x in ordered:
-        line = f"{x.name:<{width}}{x.loss:>12.4f}{x.bits_per_char:>12.4f}{x.perplexity:>12.3f}"
+        line = (
+            f"{names[id(x)]:<{width}}{x.loss:>12.4f}{x.bits_per_char:>12.4f}{x.perplexity:>12.3f}"
+        )
         lines.append(line + ("" if x.standard_error is None else f"{x.standard_error:>13.4f}"))
     return "\n".join(lines + _compared(ordered))
 

@@ -29,6 +29,7 @@ from training.data.splits import SPLITS
 from training.errors import ExportError
 from training.evaluation.language_model import Score, evaluate
 from training.evaluation.language_model_report import measure_baselines, measurement
+from training.export.adapting import added
 from training.export.gate import PRECISIONS, is_kept, measured, served_precision
 from training.export.language_model_parity import (
     OnnxLanguageModel,
@@ -80,12 +81,14 @@ def export(
     models = [first, *(_member(*other, corpus) for other in ensemble)]
     parts = _parts(models, config, corpus)
     model, held_out = parts.model, corpus.held_out
-    graphs = build_graphs(model)
+    graphs = build_graphs(model, adapting=parts.adaptation is not None)
     precisions = [x for x in PRECISIONS if (x, "sequence") in graphs]
     golden = golden_vectors(model, held_out, corpus.vocab, precisions)
     scores = checked_scores(model, graphs, held_out, golden)
     precision = gate(scores)
     graphs = {kind: data for kind, data in graphs.items() if is_kept(kind[0], precision)}
+    adapting = added(model, parts.adaptation, graphs, held_out)
+    graphs |= adapting.graphs
     manifest = LanguageModelManifest(
         **heading(config, name),
         task="language_model",
@@ -99,6 +102,7 @@ def export(
         parts=parts.described(),
         exponent=model.exponent or 1.0,
         fit=parts.fit,
+        adapt=parts.adapt_record(),
         limits=LanguageModelLimits(max_tokens=_DEFAULT_MAX_TOKENS),
         data=_data_source(config, corpus),
         metrics=LanguageModelMetrics(
@@ -107,13 +111,14 @@ def export(
             tokens=held_out.tokens,
             measurements=[
                 *(measurement(x, "model", score) for x, score in scores.items()),
+                *adapting.measurements,
                 *parts.measured(held_out),
                 *_baselines(run_dir, config, corpus, scores["fp32"], parts),
             ],
             expected_bits_per_char=scores["fp32"].expected_bits_per_char,
         ),
         training=training_record(run_dir, config, record, LanguageModelTask.curve),
-        golden=[x for x in golden if is_kept(x.precision, precision)],
+        golden=[*(x for x in golden if is_kept(x.precision, precision)), *adapting.golden],
     )
     files = {VOCAB_FILE: vocab_bytes(corpus.vocab), **graph_files(graphs)}
     return write_bundle(models_dir, manifest, files)
@@ -125,7 +130,7 @@ def _parts(
     networks = [network for model in models for network in model.networks]
     ngrams = [model.ngram for model in models if model.ngram is not None]
     if not ngrams:
-        return of_networks(networks, config.ngram, corpus)
+        return of_networks(networks, config.ngram, corpus, config.adapt)
     if len(models) > 1:
         raise ExportError(
             "an ensemble is of networks: to mix an n-gram with them, add [ngram] to the first "
@@ -158,10 +163,10 @@ def _check_corpus(run_dir: Path, record: Mapping[str, Any], corpus: Corpus) -> N
         )
 
 
-def build_graphs(model: AnyLanguageModel) -> Graphs:
-    """Every graph of a model, by precision and role."""
+def build_graphs(model: AnyLanguageModel, *, adapting: bool = False) -> Graphs:
+    """Every graph of a model, by precision and role; the adapting ones are `adapting_graphs`."""
     return {
-        (precision, role): onnx_graph.build(model, precision, role)
+        (precision, role): onnx_graph.build(model, precision, role, adapting=adapting)
         for precision, roles in onnx_graph.roles(model).items()
         for role in roles
     }

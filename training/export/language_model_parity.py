@@ -5,7 +5,7 @@ B batch, T time, V vocabulary.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,26 @@ _STEP_BATCHES = (1, 2, 3, 4, 5, 8, 16, 33, 64)
 
 States: TypeAlias = list[npt.NDArray[np.float32]]
 _Ids: TypeAlias = npt.NDArray[np.int64]
+
+
+class Reader(Protocol):
+    """Exported graphs that read tokens."""
+
+    def run(
+        self,
+        tokens: _Ids,
+        targets: _Ids,
+        states: States,
+        lengths: npt.NDArray[np.int32] | None = None,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], States]:
+        """`target_logprobs` [B, T], `logprobs` [B, T, V] and the states after."""
+
+
+class Stateful(Protocol):
+    """What knows the states to begin with."""
+
+    def initial_states(self, batch_size: int) -> tuple[Tensor, ...]:
+        """Zeros, batch on axis 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +177,7 @@ def agreement(onnx_model: OnnxLanguageModel, found: Iterable[Reading]) -> Iterat
             so_far.add_state(right, own, single)
         if not np.array_equal(picked, of_targets(logprobs, targets)):
             raise ExportError("the graph's target_logprobs are not those of its logprobs")
-        _check_ragged(onnx_model, tokens, targets, states)
+        check_ragged(onnx_model, tokens, targets, states)
         states = after
         yield so_far
 
@@ -192,7 +212,7 @@ def check_int8(
     tokens, targets = text[:, :-1], text[:, 1:]
     zeros: States = [state.numpy() for state in model.initial_states(batch)]
     picked, _, after = onnx_model.run(tokens, targets, zeros)
-    _check_ragged(onnx_model, tokens, targets, after)
+    check_ragged(onnx_model, tokens, targets, after)
     check_steps(model, onnx_model, step_graph, held_out)
     on_text = float(np.abs(picked - _reference(model, tokens, targets)).mean())
     _check_int8_text(on_text, MAX_INT8_DIFFERENCE)
@@ -266,7 +286,7 @@ def _check_stepping(
         raise ExportError(f"the states of step and sequence graph differ at {rows} rows")
 
 
-def onnx_score(onnx_model: OnnxLanguageModel, model: AnyLanguageModel, split: Split) -> Score:
+def onnx_score(onnx_model: Reader, model: Stateful, split: Split) -> Score:
     """The split's score as the exported graph computes it, with carried state."""
     lanes = min(split.documents, 64)
     states: States = [state.numpy() for state in model.initial_states(lanes)]
@@ -288,11 +308,17 @@ def golden_vectors(
 
     They are the beginning of the held-out text, the empty text, and every token once.
     """
-    ids = [int(i) for i in held_out.ids[:129]]
-    vectors = [ids, [BOS_ID, EOS_ID], [BOS_ID, *range(EOS_ID + 1, len(vocab)), EOS_ID]]
     return [
-        _golden_vector(model, tokens, precision) for precision in precisions for tokens in vectors
+        _golden_vector(model, tokens, precision)
+        for precision in precisions
+        for tokens in golden_texts(held_out, len(vocab))
     ]
+
+
+def golden_texts(held_out: Split, vocab_size: int) -> list[list[int]]:
+    """What the known answers are of: ids from bos on."""
+    ids = [int(i) for i in held_out.ids[:129]]
+    return [ids, [BOS_ID, EOS_ID], [BOS_ID, *range(EOS_ID + 1, vocab_size), EOS_ID]]
 
 
 def _golden_vector(
@@ -312,8 +338,8 @@ def _golden_vector(
 
 
 def check_golden(
-    model: AnyLanguageModel,
-    onnx_model: OnnxLanguageModel,
+    model: Stateful,
+    onnx_model: Reader,
     golden: Sequence[LanguageModelGoldenVector],
     precision: Precision,
 ) -> None:
@@ -350,8 +376,8 @@ def _reference(model: AnyLanguageModel, tokens: _Ids, targets: _Ids) -> Array:
     return of_targets(logprobs.numpy(), targets)
 
 
-def _check_ragged(
-    onnx_model: OnnxLanguageModel,
+def check_ragged(
+    onnx_model: Reader,
     tokens: npt.NDArray[np.int64],
     targets: npt.NDArray[np.int64],
     states: States,

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from service.bundle.language_model import (
+    Adapt,
     Fit,
     LanguageModelMeasurement,
     LanguageModelShape,
     MixturePart,
 )
-from training.config import NGramConfig
+from training.config import AdaptConfig, NGramConfig
 from training.data.corpus import Corpus, Split
 from training.evaluation.fitting import (
     Shares,
@@ -24,8 +25,11 @@ from training.evaluation.fitting import (
 from training.evaluation.language_model import evaluate
 from training.evaluation.language_model_report import measurement
 from training.evaluation.ngram_network import network
+from training.export.adapting import adapt_record
+from training.export.adapting_fit import fit_adaptation
 from training.loop.ngram import fit_ngram
 from training.loop.trainer import parameter_count
+from training.networks.adapting import Adaptation
 from training.networks.language_model import LanguageModel
 from training.networks.mixture import AnyLanguageModel, Mixture
 from training.networks.ngram import NGram
@@ -47,6 +51,7 @@ class Parts:
     shares: Shares
     own_temperatures: Sequence[float]  # of each network alone
     fit: Fit | None
+    adaptation: Adaptation | None = None
 
     @property
     def names(self) -> list[str]:
@@ -67,6 +72,12 @@ class Parts:
             MixturePart(name=name, model=shape, weight=weight, temperature=temperature)
             for name, shape, weight, temperature in described
         ]
+
+    def adapt_record(self) -> Adapt | None:
+        """How it adapts, as the manifest writes it."""
+        if self.adaptation is None:
+            return None
+        return adapt_record(self.model, self.adaptation, self.shares.temperatures)
 
     def measured(self, held_out: Split) -> list[LanguageModelMeasurement]:
         """Each part alone: a network as it was trained and at its own temperature."""
@@ -100,7 +111,10 @@ def of_ngram(model: NGram) -> Parts:
 
 
 def of_networks(
-    networks: Sequence[LanguageModel], options: NGramConfig | None, corpus: Corpus
+    networks: Sequence[LanguageModel],
+    options: NGramConfig | None,
+    corpus: Corpus,
+    adapt: AdaptConfig | None = None,
 ) -> Parts:
     """Networks and, with options for one, an n-gram, fitted on the corpus's text for that.
 
@@ -125,6 +139,10 @@ def of_networks(
     probs = [] if ngram is None else [predictions(ngram, text)[0].exp()]
     shares = fit_mixture(logits, probs, targets)
     own = [fit_temperature(x, targets) for x in logits] if len(shares.weights) > 1 else []
+    adaptation = None
+    if adapt is not None:
+        # The n-gram that has counted the text of the fit would know it by heart.
+        adaptation = fit_adaptation(_whole(networks, ngram, shares), shares, text, adapt.rank)
     if options is not None:
         ngram = _counted(options, corpus.train.joined(corpus.fitting), vocab_size)
     return Parts(
@@ -134,6 +152,7 @@ def of_networks(
         shares,
         own or shares.temperatures,
         Fit(split="valid", chars=text.chars),
+        adaptation,
     )
 
 

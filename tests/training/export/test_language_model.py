@@ -295,7 +295,7 @@ def perturbed(name: str) -> Callable[..., bytes]:
     build = onnx_graph.build
 
     def tampered(
-        model: LanguageModel, precision: Precision = "fp32", role: Role = "sequence"
+        model: LanguageModel, precision: Precision = "fp32", role: Role = "sequence", **_: Any
     ) -> bytes:
         if precision != "fp32":
             return build(model, precision, role)
@@ -311,7 +311,7 @@ def perturbed(name: str) -> Callable[..., bytes]:
 
 
 def without_lengths(
-    model: LanguageModel, precision: Precision = "fp32", role: Role = "sequence"
+    model: LanguageModel, precision: Precision = "fp32", role: Role = "sequence", **_: Any
 ) -> bytes:
     """A graph that reads every row to the end of the window: its states run on into padding."""
     if precision != "fp32":
@@ -588,7 +588,7 @@ def test_an_int8_graph_that_was_tampered_with_is_not_written(
     run: Path, monkeypatch: pytest.MonkeyPatch, role: Role, change: Tamper, message: str
 ) -> None:
     def build(
-        model: LanguageModel, precision: Precision = "fp32", built: Role = "sequence"
+        model: LanguageModel, precision: Precision = "fp32", built: Role = "sequence", **_: Any
     ) -> bytes:
         graph = WHOLE_BUILD(model, precision, built)
         return tampered(graph, change) if (precision, built) == ("int8", role) else graph
