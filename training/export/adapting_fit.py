@@ -19,7 +19,7 @@ from torch import Tensor
 
 from service.bundle.language_model import MAX_ADAPT_BYTES
 from training.data.corpus import Split
-from training.evaluation.fitting import Shares, fit_shares
+from training.evaluation.fitting import Shares, fit_shares, fit_temperature
 from training.graphs.adapting_places import SLOTS
 from training.networks.adapting import Adaptation
 from training.networks.mixture import AnyLanguageModel, mixed
@@ -75,7 +75,12 @@ def fit_adaptation(
     projections = [_projection(x, min(rank or most, most)) for x in text.hidden]
     features = [h if p is None else h @ p.T for h, p in zip(text.hidden, projections, strict=True)]
     static = _tried(text, features, _Trial(0.0, 0.0, 1.0, shares.weights, shares.exponent))
-    best = _search(text, features, static)
+    # In a mixture with an exponent, networks are much less sure of themselves than they have reason
+    # to be. Errors to learn from must be those of networks that are right about how sure they are.
+    targets = torch.from_numpy(text.targets)
+    sure = [1.0 / fit_temperature(torch.from_numpy(x), targets) for x in text.logits]
+    logits = [np.float32(a) * x for a, x in zip(sure, text.logits, strict=True)]
+    best = _search(replace(text, logits=logits), features, static)
     _LOG.info(
         "adapting: %.4f nats a token on the text of the fit, %.4f without", best.loss, static.loss
     )
@@ -86,7 +91,7 @@ def fit_adaptation(
         rate=best.rate,
         decay=best.decay,
         projections=projections,
-        scales=[best.scale] * len(features),
+        scales=[best.scale * x for x in sure],
         weights=best.weights,
         exponent=best.exponent,
     )
@@ -101,7 +106,8 @@ def _highest_rank(networks: int, vocab_size: int) -> int:
 def _search(text: _Text, features: Sequence[Floats], static: _Trial) -> _Trial:
     """One number after another, on small grids."""
     size = max(float(np.square(x).sum(axis=1).mean()) for x in features)
-    first = (replace(static, rate=x / size) for x in _RATES)
+    start = _mixed(text, features, replace(static, loss=math.inf))
+    first = (replace(start, rate=x / size) for x in _RATES)
     best = _mixed(text, features, _best(text, features, first))
     for grid in (_rates, _scales, _scales, _decays, _rates):
         best = _mixed(text, features, _best(text, features, grid(best), best))
