@@ -1,11 +1,13 @@
-"""`python -m bench.learn shakespeare|sigmorphon|names|few`: measure what `training learn` reaches.
+"""`python -m bench.learn PART…`: measure what `training learn` reaches.
 
-Each part runs `learn` on a file as a person would, and prints the model's figures with baselines:
+Each part runs `learn` on a file as a person would, and prints the model's figures with those of its
+parts and the baselines:
 
 - `shakespeare`: tiny Shakespeare in ten minutes, 90/10 by position (nats a character);
 - `sigmorphon`: the eight languages of SIGMORPHON 2020 task 1 on the official splits, four minutes
   each (word error rate in percent), beside the official baseline;
-- `names`: 2,000 lines of `--file`, such as names; `few`: its first 50 lines.
+- `names`: 2,000 lines of `--file`, such as names; `few`: its first 50 lines;
+- `alice`: Alice's Adventures in Wonderland in three minutes.
 
 Needs ../shared/data for the first two.
 """
@@ -25,6 +27,7 @@ from training.__main__ import main as training
 
 WORK = ROOT / "bench" / ".work" / "learn"
 SHAKESPEARE = ROOT / ".." / "shared" / "data" / "tinyshakespeare.txt"
+ALICE = ROOT / "training" / "data" / "alice" / "alice.txt"
 
 
 def main() -> int:
@@ -73,6 +76,10 @@ def _few(options: argparse.Namespace) -> None:
     _print_text(_learn("few", [_head(options.file, 50)], options.minutes or 2))
 
 
+def _alice(options: argparse.Namespace) -> None:
+    _print_text(_learn("alice", [ALICE], options.minutes or 3))
+
+
 def _head(path: Path, count: int) -> Path:
     """The first lines of a file, in a file of their own."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:count]
@@ -102,10 +109,17 @@ def _print_text(manifest: LanguageModelManifest | EncoderDecoderManifest) -> Non
     metrics = manifest.metrics
     say(f"{manifest.name}, {metrics.split}, {metrics.chars:,} characters")
     for x in sorted(metrics.measurements, key=lambda x: -x.loss):
-        say(f"  {x.name:<24}{x.loss:8.4f} nats a token{x.bits_per_char:8.4f} bits a character")
+        name = x.name if x.kind != "adapting" else f"{x.name}, adapting"
+        say(f"  {name:<32}{x.loss:8.4f} nats a token{x.bits_per_char:8.4f} bits a character")
 
 
-PARTS = {"shakespeare": _shakespeare, "sigmorphon": _sigmorphon, "names": _names, "few": _few}
+PARTS = {
+    "shakespeare": _shakespeare,
+    "sigmorphon": _sigmorphon,
+    "names": _names,
+    "few": _few,
+    "alice": _alice,
+}
 
 
 if __name__ == "__main__":

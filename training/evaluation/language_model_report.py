@@ -96,12 +96,31 @@ def in_words(manifest: LanguageModelManifest, unit: str) -> list[str]:
     said = f"On {unit} that it has never seen ({metrics.chars:,} characters), the model needs "
     figures = f"{mine:.2f} bits a character; guessing evenly needs {even:.2f}."
     floors = [x for x in metrics.measurements if x.kind == "baseline"]
-    alone = {x.name: x.bits_per_char for x in metrics.measurements if x.kind == "part"}
-    names = [x.name for x in manifest.parts if x.name in alone]
-    if len(names) > 1:
-        parts = " and ".join(f"the {name} ({alone[name]:.2f} alone)" for name in names)
-        figures += f" It is a mixture of {parts}."
-    return [said + figures, compared(mine, min(floors, key=lambda x: x.bits_per_char))]
+    nearest = compared(mine, min(floors, key=lambda x: x.bits_per_char))
+    return [said + figures, *_parts_in_words(manifest), *_adapting_in_words(manifest), nearest]
+
+
+def _adapting_in_words(manifest: LanguageModelManifest) -> list[str]:
+    """What a model that can adapt needs while it does."""
+    said = "Where a request asks it to adapt to the text that it reads, it needs"
+    return [
+        f"{said} {x.bits_per_char:.2f}."
+        for x in manifest.metrics.measurements
+        if x.kind == "adapting" and x.name == manifest.precision
+    ]
+
+
+def _parts_in_words(manifest: LanguageModelManifest) -> list[str]:
+    """A mixture's parts, each with its own figure."""
+    measured = manifest.metrics.measurements
+    alone = {x.name: x.bits_per_char for x in measured if x.kind == "part"}
+    found = [
+        f"the {f'{part.model.order}-gram' if part.model.order else part.name.upper()} "
+        f"({alone[part.name]:.2f} alone)"
+        for part in manifest.parts
+        if part.name in alone
+    ]
+    return [f"It is a mixture of {' and '.join(found)}."] if len(found) > 1 else []
 
 
 def compared(mine: float, floor: LanguageModelMeasurement) -> str:

@@ -86,7 +86,7 @@ def choose(options: argparse.Namespace, name: str, run_dir: Path, say: Say) -> C
         if best is not None and short is not None:
             steps = shortened(steps, short, best.step)
             eval_every = max(1, steps // 20)
-    document["training"] = with_steps(chosen, steps, eval_every)
+    document |= {"training": with_steps(chosen, steps, eval_every), **chosen.added}
     notes = _notes(chosen, speed, steps, eval_every, size)
     if tried:
         notes.insert(len(chosen.reasons), tried)

@@ -51,10 +51,18 @@ _COMMENTS = {
     "restart_probability": "a step's chance to end the text at a line end and begin anew",
     "ngram_targets": "share of each target by an n-gram of the other texts",
     "label_smoothing": "share of the target probability given to every token",
+    "order": "tokens of the longest n-grams",
+    "max_ngrams": "at most so many, the most valuable",
+    "rank": "directions of the hidden outputs that it reads",
     "select_by": "metric that keeps the weights",
     "max_valid_sources": "translated at an evaluation",
     "sample_chars": "characters of the sample at each evaluation",
     "seed": "of everything random",
+}
+# The comment beside the headings that need one.
+_HEADINGS = {
+    "ngram": "averaged with the network at export",
+    "adapt": "requests may have the output layer learn from the text that they read",
 }
 _WIDTH = 34
 
@@ -64,7 +72,10 @@ def render(notes: Sequence[str], document: Mapping[str, Any]) -> str:
     lines = [f"# {_one_line(note)}" for note in notes]
     lines += ["", *_options(document)]
     for name, table in _tables(document, ""):
-        lines += ["", f"[{name}]", *_options(table)]
+        heading = f"[{name}]"
+        if name in _HEADINGS:
+            heading = f"{heading:<{_WIDTH}} # {_HEADINGS[name]}"
+        lines += ["", heading, *_options(table)]
     return "\n".join(lines) + "\n"
 
 

@@ -1,8 +1,10 @@
 """The choices for text: its amount decides sizes, dropout and schedule."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from training.data.corpus import LEAST_FITTED
 from training.learn.plan import Plan, held_out_fraction
 from training.learn.recognize import Sight
 
@@ -19,8 +21,19 @@ _DROPOUTS: tuple[dict[str, float], ...] = (
 
 _MUCH_TEXT = 400_000  # characters to train on
 
-# Of 0.3, 0.5 and 0.7 the best on 2,000 names: 3.36, 3.34 and 3.37 bits a character, 3.44 without.
+# Where there is too little text to mix an n-gram in. Where one is mixed in, such targets make the
+# parts too similar: three lists of 2,000 names need 3.51, 3.22 and 2.91 bits a character in
+# mixtures without them, and 3.52, 3.23 and 2.97 with them.
 _NGRAM_TARGETS = 0.5
+
+# Of the n-gram in a mixture. Tiny Shakespeare has 1,406,000 n-grams; a network with so many of them
+# needs 1.936 bits a character, with all 1.909, and alone 1.974. They are a third of the bundle.
+_ORDER = 8
+_MAX_NGRAMS = 150_000
+# Characters: counting takes about 100 bytes for each.
+_MOST_COUNTED = 5_000_000
+# Numbers of a hidden output that an adapting layer reads: more make each step slower.
+_ADAPT_RANK = 64
 
 
 def plan(sight: Sight, size: int, replicas: int, held_out: float | None) -> Plan:
@@ -29,6 +42,11 @@ def plan(sight: Sight, size: int, replicas: int, held_out: float | None) -> Plan
     texts = sight.texts if lines else sight.chars // _LINE_CHARS
     fraction = held_out_fraction(texts, sight.chars)
     train_chars = sight.chars * (1.0 - (2.0 * fraction if held_out is None else held_out))
+    # Validation text or, without a test split, half of it. How much is in the files that a person
+    # names for both is not known here.
+    tokens = sight.chars + (texts if lines else 0)
+    fit_share = fraction if held_out is None else held_out / 2.0
+    fit_tokens = tokens * fit_share if held_out != 0.0 else math.inf
     hidden_size = _SIZES[min(len(_SIZES) - 1, _size_for(train_chars) + size)]
     mean_chars = max(1.0, sight.chars / sight.texts) if lines else sight.chars
     batch_size, bptt_len = (32 if lines and mean_chars < 50 else 16), 64
@@ -51,9 +69,10 @@ def plan(sight: Sight, size: int, replicas: int, held_out: float | None) -> Plan
         training["restart_probability"] = 0.05 if train_chars < 400_000 else 0.01
     chosen, variants, why = _dropouts(train_chars)
     reasons = [f"one LSTM layer of {hidden_size} units for {train_chars:,.0f} characters", why]
-    if train_chars <= _MUCH_TEXT:
+    added, what = _added(train_chars, lines=lines)
+    if fit_tokens < LEAST_FITTED:
         training["ngram_targets"] = _NGRAM_TARGETS
-        reasons.append("an n-gram model helps to teach it: half of each target (ngram_targets)")
+        added, what = {}, ["too little text to mix an n-gram in: it helps to teach (ngram_targets)"]
     return Plan(
         "language_model",
         {
@@ -70,9 +89,30 @@ def plan(sight: Sight, size: int, replicas: int, held_out: float | None) -> Plan
         epoch_steps,
         max_epochs=max(35.0, 300.0 / epoch_steps) if variants else 60.0,
         min_epochs=min(4.0, 4e6 / train_chars),
-        reasons=reasons,
+        reasons=[*reasons, *what],
         variants=variants,
+        added=added,
     )
+
+
+def _added(train_chars: float, *, lines: bool) -> tuple[dict[str, dict[str, Any]], Sequence[str]]:
+    """The sections about what the export adds, and the reasons."""
+    added: dict[str, dict[str, Any]] = {}
+    reasons = []
+    if train_chars > _MOST_COUNTED:
+        reasons.append("too much text to count: no n-gram is mixed in, which would add little")
+    else:
+        added["ngram"] = {"order": _ORDER}
+        reasons.append(f"an {_ORDER}-gram is averaged with the network at export ([ngram])")
+        if _ORDER * train_chars > _MAX_NGRAMS:
+            added["ngram"]["max_ngrams"] = _MAX_NGRAMS
+            reasons[-1] += f": its {_MAX_NGRAMS:,} most valuable n-grams"
+    if not lines:
+        added["adapt"] = {"rank": _ADAPT_RANK}
+        reasons.append(
+            "requests may have it adapt to the text that they read ([adapt]), if that helps"
+        )
+    return added, reasons
 
 
 def _dropouts(train_chars: float) -> tuple[dict[str, float], Sequence[dict[str, float]], str]:

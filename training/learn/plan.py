@@ -43,6 +43,8 @@ class Plan:
     # Sections of `data`: for pairs `source` and `target`.
     sides: dict[str, dict[str, Any]] = field(default_factory=dict)
     variants: Sequence[dict[str, float]] = ()  # other dropouts that may suit the data better
+    # Sections about what the export adds: `ngram`, `adapt`. Training does without them.
+    added: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def held_out_fraction(texts: int, chars: int) -> float:

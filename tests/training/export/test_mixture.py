@@ -71,7 +71,21 @@ def test_the_whole_is_better_than_its_parts_and_measured_beside_them(
     assert {x.name for x in bundle.manifest.parts} < {*figures}
     assert measured[0].bits_per_char < min(figures.values())
     assert bundle.manifest.metrics.expected_bits_per_char is not None
-    assert any("It is a mixture of the lstm" in x for x in in_words(bundle.manifest, "text"))
+    said = next(x for x in in_words(bundle.manifest, "text") if x.startswith("It is a mixture"))
+    for x, name in zip(bundle.manifest.parts, ("LSTM", "3-gram"), strict=True):
+        assert f"the {name} ({figures[x.name]:.2f} alone)" in said
+
+
+def test_what_adapting_is_worth_is_said(bundle: LanguageModelBundle) -> None:
+    manifest = bundle.manifest
+    assert not any("adapt" in x for x in in_words(manifest, "text"))
+    served = next(x for x in manifest.metrics.measurements if x.name == manifest.precision)
+    adapting = served.model_copy(update={"kind": "adapting", "bits_per_char": 1.234})
+    metrics = manifest.metrics.model_copy(
+        update={"measurements": [*manifest.metrics.measurements, adapting]}
+    )
+    said = in_words(manifest.model_copy(update={"metrics": metrics}), "text")
+    assert any("adapt to the text that it reads, it needs 1.23." in x for x in said)
 
 
 def test_the_same_run_gives_the_same_mixture(

@@ -35,6 +35,12 @@ def body_of(line: str) -> tuple[str, dict[str, object]]:
     return words[2].removeprefix("http://127.0.0.1:8000"), json.loads(words[-1])
 
 
+def parts_of(bundle: Path) -> list[str]:
+    manifest = read_bundle(bundle).manifest
+    assert isinstance(manifest, LanguageModelManifest)
+    return [x.name for x in manifest.parts]
+
+
 def steps_of(run: Path) -> int:
     return trained_experiment_of(load_config(run / "config.toml")).config.training.steps
 
@@ -50,6 +56,7 @@ def test_names_become_a_model_that_the_service_answers_with(call: Main, tmp_path
     manifest = read_bundle(tmp_path / "models/it-s-my-names-e").manifest
     assert isinstance(manifest, LanguageModelManifest)
     assert manifest.data.name == path.name
+    assert len(manifest.parts) == 1  # so few lines leave too little to fit a mixture on
     assert {manifest.license, manifest.data.license} == {"not stated"}
     config = load_config(tmp_path / "runs/it-s-my-names-e/config.toml")
     assert manifest.training.config == config.model_dump(mode="json")
@@ -119,6 +126,39 @@ def test_a_dry_run_writes_the_configuration_and_trains_nothing(call: Main, tmp_p
     assert "you said --as file" in out
     assert load_config(tmp_path / "runs/fable/config.toml").name == "fable"
     assert not (tmp_path / "models").exists()
+
+
+def test_text_becomes_a_mixture_that_its_configuration_explains(call: Main, tmp_path: Path) -> None:
+    (tmp_path / "fable.txt").write_text(FABLE * 5)
+    status, out, err = call("learn", "fable.txt", "--as", "file", "--steps", 20)
+    assert status == 0, err
+    assert "an 8-gram is averaged with the network at export ([ngram])" in out
+    assert re.search(r"It is a mixture of the LSTM \([0-9.]+ alone\) and the 8-gram", out)
+    path = tmp_path / "runs/fable/config.toml"
+    written = path.read_text()
+    assert re.search(r"^\[ngram\] +# averaged with the network", written, re.MULTILINE)
+    assert re.search(r"^\[adapt\] +# requests may", written, re.MULTILINE)
+    assert len(parts_of(tmp_path / "models/fable")) == 2
+
+    # A run from before there were mixtures goes on as it is.
+    path.write_text(written.split("\n[ngram]")[0])
+    status, out, err = call(
+        "learn", "fable.txt", "--as", "file", "--name", "fable", "--models", "m"
+    )
+    assert status == 0, err
+    assert "it goes on" in out
+    assert "mixture" not in out
+    assert len(parts_of(tmp_path / "m/fable")) == 1
+
+
+def test_the_least_text_that_is_allowed_becomes_a_model_of_one_part(
+    call: Main, tmp_path: Path
+) -> None:
+    (tmp_path / "few.txt").write_text((FABLE * 3)[:2000])
+    status, out, err = call("learn", "few.txt", "--as", "file", "--steps", 20)
+    assert status == 0, err
+    assert "too little text to mix an n-gram in" in out
+    assert len(parts_of(tmp_path / "models/few")) == 1
 
 
 def test_a_text_can_be_split_by_position_as_benchmarks_are(call: Main, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.config import ConfigError, parse_config
+from training.data.corpus import LEAST_FITTED
 from training.experiments.kinds import trained_experiment_of
 from training.learn.document import render
 from training.learn.plan import (
@@ -31,10 +32,10 @@ speeds = st.builds(Speed, st.floats(1e-4, 100.0), st.floats(1e-4, 1000.0))
 kinds: st.SearchStrategy[Kind] = st.sampled_from(["lines", "file", "pairs"])
 
 
-def sight(kind: Kind, chars: int) -> Sight:
+def sight(kind: Kind, chars: int, characters: int = 60) -> Sight:
     texts = max(1, chars // 10) if kind != "file" else 1
     sides: dict[str, Any] = SIDES if kind == "pairs" else {}
-    return Sight(kind, "", [Path("data.txt")], texts, chars, 60, **sides)
+    return Sight(kind, "", [Path("data.txt")], texts, chars, characters, **sides)
 
 
 def document(kind: Kind, chars: int, speed: Speed, minutes: float, size: int = 0) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def document(kind: Kind, chars: int, speed: Speed, minutes: float, size: int = 0
         "data": {"files": ['/a/[odd] "name"\x7f.txt'], **chosen.data, **chosen.sides},
         "model": chosen.model,
         "training": with_steps(chosen, *steps_for(chosen, speed, minutes)),
+        **chosen.added,
     }
 
 
@@ -104,6 +106,35 @@ def test_a_schedule_that_overfits_is_shortened_to_end_soon_after_its_best() -> N
     assert shortened(1200, tried=1000, best_step=900) == 1200
     assert shortened(2000, tried=1000, best_step=400) == 600
     assert shortened(2000, tried=1000, best_step=2) == MIN_STEPS
+
+
+def test_text_gets_an_n_gram_and_adapts_where_it_runs_on() -> None:
+    assert plan(sight("lines", 12_000)).added == {"ngram": {"order": 8}}
+    text = plan(sight("file", 130_000))
+    assert text.added == {"ngram": {"order": 8, "max_ngrams": 150_000}, "adapt": {"rank": 64}}
+    assert sum("[ngram]" in reason or "[adapt]" in reason for reason in text.reasons) == 2
+    assert {*plan(sight("file", 10_000_000)).added} == {"adapt"}
+    assert plan(sight("pairs", 12_000)).added == {}
+
+
+@given(st.sampled_from(["lines", "file"]), st.integers(300, 20_000), st.sampled_from([None, 0.1]))
+def test_nothing_is_mixed_in_where_there_is_too_little_text_to_fit_it(
+    kind: Kind, chars: int, held_out: float | None
+) -> None:
+    found = sight(kind, chars)
+    chosen = plan(found, held_out=held_out)
+    lines = found.texts if kind == "lines" else 0
+    share = chosen.data["valid_fraction"] if held_out is None else held_out / 2
+    assert ("ngram" in chosen.added) == (share * (chars + lines) >= LEAST_FITTED)
+    # How much the files of someone's own hold is seen when they are read.
+    assert "ngram" in plan(found, held_out=0.0).added
+
+
+def test_n_gram_targets_are_for_text_too_little_to_mix_an_n_gram_in() -> None:
+    assert plan(sight("lines", 500)).training["ngram_targets"] == 0.5
+    # Training refuses them for a long text of a wide vocabulary, such as a Chinese novel.
+    for chars, characters in ((12_000, 60), (180_000, 2_500)):
+        assert "ngram_targets" not in plan(sight("file", chars, characters)).training
 
 
 def test_a_smaller_size_is_smaller() -> None:
