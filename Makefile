@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY := passive
 # No telemetry from onnxruntime: see service/runtime/onnxruntime.py.
 export ORT_DISABLE_TELEMETRY := 1
 
-LANGUAGE_MODELS := alice-lstm alice-gru alice-rnn
+LANGUAGE_MODELS := alice-lstm alice-gru alice-rnn alice-ngram
 PAIR_MODELS := dates-en-de dates-iso g2p-en strings-en-de
 
 .PHONY: help learn which-file serve test test-faults lint format bench bench-peers bench-translate bench-g2p \

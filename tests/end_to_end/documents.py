@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.end_to_end.server import ROOT
 
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 DOCUMENTS = (*PAGES, *sorted(ROOT.glob("[!R]*.md")), ROOT / "models/README.md")
 
 # A fence of one of these words holds commands.
