@@ -13,14 +13,17 @@ from typing import Any
 import pytest
 
 from service.bundle.encoder_decoder import EncoderDecoderBundle
+from service.bundle.language_model import LanguageModelManifest
 from service.bundle.store import read_bundle, read_language_model
+from service.runtime.adapting import language_model_sessions
 from service.runtime.encoder_decoder import OnnxEncoderDecoderSession
-from service.runtime.language_model import OnnxLanguageModelSession
 from tests import bundle_reference, settings_reference
 from tests.end_to_end.server import ROOT
 
-BUNDLES = ("alice-gru", "alice-lstm", "alice-rnn")
-MAX_BUNDLE_BYTES = 4 * 10**6
+NETWORKS = ("alice-gru", "alice-lstm", "alice-rnn")
+BUNDLES = (*NETWORKS, "alice-ngram")
+MAX_BUNDLE_BYTES = 6 * 10**6
+MAX_NGRAM_BUNDLE_BYTES = 2 * 10**6
 PAIR_BUNDLES = ("dates-en-de", "dates-iso", "g2p-en", "strings-en-de")
 MAX_PAIR_BUNDLE_BYTES = 8 * 10**6
 
@@ -28,9 +31,11 @@ MAX_PAIR_BUNDLE_BYTES = 8 * 10**6
 @pytest.mark.parametrize("name", BUNDLES)
 def test_a_shipped_bundle_loads_and_is_small(name: str) -> None:
     folder = ROOT / "models" / name
-    for precision in ("fp32", "int8"):
-        OnnxLanguageModelSession(read_language_model(folder), precision)
-    assert sum(path.stat().st_size for path in folder.iterdir()) <= MAX_BUNDLE_BYTES
+    bundle = read_language_model(folder)
+    for precision in bundle.precisions:
+        language_model_sessions(bundle, precision)
+    limit = MAX_BUNDLE_BYTES if name in NETWORKS else MAX_NGRAM_BUNDLE_BYTES
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= limit
 
 
 @pytest.mark.parametrize("name", PAIR_BUNDLES)
@@ -115,31 +120,53 @@ def test_the_readme_states_the_result_beside_the_better_baseline(name: str) -> N
         assert f"| {figure.shown(best)} |" in row
 
 
+def bits_of(manifest: LanguageModelManifest, kind: str) -> dict[str, float]:
+    """The measurements of a kind, by name, in bits a character."""
+    found = [x for x in manifest.metrics.measurements if x.kind == kind]
+    return {x.name: x.bits_per_char for x in found}
+
+
 @pytest.mark.parametrize("name", BUNDLES)
 def test_a_shipped_bundle_carries_its_figures_beside_every_baseline(name: str) -> None:
-    manifest = read_language_model(ROOT / "models" / name).manifest
-    names = [x.name for x in manifest.metrics.measurements]
-    assert names[:3] == ["fp32", "int8", "unigram"]
-    assert names[3:] == [f"kneser-ney {order}-gram" for order in range(2, 9)]
-    assert manifest.training.git_commit
-    fp32, int8 = (x.bits_per_char for x in manifest.metrics.measurements[:2])
-    assert (manifest.precision == "int8") == (int8 - fp32 <= 0.002)
-
-
-@pytest.mark.parametrize("document", ["README.md", "docs/results.md"])
-@pytest.mark.parametrize("name", BUNDLES)
-def test_the_documents_state_the_figures_of_the_language_models(name: str, document: str) -> None:
     bundle = read_language_model(ROOT / "models" / name)
-    metrics = bundle.manifest.metrics
-    fp32, int8 = metrics.measurements[:2]
-    best = min(x.bits_per_char for x in metrics.measurements if x.kind == "baseline")
-    rows = rows_of(document, name)
-    assert len(rows) == 1
-    assert f"{fp32.bits_per_char:.4f}" in rows[0]
-    assert f"{int8.bits_per_char:.4f}" in rows[0]
-    assert f"{best:.3f}" in rows[0]
-    assert f"{bundle.manifest.model.parameters / 1e6:.2f} M" in rows[0]
-    assert f"| {size_of(name)} |" in rows[0]
+    manifest = bundle.manifest
+    kneser_ney = [f"kneser-ney {order}-gram" for order in range(2, 9)]
+    assert list(bits_of(manifest, "baseline")) == ["unigram", *kneser_ney]
+    assert manifest.training.git_commit
+    whole = bits_of(manifest, "model")
+    assert set(whole) == set(bundle.precisions)
+    if "int8" in whole:
+        assert (manifest.precision == "int8") == (whole["int8"] - whole["fp32"] <= 0.002)
+    adapting = bits_of(manifest, "adapting")
+    assert set(adapting) == (set(whole) if manifest.adapt else set())
+    assert all(adapting[precision] < whole[precision] for precision in adapting)
+    if len(manifest.parts) > 1:
+        parts = bits_of(manifest, "part")
+        assert {x.name for x in manifest.parts} <= set(parts)
+        assert all(whole["fp32"] < part for part in parts.values())
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_the_documents_state_the_figures_of_the_language_models(name: str) -> None:
+    manifest = read_language_model(ROOT / "models" / name).manifest
+    readme, results = rows_of("README.md", name), rows_of("docs/results.md", name)
+    assert len(readme) == 1
+    whole, adapting = bits_of(manifest, "model"), bits_of(manifest, "adapting")
+    served = manifest.precision
+    size = manifest.model.parameters
+    is_ngram = manifest.model.cell == "ngram"
+    for row in (readme[0], results[0]):
+        assert f"**{whole[served]:.4f}**" in row
+        assert served not in adapting or f"{adapting[served]:.4f}" in row
+        assert f"{min(bits_of(manifest, 'baseline').values()):.3f}" in row
+        assert (f"{size:,} n-grams" if is_ngram else f"{size / 1e6:.2f} M") in row
+        assert f"| {size_of(name)} |" in row
+    assert f"{whole['fp32']:.4f}" in results[0]
+    if len(manifest.parts) > 1:
+        expected = manifest.metrics.expected_bits_per_char
+        assert expected is not None
+        figures = [*bits_of(manifest, "part").values(), whole["fp32"], expected]
+        assert all(f"{figure:.4f}" in results[1] for figure in figures)
 
 
 def test_the_bundle_reference_is_the_schemas() -> None:
