@@ -123,6 +123,26 @@ def test_pytorch_onnxruntime_and_http_agree(
         assert result["bits"] == pytest.approx(-result["logprob"] / math.log(2))
 
 
+def test_the_known_answers_of_a_mixture_are_http_s_adapting_or_not() -> None:
+    # PyTorch in double precision wrote them: the first is the beginning of the held-out text.
+    manifest = read_language_model(ROOT / "models/alice-lstm").manifest
+    tokens = read_language_model(ROOT / "models/alice-lstm").vocab.tokens
+    assert [part.model.cell for part in manifest.parts] == ["lstm", "ngram"]
+    totals = []
+    with serve(ROOT / "models", precision="fp32") as running, running.client() as client:
+        for adapt in (False, True):
+            known = next(x for x in manifest.golden if (x.precision, x.adapt) == ("fp32", adapt))
+            text = "".join(tokens[i] for i in known.tokens[1:])
+            body = {"model": "alice-lstm", "text": text, "adapt": adapt, "tokens": True}
+            answer = client.post("/score", json=body).raise_for_status().json()
+            assert answer["adapt"] is adapt
+            found = [x["logprob"] for x in answer["results"][0]["tokens"]]
+            difference = np.abs(np.array(found) - np.array(known.logprobs)).mean()
+            assert difference <= MAX_DIFFERENCE
+            totals.append(sum(found))
+    assert totals[0] != pytest.approx(totals[1], abs=0.01)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_generate_and_score_give_the_same_logprobs_bit_for_bit(server: Server, cell: str) -> None:
     with server.client() as client:
