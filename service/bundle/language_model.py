@@ -1,10 +1,10 @@
 """A language model's bundle: its manifest, its form in memory, and how it is read."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,8 @@ from service.bundle.text import Normalization, Vocabulary
 # What a row carries while it adapts, in bytes: many rows run side by side.
 MAX_ADAPT_BYTES = 2**20
 _FLOAT_BYTES = 4
+# By how much weights may miss 1, which they add up to but for rounding.
+_WEIGHTS_TOLERANCE = 1e-6
 
 
 class LanguageModelShape(Record):
@@ -73,8 +75,12 @@ class Adapt(Record):
     rank: int | None = Field(gt=0, description="Rows of P; null where P is left out.")
     rate: float = Field(gt=0.0, description="Learning rate.")
     decay: float = Field(ge=0.0, lt=1.0, description="What D loses at every token.")
-    weights: list[float] = Field(description="While adapting: the weights of the parts.")
-    temperatures: list[float | None] = Field(description="While adapting: their temperatures.")
+    weights: list[Annotated[float, Field(ge=0.0, le=1.0)]] = Field(
+        description="While adapting: the weights of the parts."
+    )
+    temperatures: list[Annotated[float, Field(gt=0.0)] | None] = Field(
+        description="While adapting: their temperatures."
+    )
     exponent: float = Field(1.0, gt=0.0, description="While adapting: the mixture's exponent.")
 
     @property
@@ -235,6 +241,13 @@ class LanguageModelManifest(Heading):
         return self
 
     @model_validator(mode="after")
+    def _weights_add_up(self) -> Self:
+        _check_weights("parts", [part.weight for part in self.parts])
+        if self.adapt is not None:
+            _check_weights("adapt.weights", self.adapt.weights)
+        return self
+
+    @model_validator(mode="after")
     def _adapting_is_whole(self) -> Self:
         roles = {graph.role for graph in self.graphs}
         adapting = {vector.precision for vector in self.golden if vector.adapt}
@@ -249,6 +262,12 @@ class LanguageModelManifest(Heading):
         if not len(self.adapt.weights) == len(self.adapt.temperatures) == len(self.parts):
             raise ValueError("adapt: one weight and one temperature for every part")
         return self
+
+
+def _check_weights(where: str, weights: Sequence[float]) -> None:
+    """Raise ValueError where there are weights that do not add up to 1."""
+    if weights and not math.isclose(sum(weights), 1.0, abs_tol=_WEIGHTS_TOLERANCE):
+        raise ValueError(f"{where}: weights add up to {sum(weights):.6g}, not to 1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,8 +57,8 @@ class TextModel:
         if adapt not in self.seals:
             raise InvalidRequest.of_option(
                 "adapt",
-                "this model cannot adapt; leave it out, or export the model again with a section "
-                "[adapt] in its training configuration",
+                "this model cannot adapt; leave it out (networks that are exported with a section "
+                "[adapt] in their training configuration can)",
             )
         return self.seals[adapt]
 

@@ -1,11 +1,13 @@
 """The session that adapts: rows alone or together, in any pieces, read or stepped, bit for bit."""
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from service.bundle.arrays import Float32Array, Int64Array
 from service.bundle.files import BundleError
@@ -218,3 +220,35 @@ def test_a_graph_of_another_model_is_refused(role: str) -> None:
     files = {file: of.graphs[file] for of, file in mixed}
     with pytest.raises(BundleError, match=rf"{role}\.fp32\.onnx: inputs must be"):
         language_model_sessions(LanguageModelBundle(manifest, one.vocab, files), "int8")
+
+
+def with_parts(document: dict[str, Any], weights: list[float]) -> None:
+    """A mixture of networks in which `weights` are the parts', adapting or not."""
+    document["parts"] = [
+        {"name": f"part {i}", "model": document["model"], "weight": weight, "temperature": 1.0}
+        for i, weight in enumerate(weights)
+    ]
+    document["adapt"] |= {"weights": weights, "temperatures": [1.0] * len(weights)}
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda x: x["parts"][0].update(weight=0.5), "parts: weights add up to 0.8, not to 1"),
+        (lambda x: x["adapt"].update(weights=[0.9, 0.2]), "adapt.weights: weights add up to 1.1"),
+        (lambda x: x["adapt"].update(weights=[1.5, -0.5]), "less than or equal to 1"),
+        (lambda x: x["adapt"].update(temperatures=[0.0, 1.0]), "greater than 0"),
+        (lambda x: x["adapt"].update(weights=[1.0]), "one weight and one temperature"),
+        (lambda x: x["adapt"]["states"][0].update(shape=[2**20]), "at most 1048576 are allowed"),
+        (lambda x: x.update(adapt=None), "graphs and golden vectors that adapt need it"),
+    ],
+)
+def test_a_manifest_whose_adapting_does_not_hold_is_refused(
+    change: Callable[[dict[str, Any]], object], cause: str
+) -> None:
+    document = adapting_bundle("gru").manifest.model_dump()
+    with_parts(document, [0.7, 0.3])
+    LanguageModelManifest.model_validate(document)
+    change(document)
+    with pytest.raises(ValidationError, match=cause):
+        LanguageModelManifest.model_validate(document)
