@@ -106,6 +106,8 @@ def _type_name(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is typing.Literal:
         return " or ".join(f"`{argument!r}`" for argument in arguments)
+    if origin is typing.Annotated:
+        return _type_name(arguments[0])
     if origin is list:
         return f"list of {_type_name(arguments[0])}"
     if origin is dict:
