@@ -79,6 +79,11 @@ def table(
     def of(x: Shares) -> float:
         return cost(mixed([logits / x.temperatures[0]], probs, x.weights, x.exponent))
 
+    def expected(logits: Tensor, probs: Tensor, targets: Tensor) -> str:
+        mixture = mixed([logits / shares.temperatures[0]], probs, shares.weights, shares.exponent)
+        entropy = -float((mixture.exp() * mixture).sum(dim=1).double().mean())
+        return f"{entropy / -float(mixture.gather(1, targets[:, None]).double().mean()):.3f}"
+
     shared = by_order[found][:, None]
     rows = {
         "network": cost(torch.log_softmax(logits, -1)),
@@ -92,7 +97,12 @@ def table(
         f"exponent {shares.exponent:.3f}": of(shares),
     }
     head = f"{'':<64}{'nats':>9}{'bits':>9}"
-    return [head, *(f"{x:<64}{y:>9.4f}{y / math.log(2):>9.4f}" for x, y in rows.items())]
+    calibration = (
+        f"all fitted, expected over observed surprisal: {expected(logits, probs, targets)}, and on "
+        f"the text of the fit {expected(fit_logits, fit_probs, fit_targets)}"
+    )
+    lines = (f"{x:<64}{y:>9.4f}{y / math.log(2):>9.4f}" for x, y in rows.items())
+    return [head, *lines, calibration]
 
 
 @torch.no_grad()
