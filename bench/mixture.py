@@ -1,11 +1,11 @@
-"""What mixing a network with an n-gram is worth, and what weights by the order found would add.
+"""What mixing a network with an n-gram gains, and what more weights would add.
 
     python -m bench.mixture RUN [--order 8]
 
 RUN is the folder of a trained network. Everything is fitted on its text for fitting, and measured
 on the text that figures are reported on: the network, with a temperature, the n-gram, both in a
-mixture without and with an exponent, and with a weight for each number of tokens that the n-gram
-has found of the history.
+mixture without and with an exponent, and with a weight for each length of
+the history that the n-gram knows.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from training.networks.mixture import mixed
 from training.networks.ngram import NGram
 
 _ROUNDS = 50  # of expectation maximization
-_PRIOR = 5.0  # tokens with the common weight that each order's has seen
+_PRIOR = 5.0  # strength of the common weight in each length's, in tokens
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -122,7 +122,7 @@ def histories_found(model: NGram, split: Split) -> Tensor:
 
 
 def _chosen(logits: Tensor, probs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """[N] what both give the targets."""
+    """[N] the probabilities of the targets, by the network and by the n-gram."""
     column = targets[:, None]
     return torch.softmax(logits, -1).gather(1, column)[:, 0], probs.gather(1, column)[:, 0]
 
@@ -139,7 +139,7 @@ def _weights(logits: Tensor, probs: Tensor, targets: Tensor) -> tuple[float, flo
 def _weights_by_order(
     logits: Tensor, probs: Tensor, targets: Tensor, found: Tensor, common: float
 ) -> Tensor:
-    """The network's weight for each number of tokens found, by the same."""
+    """The network's weight for each length of history that is known, by the same method."""
     mine, other = _chosen(logits, probs, targets)
     weights = torch.full((int(found.max()) + 32,), common)
     counts = torch.bincount(found, minlength=len(weights)) + _PRIOR

@@ -117,7 +117,11 @@ def _parser() -> argparse.ArgumentParser:
     exporting = commands.add_parser("export", help="write a run's best weights as a bundle")
     exporting.add_argument("run", type=Path, metavar="RUN")
     exporting.add_argument(
-        "others", nargs="*", type=Path, metavar="RUN", help="mixed in; trained on the same text"
+        "others",
+        nargs="*",
+        type=Path,
+        metavar="RUN",
+        help="runs to mix in, trained on the same text",
     )
     exporting.add_argument("--models", type=Path, default=Path("models"))
     exporting.add_argument("--name", type=_name, help="default: the configuration's")

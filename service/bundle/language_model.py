@@ -38,7 +38,7 @@ class LanguageModelShape(Record):
     embedding_dim: int | None = Field(
         gt=0, description="Size of a character's embedding; null for an n-gram."
     )
-    parameters: int = Field(gt=0, description="Trained parameters; of an n-gram its n-grams.")
+    parameters: int = Field(gt=0, description="Trained parameters, or an n-gram's n-grams.")
     order: int | None = Field(
         None, gt=1, description="Tokens of the longest n-gram; null for a network."
     )
@@ -56,17 +56,18 @@ class MixturePart(Record):
 
 
 class Fit(Record):
-    """Which text weights, temperatures and rates were fitted on, after training."""
+    """The text that weights, temperatures and rates were fitted on, after training."""
 
-    split: Literal["valid"] = Field(description="The split; nothing is reported on it.")
-    chars: int = Field(gt=0, description="Characters in it.")
+    split: Literal["valid"] = Field(description="Its split; figures are measured on other text.")
+    chars: int = Field(gt=0, description="Its characters.")
 
 
 class Adapt(Record):
     """How the output layers learn from the text that they read.
 
-    With h the hidden outputs of a network, P its projection to `rank` numbers, p its prediction and
-    y the token that comes: logits + D P h, then D <- (1 - decay) D - rate (p - y) (P h)^T.
+    With h the hidden outputs of a network, P its projection to `rank` numbers and p its prediction,
+    D P h is added to the logits. Once the next token is known, D <- (1 - decay) D - rate (p - e)
+    (P h)^T, where e is 1 at that token and 0 elsewhere.
     """
 
     states: list[StateTensor] = Field(
@@ -122,7 +123,7 @@ class LanguageModelMeasurement(Record):
 
     name: str = Field(description="`fp32`, `unigram`, `kneser-ney 5-gram` and so on.")
     kind: Literal["model", "adapting", "part", "baseline"] = Field(
-        description="The bundle itself, the bundle while it adapts, a part of it, or a floor."
+        description="The bundle itself, the bundle while it adapts, a part of it, or a baseline."
     )
     loss: float = Field(description="Mean negative log-probability, nats a predicted token.")
     bits_per_char: float = Field(
@@ -151,13 +152,13 @@ class LanguageModelMetrics(Record):
     chars: int = Field(gt=0, description="Characters in it.")
     tokens: int = Field(gt=0, description="Predicted tokens: the characters, and eos a document.")
     measurements: list[LanguageModelMeasurement] = Field(
-        description="One entry a precision, adapting or not, a part and a baseline."
+        description="One entry for each precision (adapting or not), part and baseline."
     )
     expected_bits_per_char: float | None = Field(
         None,
         ge=0.0,
-        description="Mean entropy of the predictions of `fp32`: the bits a character that it "
-        "expects to need. A calibrated model needs as many.",
+        description="Bits per character that the model in `fp32` expects to need: the mean entropy "
+        "of its predictions. A calibrated model needs as many.",
     )
 
 
@@ -190,17 +191,19 @@ class LanguageModelManifest(Heading):
     states: list[StateTensor] = Field(
         min_length=1, description="The recurrent state: tensors to carry, all zero at the start."
     )
-    model: LanguageModelShape = Field(description="What the model is; of a mixture the first part.")
+    model: LanguageModelShape = Field(description="What the model is; the first part of a mixture.")
     parts: list[MixturePart] = Field(
-        [], description="The models that are mixed; empty in bundles that were written without it."
+        [], description="The models that are mixed; empty in older bundles."
     )
     exponent: float = Field(
         1.0,
         gt=0.0,
         description="The power that the mixture's probabilities are raised to; they are normalized "
-        "again. An average of several predictions is less sure than they have reason to be.",
+        "again. Without it, an average of several predictions is less sure than it should be.",
     )
-    fit: Fit | None = Field(None, description="What the parts' weights and so on were fitted on.")
+    fit: Fit | None = Field(
+        None, description="What weights, temperatures and rates were fitted on."
+    )
     adapt: Adapt | None = Field(None, description="How it adapts; null where it cannot.")
     limits: LanguageModelLimits = Field(description="What the bundle allows.")
     data: LanguageModelDataSource = Field(description="What it was trained on.")

@@ -125,8 +125,8 @@ class GenerateRequest(RequestBody):
     )
     adapt: bool = Field(
         False,
-        description="Models whose `adapts` is true: learn from the prompt and from the generated "
-        "text, character by character. A text that resembles itself becomes likelier.",
+        description="Learn from the prompt and the generated text, character by character; only "
+        "for models whose `adapts` is true. Text that resembles what came before becomes likelier.",
     )
     stream: bool = Field(
         False,

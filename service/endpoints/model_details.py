@@ -35,15 +35,16 @@ class ModelDetail(ModelSummary):
     license: str = Field(description="Terms of the weights.")
     created: str = Field(description="When it was exported.")
     precisions: list[str] = Field(description="Graphs in the bundle.")
-    model: LanguageModelShape = Field(description="What the model is; of a mixture the first part.")
+    model: LanguageModelShape = Field(description="What the model is; the first part of a mixture.")
     parts: list[MixturePart] = Field(
         description="The models that are mixed, with weights and temperatures; empty in old "
         "bundles."
     )
     exponent: float = Field(
-        description="The power that a mixture's probabilities are raised to, and normalized again."
+        description="The power that a mixture's probabilities are raised to; they are normalized "
+        "again."
     )
-    fit: Fit | None = Field(description="The text that weights, temperatures and rates fit.")
+    fit: Fit | None = Field(description="What weights, temperatures and rates were fitted on.")
     adapt: Adapt | None = Field(description="How it adapts; null where it cannot.")
     vocab_size: int = Field(description="Tokens, the four special ones included.")
     normalization: Normalization = Field(description="What is done to every text first.")

@@ -63,8 +63,8 @@ class Completion(Answer):
     created: int = Field(description="When, in seconds since 1970.")
     model: str = Field(description="The model that answered.")
     system_fingerprint: str = Field(
-        description="Names weights and precision, and how the model adapts if it was asked to: "
-        "while it stays, so does the text of a seed."
+        description="Identifies weights and precision, and how the model adapts if asked to: while "
+        "it stays the same, a seed gives the same text."
     )
     choices: list[CompletionChoice] = Field(description="The completions.")
     usage: CompletionUsage | None = Field(

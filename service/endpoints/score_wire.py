@@ -60,8 +60,8 @@ class ScoreRequest(RequestBody):
     )
     adapt: bool = Field(
         False,
-        description="Models whose `adapts` is true: learn from the context and the text, each "
-        "character after it has been scored. Nothing is carried from one text to another.",
+        description="Learn from the context and the text, from each character after it has been "
+        "scored; only for models whose `adapts` is true. No text learns from another.",
     )
     state: str | None = Field(
         None,

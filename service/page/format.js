@@ -37,7 +37,7 @@ export function bitsPerChar(value) {
   return `${value.toFixed(3)} bits/char`;
 }
 
-/** What was measured on held-out text: the model in a precision, while it adapts, a part or a floor. */
+/** What was measured on held-out text: the model in a precision, while it adapts, a part or a baseline. */
 export function measuredName({ name, kind }, model) {
   if (kind === "baseline") return name;
   if (kind === "part") return `${name} alone (part)`;

@@ -27,7 +27,7 @@ def build(folder: Path) -> list[str]:
     except OSError as error:
         raise DatasetError(f"{SOURCE}: {error.strerror}; put the text there") from error
     if sha256(data).hexdigest() != _SHA256:
-        raise DatasetError(f"{SOURCE}: another text than the one this code was written for")
+        raise DatasetError(f"{SOURCE}: this is not the text that this code was written for")
     lines = []
     for name, text in _parts(data.decode()).items():
         (folder / name).write_text(text, encoding="utf-8", newline="")

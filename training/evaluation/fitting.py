@@ -1,11 +1,11 @@
-"""Temperatures, weights and the exponent of a mixture, fitted on held-out text.
+"""Fitting the temperatures, weights and exponent of a mixture on held-out text.
 
 N tokens, V vocabulary.
 
 The likelihood of the text is raised by L-BFGS (Liu and Nocedal 1989) in all numbers at once, since
 each depends on the others: a network that is too sure of itself alone may be just sure enough in a
-mixture. Where the exponent is at its optimum, the entropy that the mixture expects of the text
-equals what the text costs it (the derivative says so), so the mixture is calibrated there.
+mixture. At the best exponent, the mean entropy of the mixture's predictions equals its loss on the
+text, since the derivative is 0. So it is calibrated there, but for the prior.
 """
 
 import math
@@ -21,10 +21,11 @@ from training.data.windows import SequentialWindows
 from training.networks.language_model import LanguageModel
 from training.networks.ngram import NGram
 
-# Logits of one part that are held in memory; more text is left out of the fit.
+# Logits of one part that fit in memory; text beyond them is left out of the fit.
 _MAX_LOGITS = 1 << 24
 # Temperatures and exponent lie between 1 / 4 and 4. Their logarithms have a normal prior with this
-# deviation: it decides only where there is little text, or one that is predicted without a doubt.
+# deviation, and weights one that is the product of them. Priors only matter where there is little
+# text, or text that is predicted without a doubt.
 _MOST = math.log(4.0)
 _DEVIATION = 0.5
 _ROUNDS = 60
@@ -34,7 +35,7 @@ _WINDOW_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """What a mixture is made with, beside its parts."""
+    """The numbers that make a mixture of its parts."""
 
     weights: tuple[float, ...]  # networks first
     temperatures: tuple[float, ...]  # of the networks
@@ -109,9 +110,9 @@ def _mixed(
 
 @torch.no_grad()
 def predictions(part: LanguageModel | NGram, split: Split) -> tuple[Tensor, Tensor]:
-    """What a part gives at every predicted token of a split, [N, V], and the tokens, [N].
+    """A part's predictions at every predicted token of a split, [N, V], and the tokens, [N].
 
-    Logits of a network, log p of an n-gram; every part in the same order.
+    Logits of a network, log p of an n-gram; the order of the tokens is the same for every part.
     """
     lanes = min(split.documents, _LANES)
     states = part.initial_states(lanes)
@@ -127,5 +128,5 @@ def predictions(part: LanguageModel | NGram, split: Split) -> tuple[Tensor, Tens
 
 
 def text_to_fit(split: Split, vocab_size: int) -> Split:
-    """So much of a split as is fitted on."""
+    """The beginning of a split, as much of it as a fit reads."""
     return split.first(_MAX_LOGITS // vocab_size)

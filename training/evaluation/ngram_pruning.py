@@ -1,4 +1,4 @@
-"""What may be left out of an n-gram model: the n-grams that change its predictions least.
+"""Pruning: which n-grams change a model's predictions least and may be left out.
 
 V vocabulary, G distinct n-grams of a level, H histories.
 
@@ -12,10 +12,11 @@ Its value is what the model loses, in nats a token: p(h) times the Kullback-Leib
 p'(. | h) from p(. | h), where the terms of other tokens with mass of their own, which hardly move,
 are linearized. Every n-gram is valued against the whole model.
 
-p(h) is the product of its tokens' probabilities, each by the model of the highest order that its
-history has. The lower orders of Kneser-Ney say how often a token follows a *new* history and know
-nothing of how often h occurs: with them, pruning costs twice as much (Chelba, Brants, Neveitt and
-Xu, "Study on interaction between entropy pruning and Kneser-Ney smoothing", Interspeech 2010).
+p(h) is the product of its tokens' probabilities, each by the model whose order is one more than the
+token's history is long. The lower orders of Kneser-Ney say how often a token follows a *new*
+history, and nothing about how often h occurs: with them, pruning costs two to six times as much on
+Alice's Adventures in Wonderland. See Chelba, Brants, Neveitt and Xu, "Study on interaction between
+entropy pruning and Kneser-Ney smoothing", Interspeech 2010.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,8 +33,8 @@ Kept = npt.NDArray[np.bool_]
 def prune(model: NGramModel, *, threshold: float = 0.0, at_most: int | None = None) -> NGramModel:
     """A model of `ngram.fit` without the n-grams of two tokens and more that are worth least.
 
-    Those worth no more than `threshold` nats a token go, unless it is 0, and then as many as
-    exceed `at_most`. What a kept n-gram begins with stays, and counts: it is worth no less.
+    Those worth no more than `threshold` nats a token go, unless it is 0; then the least valuable
+    until `at_most` are left. A kept n-gram keeps its beginnings, which are worth no less.
     """
     values = _values(model)
     flat = np.concatenate(values)

@@ -34,24 +34,24 @@ class NGramExperiment(TextExperiment[NGramLanguageModelConfig]):
     """See `experiment.Experiment`."""
 
     def init_from(self) -> str | None:
-        """Nothing."""
+        """None: counting starts from no weights."""
         return None
 
     def training(
         self, run_dir: Path, data: Corpus, *, start: Start | None, resume: bool
     ) -> Counting:
-        """By counting, from the beginning: raises TrainingError for anything else."""
+        """By counting. Raises TrainingError unless that is to start from the beginning."""
         if start is not None or resume:
             raise TrainingError(
-                f"{run_dir}: an n-gram is counted from the beginning, in seconds: it starts from "
-                "no other weights and is not resumed. Train it in another folder (--run)"
+                f"{run_dir}: an n-gram is counted from the beginning, which takes seconds. It "
+                "cannot start from other weights or be resumed. Train it in another folder (--run)"
             )
         return Counting(self.config, data, run_dir)
 
     def starting_weights(
         self, bundle: LanguageModelBundle
     ) -> tuple[dict[str, Tensor], tuple[Tokenizer, ...]]:
-        """Never: raises ConfigError."""
+        """Raises ConfigError: counting starts from no weights."""
         raise ConfigError(
             f"training.init_from: {bundle.manifest.name}: an n-gram has no weights to start from"
         )

@@ -27,9 +27,9 @@ from training.networks.mixture import AnyLanguageModel, mixed
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 _MAX_TOKENS = 25_000  # of the text; more would take more than a minute
-_LEAST_GAIN = 0.002  # as a share of the loss: what adapts less is not worth its state
+_LEAST_GAIN = 0.002  # as a share of the loss: a smaller gain is not worth the state
 _CHUNK = 32
-_RATES = (0.1, 0.25, 0.6, 1.5)  # over the mean square of a feature's length: what is stable
+_RATES = (0.1, 0.25, 0.6, 1.5)  # divided by the mean squared length of the features: stable
 _FINE = (0.75, 1.0, 1.35)
 _SCALES = (0.94, 1.0, 1.06)
 _DECAYS = (0.0, 1e-4, 1e-3)
@@ -38,7 +38,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """What the networks and an n-gram make of a text, without adapting."""
+    """A text as the networks and an n-gram predict it without adapting."""
 
     documents: Sequence[slice]
     targets: Ints  # [N] the token that comes
@@ -49,7 +49,7 @@ class _Text:
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """Numbers to try, and what comes of them."""
+    """Numbers to try, and the loss that they give."""
 
     rate: float
     decay: float
@@ -69,14 +69,16 @@ def fit_adaptation(
     """
     most = _highest_rank(len(model.networks), model.vocab_size)
     if most < 1:
-        _LOG.warning("the vocabulary is too large for an output layer that adapts: left out")
+        _LOG.warning(
+            "the vocabulary is too large for an output layer that adapts: adapting is left out"
+        )
         return None
     text = _read(model, split.first(_MAX_TOKENS))
     projections = [_projection(x, min(rank or most, most)) for x in text.hidden]
     features = [h if p is None else h @ p.T for h, p in zip(text.hidden, projections, strict=True)]
     static = _tried(text, features, _Trial(0.0, 0.0, 1.0, shares.weights, shares.exponent))
-    # In a mixture with an exponent, networks are much less sure of themselves than they have reason
-    # to be. Errors to learn from must be those of networks that are right about how sure they are.
+    # A mixture with an exponent has networks that are much less sure of themselves than they should
+    # be. The errors to learn from must be those of calibrated networks.
     targets = torch.from_numpy(text.targets)
     sure = [1.0 / fit_temperature(torch.from_numpy(x), targets) for x in text.logits]
     logits = [np.float32(a) * x for a, x in zip(sure, text.logits, strict=True)]
@@ -85,7 +87,7 @@ def fit_adaptation(
         "adapting: %.4f nats a token on the text of the fit, %.4f without", best.loss, static.loss
     )
     if not best.loss < (1.0 - _LEAST_GAIN) * static.loss:
-        _LOG.warning("adapting gains too little on the text of the fit: left out")
+        _LOG.warning("adapting gains too little on the text of the fit, so it is left out")
         return None
     return Adaptation(
         rate=best.rate,
@@ -142,7 +144,7 @@ def _tried(text: _Text, features: Sequence[Floats], trial: _Trial) -> _Trial:
 
 
 def _mixed(text: _Text, features: Sequence[Floats], trial: _Trial) -> _Trial:
-    """The trial with the weights and the exponent that suit it, where there is more than a part."""
+    """The trial with the weights and the exponent that suit it, where it has several parts."""
     if len(trial.weights) == 1:
         return trial
     probs = [torch.softmax(x, dim=-1) for x in _logits(text, features, trial)]

@@ -72,8 +72,8 @@ def export(
 ) -> Path:
     """Write a run's best weights as a bundle. Raises ExportError, and nothing is written.
 
-    What the configuration names an n-gram for is a mixture; so is an `ensemble` of this run with
-    others on the same text, each with its corpus. It holds int8 graphs if they are at most
+    The model is a mixture if the configuration names an n-gram, or with an `ensemble`: other runs
+    on the same text, each with its corpus. The bundle has int8 graphs if they are at most
     MAX_QUANTIZATION_LOSS worse on held-out text.
     """
     config, first, record = open_best(run_dir)
@@ -133,8 +133,8 @@ def _parts(
         return of_networks(networks, config.ngram, corpus, config.adapt)
     if len(models) > 1:
         raise ExportError(
-            "an ensemble is of networks: to mix an n-gram with them, add [ngram] to the first "
-            "run's config.toml"
+            "an ensemble consists of networks: to mix an n-gram with them, add [ngram] to the "
+            "first run's config.toml"
         )
     return of_ngram(ngrams[0])
 
@@ -149,8 +149,8 @@ def _member(run_dir: Path, own: Corpus, corpus: Corpus) -> LanguageModel | NGram
     if not same:
         raise ExportError(
             f"{run_dir}: an ensemble needs runs on the same text, split and vocabulary as the "
-            "first one's: what one of them has been trained on, another would be fitted or "
-            "measured on"
+            "first one: otherwise one would be fitted or measured on text that another was "
+            "trained on"
         )
     return model
 
@@ -244,9 +244,9 @@ def _data_source(config: AnyLanguageModelConfig, corpus: Corpus) -> LanguageMode
 def _baselines(
     run_dir: Path, config: AnyLanguageModelConfig, corpus: Corpus, score: Score, parts: Parts
 ) -> list[LanguageModelMeasurement]:
-    """The floors: those that `train` left in the run's folder, beside a mixture measured anew.
+    """The baselines that `train` left in the run's folder; for a mixture, measured again.
 
-    Their distances from the model are measured text by text, and a mixture is another model.
+    How far they are from the model is measured text by text, and a mixture is another model.
     """
     if len(parts.shares.weights) > 1:
         vocab_size = len(corpus.vocab)

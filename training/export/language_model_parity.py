@@ -60,7 +60,7 @@ class Reader(Protocol):
 
 
 class Stateful(Protocol):
-    """What knows the states to begin with."""
+    """Anything with initial states."""
 
     def initial_states(self, batch_size: int) -> tuple[Tensor, ...]:
         """Zeros, batch on axis 0."""
@@ -316,7 +316,7 @@ def golden_vectors(
 
 
 def golden_texts(held_out: Split, vocab_size: int) -> list[list[int]]:
-    """What the known answers are of: ids from bos on."""
+    """The texts of the known answers: ids from bos on."""
     ids = [int(i) for i in held_out.ids[:129]]
     return [ids, [BOS_ID, EOS_ID], [BOS_ID, *range(EOS_ID + 1, vocab_size), EOS_ID]]
 

@@ -1,4 +1,4 @@
-"""What a bundle is made of: the networks of runs, an n-gram, and how they are put together."""
+"""The parts of a bundle's model: networks of runs, an n-gram, and how they are mixed."""
 
 import logging
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ from training.networks.language_model import LanguageModel
 from training.networks.mixture import AnyLanguageModel, Mixture
 from training.networks.ngram import NGram
 
-# Of all networks together, where there is no text to fit it on: about what texts of 100,000 and of
-# a million characters came to.
+# Weight of all networks together where there is no text to fit it on: about what the fit found for
+# texts of 100,000 and of a million characters.
 _NETWORKS_SHARE = 0.7
 _CPU = torch.device("cpu")
 _LOG = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Parts:
         return cells if len(cells) == 1 else [f"{x} {i}" for i, x in enumerate(cells, start=1)]
 
     def _ngram_names(self) -> list[str]:
-        """Where text of the fit has been counted too, the name says so."""
+        """The name says whether the text of the fit has been counted, too."""
         if self.ngram is None:
             return []
         counted = " with the text of the fit" if self.fit is not None and self.networks else ""
@@ -116,17 +116,17 @@ def of_networks(
     corpus: Corpus,
     adapt: AdaptConfig | None = None,
 ) -> Parts:
-    """Networks and, with options for one, an n-gram, fitted on the corpus's text for that.
+    """Networks and, given options for one, an n-gram: a mixture fitted on the corpus's text.
 
-    The n-gram in the fit has counted the training split alone; the one in the model has then
-    counted the text of the fit as well. Where there is too little text, nothing is fitted.
+    For the fit, the n-gram counts the training split alone; for the model, it is counted again with
+    the text of the fit as well. Where there is too little text, nothing is fitted.
     """
     vocab_size = len(corpus.vocab)
     ngram = None if options is None else _counted(options, corpus.train, vocab_size)
     if corpus.fitting is None:
         _LOG.warning(
-            "too little validation text to fit a temperature%s: they are as they come",
-            "" if ngram is None and len(networks) == 1 else " or weights on",
+            "too little validation text to fit %s on: left at the defaults",
+            "a temperature" if ngram is None and len(networks) == 1 else "temperatures and weights",
         )
         shares = _unfitted(len(networks), with_ngram=ngram is not None)
         model = _whole(networks, ngram, shares)

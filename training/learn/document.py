@@ -62,7 +62,7 @@ _COMMENTS = {
 # The comment beside the headings that need one.
 _HEADINGS = {
     "ngram": "averaged with the network at export",
-    "adapt": "requests may have the output layer learn from the text that they read",
+    "adapt": 'a request with "adapt": true lets the output layer learn from its text',
 }
 _WIDTH = 34
 

@@ -21,8 +21,8 @@ _DROPOUTS: tuple[dict[str, float], ...] = (
 
 _MUCH_TEXT = 400_000  # characters to train on
 
-# Where there is too little text to mix an n-gram in. Where one is mixed in, such targets make the
-# parts too similar: three lists of 2,000 names need 3.51, 3.22 and 2.91 bits a character in
+# Used where there is too little text to mix an n-gram in. In a mixture, such targets make the parts
+# too similar: three lists of 2,000 names need 3.51, 3.22 and 2.91 bits a character in
 # mixtures without them, and 3.52, 3.23 and 2.97 with them.
 _NGRAM_TARGETS = 0.5
 
@@ -72,7 +72,7 @@ def plan(sight: Sight, size: int, replicas: int, held_out: float | None) -> Plan
     added, what = _added(train_chars, lines=lines)
     if fit_tokens < LEAST_FITTED:
         training["ngram_targets"] = _NGRAM_TARGETS
-        added, what = {}, ["too little text to mix an n-gram in: it helps to teach (ngram_targets)"]
+        added, what = {}, ["too little text to mix an n-gram in: it helps to train (ngram_targets)"]
     return Plan(
         "language_model",
         {
@@ -109,9 +109,7 @@ def _added(train_chars: float, *, lines: bool) -> tuple[dict[str, dict[str, Any]
             reasons[-1] += f": its {_MAX_NGRAMS:,} most valuable n-grams"
     if not lines:
         added["adapt"] = {"rank": _ADAPT_RANK}
-        reasons.append(
-            "requests may have it adapt to the text that they read ([adapt]), if that helps"
-        )
+        reasons.append("requests can let it adapt to their text ([adapt]), if that helps")
     return added, reasons
 
 

@@ -6,7 +6,7 @@ Dynamic evaluation (Mikolov et al. 2010; Krause et al. 2018) of the output layer
 gradient has a closed form. With h_t the last layer's outputs, z_t the logits and f_t = P h_t:
 
     p_t = softmax(s z_t + D_t f_t)                               first the prediction,
-    D_t+1 = (1 - decay) D_t - rate (p_t - e_y) f_t^T             then the token y that came.
+    D_t+1 = (1 - decay) D_t - rate (p_t - e_y) f_t^T             learned once token y has come.
 
 D is zero where a text begins. Every network has a D of its own and learns from its own prediction;
 an n-gram does not adapt. The predictions are then mixed as always, with weights for this use.
@@ -32,7 +32,7 @@ class Adaptation:
     rate: float
     decay: float  # what D loses at every token
     projections: Sequence[npt.NDArray[np.float32] | None]  # [R, H] a network; None: f is h
-    scales: Sequence[float]  # s: what each network's logits are multiplied by
+    scales: Sequence[float]  # s: each network's logits are multiplied by it
     weights: Sequence[float]  # of the mixture's parts, while adapting
     exponent: float  # of the mixture, while adapting
 

@@ -14,14 +14,14 @@ from training.networks.language_model import LanguageModel
 from training.networks.ngram import NGram
 from training.networks.recurrent import States
 
-LEAST_PROBABILITY = 2.0**-126  # the least normal number in single precision
+LEAST_PROBABILITY = 2.0**-126  # the smallest normal number in single precision
 
 
 class Mixture(nn.Module):
     """p(x) ~ (sum_i w_i p_i(x))^g, of networks and at most one n-gram that read the same tokens.
 
-    Linear interpolation (Jelinek and Mercer 1980) of parts that are calibrated each for itself is
-    too unsure of itself; the exponent g puts that right (Ranjan and Gneiting 2010). The states are
+    A linear interpolation (Jelinek and Mercer 1980) of parts that are each calibrated is too unsure
+    of itself (Ranjan and Gneiting 2010); the exponent g puts that right. The states are
     those of all parts: the first network's have their own names, those of network i the prefix
     `p<i>_`, and the n-gram's come last. `weights`: one for each network, then the n-gram's; they
     add up to 1.
@@ -101,7 +101,7 @@ AnyLanguageModel: TypeAlias = LanguageModel | Mixture | NGram
 
 
 def part_prefix(i: int) -> str:
-    """What the names of network i begin with, in a graph that holds several."""
+    """The beginning of the names of network i, in a graph that holds several."""
     return f"p{i}_" if i else ""
 
 
@@ -125,5 +125,5 @@ def mixed(
 
 
 def least_probability(exponent: float | None) -> float:
-    """What smaller sums are raised to, so that log p is no less than log LEAST_PROBABILITY."""
+    """Sums below this are replaced by it, so that log p is at least log LEAST_PROBABILITY."""
     return float(LEAST_PROBABILITY ** (1.0 / max(1.0, exponent or 1.0)))
