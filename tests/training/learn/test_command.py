@@ -137,7 +137,7 @@ def test_text_becomes_a_mixture_that_its_configuration_explains(call: Main, tmp_
     path = tmp_path / "runs/fable/config.toml"
     written = path.read_text()
     assert re.search(r"^\[ngram\] +# averaged with the network", written, re.MULTILINE)
-    assert re.search(r"^\[adapt\] +# requests may", written, re.MULTILINE)
+    assert re.search(r"^\[adapt\] +# a request with", written, re.MULTILINE)
     assert len(parts_of(tmp_path / "models/fable")) == 2
 
     # A run from before there were mixtures goes on as it is.
