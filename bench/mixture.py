@@ -3,9 +3,9 @@
     python -m bench.mixture RUN [--order 8]
 
 RUN is the folder of a trained network. Everything is fitted on its text for fitting, and measured
-on the text that figures are reported on: the network, with a temperature, the n-gram, both in a
-mixture without and with an exponent, and with a weight for each length of
-the history that the n-gram knows.
+on the text that figures are reported on: the network, the same with a temperature, the n-gram, and
+mixtures of both without an exponent, with one, and with a weight for each length of the history
+that the n-gram knows.
 """
 
 import argparse
