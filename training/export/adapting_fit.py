@@ -26,8 +26,10 @@ from training.networks.mixture import AnyLanguageModel, mixed
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
-_MAX_TOKENS = 25_000  # of the text; more would take more than a minute
-_LEAST_GAIN = 0.002  # as a share of the loss: a smaller gain is not worth the state
+# Of the text; more would take more than a minute, or memory where the vocabulary is large.
+_MAX_TOKENS = 25_000
+_MAX_LOGITS = 1 << 23
+_LEAST_GAIN = 0.002  # as a share of the loss: what adapts less is not worth its state
 _CHUNK = 32
 _RATES = (0.1, 0.25, 0.6, 1.5)  # divided by the mean squared length of the features: stable
 _FINE = (0.75, 1.0, 1.35)
@@ -73,7 +75,7 @@ def fit_adaptation(
             "the vocabulary is too large for an output layer that adapts: adapting is left out"
         )
         return None
-    text = _read(model, split.first(_MAX_TOKENS))
+    text = _read(model, split.first(min(_MAX_TOKENS, _MAX_LOGITS // model.vocab_size)))
     projections = [_projection(x, min(rank or most, most)) for x in text.hidden]
     features = [h if p is None else h @ p.T for h, p in zip(text.hidden, projections, strict=True)]
     static = _tried(text, features, _Trial(0.0, 0.0, 1.0, shares.weights, shares.exponent))

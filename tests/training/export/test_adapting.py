@@ -22,6 +22,7 @@ from tests.training.helpers import (
 from training.__main__ import main
 from training.errors import ExportError
 from training.evaluation.fitting import Shares
+from training.export import adapting_fit
 from training.export.adapting import adapting_golden, adapting_graphs, measured_adapting
 from training.export.adapting_fit import fit_adaptation
 from training.export.language_model import build_graphs
@@ -59,6 +60,15 @@ def test_a_text_that_resembles_itself_is_worth_adapting_to() -> None:
     assert found is not None
     assert found.rate > 0.0
     assert (found.projections, found.weights, found.exponent) == ([None], (1.0,), 1.0)
+
+
+def test_a_large_vocabulary_is_fitted_on_less_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = repetitive()
+    monkeypatch.setattr(adapting_fit, "_MAX_LOGITS", len(text) * V)
+    text, other = [*text, *text], [*text, *[4] * 100]
+    found = [fit_adaptation(some_model(), ALONE, split_of([x]), rank=None) for x in (text, other)]
+    assert found[0] is not None
+    assert found[0] == found[1]
 
 
 def test_the_projection_has_the_rank_and_orthonormal_rows() -> None:
