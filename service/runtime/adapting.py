@@ -25,7 +25,7 @@ _PRECISION: Precision = "fp32"
 
 
 class AdaptingSession:
-    """A `LanguageModelSession` whose states are the model's own, then those of what it learned.
+    """A `LanguageModelSession` whose states are the model's own, then what it has learned.
 
     Several threads may call it at the same time, each with its own stepper. Raises BundleError when
     a graph is not what the manifest says, and GoldenMismatch when the graphs do not reproduce the
@@ -72,7 +72,7 @@ class AdaptingSession:
         return self._run("logprobs", tokens, lengths, np.full_like(tokens, PAD_ID), states)
 
     def stepper(self, capacity: int) -> OnnxStepper:
-        """Arrays to step in: the second graph reads what the first one writes."""
+        """Arrays to step in: the first graph's outputs are the second one's inputs."""
         tokens = np.zeros(capacity, np.int64)
         features = {
             name: np.zeros((capacity, width), np.float32)

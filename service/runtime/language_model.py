@@ -24,7 +24,7 @@ from service.runtime.onnxruntime import onnxruntime
 from service.runtime.stepping import OnnxStepper, SteppedGraph
 
 States: TypeAlias = tuple[Float32Array, ...]
-# What the graphs of a model that can adapt give beside their log-probabilities: the widths by name.
+# Widths by name of what the graphs of a model that can adapt give besides log-probabilities.
 Features: TypeAlias = Mapping[str, int]
 
 
@@ -223,7 +223,7 @@ def check_known(
 def _steps_to(
     session: LanguageModelSession, tokens: Int64Array, targets: Int64Array, wanted: States
 ) -> bool:
-    """Whether stepping gives what reading gave on the way and in the end, bit for bit."""
+    """Whether stepping gives the same log-probabilities and states as reading, bit for bit."""
     stepper = session.stepper(1)
     stepped = np.empty(len(tokens), np.float32)  # [T]
     for i, token in enumerate(tokens):
@@ -234,7 +234,7 @@ def _steps_to(
 
 
 def _features(manifest: LanguageModelManifest) -> Features:
-    """What the adapt graph reads besides tokens and states. Raises BundleError."""
+    """The other inputs of the adapt graph, besides tokens and states. Raises BundleError."""
     if manifest.adapt is None:
         return {}
     graph = next(x for x in manifest.graphs if x.role == "adapt")

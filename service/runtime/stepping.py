@@ -15,7 +15,7 @@ from service.bundle.arrays import Float32Array, Int64Array
 from service.bundle.text import PAD_ID
 from service.runtime.onnxruntime import onnxruntime
 
-# Two sets of states, which are read and written in turns.
+# Two sets of states: each step reads one and writes the other.
 StateSets: TypeAlias = tuple[tuple[Float32Array, ...], tuple[Float32Array, ...]]
 
 _Arrays: TypeAlias = Mapping[str, npt.NDArray[np.generic]]
@@ -55,7 +55,7 @@ class SteppedGraph:
 
 
 class OnnxStepper:
-    """Steps through graphs that run one after another, a later one on what an earlier one gives.
+    """Steps through graphs that run one after another, each on the outputs of those before it.
 
     Binding saves what onnxruntime's own `run` spends on names, copies and new arrays: 10 to 25 µs a
     step. States go back and forth between two sets of arrays.

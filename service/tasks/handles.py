@@ -25,7 +25,7 @@ from service.errors import InvalidRequest
 from service.settings import Settings
 from service.tasks.limits import at_most
 
-# Largest handle of a text that the model adapted to: it travels in bodies and in events.
+# Longest handle of a text that the model adapted to: handles travel in bodies and in events.
 MAX_ADAPTED_CHARS = 256 * 2**10
 _VERSION = 1
 _SIGNATURE_BYTES = 32
@@ -74,7 +74,7 @@ def model_digest(
 
 
 def _states(manifest: LanguageModelManifest, *, adapt: bool) -> Sequence[StateTensor]:
-    """What a row carries."""
+    """The state tensors of a row, with what it has learned if it adapts."""
     learned = manifest.adapt.states if adapt and manifest.adapt is not None else []
     return [*manifest.states, *learned]
 

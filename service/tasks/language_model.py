@@ -39,7 +39,7 @@ from service.tasks.values import (
 )
 from service.tasks.vocabularies import ClientVocabulary, Vocabularies
 
-# What the common prefixes of one request leave, where they adapt, until it has been answered.
+# Memory for the common prefixes of a request that adapts, until it has been answered.
 MAX_SHARED_BYTES = 8 * 2**20
 
 
@@ -84,7 +84,7 @@ class LanguageModelEngine:
             max_rows=settings.max_rows,
             metrics=metrics,
         )
-        # By whether the texts adapt: what a prefix leaves differs.
+        # By whether the texts adapt, since the states after a prefix then differ.
         self._reads = {False: SharedReads(budgets.prefixes, self.workers.metrics)}
         if adapting is not None:
             self._reads[True] = SharedReads(

@@ -20,7 +20,7 @@ Run: TypeAlias = Callable[[Sequence[TextWork]], Awaitable[None]]
 class SharedReads:
     """Runs texts so that shared and cached prefixes are not read again.
 
-    All its texts adapt, or none does: what a prefix leaves differs.
+    All its texts adapt, or none does, since the states after a prefix then differ.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class SharedReads:
         reused = [work.read.position - tokens for work, tokens in zip(works, ran, strict=True)]
         for work in works:
             if work.adapt and _is_whole(work.read):
-                # At once: large states of many prompts would wait for the last of the choices.
+                # At once: or the large states of all prompts would be held until the last choice.
                 work.read.remember = self.prefixes.put
         await run(works)
         for work in works:

@@ -27,7 +27,7 @@ class TextModel:
     vocab: Vocabulary
     id_of_token: Mapping[str, int]
     settings: Settings
-    seals: Mapping[bool, Seal]  # by whether the model adapts; one that cannot has no second
+    seals: Mapping[bool, Seal]  # by whether the model adapts; one that cannot has only False
 
     @classmethod
     def of(
@@ -53,7 +53,7 @@ class TextModel:
         )
 
     def seal(self, *, adapt: bool) -> Seal:
-        """What seals the states. Raises InvalidRequest where the model cannot adapt."""
+        """The seal of the states. Raises InvalidRequest where the model cannot adapt."""
         if adapt not in self.seals:
             raise InvalidRequest.of_option(
                 "adapt",

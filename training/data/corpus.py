@@ -28,7 +28,7 @@ _RECORD_FILE = "corpus.json"
 _SPLIT_FILES = tuple(f"{split}.{part}" for split in SPLITS for part in ("ids", "starts"))
 # Fewer tokens say too little about a temperature or a weight.
 LEAST_FITTED = 500
-LEAST_HALVED = 2 * LEAST_FITTED  # of a validation split that is reported on as well
+LEAST_HALVED = 2 * LEAST_FITTED  # of a validation split that figures are reported on, too
 # With fewer documents, cutting between two would give very unequal parts.
 _FEW_DOCUMENTS = 30
 # Options that the ids depend on.

@@ -6,8 +6,8 @@ B batch, T time, V vocabulary, H hidden, R numbers of a feature, C slots of a ch
 [B, T, H] and `logits<i>` [B, T, V], with an n-gram `ngram_probs` [B, T, V]; and the states. Outputs
 like those of a sequence graph. `adapt_step`: the same for one token a row, without T.
 
-D is as large as all other numbers of a row together, so that a pass over it for every token would
-take most of the time. But D_t f_t = D_0 f_t - sum over j < t of rate (f_j . f_t) (p_j - e_j): up to
+D is as large as all other numbers of a row together, so a pass over it for every token would take
+most of the time. But D_t f_t = D_0 f_t - sum over j < t of rate (f_j . f_t) (p_j - e_j): up to
 C tokens are kept as they are, in the slots of a chunk, and added to D at once when the chunk is
 full. (As linear attention is computed in chunks: Hua et al. 2022; Yang et al. 2024.) With decay,
 D_t = k^t (D_0 - sum over j < t of k^-(j+1) ...), k = 1 - decay: features get these powers as
@@ -43,7 +43,7 @@ from training.graphs.language_model import add_logprobs, add_picked, add_weighte
 from training.networks.adapting import Adaptation
 from training.networks.mixture import AnyLanguageModel
 
-_BLOCK = 4  # what the number of terms of a sum is rounded up to
+_BLOCK = 4  # the number of terms of a sum is rounded up to a multiple of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ def _add_sequence(graph: GraphBuilder, network: _Network, adaptation: Adaptation
 
 
 def _chunk(network: _Network, adaptation: Adaptation) -> onnx.GraphProto:
-    """One chunk: what the slots hold is added to D where they are full, then they are filled."""
+    """One chunk: where the slots are full, they are added to D; then they are filled again."""
     body = GraphBuilder()
     body.add("Mul", ["features", "flushed"], "flushed_features")
     updated = "updated" if adaptation.decay else "weights_next"

@@ -41,13 +41,13 @@ from training.networks.mixture import AnyLanguageModel, least_probability, part_
 from training.networks.ngram import NGram
 from training.networks.recurrent import STATE_NAMES
 
-# The graphs that a bundle holds of anything with a network, by precision.
+# The graphs in a bundle of any model with a network, by precision.
 ROLES: dict[Precision, tuple[Role, ...]] = {"fp32": ("sequence",), "int8": ("sequence", "step")}
 _NGRAM_ROLES: dict[Precision, tuple[Role, ...]] = {"fp32": ("sequence", "step")}
 # What all parts of a mixture share; every other name belongs to one of them.
 _SHARED = ("tokens", "lengths", "axis_0", "axis_1", "axis_2")
-# onnxruntime's Log computes what is left over beside whole vectors in another way: with none left
-# over, a number does not depend on its place.
+# onnxruntime's Log computes the numbers after the last whole vector in another way. Without such a
+# remainder, a result does not depend on its place.
 _LOG_BLOCK = 16
 NGRAM_PROBS = "ngram_probs"
 

@@ -21,8 +21,8 @@ from training.graphs.ngram_tables import add_tables
 from training.networks.ngram import STATE_NAME, NGram
 from training.networks.ngram_trie import RUN
 
-# A token whose rows have more numbers than these is read alone: a batch of 64 rows and 64 times
-# would take gigabytes.
+# Where a token's rows have more numbers than this, tokens are read one by one: 64 rows of 64 tokens
+# at once would take gigabytes.
 _WIDE = 2048
 
 

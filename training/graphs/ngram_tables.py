@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from training.graphs.builder import GraphBuilder
 from training.networks.ngram_trie import NOWHERE, RUN, Trie
 
-_ESCAPE = 255  # the code of a byte that has two more
+_ESCAPE = 255  # this byte says that the code is in two more bytes
 
 
 def add_tables(graph: GraphBuilder, trie: Trie) -> None:
@@ -55,7 +55,7 @@ def add_tables(graph: GraphBuilder, trie: Trie) -> None:
 
 
 def _add_children(graph: GraphBuilder, trie: Trie) -> None:
-    """A node's number is its place among the slots that have one: a bit a slot says which do."""
+    """A node's id is its rank among the slots with a node; one bit per slot says which have one."""
     bits = np.packbits(trie.child > 0, bitorder="little")
     graph.constant("ngram_child_bytes", bits[:, None])  # [S / 8, 1]
     graph.constant("ngram_bit_places", np.arange(8, dtype=np.uint8))
@@ -101,7 +101,7 @@ def _add_colors(graph: GraphBuilder, trie: Trie) -> str:
     for name, size, value in (("ones", "node_count", 1), ("empty", "run_count", 0)):
         filled = helper.make_tensor("value", TensorProto.INT32, [1], [value])
         graph.add("ConstantOfShape", [f"ngram_{size}"], f"ngram_{name}", value=filled)
-    # A node's rank is its place among all, by base, less those of smaller bases.
+    # A node's rank is its place in the order of bases, less the number of nodes with smaller bases.
     graph.add(
         "ScatterElements",
         ["ngram_empty", "ngram_bases", "ngram_ones"],
@@ -146,14 +146,14 @@ def _add_packed(graph: GraphBuilder, name: str, values: npt.NDArray[np.floating[
 
 
 def _add_codes(graph: GraphBuilder, name: str, codes: npt.NDArray[np.int64]) -> str:
-    """Codes below 2^16, the frequent ones small, in the smallest form."""
+    """Codes below 2^16, of which frequent values have the small ones, in the smallest form."""
     long = codes >= _ESCAPE
     if codes.max() <= _ESCAPE:
         return graph.constant(f"{name}_bytes", codes.astype(np.uint8))
     if len(codes) <= 2 * np.count_nonzero(long):
         return graph.constant(f"{name}_codes", codes.astype(np.uint16))
     graph.constant(f"{name}_bytes", np.minimum(codes, _ESCAPE).astype(np.uint8))
-    # The count is 0 up to the first long one, so that the list begins with one that nobody takes.
+    # The count is 0 before the first long code: the list begins with an entry that is never used.
     graph.constant(f"{name}_rest", np.append(0, codes[long]).astype(np.uint16))
     graph.constant(f"{name}_escape", np.array(_ESCAPE, np.int32))
     graph.add("Cast", [f"{name}_bytes"], f"{name}_short", to=TensorProto.INT32)

@@ -26,8 +26,9 @@ _MUCH_TEXT = 400_000  # characters to train on
 # mixtures without them, and 3.52, 3.23 and 2.97 with them.
 _NGRAM_TARGETS = 0.5
 
-# Of the n-gram in a mixture. Tiny Shakespeare has 1,406,000 n-grams; a network with so many of them
-# needs 1.936 bits a character, with all 1.909, and alone 1.974. They are a third of the bundle.
+# Of the n-gram in a mixture. Tiny Shakespeare has 1,406,000 n-grams: a network mixed with the best
+# 150,000 needs 1.936 bits a character, with all of them 1.909, and alone 1.974. 150,000 n-grams
+# are a third of the bundle.
 _ORDER = 8
 _MAX_NGRAMS = 150_000
 # Characters: counting takes about 100 bytes for each.
@@ -42,8 +43,8 @@ def plan(sight: Sight, size: int, replicas: int, held_out: float | None) -> Plan
     texts = sight.texts if lines else sight.chars // _LINE_CHARS
     fraction = held_out_fraction(texts, sight.chars)
     train_chars = sight.chars * (1.0 - (2.0 * fraction if held_out is None else held_out))
-    # Validation text or, without a test split, half of it. How much is in the files that a person
-    # names for both is not known here.
+    # Validation text or, without a test split, half of it. The sizes of files given for validation
+    # and test are not known here.
     tokens = sight.chars + (texts if lines else 0)
     fit_share = fraction if held_out is None else held_out / 2.0
     fit_tokens = tokens * fit_share if held_out != 0.0 else math.inf
@@ -96,7 +97,7 @@ def plan(sight: Sight, size: int, replicas: int, held_out: float | None) -> Plan
 
 
 def _added(train_chars: float, *, lines: bool) -> tuple[dict[str, dict[str, Any]], Sequence[str]]:
-    """The sections about what the export adds, and the reasons."""
+    """The sections for what the export adds, and the reasons."""
     added: dict[str, dict[str, Any]] = {}
     reasons = []
     if train_chars > _MOST_COUNTED:

@@ -43,7 +43,7 @@ class Plan:
     # Sections of `data`: for pairs `source` and `target`.
     sides: dict[str, dict[str, Any]] = field(default_factory=dict)
     variants: Sequence[dict[str, float]] = ()  # other dropouts that may suit the data better
-    # Sections about what the export adds: `ngram`, `adapt`. Training does without them.
+    # Sections for what the export adds: `ngram`, `adapt`. Training does not need them.
     added: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 

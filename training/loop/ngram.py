@@ -1,4 +1,4 @@
-"""An n-gram's training: counted, pruned and kept, without a step and without a random number.
+"""Training an n-gram: count, prune and keep it, without steps and without random numbers.
 
 G distinct n-grams of a level, H histories, V vocabulary.
 """

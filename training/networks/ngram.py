@@ -1,10 +1,10 @@
-"""An n-gram model with its state in and out, like a recurrent one.
+"""An n-gram model with explicit states, like a recurrent one.
 
 B batch, T time, V vocabulary, K the longest history (order - 1), N nodes, S slots, W slots of a
 row.
 
 The state holds the node of the last token, of the last two, and so on up to K: `ngram_nodes`
-[B, K], 0 where they are no history of the trie. Node ids are whole numbers in floating point, so
+[B, K], 0 where the trie has no such history. Node ids are whole numbers in floating point, so
 that every state of a bundle is of one type.
 """
 
@@ -20,7 +20,7 @@ from training.networks.ngram_trie import NOWHERE, RUN, Trie
 from training.networks.recurrent import States
 
 STATE_NAME = "ngram_nodes"
-# Slots that are looked at together: bounds the memory.
+# Slots that are read at once: bounds the memory.
 _MOST_PLACES = 1 << 21
 # No log-probability is below this, so that a token of probability 0 has a finite one.
 MIN_LOGPROB = -126 * math.log(2.0)
@@ -62,7 +62,7 @@ class NGram(nn.Module):
 
     @property
     def weights(self) -> Sequence[float]:
-        """The model's share of its own probability: all of it."""
+        """Of its only part: 1."""
         return (1.0,)
 
     @property

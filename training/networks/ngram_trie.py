@@ -26,7 +26,7 @@ Floats = npt.NDArray[np.float64]
 
 RUN = 8  # slots
 NOWHERE = 0  # the node of a history that is not in the trie
-# Of the slots that the rows need; the more slots are free, the fewer tries a row takes.
+# The filled share of all slots; the more are free, the fewer tries a row needs.
 _FILL = 0.97
 _TRIES = 400
 _GROWTH = 1.1
@@ -222,7 +222,7 @@ class _Rows:
                 yield rows
 
     def _try(self, rows: Ints) -> Ints:
-        """Try one random place for each of the rows; those that wait on."""
+        """Try one random place for each of the rows; returns the rows that still have none."""
         bases = self._random.integers(0, self.runs - self.row_runs + 1, len(rows))
         sizes = self.sizes[rows]
         starts = np.cumsum(sizes) - sizes
