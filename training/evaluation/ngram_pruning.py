@@ -14,9 +14,9 @@ are linearized. Every n-gram is valued against the whole model.
 
 p(h) is the product of its tokens' probabilities, each by the model whose order is one more than the
 token's history is long. The lower orders of Kneser-Ney say how often a token follows a *new*
-history, and nothing about how often h occurs: with them, pruning costs three to six times as much on
-Alice's Adventures in Wonderland. See Chelba, Brants, Neveitt and Xu, "Study on interaction between
-entropy pruning and Kneser-Ney smoothing", Interspeech 2010.
+history, and nothing about how often h occurs: with them, pruning costs three to six times as much
+on Alice's Adventures in Wonderland. See Chelba, Brants, Neveitt and Xu, "Study on interaction
+between entropy pruning and Kneser-Ney smoothing", Interspeech 2010.
 """
 
 from collections.abc import Callable, Sequence
