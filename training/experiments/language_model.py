@@ -24,6 +24,11 @@ class LanguageModelExperiment(TextExperiment[LanguageModelConfig]):
         """The option of that name."""
         return self.config.training.init_from
 
+    def run_name(self) -> str:
+        """The name, and that it is the network alone where the export mixes an n-gram in."""
+        name = self.config.name
+        return name if self.config.ngram is None else f"{name}, network alone"
+
     def task(self, data: Corpus) -> LanguageModelTask:
         """Truncated backpropagation through time."""
         return LanguageModelTask(self.config, data)

@@ -96,7 +96,7 @@ class TextExperiment(Generic[Config]):
         config, held_out = self.config, data.held_out
         score = evaluate(model, held_out, _CPU)
         measurements = [
-            measurement(f"{config.name} (PyTorch)", "model", score),
+            measurement(f"{self.run_name()} (PyTorch)", "model", score),
             *measure_baselines(data.train, held_out, len(data.vocab), config.baselines, score),
         ]
         document = {
@@ -111,9 +111,13 @@ class TextExperiment(Generic[Config]):
         floors = measure_baselines(data.train, data.held_out, len(data.vocab), config)
         return table(_title(data.held_out_name, data.held_out), floors)
 
+    def run_name(self) -> str:
+        """What a run's own model is called in tables."""
+        return self.config.name
+
     def evaluate(self, run_dir: Path, split: str | None) -> str:
-        """One row: the model on the split."""
-        config, model, _ = open_best(run_dir)
+        """One row: the run's own model on the split, before anything is fitted or mixed in."""
+        _, model, _ = open_best(run_dir)
         corpus = self.open(run_dir)
         name = split or corpus.held_out_name
         if name not in SPLITS:
@@ -122,7 +126,7 @@ class TextExperiment(Generic[Config]):
         if found.chars == 0:
             raise ConfigError(f"the {name} split is empty")
         score = evaluate(model, found, _CPU)
-        return table(_title(name, found), [measurement(config.name, "model", score)])
+        return table(_title(name, found), [measurement(self.run_name(), "model", score)])
 
     def answer(self, run_dir: Path, options: SampleOptions) -> Iterator[str]:
         """The prompt, continued."""

@@ -15,9 +15,10 @@ from tests.training.helpers import (
     tiny_ngram_document,
     write_toml,
 )
-from training.config import ConfigError, parse_config
+from training.config import ConfigError, LanguageModelConfig, parse_config
 from training.experiments.counts import in_words
 from training.experiments.kinds import experiment_of, trained_experiment_of
+from training.experiments.language_model import LanguageModelExperiment
 
 KIND_WORDS = ("Config", "Corpus", "Manifest", "Bundle", "Task")
 DOCUMENTS = {
@@ -33,6 +34,14 @@ def test_a_configuration_has_the_experiment_of_its_kind(kind: str) -> None:
     experiment = experiment_of(config)
     assert experiment.config is config
     assert config.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("sections", "name"), [({}, "tiny"), ({"ngram": {}}, "tiny, network alone")]
+)
+def test_the_figures_of_a_run_say_what_they_are_of(sections: dict[str, Any], name: str) -> None:
+    config = LanguageModelConfig.model_validate(tiny_document(**sections))
+    assert LanguageModelExperiment(config).run_name() == name
 
 
 def test_an_ngram_is_not_trained_step_by_step() -> None:
