@@ -670,7 +670,7 @@ def test_another_text_is_not_taken_for_shakespeare(
     source = tmp_path / "text.txt"
     source.write_text("To be")
     monkeypatch.setattr(shakespeare, "SOURCE", source)
-    with pytest.raises(DatasetError, match="another text"):
+    with pytest.raises(DatasetError, match="not the text"):
         shakespeare.build(tmp_path)
     monkeypatch.setattr(shakespeare, "SOURCE", tmp_path / "none.txt")
     with pytest.raises(DatasetError, match="No such file"):
