@@ -49,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"`export {options.run}` takes the best weights so far"
         )
         return 128 + stopped.signal_number
+    except BrokenPipeError:
+        # Whoever read the lines wants no more; nothing may be flushed at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (
         ConfigError,
         CheckpointError,

@@ -306,6 +306,17 @@ def test_a_sample_is_decided_by_its_seed(trained: Path, call: Main) -> None:
     assert sampled(1).startswith("the fox ")
 
 
+def test_a_reader_that_wants_no_more_ends_the_samples_without_a_word(trained: Path) -> None:
+    command = [sys.executable, "-m", "training", "sample", str(trained), "--n", "2000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
 def test_a_sample_is_as_long_as_asked_at_most(trained: Path, call: Main) -> None:
     _, stdout, _ = call("sample", trained, "--prompt", "a", "--max-tokens", 5)
     assert 1 <= len(stdout.removesuffix("\n")) <= 6
