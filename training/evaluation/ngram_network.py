@@ -13,8 +13,7 @@ def network(model: NGramModel) -> NGram:
         raise ValueError("an n-gram model of order 1 has no history to carry: order 2 is the least")
     vocab_size = len(model.unigram)
     levels = []
-    for level in model.levels:
-        weights = level.highest if level is model.levels[-1] else level.lower
+    for level, weights in zip(model.levels, model.weights, strict=True):
         histories, tokens = np.divmod(level.keys[:-1], vocab_size)
         levels.append(ngram_trie.Level(histories, tokens, weights.mass[:-1], weights.gamma))
     return NGram(ngram_trie.build(model.continuation, levels))

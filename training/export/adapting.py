@@ -5,6 +5,7 @@ B batch, T time, V vocabulary.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,7 @@ from training.networks.mixture import AnyLanguageModel
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+Feeds = dict[str, npt.NDArray[Any]]
 # Tokens of each row, in calls one after another, that are held to the formulas and to one call.
 _PIECES = (1, 2, 13, 16, 17, 40)
 _ROWS = 5
@@ -75,29 +77,34 @@ class OnnxAdapting:
         """`target_logprobs` [B, T], `logprobs` [B, T, V] and the states after."""
         if lengths is None:
             lengths = np.full(len(tokens), tokens.shape[1], np.int32)
-        feeds = {"tokens": tokens, "lengths": lengths, "targets": targets}
-        names = self.model.state_names
-        before = dict(zip(names, states[: len(names)], strict=True))
-        found = self.own.run([*self.features, *(f"{x}_out" for x in names)], feeds | before)
-        features = dict(zip(self.features, found[: len(self.features)], strict=True))
-        adapted = dict(zip(self.shapes, states[len(names) :], strict=True))
+        feeds: Feeds = {"tokens": tokens, "lengths": lengths, "targets": targets}
+        features, own_after, adapted = self._read(feeds, states)
         outputs = ["target_logprobs", "logprobs", *(f"{x}_out" for x in self.shapes)]
         picked, logprobs, *after = self.adapt.run(outputs, feeds | features | adapted)
-        return picked, logprobs, [*found[len(self.features) :], *after]
+        return picked, logprobs, [*own_after, *after]
 
     def step(self, session: onnxruntime.InferenceSession, tokens: Ids, states: States) -> States:
         """`logprobs` [B, V] by the adapting step graph, and the states after."""
         column = tokens[:, None]
         lengths = np.ones(len(tokens), np.int32)
-        feeds = {"tokens": column, "lengths": lengths, "targets": column}
+        feeds: Feeds = {"tokens": column, "lengths": lengths, "targets": column}
+        features, own_after, adapted = self._read(feeds, states)
+        rows = {name: feature[:, 0] for name, feature in features.items()}
+        outputs = ["logprobs", *(f"{x}_out" for x in self.shapes)]
+        logprobs, *after = session.run(outputs, {"tokens": tokens} | rows | adapted)
+        return [logprobs, *own_after, *after]
+
+    def _read(
+        self, feeds: Feeds, states: States
+    ) -> tuple[dict[str, Floats], States, dict[str, Floats]]:
+        """The model's own outputs by name and states after; the adapting graph's states before."""
         names = self.model.state_names
         before = dict(zip(names, states[: len(names)], strict=True))
-        found = self.own.run([*self.features, *(f"{x}_out" for x in names)], feeds | before)
-        features = {x: y[:, 0] for x, y in zip(self.features, found, strict=False)}
-        adapted = dict(zip(self.shapes, states[len(names) :], strict=True))
-        outputs = ["logprobs", *(f"{x}_out" for x in self.shapes)]
-        logprobs, *after = session.run(outputs, {"tokens": tokens} | features | adapted)
-        return [logprobs, *found[len(self.features) :], *after]
+        wanted = [*self.features, *(f"{x}_out" for x in names)]
+        found = self.own.run(wanted, {**feeds, **before})
+        count = len(self.features)
+        features = dict(zip(self.features, found[:count], strict=True))
+        return features, found[count:], dict(zip(self.shapes, states[len(names) :], strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,15 +69,11 @@ def add_places(graph: GraphBuilder) -> None:
     graph.add("Range", ["zero", "batch", "one"], "rows_row")
     graph.add("Unsqueeze", ["rows_row", "axis_1"], "rows")  # [B, 1]
     graph.add("Mul", ["rows", "time"], "row_starts")
-    graph.add("Max", ["times", "zero"], "times_from_zero")
-    graph.add("Min", ["times_from_zero", "last_time"], "times_inside")
-    graph.add("Add", ["row_starts", "times_inside"], "sources")  # [N, B, C] of B·T rows
+    _add_sources(graph, "times", "times", "sources")
     graph.add("Add", ["times", "one"], "next_times")
     graph.add("Less", ["next_times", "ends"], "has_next_time")
     graph.add("And", ["began", "has_next_time"], "has_next")
-    graph.add("Max", ["next_times", "zero"], "next_from_zero")
-    graph.add("Min", ["next_from_zero", "last_time"], "next_inside")
-    graph.add("Add", ["row_starts", "next_inside"], "next_sources")
+    _add_sources(graph, "next_times", "next", "next_sources")
     graph.constant("flat", np.array([-1], np.int64))
     graph.add("Reshape", ["tokens", "flat"], "all_tokens")
     graph.add("Gather", ["all_tokens", "next_sources"], "next_tokens")
@@ -85,6 +81,13 @@ def add_places(graph: GraphBuilder) -> None:
     graph.add("OneHot", ["known_tokens", "vocab_size", "off_on"], "next", axis=-1)  # [N, B, C, V]
     _add_flushes(graph)
     _add_destinations(graph)
+
+
+def _add_sources(graph: GraphBuilder, times: str, name: str, output: str) -> None:
+    """`output` [N, B, C]: which of the B·T rows has a slot's token; any where the call has none."""
+    graph.add("Max", [times, "zero"], f"{name}_from_zero")
+    graph.add("Min", [f"{name}_from_zero", "last_time"], f"{name}_inside")
+    graph.add("Add", ["row_starts", f"{name}_inside"], output)
 
 
 def _add_flushes(graph: GraphBuilder) -> None:
