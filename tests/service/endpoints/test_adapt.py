@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from service.app import create_app
-from service.bundle.store import write_bundle
 from service.bundle.text import Vocabulary
 from service.settings import Settings
 from service.tasks.language_model import LanguageModelEngine
@@ -16,8 +15,6 @@ from tests.bundles import (
     in_memory,
     manifest_of,
     plain_files,
-    tiny_encoder_decoder_files,
-    tiny_files,
 )
 from tests.fakes import AppClient, FakeSession
 from tests.service.events import parsed
@@ -67,15 +64,6 @@ def adapted() -> LanguageModelEngine:
 @pytest.fixture(scope="module")
 def adaptive() -> Iterator[AppClient]:
     with AppClient(create_app(Settings(), [able(), adapted()])) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppClient]:
-    folder = tmp_path_factory.mktemp("models")
-    write_bundle(folder, *tiny_files("lstm"))
-    write_bundle(folder, *tiny_encoder_decoder_files(name=PAIRS))
-    with AppClient(create_app(Settings(models_dir=folder))) as running:
         yield running
 
 

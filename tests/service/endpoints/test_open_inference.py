@@ -1,7 +1,6 @@
 """`/v2`: the Open Inference Protocol. Triton's own client is in tests/clients."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +9,11 @@ import pytest
 from service.app import create_app
 from service.bundle.store import write_bundle
 from service.settings import Settings
-from tests.bundles import tiny_encoder_decoder_files, tiny_files
+from tests.bundles import tiny_files
 from tests.fakes import AppClient
 from tests.service.events import parsed
 
 TEXT, PAIRS = "tiny-lstm", "tiny-pairs"
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppClient]:
-    folder = tmp_path_factory.mktemp("models")
-    write_bundle(folder, *tiny_files("lstm"))
-    write_bundle(folder, *tiny_encoder_decoder_files(name=PAIRS))
-    with AppClient(create_app(Settings(models_dir=folder))) as running:
-        yield running
 
 
 def generate(client: AppClient, model: str, text: str, **parameters: Any) -> Any:
