@@ -12,7 +12,7 @@ from tests.fakes import AppClient
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppClient]:
+def both_kinds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppClient]:
     """Of an app with the models `tiny-lstm` and `tiny-pairs`."""
     folder = tmp_path_factory.mktemp("models")
     write_bundle(folder, *tiny_files("lstm"))

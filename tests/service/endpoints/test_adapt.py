@@ -27,6 +27,11 @@ WRITTEN = {"max_tokens": 24, "seed": 5}
 VOCAB_SIZE = 4 + len(ALPHABET)
 
 
+@pytest.fixture(scope="module")
+def client(both_kinds: AppClient) -> AppClient:
+    return both_kinds
+
+
 def able() -> LanguageModelEngine:
     """An engine of fakes that adapts, with a manifest that says so."""
     manifest, files = plain_files(ABLE, ALPHABET)

@@ -16,6 +16,11 @@ from tests.service.events import parsed
 TEXT, PAIRS = "tiny-lstm", "tiny-pairs"
 
 
+@pytest.fixture(scope="module")
+def client(both_kinds: AppClient) -> AppClient:
+    return both_kinds
+
+
 def generate(client: AppClient, model: str, text: str, **parameters: Any) -> Any:
     body = {"text_input": text, "parameters": parameters}
     answer = client.post(f"/v2/models/{model}/generate", json=body)
