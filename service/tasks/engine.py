@@ -15,6 +15,7 @@ from service.bundle.store import Manifest
 from service.bundle.text import Normalization
 from service.scheduling.workers import Workers
 from service.tasks.carried_score import CarriedScore
+from service.tasks.infill_values import Blanks, Infilled, InfillOptions, Proposal
 from service.tasks.translations import Translated, TranslatedToken, TranslateOptions
 from service.tasks.values import (
     Generated,
@@ -158,7 +159,32 @@ class Translates(Engine, Protocol):
         """Stream tokens as they become certain; the result of `translate` comes last."""
 
 
+class Infills(Engine, Protocol):
+    """Fills the blanks of texts."""
+
+    async def infill(
+        self,
+        texts: Sequence[Blanks],
+        options: InfillOptions,
+        *,
+        proposals: Sequence[Sequence[Proposal]] | None = None,
+    ) -> list[Infilled]:
+        """Fill every text; further proposals for each may come from another model."""
+
+
+class Proposes(Engine, Protocol):
+    """Proposes texts for blanks, which another model may decide on."""
+
+    async def propose(
+        self, texts: Sequence[Blanks], options: InfillOptions
+    ) -> list[list[Proposal]]:
+        """Proposals for every text, likeliest first."""
+
+
 GENERATE: Ability[Generates] = Ability()
 SCORE: Ability[Scores] = Ability()
 SCORE_IN_PARTS: Ability[ScoresInParts] = Ability()
 TRANSLATE: Ability[Translates] = Ability()
+INFILL: Ability[Infills] = Ability()
+PROPOSE: Ability[Proposes] = Ability()
+DECIDE: Ability[Infills] = Ability()  # a language model, which can decide on another's proposals
