@@ -34,4 +34,5 @@ DATASETS: dict[str, Callable[[Path], list[str]]] = {
     "bible-en-es": _builder("bible"),
     "ding-en-de": _builder("ding"),
     "shakespeare": _builder("shakespeare"),
+    "austen": _builder("austen"),
 }
