@@ -40,6 +40,7 @@ class ScoreOptions(TypedDict, total=False):
     context: Texts
     tokens: bool
     top_logprobs: int
+    units: str
     bos: bool
     eos: bool
     unknown: str
@@ -56,6 +57,7 @@ class LineOptions(TypedDict, total=False):
     eos: bool
     unknown: str
     adapt: bool
+    units: str
 
 
 class TranslateOptions(TypedDict, total=False):

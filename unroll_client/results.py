@@ -122,6 +122,18 @@ class ScoredToken:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredWord:
+    """A word with the blanks that end it, if `units="word"` was requested."""
+
+    text: str
+    start: int
+    end: int
+    chars: int
+    logprob: float
+    bits: float
+
+
+@dataclass(frozen=True, slots=True)
 class ScoreResult:
     """The probability of one text."""
 
@@ -136,6 +148,7 @@ class ScoreResult:
     tokens: tuple[ScoredToken, ...] | None = None
     state: str | None = None
     unknown_chars: int = 0
+    words: tuple[ScoredWord, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ async def score(request: Request) -> Response:
     options = body.options()
     work = engine.score(texts, options, contexts=contexts, sources=sources)
     results = await unless_gone(request, work)
-    size = sum(map(len, texts)) * (1 + body.top_logprobs) if body.tokens else 0
+    detail_top = options.detail_top
+    size = 0 if detail_top is None else sum(map(len, texts)) * (1 + detail_top)
     size += sum(len(result.state or "") for result in results)
     return await json_answer(size, lambda: ScoreResponse.of(engine, options, results))

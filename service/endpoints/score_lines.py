@@ -8,7 +8,13 @@ from fastapi import Request
 from pydantic import ValidationError
 
 from service.endpoints.line_reader import Line, LineSplitter
-from service.endpoints.score_stream_wire import StreamedText, StreamQuery, figures_of, json_line
+from service.endpoints.score_stream_wire import (
+    StreamedText,
+    StreamQuery,
+    figures_of,
+    json_line,
+    parts_of,
+)
 from service.endpoints.score_wire import ScoreRequest
 from service.endpoints.streamed_body import StreamedBody
 from service.errors import ClientGone, InvalidRequest, ModelFailure, ServiceError
@@ -127,7 +133,7 @@ class LineScoring:
         for i, ((number, text), result) in enumerate(zip(texts.items(), results, strict=True)):
             if i % _TURN_ANSWERS == 0:
                 await self.body.turn()
-            figures = figures_of(result) | unknown_fields(result.unknown)
+            figures = figures_of(result) | unknown_fields(result.unknown) | parts_of(result)
             answers[number] = json_line({"line": number} | _id_of(text) | figures)
         return answers
 
@@ -144,6 +150,7 @@ class LineScoring:
             bos=self.query.bos,
             eos=self.query.eos,
             unknown=self.query.unknown,
+            units=self.query.units,
             adapt=self.query.adapt,
         )
         given = {"contexts": asked.contexts(len(strings)), "sources": asked.sources(len(strings))}

@@ -43,6 +43,8 @@ async def score_stream(request: Request) -> Response:
     if query.adapt and not engine.adapts:
         # Not once for each line.
         raise InvalidRequest.of_option("adapt", "this model cannot adapt; /models lists which can")
+    if query.mode == "total" and query.units is not None:
+        raise InvalidRequest.of_option("units", "not in mode total, which tells no words apart")
     if query.mode == "total" and media_type != TEXT:
         raise InvalidRequest.of_option("mode", f"mode total needs {TEXT}")
     expect_stream = request.scope.get("unroll.expect_stream")

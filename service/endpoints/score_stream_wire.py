@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.endpoints.score_wire import ScoreFigures
+from service.endpoints.score_wire import ScoreFigures, ScoreWord
 from service.http.body import inlined_schema
 from service.http.wire import Answer, Problem
-from service.tasks.values import Figures
+from service.tasks.values import Figures, Scored
 
 TEXT, NDJSON = "text/plain", "application/x-ndjson"
 
@@ -29,6 +29,9 @@ class StreamQuery(BaseModel):
         False,
         description="As in the JSON request: each line is a text, or in mode `total` the whole "
         "stream.",
+    )
+    units: Literal["word"] | None = Field(
+        None, description="As in the JSON request; not in mode `total`."
     )
     every: int = Field(
         65_536, ge=1, description="Mode `total`: characters from one running total to the next."
@@ -55,6 +58,9 @@ class StreamedScore(ScoreFigures):
     id: str | int | None = Field(None, description="The id from the line; absent if it had none.")
     unknown: list[int] = Field(description="As in the JSON answer.")
     unknown_chars: int = Field(description="As in the JSON answer.")
+    words: list[ScoreWord] | None = Field(
+        None, description="As in the JSON answer; absent without `units`."
+    )
 
 
 class StreamedError(Answer):
@@ -118,6 +124,13 @@ def stream_documentation(operation: dict[str, Any]) -> dict[str, Any]:
 def figures_of(scored: Figures) -> dict[str, Any]:
     """The figures in every answered line."""
     return {name: getattr(scored, name) for name in ScoreFigures.model_fields}
+
+
+def parts_of(scored: Scored) -> dict[str, Any]:
+    """What a line's answer has beside its figures, where it was asked for."""
+    if scored.words is None:
+        return {}
+    return {"words": [ScoreWord.taken_from(word).model_dump() for word in scored.words]}
 
 
 def json_line(told: dict[str, Any]) -> bytes:

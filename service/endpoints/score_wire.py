@@ -26,6 +26,11 @@ from service.tasks.values import Scored, ScoreOptions
 
 _LN_2 = math.log(2)
 
+UNITS = (
+    "`word`: return the score of every word, too. A blank belongs to the word that it ends; only "
+    "for models of characters."
+)
+
 
 class ScoreRequest(RequestBody):
     """The probability of one text or of a list of texts, for an encoder-decoder given sources."""
@@ -43,6 +48,7 @@ class ScoreRequest(RequestBody):
     top_logprobs: int = Field(
         0, ge=0, le=MAX_ALTERNATIVES, description="With `tokens`: alternatives for each character."
     )
+    units: Literal["word"] | None = Field(None, description=UNITS)
     bos: bool = Field(
         True,
         description="The text (or its context) begins a document. Where it does not and there is "
@@ -100,6 +106,7 @@ class ScoreRequest(RequestBody):
         return ScoreOptions(
             tokens=self.tokens,
             top_logprobs=self.top_logprobs,
+            units=self.units,
             bos=self.bos if "bos" in self.model_fields_set else None,
             eos=self.eos,
             unknown=self.unknown,
@@ -126,6 +133,24 @@ class ScoreToken(Answer):
         return cls.taken_from(token, surprisal_bits=surprisal, top=alternatives(token))
 
 
+class ScoreWord(Answer):
+    """A word of a text. The log-probabilities of all words add up to the text's, exactly."""
+
+    text: str = Field(
+        description="The word with the blanks that end it: line ends and tabs are blanks, too. "
+        "Blanks at the beginning are a word of their own, and so is the end of a text (empty) "
+        "after a blank."
+    )
+    start: int = Field(description="Characters before it, in the normalized text.")
+    end: int = Field(description="Characters up to its end.")
+    chars: int = Field(description="Characters that `logprob` counts.")
+    logprob: float = Field(
+        description="Natural log of its probability; the last word's counts the end of the text "
+        "where the text's does."
+    )
+    bits: float = Field(description="The same in bits, and positive.")
+
+
 class ScoreFigures(Answer):
     """The score of a text in several units."""
 
@@ -145,6 +170,7 @@ class ScoreResult(ScoreFigures):
     unknown_chars: int = Field(description=UNKNOWN_CHARS)
     # Made one by one as they are written: in a list, each would take 2 kB.
     tokens: Iterable[ScoreToken] | None = Field(description="Every counted token, if requested.")
+    words: Iterable[ScoreWord] | None = Field(description="With `units`: every word, in order.")
     state: str | None = Field(
         description="If requested. Null after the end of the text, which cannot be continued, and "
         "if nothing was read."
@@ -154,7 +180,8 @@ class ScoreResult(ScoreFigures):
     def of(cls, scored: Scored) -> "ScoreResult":
         """From the engine's result."""
         tokens = None if scored.tokens is None else map(ScoreToken.of, scored.tokens)
-        return cls.taken_from(scored, tokens=tokens, **unknown_fields(scored.unknown))
+        words = None if scored.words is None else map(ScoreWord.taken_from, scored.words)
+        return cls.taken_from(scored, tokens=tokens, words=words, **unknown_fields(scored.unknown))
 
 
 class ScoreResponse(Answer):

@@ -150,7 +150,7 @@ class EncoderDecoderEngine:
 
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
-        sources = checked_sources(options, contexts, sources)
+        sources = checked_sources(self._sides, options, contexts, sources)
         scoring = TargetScoring(self._sides, sources, texts, options)
         await off_loop(scoring.size, scoring.read)
         await self._run(scoring.searches)

@@ -8,6 +8,7 @@ from service.decoding.search import Search
 from service.errors import InvalidRequest
 from service.tasks.limits import at_most, check_details
 from service.tasks.scored_tokens import scored_tokens
+from service.tasks.scored_words import ScoredWords
 from service.tasks.sides import Sides
 from service.tasks.unknown import Unknown
 from service.tasks.values import Scored, ScoreOptions
@@ -31,8 +32,8 @@ class TargetScoring:
         at_most("text", len(texts), settings.max_inputs, "texts")
         at_most("text", self.size, settings.max_queue_tokens, "characters, sources included")
         sides.check_lengths(sources, texts, "text")
-        if options.tokens:
-            check_details("text", sum(map(len, texts)), options.top_logprobs, settings)
+        if options.detail_top is not None:
+            check_details("text", sum(map(len, texts)), options.detail_top, settings)
 
     def read(self) -> None:
         """Plan a search that follows each text. Raises InvalidRequest."""
@@ -47,7 +48,8 @@ class TargetScoring:
     @property
     def answer_size(self) -> int:
         """Roughly how many characters the answer has."""
-        return self.size * (1 + self._options.top_logprobs) if self._options.tokens else 0
+        detail_top = self._options.detail_top
+        return 0 if detail_top is None else self.size * (1 + detail_top)
 
     def results(self) -> list[Scored]:
         """The score of each text."""
@@ -61,12 +63,16 @@ class TargetScoring:
         target = self._sides.target.read(text, options.unknown, "text")
         forced = (*target.ids.tolist(), *([EOS_ID] if self._eos else []))
         at_most("text", len(forced), self._sides.settings.max_tokens, "tokens in a target")
-        detail_top = options.top_logprobs if options.tokens else None
         search = Search(
-            read.ids, 1, max(1, len(forced)), forced=forced, given=True, detail_top=detail_top
+            read.ids,
+            1,
+            max(1, len(forced)),
+            forced=forced,
+            given=True,
+            detail_top=options.detail_top,
         )
         prompt_tokens = len(read.ids) - 1 + len(target.ids)
-        return _Plan(search, len(target.text), target.unknown, prompt_tokens)
+        return _Plan(search, target.text, target.unknown, prompt_tokens)
 
     def _scored(self, plan: "_Plan") -> Scored:
         search = plan.search
@@ -74,15 +80,19 @@ class TargetScoring:
         if self._options.tokens:
             names = self._sides.target.tokenizer.tokens
             tokens = scored_tokens(names, search.forced, search.details)
+        words = None
+        if self._options.units is not None:
+            words = ScoredWords(plan.text, search.details, uncounted=0, eos=self._eos)
         return Scored(
             logprob=search.hypotheses[0].logprob if search.forced else 0.0,
-            chars=plan.chars,
+            chars=len(plan.text),
             bos=True,
             eos=self._eos,
             unknown=plan.unknown,
             tokens=tokens,
             prompt_tokens=plan.prompt_tokens,
             cached_tokens=0,
+            words=words,
         )
 
 
@@ -91,6 +101,6 @@ class _Plan:
     """One text."""
 
     search: Search
-    chars: int
+    text: str  # normalized, without what is skipped
     unknown: Unknown
     prompt_tokens: int

@@ -1,5 +1,6 @@
 """A language model as the tasks on text see it: tokens, limits, and texts as ids."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -93,6 +94,14 @@ class TextModel:
         if policy == "skip":
             ids = ids[ids != UNK_ID]
         return ids, unknown
+
+    def readable(self, text: str, policy: UnknownPolicy) -> str:
+        """The normalized text without what the policy skips: a character for each id of `read`."""
+        text = normal_form(text, self.normalization)
+        if policy != "skip":
+            return text
+        kept = self.vocab.encode(text) != UNK_ID
+        return "".join(itertools.compress(text, kept.tolist()))
 
     def read_prompt(self, prompt: Prompt, policy: UnknownPolicy) -> tuple[Ids, Unknown]:
         """The same for a prompt; one given as ids is taken as it is."""

@@ -14,6 +14,7 @@ from service.scheduling.language_model import TextWork
 from service.tasks.handles import Handle
 from service.tasks.limits import at_most, check_details
 from service.tasks.scored_tokens import ScoredToken, scored_tokens
+from service.tasks.scored_words import ScoredWords
 from service.tasks.text_model import TextModel, read_after
 from service.tasks.unknown import Unknown
 from service.tasks.values import Scored, ScoreOptions
@@ -43,8 +44,8 @@ class TextScoring:
         at_most("text", len(texts), settings.max_inputs, "texts")
         # One context can stand before every text of a list: the body does not bound this.
         at_most("text", self.size, settings.max_queue_tokens, "characters, contexts included")
-        if options.tokens:
-            check_details("text", sum(map(len, texts)), options.top_logprobs, settings)
+        if options.detail_top is not None:
+            check_details("text", sum(map(len, texts)), options.detail_top, settings)
         if options.return_state:
             self._seal.check_count(len(texts), settings)
         self._handle: Handle | None = None
@@ -66,7 +67,7 @@ class TextScoring:
     def answer_size(self) -> int:
         """Roughly how many characters the answer has."""
         options = self._options
-        size = self.size * (1 + options.top_logprobs) if options.tokens else 0
+        size = 0 if options.detail_top is None else self.size * (1 + options.detail_top)
         if options.return_state:
             size += len(self._texts) * self._seal.handle_chars
         return size
@@ -91,10 +92,10 @@ class TextScoring:
         row = None
         if handle is not None or (len(tokens) and (goes_on or counted[1:].any())):
             after = None if handle is None else handle.continuation
-            detail_top = options.top_logprobs if options.tokens else None
-            row = read_after(after, tokens, counted, detail_top, goes_on=goes_on)
+            row = read_after(after, tokens, counted, options.detail_top, goes_on=goes_on)
         return _Plan(
             row=row,
+            text=text,
             ids=ids,
             unknown=unknown,
             context_tokens=len(before),
@@ -115,6 +116,7 @@ class TextScoring:
             prompt_tokens=read,
             cached_tokens=min(reused, read),
             state=self._sealed(plan) if options.return_state else None,
+            words=None if options.units is None else self._words(plan),
         )
 
     def _tokens(self, plan: "_Plan") -> Sequence[ScoredToken]:
@@ -126,6 +128,14 @@ class TextScoring:
         first = tuple(ScoredToken(names[i], None, None, None, ()) for i in counted[:uncounted])
         details = [] if row is None else row.details
         return scored_tokens(names, counted[uncounted:], details).after(first)
+
+    def _words(self, plan: "_Plan") -> ScoredWords:
+        """The words of the text, as far as they are counted."""
+        options, row = self._options, plan.row
+        text = self._model.readable(plan.text, options.unknown)
+        details = [] if row is None else row.details
+        eos = bool(options.eos) and row is not None
+        return ScoredWords(text, details, uncounted=plan.uncounted, eos=eos)
 
     def _sealed(self, plan: "_Plan") -> str | None:
         """The handle of a text that was read to its end; None where none was asked for."""
@@ -141,6 +151,7 @@ class _Plan:
     """One text."""
 
     row: ReadRow | None  # None where nothing has to be read
+    text: str  # as it came
     ids: Ids  # of the text, unknown characters dropped where they are skipped
     unknown: Unknown
     context_tokens: int

@@ -50,7 +50,10 @@ def check_costs(sides: Sides, searches: Sequence[Search], options: TranslateOpti
 
 
 def checked_sources(
-    options: ScoreOptions, contexts: Sequence[str] | None, sources: Sequence[str] | None
+    sides: Sides,
+    options: ScoreOptions,
+    contexts: Sequence[str] | None,
+    sources: Sequence[str] | None,
 ) -> Sequence[str]:
     """The sources. Raises InvalidRequest for what an encoder-decoder does not take."""
     if sources is None:
@@ -67,4 +70,9 @@ def checked_sources(
     if options.state is not None or options.return_state:
         option = "state" if options.state is not None else "return_state"
         raise InvalidRequest.of_option(option, "an encoder-decoder has no states to continue from")
+    if options.units is not None and sides.manifest.target.tokenization != "character":
+        raise InvalidRequest.of_option(
+            "units",
+            "the tokens of this model's targets are no characters; `tokens` has a score each",
+        )
     return sources

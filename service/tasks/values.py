@@ -10,6 +10,7 @@ import numpy as np
 from service.decoding.constraints import Rule
 from service.decoding.sampling import SamplingParams
 from service.tasks.scored_tokens import ScoredToken
+from service.tasks.scored_words import ScoredWords
 from service.tasks.unknown import Unknown, UnknownPolicy
 
 # A text, or its ids; bos is added automatically.
@@ -44,6 +45,7 @@ class ScoreOptions:
     adapt: bool = False  # the output layer learns from the text as it is read
     tokens: bool = False
     top_logprobs: int = 0
+    units: Literal["word"] | None = None  # what the text's score is divided among, too
     bos: bool | None = None  # the text begins a document; None: it does, but not after a state
     # The text ends there, and that is counted; None: as the model was trained, which is False for a
     # language model and True for an encoder-decoder.
@@ -51,6 +53,11 @@ class ScoreOptions:
     unknown: UnknownPolicy = "unk"
     state: str | None = None  # a handle: every text is scored after it
     return_state: bool = False
+
+    @property
+    def detail_top(self) -> int | None:
+        """Alternatives of every token; None where tokens need no figures of their own."""
+        return self.top_logprobs if self.tokens or self.units is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +162,7 @@ class Scored(Figures):
     prompt_tokens: int
     cached_tokens: int  # of those: cached, or read with another input
     state: str | None = None  # a handle; None after eos, and where nothing was read
+    words: ScoredWords | None = None
 
 
 def best_choices(choices: Sequence[Choice], count: int) -> list[Choice]:

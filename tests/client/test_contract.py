@@ -28,6 +28,7 @@ RESULTS: dict[type[Any], type[BaseModel]] = {
     results.StreamedEnd: generate_wire.StreamedEnd,
     results.GenerateDone: generate_wire.GenerateDone,
     results.ScoredToken: score_wire.ScoreToken,
+    results.ScoredWord: score_wire.ScoreWord,
     results.ScoreResult: score_wire.ScoreResult,
     results.ScoreAnswer: score_wire.ScoreResponse,
     results.HypothesisToken: translating.HypothesisToken,

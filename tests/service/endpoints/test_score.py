@@ -124,6 +124,7 @@ def test_the_empty_text_is_certain_and_its_end_is_not(client: AppClient, model: 
         "unknown": [],
         "unknown_chars": 0,
         "tokens": [],
+        "words": None,
         "state": None,
     }
     assert str(nothing["bits"]) == "0.0"  # not -0.0
