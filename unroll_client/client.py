@@ -29,6 +29,7 @@ from unroll_client.exchange import (
 )
 from unroll_client.options import (
     GenerateOptions,
+    InfillOptions,
     LineOptions,
     ScoreOptions,
     Texts,
@@ -37,6 +38,7 @@ from unroll_client.options import (
 from unroll_client.results import (
     GenerateAnswer,
     GenerateDone,
+    InfillAnswer,
     Model,
     ScoreAnswer,
     ScoreResult,
@@ -120,6 +122,15 @@ class Unroll:
     ) -> Iterator[TranslatedToken | TranslateAnswer]:
         """Stream a translation, each token once it is certain; the whole answer comes last."""
         return self._stream(TRANSLATE, "/translate", body_of(options, source=source, stream=True))
+
+    def infill(
+        self,
+        prefix: Texts | None = None,
+        suffix: Texts | None = None,
+        **options: Unpack[InfillOptions],
+    ) -> InfillAnswer:
+        """Fill the blank between a prefix and a suffix, or the marked blanks of a `text`."""
+        return self._post(InfillAnswer, "/infill", body_of(options, prefix=prefix, suffix=suffix))
 
     def models(self) -> tuple[Model, ...]:
         """Every served model."""
@@ -225,6 +236,17 @@ class AsyncUnroll:
     ) -> AsyncIterator[TranslatedToken | TranslateAnswer]:
         """Stream a translation, each token once it is certain; the whole answer comes last."""
         return self._stream(TRANSLATE, "/translate", body_of(options, source=source, stream=True))
+
+    async def infill(
+        self,
+        prefix: Texts | None = None,
+        suffix: Texts | None = None,
+        **options: Unpack[InfillOptions],
+    ) -> InfillAnswer:
+        """Fill the blank between a prefix and a suffix, or the marked blanks of a `text`."""
+        return await self._post(
+            InfillAnswer, "/infill", body_of(options, prefix=prefix, suffix=suffix)
+        )
 
     async def models(self) -> tuple[Model, ...]:
         """Every served model."""

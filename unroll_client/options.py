@@ -77,3 +77,24 @@ class TranslateOptions(TypedDict, total=False):
     return_alignments: bool
     unknown: str
     copy_unknown: bool
+
+
+class InfillOptions(TypedDict, total=False):
+    """Fields of `/infill`, besides prefix and suffix."""
+
+    model: str
+    text: Texts
+    blank: str
+    candidates: list[str]
+    choices: list[str]
+    pattern: str
+    allowed_chars: str | list[str]
+    length: int
+    max_tokens: int
+    num_fills: int
+    num_proposals: int
+    seed: int
+    bos: bool
+    eos: bool
+    unknown: str
+    rescore: str

@@ -216,6 +216,40 @@ class TranslatedToken:
 
 
 @dataclass(frozen=True, slots=True)
+class Fill:
+    """Texts for the blanks of one text; `text` is that of a single blank."""
+
+    text: str | None
+    texts: tuple[str, ...]
+    logprob: float
+    suffix_logprob: float | None
+    posterior: float
+
+
+@dataclass(frozen=True, slots=True)
+class InfillResult:
+    """The fills of one text, likeliest first."""
+
+    fills: tuple[Fill, ...]
+    compared: int
+    found_mass: float | None
+    seed: int | None
+    unknown: tuple[int, ...]  # positions of the first 1,024
+    unknown_chars: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InfillAnswer:
+    """Answer of `/infill`."""
+
+    model: str
+    precision: str
+    rescore: str | None
+    results: tuple[InfillResult, ...]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """One entry of `/models`."""
 

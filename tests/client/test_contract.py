@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import pytest
 from pydantic import BaseModel
 
-from service.endpoints import generate_wire, models_wire, score_stream_wire, score_wire
+from service.endpoints import generate_wire, infill_wire, models_wire, score_stream_wire, score_wire
 from service.endpoints import translate_wire as translating
 from service.http import wire
 from unroll_client import options, results
@@ -36,6 +36,9 @@ RESULTS: dict[type[Any], type[BaseModel]] = {
     results.TranslateResult: translating.TranslateResult,
     results.TranslateAnswer: translating.TranslateResponse,
     results.TranslatedToken: translating.StreamedTranslationToken,
+    results.Fill: infill_wire.FillOut,
+    results.InfillResult: infill_wire.InfillResult,
+    results.InfillAnswer: infill_wire.InfillResponse,
     results.Model: models_wire.ModelSummary,
 }
 CLASS_OF = {model: kind for kind, model in RESULTS.items()}
@@ -45,6 +48,7 @@ OPTIONS: dict[type[Any], tuple[type[BaseModel], set[str]]] = {
     options.GenerateOptions: (generate_wire.GenerateRequest, {"prompt", "stream"}),
     options.ScoreOptions: (score_wire.ScoreRequest, {"text"}),
     options.LineOptions: (score_stream_wire.StreamQuery, {"mode", "every"}),
+    options.InfillOptions: (infill_wire.InfillRequest, {"prefix", "suffix", "stream"}),
     options.TranslateOptions: (translating.TranslateRequest, {"source", "stream"}),
 }
 
