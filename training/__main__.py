@@ -1,4 +1,4 @@
-"""`python -m training`: train, evaluate, sample, translate, export, baselines."""
+"""`python -m training`: train, evaluate, sample, translate, infill, export, baselines."""
 
 import os
 
@@ -23,6 +23,7 @@ from service.bundle.store import read_bundle
 from training.config import NAME_PATTERN, ConfigError, load_config
 from training.errors import ExportError
 from training.experiments.encoder_decoder import TranslateOptions
+from training.experiments.infill import DEFAULT_BLANK, InfillOptions
 from training.experiments.kinds import experiment_of, trained_experiment_of
 from training.experiments.run import CONFIG_FILE, export_run, holds_run, open_run, train_run
 from training.experiments.text import SampleOptions
@@ -103,20 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluating.add_argument("--split", help="default: test, else valid")
     evaluating.set_defaults(command=_evaluate)
 
-    sampling = commands.add_parser("sample", help="write text with a run's best weights")
-    sampling.add_argument("run", type=Path, metavar="RUN")
-    sampling.add_argument("--prompt", default="")
-    sampling.add_argument("--max-tokens", type=_natural, default=400)
-    sampling.add_argument("--temperature", type=_temperature, default=0.8, help="0 is greedy")
-    sampling.add_argument("--seed", type=_natural, default=1)
-    sampling.add_argument("--n", type=_positive, default=1, help="texts, each with the next seed")
-    sampling.set_defaults(command=_sample)
-
-    translating = commands.add_parser("translate", help="translate with a run's best weights")
-    translating.add_argument("run", type=Path, metavar="RUN")
-    translating.add_argument("source", nargs="+", metavar="TEXT")
-    translating.add_argument("--beam-size", type=_positive, help="default: the configuration's")
-    translating.set_defaults(command=_translate)
+    _add_answering(commands)
 
     exporting = commands.add_parser("export", help="write a run's best weights as a bundle")
     exporting.add_argument("run", type=Path, metavar="RUN")
@@ -136,6 +124,31 @@ def _parser() -> argparse.ArgumentParser:
     baselines.add_argument("--run", type=Path, help="the run's folder (default: runs/NAME)")
     baselines.set_defaults(command=_baselines)
     return parser
+
+
+def _add_answering(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The commands that use a run's weights, one for each kind of model."""
+    sampling = commands.add_parser("sample", help="write text with a run's best weights")
+    sampling.add_argument("run", type=Path, metavar="RUN")
+    sampling.add_argument("--prompt", default="")
+    sampling.add_argument("--max-tokens", type=_natural, default=400)
+    sampling.add_argument("--temperature", type=_temperature, default=0.8, help="0 is greedy")
+    sampling.add_argument("--seed", type=_natural, default=1)
+    sampling.add_argument("--n", type=_positive, default=1, help="texts, each with the next seed")
+    sampling.set_defaults(command=_sample)
+
+    translating = commands.add_parser("translate", help="translate with a run's best weights")
+    translating.add_argument("run", type=Path, metavar="RUN")
+    translating.add_argument("source", nargs="+", metavar="TEXT")
+    translating.add_argument("--beam-size", type=_positive, help="default: the configuration's")
+    translating.set_defaults(command=_translate)
+
+    filling = commands.add_parser("infill", help="fill blanks with a run's best weights")
+    filling.add_argument("run", type=Path, metavar="RUN")
+    filling.add_argument("text", nargs="+", metavar="TEXT")
+    filling.add_argument("--blank", default=DEFAULT_BLANK, help="marks a blank (default: ___)")
+    filling.add_argument("--beam-size", type=_positive, help="default: the configuration's")
+    filling.set_defaults(command=_infill)
 
 
 def _program() -> str:
@@ -224,6 +237,11 @@ def _sample(options: argparse.Namespace) -> None:
 def _translate(options: argparse.Namespace) -> None:
     asked = TranslateOptions(sources=options.source, beam_size=options.beam_size)
     _answer("translate", options.run, asked)
+
+
+def _infill(options: argparse.Namespace) -> None:
+    asked = InfillOptions(texts=options.text, blank=options.blank, beam_size=options.beam_size)
+    _answer("infill", options.run, asked)
 
 
 def _answer(command: str, run_dir: Path, options: object) -> None:

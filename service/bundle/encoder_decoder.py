@@ -18,6 +18,7 @@ from service.bundle.files import (
     read_graphs,
     read_vocab,
 )
+from service.bundle.infill import Infill
 from service.bundle.manifest import (
     Cell,
     FileName,
@@ -200,6 +201,11 @@ class EncoderDecoderManifest(Heading):
     )
     model: EncoderDecoderShape = Field(description="What the model is.")
     limits: EncoderDecoderLimits = Field(description="What the bundle allows.")
+    infill: Infill | None = Field(
+        None,
+        description="How blanks are read and written, where it was trained to fill them: it "
+        "answers /infill and not /translate. Left out: it was not.",
+    )
     data: EncoderDecoderDataSource = Field(description="What it was trained on.")
     metrics: list[EncoderDecoderMetrics] = Field(min_length=1, description="Its measured quality.")
     examples: list[Example] = Field(description="Ten held-out sources, not cherry-picked.")

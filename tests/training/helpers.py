@@ -201,6 +201,28 @@ def tiny_encoder_decoder_document(**sections: Mapping[str, Any]) -> dict[str, An
     return document
 
 
+def tiny_infill_document(**sections: Mapping[str, Any]) -> dict[str, Any]:
+    """A small configuration of texts with blanks; keyword arguments change its sections."""
+    pairs = tiny_encoder_decoder_document()
+    document: dict[str, Any] = {
+        **pairs,
+        "task": "infill",
+        "name": "tiny-infill",
+        "data": {"files": ["text.txt"], "valid_fraction": 0.1, "test_fraction": 0.1},
+        "spans": {
+            "context": 12,
+            "max_chars": 6,
+            "several_share": 0.4,
+            "short_share": 0.3,
+            "valid_texts": 20,
+            "test_texts": 30,
+        },
+    }
+    for name, section in sections.items():
+        document[name] = {**document[name], **section}
+    return document
+
+
 def tiny_encoder_decoder_trainer(
     folder: Path, text: str = BACKWARDS, /, **sections: Mapping[str, Any]
 ) -> Trainer[EncoderDecoder]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from tests.training.helpers import (
     tiny_document,
     tiny_encoder_decoder_document,
+    tiny_infill_document,
     tiny_ngram_document,
     write_toml,
 )
@@ -22,6 +23,7 @@ from training.config import (
     EncoderDecoderDataConfig,
     EncoderDecoderNetworkConfig,
     EncoderDecoderTrainingConfig,
+    InfillConfig,
     LanguageModelConfig,
     LanguageModelDataConfig,
     LanguageModelNetworkConfig,
@@ -29,6 +31,7 @@ from training.config import (
     NGramConfig,
     NGramLanguageModelConfig,
     NGramModelConfig,
+    SpansConfig,
     TextSideConfig,
     load_config,
 )
@@ -343,11 +346,13 @@ def test_without_a_task_it_is_a_language_models(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", ["seq2seq", "", 3])
 @pytest.mark.parametrize("make", [tiny_document, tiny_encoder_decoder_document])
-def test_an_unknown_task_is_one_mistake_that_names_both(
+def test_an_unknown_task_is_one_mistake_that_names_all(
     tmp_path: Path, task: object, make: Callable[[], dict[str, Any]]
 ) -> None:
     message = refusal(tmp_path, {**make(), "task": task})
-    assert message.endswith('config.toml: task: it is "language_model" or "encoder_decoder"')
+    assert message.endswith(
+        'config.toml: task: it is "language_model", "encoder_decoder" or "infill"'
+    )
     assert len(message.splitlines()) == 1
 
 
@@ -451,6 +456,40 @@ def test_a_batch_of_pairs_need_not_be_a_multiple_of_the_replicas(tmp_path: Path)
     config = load_config(write_toml(tmp_path / "config.toml", document))
     assert isinstance(config, EncoderDecoderConfig)
     assert config.training.replicas == 2
+
+
+# --- texts with blanks --------------------------------------------------------------------------
+
+
+def test_an_experiment_on_blanks_is_one_on_pairs_that_are_never_stripped(tmp_path: Path) -> None:
+    rules = {"lowercase": True}
+    document = tiny_infill_document(data={"normalization": rules, "lang": "en"})
+    config = load_config(write_toml(tmp_path / "config.toml", document))
+    assert isinstance(config, InfillConfig)
+    pairs = config.pairs
+    assert (pairs.model, pairs.training) == (config.model, config.training)
+    assert pairs.data.source == pairs.data.target
+    assert (pairs.data.source.lang, pairs.data.share_vocab) == ("en", True)
+    found = pairs.data.source.normalization
+    assert (found.lowercase, found.nfc, found.strip) == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"context": 0}, "spans.context"),
+        ({"max_chars": 0}, "spans.max_chars"),
+        ({"max_blanks": 0}, "spans.max_blanks"),
+        ({"geometric_p": 0.0}, "spans.geometric_p"),
+        ({"several_share": 1.5}, "spans.several_share"),
+        ({"uniform_share": 0.6, "word_share": 0.6}, "uniform_share + word_share: at most 1"),
+        ({"lenght": 3}, "no such option; there are " + ", ".join(SpansConfig.model_fields)),
+    ],
+)
+def test_spans_that_cannot_be_drawn_are_refused(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    assert message in refusal(tmp_path, tiny_infill_document(spans=options))
 
 
 # --- what is shipped ----------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 B batch, S source positions, T target positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,10 +56,21 @@ def pair_batch(split: PairSplit, indices: Sequence[int]) -> PairBatch:
 
 
 class PairBatches:
-    """An endless walk over a split: every pair once in each epoch, in a new order each time."""
+    """An endless walk over a split: every pair once in each epoch, in a new order each time.
 
-    def __init__(self, split: PairSplit, batch_size: int, *, seed: int) -> None:
+    With `drawn`, each epoch has pairs of its own.
+    """
+
+    def __init__(
+        self,
+        split: PairSplit,
+        batch_size: int,
+        *,
+        seed: int,
+        drawn: Callable[[int], PairSplit] | None = None,
+    ) -> None:
         self._split = split
+        self._drawn = drawn
         self._batch_size = batch_size
         self._seed = seed
         self._epoch = 0
@@ -85,6 +96,8 @@ class PairBatches:
 
     def _shuffled(self) -> list[IdArray]:
         """The epoch's batches, which depend on the seed and the epoch alone."""
+        if self._drawn is not None:
+            self._split = self._drawn(self._epoch)
         rng = np.random.default_rng((self._seed, self._epoch))
         order = rng.permutation(len(self._split))
         batches: list[IdArray] = []

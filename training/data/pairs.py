@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -55,6 +55,9 @@ class PairCorpus:
     valid: PairSplit
     tests: Sequence[PairSplit]  # `test`, where there is one, and the extra tests
     counts: dict[str, int]  # pairs read, kept and dropped, for people
+    # Draws the training pairs of an epoch anew; None: they are `train` in every epoch.
+    drawn: Callable[[int], PairSplit] | None = None
+    readable: Callable[[str], str] = str  # a source or a target for people
 
     @property
     def held_out(self) -> Sequence[PairSplit]:

@@ -23,12 +23,14 @@ from typing import Any
 from training.config import AnyConfig, ConfigError
 from training.experiments.encoder_decoder import EncoderDecoderExperiment
 from training.experiments.experiment import Experiment, TrainedExperiment
+from training.experiments.infill import InfillExperiment
 from training.experiments.language_model import LanguageModelExperiment
 from training.experiments.ngram import NGramExperiment
 
 _TRAINED: Mapping[str, Callable[[Any], TrainedExperiment[Any]]] = {
     "language_model": LanguageModelExperiment,
     "encoder_decoder": EncoderDecoderExperiment,
+    "infill": InfillExperiment,
 }
 _KINDS: Mapping[str, Callable[[Any], Experiment[Any]]] = {**_TRAINED, "ngram": NGramExperiment}
 

@@ -21,6 +21,7 @@ from service.bundle.encoder_decoder import (
     TokenizerFile,
 )
 from service.bundle.files import sha256, vocab_bytes
+from service.bundle.infill import Infill
 from service.bundle.manifest import Precision, Role, StateTensor
 from service.bundle.store import write_bundle
 from service.bundle.tokenization import Subwords, Tokenizer
@@ -56,10 +57,18 @@ from training.networks.encoder_decoder import EncoderDecoder
 EXAMPLES = 10
 
 
-def export(run_dir: Path, corpus: PairCorpus, models_dir: Path, *, name: str | None = None) -> Path:
+def export(
+    run_dir: Path,
+    corpus: PairCorpus,
+    models_dir: Path,
+    *,
+    name: str | None = None,
+    infill: Infill | None = None,
+) -> Path:
     """Write a run's best weights as a bundle. Raises ExportError, and nothing is written.
 
-    It holds int8 graphs if they are at most MAX_QUANTIZATION_LOSS worse on held-out pairs.
+    `infill` says how blanks are written, where it was trained to fill them. The bundle
+    holds int8 graphs if they are at most MAX_QUANTIZATION_LOSS worse on held-out pairs.
     """
     config, model, source, target, record = load_best(run_dir)
     if corpus.sha256 != record["corpus_sha256"] or corpus.target.tokens != target.tokens:
@@ -88,6 +97,7 @@ def export(run_dir: Path, corpus: PairCorpus, models_dir: Path, *, name: str | N
         memory_stride=config.model.pool_stride if config.model.encoder == "crnn" else 1,
         model=model_shape(model),
         limits=limits,
+        infill=infill,
         data=_data_source(config, corpus),
         metrics=_metrics(run_dir, losses),
         examples=_examples(config, model, corpus, limits, held_out),
@@ -225,6 +235,10 @@ def _examples(
     device = torch.device("cpu")
     found = translate_texts(model, corpus, texts, limits, beam_size=beam_size, device=device)
     return [
-        Example(source=text, targets=held_out.references[text], translation=translation)
+        Example(
+            source=corpus.readable(text),
+            targets=[corpus.readable(target) for target in held_out.references[text]],
+            translation=corpus.readable(translation),
+        )
         for text, translation in zip(texts, found, strict=True)
     ]

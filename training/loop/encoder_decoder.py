@@ -15,7 +15,7 @@ from torch import Tensor
 from service.bundle.encoder_decoder import MetricName
 from service.bundle.text import PAD_ID
 from service.bundle.tokenization import Tokenizer
-from training.config import EncoderDecoderConfig
+from training.config import EncoderDecoderConfig, pairs_config
 from training.data.pair_batches import PairBatch, PairBatches
 from training.data.pairs import PairCorpus
 from training.data.stored_pairs import restored_tokenizer, tokenizer_record
@@ -50,7 +50,9 @@ class EncoderDecoderTask:
             )
         self._model = EncoderDecoder(config.model, len(corpus.source), len(corpus.target))
         self._model.to(self.device)
-        self.batches = PairBatches(corpus.train, options.batch_size, seed=options.seed)
+        self.batches = PairBatches(
+            corpus.train, options.batch_size, seed=options.seed, drawn=corpus.drawn
+        )
         self.replicas = Replicas(self._model, options, self.device)
         self.limits = length_limits(corpus.train, config.data.max_source_tokens)
 
@@ -157,7 +159,11 @@ class EncoderDecoderTask:
         found = translate_texts(
             model, self.corpus, texts, self.limits, beam_size=1, device=self.device
         )
-        return [f"    {text}  ->  {target}" for text, target in zip(texts, found, strict=True)]
+        readable = self.corpus.readable
+        return [
+            f"    {readable(text)}  ->  {readable(target)}"
+            for text, target in zip(texts, found, strict=True)
+        ]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The generators, and the position in the batches."""
@@ -178,7 +184,7 @@ def load_best(
 ) -> tuple[EncoderDecoderConfig, EncoderDecoder, Tokenizer, Tokenizer, dict[str, Any]]:
     """The configuration, the best weights, both tokenizers and the record from a run's folder."""
     tensors, record = checkpoint.read(run_dir / checkpoint.BEST)
-    config = EncoderDecoderConfig.model_validate(record["config"])
+    config = pairs_config(record["config"])
     source = restored_tokenizer(config.data.source, record["source"])
     target = restored_tokenizer(config.data.target, record["target"])
     model = EncoderDecoder(config.model, len(source), len(target))

@@ -12,6 +12,7 @@ from tests.training.helpers import (
     Main,
     tiny_document,
     tiny_encoder_decoder_document,
+    tiny_infill_document,
     tiny_ngram_document,
     write_toml,
 )
@@ -25,6 +26,7 @@ DOCUMENTS = {
     "language_model": tiny_document,
     "ngram": tiny_ngram_document,
     "encoder_decoder": tiny_encoder_decoder_document,
+    "infill": tiny_infill_document,
 }
 
 

@@ -1,0 +1,89 @@
+"""How an encoder-decoder reads a text with blanks, and how it writes what belongs there.
+
+A text with n blanks is n + 1 pieces. The source is the text read as a ring that is cut at its first
+blank: `blank piece blank piece … seam piece`, with the first piece at the end. So the last state of
+each direction of the encoder lies beside the first blank. The target is the blanks' texts with
+marks between them, as Raffel et al. 2020 (section 3.1.4) write sentinels.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Self, TypeAlias
+
+from pydantic import Field, model_validator
+
+from service.bundle.manifest import Record
+from service.bundle.text import SPECIAL_TOKENS, UNK_ID
+
+# From the private use area, like the printed forms of special tokens.
+BLANK, SEAM, EDGE = "\ue004", "\ue005", "\ue006"
+MARKS = (BLANK, SEAM, EDGE)
+
+# A mark in a text is an ordinary character, which no vocabulary has.
+_MARKS_IN_TEXT = str.maketrans(dict.fromkeys(MARKS, SPECIAL_TOKENS[UNK_ID]))
+
+Mark: TypeAlias = Annotated[str, Field(min_length=1, max_length=1)]
+
+
+class Infill(Record):
+    """How texts with blanks become sources, and targets the texts of the blanks."""
+
+    blank: Mark = Field(
+        description="Stands for a blank in a source, and between the texts of two blanks in a "
+        "target."
+    )
+    seam: Mark = Field(
+        description="Stands between the end and the beginning of the text, which is read from its "
+        "first blank on."
+    )
+    edge: Mark = Field(description="Stands where the document begins or ends.")
+    context: int = Field(
+        ge=1,
+        description="Most characters, with an edge, that are read before the first blank, after "
+        "the last one, and between two.",
+    )
+    max_blanks: int = Field(ge=1, description="Most blanks in a source.")
+    max_chars: int = Field(ge=1, description="Longest text of a blank in training.")
+
+    @model_validator(mode="after")
+    def _marks_differ(self) -> Self:
+        if len({self.blank, self.seam, self.edge}) < len(MARKS):
+            raise ValueError("blank, seam, edge: they must be different characters")
+        return self
+
+    def source(self, pieces: Sequence[str], *, begins: bool, ends: bool) -> str:
+        """The source of normalized pieces, cut to the context on both sides.
+
+        `begins`, `ends`: whether the first piece begins the document, and the last one ends it.
+        The pieces between two blanks must be within the context.
+        """
+        first, *rest = (piece.translate(_MARKS_IN_TEXT) for piece in pieces)
+        first = (self.edge * begins + first)[-self.context :]
+        rest[-1] = (rest[-1] + self.edge * ends)[: self.context]
+        return self.blank + self.blank.join(rest) + self.seam + first
+
+    def target(self, texts: Sequence[str]) -> str:
+        """The target of the blanks' normalized texts."""
+        return self.blank.join(text.translate(_MARKS_IN_TEXT) for text in texts)
+
+    def texts(self, target: str) -> tuple[str, ...]:
+        """The blanks' texts in a target."""
+        return tuple(target.split(self.blank))
+
+    def readable(self, text: str, blank: str = "___") -> str:
+        """A source or a target for people."""
+        after, seam, before = text.partition(self.seam)
+        if not seam:
+            return text.replace(self.blank, " … ")
+        return (before + after).replace(self.blank, blank).replace(self.edge, "")
+
+
+def infill_of(*, context: int, max_blanks: int, max_chars: int) -> Infill:
+    """With the marks that training uses."""
+    return Infill(
+        blank=BLANK,
+        seam=SEAM,
+        edge=EDGE,
+        context=context,
+        max_blanks=max_blanks,
+        max_chars=max_chars,
+    )
