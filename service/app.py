@@ -16,7 +16,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from service.endpoints import generate, libretranslate, models, open_inference, score, translate
+from service.endpoints import (
+    generate,
+    infill,
+    libretranslate,
+    models,
+    open_inference,
+    score,
+    translate,
+)
 from service.endpoints import openai as openai_routes
 from service.endpoints import tokens as token_routes
 from service.endpoints.libretranslate_wire import libretranslate_error
@@ -112,7 +120,7 @@ async def _lifespan(app: FastAPI, *, engines: Sequence[Engine] | None) -> AsyncI
 
 def _add_routes(app: FastAPI) -> None:
     adapters = (token_routes, openai_routes, open_inference, libretranslate)
-    native = (generate, translate, score, models)
+    native = (generate, translate, score, infill, models)
     routers = (
         *(x.router for x in native),
         operations_router,

@@ -21,6 +21,13 @@ _TOKENS = {"model": "alice-lstm", "prompt": "Alice"}
 _IDS = {"model": "alice-lstm", "tokens": [18, 55, 52, 46, 48]}
 _TRANSLATE = {"model": "g2p-en", "source": ["unroll", "recurrent"], "beam_size": 5}
 
+_INFILL = {
+    "model": "alice-lstm",
+    "prefix": "I am ",
+    "suffix": " hungry, said Alice.",
+    "candidates": ["very", "quite", "not"],
+}
+
 _INFER = {"text_input": "Alice was ", "parameters": {"max_tokens": 4, "seed": 1}}
 _NONE: list[dict[str, Any]] = []
 _LINES = ("text/plain", "the white rabbit\nthe whjte rabbit\n")
@@ -36,6 +43,7 @@ REQUESTS: list[tuple[str, str, dict[str, Any] | None, list[dict[str, Any]]]] = [
         {"model": "alice-lstm", "text": ["the white rabbit", "the whjte rabbit"]},
         [],
     ),
+    ("POST", "/infill", _INFILL, []),
     ("GET", "/models", None, []),
     ("GET", "/models/{name}", None, []),
     ("GET", "/models/{name}/vocab", None, []),

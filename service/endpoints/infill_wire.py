@@ -116,7 +116,7 @@ class InfillRequest(RequestBody):
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)}: one of them at a time")
         if self._candidates is not None:
-            for name in ("length", "max_tokens", "num_proposals"):
+            for name in ("length", "max_tokens", "num_proposals", "rescore"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name}: only for open blanks, without {given[0]}")
         return self
@@ -124,6 +124,12 @@ class InfillRequest(RequestBody):
     @property
     def _candidates(self) -> list[str] | None:
         return self.candidates if self.choices is None else self.choices
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The fields that stand for the engine's options, where their names differ."""
+        named = {} if self.text is None else {"prefix": "text", "suffix": "text"}
+        return named if self.choices is None else named | {"candidates": "choices"}
 
     def blanks(self) -> list[Blanks]:
         """The texts around their blanks."""

@@ -1,4 +1,4 @@
-"""The tasks of a language model on text: generate and score. No HTTP in here.
+"""The tasks of a language model on text: generate, score and infill. No HTTP in here.
 
 Text becomes ids, ids become rows, the scheduler fills them in, and they become text again.
 """
@@ -22,9 +22,13 @@ from service.scheduling.language_model import LanguageModelRunner, TextWork
 from service.scheduling.workers import Workers
 from service.settings import Settings
 from service.tasks.carried_score import CarriedScore
-from service.tasks.engine import GENERATE, SCORE, SCORE_IN_PARTS, Abilities
+from service.tasks.engine import DECIDE, GENERATE, INFILL, SCORE, SCORE_IN_PARTS, Abilities
 from service.tasks.generate_limits import checked_options
 from service.tasks.generation import Generation
+from service.tasks.infill_limits import check_infill
+from service.tasks.infill_values import Blanks, Infilled, InfillOptions, Proposal
+from service.tasks.infilling import ROWS_IN_HAND, Infilling
+from service.tasks.plans import run_together
 from service.tasks.shared_reads import SharedReads
 from service.tasks.text_model import TextModel
 from service.tasks.text_scoring import TextScoring, check_score_options
@@ -68,7 +72,13 @@ class LanguageModelEngine:
         self.precision = precision
         self.vocabularies: Vocabularies = {None: _client_vocabulary(bundle, settings)}
         self.abilities: Abilities = dict(
-            (GENERATE.given_by(self), SCORE.given_by(self), SCORE_IN_PARTS.given_by(self))
+            (
+                GENERATE.given_by(self),
+                SCORE.given_by(self),
+                SCORE_IN_PARTS.given_by(self),
+                INFILL.given_by(self),
+                DECIDE.given_by(self),
+            )
         )
         self._model = TextModel.of(bundle, precision, settings, adapts=self.adapts)
         self._constraints = ConstraintCompiler(
@@ -231,6 +241,30 @@ class LanguageModelEngine:
             await self.workers.run([TextWork(row, adapt=options.adapt)])
         self.workers.metrics.counted(prompt=len(row.tokens), completion=0, cached=0)
         return carried.after(row, is_end=ids is None)
+
+    # --- infill ---------------------------------------------------------------------------------
+
+    async def infill(
+        self,
+        texts: Sequence[Blanks],
+        options: InfillOptions,
+        *,
+        proposals: Sequence[Sequence[Proposal]] | None = None,
+    ) -> list[Infilled]:
+        """Fill the blanks of every text; what is compared gets its exact probability.
+
+        Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
+        """
+        self.workers.refuse_if_full()
+        check_infill(self._model, texts, options, is_proposed=proposals is not None)
+        infilling = Infilling(self._model, texts, options, proposals)
+        await off_loop(infilling.size, infilling.read)
+        reused = await self._run(infilling.prefixes, adapt=False)
+        compared = []
+        async with self.workers.deadline():
+            for plans in infilling.groups():
+                compared += await run_together(plans, self.workers.run, rows=ROWS_IN_HAND)
+        return infilling.results(compared, reused)
 
     # --- shared ---------------------------------------------------------------------------------
 

@@ -1,0 +1,60 @@
+"""`POST /infill`: fill the blanks of texts."""
+
+from collections.abc import Sequence
+
+from fastapi import APIRouter, Request, Response
+
+from service.endpoints.infill_wire import InfillRequest, InfillResponse
+from service.http.answers import engine_with, json_answer, unless_gone
+from service.http.body import body_documentation, read_body
+from service.http.option_names import named_by
+from service.http.problems import PROBLEMS
+from service.tasks.engine import DECIDE, INFILL, PROPOSE, Engine, Infills, Proposes
+from service.tasks.infill_values import Blanks, Infilled, InfillOptions
+
+router = APIRouter()
+
+
+@router.post(
+    "/infill",
+    response_model=InfillResponse,
+    responses=PROBLEMS,
+    openapi_extra=body_documentation(InfillRequest),
+    tags=["models"],
+)
+async def infill(request: Request) -> Response:
+    """Fill the blank between a prefix and a suffix, or the blanks of a text."""
+    body = await read_body(request, InfillRequest)
+    texts, options = body.blanks(), body.options()
+    engine: Engine
+    decider: Infills | None = None
+    if body.rescore is None:
+        filler = engine_with(
+            request, body.model, INFILL, "this model does not fill blanks; see /models"
+        )
+        engine, work = filler, filler.infill(texts, options)
+    else:
+        proposer = engine_with(
+            request,
+            body.model,
+            PROPOSE,
+            "this model proposes nothing that another could decide on; leave `rescore` out",
+        )
+        engine = proposer
+        with named_by({"model": "rescore"}):
+            decider = engine_with(
+                request, body.rescore, DECIDE, "only a language model can decide; see /models"
+            )
+        work = _decided(proposer, decider, texts, options)
+    with named_by(body.fields):
+        results = await unless_gone(request, work)
+    size = sum(len(text) for result in results for fill in result.fills for text in fill.texts)
+    return await json_answer(size, lambda: InfillResponse.of(engine, results, decider))
+
+
+async def _decided(
+    proposer: Proposes, decider: Infills, texts: Sequence[Blanks], options: InfillOptions
+) -> list[Infilled]:
+    """What one model proposes, decided by another."""
+    proposals = await proposer.propose(texts, options)
+    return await decider.infill(texts, options, proposals=proposals)

@@ -1,0 +1,41 @@
+"""Work in rounds: a plan yields what to run next, and goes on once it has been run.
+
+Plans compute and do not wait, so they need no event loop; those of several texts run together, so
+that their rows share model runs.
+"""
+
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from typing import TypeAlias, TypeVar
+
+from service.runtime.threads import off_loop
+from service.scheduling.language_model import TextWork
+
+Result = TypeVar("Result")
+
+Plan: TypeAlias = Generator[Sequence[TextWork], None, Result]
+Run: TypeAlias = Callable[[Sequence[TextWork]], Awaitable[None]]
+
+
+async def run_together(plans: Sequence[Plan[Result]], run: Run, *, rows: int) -> list[Result]:
+    """The result of each plan. All take a round together, in runs of at most `rows` works."""
+    results: dict[int, Result] = {}
+    waiting = dict(enumerate(plans))
+    while waiting:
+        works: list[TextWork] = []
+
+        def advance(works: list[TextWork] = works) -> None:
+            for i, plan in list(waiting.items()):
+                try:
+                    works += next(plan)
+                except StopIteration as end:
+                    results[i] = end.value
+                    del waiting[i]
+
+        await off_loop(_ROUND_SIZE * len(waiting), advance)
+        for start in range(0, len(works), rows):
+            await run(works[start : start + rows])
+    return [results[i] for i in range(len(plans))]
+
+
+# What a round of one plan costs, in characters of work on text (`off_loop`).
+_ROUND_SIZE = 512
