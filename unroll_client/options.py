@@ -45,6 +45,7 @@ class ScoreOptions(TypedDict, total=False):
     eos: bool
     unknown: str
     adapt: bool
+    percentile: bool
     state: str
     return_state: bool
 
@@ -58,6 +59,7 @@ class LineOptions(TypedDict, total=False):
     unknown: str
     adapt: bool
     units: str
+    percentile: bool
 
 
 class TranslateOptions(TypedDict, total=False):

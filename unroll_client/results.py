@@ -149,6 +149,10 @@ class ScoreResult:
     state: str | None = None
     unknown_chars: int = 0
     words: tuple[ScoredWord, ...] | None = None
+    percentile: float | None = None  # where it was requested: 0 to 100
+    percentile_low: float | None = None
+    percentile_high: float | None = None
+    percentile_texts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

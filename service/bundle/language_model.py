@@ -20,6 +20,7 @@ from service.bundle.manifest import (
     TrainingRecord,
     VocabFile,
 )
+from service.bundle.percentiles import Percentiles
 from service.bundle.text import Normalization, Vocabulary
 
 # What a row carries while it adapts, in bytes: many rows run side by side.
@@ -208,6 +209,11 @@ class LanguageModelManifest(Heading):
     limits: LanguageModelLimits = Field(description="What the bundle allows.")
     data: LanguageModelDataSource = Field(description="What it was trained on.")
     metrics: LanguageModelMetrics = Field(description="Its measured quality.")
+    percentiles: Percentiles | None = Field(
+        None,
+        description="How surprising held-out texts are, by length; null in older bundles, and "
+        "where there are too few.",
+    )
     training: TrainingRecord = Field(description="How it was trained.")
     golden: list[LanguageModelGoldenVector] = Field(
         min_length=1, description="Known answers that the loader checks."

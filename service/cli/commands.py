@@ -77,7 +77,7 @@ def _server(options: argparse.Namespace) -> RunningServer:
 def _write_answers(answers: Answers, options: argparse.Namespace) -> int:
     command = options.command
     write = partial(_WRITERS[command], answers, options)
-    write_head(options.format, COLUMNS[command])
+    write_head(options.format, _columns(options))
     texts = _texts(options)
     if texts is not None:
         write(texts)
@@ -86,6 +86,13 @@ def _write_answers(answers: Answers, options: argparse.Namespace) -> int:
     if_none = "" if command == "generate" else None
     lines = AnsweredLines(write, InputLines(sys.stdin.fileno()))
     return lines.run(_LINES_AT_ONCE[command], if_none)
+
+
+def _columns(options: argparse.Namespace) -> Sequence[str]:
+    """The columns of TSV."""
+    command: str = options.command
+    with_percentile = command == "score" and options.percentile
+    return COLUMNS[f"{command} --percentile" if with_percentile else command]
 
 
 def _texts(options: argparse.Namespace) -> list[str] | None:
@@ -122,9 +129,14 @@ def _write_scored(answers: Answers, options: argparse.Namespace, texts: list[str
     body |= {"eos": True} if options.eos else {}
     body |= {"tokens": True} if options.tokens else {}
     body |= {"adapt": True} if options.adapt else {}
+    body |= {"percentile": True} if options.percentile else {}
     for text, result in zip(texts, answers.ask("/score", body)["results"], strict=True):
         row = {**result, "text": text}
-        write_row(options.format, row, "{bits_per_char}\t{text}", COLUMNS["score"])
+        form = "{bits_per_char}\t{text}"
+        if options.percentile:
+            found = result["percentile"]
+            form = ("-" if found is None else f"{found:.2f}") + "\t" + form
+        write_row(options.format, row, form, _columns(options))
 
 
 def _write_translated(answers: Answers, options: argparse.Namespace, texts: list[str]) -> None:

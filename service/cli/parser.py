@@ -111,6 +111,11 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapt", action="store_true", help="learn from each text while it is read"
     )
+    parser.add_argument(
+        "--percentile",
+        action="store_true",
+        help="first, the percentile among held-out texts of the same length, - if there are none",
+    )
 
 
 def _add_translate_options(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,10 @@ from typing import Any
 COLUMNS = {
     "generate": ("prompt", "choice", "finish_reason", "seed", "text"),
     "score": ("bits_per_char", "bits", "logprob", "chars", "text"),
+    "score --percentile": (
+        *("percentile", "percentile_low", "percentile_high", "percentile_texts"),
+        *("bits_per_char", "bits", "logprob", "chars", "text"),
+    ),
     "translate": ("source", "rank", "score", "logprob", "finish_reason", "text"),
 }
 

@@ -24,9 +24,24 @@ from service.bundle.language_model import (
     MixturePart,
 )
 from service.bundle.manifest import TrainingRecord
+from service.bundle.percentiles import Percentiles
 from service.bundle.text import EOS_ID, UNK_ID, Normalization
 from service.endpoints.models_wire import ModelSummary
+from service.http.wire import Answer
 from service.tasks.engine import Engine
+
+
+class HeldOutTexts(Answer):
+    """Held-out texts of similar lengths, whose bits a character the bundle knows."""
+
+    least_chars: int = Field(description="Characters of the shortest.")
+    most_chars: int = Field(description="Characters of the longest.")
+    texts: int = Field(description="How many there are.")
+
+    @classmethod
+    def of(cls, table: Percentiles | None) -> "list[HeldOutTexts] | None":
+        """From the bundle's table."""
+        return None if table is None else [cls.taken_from(x) for x in table.lengths]
 
 
 class ModelDetail(ModelSummary):
@@ -51,6 +66,10 @@ class ModelDetail(ModelSummary):
     limits: LanguageModelLimits = Field(description="What the bundle allows.")
     data: LanguageModelDataSource = Field(description="What it was trained on.")
     metrics: LanguageModelMetrics = Field(description="What it is worth, beside the baselines.")
+    percentiles: list[HeldOutTexts] | None = Field(
+        description="The held-out texts that `/score` takes a percentile from, by length; null if "
+        "there are none."
+    )
     training: TrainingRecord = Field(description="How it was trained.")
     examples: list[str] = Field(
         description="Held-out text, unpicked: whole ones where they are short, else how one begins."
@@ -65,6 +84,7 @@ class ModelDetail(ModelSummary):
             precisions=sorted({graph.precision for graph in manifest.graphs}),
             adapts=engine.adapts,
             vocab_size=manifest.vocab.size,
+            percentiles=HeldOutTexts.of(manifest.percentiles),
             examples=_examples(manifest, engine.vocabularies[None].tokens),
         )
 

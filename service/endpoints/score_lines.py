@@ -15,7 +15,7 @@ from service.endpoints.score_stream_wire import (
     json_line,
     parts_of,
 )
-from service.endpoints.score_wire import ScoreRequest
+from service.endpoints.score_wire import ScoreRequest, standing_fields
 from service.endpoints.streamed_body import StreamedBody
 from service.errors import ClientGone, InvalidRequest, ModelFailure, ServiceError
 from service.http.body import field_errors
@@ -134,6 +134,8 @@ class LineScoring:
             if i % _TURN_ANSWERS == 0:
                 await self.body.turn()
             figures = figures_of(result) | unknown_fields(result.unknown) | parts_of(result)
+            if self.query.percentile:
+                figures |= standing_fields(result.standing)
             answers[number] = json_line({"line": number} | _id_of(text) | figures)
         return answers
 
@@ -152,6 +154,7 @@ class LineScoring:
             unknown=self.query.unknown,
             units=self.query.units,
             adapt=self.query.adapt,
+            percentile=self.query.percentile,
         )
         given = {"contexts": asked.contexts(len(strings)), "sources": asked.sources(len(strings))}
         options = asked.options()

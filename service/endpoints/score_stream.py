@@ -15,7 +15,9 @@ from service.http.answers import engine_with
 from service.http.body import field_errors
 from service.http.live import LiveResponse
 from service.observe.request_context import current_request
-from service.tasks.engine import SCORE, SCORE_IN_PARTS
+from service.tasks.engine import SCORE, SCORE_IN_PARTS, Scores
+from service.tasks.text_scoring import check_percentile
+from service.tasks.values import ScoreOptions
 
 
 def is_stream(request: Request) -> bool:
@@ -45,6 +47,8 @@ async def score_stream(request: Request) -> Response:
         raise InvalidRequest.of_option("adapt", "this model cannot adapt; /models lists which can")
     if query.mode == "total" and query.units is not None:
         raise InvalidRequest.of_option("units", "not in mode total, which tells no words apart")
+    if query.percentile:
+        _check_percentile(query, engine)
     if query.mode == "total" and media_type != TEXT:
         raise InvalidRequest.of_option("mode", f"mode total needs {TEXT}")
     expect_stream = request.scope.get("unroll.expect_stream")
@@ -59,6 +63,14 @@ async def score_stream(request: Request) -> Response:
         scoring = LineScoring(request, engine, query, body, is_json=media_type == NDJSON)
         answers = scoring.answers()
     return _AnsweredLines(request, answers, body)
+
+
+def _check_percentile(query: StreamQuery, engine: Scores) -> None:
+    """Raise InvalidRequest once, and not for every line."""
+    if query.mode == "total":
+        raise InvalidRequest.of_option("percentile", "only with mode lines: it is of whole texts")
+    options = ScoreOptions(bos=query.bos, unknown=query.unknown, adapt=query.adapt)
+    check_percentile(options, has_percentiles=engine.has_percentiles, has_contexts=False)
 
 
 def _media_type(request: Request) -> tuple[str, str]:

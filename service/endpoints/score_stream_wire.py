@@ -33,6 +33,7 @@ class StreamQuery(BaseModel):
     units: Literal["word"] | None = Field(
         None, description="As in the JSON request; not in mode `total`."
     )
+    percentile: bool = Field(False, description="Mode `lines`: as in the JSON request.")
     every: int = Field(
         65_536, ge=1, description="Mode `total`: characters from one running total to the next."
     )
@@ -61,6 +62,10 @@ class StreamedScore(ScoreFigures):
     words: list[ScoreWord] | None = Field(
         None, description="As in the JSON answer; absent without `units`."
     )
+    percentile: float | None = Field(None, description="As in the JSON answer; if requested.")
+    percentile_low: float | None = Field(None, description="As in the JSON answer; if requested.")
+    percentile_high: float | None = Field(None, description="As in the JSON answer; if requested.")
+    percentile_texts: int | None = Field(None, description="As in the JSON answer; if requested.")
 
 
 class StreamedError(Answer):

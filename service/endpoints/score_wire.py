@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,7 @@ from service.http.wire import (
     unknown_fields,
 )
 from service.tasks.engine import Engine
+from service.tasks.percentiles import Standing
 from service.tasks.scored_tokens import ScoredToken
 from service.tasks.values import Scored, ScoreOptions
 
@@ -69,6 +70,12 @@ class ScoreRequest(RequestBody):
         description="Learn from the context and the text, from each character after it has been "
         "scored; only for models whose `adapts` is true. No text learns from another.",
     )
+    percentile: bool = Field(
+        False,
+        description="Say where each text stands among held-out texts of its length. Only for "
+        "language models with a table of them, and for texts that are scored as those were: no "
+        "context, no state, no `adapt`, and neither `bos` false nor `unknown` skip.",
+    )
     state: str | None = Field(
         None,
         description="Language models: a state that this model answered. Every text is scored as "
@@ -110,6 +117,7 @@ class ScoreRequest(RequestBody):
             bos=self.bos if "bos" in self.model_fields_set else None,
             eos=self.eos,
             unknown=self.unknown,
+            percentile=self.percentile,
             state=self.state,
             return_state=self.return_state,
             adapt=self.adapt,
@@ -163,7 +171,29 @@ class ScoreFigures(Answer):
     eos: bool = Field(description="Whether `logprob` counts the end of the text.")
 
 
-class ScoreResult(ScoreFigures):
+class StandingFields(Answer):
+    """Where a text stands among held-out texts of its length."""
+
+    percentile: float | None = Field(
+        description="If requested: the share of them that are less surprising a character, 0 to "
+        "100. They were scored in fp32. Null if the bundle has no texts of that length."
+    )
+    percentile_low: float | None = Field(
+        description="Lower end of the 95 % interval of that share."
+    )
+    percentile_high: float | None = Field(description="Its upper end.")
+    percentile_texts: int | None = Field(description="How many held-out texts it is taken from.")
+
+
+def standing_fields(found: Standing | None) -> dict[str, Any]:
+    """The values of `StandingFields`."""
+    if found is None:
+        return dict.fromkeys(StandingFields.model_fields)
+    values = (found.percentile, found.low, found.high, found.texts)
+    return dict(zip(StandingFields.model_fields, values, strict=True))
+
+
+class ScoreResult(StandingFields, ScoreFigures):
     """The probability of one text."""
 
     unknown: list[int] = Field(description=UNKNOWN)
@@ -181,7 +211,8 @@ class ScoreResult(ScoreFigures):
         """From the engine's result."""
         tokens = None if scored.tokens is None else map(ScoreToken.of, scored.tokens)
         words = None if scored.words is None else map(ScoreWord.taken_from, scored.words)
-        return cls.taken_from(scored, tokens=tokens, words=words, **unknown_fields(scored.unknown))
+        others = unknown_fields(scored.unknown) | standing_fields(scored.standing)
+        return cls.taken_from(scored, tokens=tokens, words=words, **others)
 
 
 class ScoreResponse(Answer):

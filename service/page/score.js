@@ -95,7 +95,12 @@ async function ask(sourced, signal) {
   const asked = [{ model }];
   if (compare === "model") asked.push({ model: byId("score-model-b").value });
   if (compare === "adapt") asked.push({ model, adapt: true });
-  const answers = await Promise.all(asked.map((one) => postJson("score", { ...body, ...one }, signal)));
+  const answers = await Promise.all(
+    asked.map(async (one) => {
+      const percentile = !body.context && !one.adapt && Boolean((await modelDetail(one.model)).percentiles);
+      return postJson("score", { ...body, ...one, percentile }, signal);
+    }),
+  );
   const results = answers.flatMap(({ results: scored, ...answer }) => scored.map((result) => ({ ...answer, ...result })));
   if (results.length === 1) return [{ ...results[0], title: "Text" }];
   const titles = { model: results.map((result) => result.model), adapt: ["As trained", "Adapting"] }[compare];
@@ -125,6 +130,7 @@ function page(views) {
       { class: "card" },
       el("h2", {}, one.title, el("small", {}, one.title === one.model ? ` ${one.precision}` : ` ${one.model}, ${one.precision}`)),
       el("p", { class: "figures" }, figures(one)),
+      standing(one),
       one.map.node,
       notes(one),
       el("div", { class: "legend" }, legend()),
@@ -149,6 +155,16 @@ function figures(one) {
     [count(one.chars), one.chars === 1 ? "character" : "characters"],
   ];
   return items.map(([value, what]) => el("span", {}, el("strong", {}, value), ` ${what}`));
+}
+
+/** Where the text stands among held-out texts of its length, if that is known. */
+function standing(one) {
+  if (one.percentile === null) return null;
+  const percent = (value) => `${Number(value.toFixed(1))} %`;
+  const share = el("strong", {}, percent(one.percentile));
+  const texts = `${count(one.percentile_texts)} held-out texts of this length`;
+  const interval = `${percent(one.percentile_low)} to ${percent(one.percentile_high)}`;
+  return el("p", { class: "note standing" }, "More surprising than ", share, ` of ${texts} (95 % interval: ${interval}).`);
 }
 
 function notes(one) {

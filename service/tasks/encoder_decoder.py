@@ -38,6 +38,7 @@ class EncoderDecoderEngine:
 
     needs_sources = True
     adapts = False
+    has_percentiles = False
 
     def __init__(
         self,

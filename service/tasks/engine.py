@@ -111,6 +111,10 @@ class Scores(Engine, Protocol):
     def needs_sources(self) -> bool:
         """Whether a text is scored given a source; else it may have a context."""
 
+    @property
+    def has_percentiles(self) -> bool:
+        """Whether it knows how surprising held-out texts are (the option `percentile`)."""
+
     async def score(
         self,
         texts: Sequence[str],

@@ -66,6 +66,7 @@ class LanguageModelEngine:
     ) -> None:
         """`adapting` is the same model while it adapts; None if it cannot."""
         self.adapts = adapting is not None
+        self.has_percentiles = bundle.manifest.percentiles is not None
         budgets = budgets or CacheBudgets.of(settings)
         self.holds = 0
         self.manifest = bundle.manifest
@@ -215,7 +216,7 @@ class LanguageModelEngine:
 
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
-        check_score_options(options, contexts, sources)
+        check_score_options(options, contexts, sources, has_percentiles=self.has_percentiles)
         self.workers.refuse_if_full()
         scoring = TextScoring(self._model, texts, contexts, options)
         await off_loop(scoring.size, scoring.read)

@@ -13,6 +13,7 @@ from service.errors import InvalidRequest
 from service.scheduling.language_model import TextWork
 from service.tasks.handles import Handle
 from service.tasks.limits import at_most, check_details
+from service.tasks.percentiles import standing
 from service.tasks.scored_tokens import ScoredToken, scored_tokens
 from service.tasks.scored_words import ScoredWords
 from service.tasks.text_model import TextModel, read_after
@@ -106,7 +107,7 @@ class TextScoring:
     def _scored(self, plan: "_Plan", reused: int) -> Scored:
         options, row = self._options, plan.row
         read = plan.context_tokens + len(plan.ids)
-        return Scored(
+        scored = Scored(
             logprob=0.0 if row is None else row.logprob,
             chars=len(plan.ids) - plan.uncounted,
             bos=bool(options.bos),
@@ -118,6 +119,13 @@ class TextScoring:
             state=self._sealed(plan) if options.return_state else None,
             words=None if options.units is None else self._words(plan),
         )
+        table = self._model.manifest.percentiles
+        if not options.percentile or table is None:
+            return scored
+        found = standing(
+            table, chars=scored.chars, bits_per_char=scored.bits_per_char, eos=scored.eos
+        )
+        return replace(scored, standing=found)
 
     def _tokens(self, plan: "_Plan") -> Sequence[ScoredToken]:
         """What is counted: the text, and eos where it is asked for."""
@@ -165,7 +173,11 @@ class _Plan:
 
 
 def check_score_options(
-    options: ScoreOptions, contexts: Sequence[str] | None, sources: Sequence[str] | None
+    options: ScoreOptions,
+    contexts: Sequence[str] | None,
+    sources: Sequence[str] | None,
+    *,
+    has_percentiles: bool,
 ) -> None:
     """Raise InvalidRequest for options that a language model lacks or cannot combine."""
     if sources is not None:
@@ -175,3 +187,31 @@ def check_score_options(
             raise InvalidRequest.of_option("context", "not together with state, which replaces it")
         if options.bos:
             raise InvalidRequest.of_option("bos", "a text after a state does not begin a document")
+    if options.percentile:
+        check_percentile(
+            options, has_percentiles=has_percentiles, has_contexts=contexts is not None
+        )
+
+
+def check_percentile(options: ScoreOptions, *, has_percentiles: bool, has_contexts: bool) -> None:
+    """Raise InvalidRequest for texts that are read in another way than the held-out texts were."""
+    if not has_percentiles:
+        raise InvalidRequest.of_option(
+            "percentile",
+            "this bundle has no table of held-out texts; export its run again to add one (it needs "
+            "some tens of held-out texts)",
+        )
+    others = {
+        "context": has_contexts,
+        "state": options.state is not None,
+        "bos": options.bos is False,
+        "adapt": options.adapt,
+        "unknown": options.unknown == "skip",
+    }
+    for option, is_given in others.items():
+        if is_given:
+            raise InvalidRequest.of_option(
+                option,
+                "not together with percentile: the held-out texts were scored whole, each from its "
+                "beginning, by the model as it was trained",
+            )

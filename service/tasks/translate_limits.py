@@ -67,6 +67,10 @@ def checked_sources(
         )
     if options.adapt:
         raise InvalidRequest.of_option("adapt", "an encoder-decoder cannot adapt; leave it out")
+    if options.percentile:
+        raise InvalidRequest.of_option(
+            "percentile", "an encoder-decoder has no table of held-out texts; leave it out"
+        )
     if options.state is not None or options.return_state:
         option = "state" if options.state is not None else "return_state"
         raise InvalidRequest.of_option(option, "an encoder-decoder has no states to continue from")

@@ -9,6 +9,7 @@ import numpy as np
 
 from service.decoding.constraints import Rule
 from service.decoding.sampling import SamplingParams
+from service.tasks.percentiles import Standing
 from service.tasks.scored_tokens import ScoredToken
 from service.tasks.scored_words import ScoredWords
 from service.tasks.unknown import Unknown, UnknownPolicy
@@ -43,6 +44,7 @@ class ScoreOptions:
     """The options of `/score`, besides the texts."""
 
     adapt: bool = False  # the output layer learns from the text as it is read
+    percentile: bool = False  # where each text stands among held-out texts of its length
     tokens: bool = False
     top_logprobs: int = 0
     units: Literal["word"] | None = None  # what the text's score is divided among, too
@@ -163,6 +165,8 @@ class Scored(Figures):
     cached_tokens: int  # of those: cached, or read with another input
     state: str | None = None  # a handle; None after eos, and where nothing was read
     words: ScoredWords | None = None
+    # None where it was not asked for, and where there are no held-out texts of that length
+    standing: Standing | None = None
 
 
 def best_choices(choices: Sequence[Choice], count: int) -> list[Choice]:

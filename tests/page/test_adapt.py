@@ -65,8 +65,21 @@ MIXED: dict[str, Any] = {
         expected_bits_per_char=1.9112,
     ),
 }
+# Of 1,000 held-out texts, 970 are certain to be less surprising than any other, and 30 more.
+STANDINGS = {
+    "least_chars": len(TEXT),
+    "most_chars": 99,
+    "texts": 1000,
+    "ranks": [1, 970, 971, 1000],
+    "bits_per_char": [0.0, 0.0, 100.0, 100.0],
+    "bits_per_char_with_eos": [0.0, 100.0, 100.0, 100.0],
+}
 MODELS: dict[str, dict[str, Any]] = {
-    "grams": {"model": GRAMS, "metrics": metrics(measurement("fp32", "model", 2.1127))},
+    "grams": {
+        "model": GRAMS,
+        "metrics": metrics(measurement("fp32", "model", 2.1127)),
+        "percentiles": {"split": "test", "texts": "documents", "lengths": [STANDINGS]},
+    },
     "mixed": MIXED,
     # As in a bundle that was written before there were parts.
     "old": {"model": LSTM, "metrics": metrics(measurement("fp32", "model", 2.0))},
@@ -187,6 +200,19 @@ def test_a_text_stands_beside_the_whole_the_parts_and_the_floors(page: Page) -> 
         "6-gram alone (part)",
         "unigram",
     } <= set(bars)
+
+
+def test_a_text_stands_among_held_out_texts_of_its_length(page: Page) -> None:
+    page.select("#score-model", "grams")
+    score(page, TEXT)
+    assert page.text("#score-results .standing") == (
+        "More surprising than 97 % of 1,000 held-out texts of this length "
+        "(95 % interval: 95.7 % to 97.9 %)."
+    )
+    for text, context in (("too short", ""), (TEXT, "after this")):
+        page.fill("#score-context", context)
+        score(page, text)
+        assert page.evaluate("document.querySelector('#score-results .standing')") is None
 
 
 def test_the_models_show_what_they_are_made_of(page: Page) -> None:

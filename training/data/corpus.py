@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -98,7 +98,7 @@ class Corpus:
         return {"train": self.train, "valid": self.valid, "test": self.test}[name]
 
     @property
-    def held_out_name(self) -> str:
+    def held_out_name(self) -> Literal["valid", "test"]:
         """The split that figures are reported on: test if there is one, else validation."""
         return "test" if self.test.chars else "valid"
 

@@ -50,6 +50,7 @@ from training.export.manifest_parts import (
     training_record,
 )
 from training.export.mixture import Parts, of_networks, of_ngram
+from training.export.percentiles import held_out_percentiles
 from training.export.precision import ADVICE, MAX_DIFFERENCE, in_double
 from training.graphs import language_model as onnx_graph
 from training.loop.language_model import LanguageModelTask, open_best
@@ -105,18 +106,16 @@ def export(
         adapt=parts.adapt_record(),
         limits=LanguageModelLimits(max_tokens=_DEFAULT_MAX_TOKENS),
         data=_data_source(config, corpus),
-        metrics=LanguageModelMetrics(
-            split=corpus.held_out_name,
-            chars=held_out.chars,
-            tokens=held_out.tokens,
-            measurements=[
-                *(measurement(x, "model", score) for x, score in scores.items()),
+        metrics=_metrics(
+            corpus,
+            scores,
+            [
                 *adapting.measurements,
                 *parts.measured(held_out),
                 *_baselines(run_dir, config, corpus, scores["fp32"], parts),
             ],
-            expected_bits_per_char=scores["fp32"].expected_bits_per_char,
         ),
+        percentiles=held_out_percentiles(model, graphs, config, corpus),
         training=training_record(run_dir, config, record, LanguageModelTask.curve),
         golden=[*(x for x in golden if is_kept(x.precision, precision)), *adapting.golden],
     )
@@ -226,6 +225,21 @@ def state_tensors(model: AnyLanguageModel) -> list[StateTensor]:
     """The state tensors as the manifest writes them."""
     states = zip(model.state_names, model.state_shapes, strict=True)
     return [StateTensor(name=name, dtype="float32", shape=shape) for name, shape in states]
+
+
+def _metrics(
+    corpus: Corpus,
+    scores: Mapping[Precision, Score],
+    others: Sequence[LanguageModelMeasurement],
+) -> LanguageModelMetrics:
+    """The scores of the model itself, and the `others` on the same text."""
+    return LanguageModelMetrics(
+        split=corpus.held_out_name,
+        chars=corpus.held_out.chars,
+        tokens=corpus.held_out.tokens,
+        measurements=[*(measurement(x, "model", score) for x, score in scores.items()), *others],
+        expected_bits_per_char=scores["fp32"].expected_bits_per_char,
+    )
 
 
 def _data_source(config: AnyLanguageModelConfig, corpus: Corpus) -> LanguageModelDataSource:

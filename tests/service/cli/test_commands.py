@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from service.bundle.store import write_bundle
 from service.cli import commands as cli
 from service.cli.input_lines import InputLine, InputLines
+from tests.bundles import tiny_files
 
 Run = Callable[..., tuple[int, list[str], list[str]]]
 
@@ -97,6 +99,31 @@ def test_a_model_that_cannot_adapt_says_so_at_the_flag(run: Run, command: str) -
     assert (status, out) == (1, [])
     (error,) = [line for line in err if line.startswith("error: ")]
     assert error.startswith("error: --adapt: this model cannot adapt")
+
+
+def test_a_percentile_stands_first_and_a_dash_where_there_is_none(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    known = {"least_chars": 3, "most_chars": 9, "texts": 2, "ranks": [1, 2]}
+    values = {f"bits_per_char{end}": [0.0, 100.0] for end in ("", "_with_eos")}
+    table = {"split": "test", "texts": "documents", "lengths": [known | values]}
+    bundle = str(write_bundle(tmp_path, *tiny_files("gru", percentiles=table)))
+    assert cli.run(["score", "--bundle", bundle, "--percentile", "a cat", "no"]) == 0
+    rows = [line.split("\t") for line in capfd.readouterr().out.splitlines()]
+    assert [(row[0], row[2]) for row in rows] == [("50.00", "a cat"), ("-", "no")]
+    options = ["--percentile", "--format", "tsv"]
+    assert cli.run(["score", "--bundle", bundle, *options, "a cat"]) == 0
+    head, row = (line.split("\t") for line in capfd.readouterr().out.splitlines())
+    assert head[0] == "percentile"
+    told = dict(zip(head, row, strict=True))
+    assert (told["percentile"], told["percentile_texts"], told["text"]) == ("50.0", "2", "a cat")
+
+
+def test_a_bundle_without_held_out_texts_says_so_at_the_flag(run: Run) -> None:
+    status, out, err = run(b"", "score", "--percentile", "a cat")
+    assert (status, out) == (1, [])
+    (error,) = [line for line in err if line.startswith("error: ")]
+    assert error.startswith("error: --percentile: this bundle has no table of held-out texts")
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,10 @@ def test_the_empty_text_is_certain_and_its_end_is_not(client: AppClient, model: 
         "tokens": [],
         "words": None,
         "state": None,
+        "percentile": None,
+        "percentile_low": None,
+        "percentile_high": None,
+        "percentile_texts": None,
     }
     assert str(nothing["bits"]) == "0.0"  # not -0.0
     ended = one(client, model, "", eos=True, tokens=True)
