@@ -2,9 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
@@ -13,36 +14,43 @@ from service.bundle.files import BundleError
 from service.bundle.store import MANIFEST_FILE, read_bundle
 from service.cli.answers import REFUSED, Answer, CommandError, Refusal
 from service.endpoints.generate_wire import GenerateRequest, GenerateResponse
+from service.endpoints.infill_wire import InfillRequest, InfillResponse
 from service.endpoints.score_wire import ScoreRequest, ScoreResponse
 from service.endpoints.translate_wire import TranslateRequest, TranslateResponse
 from service.errors import InvalidRequest, ServiceError
 from service.http.body import field_errors
+from service.http.option_names import named_by
 from service.http.wire import listed
 from service.settings import Settings
-from service.tasks.engine import GENERATE, SCORE, TRANSLATE, Engine
+from service.tasks.engine import DECIDE, GENERATE, INFILL, PROPOSE, SCORE, TRANSLATE, Engine
 from service.tasks.kinds import Surroundings, open_engine
 from service.tasks.registry import bundle_folders
 
+_Answering: TypeAlias = Callable[[Engine, str], Coroutine[Any, Any, Answer]]
+
 
 class Bundle:
-    """The engine of a bundle's folder."""
+    """The engine of a bundle's folder, and the one that decides on its proposals, if named."""
 
-    def __init__(self, folder: Path) -> None:
-        try:
-            surroundings = Surroundings(settings=Settings(), threads=1)
-            self._engine = open_engine(read_bundle(folder), surroundings)
-        except BundleError as error:
-            raise CommandError(str(error)) from error
+    def __init__(self, folder: Path, decider: Path | None = None) -> None:
+        self._engine = _opened(folder)
+        deciding = None if decider is None else _opened(decider)
+        self._engines = [self._engine] if deciding is None else [self._engine, deciding]
+        self._answers: dict[str, _Answering] = {
+            **_ANSWERS,
+            "/infill": partial(_infill, decider=deciding),
+        }
         self._runner = asyncio.Runner()
         self._runner.run(self._start())
 
     async def _start(self) -> None:
-        self._engine.start()
+        for engine in self._engines:
+            engine.start()
 
     def ask(self, path: str, body: Mapping[str, Any]) -> Answer:
         """The answer to a body."""
         try:
-            return self._runner.run(_ANSWERS[path](self._engine, json.dumps(dict(body))))
+            return self._runner.run(self._answers[path](self._engine, json.dumps(dict(body))))
         except ServiceError as error:
             if error.status not in REFUSED:
                 raise CommandError(error.detail) from error
@@ -50,9 +58,18 @@ class Bundle:
             raise Refusal(error.detail, option) from error
 
     def close(self) -> None:
-        """End the engine."""
-        self._runner.run(self._engine.stop())
+        """End the engines."""
+        for engine in self._engines:
+            self._runner.run(engine.stop())
         self._runner.close()
+
+
+def _opened(folder: Path) -> Engine:
+    try:
+        surroundings = Surroundings(settings=Settings(), threads=1)
+        return open_engine(read_bundle(folder), surroundings)
+    except BundleError as error:
+        raise CommandError(str(error)) from error
 
 
 def models_in(folder: Path) -> list[Answer]:
@@ -103,7 +120,30 @@ async def _translate(engine: Engine, body: str) -> Answer:
     return _plain(TranslateResponse.of(engine, results))
 
 
-_ANSWERS = {"/generate": _generate, "/score": _score, "/translate": _translate}
+async def _infill(engine: Engine, body: str, decider: Engine | None) -> Answer:
+    request = _parsed(InfillRequest, body)
+    texts, options = request.blanks(), request.options()
+    with named_by(request.fields):
+        if decider is None:
+            infills = INFILL.of(engine)
+            if infills is None:
+                raise InvalidRequest("this model does not fill blanks; see the command models")
+            results = await infills.infill(texts, options)
+        else:
+            proposes, decides = PROPOSE.of(engine), DECIDE.of(decider)
+            if proposes is None or decides is None:
+                raise InvalidRequest.of_option("rescore", _RESCORE)
+            proposals = await proposes.propose(texts, options)
+            results = await decides.infill(texts, options, proposals=proposals)
+    return _plain(InfillResponse.of(engine, results, decider))
+
+
+_RESCORE = "the model must be one for blanks, and this a language model"
+_ANSWERS: dict[str, _Answering] = {
+    "/generate": _generate,
+    "/score": _score,
+    "/translate": _translate,
+}
 
 
 def _plain(answer: BaseModel) -> Answer:

@@ -1,4 +1,4 @@
-"""`python -m service generate|score|translate|models|keys`: the tasks from a command line.
+"""`python -m service generate|score|translate|infill|models|keys`: the tasks from a command line.
 
 They ask a running server (`--url`), or run a bundle (`--bundle`) in this process. Texts are
 arguments or the lines of standard input. Each answer is written at once, as one line of text, TSV
@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from service.cli.answered_lines import AnsweredLines
@@ -22,7 +23,7 @@ from service.cli.running_server import RunningServer
 from service.http.api_keys import ApiKeysError, new_key
 
 # Most lines of standard input in one request, if that many are already there.
-_LINES_AT_ONCE = {"generate": 64, "translate": 64, "score": 512}
+_LINES_AT_ONCE = {"generate": 64, "translate": 64, "infill": 64, "score": 512}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -59,7 +60,7 @@ def _run(options: argparse.Namespace) -> int:
         for model in _models(options):
             write_row(options.format, model, "{name}\t{task}\t{precision}\t{description}")
         return 0
-    answers = Bundle(options.bundle) if options.bundle is not None else _server(options)
+    answers = _server(options) if options.bundle is None else _bundle(options)
     try:
         return _write_answers(answers, options)
     finally:
@@ -72,6 +73,11 @@ def _models(options: argparse.Namespace) -> list[Answer]:
 
 def _server(options: argparse.Namespace) -> RunningServer:
     return RunningServer(options.url, options.model, options.api_key_file)
+
+
+def _bundle(options: argparse.Namespace) -> Bundle:
+    decider = options.rescore if options.command == "infill" else None
+    return Bundle(options.bundle, None if decider is None else Path(decider))
 
 
 def _write_answers(answers: Answers, options: argparse.Namespace) -> int:
@@ -152,10 +158,29 @@ def _write_translated(answers: Answers, options: argparse.Namespace, texts: list
             write_row(options.format, row, "{text}", COLUMNS["translate"])
 
 
+def _write_filled(answers: Answers, options: argparse.Namespace, texts: list[str]) -> None:
+    body = _given(options, _INFILL_FIELDS) | {"text": texts}
+    body |= {"eos": True} if options.eos else {}
+    for text, result in zip(texts, answers.ask("/infill", body)["results"], strict=True):
+        if options.format == "json":
+            write_row("json", {"text": text, **result}, "")
+            continue
+        for rank, fill in enumerate(result["fills"], 1):
+            # The text of each blank: several are divided by tabs.
+            row = {**fill, "text": text, "rank": rank, "fill": "\t".join(fill["texts"])}
+            write_row(options.format, row, "{posterior:.4f}\t{fill}", COLUMNS["infill"])
+
+
+_INFILL_FIELDS = (
+    *("candidates", "blank", "pattern", "allowed_chars", "length", "max_tokens"),
+    *("num_fills", "num_proposals", "seed", "unknown", "rescore"),
+)
+
 _WRITERS: dict[str, Callable[[Answers, argparse.Namespace, list[str]], None]] = {
     "generate": _write_generated,
     "score": _write_scored,
     "translate": _write_translated,
+    "infill": _write_filled,
 }
 
 

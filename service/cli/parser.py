@@ -6,7 +6,7 @@ from pathlib import Path
 from service.environment import program
 from service.http.api_keys import ROLES
 
-COMMANDS = ("generate", "score", "translate", "models", "keys")
+COMMANDS = ("generate", "score", "translate", "infill", "models", "keys")
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -44,6 +44,14 @@ def command_parser() -> argparse.ArgumentParser:
             parents=[common, texts],
             help="translate sources",
             epilog="python -m service translate --bundle models/g2p-en unroll recurrent",
+        )
+    )
+    _add_infill_options(
+        commands.add_parser(
+            "infill",
+            parents=[common, texts],
+            help="fill the blanks of texts: each fill's posterior, then the fill",
+            epilog='python -m service infill --bundle models/alice-lstm "I am ___." --length 4',
         )
     )
     commands.add_parser(
@@ -124,3 +132,24 @@ def _add_translate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length-penalty", type=float)
     parser.add_argument("--max-tokens", type=int)
     parser.add_argument("--alignments", action="store_true", help="with json")
+
+
+def _add_infill_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--candidates", nargs="+", action="extend", help="what a blank may be; after the texts"
+    )
+    parser.add_argument("--blank", help="what marks a blank; ___ by default")
+    parser.add_argument("--pattern", help="regular expression for an open blank")
+    parser.add_argument("--allowed-chars", help="the only characters of an open blank")
+    parser.add_argument("--length", type=int, help="of an open blank, in characters")
+    parser.add_argument("--max-tokens", type=int, help="most characters of an open blank")
+    parser.add_argument("--num-fills", type=int, help="most fills of a text")
+    parser.add_argument("--num-proposals", type=int, help="texts to compare for an open blank")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--unknown", choices=("unk", "error", "skip"))
+    parser.add_argument("--eos", action="store_true", help="count the end of each text")
+    parser.add_argument(
+        "--rescore",
+        help="a language model that decides on what a model for blanks proposes: its name, or "
+        "with --bundle its bundle's folder",
+    )

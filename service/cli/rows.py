@@ -14,6 +14,7 @@ COLUMNS = {
         *("bits_per_char", "bits", "logprob", "chars", "text"),
     ),
     "translate": ("source", "rank", "score", "logprob", "finish_reason", "text"),
+    "infill": ("text", "rank", "posterior", "logprob", "suffix_logprob", "fill"),
 }
 
 

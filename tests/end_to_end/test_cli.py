@@ -81,6 +81,17 @@ def test_generate_and_translate_are_the_same_everywhere(server: Server, folder: 
     assert len(found[0][0]["hypotheses"]) == 2
 
 
+def test_infill_is_the_same_everywhere(server: Server, folder: Path) -> None:
+    text, candidates = "the c__ ___ in a h__", ["at", "sat", "oat"]
+    with server.client() as client:
+        body = {"model": TEXT, "text": text, "blank": "__", "candidates": candidates, "eos": True}
+        (wanted,) = client.post("/infill", json=body).json()["results"]
+    options = ["--blank", "__", "--eos", "--candidates", *candidates]
+    for where in places(server, folder, TEXT):
+        lines = rows("infill", *where, *options, given=f"{text}\n{text}\n")
+        assert lines == [{"text": text, **wanted}] * 2
+
+
 def test_text_and_tsv(folder: Path) -> None:
     where = ["--bundle", str(folder / TEXT)]
     plain = command("score", *where, "a cat")

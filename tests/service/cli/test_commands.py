@@ -153,6 +153,38 @@ def test_a_prompt_may_be_left_out(run: Run) -> None:
     assert {json.loads(line)["prompt"] for line in left_out} == {""}
 
 
+def test_fills_have_a_line_each_with_their_posterior(run: Run) -> None:
+    candidates = ("--candidates", "at", "sat")
+    status, out, _ = run(b"the c___\n", "infill", *candidates)
+    assert status == 0
+    shares, fills = zip(*(line.split("\t") for line in out), strict=True)
+    assert set(fills) == {"at", "sat"}
+    assert abs(sum(map(float, shares)) - 1) < 2e-4
+    _, (head, *table), _ = run(b"", "infill", "c___ ___", *candidates, "--format", "tsv")
+    assert head == "text\trank\tposterior\tlogprob\tsuffix_logprob\tfill"
+    # Of two blanks both texts, divided by a tab.
+    assert {line.split("\t")[-1] for line in table} == {
+        f"{first}\\t{second}" for first in ("at", "sat") for second in ("at", "sat")
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--blank", "?", "--candidates", "a"), "every text has a blank, marked as `blank` says"),
+        (("--unknown", "error", "--candidates", "\u05d0"), "--candidates: 1 characters are not in"),
+        (("--candidates", "a", "--length", "1"), "length: only for open blanks"),
+        (("--num-fills", "0"), "--num-fills: Input should be "),
+    ],
+)
+def test_a_blank_that_cannot_be_filled_is_told(
+    run: Run, arguments: tuple[str, ...], words: str
+) -> None:
+    status, out, err = run(b"", "infill", "the ___", *arguments)
+    assert (status, out) == (1, [])
+    assert words in "\n".join(err)
+
+
 def test_what_is_there_is_given_at_once_and_together() -> None:
     reader, writer = os.pipe()
     batches = InputLines(reader).batches(most_lines=1000, most_bytes=300)
