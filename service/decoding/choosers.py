@@ -157,6 +157,7 @@ class Beams:
         move.origins[self._index] = from_row[each, front]
         move.tokens[self._index] = token[each, front]
         rows.sums[self._index] = np.where(goes_on[each, front], totals[each, front], -np.inf)
+        self._note_endings(np.where(ends[:, :width], totals[:, :width], -np.inf))
         ended, rank = np.nonzero(ends[:, :width])
         self._end(move, self._places[ended], from_row[ended, rank], totals[ended, rank])
 
@@ -187,7 +188,9 @@ class Beams:
         _end_going_round(rows, self._places, self._index)
         at_limit = _end_at_limit(rows, self._places, self._index)
         best = rows.sums[self._index].max(axis=1)  # [N'] nats of the likeliest row
-        is_done = at_limit | (best == -np.inf) | self._is_beaten(best)
+        is_over = best == -np.inf  # and so it is at the limit
+        self._settle(best, is_over | self._is_beaten(best, rows.leads[self._index]))
+        is_done = at_limit | is_over | self._is_beaten(best, rows.floors[self._index])
         return list(map(int, self._places[is_done]))
 
     def _scores(self, move: Move) -> Float64Array:
@@ -227,15 +230,29 @@ class Beams:
         penalties = [self._rows.searches[place].length_penalty for place in places.tolist()]
         return np.array(list(map(math.pow, lengths, penalties)))
 
-    def _is_beaten(self, best: Float64Array) -> BoolArray:
-        """Whether no live row can still become one of the requested hypotheses, [N'].
+    def _note_endings(self, nats: Float64Array) -> None:
+        """Note how likely the extensions that end are, [N', K]; -inf for the others."""
+        if nats.max() > -np.inf:
+            known = self._rows.endings[self._index]
+            likeliest = np.sort(np.concatenate((known, nats), axis=1), axis=1)
+            self._rows.endings[self._index] = likeliest[:, :-3:-1]
+
+    def _settle(self, best: Float64Array, is_sure: BoolArray) -> None:
+        """Note the rivals of the best hypotheses that have become sure, [N']."""
+        rows = self._rows
+        newly = np.flatnonzero(is_sure & ~rows.settled[self._index])
+        for place, live in zip(self._places[newly].tolist(), best[newly].tolist(), strict=True):
+            rows.searches[place].settle([*rows.endings[place].tolist(), live])
+            rows.settled[place] = True
+
+    def _is_beaten(self, best: Float64Array, floors: Float64Array) -> BoolArray:
+        """Whether no live row can still score more than the `floors`, [N'].
 
         As many have ended as are asked for, and none of them is worse than the best live beam
         would be if it lost nothing more up to its limit. To stop as soon as K have ended, as many
         do, is wrong where the model is sure: then what ends early is what it takes for impossible,
         and five such endings stood in for a target with probability one.
         """
-        floors = self._rows.floors[self._index]
         # One beam is greedy: it ends where the end is the likeliest token.
         beaten = (floors >= best / self._rows.reach[self._index]) | (self._rows.width == 1)
         return np.asarray(beaten & (floors > -np.inf))

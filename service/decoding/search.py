@@ -4,7 +4,7 @@ K rows of a source (its width), M memory positions, T tokens.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
@@ -71,6 +71,10 @@ class Search:
     noise: Float64Array | None = None  # [K, NOISE_BLOCK] of the block it is in
     reported: int = 0  # tokens of the best target that the listener knows
     began: float | None = None  # time.monotonic() when its source had been read
+    # Of beams: nats of the likeliest other candidate, ended or not, in the step after which nothing
+    # could be better than the best hypothesis (-inf if there was none). So it does not depend on
+    # how many hypotheses are asked for.
+    rival: float | None = None
 
     @property
     def rows(self) -> int:
@@ -122,6 +126,25 @@ class Search:
             return -math.inf
         last = self.hypotheses[-1]
         return last.score(self.length_penalty) if last.finish_reason == "stop" else -math.inf
+
+    @property
+    def lead(self) -> float:
+        """What a beam must score to be the best hypothesis; -inf until one has ended."""
+        if not self.hypotheses or self.hypotheses[0].finish_reason != "stop":
+            return -math.inf
+        return self.hypotheses[0].score(self.length_penalty)
+
+    def settle(self, likeliest: Sequence[float]) -> None:
+        """Note the rival of the best hypothesis, which nothing can beat any more.
+
+        `likeliest` are the nats of the two likeliest candidates that ended, and of the likeliest
+        that goes on.
+        """
+        first, second, live = likeliest
+        if not self.hypotheses:
+            return
+        best = self.hypotheses[0].logprob
+        self.rival = max(second if first == best else first, live)
 
     def attention_of(self, row: int, latest: Float32Array | None = None) -> Float32Array | None:
         """Attention [T, M] behind the tokens of a row; None where none was remembered.

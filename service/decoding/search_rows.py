@@ -63,6 +63,9 @@ class SearchRows:
         self.limits = np.empty(0, np.int64)  # most tokens
         self.reach = np.empty(0)  # the divisor of a score at the limit
         self.floors = np.empty(0)  # what a beam must score to be kept
+        self.leads = np.empty(0)  # what a beam must score to be the best
+        self.endings = np.empty((0, 2))  # [N, 2] nats of the two likeliest that ended
+        self.settled = np.empty(0, np.bool_)  # whether its best hypothesis is sure
 
     @property
     def memory(self) -> Tensors:
@@ -96,6 +99,9 @@ class SearchRows:
         self.limits = _joined(self.limits, np.array([x.max_tokens for x in searches], np.int64))
         self.reach = _joined(self.reach, np.array(reach))
         self.floors = _joined(self.floors, np.full(count, -np.inf))
+        self.leads = _joined(self.leads, np.full(count, -np.inf))
+        self.endings = _joined(self.endings, np.full((count, 2), -np.inf))
+        self.settled = _joined(self.settled, np.zeros(count, np.bool_))
         self.searches = [*self.searches, *searches]
 
     def keep(self, places: Sequence[int]) -> Int64Array:
@@ -116,6 +122,8 @@ class SearchRows:
         self.written, self.picked = self.written[rows], self.picked[rows]
         self.positions, self.limits = self.positions[index], self.limits[index]
         self.reach, self.floors = self.reach[index], self.floors[index]
+        self.leads, self.endings = self.leads[index], self.endings[index]
+        self.settled = self.settled[index]
         self.searches = [self.searches[i] for i in index.tolist()]
         return rows
 
@@ -168,12 +176,13 @@ class SearchRows:
                 place, Hypothesis(tuple(tokens), tuple(logprobs), total, reason, row, attention)
             )
             self.sums[place, row] = -math.inf
+            self.endings[place] = np.sort(np.append(self.endings[place], total))[:0:-1]
 
     def found(self, place: int, hypothesis: Hypothesis) -> None:
         """Keep a hypothesis of a source."""
         search = self.searches[place]
         search.keep(hypothesis)
-        self.floors[place] = search.floor
+        self.floors[place], self.leads[place] = search.floor, search.lead
 
     @property
     def at_limit(self) -> BoolArray:

@@ -1,5 +1,6 @@
 """The search for one source's targets from its description: plain Python, one row at a time."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +96,12 @@ def alone(session: EncoderDecoderSession, search: Search) -> list[Found]:
         return [_given(session, search)]
     if search.params is not None:
         return [_sample(session, search, choice) for choice in range(search.width)]
-    return _beams(session, search)
+    return _beams(session, search)[0]
+
+
+def rival_of(session: EncoderDecoderSession, search: Search) -> float | None:
+    """The rival that a beam search must note."""
+    return _beams(session, search)[1]
 
 
 def _given(session: EncoderDecoderSession, search: Search) -> Found:
@@ -131,10 +137,14 @@ def _sample(session: EncoderDecoderSession, search: Search, choice: int) -> Foun
     return row.ended(reason, with_attention=search.wants_attention)
 
 
-def _beams(session: EncoderDecoderSession, search: Search) -> list[Found]:
-    """Of the 2 K likeliest those that end, and rank among the first K, end; K others go on."""
+def _beams(session: EncoderDecoderSession, search: Search) -> tuple[list[Found], float | None]:
+    """Of the 2 K likeliest those that end, and rank among the first K, end; K others go on.
+
+    And the rival of the best: the likeliest other one when nothing could beat it any more.
+    """
     source = _Source(session, search)
     live, ended = [source.start()], []
+    rival = None
     never = {PAD_ID, BOS_ID, *(() if search.writes_unknown else (UNK_ID,))}
     while live:
         position = len(live[0].tokens)
@@ -160,18 +170,33 @@ def _beams(session: EncoderDecoderSession, search: Search) -> list[Found]:
                 x.ended("repetition", with_attention=search.wants_attention) for x in circling
             ]
             live = [x for x in live if x not in circling]
-            if search.width == 1 and ended:
-                live = []  # one beam is greedy: it ends where the end is the likeliest token
-            if search.width == 1 and ended:
-                live = []  # greedy
         if position + 1 == search.max_tokens:
             ended += [x.ended("length", with_attention=search.wants_attention) for x in live]
             live = []
+        if position >= len(search.forced) and rival is None:
+            rival = _rival(search, ended, live)
+        if search.width == 1 and ended:
+            live = []  # one beam is greedy: it ends where the end is the likeliest token
     # Several beams never stop early here: to do so must not change an answer.
+    return _ranked(search, ended)[: search.num_hypotheses], rival
+
+
+def _ranked(search: Search, ended: Sequence[Found]) -> list[Found]:
     penalty = search.length_penalty
     ranks = [(x.finish_reason != "stop", -x.logprob / len(x.tokens) ** penalty) for x in ended]
-    order = sorted(range(len(ended)), key=ranks.__getitem__)
-    return [ended[i] for i in order[: search.num_hypotheses]]
+    return [ended[i] for i in sorted(range(len(ended)), key=ranks.__getitem__)]
+
+
+def _rival(search: Search, ended: Sequence[Found], live: Sequence[_Row]) -> float | None:
+    """None while a live row may still beat the best."""
+    ranked, nats = _ranked(search, ended), [row.logprob for row in live]
+    if live:
+        if not ranked or ranked[0].finish_reason != "stop":
+            return None
+        score = ranked[0].logprob / len(ranked[0].tokens) ** search.length_penalty
+        if search.width > 1 and score < max(nats) / search.max_tokens**search.length_penalty:
+            return None
+    return max([*nats, *(x.logprob for x in ranked[1:])], default=-math.inf)
 
 
 def _looks(row: _Row) -> bool:

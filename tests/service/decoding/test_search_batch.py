@@ -26,6 +26,7 @@ from tests.service.search_reference import (
     beam_searches,
     found,
     given_searches,
+    rival_of,
     sample_searches,
     searches,
     source_of,
@@ -60,7 +61,7 @@ def run(session: EncoderDecoderSession, search: Search) -> Search:
 
 def fresh(search: Search) -> Search:
     """The same search, not begun."""
-    return replace(search, hypotheses=[], details=[], trace=[], position=0, noise=None)
+    return replace(search, hypotheses=[], details=[], trace=[], position=0, noise=None, rival=None)
 
 
 # --- alone and in company -------------------------------------------------------------------------
@@ -72,6 +73,22 @@ def test_a_search_finds_what_its_description_finds(search: Search, levels: int |
     """Ties included: with few levels most candidates are as likely as others."""
     session = FakeEncoderDecoderSession(levels=levels)
     assert found(run(session, search)) == alone(session, search)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    search=beam_searches(),
+    levels=st.sampled_from([None, 2, 3]),
+    cycle=st.sampled_from([None, 3]),
+    asked=st.integers(1, 4),
+)
+def test_the_rival_is_noted_when_nothing_can_beat_the_best_however_many_are_asked_for(
+    search: Search, levels: int | None, cycle: int | None, asked: int
+) -> None:
+    session = FakeEncoderDecoderSession(levels=levels, cycle=cycle)
+    other = replace(fresh(search), num_hypotheses=min(asked, search.width))
+    assert run(session, search).rival == rival_of(session, search)
+    assert run(session, other).rival == search.rival
 
 
 # Searches that arrive together, one that is given up, or a step.
@@ -182,7 +199,7 @@ def test_a_beam_that_is_wide_enough_finds_the_likeliest_of_all_targets() -> None
         assert [x.logprob for x in wide.best()] == [totals[x] for x in best]
 
 
-def go_on(_: Beams, best: Float64Array) -> BoolArray:
+def go_on(_: Beams, best: Float64Array, _floors: Float64Array) -> BoolArray:
     """No search is done before its limit, whatever it has found."""
     return np.zeros(best.shape, np.bool_)
 
