@@ -251,9 +251,9 @@ class Settings(BaseModel):
         1_000_000,
         description="most steps that compiling a pattern may take (a million take about 0.3 s)",
     )
-    max_choices: Count = Field(1024, description="most texts in `choices`")
+    max_choices: Count = Field(1024, description="most texts in `choices` or `candidates`")
     max_choices_chars: Count = Field(
-        8192, description="most characters of all `choices` together, and of `allowed_chars`"
+        8192, description="most characters of all `choices` together, of `candidates` and `allowed_chars`"
     )
     max_states: Count = Field(256, description="most state handles in one answer")
     max_line_bytes: Count = Field(

@@ -27,6 +27,7 @@ from service.tasks.infill_values import (
     InfillOptions,
     one_blank,
 )
+from service.tasks.proposing import DEFAULT_NUM_PROPOSALS
 
 DEFAULT_BLANK = "___"
 
@@ -73,7 +74,12 @@ class InfillRequest(RequestBody):
         f"{DEFAULT_MAX_TOKENS}, or the model's limit where that is less.",
     )
     num_fills: int = Field(DEFAULT_NUM_FILLS, ge=1, description="Most fills to answer a text.")
-    num_proposals: int | None = Field(None, ge=1, description="Texts to compare for an open blank.")
+    num_proposals: int | None = Field(
+        None,
+        ge=1,
+        description="How many texts a language model compares for an open blank; left out, "
+        f"{DEFAULT_NUM_PROPOSALS}. A blank of one character is compared with all of them.",
+    )
     seed: int | None = Field(
         None, ge=0, lt=2**63, description="Same seed, same proposals. Drawn where it is left out."
     )

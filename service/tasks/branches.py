@@ -1,7 +1,7 @@
 """Texts with their first blanks filled, each with its probability so far."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from service.tasks.text_model import read_after
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A text up to the end of a piece, with the blanks before it filled."""
+    """A text up to some place, with the blanks before it filled."""
 
     at: Continuation | None  # where the text goes on; None: nothing was read, or it has ended
     fills: tuple[Ids, ...] = ()
@@ -36,6 +36,11 @@ class Piece:
     is_last: bool = False  # nothing goes on after it
     eos: bool = False  # it ends the document, and that is counted
 
+    @property
+    def counted(self) -> Ids:
+        """Its tokens, eos included where it counts."""
+        return np.append(self.ids, np.uint16(EOS_ID)) if self.eos else self.ids
+
 
 @dataclass(frozen=True, slots=True)
 class Read:
@@ -45,41 +50,48 @@ class Read:
     at: Continuation | None  # where it ends
 
 
-def extended(branches: Sequence[Branch], fills: Sequence[Ids], piece: Piece) -> Plan[list[Branch]]:
-    """Each branch with a fill and the piece after it.
-
-    Two reads: the logprobs of both are sums from their first character on, as in /score.
-    """
-    filled = yield from read_on([branch.at for branch in branches], fills)
-    pieces = [piece] * len(filled)
-    read = yield from _read_pieces([one.at for one in filled], pieces)
+def filled(branches: Sequence[Branch], fills: Sequence[Ids]) -> Plan[list[Branch]]:
+    """Each branch with a fill. Without anything before, its first character has no probability."""
+    reads = yield from read_on([branch.at for branch in branches], fills)
     return [
-        Branch(
-            after.at,
-            (*branch.fills, fill),
-            branch.logprob + one.logprob,
-            branch.suffix_logprob + after.logprob,
+        replace(
+            branch,
+            at=read.at,
+            fills=(*branch.fills, fill),
+            logprob=branch.logprob + read.logprob,
         )
-        for branch, fill, one, after in zip(branches, fills, filled, read, strict=True)
+        for branch, fill, read in zip(branches, fills, reads, strict=True)
     ]
 
 
-def read_on(starts: Sequence[Continuation | None], texts: Sequence[Ids]) -> Plan[list[Read]]:
-    """Each text read after a start. Without a start, its first character has no probability."""
-    return _read_pieces(starts, [Piece(text) for text in texts])
+def followed(branches: Sequence[Branch], piece: Piece) -> Plan[list[Branch]]:
+    """Each branch with the piece after its last fill.
+
+    That is a read of its own: as in /score, the logprobs of fills and pieces are sums from their
+    first characters on.
+    """
+    counted = piece.counted
+    reads = yield from read_on(
+        [branch.at for branch in branches], [counted] * len(branches), is_last=piece.is_last
+    )
+    return [
+        replace(branch, at=read.at, suffix_logprob=branch.suffix_logprob + read.logprob)
+        for branch, read in zip(branches, reads, strict=True)
+    ]
 
 
-def _read_pieces(
-    starts: Sequence[Continuation | None], pieces: Sequence[Piece]
+def read_on(
+    starts: Sequence[Continuation | None], texts: Sequence[Ids], *, is_last: bool = False
 ) -> Plan[list[Read]]:
-    rows = [_row(start, piece) for start, piece in zip(starts, pieces, strict=True)]
+    """Each text read after a start, up to its last token where nothing goes on after it."""
+    pairs = zip(starts, texts, strict=True)
+    rows = [_row(start, text, is_last=is_last) for start, text in pairs]
     yield [TextWork(row) for row in rows if row is not None and row.remaining]
     return [Read(0.0, None) if row is None else Read(row.logprob, row.continuation) for row in rows]
 
 
-def _row(start: Continuation | None, piece: Piece) -> ReadRow | None:
-    counted = np.append(piece.ids, np.uint16(EOS_ID)) if piece.eos else piece.ids
-    tokens = counted[:-1] if piece.is_last else counted
+def _row(start: Continuation | None, text: Ids, *, is_last: bool) -> ReadRow | None:
+    tokens = text[:-1] if is_last else text
     if start is None and not len(tokens):
         return None
-    return read_after(start, tokens, counted, None, goes_on=not piece.is_last)
+    return read_after(start, tokens, text, None, goes_on=not is_last)

@@ -1,11 +1,13 @@
 """Options of `infill`: fills in the defaults and checks all options against the limits."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from service.errors import InvalidRequest
 from service.settings import Settings
-from service.tasks.infill_values import Blanks, InfillOptions
+from service.tasks.infill_values import DEFAULT_MAX_TOKENS, Blanks, InfillOptions
 from service.tasks.limits import at_most
+from service.tasks.proposing import DEFAULT_NUM_PROPOSALS, WINDOW, Effort
 from service.tasks.text_model import TextModel
 
 MAX_BLANKS = 32
@@ -18,28 +20,51 @@ def kept_between_blanks(candidates: int, settings: Settings) -> int:
     return max(MIN_KEPT, settings.max_choices // max(1, candidates))
 
 
-def check_infill(
-    model: TextModel, texts: Sequence[Blanks], options: InfillOptions, *, is_proposed: bool
-) -> None:
-    """Raise InvalidRequest for what is too much; the first piece of a text is its `prefix`."""
+def checked_infill(
+    model: TextModel, texts: Sequence[Blanks], options: InfillOptions
+) -> InfillOptions:
+    """The options with their defaults. An error calls a text's first piece its `prefix`.
+
+    Raises InvalidRequest.
+    """
     settings = model.settings
-    if options.candidates is None and not is_proposed:
-        raise InvalidRequest.of_option("candidates", "list what the blank may be")
     at_most("prefix", len(texts), settings.max_inputs, "texts")
     size = sum(len(piece) for text in texts for piece in text.pieces)
     # One prefix or suffix can stand in every text of a list: the body does not bound this.
     at_most("prefix", size, settings.max_queue_tokens, "characters")
     for text in texts:
         if not 2 <= len(text.pieces) <= 1 + MAX_BLANKS:
-            raise InvalidRequest.of_option("text", f"a text has 1 to {MAX_BLANKS} blanks")
+            raise InvalidRequest.of_option("prefix", f"a text has 1 to {MAX_BLANKS} blanks")
     if options.candidates is not None:
         _check_candidates(texts, options.candidates, settings)
+        return options
+    options = replace(
+        options,
+        max_tokens=_longest(options, model),
+        num_proposals=options.num_proposals or DEFAULT_NUM_PROPOSALS,
+    )
+    _check_proposals(texts, options, model)
+    return options
+
+
+def _longest(options: InfillOptions, model: TextModel) -> int:
+    """Most characters of an open blank."""
+    if options.length is None:
+        longest = options.max_tokens or min(DEFAULT_MAX_TOKENS, model.max_tokens)
+        at_most("max_tokens", longest, model.max_tokens, "tokens")
+        return longest
+    at_most("length", options.length, model.max_tokens, "characters")
+    if options.max_tokens is not None:
+        at_most("length", options.length, options.max_tokens, "characters, as max_tokens says")
+    return options.length
 
 
 def _check_candidates(
     texts: Sequence[Blanks], candidates: Sequence[str], settings: Settings
 ) -> None:
     option, chars = "candidates", sum(map(len, candidates))
+    if not candidates:
+        raise InvalidRequest.of_option(option, "list one candidate at least")
     at_most(option, len(candidates), settings.max_choices, "candidates")
     at_most(option, chars, settings.max_choices_chars, "characters")
     most = kept_between_blanks(len(candidates), settings)
@@ -49,5 +74,23 @@ def _check_candidates(
         for piece in text.pieces[1:]:
             cost += branches * (chars + len(candidates) * len(piece))
             branches = min(branches * len(candidates), most)
-    unit = "characters to read: candidates · (their own and what stands after the blank)"
+    unit = "characters to read: candidates · (their own and those after the blank)"
     at_most(option, cost, settings.max_queue_tokens, unit)
+
+
+def _check_proposals(texts: Sequence[Blanks], options: InfillOptions, model: TextModel) -> None:
+    settings, longest = model.settings, options.max_tokens or 1
+    option, proposals = "num_proposals", options.num_proposals or 1
+    at_most(option, proposals, settings.max_choices, "proposals")
+    effort, blanks = Effort.of(proposals), sum(len(text.pieces) - 1 for text in texts)
+    compared, looked = proposals, effort.looked
+    written = (longest - 1) * effort.width + effort.last_width
+    if longest == 1:
+        # After every text that is kept, every character is compared.
+        compared = written = proposals * len(model.tokens)
+        looked = 0
+    unit = "tokens to propose: blanks · (max_tokens - 1) · the beam's rows"
+    at_most("max_tokens", blanks * written, settings.max_cost_tokens, unit)
+    after = sum(len(piece) for text in texts for piece in text.pieces[1:])
+    cost = compared * after + blanks * looked * WINDOW
+    at_most(option, cost, settings.max_queue_tokens, "characters to read: proposals · suffix")

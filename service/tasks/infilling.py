@@ -6,17 +6,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.bundle.arrays import Ids
-from service.bundle.text import BOS_ID, PAD_ID
+from service.bundle.text import BOS_ID, PAD_ID, UNK_ID
 from service.decoding.rows import ReadRow
+from service.errors import InvalidRequest
 from service.scheduling.language_model import TextWork
-from service.tasks.branches import Branch, Piece, extended
+from service.tasks.branches import Branch, Piece
+from service.tasks.comparing import Compared, compare_listed, compare_proposed
 from service.tasks.infill_limits import kept_between_blanks
 from service.tasks.infill_values import Blanks, Fill, Infilled, InfillOptions, Proposal
+from service.tasks.open_blanks import OpenBlank
 from service.tasks.plans import Plan
+from service.tasks.proposing import DEFAULT_NUM_PROPOSALS, BlankSearch, Effort
+from service.tasks.seed import drawn_seed
 from service.tasks.text_model import TextModel, read_after
 from service.tasks.unknown import MAX_POSITIONS, Unknown
 
-# Branches that the texts which run together hold at most: each has the states of its own.
+# What a row of a round costs, in characters of work on text.
+_CHARS_A_ROW = 32
+# Rows that the texts which run together have at most in a round, unless one text alone has more.
 ROWS_IN_HAND = 1024
 
 
@@ -28,35 +35,49 @@ class Infilling:
         model: TextModel,
         texts: Sequence[Blanks],
         options: InfillOptions,
+        blank: OpenBlank | None,
         proposals: Sequence[Sequence[Proposal]] | None = None,
     ) -> None:
-        """`options` must be checked."""
-        self._proposals = proposals or [()] * len(texts)
+        """`options` must be checked; `blank` is None where candidates are listed."""
         self._model = model
         self._options = options
-        self._blanks = texts
+        self._search: BlankSearch | None = None
+        if blank is not None:
+            effort = Effort.of(options.num_proposals or DEFAULT_NUM_PROPOSALS)
+            self._search = BlankSearch(blank, effort, drawn_seed(options.seed))
+        self._given = list(zip(texts, proposals or [()] * len(texts), strict=True))
         self._texts: list[_Text] = []
-        self._candidates: list[_Candidate] = []
+        self._candidates: list[Ids] = []
+        self._written: dict[bytes, str] = {}  # candidates as the client wrote them, by their ids
         self.size = sum(len(piece) for text in texts for piece in text.pieces)
 
     def read(self) -> None:
         """Turn the texts into ids. Raises InvalidRequest."""
-        self._candidates = self._listed(self._options.candidates or ())
-        pairs = zip(self._blanks, self._proposals, strict=True)
-        self._texts = [self._text(*pair) for pair in pairs]
+        self._list_candidates()
+        self._texts = [self._text(*pair) for pair in self._given]
 
     @property
     def prefixes(self) -> list[TextWork]:
         """What stands before the first blanks, to be read first."""
         return [TextWork(x.prefix) for x in self._texts if x.prefix is not None]
 
-    def groups(self) -> "Iterator[list[Plan[_Compared]]]":
-        """The plans of all texts, in groups that may run together."""
-        size = max(1, ROWS_IN_HAND // max(1, len(self._candidates)))
-        for start in range(0, len(self._texts), size):
-            yield [self._compare(text) for text in self._texts[start : start + size]]
+    @property
+    def rows(self) -> int:
+        """The most rows of a text in a round, roughly."""
+        return len(self._candidates) if self._search is None else self._search.effort.looked
 
-    def results(self, compared: "Sequence[_Compared]", reused: Sequence[int]) -> list[Infilled]:
+    @property
+    def round_size(self) -> int:
+        """What a round of one text costs, in characters of work on text."""
+        return _CHARS_A_ROW * self.rows
+
+    def groups(self) -> Iterator[list[Plan[Compared]]]:
+        """The plans of all texts, in groups that may run together."""
+        size = max(1, ROWS_IN_HAND // self.rows)
+        for start in range(0, len(self._texts), size):
+            yield [self._plan(text) for text in self._texts[start : start + size]]
+
+    def results(self, compared: Sequence[Compared], reused: Sequence[int]) -> list[Infilled]:
         """The fills of each text; `reused` has the tokens of each prefix that needed no run."""
         left = iter(reused)
         return [
@@ -66,134 +87,95 @@ class Infilling:
 
     # --- reading --------------------------------------------------------------------------------
 
-    def _listed(self, candidates: Sequence[str]) -> "list[_Candidate]":
-        """The candidates, each once: those that read alike are one."""
-        known: dict[bytes, _Candidate] = {}
-        for text in candidates:
-            ids, unknown = self._model.read(text, self._options.unknown, "candidates")
-            is_told_apart = unknown.count and self._options.unknown == "unk"
-            key = text.encode("utf-8", "surrogatepass") if is_told_apart else ids.tobytes()
-            known.setdefault(key, _Candidate(text, ids))
-        return list(known.values())
+    def _list_candidates(self) -> None:
+        """Each candidate once: those that the model reads alike are one."""
+        for text in self._options.candidates or ():
+            ids, _ = self._model.read(text, self._options.unknown, "candidates")
+            if ids.tobytes() not in self._written:
+                self._written[ids.tobytes()] = text
+                self._candidates.append(ids)
 
     def _text(self, blanks: Blanks, proposals: Sequence[Proposal]) -> "_Text":
         options = self._options
         pieces: list[Ids] = []
         unknown: list[int] = []
         count = position = 0
-        for i, piece in enumerate(blanks.pieces):
-            ids, found = self._model.read(piece, options.unknown, "suffix" if i else "prefix")
+        for i, text in enumerate(blanks.pieces):
+            ids, found = self._model.read(text, options.unknown, "suffix" if i else "prefix")
             pieces.append(ids)
             unknown += [position + place for place in found.positions]
             count += found.count
             position += len(ids) + (found.count if options.unknown == "skip" else 0)
         tokens = np.append([BOS_ID], pieces[0]).astype(np.uint16) if options.bos else pieces[0]
-        prefix = None
-        if len(tokens):
-            prefix = read_after(None, tokens, np.full_like(tokens, PAD_ID), None)
-        after = [
-            Piece(ids, is_last=is_last, eos=is_last and options.eos)
-            for is_last, ids in ((i == len(pieces) - 1, ids) for i, ids in enumerate(pieces))
-        ][1:]
-        proposed = [[_Candidate(x, self._model.encode(x)) for x in y.texts] for y in proposals]
-        return _Text(prefix, tuple(after), Unknown(count, tuple(unknown[:MAX_POSITIONS])), proposed)
+        if self._search is not None and not len(tokens):
+            raise InvalidRequest.of_option(
+                "bos", "with nothing before it, an open blank begins a document: bos is true"
+            )
+        counts_nothing = np.full_like(tokens, PAD_ID)
+        last = len(pieces) - 1
+        return _Text(
+            prefix=read_after(None, tokens, counts_nothing, None) if len(tokens) else None,
+            pieces=tuple(
+                Piece(ids, is_last=i == last, eos=i == last and options.eos)
+                for i, ids in enumerate(pieces)
+            )[1:],
+            unknown=Unknown(count, tuple(unknown[:MAX_POSITIONS])),
+            proposed=self._proposed(proposals, last),
+        )
+
+    def _proposed(self, proposals: Sequence[Proposal], blanks: int) -> list[tuple[Ids, ...]]:
+        """Another model's proposals that this one can write and that fit."""
+        if self._search is None:
+            return []
+        blank, found = self._search.blank, {}
+        for proposal in proposals:
+            fills = tuple(self._model.encode(text) for text in proposal.texts)
+            known = not any((ids == UNK_ID).any() for ids in fills)
+            if known and len(fills) == blanks and all(map(blank.fits, fills)):
+                found[tuple(ids.tobytes() for ids in fills)] = fills
+        return list(found.values())
 
     # --- comparing ------------------------------------------------------------------------------
 
-    def _compare(self, text: "_Text") -> "Plan[_Compared]":
-        """What is compared for a text."""
-        return self._compare_listed(text) if self._candidates else self._compare_proposed(text)
+    def _plan(self, text: "_Text") -> Plan[Compared]:
+        start = None if text.prefix is None else text.prefix.continuation
+        if self._search is None or start is None:
+            most = kept_between_blanks(len(self._candidates), self._model.settings)
+            return compare_listed(start, text.pieces, self._candidates, most)
+        return compare_proposed(start, text.pieces, self._search, text.proposed)
 
-    def _compare_proposed(self, text: "_Text") -> "Plan[_Compared]":
-        start = Branch(None if text.prefix is None else text.prefix.continuation)
-        branches = [start] * len(text.proposed)
-        tokens = 0
-        for i, piece in enumerate(text.after):
-            fills = [proposal[i].ids for proposal in text.proposed]
-            branches = yield from extended(branches, fills, piece)
-            tokens += sum(map(len, fills)) + len(fills) * len(piece.ids)
-        names = [tuple(x.text for x in proposal) for proposal in text.proposed]
-        return _Compared(branches, names, tokens)
-
-    def _compare_listed(self, text: "_Text") -> "Plan[_Compared]":
-        """Every combination of candidates; of many, a beam over the blanks from left to right."""
-        branches = [Branch(None if text.prefix is None else text.prefix.continuation)]
-        most = kept_between_blanks(len(self._candidates), self._model.settings)
-        chosen: list[tuple[int, ...]] = [()]
-        tokens = 0
-        for piece in text.after:
-            pairs = [(i, k) for i in range(len(branches)) for k in range(len(self._candidates))]
-            fills = [self._candidates[k].ids for _, k in pairs]
-            branches = yield from extended([branches[i] for i, _ in pairs], fills, piece)
-            chosen = [(*chosen[i], k) for i, k in pairs]
-            tokens += sum(map(len, fills)) + len(fills) * len(piece.ids)
-            if not piece.is_last and len(branches) > most:
-                kept = _likeliest(branches)[:most]
-                branches, chosen = [branches[i] for i in kept], [chosen[i] for i in kept]
-        names = [tuple(self._candidates[k].text for k in combination) for combination in chosen]
-        return _Compared(branches, names, tokens)
-
-    def _result(self, text: "_Text", compared: "_Compared", reused: int) -> Infilled:
-        options, branches = self._options, compared.branches
-        shares = _shares(branches)
-        fills = tuple(
-            Fill(
-                compared.texts[i],
-                branches[i].logprob,
-                branches[i].suffix_logprob,
-                shares[i],
-            )
-            for i in _likeliest(branches)[: options.num_fills]
-        )
+    def _result(self, text: "_Text", compared: Compared, reused: int) -> Infilled:
+        options, search = self._options, self._search
+        shares = compared.shares()
+        mass = None
+        if search is not None:
+            mass = min(1.0, compared.mass() / search.blank.num_lengths ** len(text.pieces))
         read = 0 if text.prefix is None else len(text.prefix.tokens) - int(options.bos)
         return Infilled(
-            fills,
-            compared=len(branches),
-            found_mass=None,
-            seed=None,
+            tuple(
+                self._fill(compared.branches[i], shares[i])
+                for i in compared.order[: options.num_fills]
+            ),
+            compared=len(shares),
+            found_mass=mass,
+            seed=None if search is None else search.seed,
             unknown=text.unknown,
-            prompt_tokens=read + compared.tokens,
-            completion_tokens=0,
+            prompt_tokens=read + compared.read,
+            completion_tokens=compared.written,
             cached_tokens=min(reused, read),
         )
 
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """What a blank may be."""
-
-    text: str  # as the client wrote it
-    ids: Ids
+    def _fill(self, branch: Branch, share: float) -> Fill:
+        decode = self._model.vocab.decode
+        texts = tuple(self._written.get(ids.tobytes()) or decode(ids) for ids in branch.fills)
+        return Fill(texts, branch.logprob, branch.suffix_logprob, share)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Text:
     """A text around its blanks, as ids."""
 
     prefix: ReadRow | None  # None where nothing stands before the first blank
-    after: tuple[Piece, ...]  # what stands after each blank
+    pieces: tuple[Piece, ...]  # what stands after each blank
     unknown: Unknown
-    proposed: "list[list[_Candidate]]"  # by another model, one a blank
-
-
-@dataclass(frozen=True, slots=True)
-class _Compared:
-    """What was compared for one text."""
-
-    branches: list[Branch]
-    texts: list[tuple[str, ...]]  # of each branch, one a blank
-    tokens: int  # that were read for it
-
-
-def _shares(branches: Sequence[Branch]) -> list[float]:
-    """Of the joint probability of all of them."""
-    totals = np.array([branch.total for branch in branches])
-    shares = np.exp(totals - totals.max(initial=-np.inf))
-    shares /= shares.sum()
-    found: list[float] = shares.tolist()
-    return found
-
-
-def _likeliest(branches: Sequence[Branch]) -> list[int]:
-    """Their places, likeliest first; ties keep their order."""
-    return sorted(range(len(branches)), key=lambda i: -branches[i].total)
+    proposed: list[tuple[Ids, ...]]  # by another model, one text a blank

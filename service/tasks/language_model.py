@@ -3,15 +3,17 @@
 Text becomes ids, ids become rows, the scheduler fills them in, and they become text again.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 
 from service.bundle.arrays import Ids
 from service.bundle.language_model import LanguageModelBundle, LanguageModelManifest
 from service.bundle.manifest import Precision
 from service.bundle.text import Normalization
 from service.decoding.cache_budget import CacheBudgets
-from service.decoding.constraints import Constraint, ConstraintCompiler
+from service.decoding.constraints import Constraint, ConstraintCompiler, Rule
 from service.errors import InvalidRequest
 from service.observe.metrics import Metrics
 from service.observe.request_context import current_request
@@ -22,12 +24,14 @@ from service.scheduling.language_model import LanguageModelRunner, TextWork
 from service.scheduling.workers import Workers
 from service.settings import Settings
 from service.tasks.carried_score import CarriedScore
+from service.tasks.comparing import Compared
 from service.tasks.engine import DECIDE, GENERATE, INFILL, SCORE, SCORE_IN_PARTS, Abilities
 from service.tasks.generate_limits import checked_options
 from service.tasks.generation import Generation
-from service.tasks.infill_limits import check_infill
+from service.tasks.infill_limits import checked_infill
 from service.tasks.infill_values import Blanks, Infilled, InfillOptions, Proposal
 from service.tasks.infilling import ROWS_IN_HAND, Infilling
+from service.tasks.open_blanks import OpenBlank, open_blank
 from service.tasks.plans import run_together
 from service.tasks.shared_reads import SharedReads
 from service.tasks.text_model import TextModel
@@ -184,18 +188,18 @@ class LanguageModelEngine:
         """The request, checked and read."""
         self.workers.refuse_if_full()
         options = checked_options(self._model, prompts, options)
-        constraint = await self._constraint(options)
+        constraint = await self._constraint(options.rule, options.max_tokens)
         generation = Generation(self._model, prompts, options, constraint)
         await off_loop(sum(map(len, prompts)), generation.read)
         return generation
 
-    async def _constraint(self, options: GenerateOptions) -> Constraint | None:
+    async def _constraint(self, rule: Rule | None, max_tokens: int | None) -> Constraint | None:
         """The texts' constraint, if any. Raises InvalidRequest, QueueFull and DeadlineExceeded."""
-        if options.rule is None:
+        if rule is None:
             return None
         async with self.workers.deadline():
-            constraint = await self._constraints.compiled(options.rule)
-        if constraint.shortest > (options.max_tokens or 0):
+            constraint = await self._constraints.compiled(rule)
+        if constraint.shortest > (max_tokens or 0):
             raise InvalidRequest.of_option(
                 "max_tokens",
                 f"too few tokens; the shortest text that matches has {constraint.shortest}",
@@ -257,15 +261,30 @@ class LanguageModelEngine:
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
         self.workers.refuse_if_full()
-        check_infill(self._model, texts, options, is_proposed=proposals is not None)
-        infilling = Infilling(self._model, texts, options, proposals)
+        options = checked_infill(self._model, texts, options)
+        blank = None if options.candidates is not None else await self._open_blank(options)
+        infilling = Infilling(self._model, texts, options, blank, proposals)
         await off_loop(infilling.size, infilling.read)
         reused = await self._run(infilling.prefixes, adapt=False)
-        compared = []
+        compared: list[Compared] = []
         async with self.workers.deadline():
             for plans in infilling.groups():
-                compared += await run_together(plans, self.workers.run, rows=ROWS_IN_HAND)
-        return infilling.results(compared, reused)
+                compared += await run_together(
+                    plans, self.workers.run, rows=ROWS_IN_HAND, round_size=infilling.round_size
+                )
+        self.workers.metrics.counted(
+            prompt=sum(x.read for x in compared),
+            completion=sum(x.written for x in compared),
+            cached=0,
+        )
+        size = sum(len(x.branches) for x in compared)
+        return await off_loop(size, lambda: infilling.results(compared, reused))
+
+    async def _open_blank(self, options: InfillOptions) -> OpenBlank:
+        """What an open blank may be. Raises InvalidRequest, QueueFull and DeadlineExceeded."""
+        constraint = await self._constraint(options.rule, options.max_tokens)
+        prepared = partial(open_blank, options, constraint, self.tokens, self._model.settings)
+        return await asyncio.to_thread(prepared)
 
     # --- shared ---------------------------------------------------------------------------------
 

@@ -16,8 +16,13 @@ Plan: TypeAlias = Generator[Sequence[TextWork], None, Result]
 Run: TypeAlias = Callable[[Sequence[TextWork]], Awaitable[None]]
 
 
-async def run_together(plans: Sequence[Plan[Result]], run: Run, *, rows: int) -> list[Result]:
-    """The result of each plan. All take a round together, in runs of at most `rows` works."""
+async def run_together(
+    plans: Sequence[Plan[Result]], run: Run, *, rows: int, round_size: int
+) -> list[Result]:
+    """The result of each plan. All take a round together, in runs of at most `rows` works.
+
+    `round_size` is what a round of one plan costs, in characters of work on text.
+    """
     results: dict[int, Result] = {}
     waiting = dict(enumerate(plans))
     while waiting:
@@ -31,11 +36,7 @@ async def run_together(plans: Sequence[Plan[Result]], run: Run, *, rows: int) ->
                     results[i] = end.value
                     del waiting[i]
 
-        await off_loop(_ROUND_SIZE * len(waiting), advance)
+        await off_loop(round_size * len(waiting), advance)
         for start in range(0, len(works), rows):
             await run(works[start : start + rows])
     return [results[i] for i in range(len(plans))]
-
-
-# What a round of one plan costs, in characters of work on text (`off_loop`).
-_ROUND_SIZE = 512

@@ -1,0 +1,105 @@
+"""What the blanks of a text may be, compared by their exact probability."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from service.bundle.arrays import Ids
+from service.decoding.rows import Continuation
+from service.tasks.branches import Branch, Piece, filled, followed
+from service.tasks.plans import Plan
+from service.tasks.proposing import BlankSearch, propose
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What was compared for one text."""
+
+    branches: list[Branch]
+    read: int  # tokens, for comparing them
+    written: int = 0  # tokens, for proposing them
+
+    @property
+    def order(self) -> list[int]:
+        """The branches' places, likeliest first; ties keep their order."""
+        return sorted(range(len(self.branches)), key=lambda i: -self.branches[i].total)
+
+    def shares(self) -> list[float]:
+        """Each branch's share of the joint probability of all of them."""
+        totals = np.array([branch.total for branch in self.branches])
+        shares = np.exp(totals - totals.max(initial=-np.inf))
+        found: list[float] = (shares / shares.sum()).tolist()
+        return found
+
+    def mass(self) -> float:
+        """The sum of the fills' probabilities, each after everything before it."""
+        return float(sum(np.exp(branch.logprob) for branch in self.branches))
+
+
+def compare_listed(
+    start: Continuation | None, pieces: Sequence[Piece], candidates: Sequence[Ids], most: int
+) -> Plan[Compared]:
+    """Every combination of candidates; of more than `most` at a blank, the best go on."""
+    branches, read = [Branch(start)], 0
+    for piece in pieces:
+        fills = list(candidates) * len(branches)
+        branches = [branch for branch in branches for _ in candidates]
+        branches = yield from filled(branches, fills)
+        branches = yield from followed(branches, piece)
+        read += sum(map(len, fills)) + len(fills) * len(piece.ids)
+        if not piece.is_last:
+            branches = _likeliest(branches, most)
+    return Compared(branches, read)
+
+
+def compare_proposed(
+    start: Continuation,
+    pieces: Sequence[Piece],
+    search: BlankSearch,
+    others: Sequence[tuple[Ids, ...]],
+) -> Plan[Compared]:
+    """What the model itself proposes for open blanks, and the proposals of others."""
+    branches, read, written = [Branch(start)], 0, 0
+    for i, piece in enumerate(pieces):
+        proposals = yield from propose(search, branches, i, piece)
+        branches = [
+            replace(
+                branches[x.branch],
+                at=x.at,
+                fills=(*branches[x.branch].fills, x.ids),
+                logprob=branches[x.branch].logprob + x.logprob,
+            )
+            for x in proposals.found
+        ]
+        branches = yield from followed(branches, piece)
+        written += proposals.written
+        read += proposals.looked + len(branches) * len(piece.ids)
+        if not piece.is_last:
+            branches = _likeliest(branches, search.effort.compared)
+    own = {_key(branch.fills) for branch in branches}
+    given = yield from compare_given(start, pieces, [x for x in others if _key(x) not in own])
+    return Compared(branches + given.branches, read + given.read, written)
+
+
+def compare_given(
+    start: Continuation | None, pieces: Sequence[Piece], combinations: Sequence[tuple[Ids, ...]]
+) -> Plan[Compared]:
+    """Exactly these combinations of texts, one for each blank."""
+    branches, read = [Branch(start)] * len(combinations), 0
+    for i, piece in enumerate(pieces):
+        fills = [combination[i] for combination in combinations]
+        branches = yield from filled(branches, fills)
+        branches = yield from followed(branches, piece)
+        read += sum(map(len, fills)) + len(fills) * len(piece.ids)
+    return Compared(branches, read)
+
+
+def _likeliest(branches: list[Branch], most: int) -> list[Branch]:
+    if len(branches) <= most:
+        return branches
+    return sorted(branches, key=lambda branch: -branch.total)[:most]
+
+
+def _key(fills: Sequence[Ids]) -> tuple[bytes, ...]:
+    return tuple(fill.tobytes() for fill in fills)
