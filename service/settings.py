@@ -253,7 +253,8 @@ class Settings(BaseModel):
     )
     max_choices: Count = Field(1024, description="most texts in `choices` or `candidates`")
     max_choices_chars: Count = Field(
-        8192, description="most characters of all `choices` together, of `candidates` and `allowed_chars`"
+        8192,
+        description="most characters of `choices`, `candidates` or `allowed_chars` together",
     )
     max_states: Count = Field(256, description="most state handles in one answer")
     max_line_bytes: Count = Field(

@@ -11,7 +11,10 @@ from service.scheduling.workers import Workers
 from service.settings import Settings
 from service.tasks.encoder_decoder import EncoderDecoderEngine
 from service.tasks.engine import (
+    DECIDE,
     GENERATE,
+    INFILL,
+    PROPOSE,
     SCORE,
     SCORE_IN_PARTS,
     TRANSLATE,
@@ -37,6 +40,9 @@ ABILITIES: dict[str, Ability[Any]] = {
     "score": SCORE,
     "score in parts": SCORE_IN_PARTS,
     "translate": TRANSLATE,
+    "infill": INFILL,
+    "propose": PROPOSE,
+    "decide": DECIDE,
 }
 
 
@@ -91,7 +97,7 @@ def test_every_kind_has_its_abilities_and_no_others() -> None:
         found[engine.manifest.task] = able
         assert set(engine.abilities) == {ABILITIES[name] for name in able}
     assert found == {
-        "language_model": {"generate", "score", "score in parts"},
+        "language_model": {"generate", "score", "score in parts", "infill", "decide"},
         "encoder_decoder": {"translate", "score"},
     }
     assert found.keys() == KINDS.keys()
