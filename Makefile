@@ -18,7 +18,7 @@ LANGUAGE_MODELS := alice-lstm alice-gru alice-rnn alice-ngram
 PAIR_MODELS := dates-en-de dates-iso g2p-en strings-en-de
 
 .PHONY: help learn which-file serve test test-faults lint format bench bench-peers bench-translate bench-g2p \
-	bench-overload soak bundles shakespeare \
+	bench-overload bench-anomalies soak bundles shakespeare \
 	screenshots chromium promtool lock sbom audit clean
 
 help: ## Show this list.
@@ -98,6 +98,9 @@ bench-g2p: $(DEVELOPMENT_ENV)/.done ## Train the languages of SIGMORPHON 2020 an
 
 bench-overload: $(DEVELOPMENT_ENV)/.done ## Offer ten times the capacity for a minute (h2load: apt-get install nghttp2-client).
 	$(BIN)/python -m bench.overload
+
+bench-anomalies: $(DEVELOPMENT_ENV)/.done ## Score log lines: false alarms promised by a percentile, and seen.
+	$(BIN)/python -m bench.anomalies
 
 soak: $(DEVELOPMENT_ENV)/.done ## Send 40,000 random requests and check that memory, threads and descriptors stay flat.
 	$(BIN)/python -m bench.soak
