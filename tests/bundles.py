@@ -11,6 +11,7 @@ import torch
 
 from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderManifest, TextSide
 from service.bundle.files import sha256, vocab_bytes
+from service.bundle.infill import MARKS, infill_of
 from service.bundle.language_model import (
     LanguageModelBundle,
     LanguageModelGoldenVector,
@@ -18,7 +19,14 @@ from service.bundle.language_model import (
     LanguageModelManifest,
 )
 from service.bundle.manifest import Graph, Precision, StateTensor
-from service.bundle.text import BOS_ID, EOS_ID, Normalization, Vocabulary
+from service.bundle.text import (
+    BOS_ID,
+    EOS_ID,
+    SPECIAL_TOKENS,
+    Normalization,
+    SideNormalization,
+    Vocabulary,
+)
 from service.bundle.tokenization import Characters, Subwords, Symbols, Tokenizer
 from training.config import EncoderDecoderNetworkConfig, LanguageModelNetworkConfig, TextSideConfig
 from training.data.corpus import Split
@@ -310,6 +318,23 @@ def tiny_encoder_decoder_files(
         "golden": encoder_decoder_golden_vectors(model, _golden_pairs(source, target), precisions),
     }
     return EncoderDecoderManifest.model_validate(document | dict(changes or {})), files
+
+
+CLOZE = infill_of(context=12, max_blanks=2, max_chars=4)
+
+
+def tiny_cloze_files(
+    name: str = "tiny-cloze", characters: str = "abc \n"
+) -> tuple[EncoderDecoderManifest, dict[str, bytes]]:
+    """An untrained model that fills blanks, as the exporter would write it."""
+    tokenizer = Characters([*SPECIAL_TOKENS, *MARKS, *characters])
+    manifest, files = tiny_encoder_decoder_files("lstm", name=name, target=tokenizer, shared=True)
+    rules = SideNormalization(strip=False)
+    sides = {
+        side: getattr(manifest, side).model_copy(update={"normalization": rules})
+        for side in ("source", "target")
+    }
+    return manifest.model_copy(update={**sides, "infill": CLOZE}), files
 
 
 def encoder_decoder_in_memory(

@@ -242,6 +242,14 @@ class EncoderDecoderManifest(Heading):
         return self
 
     @model_validator(mode="after")
+    def _blanks_fit(self) -> Self:
+        sides = (self.source, self.target)
+        plain = all(x.tokenization == "character" and not x.normalization.strip for x in sides)
+        if self.infill is not None and not (plain and self.source.vocab == self.target.vocab):
+            raise ValueError("infill: both sides have the same characters and are not stripped")
+        return self
+
+    @model_validator(mode="after")
     def _golden_vectors_fit(self) -> Self:
         for vector in self.golden:
             if len(vector.logprobs) != len(vector.tokens) - 1:
@@ -269,6 +277,8 @@ class EncoderDecoderBundle(GraphFiles):
 def read(folder: Path, manifest: EncoderDecoderManifest) -> EncoderDecoderBundle:
     """Read and verify the other files of a bundle. Raises BundleError with a one-line cause."""
     source, target = (_read_side(folder, side) for side in (manifest.source, manifest.target))
+    if manifest.infill is not None and not set(manifest.infill.marks) <= set(source.tokens):
+        raise BundleError(f"{folder.name}: infill: the vocabulary lacks a mark")
     return EncoderDecoderBundle(manifest, source, target, read_graphs(folder, manifest.graphs))
 
 

@@ -18,9 +18,6 @@ from service.bundle.text import SPECIAL_TOKENS, UNK_ID
 BLANK, SEAM, EDGE = "\ue004", "\ue005", "\ue006"
 MARKS = (BLANK, SEAM, EDGE)
 
-# A mark in a text is an ordinary character, which no vocabulary has.
-_MARKS_IN_TEXT = str.maketrans(dict.fromkeys(MARKS, SPECIAL_TOKENS[UNK_ID]))
-
 Mark: TypeAlias = Annotated[str, Field(min_length=1, max_length=1)]
 
 
@@ -46,9 +43,18 @@ class Infill(Record):
 
     @model_validator(mode="after")
     def _marks_differ(self) -> Self:
-        if len({self.blank, self.seam, self.edge}) < len(MARKS):
+        if len(set(self.marks)) < len(MARKS):
             raise ValueError("blank, seam, edge: they must be different characters")
         return self
+
+    def unmarked(self, text: str) -> str:
+        """The text with an unknown character for each mark in it."""
+        return text.translate({ord(mark): SPECIAL_TOKENS[UNK_ID] for mark in self.marks})
+
+    @property
+    def marks(self) -> tuple[str, str, str]:
+        """The characters that no text has."""
+        return self.blank, self.seam, self.edge
 
     def source(self, pieces: Sequence[str], *, begins: bool, ends: bool) -> str:
         """The source of normalized pieces, cut to the context on both sides.
@@ -56,14 +62,14 @@ class Infill(Record):
         `begins`, `ends`: whether the first piece begins the document, and the last one ends it.
         The pieces between two blanks must be within the context.
         """
-        first, *rest = (piece.translate(_MARKS_IN_TEXT) for piece in pieces)
+        first, *rest = map(self.unmarked, pieces)
         first = (self.edge * begins + first)[-self.context :]
         rest[-1] = (rest[-1] + self.edge * ends)[: self.context]
         return self.blank + self.blank.join(rest) + self.seam + first
 
     def target(self, texts: Sequence[str]) -> str:
         """The target of the blanks' normalized texts."""
-        return self.blank.join(text.translate(_MARKS_IN_TEXT) for text in texts)
+        return self.blank.join(map(self.unmarked, texts))
 
     def texts(self, target: str) -> tuple[str, ...]:
         """The blanks' texts in a target."""

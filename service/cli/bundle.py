@@ -113,7 +113,7 @@ async def _translate(engine: Engine, body: str) -> Answer:
     request = _parsed(TranslateRequest, body)
     translates = TRANSLATE.of(engine)
     if translates is None:
-        raise InvalidRequest("a language model does not translate; see the command generate")
+        raise InvalidRequest("this model does not translate; see the command models")
     sources = listed(request.source)
     prefixes = request.prefixes(len(sources))
     results = await translates.translate(sources, prefixes, request.options())

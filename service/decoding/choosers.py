@@ -134,6 +134,11 @@ class Beams:
         searches = [rows.searches[place] for place in places]
         # Searches that must not write the unknown token.
         self._plain = [j for j, search in enumerate(searches) if not search.writes_unknown]
+        self._bound = [
+            (j, search, search.constraint)
+            for j, search in enumerate(searches)
+            if search.constraint is not None
+        ]
 
     def choose(self, move: Move) -> None:
         """Of the 2 K likeliest extensions, the K likeliest that do not end continue.
@@ -158,6 +163,9 @@ class Beams:
         move.tokens[self._index] = token[each, front]
         rows.sums[self._index] = np.where(goes_on[each, front], totals[each, front], -np.inf)
         self._note_endings(np.where(ends[:, :width], totals[:, :width], -np.inf))
+        for j, search, constraint in self._bound:
+            before = _constraint_states(search)[from_row[j, front[j]]]
+            search.constraint_states = constraint.after(before, token[j, front[j]])
         ended, rank = np.nonzero(ends[:, :width])
         self._end(move, self._places[ended], from_row[ended, rank], totals[ended, rank])
 
@@ -198,6 +206,10 @@ class Beams:
         scores = move.logprobs[self._index].astype(np.float64)  # [N', K, V]
         scores[..., _NEVER] = -np.inf
         scores[self._plain, :, UNK_ID] = -np.inf
+        for j, search, constraint in self._bound:
+            # What is left for a match, without eos.
+            left = np.full(self._rows.width, search.max_tokens - search.position - 1)
+            scores[j][~constraint.allowed(_constraint_states(search), left)] = -np.inf
         scores += self._rows.sums[self._index][..., None]
         return scores.reshape(len(scores), -1)
 
@@ -261,6 +273,13 @@ class Beams:
 def _index(rows: SearchRows, places: Sequence[int]) -> slice | Int64Array:
     """The places as an index: all of them as a slice, which is a view and usual."""
     return slice(None) if len(places) == len(rows.searches) else np.array(places)
+
+
+def _constraint_states(search: Search) -> Int64Array:
+    """Where each row is in the constraint, [K]: at first in state 0."""
+    if search.constraint_states is None:
+        return np.zeros(search.width, np.int64)
+    return search.constraint_states
 
 
 def _listened(rows: SearchRows, places: Sequence[int]) -> list[int]:

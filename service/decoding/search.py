@@ -11,6 +11,7 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 
 from service.bundle.arrays import Float32Array, Float64Array, Ids, Int64Array
+from service.decoding.constraints import Constraint
 from service.decoding.rows import TokenDetails
 from service.decoding.sampling import SamplingParams
 
@@ -60,6 +61,7 @@ class Search:
     num_hypotheses: int = 1
     length_penalty: float = 1.0
     writes_unknown: bool = False
+    constraint: Constraint | None = None  # of what beams write, eos not counted
     detail_top: int | None = None  # alternatives a given token; None for no details
     wants_attention: bool = False
     listener: SearchListener | None = None
@@ -69,6 +71,7 @@ class Search:
     position: int = 0  # tokens that every row has
     trace: list[tuple[Int64Array, Float32Array]] = field(default_factory=list)  # origins, attention
     noise: Float64Array | None = None  # [K, NOISE_BLOCK] of the block it is in
+    constraint_states: Int64Array | None = None  # [K] where each row is in the constraint
     reported: int = 0  # tokens of the best target that the listener knows
     began: float | None = None  # time.monotonic() when its source had been read
     # Of beams: nats of the likeliest other candidate, ended or not, in the step after which nothing

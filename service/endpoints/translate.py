@@ -34,7 +34,7 @@ async def translate(request: Request) -> Response:
     """Translate a source, or every source of a list."""
     body = await read_body(request, TranslateRequest)
     engine = engine_with(
-        request, body.model, TRANSLATE, "a language model does not translate; see /generate"
+        request, body.model, TRANSLATE, "this model does not translate; see /models"
     )
     sources = listed(body.source)
     prefixes = body.prefixes(len(sources))

@@ -29,6 +29,7 @@ from service.runtime.adapting import language_model_sessions
 from service.runtime.encoder_decoder import OnnxEncoderDecoderSession
 from service.runtime.golden import GoldenMismatch
 from service.settings import Settings
+from service.tasks.cloze_engine import ClozeEngine
 from service.tasks.encoder_decoder import EncoderDecoderEngine
 from service.tasks.engine import Engine
 from service.tasks.language_model import LanguageModelEngine
@@ -87,6 +88,17 @@ def _language_model(bundle: LanguageModelBundle, given: Surroundings) -> Engine:
 
 def _encoder_decoder(bundle: EncoderDecoderBundle, given: Surroundings) -> Engine:
     session = open_session(bundle, given.settings, OnnxEncoderDecoderSession)
+    if bundle.manifest.infill is not None:
+        return ClozeEngine(
+            bundle,
+            bundle.manifest.infill,
+            session,
+            given.settings,
+            precision=session.precision,
+            threads=given.threads,
+            metrics=given.metrics,
+            budgets=given.budgets,
+        )
     return EncoderDecoderEngine(
         bundle,
         session,
