@@ -41,6 +41,7 @@ class ScoreOptions(TypedDict, total=False):
     tokens: bool
     top_logprobs: int
     units: str
+    guesses: bool
     bos: bool
     eos: bool
     unknown: str
@@ -60,6 +61,7 @@ class LineOptions(TypedDict, total=False):
     adapt: bool
     units: str
     percentile: bool
+    guesses: bool
 
 
 class TranslateOptions(TypedDict, total=False):

@@ -153,6 +153,9 @@ class ScoreResult:
     percentile_low: float | None = None
     percentile_high: float | None = None
     percentile_texts: int | None = None
+    guesses: float | None = None
+    guesses_low: float | None = None
+    guesses_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from service.bundle.files import GraphFiles, check_size, parsed, read_graphs, read_vocab
+from service.bundle.guesses import GuessCurve
 from service.bundle.manifest import (
     Cell,
     Graph,
@@ -213,6 +214,11 @@ class LanguageModelManifest(Heading):
         None,
         description="How surprising held-out texts are, by length; null in older bundles, and "
         "where there are too few.",
+    )
+    guesses: GuessCurve | None = Field(
+        None,
+        description="How many guesses a text takes; null where texts are not lines, where they are "
+        "too varied to say, and in older bundles.",
     )
     training: TrainingRecord = Field(description="How it was trained.")
     golden: list[LanguageModelGoldenVector] = Field(

@@ -13,6 +13,7 @@ from service.bundle.encoder_decoder import (
     EncoderDecoderShape,
     Example,
 )
+from service.bundle.guesses import GuessCurve
 from service.bundle.language_model import (
     Adapt,
     Fit,
@@ -69,6 +70,9 @@ class ModelDetail(ModelSummary):
     percentiles: list[HeldOutTexts] | None = Field(
         description="The held-out texts that `/score` takes a percentile from, by length; null if "
         "there are none."
+    )
+    guesses: GuessCurve | None = Field(
+        description="How many guesses a text takes; null where that is not known."
     )
     training: TrainingRecord = Field(description="How it was trained.")
     examples: list[str] = Field(

@@ -152,6 +152,7 @@ class LineScoring:
             bos=self.query.bos,
             eos=self.query.eos,
             unknown=self.query.unknown,
+            guesses=self.query.guesses,
             units=self.query.units,
             adapt=self.query.adapt,
             percentile=self.query.percentile,

@@ -45,8 +45,9 @@ async def score_stream(request: Request) -> Response:
     if query.adapt and not engine.adapts:
         # Not once for each line.
         raise InvalidRequest.of_option("adapt", "this model cannot adapt; /models lists which can")
-    if query.mode == "total" and query.units is not None:
-        raise InvalidRequest.of_option("units", "not in mode total, which tells no words apart")
+    if query.mode == "total" and (query.units is not None or query.guesses):
+        option = "units" if query.units is not None else "guesses"
+        raise InvalidRequest.of_option(option, "not in mode total, only of lines")
     if query.percentile:
         _check_percentile(query, engine)
     if query.mode == "total" and media_type != TEXT:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.endpoints.score_wire import ScoreFigures, ScoreWord
+from service.endpoints.score_wire import ScoreFigures, ScoreWord, guess_fields
 from service.http.body import inlined_schema
 from service.http.wire import Answer, Problem
 from service.tasks.values import Figures, Scored
@@ -30,6 +30,7 @@ class StreamQuery(BaseModel):
         description="As in the JSON request: each line is a text, or in mode `total` the whole "
         "stream.",
     )
+    guesses: bool = Field(False, description="As in the JSON request; not in mode `total`.")
     units: Literal["word"] | None = Field(
         None, description="As in the JSON request; not in mode `total`."
     )
@@ -59,6 +60,11 @@ class StreamedScore(ScoreFigures):
     id: str | int | None = Field(None, description="The id from the line; absent if it had none.")
     unknown: list[int] = Field(description="As in the JSON answer.")
     unknown_chars: int = Field(description="As in the JSON answer.")
+    guesses: float | None = Field(
+        None, description="As in the JSON answer; absent, like its bounds, if not requested."
+    )
+    guesses_low: float | None = Field(None, description="As in the JSON answer.")
+    guesses_high: float | None = Field(None, description="As in the JSON answer.")
     words: list[ScoreWord] | None = Field(
         None, description="As in the JSON answer; absent without `units`."
     )
@@ -133,9 +139,10 @@ def figures_of(scored: Figures) -> dict[str, Any]:
 
 def parts_of(scored: Scored) -> dict[str, Any]:
     """What a line's answer has beside its figures, where it was asked for."""
-    if scored.words is None:
-        return {}
-    return {"words": [ScoreWord.taken_from(word).model_dump() for word in scored.words]}
+    parts: dict[str, Any] = {} if scored.guesses is None else {**guess_fields(scored.guesses)}
+    if scored.words is not None:
+        parts["words"] = [ScoreWord.taken_from(word).model_dump() for word in scored.words]
+    return parts
 
 
 def json_line(told: dict[str, Any]) -> bytes:

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from service.bundle.guesses import NEVER, Guesses
 from service.http.wire import (
     ADAPT,
     MAX_ALTERNATIVES,
@@ -27,6 +28,10 @@ from service.tasks.values import Scored, ScoreOptions
 
 _LN_2 = math.log(2)
 
+GUESSES = (
+    "Estimate how many guesses each text takes where texts are tried from the likeliest down. Only "
+    "for models whose details have `guesses`, and for whole texts: `eos` is true then."
+)
 UNITS = (
     "`word`: return the score of every word, too. A blank belongs to the word that it ends; only "
     "for models of characters."
@@ -50,6 +55,7 @@ class ScoreRequest(RequestBody):
         0, ge=0, le=MAX_ALTERNATIVES, description="With `tokens`: alternatives for each character."
     )
     units: Literal["word"] | None = Field(None, description=UNITS)
+    guesses: bool = Field(False, description=GUESSES)
     bos: bool = Field(
         True,
         description="The text (or its context) begins a document. Where it does not and there is "
@@ -113,6 +119,7 @@ class ScoreRequest(RequestBody):
         return ScoreOptions(
             tokens=self.tokens,
             top_logprobs=self.top_logprobs,
+            guesses=self.guesses,
             units=self.units,
             bos=self.bos if "bos" in self.model_fields_set else None,
             eos=self.eos,
@@ -201,6 +208,13 @@ class ScoreResult(StandingFields, ScoreFigures):
     # Made one by one as they are written: in a list, each would take 2 kB.
     tokens: Iterable[ScoreToken] | None = Field(description="Every counted token, if requested.")
     words: Iterable[ScoreWord] | None = Field(description="With `units`: every word, in order.")
+    guesses: float | None = Field(
+        description="If requested: estimated place of the text among all texts, likeliest first. "
+        "Null where it is beyond what the export's samples can say (`guesses_low` is a bound then) "
+        "and for a text with unknown characters, which is never tried."
+    )
+    guesses_low: float | None = Field(description="Lower end of its 95 % interval.")
+    guesses_high: float | None = Field(description="Upper end; null where `guesses` is.")
     state: str | None = Field(
         description="If requested. Null after the end of the text, which cannot be continued, and "
         "if nothing was read."
@@ -212,7 +226,18 @@ class ScoreResult(StandingFields, ScoreFigures):
         tokens = None if scored.tokens is None else map(ScoreToken.of, scored.tokens)
         words = None if scored.words is None else map(ScoreWord.taken_from, scored.words)
         others = unknown_fields(scored.unknown) | standing_fields(scored.standing)
+        others |= guess_fields(scored.guesses)
         return cls.taken_from(scored, tokens=tokens, words=words, **others)
+
+
+def guess_fields(guesses: Guesses | None) -> dict[str, float | None]:
+    """The fields `guesses`, `guesses_low` and `guesses_high` of an answer."""
+    found = guesses or NEVER
+    return {
+        "guesses": found.guesses,
+        "guesses_low": found.low,
+        "guesses_high": found.high,
+    }
 
 
 class ScoreResponse(Answer):

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from service.bundle.arrays import Ids
+from service.bundle.guesses import Guesses
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID
 from service.decoding.rows import ReadRow
 from service.errors import InvalidRequest
 from service.scheduling.language_model import TextWork
+from service.tasks.guessing import check_guesses, guesses_of
 from service.tasks.handles import Handle
 from service.tasks.limits import at_most, check_details
 from service.tasks.percentiles import standing
@@ -36,12 +38,15 @@ class TextScoring:
         self._model = model
         self._seal = model.seal(adapt=options.adapt)
         self._options = replace(
-            options, bos=options.bos is not False and options.state is None, eos=bool(options.eos)
+            options,
+            bos=options.bos is not False and options.state is None,
+            eos=bool(options.eos) or options.guesses,
         )
         self._texts = texts
         self._contexts = contexts or [""] * len(texts)
         self._plans: list[_Plan] = []
         self.size = sum(map(len, texts)) + sum(map(len, self._contexts))
+        check_guesses(model.manifest.guesses, options, contexts)
         at_most("text", len(texts), settings.max_inputs, "texts")
         # One context can stand before every text of a list: the body does not bound this.
         at_most("text", self.size, settings.max_queue_tokens, "characters, contexts included")
@@ -118,6 +123,7 @@ class TextScoring:
             cached_tokens=min(reused, read),
             state=self._sealed(plan) if options.return_state else None,
             words=None if options.units is None else self._words(plan),
+            guesses=self._guesses(plan) if options.guesses else None,
         )
         table = self._model.manifest.percentiles
         if not options.percentile or table is None:
@@ -144,6 +150,13 @@ class TextScoring:
         details = [] if row is None else row.details
         eos = bool(options.eos) and row is not None
         return ScoredWords(text, details, uncounted=plan.uncounted, eos=eos)
+
+    def _guesses(self, plan: "_Plan") -> Guesses:
+        """How many guesses the whole text takes."""
+        # What is skipped is no part of the text that was scored.
+        unknown = Unknown() if self._options.unknown == "skip" else plan.unknown
+        logprob = 0.0 if plan.row is None else plan.row.logprob
+        return guesses_of(self._model.manifest.guesses, logprob, len(plan.ids), unknown)
 
     def _sealed(self, plan: "_Plan") -> str | None:
         """The handle of a text that was read to its end; None where none was asked for."""

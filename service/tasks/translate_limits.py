@@ -74,6 +74,8 @@ def checked_sources(
     if options.state is not None or options.return_state:
         option = "state" if options.state is not None else "return_state"
         raise InvalidRequest.of_option(option, "an encoder-decoder has no states to continue from")
+    if options.guesses:
+        raise InvalidRequest.of_option("guesses", "only language models have guess numbers")
     if options.units is not None and sides.manifest.target.tokenization != "character":
         raise InvalidRequest.of_option(
             "units",

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from service.bundle.guesses import Guesses
 from service.decoding.constraints import Rule
 from service.decoding.sampling import SamplingParams
 from service.tasks.percentiles import Standing
@@ -47,6 +48,7 @@ class ScoreOptions:
     percentile: bool = False  # where each text stands among held-out texts of its length
     tokens: bool = False
     top_logprobs: int = 0
+    guesses: bool = False  # of whole texts, which `eos` then ends
     units: Literal["word"] | None = None  # what the text's score is divided among, too
     bos: bool | None = None  # the text begins a document; None: it does, but not after a state
     # The text ends there, and that is counted; None: as the model was trained, which is False for a
@@ -167,6 +169,7 @@ class Scored(Figures):
     words: ScoredWords | None = None
     # None where it was not asked for, and where there are no held-out texts of that length
     standing: Standing | None = None
+    guesses: Guesses | None = None
 
 
 def best_choices(choices: Sequence[Choice], count: int) -> list[Choice]:

@@ -97,7 +97,25 @@ def in_words(manifest: LanguageModelManifest, unit: str) -> list[str]:
     figures = f"{mine:.2f} bits a character; guessing evenly needs {even:.2f}."
     floors = [x for x in metrics.measurements if x.kind == "baseline"]
     nearest = compared(mine, min(floors, key=lambda x: x.bits_per_char))
-    return [said + figures, *_parts_in_words(manifest), *_adapting_in_words(manifest), nearest]
+    parts, adapting = _parts_in_words(manifest), _adapting_in_words(manifest)
+    return [said + figures, *parts, *adapting, nearest, *_guesses_in_words(manifest)]
+
+
+def _guesses_in_words(manifest: LanguageModelManifest) -> list[str]:
+    """How soon a typical text would be found by trying the likeliest first."""
+    curve = manifest.guesses
+    if curve is None:
+        return []
+    said = "Tried from the likeliest line down, the typical held-out one takes"
+    if curve.typical is None:
+        return [f"{said} more than {_about(curve.guesses[-1])} guesses."]
+    return [f"{said} about {_about(curve.typical)} guesses."]
+
+
+def _about(count: float) -> str:
+    """A number to two digits: 40,000, or 3e+12."""
+    rounded = float(f"{count:.2g}")
+    return f"{rounded:,.0f}" if rounded < 1e9 else f"{rounded:.2g}"
 
 
 def _adapting_in_words(manifest: LanguageModelManifest) -> list[str]:

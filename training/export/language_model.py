@@ -31,6 +31,7 @@ from training.evaluation.language_model import Score, evaluate
 from training.evaluation.language_model_report import measure_baselines, measurement
 from training.export.adapting import added
 from training.export.gate import PRECISIONS, is_kept, measured, served_precision
+from training.export.guesses import guess_curve
 from training.export.language_model_parity import (
     OnnxLanguageModel,
     check_golden,
@@ -116,6 +117,7 @@ def export(
             ],
         ),
         percentiles=held_out_percentiles(model, graphs, config, corpus),
+        guesses=guess_curve(model, config, corpus),
         training=training_record(run_dir, config, record, LanguageModelTask.curve),
         golden=[*(x for x in golden if is_kept(x.precision, precision)), *adapting.golden],
     )

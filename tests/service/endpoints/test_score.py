@@ -125,6 +125,9 @@ def test_the_empty_text_is_certain_and_its_end_is_not(client: AppClient, model: 
         "unknown_chars": 0,
         "tokens": [],
         "words": None,
+        "guesses": None,
+        "guesses_low": None,
+        "guesses_high": None,
         "state": None,
         "percentile": None,
         "percentile_low": None,
@@ -326,3 +329,14 @@ def test_any_text_has_a_score(
     assert 0 <= result["chars"] <= len(text)
     assert all(0 <= place < len(text) for place in result["unknown"])
     assert UNK_ID == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"source": "cat", "model": "tiny-pairs"}])
+def test_a_model_without_guess_numbers_says_so(
+    both_kinds: AppClient, options: dict[str, str]
+) -> None:
+    body = {"model": "tiny-lstm", "text": "hat", "guesses": True, **options}
+    answer = both_kinds.post("/score", json=body)
+    assert answer.status_code == 422
+    (mistake,) = answer.json()["errors"]
+    assert mistake["pointer"] == "/guesses"
