@@ -18,8 +18,8 @@ from training.data.corpus import Corpus, Split
 from training.data.pairs import PairCorpus, PairSplit
 from training.data.spans import SpanDrawing
 
-_EPOCH = 4096  # texts that are drawn at once
-_SAMPLED = 4096  # training texts that stand for all of them, for lengths and floors
+_EPOCH = 2048  # texts that are drawn at once
+_SAMPLED = 2048  # training texts that stand for all of them, for lengths and floors
 _SEED = 18  # of held-out texts: the same in every run
 
 

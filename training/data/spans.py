@@ -40,10 +40,11 @@ class SpanDrawing:
 
     def __init__(self, split: Split, tokens: tuple[str, ...], options: SpansConfig) -> None:
         """`tokens` are the printed tokens of the split's ids."""
-        self._split = split
+        self._ids, self._starts = np.asarray(split.ids), np.asarray(split.starts)
         # A mark in a text is an ordinary character, which the model does not know.
         unknown = SPECIAL_TOKENS[UNK_ID]
-        self._printed = [unknown if token in MARKS else token for token in tokens]
+        printed = [unknown if token in MARKS else token for token in tokens]
+        self._code_points = np.array([ord(char) for char in printed], "<u4")
         self._options = options
 
     def texts(self, count: int, rng: np.random.Generator) -> Iterator[BlankedText]:
@@ -59,17 +60,17 @@ class SpanDrawing:
             count = int(rng.integers(2, options.max_blanks + 1))
         reach = options.context + options.max_chars
         for _ in range(_MOST_DRAWS):
-            place = int(rng.integers(len(self._split.ids)))
-            document = int(np.searchsorted(self._split.starts, place, "right")) - 1
-            first = int(self._split.starts[document]) + 1  # after bos
-            last = int(self._split.starts[document + 1]) - 1  # before eos
+            place = int(rng.integers(len(self._ids)))
+            document = int(np.searchsorted(self._starts, place, "right")) - 1
+            first = int(self._starts[document]) + 1  # after bos
+            last = int(self._starts[document + 1]) - 1  # before eos
             if first <= place < last:
                 break
         else:
             raise ValueError("a split without characters has no texts")
         begin = max(first, place - reach)
         end = min(last, place + (count + 1) * reach)
-        window = "".join(self._printed[i] for i in self._split.ids[begin:end].tolist())
+        window = self._code_points[self._ids[begin:end]].tobytes().decode("utf-32-le")
         spans = self._spans(window, place - begin, count, rng)
         return self._around(window, spans, begin == first, end == last, rng)
 

@@ -14,6 +14,10 @@ A new kind, NAME, is one file a room and an entry in the tables:
   `learn/recognize.py`: how `learn` chooses it;
 - `__main__.py`: the command that uses its weights, where it is a new one.
 
+A new experiment on a kind of network that there is, as `infill` is one on pairs that are made from
+text, needs its schema, its data, its floors (`evaluation/`), its file in `experiments/` and the
+entry here; loop, graphs and export are those of the network.
+
 The bundle itself is `service/bundle/NAME.py`. No other file knows which kinds there are.
 """
 
