@@ -250,13 +250,9 @@ class EncoderDecoderNetworkConfig(Section):
     dropout_embedding: Probability = 0.0  # variational, on the embeddings
     dropout_between: Probability = 0.0  # variational, between recurrent layers
     dropout_output: Probability = 0.0  # variational, before the output layer
-    # Weight of the loss of predicting the source, in both directions; 0: it is not predicted.
-    source_loss: Annotated[float, Field(ge=0.0)] = 0.0
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
-        if self.source_loss and (self.encoder != "recurrent" or self.encoder_layers > 1):
-            raise ValueError("source_loss needs a recurrent encoder of one layer")
         if self.attention == "dot" and self.hidden_size != 2 * self.encoder_hidden_size:
             raise ValueError('attention "dot" needs hidden_size = 2 · encoder_hidden_size')
         if len(self.conv_widths) != len(self.conv_filters):

@@ -16,6 +16,7 @@ from service.tasks.cloze_limits import check_texts, open_blank
 from service.tasks.encoder_decoder import EncoderDecoderEngine
 from service.tasks.engine import INFILL, PROPOSE, Abilities
 from service.tasks.infill_values import Blanks, Infilled, InfillOptions, Proposal
+from service.tasks.limits import at_most
 
 
 class ClozeEngine(EncoderDecoderEngine):
@@ -59,13 +60,18 @@ class ClozeEngine(EncoderDecoderEngine):
 
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
+        most = self._sides.settings.max_beam_size
+        at_most("num_proposals", options.num_proposals or 1, most, "proposals of such a model")
         cloze = await self._searched(texts, options)
         return await self.workers.built(cloze.size, cloze.results)
 
     async def propose(
         self, texts: Sequence[Blanks], options: InfillOptions
     ) -> list[list[Proposal]]:
-        """What is likeliest between the pieces of every text. Raises what `infill` raises."""
+        """What is likeliest between the pieces of every text; as many as a beam may be wide.
+
+        Raises what `infill` raises.
+        """
         cloze = await self._searched(texts, options)
         return await self.workers.built(cloze.size, cloze.proposals)
 

@@ -39,7 +39,6 @@ def check_texts(texts: Sequence[Blanks], options: InfillOptions, settings: Setti
         if not 2 <= len(text.pieces) <= 1 + MAX_BLANKS:
             raise InvalidRequest.of_option("text", f"a text has 1 to {MAX_BLANKS} blanks")
     at_most("num_fills", options.num_fills, settings.max_choices, "fills")
-    at_most("num_proposals", options.num_proposals or 1, settings.max_beam_size, "proposals")
     if options.candidates is not None:
         at_most("candidates", len(options.candidates), settings.max_choices, "candidates")
         chars = sum(map(len, options.candidates))

@@ -95,9 +95,9 @@ class EncoderDecoderTask:
         options = self._config.training
 
         def loss(model: EncoderDecoder, generator: torch.Generator) -> Tensor:
-            sources, lengths, tokens = self._inputs(batch)
-            memory = model.encode(sources, lengths, generator)
-            logits = model.decode(memory, tokens, generator, options.teacher_forcing)
+            logits = model(
+                *self._inputs(batch), generator=generator, teacher_forcing=options.teacher_forcing
+            )
             targets = torch.from_numpy(batch.targets).to(self.device)
             logprobs = torch.log_softmax(logits, dim=2)  # [B, T, V]
             counted = targets != PAD_ID
@@ -109,12 +109,7 @@ class EncoderDecoderTask:
                 uniform = -logprobs[..., 2:].mean(dim=2)[counted].sum()
                 smoothing = options.label_smoothing
                 objective = (1.0 - smoothing) * objective + smoothing * uniform
-            objective = objective / predicted
-            source_loss = model.source_loss(memory, sources, generator)
-            if source_loss is not None:
-                share = batch.predicted / predicted
-                objective = objective + self._config.model.source_loss * share * source_loss
-            return objective
+            return objective / predicted
 
         return loss
 

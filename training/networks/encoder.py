@@ -87,30 +87,6 @@ class Convolutions(nn.Module):
         return y, (lengths + self.stride - 1) // self.stride
 
 
-class SourceHeads(nn.Module):
-    """Predicts each token of a source from those before it, and from those after it.
-
-    In training alone: both directions of the encoder are language models as well, which teaches
-    them at every token of a source (Dai and Le 2015; Peters et al. 2018, section 3.1).
-    """
-
-    def __init__(self, hidden_size: int, vocab_size: int) -> None:
-        super().__init__()
-        self.ahead = initial.linear(hidden_size, vocab_size)
-        self.back = initial.linear(hidden_size, vocab_size)
-
-    def forward(self, values: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Mean nats a token of `tokens` [B, S], by outputs [B, S, 2H] and a `mask` [B, S]."""
-        ahead, back = values.chunk(2, dim=2)
-        both = mask[:, 1:]  # pairs of neighbours within the source
-        pairs = (
-            (self.ahead(ahead[:, :-1][both]), tokens[:, 1:][both]),
-            (self.back(back[:, 1:][both]), tokens[:, :-1][both]),
-        )
-        losses = [functional.cross_entropy(logits, wanted) for logits, wanted in pairs]
-        return torch.stack(losses).mean()
-
-
 class Encoder(nn.Module):
     """Embedding, an optional convolutional front end, bidirectional layers."""
 
@@ -123,7 +99,6 @@ class Encoder(nn.Module):
         hidden = config.encoder_hidden_size
         sizes = [size] + [2 * hidden] * (config.encoder_layers - 1)
         self.layers = nn.ModuleList(BidirectionalLayer(config.cell, x, hidden) for x in sizes)
-        self.heads = SourceHeads(hidden, vocab_size) if config.source_loss else None
 
     @property
     def bidirectional_layers(self) -> list[BidirectionalLayer]:

@@ -16,7 +16,7 @@ from training.config import EncoderDecoderNetworkConfig
 from training.networks import initial
 from training.networks.attention import Attention, Memory
 from training.networks.dropout import Dropout
-from training.networks.encoder import Encoder, SourceHeads
+from training.networks.encoder import Encoder
 from training.networks.recurrent import RecurrentLayer, RecurrentLayers, States
 
 FEED = "feed"  # the readout that input feeding hands to the next step, as a state
@@ -166,29 +166,7 @@ class EncoderDecoder(nn.Module):
     ) -> Tensor:
         """Logits [B, T, V] of the token after each of `tokens` [B, T]."""
         memory = self.encode(sources, lengths, generator)
-        return self.decode(memory, tokens, generator, teacher_forcing)
-
-    def decode(
-        self,
-        memory: Memory,
-        tokens: Tensor,
-        generator: torch.Generator | None = None,
-        teacher_forcing: float = 1.0,
-    ) -> Tensor:
-        """The same for sources that have been read."""
         states = self.decoder.initial_states(memory.summary)
         logits: Tensor
         logits, _, _ = self.decoder(tokens, states, memory, generator, teacher_forcing)
         return logits
-
-    def source_loss(
-        self, memory: Memory, sources: Tensor, generator: torch.Generator | None = None
-    ) -> Tensor | None:
-        """Mean nats a token of `sources` [B, S], for each direction; None without heads."""
-        heads: SourceHeads | None = self.encoder.heads
-        if heads is None:
-            return None
-        dropout = Dropout(self.config.dropout_output, generator, training=self.training)
-        values = dropout(memory.values.transpose(0, 1)).transpose(0, 1)
-        loss: Tensor = heads(values, sources, memory.mask)
-        return loss

@@ -32,10 +32,7 @@ def configured(folder: Path, text: str = TEXT, **sections: Mapping[str, Any]) ->
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "text.txt").write_text(text)
     training = {**TRAINING, **sections.pop("training", {})}
-    model = {"source_loss": 0.5, **sections.pop("model", {})}
-    return write_toml(
-        folder / "tiny.toml", tiny_infill_document(training=training, model=model, **sections)
-    )
+    return write_toml(folder / "tiny.toml", tiny_infill_document(training=training, **sections))
 
 
 @pytest.fixture(scope="module")
