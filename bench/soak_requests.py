@@ -177,6 +177,23 @@ def _score(rng: random.Random, models: Models, states: States) -> Wire:
     return _posted(kind, "/score", body, outcome)
 
 
+def _infill(rng: random.Random, models: Models, _: States) -> Wire:
+    body: dict[str, Any] = {"model": rng.choice(models.language), "prefix": text(rng, 300)}
+    body["suffix"] = text(rng, 300)
+    if rng.random() < 0.2:
+        del body["prefix"], body["suffix"]
+        body["text"] = "___".join(text(rng, 60) for _ in range(rng.randint(1, 4)))
+    if rng.random() < 0.5:
+        body["candidates"] = [text(rng, 12) for _ in range(1 + size(rng, 20))]
+    else:
+        body |= {"num_proposals": rng.randint(1, 8), "length": rng.randint(1, 6)}
+    if rng.random() < 0.1:
+        body["pattern"] = rng.choice(_PATTERNS)
+    if rng.random() < 0.2:
+        body["bos"] = False
+    return _posted("/infill", "/infill", body)
+
+
 def _score_pairs(rng: random.Random, models: Models, _: States) -> Wire:
     texts = _one_or_more(rng, _target, 8)
     sources = _source(rng) if isinstance(texts, str) else [_source(rng) for _ in texts]
@@ -397,10 +414,10 @@ def _bad(rng: random.Random, models: Models, states: States) -> Wire:
 
 
 _MAKERS: Sequence[_Maker] = (
-    _generate, _score, _score_pairs, _score_lines, _score_stream, _translate, _tokens, _looked_at,
-    _completions, _inference, _libretranslate, _large, _mutated, _bad,
+    _generate, _score, _infill, _score_pairs, _score_lines, _score_stream, _translate, _tokens,
+    _looked_at, _completions, _inference, _libretranslate, _large, _mutated, _bad,
 )  # fmt: skip
-_WEIGHTS = (16, 12, 4, 6, 6, 12, 4, 6, 8, 5, 5, 0.3, 8, 8)
+_WEIGHTS = (16, 12, 4, 4, 6, 6, 12, 4, 6, 8, 5, 5, 0.3, 8, 8)
 
 
 # --- pieces of bodies -----------------------------------------------------------------------------

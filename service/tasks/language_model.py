@@ -3,7 +3,6 @@
 Text becomes ids, ids become rows, the scheduler fills them in, and they become text again.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -31,7 +30,7 @@ from service.tasks.generation import Generation
 from service.tasks.infill_limits import checked_infill
 from service.tasks.infill_values import Blanks, Infilled, InfillOptions, Proposal
 from service.tasks.infilling import ROWS_IN_HAND, Infilling
-from service.tasks.open_blanks import OpenBlank, open_blank
+from service.tasks.open_blanks import ANYTHING, OpenBlank, open_blank
 from service.tasks.plans import run_together
 from service.tasks.shared_reads import SharedReads
 from service.tasks.text_model import TextModel
@@ -188,15 +187,15 @@ class LanguageModelEngine:
         """The request, checked and read."""
         self.workers.refuse_if_full()
         options = checked_options(self._model, prompts, options)
-        constraint = await self._constraint(options.rule, options.max_tokens)
+        constraint = None
+        if options.rule is not None:
+            constraint = await self._constraint(options.rule, options.max_tokens)
         generation = Generation(self._model, prompts, options, constraint)
         await off_loop(sum(map(len, prompts)), generation.read)
         return generation
 
-    async def _constraint(self, rule: Rule | None, max_tokens: int | None) -> Constraint | None:
-        """The texts' constraint, if any. Raises InvalidRequest, QueueFull and DeadlineExceeded."""
-        if rule is None:
-            return None
+    async def _constraint(self, rule: Rule, max_tokens: int | None) -> Constraint:
+        """The constraint of a rule. Raises InvalidRequest, QueueFull and DeadlineExceeded."""
         async with self.workers.deadline():
             constraint = await self._constraints.compiled(rule)
         if constraint.shortest > (max_tokens or 0):
@@ -282,9 +281,10 @@ class LanguageModelEngine:
 
     async def _open_blank(self, options: InfillOptions) -> OpenBlank:
         """What an open blank may be. Raises InvalidRequest, QueueFull and DeadlineExceeded."""
-        constraint = await self._constraint(options.rule, options.max_tokens)
-        prepared = partial(open_blank, options, constraint, self.tokens, self._model.settings)
-        return await asyncio.to_thread(prepared)
+        constraint = await self._constraint(options.rule or ANYTHING, options.max_tokens)
+        return await off_loop(
+            constraint.cells * (options.max_tokens or 1), partial(open_blank, options, constraint)
+        )
 
     # --- shared ---------------------------------------------------------------------------------
 

@@ -3,18 +3,18 @@
 S states of the automaton, V vocabulary, L most characters.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
 from service.bundle.arrays import BoolArray, Ids, Int32Array, Int64Array
-from service.bundle.text import SPECIAL_TOKENS
-from service.decoding.constraints import AllowedChars, Constraint, compile_rule
+from service.decoding.constraints import Constraint, Pattern
 from service.errors import InvalidRequest
-from service.settings import Settings
 from service.tasks.infill_values import InfillOptions
+
+# The rule of a blank without one.
+ANYTHING = Pattern("(?s).*")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,17 +57,9 @@ class OpenBlank:
         return len(ids) <= self.longest and bool(self.ends[len(ids), state])
 
 
-def open_blank(
-    options: InfillOptions,
-    constraint: Constraint | None,
-    tokens: Sequence[str],
-    settings: Settings,
-) -> OpenBlank:
+def open_blank(options: InfillOptions, constraint: Constraint) -> OpenBlank:
     """The blank of checked options. Raises InvalidRequest."""
     longest = options.max_tokens or 1
-    if constraint is None:
-        every = AllowedChars(tuple(tokens[len(SPECIAL_TOKENS) :]))
-        constraint = compile_rule(every, tokens, settings)
     blank = OpenBlank.of(constraint, options.length or 1, longest)
     if not blank.num_lengths:
         named = "max_tokens" if options.length is None else "length"
