@@ -18,7 +18,7 @@ LANGUAGE_MODELS := alice-lstm alice-gru alice-rnn alice-ngram
 PAIR_MODELS := dates-en-de dates-iso g2p-en strings-en-de
 
 .PHONY: help learn which-file serve test test-faults lint format bench bench-peers bench-translate bench-g2p \
-	bench-overload bench-anomalies soak bundles shakespeare \
+	bench-overload bench-anomalies bench-guesses soak bundles shakespeare \
 	screenshots chromium promtool lock sbom audit clean
 
 help: ## Show this list.
@@ -95,6 +95,9 @@ bench-translate: $(DEVELOPMENT_ENV)/.done ## Compare /translate with loops in Py
 
 bench-g2p: $(DEVELOPMENT_ENV)/.done ## Train the languages of SIGMORPHON 2020 and compare with the official baseline.
 	$(BIN)/python -m bench.g2p
+
+bench-guesses: $(DEVELOPMENT_ENV)/.done ## Hold guess numbers to a list of a model's likeliest texts (after make learn FILE=names.txt).
+	$(BIN)/python -m bench.guesses models/names runs/names
 
 bench-overload: $(DEVELOPMENT_ENV)/.done ## Offer ten times the capacity for a minute (h2load: apt-get install nghttp2-client).
 	$(BIN)/python -m bench.overload

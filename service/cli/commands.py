@@ -6,6 +6,7 @@ or JSON.
 """
 
 import argparse
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from service.cli.answers import Answer, Answers, CommandError, Refusal
 from service.cli.bundle import Bundle, models_in
 from service.cli.input_lines import InputLines
 from service.cli.parser import command_parser, flag_of
-from service.cli.rows import COLUMNS, write_head, write_row
+from service.cli.rows import COLUMNS, FURTHER_COLUMNS, write_head, write_row
 from service.cli.running_server import RunningServer
 from service.http.api_keys import ApiKeysError, new_key
 
@@ -97,8 +98,8 @@ def _write_answers(answers: Answers, options: argparse.Namespace) -> int:
 def _columns(options: argparse.Namespace) -> Sequence[str]:
     """The columns of TSV."""
     command: str = options.command
-    with_percentile = command == "score" and options.percentile
-    return COLUMNS[f"{command} --percentile" if with_percentile else command]
+    asked = [names for flag, names in FURTHER_COLUMNS.items() if getattr(options, flag, False)]
+    return [*itertools.chain(*asked), *COLUMNS[command]]
 
 
 def _texts(options: argparse.Namespace) -> list[str] | None:
@@ -136,13 +137,25 @@ def _write_scored(answers: Answers, options: argparse.Namespace, texts: list[str
     body |= {"tokens": True} if options.tokens else {}
     body |= {"adapt": True} if options.adapt else {}
     body |= {"percentile": True} if options.percentile else {}
+    body |= {"guesses": True} if options.guesses else {}
+    body |= {"units": "word"} if options.words else {}
     for text, result in zip(texts, answers.ask("/score", body)["results"], strict=True):
         row = {**result, "text": text}
         form = "{bits_per_char}\t{text}"
+        if options.guesses:
+            form = f"{_guesses_in_words(result)}\t{form}"
         if options.percentile:
             found = result["percentile"]
             form = ("-" if found is None else f"{found:.2f}") + "\t" + form
         write_row(options.format, row, form, _columns(options))
+
+
+def _guesses_in_words(result: Answer) -> str:
+    """To three digits; `>` before a lower bound, a dash for a text that is never tried."""
+    found, low = result["guesses"], result["guesses_low"]
+    if low is None:
+        return "-"
+    return f">{low:.3g}" if found is None else f"{found:.3g}"
 
 
 def _write_translated(answers: Answers, options: argparse.Namespace, texts: list[str]) -> None:

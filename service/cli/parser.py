@@ -124,6 +124,12 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="first, the percentile among held-out texts of the same length, - if there are none",
     )
+    parser.add_argument(
+        "--guesses",
+        action="store_true",
+        help="first, how many guesses each text takes, or > and a lower bound; its end counts then",
+    )
+    parser.add_argument("--words", action="store_true", help="with json: figures for every word")
 
 
 def _add_translate_options(parser: argparse.ArgumentParser) -> None:

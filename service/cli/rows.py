@@ -9,12 +9,14 @@ from typing import Any
 COLUMNS = {
     "generate": ("prompt", "choice", "finish_reason", "seed", "text"),
     "score": ("bits_per_char", "bits", "logprob", "chars", "text"),
-    "score --percentile": (
-        *("percentile", "percentile_low", "percentile_high", "percentile_texts"),
-        *("bits_per_char", "bits", "logprob", "chars", "text"),
-    ),
     "translate": ("source", "rank", "score", "logprob", "finish_reason", "text"),
     "infill": ("text", "rank", "posterior", "logprob", "suffix_logprob", "fill"),
+}
+
+# What stands before them where it is asked for.
+FURTHER_COLUMNS = {
+    "percentile": ("percentile", "percentile_low", "percentile_high", "percentile_texts"),
+    "guesses": ("guesses", "guesses_low", "guesses_high"),
 }
 
 

@@ -119,6 +119,32 @@ def test_a_percentile_stands_first_and_a_dash_where_there_is_none(
     assert (told["percentile"], told["percentile_texts"], told["text"]) == ("50.0", "2", "a cat")
 
 
+def test_guesses_stand_first_as_a_number_a_bound_or_a_dash(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    points = {"logprobs": [-1.0, -60.0], "guesses": [0.0, 5e9], "errors": [0.0, 1e8]}
+    curve = {"samples": 100_000, "max_chars": 5, "cut": 0, **points}
+    bundle = str(write_bundle(tmp_path, *tiny_files("gru", guesses=curve)))
+    assert cli.run(["score", "--bundle", bundle, "--guesses", "cat", "a long cat", "c7t"]) == 0
+    rows = [line.split("\t") for line in capfd.readouterr().out.splitlines()]
+    assert [row[2] for row in rows] == ["cat", "a long cat", "c7t"]
+    number, bound, dash = (row[0] for row in rows)
+    assert 1.0 < float(number) < 5e9
+    assert (bound[0], dash) == (">", "-")
+    assert float(bound[1:]) > float(number)
+    options = ["--guesses", "--format", "tsv"]
+    assert cli.run(["score", "--bundle", bundle, *options, "cat"]) == 0
+    head, row = (line.split("\t") for line in capfd.readouterr().out.splitlines())
+    assert head[:4] == ["guesses", "guesses_low", "guesses_high", "bits_per_char"]
+    assert float(row[1]) <= float(row[0]) <= float(row[2])
+
+
+def test_words_have_figures_in_json(run: Run) -> None:
+    status, (line,), _ = run(b"", "score", "--words", "--format", "json", "a cat")
+    assert status == 0
+    assert [x["text"] for x in json.loads(line)["words"]] == ["a ", "cat"]
+
+
 def test_a_bundle_without_held_out_texts_says_so_at_the_flag(run: Run) -> None:
     status, out, err = run(b"", "score", "--percentile", "a cat")
     assert (status, out) == (1, [])
