@@ -64,13 +64,13 @@ class SpansConfig(Section):
     section 3.1); or uniform up to `max_chars`; or that of a whole word.
     """
 
-    context: Annotated[int, Field(ge=8, le=1000)] = 48  # characters read on each side of blanks
-    max_chars: PositiveInt = 12  # of a blank
+    context: Annotated[int, Field(ge=8, le=1000)] = 32  # characters read on each side of blanks
+    max_chars: PositiveInt = 24  # of a blank
     geometric_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2  # mean length: 1 / geometric_p
-    uniform_share: Probability = 0.25  # of the blanks: any length is as likely as another
+    uniform_share: Probability = 0.3  # of the blanks: any length is as likely as another
     word_share: Probability = 0.25  # of the blanks: a whole word
-    max_blanks: Annotated[int, Field(ge=1, le=16)] = 3  # in a text
-    several_share: Probability = 0.2  # of the texts: two blanks or more
+    max_blanks: Annotated[int, Field(ge=1, le=16)] = 5  # in a text
+    several_share: Probability = 0.7  # of the texts: two blanks or more
     short_share: Probability = 0.1  # of a text's two sides: cut short, half of them at a line end
     valid_texts: PositiveInt = 1000  # with blanks, from the validation split
     test_texts: PositiveInt = 2000  # from the test split
