@@ -23,6 +23,7 @@ from training.evaluation.ngram import NGramModel
 from training.networks.encoder_decoder import EncoderDecoder
 
 _ORDER = 6  # tokens of the floor's n-grams
+_MOST_COUNTED = 20_000_000  # tokens that they are counted in: their tables are held in memory
 
 
 class Floors:
@@ -32,7 +33,7 @@ class Floors:
         self.corpus = corpus
         self._infill = infill
         self._frequent = _frequent(corpus.pairs.train, infill)
-        train = corpus.text.train
+        train = corpus.text.train.first(_MOST_COUNTED)
         *_, self._ngram = ngram.fit(train.ids, train.starts, len(corpus.text.vocab), _ORDER)
 
     def measured(self, split: PairSplit) -> list[EncoderDecoderMeasurement]:
