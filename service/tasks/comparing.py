@@ -13,6 +13,14 @@ from service.tasks.proposing import BlankSearch, propose
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """How many branches of a text are held."""
+
+    kept: int  # from one blank to the next
+    at_once: int  # while they are read
+
+
+@dataclass(frozen=True, slots=True)
 class Compared:
     """What was compared for one text."""
 
@@ -38,18 +46,20 @@ class Compared:
 
 
 def compare_listed(
-    start: Continuation | None, pieces: Sequence[Piece], candidates: Sequence[Ids], most: int
+    start: Continuation | None, pieces: Sequence[Piece], candidates: Sequence[Ids], bounds: Bounds
 ) -> Plan[Compared]:
-    """Every combination of candidates; of more than `most` at a blank, the best go on."""
+    """Every combination of candidates; of too many at a blank, the best go on."""
     branches, read = [Branch(start)], 0
     for piece in pieces:
-        fills = list(candidates) * len(branches)
-        branches = [branch for branch in branches for _ in candidates]
-        branches = yield from filled(branches, fills)
-        branches = yield from followed(branches, piece)
-        read += sum(map(len, fills)) + len(fills) * len(piece.ids)
-        if not piece.is_last:
-            branches = _likeliest(branches, most)
+        pairs = [(branch, fill) for branch in branches for fill in candidates]
+        branches = []
+        for begin in range(0, len(pairs), bounds.at_once):
+            some = pairs[begin : begin + bounds.at_once]
+            grown = yield from filled([branch for branch, _ in some], [fill for _, fill in some])
+            branches += yield from followed(grown, piece)
+            if not piece.is_last:
+                branches = _likeliest(branches, bounds.kept)
+        read += sum(len(fill) + len(piece.ids) for _, fill in pairs)
     return Compared(branches, read)
 
 
@@ -77,22 +87,24 @@ def compare_proposed(
         read += proposals.looked + len(branches) * len(piece.ids)
         if not piece.is_last:
             branches = _likeliest(branches, search.effort.compared)
-    own = {_key(branch.fills) for branch in branches}
-    given = yield from compare_given(start, pieces, [x for x in others if _key(x) not in own])
-    return Compared(branches + given.branches, read + given.read, written)
+    return (yield from with_others(Compared(branches, read, written), start, pieces, others))
 
 
-def compare_given(
-    start: Continuation | None, pieces: Sequence[Piece], combinations: Sequence[tuple[Ids, ...]]
+def with_others(
+    own: Compared,
+    start: Continuation | None,
+    pieces: Sequence[Piece],
+    others: Sequence[tuple[Ids, ...]],
 ) -> Plan[Compared]:
-    """Exactly these combinations of texts, one for each blank."""
-    branches, read = [Branch(start)] * len(combinations), 0
+    """Further texts, one for each blank, compared with what was."""
+    known = {_key(branch.fills) for branch in own.branches}
+    others = [fills for fills in others if _key(fills) not in known]
+    branches, read = [Branch(start)] * len(others), own.read
     for i, piece in enumerate(pieces):
-        fills = [combination[i] for combination in combinations]
-        branches = yield from filled(branches, fills)
+        branches = yield from filled(branches, [fills[i] for fills in others])
         branches = yield from followed(branches, piece)
-        read += sum(map(len, fills)) + len(fills) * len(piece.ids)
-    return Compared(branches, read)
+        read += sum(len(fills[i]) + len(piece.ids) for fills in others)
+    return Compared(own.branches + branches, read, own.written)
 
 
 def _likeliest(branches: list[Branch], most: int) -> list[Branch]:

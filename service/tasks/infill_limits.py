@@ -7,7 +7,7 @@ from service.errors import InvalidRequest
 from service.settings import Settings
 from service.tasks.infill_values import DEFAULT_MAX_TOKENS, Blanks, InfillOptions
 from service.tasks.limits import at_most
-from service.tasks.proposing import DEFAULT_NUM_PROPOSALS, WINDOW, Effort
+from service.tasks.proposing import DEFAULT_NUM_PROPOSALS, WINDOW, Effort, most_held
 from service.tasks.text_model import TextModel
 
 MAX_BLANKS = 32
@@ -67,30 +67,38 @@ def _check_candidates(
         raise InvalidRequest.of_option(option, "list one candidate at least")
     at_most(option, len(candidates), settings.max_choices, "candidates")
     at_most(option, chars, settings.max_choices_chars, "characters")
-    most = kept_between_blanks(len(candidates), settings)
+    unit = "characters to read: candidates · (their own and those after the blank)"
+    cost = _cost(texts, len(candidates), chars, settings)
+    at_most(option, cost, settings.max_queue_tokens, unit)
+
+
+def _cost(texts: Sequence[Blanks], candidates: int, chars: int, settings: Settings) -> int:
+    """The most characters to read for candidates that have `chars` together."""
+    most = kept_between_blanks(candidates, settings)
     cost = 0
     for text in texts:
         branches = 1
         for piece in text.pieces[1:]:
-            cost += branches * (chars + len(candidates) * len(piece))
-            branches = min(branches * len(candidates), most)
-    unit = "characters to read: candidates · (their own and those after the blank)"
-    at_most(option, cost, settings.max_queue_tokens, unit)
+            cost += branches * (chars + candidates * len(piece))
+            branches = min(branches * candidates, most)
+    return cost
 
 
 def _check_proposals(texts: Sequence[Blanks], options: InfillOptions, model: TextModel) -> None:
     settings, longest = model.settings, options.max_tokens or 1
     option, proposals = "num_proposals", options.num_proposals or 1
-    at_most(option, proposals, settings.max_choices, "proposals")
-    effort, blanks = Effort.of(proposals), sum(len(text.pieces) - 1 for text in texts)
-    compared, looked = proposals, effort.looked
-    written = (longest - 1) * effort.width + effort.last_width
+    vocab_size = len(model.tokens)
+    most = min(settings.max_choices, most_held(vocab_size))
+    at_most(option, proposals, most, "proposals")
     if longest == 1:
-        # After every text that is kept, every character is compared.
-        compared = written = proposals * len(model.tokens)
-        looked = 0
+        # Every character is a candidate.
+        unit = "characters to read: those of the vocabulary · those after the blank"
+        cost = _cost(texts, vocab_size, vocab_size, settings)
+        at_most("suffix", cost, settings.max_queue_tokens, unit)
+        return
+    effort, blanks = Effort.of(proposals, vocab_size), sum(len(x.pieces) - 1 for x in texts)
     unit = "tokens to propose: blanks · (max_tokens - 1) · the beam's rows"
-    at_most("max_tokens", blanks * written, settings.max_cost_tokens, unit)
+    at_most("max_tokens", blanks * effort.written(longest), settings.max_cost_tokens, unit)
     after = sum(len(piece) for text in texts for piece in text.pieces[1:])
-    cost = compared * after + blanks * looked * WINDOW
+    cost = proposals * after + blanks * effort.looked * WINDOW
     at_most(option, cost, settings.max_queue_tokens, "characters to read: proposals · suffix")

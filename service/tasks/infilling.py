@@ -7,16 +7,16 @@ import numpy as np
 
 from service.bundle.arrays import Ids
 from service.bundle.text import BOS_ID, PAD_ID, UNK_ID
-from service.decoding.rows import ReadRow
+from service.decoding.rows import Continuation, ReadRow
 from service.errors import InvalidRequest
 from service.scheduling.language_model import TextWork
 from service.tasks.branches import Branch, Piece
-from service.tasks.comparing import Compared, compare_listed, compare_proposed
+from service.tasks.comparing import Bounds, Compared, compare_listed, compare_proposed, with_others
 from service.tasks.infill_limits import kept_between_blanks
 from service.tasks.infill_values import Blanks, Fill, Infilled, InfillOptions, Proposal
 from service.tasks.open_blanks import OpenBlank
 from service.tasks.plans import Plan
-from service.tasks.proposing import DEFAULT_NUM_PROPOSALS, BlankSearch, Effort
+from service.tasks.proposing import DEFAULT_NUM_PROPOSALS, BlankSearch, Effort, most_held
 from service.tasks.seed import drawn_seed
 from service.tasks.text_model import TextModel, read_after
 from service.tasks.unknown import MAX_POSITIONS, Unknown
@@ -43,7 +43,8 @@ class Infilling:
         self._options = options
         self._search: BlankSearch | None = None
         if blank is not None:
-            effort = Effort.of(options.num_proposals or DEFAULT_NUM_PROPOSALS)
+            count = options.num_proposals or DEFAULT_NUM_PROPOSALS
+            effort = Effort.of(count, len(model.tokens))
             self._search = BlankSearch(blank, effort, drawn_seed(options.seed))
         self._given = list(zip(texts, proposals or [()] * len(texts), strict=True))
         self._texts: list[_Text] = []
@@ -64,7 +65,9 @@ class Infilling:
     @property
     def rows(self) -> int:
         """The most rows of a text in a round, roughly."""
-        return len(self._candidates) if self._search is None else self._search.effort.looked
+        if self._search is None or self._candidates:
+            return max(1, len(self._candidates))
+        return self._search.effort.looked
 
     @property
     def round_size(self) -> int:
@@ -89,6 +92,8 @@ class Infilling:
 
     def _list_candidates(self) -> None:
         """Each candidate once: those that the model reads alike are one."""
+        if self._search is not None and self._search.blank.longest == 1:
+            self._candidates = self._search.blank.characters()
         for text in self._options.candidates or ():
             ids, _ = self._model.read(text, self._options.unknown, "candidates")
             if ids.tobytes() not in self._written:
@@ -139,10 +144,17 @@ class Infilling:
 
     def _plan(self, text: "_Text") -> Plan[Compared]:
         start = None if text.prefix is None else text.prefix.continuation
-        if self._search is None or start is None:
-            most = kept_between_blanks(len(self._candidates), self._model.settings)
-            return compare_listed(start, text.pieces, self._candidates, most)
+        if self._search is None or self._candidates or start is None:
+            return self._plan_listed(start, text)
         return compare_proposed(start, text.pieces, self._search, text.proposed)
+
+    def _plan_listed(self, start: Continuation | None, text: "_Text") -> Plan[Compared]:
+        bounds = Bounds(
+            kept=kept_between_blanks(len(self._candidates), self._model.settings),
+            at_once=min(ROWS_IN_HAND, most_held(len(self._model.tokens))),
+        )
+        own = yield from compare_listed(start, text.pieces, self._candidates, bounds)
+        return (yield from with_others(own, start, text.pieces, text.proposed))
 
     def _result(self, text: "_Text", compared: Compared, reused: int) -> Infilled:
         options, search = self._options, self._search

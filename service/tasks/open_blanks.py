@@ -43,6 +43,11 @@ class OpenBlank:
         """Most characters."""
         return len(self.ends) - 1
 
+    def characters(self) -> list[Ids]:
+        """The texts of one character."""
+        tokens = np.arange(len(self.constraint.class_of), dtype=np.uint16)[:, None]
+        return [ids for ids in tokens if self.fits(ids)]
+
     def after(self, states: Int64Array, length: int) -> tuple[Int64Array, BoolArray]:
         """The states after each token, and whether a text of that length leads on, [B, V] both."""
         following = self.constraint.following[states][:, self.constraint.class_of]

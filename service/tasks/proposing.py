@@ -21,6 +21,8 @@ from service.tasks.plans import Plan
 DEFAULT_NUM_PROPOSALS = 32
 # Characters after the blank that are looked at.
 WINDOW = 8
+# Floats of log-probabilities that a text may hold.
+_MAX_FLOATS = 4 * 2**20
 _ONE_IN = 4  # of a beam's rows is drawn
 
 
@@ -34,18 +36,24 @@ class Effort:
     looked: int  # texts whose next WINDOW characters are read
 
     @classmethod
-    def of(cls, compared: int) -> Self:
+    def of(cls, compared: int, vocab_size: int) -> Self:
         """For so many texts to compare."""
+        most = most_held(vocab_size)
         return cls(
             compared=compared,
-            width=min(2 * compared, 256),
-            last_width=min(8 * compared, 1024),
-            looked=max(compared, min(16 * compared, 2048)),
+            width=min(2 * compared, 256, most),
+            last_width=min(8 * compared, 1024, most),
+            looked=max(compared, min(16 * compared, 2048, most)),
         )
 
-    def written(self, blank: OpenBlank) -> int:
-        """Most tokens to read for the beam of a blank; unless it has one character."""
-        return (blank.longest - 1) * self.width + self.last_width
+    def written(self, longest: int) -> int:
+        """Most tokens that the beam of a blank reads."""
+        return (longest - 1) * self.width + self.last_width
+
+
+def most_held(vocab_size: int) -> int:
+    """How many places to go on from a text may hold: each has the log-probability of each token."""
+    return max(64, _MAX_FLOATS // vocab_size)
 
 
 class Noise:
@@ -119,26 +127,20 @@ class Proposals:
 def propose(
     search: BlankSearch, branches: Sequence[Branch], place: int, piece: Piece
 ) -> Plan[Proposals]:
-    """Texts for the blank of that place, which stands after each branch and before a piece.
-
-    A blank of one character gets every character that it may have, after every branch.
-    """
+    """Texts for the blank of that place, which stands after each branch and before a piece."""
     blank, effort, noise = search.blank, search.effort, Noise(search.seed, place)
-    is_whole = blank.longest == 1
-    rows, found = _Rows.before(branches), []
-    written = 0
+    rows, written = _Rows.before(branches), 0
+    found: list[Proposed] = []
     for length in range(1, blank.longest + 1):
         width = effort.width if length < blank.longest else effort.last_width
-        rows = yield from _next_rows(rows, blank, length, None if is_whole else width, noise)
+        rows = yield from _next_rows(rows, blank, length, width, noise)
         written += len(rows.at)
-        found += _ended(rows, blank, length, piece)
-        if not is_whole:
-            found = _best(found, effort.looked)
+        found = _best(found + _ended(rows, blank, length, piece), effort.looked)
         rows = _taken(rows, np.flatnonzero(blank.goes_on[length][rows.states]))
         if not rows.at:
             break
-    if is_whole or len(found) <= effort.compared:
-        return Proposals(_best(found, len(found)), written, 0)
+    if len(found) <= effort.compared:
+        return Proposals(found, written, 0)
     window = piece.counted[:WINDOW]
     reads = yield from read_on([x.at for x in found], [window] * len(found), is_last=True)
     pairs = zip(found, reads, strict=True)
@@ -146,16 +148,14 @@ def propose(
     return Proposals(_best(scored, effort.compared), written, len(found) * len(window))
 
 
-def _next_rows(
-    rows: _Rows, blank: OpenBlank, length: int, width: int | None, noise: Noise
-) -> Plan[_Rows]:
-    """The rows with another character, `length` with it: the best `width`, or all."""
+def _next_rows(rows: _Rows, blank: OpenBlank, length: int, width: int, noise: Noise) -> Plan[_Rows]:
+    """The rows with another character, `length` with it: at most `width`."""
     logprobs = np.stack([at.logprobs for at in rows.at]).astype(np.float64)  # [B, V]
     logprobs = rows.logprobs[:, None] + logprobs
     states, useful = blank.after(rows.states, length)
     origins, tokens = np.nonzero(useful)
     ranked = rows.bases[origins] + logprobs[origins, tokens]
-    kept = np.arange(len(ranked)) if width is None else _chosen(ranked, width, noise)
+    kept = _chosen(ranked, width, noise)
     origins, tokens = origins[kept], tokens[kept].astype(np.uint16)
     reads = yield from read_on([rows.at[i] for i in origins], list(tokens[:, None]))
     return _Rows(

@@ -17,6 +17,7 @@ from service.decoding.constraints import AllowedChars, Pattern
 from service.errors import DeadlineExceeded, InvalidRequest
 from service.scheduling import language_model as runner
 from service.settings import Settings
+from service.tasks import proposing
 from service.tasks.infill_values import Blanks, Infilled, InfillOptions, Proposal
 from service.tasks.kinds import KINDS, Surroundings
 from service.tasks.language_model import LanguageModelEngine
@@ -176,6 +177,18 @@ def test_many_combinations_are_a_beam_from_left_to_right() -> None:
     for fill in result.fills:
         found = fill.logprob, fill.suffix_logprob
         assert found == pytest.approx(figures(blanks, fill.texts))
+
+
+def test_what_is_held_at_once_does_not_show() -> None:
+    """Bit for bit, where so few states fit in memory that candidates are read in parts."""
+    blanks = Blanks(("ab", "c", "da"))
+    options: dict[str, Any] = {"candidates": tuple(short("abc")), "num_fills": 1000}
+    (result,) = infill([blanks], **options)
+    assert result.compared == 144
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proposing, "_MAX_FLOATS", 0)
+        (parted,) = infill([blanks], **options)
+    assert parted == result
 
 
 def test_candidates_that_read_alike_are_one() -> None:
