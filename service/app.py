@@ -29,6 +29,7 @@ from service.endpoints import openai as openai_routes
 from service.endpoints import tokens as token_routes
 from service.endpoints.libretranslate_wire import libretranslate_error
 from service.endpoints.open_inference_wire import open_inference_error
+from service.endpoints.openai_errors import openai_error
 from service.endpoints.operations import router as operations_router
 from service.endpoints.operations import show_gauges
 from service.endpoints.page import read_page
@@ -201,11 +202,11 @@ def _problem(request: Request, error: ServiceError | HTTPException) -> Response:
 
 # Paths whose clients expect errors in another form, and some with other statuses.
 _ERROR_FORMS: dict[str, tuple[Callable[[Problem], BaseModel], dict[int, int]]] = {
-    "/v1/": (openai_routes.openai_error, {}),
+    "/v1/": (openai_error, {}),
     # For clients whose base URL lacks /v1.
-    "/chat/": (openai_routes.openai_error, {}),
-    "/completions": (openai_routes.openai_error, {}),
-    "/embeddings": (openai_routes.openai_error, {}),
+    "/chat/": (openai_error, {}),
+    "/completions": (openai_error, {}),
+    "/embeddings": (openai_error, {}),
     "/v2": (open_inference_error, {}),
     "/libretranslate/": (libretranslate_error, libretranslate.STATUS),
 }

@@ -1,7 +1,5 @@
 """OpenAI's completions over the engine's own calls."""
 
-import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -9,21 +7,21 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 
 from service.bundle.text import BOS_ID
+from service.endpoints.openai_errors import END_OF_STREAM, OPENAI_ERRORS, openai_error_event
 from service.endpoints.openai_request import CompletionRequest, engine_prompt
+from service.endpoints.openai_suffix import insert
 from service.endpoints.openai_wire import (
     Completion,
     CompletionChoice,
-    CompletionUsage,
+    Envelope,
     LogprobsOut,
     ModelOut,
     ModelsOut,
-    OpenAIError,
     OpenAIErrorAnswer,
-    PromptTokensDetails,
-    fingerprint,
     logprobs_of,
+    usage_of,
 )
-from service.errors import ModelNotFound, ServiceError
+from service.errors import ModelNotFound
 from service.http.answers import (
     engine_named,
     engine_with,
@@ -33,9 +31,7 @@ from service.http.answers import (
 )
 from service.http.body import body_documentation, read_body
 from service.http.option_names import named_by
-from service.http.problems import problem_document, problems_as
 from service.http.sse import ServerSentEvent, documented_events, event_response
-from service.http.wire import Problem
 from service.runtime.threads import off_loop
 from service.tasks.engine import GENERATE, Generates
 from service.tasks.scored_tokens import ScoredToken
@@ -52,23 +48,6 @@ from service.tasks.values import (
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
 
-def openai_error(problem: Problem) -> OpenAIErrorAnswer:
-    """A problem in OpenAI's form."""
-    pointer = problem.errors[0].pointer if problem.errors else ""
-    return OpenAIErrorAnswer(
-        error=OpenAIError(
-            message=problem.detail,
-            type=problem.type,
-            param=pointer.strip("/").split("/")[0] or None,
-            code=problem.type,
-        )
-    )
-
-
-_ERRORS = problems_as(openai_error)
-_END = "[DONE]"  # the last event of a stream
-
-
 @router.get("/models")
 async def models(request: Request) -> ModelsOut:
     """Every served language model, in OpenAI's form."""
@@ -76,7 +55,7 @@ async def models(request: Request) -> ModelsOut:
     return ModelsOut(object="list", data=data)
 
 
-@router.get("/models/{name}", responses={404: _ERRORS[404]})
+@router.get("/models/{name}", responses={404: OPENAI_ERRORS[404]})
 async def model(name: str, request: Request) -> ModelOut:
     """One served language model, in OpenAI's form."""
     engine = GENERATE.of(engine_named(request, name))
@@ -88,12 +67,14 @@ async def model(name: str, request: Request) -> ModelOut:
 @router.post(
     "/completions",
     response_model=Completion,
-    responses=_ERRORS | documented_events((Completion, OpenAIErrorAnswer), end=_END),
+    responses=OPENAI_ERRORS | documented_events((Completion, OpenAIErrorAnswer), end=END_OF_STREAM),
     openapi_extra=body_documentation(CompletionRequest),
 )
 async def completions(request: Request) -> Response:
     """Complete a prompt, or every prompt of a list."""
     body = await read_body(request, CompletionRequest)
+    if body.suffix:
+        return await insert(request, body)
     engine = engine_with(
         request, body.model, GENERATE, "an encoder-decoder does not continue text; see /translate"
     )
@@ -106,7 +87,7 @@ async def completions(request: Request) -> Response:
     with named_by(body.field_of_option):
         if body.stream:
             events = _events(engine, frame, prompts, options)
-            return await event_response(request, events, partial(_error_event, request))
+            return await event_response(request, events, partial(openai_error_event, request))
         results = await unless_gone(request, engine.generate(prompts, options))
     size = sum(len(choice.text) for result in results for choice in result.choices)
     return await json_answer(size * (1 + (body.alternatives or 0)), lambda: frame.answer(results))
@@ -131,15 +112,8 @@ class _Frame:
             for prompt, _ in prompts
         ]
         self._count = body.n or 1
-        self._id = f"cmpl-{uuid.uuid4().hex}"
-        self._created = int(time.time())
-        self._fingerprint = fingerprint(engine, adapt=bool(body.adapt))
-
-    @property
-    def gives_usage(self) -> bool:
-        """Whether the stream ends with a chunk of usage."""
-        options = self._body.stream_options
-        return options is not None and bool(options.include_usage)
+        self.wants_usage = body.wants_usage
+        self.chunk = Envelope(engine, adapt=bool(body.adapt)).chunk
 
     def index(self, prompt: int, choice: int) -> int:
         """The place of a choice."""
@@ -174,25 +148,11 @@ class _Frame:
         prompt_tokens = sum(result.prompt_tokens for result in results)
         written = sum(x.completion_tokens for result in results for x in result.choices)
         unknown = sum(result.unknown.count for result in results)
-        return self.chunk(choices, _usage(prompt_tokens, written, unknown))
+        return self.chunk(choices, usage_of(prompt_tokens, written, unknown))
 
     def wants_logprobs(self) -> bool:
         """Whether the answer has log-probabilities."""
         return self._body.alternatives is not None
-
-    def chunk(
-        self, choices: list[CompletionChoice], usage: CompletionUsage | None = None
-    ) -> Completion:
-        """A part of the answer, or all of it."""
-        return Completion.model_construct(
-            id=self._id,
-            object="text_completion",
-            created=self._created,
-            model=self._engine.manifest.name,
-            system_fingerprint=self._fingerprint,
-            choices=choices,
-            usage=usage,
-        )
 
 
 async def _events(
@@ -206,11 +166,11 @@ async def _events(
                 bos = frame.bos_of(event.prompt) if index not in began else None
                 began.add(index)
                 yield _chunk_event(frame, _piece(frame, event, index, bos))
-            elif frame.gives_usage:
+            elif frame.wants_usage:
                 unknown = sum(x.count for x in event.unknown)
-                usage = _usage(event.prompt_tokens, event.completion_tokens, unknown)
+                usage = usage_of(event.prompt_tokens, event.completion_tokens, unknown)
                 yield ServerSentEvent(frame.chunk([], usage).model_dump_json())
-    yield ServerSentEvent(_END)
+    yield ServerSentEvent(END_OF_STREAM)
 
 
 def _piece(
@@ -236,16 +196,3 @@ def _piece(
 
 def _chunk_event(frame: _Frame, choice: CompletionChoice) -> ServerSentEvent:
     return ServerSentEvent(frame.chunk([choice]).model_dump_json())
-
-
-def _error_event(request: Request, error: ServiceError) -> ServerSentEvent:
-    return ServerSentEvent(openai_error(problem_document(request, error)).model_dump_json())
-
-
-def _usage(prompt_tokens: int, completion_tokens: int, unknown: int) -> CompletionUsage:
-    return CompletionUsage(
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        total_tokens=prompt_tokens + completion_tokens,
-        prompt_tokens_details=PromptTokensDetails(unknown_tokens=unknown),
-    )

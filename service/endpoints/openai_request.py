@@ -16,9 +16,20 @@ from service.errors import InvalidRequest
 from service.http.foreign_fields import refuse_foreign
 from service.http.wire import MAX_ALTERNATIVES, MAX_BIASES, Bias, Penalty, TextList
 from service.tasks.engine import Generates
+from service.tasks.infill_values import Blanks, one_blank
+from service.tasks.insertions import InsertOptions
 from service.tasks.values import GenerateOptions, Prompt
 
 DEFAULT_MAX_TOKENS = 16  # theirs
+# Fields about the tokens of a continuation; a fill is drawn whole.
+_OF_CONTINUATIONS = (
+    "adapt",
+    "echo",
+    "frequency_penalty",
+    "logit_bias",
+    "min_tokens",
+    "presence_penalty",
+)
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 PROMPT_FORMS = "a text, a list of texts, a list of token ids, or a list of such lists"
@@ -139,6 +150,11 @@ class CompletionRequest(BaseModel):
     )
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
+    suffix: str | None = Field(
+        None,
+        description="What follows each text, which then fills the blank between the two, as in "
+        "/infill. An empty one is none.",
+    )
     temperature: float | None = Field(None, ge=0.0, le=1e9, description="0 takes the likeliest.")
     top_k: int | None = Field(
         None, ge=-1, description="As in /generate; -1 and 0 keep all. An extension."
@@ -160,6 +176,11 @@ class CompletionRequest(BaseModel):
     def alternatives(self) -> int | None:
         """Alternatives for each token; None without log-probabilities."""
         return self.logprobs if self.top_logprobs is None else self.top_logprobs
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with a chunk of usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
     def field_of_option(self) -> Mapping[str, str]:
@@ -187,30 +208,70 @@ class CompletionRequest(BaseModel):
                     "logit_bias", f"every key is the id of a token, 0 to {len(names) - 1}"
                 )
             biases[names[int(key)]] = gain
-        given = [self.stop] if isinstance(self.stop, str) else self.stop or ()
-        stop = tuple(text for text in given if text)
         max_tokens = self._limit(engine)
-        if self._goes_on(max_tokens, stop):
+        if self._goes_on(max_tokens, self._stop):
             biases[names[EOS_ID]] = -math.inf
         # Log-probabilities decide which choices are best.
         needs_logprobs = self.written > (self.n or 1)
         return GenerateOptions(
             max_tokens=max_tokens,
-            sampling=SamplingParams(
-                temperature=1.0 if self.temperature is None else self.temperature,
-                top_k=self.top_k if self.top_k and self.top_k > 0 else None,
-                top_p=1.0 if self.top_p is None else self.top_p,
-                min_p=self.min_p or 0.0,
-                presence_penalty=self.presence_penalty or 0.0,
-                frequency_penalty=self.frequency_penalty or 0.0,
-            ),
+            sampling=self._sampling,
             logit_bias=biases,
-            seed=_engine_seed(self.seed),
-            stop=stop,
+            seed=engine_seed(self.seed),
+            stop=self._stop,
             n=self.written,
             echo=bool(self.echo),
             logprobs=0 if needs_logprobs and self.alternatives is None else self.alternatives,
             adapt=bool(self.adapt),
+        )
+
+    def insertion(self) -> tuple[list[Blanks], InsertOptions]:
+        """The texts around the blank that `suffix` makes, and the options.
+
+        Raises InvalidRequest, also for fields that say nothing about a fill.
+        """
+        self._check()
+        for name in _OF_CONTINUATIONS:
+            if getattr(self, name):
+                raise InvalidRequest.of_option(name, "not together with suffix")
+        if self.alternatives is not None:
+            raise InvalidRequest.of_option(
+                "logprobs", "not together with suffix; /infill has the log-probabilities"
+            )
+        if self.written > (self.n or 1):
+            raise InvalidRequest.of_option("best_of", "with suffix, the same as n")
+        prompts = [prompt for prompt in self.prompts if isinstance(prompt, str)]
+        if len(prompts) < len(self.prompts):
+            raise InvalidRequest.of_option("prompt", "with suffix, a text or a list of texts")
+        max_tokens = (
+            self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        )
+        if max_tokens == 0:
+            raise InvalidRequest.of_option("max_tokens", "with suffix, 1 or more")
+        # A text may begin with its bos, which the engine adds by itself.
+        texts = [prompt.removeprefix(SPECIAL_TOKENS[BOS_ID]) for prompt in prompts]
+        return one_blank(texts, [self.suffix or ""] * len(texts)), InsertOptions(
+            max_tokens=max_tokens,
+            sampling=self._sampling,
+            n=self.n or 1,
+            seed=engine_seed(self.seed),
+            stop=self._stop,
+        )
+
+    @property
+    def _stop(self) -> tuple[str, ...]:
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or ()
+        return tuple(text for text in given if text)
+
+    @property
+    def _sampling(self) -> SamplingParams:
+        return SamplingParams(
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_k=self.top_k if self.top_k and self.top_k > 0 else None,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            min_p=self.min_p or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
         )
 
     def _check(self) -> None:
@@ -253,7 +314,7 @@ class CompletionRequest(BaseModel):
         return True
 
 
-def _engine_seed(seed: int | None) -> int | None:
+def engine_seed(seed: int | None) -> int | None:
     """The engine's seed, from 0 to 2^63 - 1; None if one is to be drawn, as with -1."""
     return None if seed is None or seed == -1 else seed % 2**63
 

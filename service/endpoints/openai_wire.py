@@ -1,5 +1,7 @@
 """The answers of OpenAI's /v1/completions and /v1/models. Names and shapes are theirs."""
 
+import time
+import uuid
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
@@ -7,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from service.http.wire import Answer
-from service.tasks.engine import Generates
+from service.tasks.engine import Engine, Generates
 from service.tasks.scored_tokens import ScoredToken
 
 
@@ -34,7 +36,7 @@ class CompletionChoice(Answer):
     index: int = Field(description="Its index: prompt by prompt, `n` each.")
     logprobs: LogprobsOut | None = Field(description="If requested.")
     finish_reason: Literal["stop", "length"] | None = Field(
-        description="`stop`: end of text or a stop string. `length`: max_tokens."
+        description="`stop`: end of text, a stop string, or a suffix follows. `length`: max_tokens."
     )
 
 
@@ -129,10 +131,44 @@ def _top(token: ScoredToken) -> dict[str, float] | None:
     return {x.token: x.logprob for x in token.top} | {token.token: token.logprob}
 
 
-def fingerprint(engine: Generates, *, adapt: bool) -> str:
+def fingerprint(engine: Engine, *, adapt: bool) -> str:
     """A name for the weights of a model and its arithmetic, and for how it adapts if it does."""
     used: set[tuple[str, str]] = {(engine.precision, "sequence")}
     if adapt:
         used.add(("fp32", "adapt"))  # whatever the precision of the others
     sums = [x.sha256[:12] for x in engine.manifest.graphs if (x.precision, x.role) in used]
     return "-".join([engine.precision, *sums])
+
+
+class Envelope:
+    """What surrounds the choices of an answer; all chunks of a stream share it."""
+
+    def __init__(self, engine: Engine, *, adapt: bool = False) -> None:
+        self._model = engine.manifest.name
+        self._id = f"cmpl-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._fingerprint = fingerprint(engine, adapt=adapt)
+
+    def chunk(
+        self, choices: list[CompletionChoice], usage: CompletionUsage | None = None
+    ) -> Completion:
+        """A part of the answer, or all of it."""
+        return Completion.model_construct(
+            id=self._id,
+            object="text_completion",
+            created=self._created,
+            model=self._model,
+            system_fingerprint=self._fingerprint,
+            choices=choices,
+            usage=usage,
+        )
+
+
+def usage_of(prompt_tokens: int, completion_tokens: int, unknown: int) -> CompletionUsage:
+    """The usage of a whole request."""
+    return CompletionUsage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=prompt_tokens + completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(unknown_tokens=unknown),
+    )

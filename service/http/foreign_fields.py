@@ -21,7 +21,7 @@ _FOREIGN: dict[str, tuple[tuple[Any, ...], str]] = {
     "messages": ((), "there is no chat; send the text as a prompt"),
     "input": ((), "send the text as a prompt"),
     "prompt_embeds": ((), ""),
-    "suffix": (("",), "the model continues a text and cannot fill a gap"),
+    "suffix": (("",), "/infill and /v1 fill a gap"),
     "add_special_tokens": ((True,), "a prompt begins a document; /score has `bos` for that"),
     "truncate_prompt_tokens": ((-1,), "send the end of the prompt"),
     "truncate": ((), "send the end of the prompt"),

@@ -7,7 +7,7 @@ from service.bundle.text import BOS_ID, PAD_ID, UNK_ID
 from service.decoding.normal_form import normal_form
 from service.decoding.sampling import SamplingParams
 from service.errors import InvalidRequest
-from service.tasks.limits import at_most, check_details
+from service.tasks.limits import at_most, check_details, check_stop
 from service.tasks.text_model import TextModel
 from service.tasks.values import DEFAULT_MAX_TOKENS, GenerateOptions, Prompt
 
@@ -31,10 +31,7 @@ def _check_counts(model: TextModel, prompts: Sequence[Prompt], options: Generate
     settings = model.settings
     at_most("prompt", len(prompts), settings.max_inputs, "prompts")
     at_most("n", options.n, settings.max_n, "choices")
-    at_most("stop", len(options.stop), settings.max_stop, "stop strings")
-    longest = settings.max_stop_chars
-    if any(not 1 <= len(stop) <= longest for stop in options.stop):
-        raise InvalidRequest.of_option("stop", f"a stop string has 1 to {longest} characters")
+    check_stop(options.stop, settings)
 
 
 def _check_costs(model: TextModel, prompts: Sequence[Prompt], options: GenerateOptions) -> None:

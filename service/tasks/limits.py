@@ -1,5 +1,7 @@
 """Checks against a limit; the error names the option."""
 
+from collections.abc import Sequence
+
 from service.errors import InvalidRequest, QueueFull
 from service.observe.request_context import current_request
 from service.scheduling.admission import RETRY_AFTER_S
@@ -14,6 +16,14 @@ def at_most(option: str, value: int, limit: int, unit: str) -> None:
     """Raise InvalidRequest where a value is over its limit."""
     if value > limit:
         raise InvalidRequest.of_option(option, f"too many {unit}; at most {limit} are allowed")
+
+
+def check_stop(stop: Sequence[str], settings: Settings) -> None:
+    """Raise InvalidRequest for too many stop strings, or one that is empty or too long."""
+    at_most("stop", len(stop), settings.max_stop, "stop strings")
+    longest = settings.max_stop_chars
+    if any(not 1 <= len(each) <= longest for each in stop):
+        raise InvalidRequest.of_option("stop", f"a stop string has 1 to {longest} characters")
 
 
 def check_details(option: str, tokens: int, alternatives: int, settings: Settings) -> None:

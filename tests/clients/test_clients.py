@@ -47,7 +47,7 @@ def used(script: str, *arguments: str) -> str:
 
 
 def test_the_openai_package(server: Server) -> None:
-    assert used("use_openai.py", server.url, MODEL).count(": ok") == 9
+    assert used("use_openai.py", server.url, MODEL).count(": ok") == 10
 
 
 def test_tritons_client_and_libretranslates(server: Server) -> None:

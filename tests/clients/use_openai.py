@@ -186,9 +186,33 @@ def streams() -> None:
     assert usage == whole.usage
 
 
+def a_suffix() -> None:
+    around = {"prefix": "the c", "suffix": " sat", "max_tokens": 4}
+    body = {"model": MODEL, "prompt": "the c", "suffix": " sat", "max_tokens": 4}
+    fills = native("/infill", model=MODEL, seed=5, num_fills=9, **around)["results"][0]["fills"]
+    likeliest = client.completions.create(**body, temperature=0, n=3, seed=5)
+    assert [x.text for x in likeliest.choices] == [fill["text"] for fill in fills[:3]]
+    assert {x.finish_reason for x in likeliest.choices} == {"stop"}
+    drawn = client.completions.create(**body, n=4, seed=5, stop=["e", "t"])
+    assert all(len(x.text) in range(1, 5) and not set(x.text) & {"e", "t"} for x in drawn.choices)
+    assert client.completions.create(**body, n=4, seed=5, stop=["e", "t"]).choices == drawn.choices
+    texts = [""] * 4
+    reasons = {}
+    for chunk in client.completions.create(**body, n=4, seed=5, stop=["e", "t"], stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+            reasons[choice.index] = choice.finish_reason
+    assert texts == [x.text for x in drawn.choices]
+    assert set(reasons.values()) == {"stop"}
+    plain = client.completions.create(model=MODEL, prompt="a", max_tokens=9, seed=1)
+    empty = client.completions.create(model=MODEL, prompt="a", suffix="", max_tokens=9, seed=1)
+    assert empty.choices == plain.choices
+
+
 def what_is_not_offered_is_refused() -> None:
     refused(404, None, model="nothing")
-    refused(422, "suffix", suffix="tail")
+    refused(422, "logprobs", suffix="tail", logprobs=1)
+    refused(422, "echo", suffix="tail", echo=True)
     refused(422, "max_tokens", max_tokens=-1)
     refused(422, "logprobs", logprobs=1000)
     refused(422, "logit_bias", logit_bias={"60000": 1.0})
@@ -242,6 +266,7 @@ for test in (
     best_of,
     stop_bias_and_penalties,
     streams,
+    a_suffix,
     what_is_not_offered_is_refused,
     what_load_generators_send_is_taken,
 ):
