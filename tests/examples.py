@@ -28,6 +28,16 @@ _INFILL = {
     "candidates": ["very", "quite", "not"],
 }
 
+# As editors send it to llama.cpp's server.
+_LLAMA_INFILL = {
+    "model": "alice-lstm",
+    "input_prefix": "Alice was ",
+    "input_suffix": " tired of sitting",
+    "n_predict": 8,
+    "seed": 1,
+    "stream": True,
+}
+
 _INFER = {"text_input": "Alice was ", "parameters": {"max_tokens": 4, "seed": 1}}
 _NONE: list[dict[str, Any]] = []
 _LINES = ("text/plain", "the white rabbit\nthe whjte rabbit\n")
@@ -43,7 +53,7 @@ REQUESTS: list[tuple[str, str, dict[str, Any] | None, list[dict[str, Any]]]] = [
         {"model": "alice-lstm", "text": ["the white rabbit", "the whjte rabbit"]},
         [],
     ),
-    ("POST", "/infill", _INFILL, []),
+    ("POST", "/infill", _INFILL, [_LLAMA_INFILL]),
     ("GET", "/models", None, []),
     ("GET", "/models/{name}", None, []),
     ("GET", "/models/{name}/vocab", None, []),

@@ -5,10 +5,19 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Request, Response
 
 from service.endpoints.infill_wire import InfillRequest, InfillResponse
+from service.endpoints.llama_infill import llama_infill
+from service.endpoints.llama_infill_wire import (
+    LLAMA_NAMES,
+    LlamaInfillAnswer,
+    LlamaInfillRequest,
+    LlamaPiece,
+)
 from service.http.answers import engine_with, json_answer, unless_gone
-from service.http.body import body_documentation, read_body
+from service.http.body import body_documentation, read_either
 from service.http.option_names import named_by
 from service.http.problems import PROBLEMS
+from service.http.sse import documented_events
+from service.http.wire import Problem
 from service.tasks.engine import DECIDE, INFILL, PROPOSE, Engine, Infills, Proposes
 from service.tasks.infill_values import Blanks, Infilled, InfillOptions
 
@@ -17,14 +26,20 @@ router = APIRouter()
 
 @router.post(
     "/infill",
-    response_model=InfillResponse,
-    responses=PROBLEMS,
-    openapi_extra=body_documentation(InfillRequest),
+    response_model=InfillResponse | LlamaInfillAnswer,
+    responses=PROBLEMS | documented_events((LlamaPiece, LlamaInfillAnswer, Problem)),
+    openapi_extra=body_documentation(InfillRequest, LlamaInfillRequest),
     tags=["models"],
 )
 async def infill(request: Request) -> Response:
-    """Fill the blank between a prefix and a suffix, or the blanks of a text."""
-    body = await read_body(request, InfillRequest)
+    """Fill the blank between a prefix and a suffix, or the blanks of a text.
+
+    A body with `input_prefix`, `input_suffix` or `input_extra` is llama.cpp's, and is answered in
+    its form.
+    """
+    body = await read_either(request, InfillRequest, LlamaInfillRequest, LLAMA_NAMES)
+    if isinstance(body, LlamaInfillRequest):
+        return await llama_infill(request, body)
     texts, options = body.blanks(), body.options()
     engine: Engine
     decider: Infills | None = None

@@ -4,11 +4,12 @@ Large bodies are parsed in a thread, so that the event loop never waits for them
 """
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, from_json
 from starlette.requests import ClientDisconnect, Request
 
 from service.errors import (
@@ -28,7 +29,9 @@ from service.observe.request_context import current_request
 from service.runtime.threads import in_thread
 
 Schema = TypeVar("Schema", bound=BaseModel)
+Other = TypeVar("Other", bound=BaseModel)
 
+_JSON = ("application/json",)
 LARGE_BYTES = 64 * 1024
 # With more errors, the answer gives only their number: a list could be larger than the body.
 _MAX_MISTAKES = 100
@@ -37,7 +40,7 @@ _MAX_SUGGESTED = 8
 
 
 async def read_body(
-    request: Request, schema: type[Schema], media_types: Sequence[str] = ("application/json",)
+    request: Request, schema: type[Schema], media_types: Sequence[str] = _JSON
 ) -> Schema:
     """The JSON body as `schema`. Raises the errors of 400, 413, 415 and 422.
 
@@ -48,6 +51,25 @@ async def read_body(
         return _parse(schema, body)
     limit: int = request.app.state.settings.max_values
     return await in_thread(lambda: _parse_large(schema, body, limit))
+
+
+async def read_either(
+    request: Request, schema: type[Schema], other: type[Other], names: Collection[str]
+) -> Schema | Other:
+    """The JSON body as `other` if it has one of the fields `names`, else as `schema`.
+
+    Raises the errors of `read_body`.
+    """
+    body = await read_bytes(request, _JSON)
+    if len(body) <= LARGE_BYTES:
+        return _parse_either(schema, other, names, body)
+    limit: int = request.app.state.settings.max_values
+
+    def parse() -> Schema | Other:
+        check_values(body, limit)
+        return _parse_either(schema, other, names, body)
+
+    return await in_thread(parse)
 
 
 async def read_bytes(
@@ -71,9 +93,10 @@ def check_values(body: bytes | bytearray, limit: int) -> None:
         )
 
 
-def body_documentation(schema: type[BaseModel]) -> dict[str, Any]:
-    """The OpenAPI entry for a body that `read_body` reads."""
-    content = {"schema": inlined_schema(schema)}
+def body_documentation(*schemas: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI entry for a body that `read_body` reads, or `read_either`."""
+    shown = [inlined_schema(schema) for schema in schemas]
+    content = {"schema": shown[0] if len(shown) == 1 else {"anyOf": shown}}
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
@@ -146,14 +169,31 @@ def _parse_large(schema: type[Schema], body: bytearray, limit: int) -> Schema:
     return _parse(schema, body)
 
 
+def _parse_either(
+    schema: type[Schema], other: type[Other], names: Collection[str], body: bytearray
+) -> Schema | Other:
+    _remove_mark(body)
+    # What is not JSON is told so by either.
+    content = None
+    if any(f'"{name}"'.encode() in body for name in names):
+        with suppress(ValueError):
+            content = from_json(body)
+    is_other = isinstance(content, dict) and not content.keys().isdisjoint(names)
+    return _parse(other, body) if is_other else _parse(schema, body)
+
+
 def _parse(schema: type[Schema], body: bytearray) -> Schema:
-    # A parser may ignore a byte order mark (RFC 8259, 8.1), and some clients send one.
-    if body.startswith(codecs.BOM_UTF8):
-        del body[: len(codecs.BOM_UTF8)]
+    _remove_mark(body)
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
         raise _encoding_error(body) or field_errors(schema, error) from error
+
+
+def _remove_mark(body: bytearray) -> None:
+    # A parser may ignore a byte order mark (RFC 8259, 8.1), and some clients send one.
+    if body.startswith(codecs.BOM_UTF8):
+        del body[: len(codecs.BOM_UTF8)]
 
 
 def _encoding_error(body: bytearray) -> BadRequest | None:
