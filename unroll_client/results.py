@@ -265,6 +265,7 @@ class Model:
     description: str
     precision: str
     adapts: bool = False
+    fills: bool = False
 
 
 def built(kind: type[Answer], data: Any) -> Answer:

@@ -214,6 +214,11 @@ class EncoderDecoderManifest(Heading):
         min_length=1, description="Known answers that the loader checks."
     )
 
+    @property
+    def fills(self) -> bool:
+        """Whether it fills blanks, and does not translate."""
+        return self.infill is not None
+
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
         names = [x.name for x in self.states] + [x.name for x in self.memory]

@@ -225,6 +225,11 @@ class LanguageModelManifest(Heading):
         min_length=1, description="Known answers that the loader checks."
     )
 
+    @property
+    def fills(self) -> bool:
+        """Whether it fills blanks: a language model compares what a blank may be."""
+        return True
+
     @model_validator(mode="after")
     def _texts_are_whole(self) -> Self:
         if self.normalization.strip:

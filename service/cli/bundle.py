@@ -72,6 +72,9 @@ def _opened(folder: Path) -> Engine:
         raise CommandError(str(error)) from error
 
 
+_LISTED = ("name", "task", "description", "precision", "fills")
+
+
 def models_in(folder: Path) -> list[Answer]:
     """What `/models` lists, of every bundle in a folder, or of the folder's own bundle."""
     try:
@@ -81,7 +84,7 @@ def models_in(folder: Path) -> list[Answer]:
     except BundleError as error:
         raise CommandError(str(error)) from error
     return [
-        {name: getattr(manifest, name) for name in ("name", "task", "description", "precision")}
+        {name: getattr(manifest, name) for name in _LISTED}
         | {"adapts": any(graph.role == "adapt" for graph in manifest.graphs)}
         for manifest in manifests
     ]

@@ -14,6 +14,7 @@ class ModelSummary(Answer):
     description: str = Field(description="One sentence.")
     precision: str = Field(description="The arithmetic it is served in.")
     adapts: bool = Field(description="Whether requests may set `adapt`.")
+    fills: bool = Field(description="Whether it answers /infill.")
 
     @classmethod
     def of(cls, engine: Engine) -> "ModelSummary":

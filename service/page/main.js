@@ -1,8 +1,9 @@
-// The page: four tabs over the service's native API.
+// The page: five tabs over the service's native API.
 
 import { getJson, useKey } from "./api.js";
 import { legend } from "./charmap.js";
 import { byId } from "./dom.js";
+import { startFill } from "./fill.js";
 import { hide } from "./inspector.js";
 import { showModels } from "./models.js";
 import { startScore } from "./score.js";
@@ -18,6 +19,7 @@ async function start() {
   const examples = new Map([
     ["write", startWrite(models)],
     ["score", startScore(models)],
+    ["fill", startFill(models)],
     ["translate", startTranslate(models)],
   ]);
   const pending = new Map([...examples, ["models", () => showModels(models)]]);

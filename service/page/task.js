@@ -1,4 +1,4 @@
-// What the three forms share: one run at a time, Stop, status, and problems that mark their field.
+// What the forms share: one run at a time, Stop, status, and problems that mark their field.
 
 import { isAbort, modelDetail, Problem } from "./api.js";
 import { byId, el } from "./dom.js";

@@ -9,7 +9,7 @@ import { chooseModel, isTyped, mirror, numberIn, onExample, onSubmit } from "./t
 const REASONS = { stop: "complete", length: "cut off at the maximum length", repetition: "stopped in a loop" };
 
 export function startTranslate(models) {
-  const names = models.filter((model) => model.task === "encoder_decoder").map((model) => model.name);
+  const names = models.filter(({ task, fills }) => task === "encoder_decoder" && !fills).map((model) => model.name);
   chooseModel("translate", names, "g2p-en", "encoder-decoder");
   mirror("translate-penalty", 1);
   const source = byId("translate-source");
