@@ -134,9 +134,9 @@ def test_there_is_an_example_for_every_task() -> None:
         return re.findall(r"http://127\.0\.0\.1:8000(/\w+)", "\n".join(map(str, shown)))
 
     assert paths("README.md") == ["/generate", "/score", "/translate"]
-    tasks = {"/generate", "/score", "/translate", "/tokenize"}
+    tasks = {"/generate", "/score", "/translate", "/infill", "/tokenize"}
     assert tasks <= set(paths("docs/api.md"))
-    assert {"/v2", "/libretranslate"} <= set(paths("docs/clients.md"))
+    assert {"/infill", "/v2", "/libretranslate"} <= set(paths("docs/clients.md"))
     assert len(SCRIPTS) >= 2
 
 

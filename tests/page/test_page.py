@@ -24,7 +24,12 @@ READY = "document.querySelector('#main[data-ready]') !== null"
 SCREENSHOTS = os.environ.get("SCREENSHOTS_DIR")
 MAX_SCREENSHOT_BYTES = 150_000
 COLOURS = 128
-BUSY = {"write": "Writing…", "score": "Scoring…", "translate": "Translating…"}
+BUSY = {
+    "write": "Writing…",
+    "score": "Scoring…",
+    "fill": "Filling…",
+    "translate": "Translating…",
+}
 AA_TEXT = 4.5
 CONTROLS = {
     *("button", "checkbox", "combobox", "gridcell", "link", "radio", "slider", "spinbutton"),
@@ -769,6 +774,12 @@ def test_the_pictures_of_the_readme(page: Page, tmp_path: Path) -> None:
     score(page, "The Queen of Hearts, she made some tarts, and lost her pasword.")
     page.hover("#score-results .s5")
     picture(page, folder / "score.png")
+    show(page, "fill")
+    page.fill("#fill-text", "Alice was ___ tired of sitting by her sister")
+    start(page, "fill")
+    status(page, "fill", "8 fills")
+    page.evaluate("window.scrollTo(0, 0)")
+    picture(page, folder / "infill.png")
     show(page, "translate")
     page.fill("#translate-source", "recurrent")
     start(page, "translate")
