@@ -212,6 +212,7 @@ def tiny_infill_document(**sections: Mapping[str, Any]) -> dict[str, Any]:
         "spans": {
             "context": 12,
             "max_chars": 6,
+            "max_blanks": 3,
             "several_share": 0.4,
             "short_share": 0.3,
             "valid_texts": 20,
