@@ -18,8 +18,8 @@ Floats = npt.NDArray[np.float64]
 
 # The curve ends where its standard error is more than this share of the estimate ...
 MAX_RELATIVE_ERROR = 0.1
-# ... and numbers are not beyond what JSON's readers can hold.
-_LEAST_LOGPROB = -600.0
+# ... and before the squares of numbers overflow.
+_LEAST_LOGPROB = -300.0
 # Likelier samples that the last point has at least: fewer say too little about their own spread.
 _LEAST_SAMPLES = 100
 # Points are added until interpolation is off by at most this share of the standard error, to which

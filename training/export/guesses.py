@@ -15,7 +15,7 @@ from training.networks.mixture import AnyLanguageModel
 
 _SEED = 0
 # Characters to draw in all, which takes seconds, and the samples that this makes.
-_CHARS = 300_000
+_CHARS = 200_000
 _LEAST_SAMPLES, _MOST_SAMPLES = 1000, 20_000
 # Texts are counted up to so many times the longest one that was trained on ...
 _TIMES_LONGEST = 4

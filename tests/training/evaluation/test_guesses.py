@@ -179,7 +179,7 @@ def test_a_curve_is_small_and_rises(count: int, deviation: float, seed: int) -> 
 def test_few_or_wild_samples_give_no_curve() -> None:
     ended = np.ones(50, np.bool_)
     assert curve_of(Samples(-np.arange(50.0), -np.arange(50.0), ended, 9)) is None
-    far = np.full(500, -2000.0)
+    far = np.linspace(-450.0, -2000.0, 500)
     assert curve_of(Samples(far, far, np.ones(500, np.bool_), 9)) is None
 
 
