@@ -72,7 +72,7 @@ class SpansConfig(Section):
     max_blanks: Annotated[int, Field(ge=1, le=16)] = 5  # in a text
     several_share: Probability = 0.7  # of the texts: two blanks or more
     short_share: Probability = 0.1  # of a text's two sides: cut short, half of them at a line end
-    valid_texts: PositiveInt = 1000  # with blanks, from the validation split
+    valid_texts: PositiveInt = 1000  # with one blank each, from the validation split
     test_texts: PositiveInt = 2000  # from the test split
 
     @model_validator(mode="after")

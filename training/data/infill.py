@@ -1,7 +1,8 @@
 """Pairs for filling blanks, made from a person's own text: a text with blanks, what stood there.
 
 The text is prepared and split as for a language model, and nothing else is stored: held-out pairs
-are drawn from it with fixed seeds, training pairs anew in each epoch.
+are drawn from it with fixed seeds, training pairs anew in each epoch. Several blanks in a text
+teach more a step; held-out texts have one each, since one is what is usually asked for.
 """
 
 from dataclasses import dataclass
@@ -61,8 +62,12 @@ def _pairs(text: Corpus, spans: SpansConfig, seed: int) -> PairCorpus:
     tokenizer = Characters(text.vocab.tokens)
     infill = infill_options(spans)
 
-    def drawn(name: str, split: Split, count: int, *seeds: int) -> PairSplit:
-        drawing = SpanDrawing(split, text.vocab.tokens, spans)
+    single = spans.model_copy(update={"max_blanks": 1})
+
+    def drawn(
+        name: str, split: Split, count: int, *seeds: int, options: SpansConfig = spans
+    ) -> PairSplit:
+        drawing = SpanDrawing(split, text.vocab.tokens, options)
         found = list(drawing.texts(count, np.random.default_rng(seeds)))
         pairs = [
             (infill.source(x.pieces, begins=x.begins, ends=x.ends), infill.target(x.texts))
@@ -72,8 +77,10 @@ def _pairs(text: Corpus, spans: SpansConfig, seed: int) -> PairCorpus:
         return PairSplit(name, pairs, sources, [tokenizer.encode(target) for _, target in pairs])
 
     train = drawn("train", text.train, _SAMPLED, _SEED)
-    valid = drawn("valid", text.valid, spans.valid_texts, _SEED)
-    tests = [drawn("test", text.test, spans.test_texts, _SEED)] if text.test.chars else []
+    valid = drawn("valid", text.valid, spans.valid_texts, _SEED, options=single)
+    tests = []
+    if text.test.chars:
+        tests = [drawn("test", text.test, spans.test_texts, _SEED, options=single)]
     return PairCorpus(
         tokenizer,
         tokenizer,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service.bundle.encoder_decoder import EncoderDecoderBundle
-from service.bundle.infill import MARKS
+from service.bundle.infill import BLANK, MARKS
 from service.bundle.store import read_bundle
 from service.bundle.text import SPECIAL_TOKENS
 from service.settings import Settings
@@ -152,6 +152,8 @@ def test_held_out_pairs_are_the_same_each_time_and_training_pairs_are_new(tmp_pa
     assert again.drawn is not None
     first, second = pairs.drawn(0), pairs.drawn(1)
     assert first.pairs != second.pairs
+    assert any(BLANK in target for _, target in first.pairs)
+    assert not any(BLANK in target for _, target in (*pairs.valid.pairs, *pairs.tests[0].pairs))
     assert again.drawn(1).pairs == second.pairs
 
 
