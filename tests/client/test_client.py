@@ -79,7 +79,14 @@ def test_answers_are_those_of_the_wire(server: Server) -> None:
         assert as_json(found) == wire(
             server, "/translate", source="a cat", model=PAIRS, return_alignments=True, tokens=True
         )
+        filled = client.infill("the c", ["t", " "], model=TEXT, candidates=["a", "u"], eos=True)
+        body = {"prefix": "the c", "suffix": ["t", " "], "candidates": ["a", "u"], "eos": True}
+        plain = wire(server, "/infill", model=TEXT, **body)
+        for answer in (plain, dumped := as_json(filled)):
+            del answer["usage"]["cached_tokens"]
+        assert dumped == plain
         assert [model.name for model in client.models()] == [TEXT, PAIRS]
+        assert [model.fills for model in client.models()] == [True, False]
         assert client.model(TEXT)["vocab_size"] > 4
         assert client.ready()
         state = generated.results[0].choices[0].state
@@ -145,6 +152,10 @@ def test_asyncio_gives_the_same(server: Server) -> None:
                 assert await client.score("a", model=TEXT) == plain.score("a", model=TEXT)
                 lines = [x async for x in client.score_lines(["a", "b"], model=TEXT)]
                 assert lines == list(plain.score_lines(["a", "b"], model=TEXT))
+                blank: dict[str, Any] = {"model": TEXT, "text": "c___t", "seed": 1, "max_tokens": 2}
+                filled = (await client.infill(**blank)).results
+                assert filled == plain.infill(**blank).results
+                assert filled[0].fills[0].text
                 translated = await client.translate("a", model=PAIRS)
                 assert translated == plain.translate("a", model=PAIRS)
                 *_, last = [x async for x in client.translate_stream("a", model=PAIRS)]
