@@ -18,7 +18,7 @@ LANGUAGE_MODELS := alice-lstm alice-gru alice-rnn alice-ngram
 PAIR_MODELS := dates-en-de dates-iso g2p-en strings-en-de
 
 .PHONY: help learn which-file serve test test-faults lint format bench bench-peers bench-translate bench-g2p \
-	bench-overload bench-anomalies bench-guesses soak bundles shakespeare \
+	bench-infill bench-overload bench-anomalies bench-guesses soak bundles shakespeare austen \
 	screenshots chromium promtool lock sbom audit clean
 
 help: ## Show this list.
@@ -99,6 +99,9 @@ bench-g2p: $(DEVELOPMENT_ENV)/.done ## Train the languages of SIGMORPHON 2020 an
 bench-guesses: $(DEVELOPMENT_ENV)/.done ## Hold guess numbers to a list of a model's likeliest texts (after make learn FILE=names.txt).
 	$(BIN)/python -m bench.guesses models/names runs/names
 
+bench-infill: $(DEVELOPMENT_ENV)/.done ## Fill gaps of held-out text in six ways (needs `make austen`).
+	$(BIN)/python -m bench.infill
+
 bench-overload: $(DEVELOPMENT_ENV)/.done ## Offer ten times the capacity for a minute (h2load: apt-get install nghttp2-client).
 	$(BIN)/python -m bench.overload
 
@@ -122,6 +125,12 @@ shakespeare: data/shakespeare ## Train and export tiny Shakespeare to runs/model
 	$(BIN)/python -m training export runs/shakespeare-10min --models runs/models
 	$(BIN)/python -m training train training/configs/shakespeare-60min.toml
 	$(BIN)/python -m training export runs/shakespeare-60min runs/shakespeare-10min --models runs/models
+
+austen: data/austen ## Train and export the models of Jane Austen's novels to runs/models (half an hour).
+	for name in austen austen-ngram austen-cloze; do \
+		$(BIN)/python -m training train training/configs/$$name.toml && \
+		$(BIN)/python -m training export runs/$$name --models runs/models || exit 1; \
+	done
 
 models/README.md: $(DEVELOPMENT_ENV)/.done service/bundle/*.py ## Write the bundle's documentation from the schema.
 	$(BIN)/python -m tests.bundle_reference > $@
