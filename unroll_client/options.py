@@ -81,6 +81,10 @@ class TranslateOptions(TypedDict, total=False):
     return_alignments: bool
     unknown: str
     copy_unknown: bool
+    pattern: str
+    choices: list[str]
+    allowed_chars: str | list[str]
+    must_contain: str | list[str]
 
 
 class InfillOptions(TypedDict, total=False):

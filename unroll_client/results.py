@@ -187,6 +187,7 @@ class Hypothesis:
     finish_reason: str
     tokens: tuple[HypothesisToken, ...] | None = None
     alignment: tuple[tuple[float, ...], ...] | None = None
+    matched: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

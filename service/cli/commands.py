@@ -160,7 +160,7 @@ def _guesses_in_words(result: Answer) -> str:
 
 def _write_translated(answers: Answers, options: argparse.Namespace, texts: list[str]) -> None:
     fields = ("beam_size", "num_hypotheses", "length_penalty", "max_tokens")
-    body = _given(options, fields) | {"source": texts}
+    body = _given(options, (*fields, "pattern", "must_contain")) | {"source": texts}
     body |= {"return_alignments": True} if options.alignments else {}
     for text, result in zip(texts, answers.ask("/translate", body)["results"], strict=True):
         if options.format == "json":

@@ -137,6 +137,10 @@ def _add_translate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-hypotheses", type=int)
     parser.add_argument("--length-penalty", type=float)
     parser.add_argument("--max-tokens", type=int)
+    parser.add_argument("--pattern", help="regular expression for every translation")
+    parser.add_argument(
+        "--must-contain", action="append", help="a word of every translation; may be given again"
+    )
     parser.add_argument("--alignments", action="store_true", help="with json")
 
 

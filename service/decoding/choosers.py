@@ -12,7 +12,7 @@ import numpy as np
 from service.bundle.arrays import BoolArray, Float64Array, Int64Array
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from service.decoding.rows import TokenDetails
-from service.decoding.sampling import NOISE_BLOCK, Sampler, noise_block
+from service.decoding.sampling import NOISE_BLOCK, Mask, Sampler, noise_block
 from service.decoding.search import Hypothesis, Search
 from service.decoding.search_rows import Move, SearchRows
 
@@ -80,6 +80,7 @@ class Samples:
         self._places = np.array(places)
         self._index = _index(rows, places)
         self._listened = _listened(rows, places)
+        self._constrained = rows.constrained(places)
         params = [rows.searches[place].params for place in places for _ in range(rows.width)]
         self._sampler = Sampler([x for x in params if x is not None], vocab_size)
 
@@ -93,6 +94,7 @@ class Samples:
             logprobs.reshape(count * width, vocab_size),
             np.concatenate(noise),
             np.empty((0, vocab_size), np.int64),
+            self._masks() if self._constrained else (),
         )
         tokens = drawn.reshape(count, width)
         move.tokens[index] = tokens
@@ -114,6 +116,16 @@ class Samples:
         has_ended = (rows.sums[self._index] == -np.inf).all(axis=1)
         return list(map(int, self._places[has_ended]))
 
+    def _masks(self) -> list[Mask]:
+        """The tokens that constrained rows may have."""
+        width = self._rows.width
+        masks = []
+        for constraint, index in self._constrained:
+            allowed = self._rows.allowed(constraint, self._places[index])  # [N', K, V]
+            rows = index[:, None] * width + np.arange(width)
+            masks.append((rows.ravel(), allowed.reshape(rows.size, -1)))
+        return masks
+
     def _noise(self, search: Search) -> Float64Array:
         """One uniform number for each of its rows, [K]: by seed, choice and position alone."""
         block, inside = divmod(search.position, NOISE_BLOCK)
@@ -131,14 +143,10 @@ class Beams:
         self._places = np.array(places)
         self._index = _index(rows, places)
         self._listened = _listened(rows, places)
+        self._constrained = rows.constrained(places)
         searches = [rows.searches[place] for place in places]
         # Searches that must not write the unknown token.
         self._plain = [j for j, search in enumerate(searches) if not search.writes_unknown]
-        self._bound = [
-            (j, search, search.constraint)
-            for j, search in enumerate(searches)
-            if search.constraint is not None
-        ]
 
     def choose(self, move: Move) -> None:
         """Of the 2 K likeliest extensions, the K likeliest that do not end continue.
@@ -163,9 +171,6 @@ class Beams:
         move.tokens[self._index] = token[each, front]
         rows.sums[self._index] = np.where(goes_on[each, front], totals[each, front], -np.inf)
         self._note_endings(np.where(ends[:, :width], totals[:, :width], -np.inf))
-        for j, search, constraint in self._bound:
-            before = _constraint_states(search)[from_row[j, front[j]]]
-            search.constraint_states = constraint.after(before, token[j, front[j]])
         ended, rank = np.nonzero(ends[:, :width])
         self._end(move, self._places[ended], from_row[ended, rank], totals[ended, rank])
 
@@ -206,10 +211,9 @@ class Beams:
         scores = move.logprobs[self._index].astype(np.float64)  # [N', K, V]
         scores[..., _NEVER] = -np.inf
         scores[self._plain, :, UNK_ID] = -np.inf
-        for j, search, constraint in self._bound:
-            # What is left for a match, without eos.
-            left = np.full(self._rows.width, search.max_tokens - search.position - 1)
-            scores[j][~constraint.allowed(_constraint_states(search), left)] = -np.inf
+        for constraint, index in self._constrained:
+            allowed = self._rows.allowed(constraint, self._places[index])
+            scores[index] = np.where(allowed, scores[index], -np.inf)
         scores += self._rows.sums[self._index][..., None]
         return scores.reshape(len(scores), -1)
 
@@ -273,13 +277,6 @@ class Beams:
 def _index(rows: SearchRows, places: Sequence[int]) -> slice | Int64Array:
     """The places as an index: all of them as a slice, which is a view and usual."""
     return slice(None) if len(places) == len(rows.searches) else np.array(places)
-
-
-def _constraint_states(search: Search) -> Int64Array:
-    """Where each row is in the constraint, [K]: at first in state 0."""
-    if search.constraint_states is None:
-        return np.zeros(search.width, np.int64)
-    return search.constraint_states
 
 
 def _listened(rows: SearchRows, places: Sequence[int]) -> list[int]:

@@ -1,14 +1,13 @@
-"""Constraints on a generated text: a pattern, a list of choices, or allowed characters.
+"""Constraints on a generated text: a pattern, choices, allowed characters, words that must occur.
 
-S states, C classes of characters, V vocabulary, B rows. A constraint masks tokens: the sampler sees
+S states, C classes of tokens, V vocabulary, B rows. A constraint masks tokens: the sampler sees
 only those after which the text can still become a match within its maximum length. It does not
 condition the model: the log-probabilities stay as they are.
 """
 
 import asyncio
 import unicodedata
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -16,18 +15,18 @@ from typing import TypeAlias
 import numpy as np
 
 from service.bundle.arrays import BoolArray, Int32Array, Int64Array
-from service.bundle.marks import MAX_MARKS
-from service.bundle.text import EOS_ID, UNK_ID, Normalization
+from service.bundle.text import EOS_ID, Normalization
 from service.decoding.cache_budget import Cache, CacheBudget
 from service.decoding.normal_form import normal_form
-from service.decoding.patterns import Automaton, Budget, PatternError, compile_pattern
+from service.decoding.patterns import Budget, PatternError, compile_pattern
+from service.decoding.spelling import Writing
+from service.decoding.token_automata import FAR, TokenAutomaton, TooLargeError
+from service.decoding.unit_automata import containing, only, trie
 from service.errors import InvalidRequest, QueueFull
 from service.settings import Settings
 
 # Requests that may wait for their constraints while another one is compiled.
 MAX_WAITING = 64
-_FIRST_CHARACTER_ID = UNK_ID + 1
-_FAR = np.iinfo(np.int32).max
 _ENTRY_OVERHEAD_BYTES = 1024
 
 
@@ -47,12 +46,38 @@ class Choices:
 
 @dataclass(frozen=True, slots=True)
 class AllowedChars:
-    """The text has only these characters."""
+    """The text has only these characters, or symbols where symbols are written."""
 
     characters: str | tuple[str, ...]  # some of them together, or each alone
 
 
-Rule: TypeAlias = Pattern | Choices | AllowedChars
+@dataclass(frozen=True, slots=True)
+class MustContain:
+    """Each of these words occurs somewhere in the text, in any order.
+
+    A word may stand within a longer word, and words may overlap. Where symbols are written, it is
+    symbols, whole and in a row.
+    """
+
+    words: tuple[str, ...]
+
+
+OneRule: TypeAlias = Pattern | Choices | AllowedChars | MustContain
+
+
+@dataclass(frozen=True, slots=True)
+class AllOf:
+    """The text obeys each of these rules: two or more."""
+
+    rules: tuple[OneRule, ...]
+
+
+Rule: TypeAlias = OneRule | AllOf
+
+
+def all_of(rules: Sequence[OneRule]) -> Rule | None:
+    """One rule for all of these; None where there is none."""
+    return AllOf(tuple(rules)) if len(rules) > 1 else next(iter(rules), None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,12 +119,19 @@ class Constraint:
         return allowed
 
     def after(self, states: Int64Array, tokens: Int64Array) -> Int64Array:
-        """The states [B] after a token each, [B]."""
+        """The states after a token each; both have one shape."""
         return self.following[states, self.class_of[tokens]].astype(np.int64)
 
     def after_one(self, state: int, token: int) -> int:
         """The state after a token."""
         return int(self.following[state, self.class_of[token]])
+
+    def shortest_after(self, tokens: Sequence[int]) -> int | None:
+        """Fewest further tokens of a match that begins with these; None: no match does."""
+        state = 0
+        for token in tokens:
+            state = self.after_one(state, token)
+        return None if self.distance[state] == FAR else int(self.distance[state])
 
     def accepts(self, state: int) -> bool:
         """Whether a text that led to this state matches."""
@@ -107,68 +139,36 @@ class Constraint:
 
     def matches(self, tokens: Sequence[int]) -> bool:
         """Whether a text of these tokens matches as a whole."""
-        state = 0
-        for token in tokens:
-            state = self.after_one(state, token)
-        return self.accepts(state)
+        return self.shortest_after(tokens) == 0
 
     @classmethod
-    def of(cls, automaton: Automaton, tokens: Sequence[str]) -> "Constraint | None":
-        """The automaton without the states from which no match is reached; None: nothing matches.
-
-        `tokens` is the vocabulary, of which all from id 4 on are characters.
-        """
-        distances = _distances(automaton)
-        if 0 not in distances:
+    def of(cls, automaton: TokenAutomaton) -> "Constraint | None":
+        """The automaton without states from which no match is reached; None: nothing matches."""
+        distances = automaton.distances()
+        kept = np.flatnonzero(distances < FAR)
+        if distances[0] == FAR:
             return None
-        new = {state: i for i, state in enumerate(sorted(distances))}
-        dead, never = len(new), max(automaton.class_of.values(), default=-1) + 1
-        following = np.full((dead + 1, never + 1), dead, np.int32)
-        for state, row in new.items():
-            ways = automaton.transitions[state]
-            for class_, after in ways.items():
-                following[row, class_] = new.get(after, dead)
-        distance = np.array([*(distances[state] for state in new), _FAR], np.int32)
-        class_of = np.full(len(tokens), never, np.int64)
-        for token in range(_FIRST_CHARACTER_ID, len(tokens)):
-            class_of[token] = automaton.class_of.get(tokens[token], never)
+        dead = len(kept)
+        number_of = np.full(len(distances), dead, np.int32)
+        number_of[kept] = np.arange(dead)
+        following = np.full((dead + 1, automaton.following.shape[1]), dead, np.int32)
+        following[:dead] = number_of[automaton.following[kept]]
+        distance = np.append(distances[kept], np.int32(FAR))
         is_closed = (distance == 0) & (following == dead).all(axis=1)
-        return cls(following, class_of, distance, is_closed)
+        return cls(following, automaton.class_of, distance, is_closed)
 
 
-def _distances(automaton: Automaton) -> dict[int, int]:
-    """By state, the fewest characters to an accepting one; states without a way are left out."""
-    before: list[set[int]] = [set() for _ in automaton.transitions]
-    for state, ways in enumerate(automaton.transitions):
-        for after in ways.values():
-            before[after].add(state)
-    distances = {state: 0 for state, accepts in enumerate(automaton.accepting) if accepts}
-    pending = deque(distances)
-    while pending:
-        state = pending.popleft()
-        for earlier in before[state]:
-            if earlier not in distances:
-                distances[earlier] = distances[state] + 1
-                pending.append(earlier)
-    return distances
-
-
-def trie(texts: Sequence[str]) -> Automaton:
-    """The automaton that accepts exactly these texts."""
-    class_of: dict[str, int] = {}
-    transitions: list[dict[int, int]] = [{}]
-    accepting = [False]
-    for text in texts:
-        state = 0
-        for character in text:
-            class_ = class_of.setdefault(character, len(class_of))
-            if class_ not in transitions[state]:
-                transitions[state][class_] = len(transitions)
-                transitions.append({})
-                accepting.append(False)
-            state = transitions[state][class_]
-        accepting[state] = True
-    return Automaton(class_of, transitions, accepting)
+def by_constraint(
+    places: Iterable[tuple[int, Constraint | None]],
+) -> list[tuple[Constraint, Int64Array]]:
+    """Each constraint, and the places that have it."""
+    constraints: dict[int, Constraint] = {}
+    found: dict[int, list[int]] = {}
+    for place, constraint in places:
+        if constraint is not None:
+            constraints[id(constraint)] = constraint
+            found.setdefault(id(constraint), []).append(place)
+    return [(constraints[key], np.array(each)) for key, each in found.items()]
 
 
 def check_size(rule: Rule, settings: Settings) -> None:
@@ -177,58 +177,21 @@ def check_size(rule: Rule, settings: Settings) -> None:
         case Pattern(regex):
             _check_length("pattern", len(regex), settings.max_pattern_chars)
         case Choices(texts):
-            limit = settings.max_choices
-            if len(texts) > limit:
-                detail = f"too many choices; at most {limit} are allowed"
-                raise InvalidRequest.of_option("choices", detail)
-            _check_length("choices", sum(map(len, texts)), settings.max_choices_chars)
+            _check_texts("choices", "choices", texts, settings)
         case AllowedChars(allowed):
             _check_length("allowed_chars", sum(map(len, allowed)), settings.max_choices_chars)
+        case MustContain(words):
+            _check_texts("must_contain", "words", words, settings)
+        case AllOf(rules):
+            for each in rules:
+                check_size(each, settings)
 
 
-def normalized_rule(rule: Rule, rules: Normalization) -> Rule:
-    """A rule about texts as the model writes them. Raises InvalidRequest.
-
-    A pattern is composed and no more: in its syntax case and punctuation have meanings.
-    """
-    match rule:
-        case Pattern(regex):
-            return Pattern(unicodedata.normalize("NFC", regex)) if rules.nfc else rule
-        case Choices(texts):
-            return Choices(tuple(normal_form(text, rules, "choices") for text in texts))
-        case AllowedChars(str(together)):
-            return AllowedChars(normal_form(together, rules, "allowed_chars"))
-        case AllowedChars(alone):
-            for i, each in enumerate(alone):
-                if len(each) > MAX_MARKS or len(unicodedata.normalize("NFC", each)) != 1:
-                    raise InvalidRequest.of_option("allowed_chars", "it must be one character", i)
-            return AllowedChars(tuple(normal_form(each, rules) for each in alone))
-
-
-def compile_rule(rule: Rule, tokens: Sequence[str], settings: Settings) -> Constraint:
-    """The constraint of a rule over a vocabulary. Raises InvalidRequest."""
-    characters = tokens[_FIRST_CHARACTER_ID:]
-    match rule:
-        case Pattern(regex):
-            option, nothing = "pattern", "no text of the model's characters matches it"
-            budget = Budget(settings.max_pattern_states, settings.max_pattern_steps)
-            try:
-                automaton = compile_pattern(regex, characters, budget)
-            except PatternError as error:
-                raise InvalidRequest.of_option(option, str(error)) from error
-        case Choices(texts):
-            option, nothing = "choices", "there is none"
-            _check_characters(texts, characters)
-            automaton = trie(texts)
-        case AllowedChars(allowed):
-            option, nothing = "allowed_chars", "the model writes none of these characters"
-            wanted = set("".join(allowed))
-            class_of = dict.fromkeys((x for x in characters if x in wanted), 0)
-            automaton = Automaton(class_of, [{0: 0} if class_of else {}], [bool(class_of)])
-    constraint = Constraint.of(automaton, tokens)
-    if constraint is None:
-        raise InvalidRequest.of_option(option, nothing)
-    return constraint
+def _check_texts(option: str, name: str, texts: Sequence[str], settings: Settings) -> None:
+    limit = settings.max_choices
+    if len(texts) > limit:
+        raise InvalidRequest.of_option(option, f"too many {name}; at most {limit} are allowed")
+    _check_length(option, sum(map(len, texts)), settings.max_choices_chars)
 
 
 def _check_length(option: str, length: int, limit: int) -> None:
@@ -236,13 +199,109 @@ def _check_length(option: str, length: int, limit: int) -> None:
         raise InvalidRequest.of_option(option, f"too many characters; at most {limit} are allowed")
 
 
-def _check_characters(texts: Sequence[str], characters: Sequence[str]) -> None:
-    known = set(characters)
-    for i, text in enumerate(texts):
-        if not known.issuperset(text):
-            place = next(place for place, x in enumerate(text) if x not in known)
-            detail = f"the model does not write the character at position {place}"
-            raise InvalidRequest.of_option("choices", detail, i)
+def normalized_rule(rule: Rule, rules: Normalization, writing: Writing) -> Rule:
+    """A rule, or several, about texts as the model writes them. Raises InvalidRequest.
+
+    A pattern is composed and no more: in its syntax case and punctuation have meanings.
+    """
+    if isinstance(rule, AllOf):
+        return AllOf(tuple(_normalized(each, rules, writing) for each in rule.rules))
+    return _normalized(rule, rules, writing)
+
+
+def _normalized(rule: OneRule, rules: Normalization, writing: Writing) -> OneRule:
+    # Only a whole text loses the blanks at its ends.
+    inside = rules.model_copy(update={"strip": False})
+    match rule:
+        case Pattern(regex):
+            return Pattern(unicodedata.normalize("NFC", regex)) if rules.nfc else rule
+        case Choices(texts):
+            return Choices(tuple(normal_form(text, rules, "choices") for text in texts))
+        case MustContain(words):
+            return MustContain(tuple(normal_form(word, inside, "must_contain") for word in words))
+        case AllowedChars(str(together)):
+            return AllowedChars(normal_form(together, inside, "allowed_chars"))
+        case AllowedChars(alone):
+            for i, each in enumerate(alone):
+                if not writing.is_unit(each):
+                    detail = f"it must be one {writing.unit}"
+                    raise InvalidRequest.of_option("allowed_chars", detail, i)
+            return AllowedChars(tuple(normal_form(each, inside) for each in alone))
+
+
+def compile_rule(rule: Rule, writing: Writing, settings: Settings) -> Constraint:
+    """The constraint of a rule over a vocabulary. Raises InvalidRequest."""
+    first, *others = rule.rules if isinstance(rule, AllOf) else (rule,)
+    whole, constraint = _joined(None, first, writing, settings)
+    for each in others:
+        whole, constraint = _joined(whole, each, writing, settings)
+    return constraint
+
+
+def _joined(
+    before: TokenAutomaton | None, rule: OneRule, writing: Writing, settings: Settings
+) -> tuple[TokenAutomaton, Constraint]:
+    """The automaton of a rule and of those before it. Raises InvalidRequest."""
+    option, nothing = _option(rule, writing)
+    try:
+        automaton = _token_automaton(rule, writing, settings)
+        if before is not None:
+            automaton = before.and_also(automaton, settings.max_pattern_states)
+            nothing = "no text obeys it together with the other rules"
+    except (PatternError, TooLargeError) as error:
+        raise InvalidRequest.of_option(option, str(error)) from error
+    constraint = Constraint.of(automaton)
+    if constraint is None:
+        raise InvalidRequest.of_option(option, nothing)
+    return automaton, constraint
+
+
+def _option(rule: OneRule, writing: Writing) -> tuple[str, str]:
+    """The option of a rule, and what is wrong where no text obeys it."""
+    match rule:
+        case Pattern():
+            return "pattern", "no text of the model's characters matches it"
+        case Choices():
+            return "choices", "there is none"
+        case AllowedChars():
+            return "allowed_chars", f"the model writes none of these {writing.unit}s"
+        case MustContain():
+            return "must_contain", "no text of the model contains them"
+
+
+def _token_automaton(rule: OneRule, writing: Writing, settings: Settings) -> TokenAutomaton:
+    """The automaton of one rule. Raises InvalidRequest, PatternError and TooLargeError."""
+    budget = Budget(settings.max_pattern_states, settings.max_pattern_steps)
+    spelling = writing.units
+    match rule:
+        case Pattern(regex):
+            spelling = writing.characters
+            automaton = compile_pattern(regex, spelling.alphabet, budget)
+        case Choices(texts):
+            automaton = trie(_known_units("choices", texts, writing))
+        case AllowedChars(allowed):
+            together = (allowed,) if isinstance(allowed, str) else allowed
+            wanted = {unit for text in together for unit in writing.cut(text)}
+            automaton = only(unit for unit in spelling.alphabet if unit in wanted)
+        case MustContain(texts):
+            words = _known_units("must_contain", texts, writing)
+            for i, word in enumerate(words):
+                if not word:
+                    raise InvalidRequest.of_option("must_contain", "a word must not be empty", i)
+            automaton = containing(words, spelling.alphabet, budget)
+    return TokenAutomaton.of(automaton, spelling)
+
+
+def _known_units(option: str, texts: Sequence[str], writing: Writing) -> list[tuple[str, ...]]:
+    """The units of texts. Raises InvalidRequest for one that the model does not write."""
+    known = set(writing.units.alphabet)
+    cut = [writing.cut(text) for text in texts]
+    for i, units in enumerate(cut):
+        if not known.issuperset(units):
+            place = next(place for place, x in enumerate(units) if x not in known)
+            detail = f"the model does not write the {writing.unit} at position {place}"
+            raise InvalidRequest.of_option(option, detail, i)
+    return cut
 
 
 class ConstraintCompiler:
@@ -254,12 +313,12 @@ class ConstraintCompiler:
 
     def __init__(
         self,
-        tokens: Sequence[str],
+        writing: Writing,
         settings: Settings,
         budget: CacheBudget,
         normalization: Normalization = Normalization(),  # noqa: B008 (frozen)
     ) -> None:
-        self._tokens = tokens
+        self._writing = writing
         self._normalization = normalization
         self._settings = settings
         self._compiling = asyncio.Lock()
@@ -269,7 +328,7 @@ class ConstraintCompiler:
     async def compiled(self, rule: Rule) -> Constraint:
         """The constraint of a rule. Raises InvalidRequest and QueueFull."""
         check_size(rule, self._settings)
-        rule = normalized_rule(rule, self._normalization)
+        rule = normalized_rule(rule, self._normalization, self._writing)
         known = self._kept.get(rule)
         if known is not None:
             return known
@@ -284,7 +343,7 @@ class ConstraintCompiler:
                 known = self._kept.get(rule)
                 if known is not None:  # compiled for another request meanwhile
                     return known
-                compiling = partial(compile_rule, rule, self._tokens, self._settings)
+                compiling = partial(compile_rule, rule, self._writing, self._settings)
                 constraint = await asyncio.to_thread(compiling)
                 self._kept.put(rule, constraint, _kept_bytes(rule, constraint))
                 return constraint
@@ -297,11 +356,16 @@ class ConstraintCompiler:
 
 
 def _kept_bytes(rule: Rule, constraint: Constraint) -> int:
+    return 4 * _kept_chars(rule) + constraint.size_bytes + _ENTRY_OVERHEAD_BYTES
+
+
+def _kept_chars(rule: Rule) -> int:
     match rule:
         case Pattern(regex):
-            characters = len(regex)
-        case Choices(texts):
-            characters = sum(map(len, texts)) + 50 * len(texts)
+            return len(regex)
+        case Choices(texts) | MustContain(texts):
+            return sum(map(len, texts)) + 50 * len(texts)
         case AllowedChars(allowed):
-            characters = sum(map(len, allowed))
-    return 4 * characters + constraint.size_bytes + _ENTRY_OVERHEAD_BYTES
+            return sum(map(len, allowed))
+        case AllOf(rules):
+            return sum(map(_kept_chars, rules))

@@ -61,7 +61,8 @@ class Search:
     num_hypotheses: int = 1
     length_penalty: float = 1.0
     writes_unknown: bool = False
-    constraint: Constraint | None = None  # of what beams write, eos not counted
+    constraint: Constraint | None = None  # what a target may be; each then ends as a match
+    held: int = 0  # numbers held beside the tokens, such as those of a constraint
     detail_top: int | None = None  # alternatives a given token; None for no details
     wants_attention: bool = False
     listener: SearchListener | None = None
@@ -71,7 +72,6 @@ class Search:
     position: int = 0  # tokens that every row has
     trace: list[tuple[Int64Array, Float32Array]] = field(default_factory=list)  # origins, attention
     noise: Float64Array | None = None  # [K, NOISE_BLOCK] of the block it is in
-    constraint_states: Int64Array | None = None  # [K] where each row is in the constraint
     reported: int = 0  # tokens of the best target that the listener knows
     began: float | None = None  # time.monotonic() when its source had been read
     # Of beams: nats of the likeliest other candidate, ended or not, in the step after which nothing
@@ -92,7 +92,7 @@ class Search:
     @property
     def queued_tokens(self) -> int:
         """Tokens that it counts towards the queue's limit."""
-        return len(self.source) + self.width * self.max_tokens
+        return len(self.source) + self.width * self.max_tokens + self.held
 
     @property
     def first_token_at(self) -> float | None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from service.bundle.arrays import BoolArray, Float32Array, Ids, Int64Array
 from service.bundle.text import BOS_ID
+from service.decoding.constraints import Constraint, by_constraint
 from service.decoding.search import FinishReason, Hypothesis, Search
 from service.runtime.encoder_decoder import Encoded, Step, Tensors
 
@@ -58,6 +59,7 @@ class SearchRows:
         self.sums = np.empty((0, width))  # [N, K] nats; -inf for a row that is done or unused
         self.written: Ids = np.empty((0, 0), np.uint16)  # [B, T]
         self.picked: Float32Array = np.empty((0, 0), np.float32)  # [B, T] log-probabilities
+        self.matching = np.empty((0, width), np.int64)  # [N, K] state of the constraint, or 0
         # Of each search, [N]:
         self.positions = np.empty(0, np.int64)
         self.limits = np.empty(0, np.int64)  # most tokens
@@ -66,6 +68,8 @@ class SearchRows:
         self.leads = np.empty(0)  # what a beam must score to be the best
         self.endings = np.empty((0, 2))  # [N, 2] nats of the two likeliest that ended
         self.settled = np.empty(0, np.bool_)  # whether its best hypothesis is sure
+        self.is_free = np.empty(0, np.bool_)  # whether it has no constraint
+        self._constrained: list[tuple[Constraint, Int64Array]] = []  # and the places of its sources
 
     @property
     def memory(self) -> Tensors:
@@ -102,7 +106,10 @@ class SearchRows:
         self.leads = _joined(self.leads, np.full(count, -np.inf))
         self.endings = _joined(self.endings, np.full((count, 2), -np.inf))
         self.settled = _joined(self.settled, np.zeros(count, np.bool_))
+        self.matching = _joined(self.matching, np.zeros((count, width), np.int64))
+        self.is_free = _joined(self.is_free, np.array([x.constraint is None for x in searches]))
         self.searches = [*self.searches, *searches]
+        self._constrained = self.constrained(range(len(self.searches)))
 
     def keep(self, places: Sequence[int]) -> Int64Array:
         """Only the sources at these places stay; returns their rows as they were, [B].
@@ -124,7 +131,9 @@ class SearchRows:
         self.reach, self.floors = self.reach[index], self.floors[index]
         self.leads, self.endings = self.leads[index], self.endings[index]
         self.settled = self.settled[index]
+        self.matching, self.is_free = self.matching[index], self.is_free[index]
         self.searches = [self.searches[i] for i in index.tolist()]
+        self._constrained = self.constrained(range(len(self.searches)))
         return rows
 
     def advance(self, move: Move, states: Tensors) -> None:
@@ -144,6 +153,9 @@ class SearchRows:
         self.written[rows, positions] = self.tokens
         self.picked[rows, positions] = picked.ravel()
         self.positions = self.positions + 1
+        for constraint, places in self._constrained:
+            before = self.matching[places[:, None], move.origins[places]]  # [N', K]
+            self.matching[places] = constraint.after(before, move.tokens[places])
         for search, position in zip(self.searches, self.positions.tolist(), strict=True):
             search.position = position
         if move.attention is not None:
@@ -159,6 +171,27 @@ class SearchRows:
     def live(self, place: int) -> Int64Array:
         """The rows of a source that still write, ascending."""
         return np.flatnonzero(self.sums[place] > -np.inf)
+
+    # --- constraints ----------------------------------------------------------------------------
+
+    def constrained(self, places: Sequence[int]) -> list[tuple[Constraint, Int64Array]]:
+        """Each constraint of these sources, and where among them those that have it are."""
+        if self.is_free.all():
+            return []
+        return by_constraint((i, self.searches[place].constraint) for i, place in enumerate(places))
+
+    def allowed(self, constraint: Constraint, places: Int64Array) -> BoolArray:
+        """The tokens that rows of these sources may have next, [N', K, V].
+
+        After each of them the target can still become a match and end within its limit.
+        """
+        left = self.limits[places] - self.positions[places] - 1  # without eos
+        states = self.matching[places]
+        allowed = constraint.allowed(states.ravel(), np.repeat(left, self.width))
+        allowed = allowed.reshape(*states.shape, -1)
+        # Nobody looks at what the rows that are done go on with, but it must be something.
+        allowed[self.sums[places] == -np.inf] = True
+        return allowed
 
     # --- endings --------------------------------------------------------------------------------
 
@@ -193,7 +226,8 @@ class SearchRows:
     def looks(self) -> BoolArray:
         """Which sources to check for rows in a loop, [N]: each every few tokens."""
         due = self.positions % _LOOK_EVERY == 0
-        return np.asarray(due & (self.positions >= CYCLE_TOKENS))
+        # A constraint may ask for a cycle, and ends the others in time.
+        return np.asarray(due & self.is_free & (self.positions >= CYCLE_TOKENS))
 
     def going_round(self, place: int) -> Int64Array:
         """The rows of a source that end in a cycle."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from service.bundle.arrays import Float32Array, Int64Array
 from service.bundle.text import EOS_ID, PAD_ID
-from service.decoding.constraints import Constraint
+from service.decoding.constraints import by_constraint
 from service.decoding.rows import Continuation, ReadRow, TokenDetails, WriteRow
 from service.decoding.sampling import NOISE_BLOCK, Mask, Sampler, noise_block
 from service.errors import ModelFailure
@@ -59,7 +59,7 @@ class WriteBatch:
                 row.began = now
         self._watching = [i for i, row in writing if row.stop]
         self._detailed = [(i, x.detail_top) for i, x in writing if x.detail_top is not None]
-        self._constrained = _by_constraint(writing)
+        self._constrained = by_constraint((i, row.constraint) for i, row in writing)
         self._advance = np.ones(rows, np.int64)
         self._advance[self._feeding] = 0
         adjusted = self._sampler.adjusted
@@ -300,16 +300,3 @@ class WriteBatch:
         self._counts = counts
         for new, old in zip(self._arrays(), before, strict=True):
             new[:rows] = old[:rows]
-
-
-def _by_constraint(
-    rows: Sequence[tuple[int, WriteRow]],
-) -> list[tuple[Constraint, Int64Array]]:
-    """Each constraint, and the places of the rows that have it."""
-    places: dict[int, list[int]] = {}
-    constraints: dict[int, Constraint] = {}
-    for place, row in rows:
-        if row.constraint is not None:
-            constraints[id(row.constraint)] = row.constraint
-            places.setdefault(id(row.constraint), []).append(place)
-    return [(constraints[key], np.array(found)) for key, found in places.items()]

@@ -1,10 +1,19 @@
 """The wire of `/translate`."""
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from service.decoding.constraints import (
+    AllowedChars,
+    Choices,
+    MustContain,
+    OneRule,
+    Pattern,
+    Rule,
+    all_of,
+)
 from service.decoding.sampling import SamplingParams
 from service.http.wire import (
     UNKNOWN,
@@ -15,6 +24,7 @@ from service.http.wire import (
     TextList,
     Texts,
     Usage,
+    listed,
     unknown_fields,
 )
 from service.tasks.engine import Engine
@@ -25,6 +35,9 @@ from service.tasks.translations import (
     TranslateOptions,
     Translation,
 )
+
+# Characters or symbols, each a text of its own.
+Units = Annotated[list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True)]
 
 
 class TranslateRequest(RequestBody):
@@ -79,7 +92,27 @@ class TranslateRequest(RequestBody):
         description="Let the model write the unknown token, and put there what the source has "
         "where the model attends most.",
     )
-
+    pattern: str | None = Field(
+        None,
+        description="Every target, its prefix included, matches this regular expression (Python's "
+        "`re`, without lookarounds, backreferences and boundaries). Masked, not conditioned: a "
+        "search has only tokens after which a target can still match within its most tokens, and "
+        "log-probabilities stay the model's own.",
+    )
+    choices: Annotated[TextList, Field(min_length=1)] | None = Field(
+        None, description="Every target is one of these: masked, as with `pattern`."
+    )
+    allowed_chars: str | Units | None = Field(
+        None,
+        description="Every target has these characters alone, of those that the model knows; of a "
+        "model whose target is symbols between spaces, these symbols: masked, as with `pattern`.",
+    )
+    must_contain: str | Annotated[TextList, Field(min_length=1)] | None = Field(
+        None,
+        description="Words that occur in every target, in any order, perhaps within longer words "
+        "or overlapping; of a model whose target is symbols, symbols in a row: masked, as with "
+        "`pattern`.",
+    )
     stream: bool = Field(
         False,
         description="Answer with server-sent events: `token` as it becomes sure, then `done`, or "
@@ -124,7 +157,22 @@ class TranslateRequest(RequestBody):
             return_alignments=self.return_alignments,
             unknown=self.unknown,
             copy_unknown=self.copy_unknown,
+            rule=self.rule(),
         )
+
+    def rule(self) -> Rule | None:
+        """What every target must obey: all rules that are given."""
+        rules: list[OneRule] = []
+        if self.pattern is not None:
+            rules.append(Pattern(self.pattern))
+        if self.choices is not None:
+            rules.append(Choices(tuple(self.choices)))
+        if self.allowed_chars is not None:
+            allowed = self.allowed_chars
+            rules.append(AllowedChars(allowed if isinstance(allowed, str) else tuple(allowed)))
+        if self.must_contain is not None:
+            rules.append(MustContain(tuple(listed(self.must_contain))))
+        return all_of(rules)
 
 
 class HypothesisToken(Answer):
@@ -163,6 +211,11 @@ class HypothesisOut(Answer):
     finish_reason: Literal["stop", "length", "repetition"] = Field(
         description="`stop`: end of text. `length`: max_tokens. `repetition`: its end went round "
         "in a cycle."
+    )
+    matched: bool | None = Field(
+        description="Whether the text obeys `pattern`, `choices`, `allowed_chars` and "
+        "`must_contain`; false only for the empty target of a blank source. Null where none of "
+        "them was given."
     )
     tokens: list[HypothesisToken] | None = Field(description="Its tokens, where asked for.")
     alignment: list[list[float]] | None = Field(

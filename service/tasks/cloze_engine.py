@@ -6,7 +6,6 @@ from service.bundle.encoder_decoder import EncoderDecoderBundle
 from service.bundle.infill import Infill
 from service.bundle.manifest import Precision
 from service.decoding.cache_budget import CacheBudgets
-from service.decoding.constraints import ConstraintCompiler
 from service.observe.metrics import Metrics
 from service.runtime.encoder_decoder import EncoderDecoderSession
 from service.runtime.threads import off_loop
@@ -35,19 +34,16 @@ class ClozeEngine(EncoderDecoderEngine):
         budgets: CacheBudgets | None = None,
     ) -> None:
         super().__init__(
-            bundle, session, settings, precision=precision, threads=threads, metrics=metrics
+            bundle,
+            session,
+            settings,
+            precision=precision,
+            threads=threads,
+            metrics=metrics,
+            budgets=budgets,
         )
         self._infill = infill
         self.abilities: Abilities = dict((INFILL.given_by(self), PROPOSE.given_by(self)))
-        budgets = budgets or CacheBudgets.of(settings)
-        self._constraints = ConstraintCompiler(
-            bundle.target.tokens, settings, budgets.patterns, bundle.manifest.target.normalization
-        )
-
-    async def stop(self, timeout_s: float | None = None) -> None:
-        """End the workers; other models may use the room of its patterns."""
-        await super().stop(timeout_s)
-        self._constraints.close()
 
     async def infill(
         self,
@@ -80,10 +76,7 @@ class ClozeEngine(EncoderDecoderEngine):
         self.workers.refuse_if_full()
         settings = self._sides.settings
         check_texts(texts, options, settings)
-        rule = None
-        if options.rule is not None:
-            async with self.workers.deadline():
-                rule = await self._constraints.compiled(options.rule)
+        rule = await self._constraint(options.rule)
         blank = open_blank(self._infill, options, settings, rule)
         cloze = Cloze(self._sides, self._infill, texts, options, blank)
         await off_loop(cloze.size, cloze.read)

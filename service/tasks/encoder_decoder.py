@@ -9,7 +9,10 @@ from contextlib import aclosing
 from service.bundle.encoder_decoder import EncoderDecoderBundle, TextSide
 from service.bundle.manifest import Precision
 from service.bundle.tokenization import Tokenizer
+from service.decoding.cache_budget import CacheBudgets
+from service.decoding.constraints import Constraint, ConstraintCompiler, Rule
 from service.decoding.search import Search
+from service.decoding.spelling import Writing
 from service.errors import InvalidRequest
 from service.observe.metrics import Metrics
 from service.observe.request_context import current_request
@@ -49,6 +52,7 @@ class EncoderDecoderEngine:
         precision: Precision,
         threads: int = 1,
         metrics: Metrics | None = None,
+        budgets: CacheBudgets | None = None,
     ) -> None:
         self.holds = 0
         self.manifest = bundle.manifest
@@ -59,6 +63,13 @@ class EncoderDecoderEngine:
         }
         self.abilities: Abilities = dict((TRANSLATE.given_by(self), SCORE.given_by(self)))
         self._sides = Sides.of(bundle, settings)
+        target = bundle.manifest.target
+        self._constraints = ConstraintCompiler(
+            Writing.of(bundle.target, target.tokenization),
+            settings,
+            (budgets or CacheBudgets.of(settings)).patterns,
+            target.normalization,
+        )
         self.workers: Workers[Search] = Workers(
             lambda name: EncoderDecoderRunner(session, name=name),
             bundle.manifest.name,
@@ -85,6 +96,7 @@ class EncoderDecoderEngine:
     async def stop(self, timeout_s: float | None = None) -> None:
         """End the workers; one that hangs in a step is left after so long."""
         await self.workers.stop(timeout_s)
+        self._constraints.close()
 
     # --- translate ------------------------------------------------------------------------------
 
@@ -132,10 +144,18 @@ class EncoderDecoderEngine:
         self, texts: Sequence[str], prefixes: Sequence[str], options: TranslateOptions
     ) -> Searches:
         """The request, read and within its limits."""
-        searches = Searches(self._sides, texts, prefixes, options)
+        constraint = await self._constraint(options.rule)
+        searches = Searches(self._sides, texts, prefixes, options, constraint)
         await off_loop(searches.size, searches.read)
         searches.check_costs()
         return searches
+
+    async def _constraint(self, rule: Rule | None) -> Constraint | None:
+        """A rule's constraint. Raises InvalidRequest, QueueFull and DeadlineExceeded."""
+        if rule is None:
+            return None
+        async with self.workers.deadline():
+            return await self._constraints.compiled(rule)
 
     # --- score ----------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from service.bundle.arrays import Float32Array
 from service.bundle.text import EOS_ID, UNK_ID
+from service.decoding.constraints import Constraint
 from service.decoding.search import Hypothesis, Search
 from service.tasks.sides import Sides, SideText
 from service.tasks.translations import TokenLogprob, Translated, TranslateOptions, Translation
@@ -17,11 +18,18 @@ from service.tasks.translations import TokenLogprob, Translated, TranslateOption
 class HypothesisTexts:
     """Makes the results of one request."""
 
-    def __init__(self, sides: Sides, options: TranslateOptions, seed: int | None) -> None:
+    def __init__(
+        self,
+        sides: Sides,
+        options: TranslateOptions,
+        seed: int | None,
+        constraint: Constraint | None,
+    ) -> None:
         """`seed` is the seed of samples."""
         self._sides = sides
         self._options = options
         self._seed = seed
+        self._constraint = constraint
 
     def of(self, source: SideText, search: Search) -> Translated:
         """The targets of a source whose search has ended."""
@@ -47,6 +55,7 @@ class HypothesisTexts:
             tokens=() if self._options.tokens else None,
             alignment=np.empty((0, 1), np.float32) if aligns else None,
             completion_tokens=0,
+            matched=self._matched(()),
         )
         names = (self._sides.source.tokenizer.tokens[EOS_ID],) if aligns else None
         return Translated((nothing,), source.unknown, names, self._seed, 0)
@@ -84,7 +93,11 @@ class HypothesisTexts:
             tokens=tokens,
             alignment=attention if options.return_alignments else None,
             completion_tokens=len(found.tokens),
+            matched=self._matched(found.tokens[:-1] if ended else found.tokens),
         )
+
+    def _matched(self, tokens: Sequence[int]) -> bool | None:
+        return None if self._constraint is None else self._constraint.matches(tokens)
 
 
 def _copied(

@@ -106,6 +106,7 @@ def _encoder_decoder(bundle: EncoderDecoderBundle, given: Surroundings) -> Engin
         precision=session.precision,
         threads=given.threads,
         metrics=given.metrics,
+        budgets=given.budgets,
     )
 
 

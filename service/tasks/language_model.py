@@ -13,6 +13,7 @@ from service.bundle.manifest import Precision
 from service.bundle.text import Normalization
 from service.decoding.cache_budget import CacheBudgets
 from service.decoding.constraints import Constraint, ConstraintCompiler, Rule
+from service.decoding.spelling import Writing
 from service.errors import InvalidRequest
 from service.observe.metrics import Metrics
 from service.observe.request_context import current_request
@@ -86,7 +87,10 @@ class LanguageModelEngine:
         )
         self._model = TextModel.of(bundle, precision, settings, adapts=self.adapts)
         self._constraints = ConstraintCompiler(
-            bundle.vocab.tokens, settings, budgets.patterns, bundle.manifest.normalization
+            Writing.of_characters(bundle.vocab.tokens),
+            settings,
+            budgets.patterns,
+            bundle.manifest.normalization,
         )
         self.workers: Workers[TextWork] = Workers(
             lambda name: LanguageModelRunner(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from service.decoding.constraints import Constraint
 from service.decoding.normal_form import normal_form
 from service.decoding.search import Search
 from service.errors import InvalidRequest
@@ -23,12 +24,14 @@ class Searches:
         sources: Sequence[str],
         prefixes: Sequence[str],
         options: TranslateOptions,
+        constraint: Constraint | None = None,
     ) -> None:
         """`options` must be checked. Raises InvalidRequest for too many or too long texts."""
         self._sides = sides
         self._sources = sources
         self._prefixes = prefixes
         self._options = options
+        self._constraint = constraint
         self._seed = None if options.sampling is None else drawn_seed(options.seed)
         self._read: list[SideText] = []
         self._planned: list[Search | None] = []  # None for a blank source
@@ -49,6 +52,10 @@ class Searches:
             None if source.is_blank else self._search(source, forced[prefix])
             for source, prefix in zip(self._read, self._prefixes, strict=True)
         ]
+        if self._constraint is not None:
+            # All sources share one table of the constraint.
+            for _, search in self.running[:1]:
+                search.held = self._constraint.cells
 
     def check_costs(self) -> None:
         """Raise InvalidRequest or QueueFull if the searches together exceed a limit."""
@@ -67,7 +74,7 @@ class Searches:
 
     def results(self) -> list[Translated]:
         """The targets of each source."""
-        texts = HypothesisTexts(self._sides, self._options, self._seed)
+        texts = HypothesisTexts(self._sides, self._options, self._seed, self._constraint)
         pairs = zip(self._read, self._planned, strict=True)
         return [texts.of_blank(x) if y is None else texts.of(x, y) for x, y in pairs]
 
@@ -82,6 +89,8 @@ class Searches:
                 f"the prefix has {len(forced)} tokens; a target of this source has at most "
                 f"{max_tokens}, the end included",
             )
+        if self._constraint is not None:
+            _check_reachable(self._constraint, forced, max_tokens)
         return Search(
             source.ids,
             options.width,
@@ -92,6 +101,7 @@ class Searches:
             num_hypotheses=options.num_hypotheses,
             length_penalty=options.length_penalty,
             writes_unknown=options.copy_unknown,
+            constraint=self._constraint,
             wants_attention=options.attends,
         )
 
@@ -107,3 +117,18 @@ class Searches:
         if unknown.count:
             raise unknown_text("target_prefix", unknown)
         return tuple(ids.tolist())
+
+
+def _check_reachable(constraint: Constraint, forced: Sequence[int], max_tokens: int) -> None:
+    """Raise InvalidRequest if no match begins with the prefix, or none of them is short enough."""
+    shortest = constraint.shortest_after(forced)
+    if shortest is None:
+        raise InvalidRequest.of_option("target_prefix", "no match begins with the prefix")
+    shortest += len(forced) + 1
+    if shortest > max_tokens:
+        raise InvalidRequest.of_option(
+            "max_tokens",
+            f"too few tokens: a target of this source has at most {max_tokens}, and the shortest "
+            f"{'match that begins with the prefix' if forced else 'match'} has {shortest}, the end "
+            "included",
+        )

@@ -26,6 +26,9 @@ def checked_options(sides: Sides, options: TranslateOptions) -> TranslateOptions
     elif options.copy_unknown:
         raise InvalidRequest.of_option("copy_unknown", "needs temperature 0")
     at_most("num_hypotheses", options.num_hypotheses, settings.max_n, "hypotheses")
+    if options.copy_unknown and options.rule is not None:
+        detail = "not together with a rule for the targets: an unknown token obeys none"
+        raise InvalidRequest.of_option("copy_unknown", detail)
     if not sides.manifest.memory and options.attends:
         option = "return_alignments" if options.return_alignments else "copy_unknown"
         raise InvalidRequest.of_option(option, "this model has no attention, so no alignment")

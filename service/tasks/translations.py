@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from service.bundle.arrays import Float32Array
+from service.decoding.constraints import Rule
 from service.decoding.sampling import SamplingParams
 from service.decoding.search import FinishReason
 from service.tasks.unknown import Unknown, UnknownPolicy
@@ -31,6 +32,7 @@ class TranslateOptions:
     return_alignments: bool = False
     unknown: UnknownPolicy = "unk"
     copy_unknown: bool = False
+    rule: Rule | None = None  # restricts the targets
 
     @property
     def width(self) -> int:
@@ -64,6 +66,7 @@ class Translation:
     tokens: tuple[TokenLogprob, ...] | None
     alignment: Float32Array | None  # [T, M]
     completion_tokens: int
+    matched: bool | None = None  # whether the text obeys the rule; None where there is none
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """The search for one source's targets from its description: plain Python, one row at a time."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from hypothesis import strategies as st
@@ -90,18 +90,31 @@ def _extended(row: _Row, token: int, step: tuple[Any, Tensors, Any]) -> _Row:
     )
 
 
-def alone(session: EncoderDecoderSession, search: Search) -> list[Found]:
-    """What the search must answer."""
+Wanted: TypeAlias = Collection[tuple[int, ...]] | None  # all targets that match, without eos
+
+
+def alone(session: EncoderDecoderSession, search: Search, wanted: Wanted = None) -> list[Found]:
+    """What the search must answer; with a constraint, its targets are among those wanted."""
     if search.given:
         return [_given(session, search)]
     if search.params is not None:
-        return [_sample(session, search, choice) for choice in range(search.width)]
-    return _beams(session, search)[0]
+        return [_sample(session, search, choice, wanted) for choice in range(search.width)]
+    return _beams(session, search, wanted)[0]
 
 
-def rival_of(session: EncoderDecoderSession, search: Search) -> float | None:
+def rival_of(session: EncoderDecoderSession, search: Search, wanted: Wanted = None) -> float | None:
     """The rival that a beam search must note."""
-    return _beams(session, search)[1]
+    return _beams(session, search, wanted)[1]
+
+
+def _allowed(row: "_Row", token: int, search: Search, wanted: Wanted) -> bool:
+    """Whether a wanted target begins so, short enough that its end still fits."""
+    if wanted is None:
+        return True
+    if token == EOS_ID:
+        return row.tokens in wanted
+    begun = (*row.tokens, token)
+    return any(x[: len(begun)] == begun and len(x) < search.max_tokens for x in wanted)
 
 
 def _given(session: EncoderDecoderSession, search: Search) -> Found:
@@ -112,7 +125,7 @@ def _given(session: EncoderDecoderSession, search: Search) -> Found:
     return row.ended("stop", with_attention=search.wants_attention)
 
 
-def _sample(session: EncoderDecoderSession, search: Search, choice: int) -> Found:
+def _sample(session: EncoderDecoderSession, search: Search, choice: int, wanted: Wanted) -> Found:
     assert search.params is not None
     source = _Source(session, search)
     row = source.start()
@@ -127,8 +140,12 @@ def _sample(session: EncoderDecoderSession, search: Search, choice: int) -> Foun
             uniform = noise_block(search.seed, choice, block)[inside : inside + 1]
             sampler = Sampler([search.params], len(step[0]))
             counts = np.empty((0, len(step[0])), np.int64)
-            row = _extended(row, int(sampler.choose(step[0][None], uniform, counts)[0]), step)
-            if _looks(row) and goes_round(row.tokens):
+            logprobs = step[0].copy()
+            for token in range(len(logprobs)):
+                if not _allowed(row, token, search, wanted):
+                    logprobs[token] = -np.inf
+            row = _extended(row, int(sampler.choose(logprobs[None], uniform, counts)[0]), step)
+            if wanted is None and _looks(row) and goes_round(row.tokens):
                 reason = "repetition"
             elif row.tokens[-1] == EOS_ID:
                 reason = "stop"
@@ -137,7 +154,9 @@ def _sample(session: EncoderDecoderSession, search: Search, choice: int) -> Foun
     return row.ended(reason, with_attention=search.wants_attention)
 
 
-def _beams(session: EncoderDecoderSession, search: Search) -> tuple[list[Found], float | None]:
+def _beams(
+    session: EncoderDecoderSession, search: Search, wanted: Wanted
+) -> tuple[list[Found], float | None]:
     """Of the 2 K likeliest those that end, and rank among the first K, end; K others go on.
 
     And the rival of the best: the likeliest other one when nothing could beat it any more.
@@ -156,7 +175,7 @@ def _beams(session: EncoderDecoderSession, search: Search) -> tuple[list[Found],
                 (-(row.logprob + float(x)), place, token)
                 for place, (row, step) in enumerate(zip(live, steps, strict=True))
                 for token, x in enumerate(step[0])
-                if token not in never
+                if token not in never and _allowed(row, token, search, wanted)
             )[: 2 * search.width]
             extended = [_extended(live[place], token, steps[place]) for _, place, token in ranked]
             ended += [
@@ -165,7 +184,7 @@ def _beams(session: EncoderDecoderSession, search: Search) -> tuple[list[Found],
                 if x.tokens[-1] == EOS_ID
             ]
             live = [x for x in extended if x.tokens[-1] != EOS_ID][: search.width]
-            circling = [x for x in live if _looks(x) and goes_round(x.tokens)]
+            circling = [x for x in live if wanted is None and _looks(x) and goes_round(x.tokens)]
             ended += [
                 x.ended("repetition", with_attention=search.wants_attention) for x in circling
             ]

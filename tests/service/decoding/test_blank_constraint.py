@@ -11,10 +11,12 @@ from service.bundle.infill import BLANK, MARKS, infill_of
 from service.bundle.text import EOS_ID, SPECIAL_TOKENS
 from service.decoding.blank_constraint import OpenBlank, blank_constraint
 from service.decoding.constraints import AllowedChars, Constraint, Pattern, Rule, compile_rule
+from service.decoding.spelling import Writing
 from service.settings import Settings
 
 TOKENS = (*SPECIAL_TOKENS, *MARKS, "a", "b")
 INFILL = infill_of(context=8, max_blanks=3, max_chars=4)
+WRITING = Writing.of_characters(TOKENS)
 RULES: dict[str, Rule | None] = {
     "any": None,
     "a's": Pattern("a+"),
@@ -25,7 +27,7 @@ RULES: dict[str, Rule | None] = {
 
 
 def made(count: int, least: int, most: int, rule: Rule | None) -> Constraint | None:
-    compiled = None if rule is None else compile_rule(rule, TOKENS, Settings())
+    compiled = None if rule is None else compile_rule(rule, WRITING, Settings())
     return blank_constraint(TOKENS, INFILL, count, OpenBlank(least, most, compiled))
 
 
@@ -33,7 +35,7 @@ def wanted(count: int, least: int, most: int, rule: Rule | None) -> set[str]:
     """Every target, from its definition."""
     texts = ("".join(x) for n in range(least, most + 1) for x in product("ab", repeat=n))
     if rule is not None:
-        plain = compile_rule(rule, TOKENS, Settings())
+        plain = compile_rule(rule, WRITING, Settings())
         texts = (x for x in texts if plain.matches([TOKENS.index(char) for char in x]))
     return {BLANK.join(x) for x in product(list(texts), repeat=count)}
 

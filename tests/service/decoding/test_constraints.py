@@ -16,10 +16,12 @@ from service.bundle.text import BOS_ID, EOS_ID, PAD_ID
 from service.decoding.cache_budget import CacheBudget
 from service.decoding.constraints import (
     MAX_WAITING,
+    AllOf,
     AllowedChars,
     Choices,
     Constraint,
     ConstraintCompiler,
+    MustContain,
     Pattern,
     Rule,
     check_size,
@@ -27,6 +29,7 @@ from service.decoding.constraints import (
 )
 from service.decoding.rows import ReadRow, WriteRow
 from service.decoding.sampling import NOISE_BLOCK, SamplingParams, noise_block
+from service.decoding.spelling import Writing
 from service.decoding.write_batch import WriteBatch
 from service.errors import InvalidRequest, QueueFull
 from service.http.option_names import pointer_of
@@ -43,6 +46,7 @@ from tests.service.regexes import all_texts, regexes
 EOS = "\ue002"
 LETTERS = "abcdefgh"  # ids 4 to 11, the whole vocabulary of a FakeSession
 TOKENS = ("\ue000", "\ue001", EOS, "\ue003", *LETTERS)
+WRITING = Writing.of_characters(TOKENS)
 LONGEST = 4
 TEXTS = all_texts(LETTERS, LONGEST)
 
@@ -66,13 +70,17 @@ RULES: list[Rule] = [
     Choices(("abc", "abd", "b", "hhhh", "b")),
     Choices(("", "a")),
     AllowedChars("ach?"),
+    MustContain(("ab", "ba")),
+    MustContain(("aba", "b")),
+    AllOf((Pattern("[a-c]*"), MustContain(("ca", "a")))),
+    AllOf((Choices(("abc", "cab", "b")), AllowedChars("abc"), MustContain(("ab",)))),
 ]
 
 
 def compiled(rule: Rule, **changes: Any) -> Constraint:
     settings = Settings(**changes)
     check_size(rule, settings)
-    return compile_rule(rule, TOKENS, settings)
+    return compile_rule(rule, WRITING, settings)
 
 
 def matching(rule: Rule) -> set[str]:
@@ -84,6 +92,10 @@ def matching(rule: Rule) -> set[str]:
             return set(texts)
         case AllowedChars(characters):
             return {text for text in TEXTS if set(text) <= set(characters)}
+        case MustContain(words):
+            return {text for text in TEXTS if all(word in text for word in words)}
+        case AllOf(rules):
+            return set.intersection(*map(matching, rules))
 
 
 def prompt(ids: Sequence[int]) -> ReadRow:
@@ -270,7 +282,7 @@ def test_the_tables_know_what_matches_how_far_it_is_and_what_can_follow(regex: s
     texts = all_texts(letters, 4)
     wanted = {text for text in texts if compiled_regex.fullmatch(text)}
     try:
-        constraint = compile_rule(Pattern(regex), tokens, Settings())
+        constraint = compile_rule(Pattern(regex), Writing.of_characters(tokens), Settings())
     except InvalidRequest:
         assert not wanted
         return
@@ -323,6 +335,25 @@ def test_pad_bos_unk_and_their_printed_forms_are_never_allowed() -> None:
         (AllowedChars("XYZ"), {}, "/allowed_chars", "the model writes none of these"),
         (AllowedChars(""), {}, "/allowed_chars", "the model writes none of these"),
         (AllowedChars("abcd"), {"max_choices_chars": 3}, "/allowed_chars", "at most 3"),
+        (MustContain(("a", "b")), {"max_choices": 1}, "/must_contain", "at most 1"),
+        (MustContain(("aa", "bb")), {"max_choices_chars": 3}, "/must_contain", "at most 3"),
+        (MustContain(("a", "")), {}, "/must_contain/1", "must not be empty"),
+        (MustContain(("a", "abZ")), {}, "/must_contain/1", "the character at position 2"),
+        (MustContain(("abcd",)), {"max_pattern_states": 4}, "/must_contain", "at most 4 states"),
+        (MustContain(("a", "b", "c")), {"max_pattern_states": 7}, "/must_contain", "at most 7"),
+        (MustContain(("ab", "c")), {"max_pattern_steps": 9}, "/must_contain", "too many steps"),
+        (
+            AllOf((Pattern("[a-d]*"), MustContain(("f",)))),
+            {},
+            "/must_contain",
+            "together with the other rules",
+        ),
+        (
+            AllOf((Pattern("(?:.{3})*"), MustContain(("abc",)))),
+            {"max_pattern_states": 8},
+            "/must_contain",
+            "at most 8 states",
+        ),
     ],
 )
 def test_a_rule_that_cannot_be_obeyed_or_is_too_large_is_refused(
@@ -342,7 +373,7 @@ def test_constraints_are_kept_within_their_bytes_the_last_used_longest() -> None
     async def run() -> None:
         one = compiled(Pattern("a{10}"))
         budget = CacheBudget(6000)
-        compiler = ConstraintCompiler(TOKENS, Settings(), budget)
+        compiler = ConstraintCompiler(WRITING, Settings(), budget)
         assert 2 * one.size_bytes < 6000
         first = await compiler.compiled(Pattern("a{10}"))
         assert await compiler.compiled(Pattern("a{10}")) is first
@@ -360,7 +391,7 @@ def test_constraints_are_kept_within_their_bytes_the_last_used_longest() -> None
 def test_without_a_cache_nothing_is_kept() -> None:
     async def run() -> None:
         budget = CacheBudget(0)
-        compiler = ConstraintCompiler(TOKENS, Settings(), budget)
+        compiler = ConstraintCompiler(WRITING, Settings(), budget)
         first = await compiler.compiled(Choices(("a",)))
         assert budget.size_bytes == 0
         assert await compiler.compiled(Choices(("a",))) is not first
@@ -374,15 +405,15 @@ def test_few_compile_at_a_time_few_wait_and_one_pattern_is_compiled_once(
     gate = threading.Event()
     begun: list[Rule] = []
 
-    def slow(rule: Rule, tokens: Sequence[str], settings: Settings) -> Constraint:
+    def slow(rule: Rule, writing: Writing, settings: Settings) -> Constraint:
         begun.append(rule)
         assert gate.wait(20)
-        return compile_rule(rule, tokens, settings)
+        return compile_rule(rule, writing, settings)
 
     monkeypatch.setattr("service.decoding.constraints.compile_rule", slow)
 
     async def run() -> None:
-        compiler = ConstraintCompiler(TOKENS, Settings(), CacheBudget(2**20))
+        compiler = ConstraintCompiler(WRITING, Settings(), CacheBudget(2**20))
         rules = [Pattern("a*"), Pattern("b*")] * (MAX_WAITING // 2)
         waiting = [asyncio.create_task(compiler.compiled(rule)) for rule in rules]
         await asyncio.to_thread(eventually, lambda: bool(begun))
@@ -591,7 +622,9 @@ def test_the_tables_of_waiting_requests_count_in_the_queue() -> None:
     """Else a full queue could hold a table of megabytes in every row; inputs share one."""
     bundle = in_memory(*plain_files("fake", ALPHABET))
     model = TextModel.of(bundle, "fp32", Settings())
-    constraint = compile_rule(Pattern("(?:b[a-z])*"), bundle.vocab.tokens, Settings())
+    constraint = compile_rule(
+        Pattern("(?:b[a-z])*"), Writing.of_characters(bundle.vocab.tokens), Settings()
+    )
     options = GenerateOptions(max_tokens=7, n=2)
     free, held = (Generation(model, ["ab", "abc"], options, x) for x in (None, constraint))
     free.read()

@@ -403,6 +403,7 @@ def test_a_blank_source_has_a_blank_translation_and_no_model_is_run(
                 "finish_reason": "stop",
                 "tokens": [],
                 "alignment": None if model == "plain" else [],
+                "matched": None,
             }
         ],
         "unknown": [],
