@@ -11,6 +11,7 @@ import numpy as np
 
 from service.bundle.arrays import BoolArray, Float64Array, Int64Array
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from service.decoding.banks import shared_out
 from service.decoding.rows import TokenDetails
 from service.decoding.sampling import NOISE_BLOCK, Mask, Sampler, noise_block
 from service.decoding.search import Hypothesis, Search
@@ -160,6 +161,7 @@ class Beams:
         likeliest = _likeliest(scores, min(2 * width, scores.shape[1]))
         order = np.argsort(-scores[each, likeliest], axis=1, kind="stable")
         likeliest = likeliest[each, order]  # [N', 2 K] likeliest first
+        self._share_out(scores, likeliest)
         totals = scores[each, likeliest]
         from_row, token = np.divmod(likeliest, move.logprobs.shape[2])
         goes_on = totals > -np.inf
@@ -216,6 +218,15 @@ class Beams:
             scores[index] = np.where(allowed, scores[index], -np.inf)
         scores += self._rows.sums[self._index][..., None]
         return scores.reshape(len(scores), -1)
+
+    def _share_out(self, scores: Float64Array, likeliest: Int64Array) -> None:
+        """Where words must occur, take the extensions by stages instead."""
+        rows = self._rows
+        for constraint, index in self._constrained:
+            for j in index.tolist() if rows.width > 1 else ():
+                missing = constraint.missing_after(rows.matching[self._places[j]])
+                if missing is not None:
+                    likeliest[j] = shared_out(scores[j].reshape(missing.shape), missing)
 
     def _end(
         self, move: Move, places: Int64Array, from_row: Int64Array, nats: Float64Array

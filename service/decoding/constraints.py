@@ -8,7 +8,7 @@ condition the model: the log-probabilities stay as they are.
 import asyncio
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
@@ -91,6 +91,8 @@ class Constraint:
     class_of: Int64Array  # [V]
     distance: Int32Array  # [S + 1] fewest tokens to a match, without eos
     is_closed: BoolArray  # [S + 1] whether a match ends there that nothing can follow
+    # [S + 1] fewest tokens of words that must still come; None where there are no such words
+    missing: Int32Array | None = None
 
     @property
     def shortest(self) -> int:
@@ -105,8 +107,8 @@ class Constraint:
     @property
     def size_bytes(self) -> int:
         """Memory of its tables."""
-        tables = (self.following, self.class_of, self.distance, self.is_closed)
-        return sum(table.nbytes for table in tables)
+        tables = (self.following, self.class_of, self.distance, self.is_closed, self.missing)
+        return sum(table.nbytes for table in tables if table is not None)
 
     def allowed(self, states: Int64Array, left: Int64Array) -> BoolArray:
         """The tokens [B, V] after which `left` - 1 more [B] are enough for a match.
@@ -121,6 +123,14 @@ class Constraint:
     def after(self, states: Int64Array, tokens: Int64Array) -> Int64Array:
         """The states after a token each; both have one shape."""
         return self.following[states, self.class_of[tokens]].astype(np.int64)
+
+    def missing_after(self, states: Int64Array) -> Int32Array | None:
+        """Fewest tokens of words that are still to come after each token, [B, V]."""
+        if self.missing is None:
+            return None
+        missing: Int32Array = self.missing[self.following[states]][:, self.class_of]
+        missing[:, EOS_ID] = self.missing[states]
+        return missing
 
     def after_one(self, state: int, token: int) -> int:
         """The state after a token."""
@@ -155,7 +165,10 @@ class Constraint:
         following[:dead] = number_of[automaton.following[kept]]
         distance = np.append(distances[kept], np.int32(FAR))
         is_closed = (distance == 0) & (following == dead).all(axis=1)
-        return cls(following, automaton.class_of, distance, is_closed)
+        missing = automaton.missing
+        if missing is not None:
+            missing = np.append(missing[kept], np.int32(FAR))
+        return cls(following, automaton.class_of, distance, is_closed, missing)
 
 
 def by_constraint(
@@ -289,7 +302,8 @@ def _token_automaton(rule: OneRule, writing: Writing, settings: Settings) -> Tok
                 if not word:
                     raise InvalidRequest.of_option("must_contain", "a word must not be empty", i)
             automaton = containing(words, spelling.alphabet, budget)
-    return TokenAutomaton.of(automaton, spelling)
+    found = TokenAutomaton.of(automaton, spelling)
+    return replace(found, missing=found.distances()) if isinstance(rule, MustContain) else found
 
 
 def _known_units(option: str, texts: Sequence[str], writing: Writing) -> list[tuple[str, ...]]:

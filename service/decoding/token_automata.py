@@ -32,6 +32,7 @@ class TokenAutomaton:
     following: Int32Array  # [S + 1, C + 1] state after a class; class C is never allowed
     class_of: Int64Array  # [V]
     accepting: BoolArray  # [S + 1]
+    missing: Int32Array | None = None  # [S + 1] fewest tokens of words that are still to come
 
     @classmethod
     def of(cls, automaton: Automaton, spelling: Spelling) -> "TokenAutomaton":
@@ -104,7 +105,11 @@ class TokenAutomaton:
         places = order[np.searchsorted(codes[order], np.maximum(everything, 0))]
         following = np.where(everything < 0, len(states), places).astype(np.int32)
         accepting = self.accepting[codes // width] & other.accepting[codes % width]
-        return TokenAutomaton(following, class_of.ravel(), np.append(accepting, False))
+        missing = other.missing if self.missing is None else self.missing
+        of_state = codes // width if other.missing is None else codes % width
+        if missing is not None:
+            missing = np.append(missing[of_state], np.int32(FAR))
+        return TokenAutomaton(following, class_of.ravel(), np.append(accepting, False), missing)
 
     def distances(self) -> Int32Array:
         """By state, the fewest tokens to an accepting one, [S + 1]; FAR where there is no way."""

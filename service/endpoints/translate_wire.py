@@ -110,8 +110,8 @@ class TranslateRequest(RequestBody):
     must_contain: str | Annotated[TextList, Field(min_length=1)] | None = Field(
         None,
         description="Words that occur in every target, in any order, perhaps within longer words "
-        "or overlapping; of a model whose target is symbols, symbols in a row: masked, as with "
-        "`pattern`.",
+        "or overlapping; of a model whose target is symbols, symbols in a row. The rows of a beam "
+        "search are shared out by how much of the words is still missing.",
     )
     stream: bool = Field(
         False,
