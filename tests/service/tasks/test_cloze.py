@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from service.bundle.encoder_decoder import EncoderDecoderBundle
 from service.bundle.infill import BLANK
 from service.bundle.text import BOS_ID, EOS_ID
 from service.decoding.constraints import AllowedChars, Pattern
@@ -31,8 +33,13 @@ BUNDLE = encoder_decoder_in_memory(*tiny_cloze_files(characters=CHARACTERS))
 MODEL = tiny_encoder_decoder(len(BUNDLE.source), len(BUNDLE.target), cell="lstm")
 
 
-async def _asked(texts: Sequence[Blanks], options: InfillOptions, settings: Settings) -> Any:
-    engine = open_engine(BUNDLE, Surroundings(settings=settings, threads=1))
+async def _asked(
+    texts: Sequence[Blanks],
+    options: InfillOptions,
+    settings: Settings,
+    bundle: EncoderDecoderBundle = BUNDLE,
+) -> Any:
+    engine = open_engine(bundle, Surroundings(settings=settings, threads=1))
     infills, proposes = INFILL.of(engine), PROPOSE.of(engine)
     assert infills is not None
     assert proposes is not None
@@ -44,13 +51,16 @@ async def _asked(texts: Sequence[Blanks], options: InfillOptions, settings: Sett
 
 
 def ask(
-    *texts: tuple[str, ...], settings: dict[str, Any] | None = None, **options: Any
+    *texts: tuple[str, ...],
+    settings: dict[str, Any] | None = None,
+    bundle: EncoderDecoderBundle = BUNDLE,
+    **options: Any,
 ) -> list[Infilled]:
     """The fills of some texts, in fp32."""
     chosen = Settings(precision="fp32", **(settings or {}))
     blanks = [Blanks(pieces) for pieces in texts]
     found: list[Infilled]
-    found, _ = asyncio.run(_asked(blanks, InfillOptions(**options), chosen))
+    found, _ = asyncio.run(_asked(blanks, InfillOptions(**options), chosen, bundle))
     return found
 
 
@@ -147,6 +157,15 @@ def test_open_blanks_hold_what_was_asked_for(options: dict[str, Any], fits: Any)
         assert found.fills
         assert all(fits(text) for fill in found.fills for text in fill.texts)
         assert len({fill.texts for fill in found.fills}) == len(found.fills)
+
+
+def test_a_blank_may_have_to_repeat_itself() -> None:
+    infill = CLOZE.model_copy(update={"max_chars": 30})
+    manifest = BUNDLE.manifest.model_copy(update={"infill": infill})
+    repeated = replace(BUNDLE, manifest=manifest)
+    (found,) = ask(("b", "b"), rule=Pattern("a*"), length=30, bundle=repeated)
+    assert [x.texts for x in found.fills] == [("a" * 30,)]
+    assert found.fills[0].posterior == pytest.approx(1.0)
 
 
 def test_proposals_are_the_fills_in_the_same_order() -> None:
