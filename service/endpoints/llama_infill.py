@@ -12,11 +12,12 @@ from service.endpoints.llama_infill_wire import (
     LlamaInfillRequest,
     LlamaPiece,
 )
-from service.http.answers import engine_with, json_answer, unless_gone
+from service.endpoints.openai_suffix import filler
+from service.http.answers import json_answer, unless_gone
 from service.http.option_names import named_by
 from service.http.problems import error_event
 from service.http.sse import ServerSentEvent, event_response
-from service.tasks.engine import INFILL, Infills
+from service.tasks.engine import Infills
 from service.tasks.insertions import InsertOptions, inserted
 
 
@@ -25,7 +26,7 @@ async def llama_infill(request: Request, body: LlamaInfillRequest) -> Response:
 
     A fill is known once all have been compared, so a stream has it in one event.
     """
-    engine = engine_with(request, body.model, INFILL, "this model does not fill blanks")
+    engine = filler(request, body.model)
     options = body.options()
     work = partial(_answer, request, engine, body, options)
     with named_by(FIELD_OF_OPTION):

@@ -44,7 +44,8 @@ class LlamaInfillRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
 
     model: str | None = Field(
-        None, description="Name of a served model; may be left out where one can fill blanks."
+        None,
+        description="Name of a served model; may be left out where one language model is served.",
     )
     input_prefix: str = Field("", description="What stands before the blank.")
     input_suffix: str = Field("", description="What stands after it.")

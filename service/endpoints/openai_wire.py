@@ -133,7 +133,9 @@ def _top(token: ScoredToken) -> dict[str, float] | None:
 
 def fingerprint(engine: Engine, *, adapt: bool) -> str:
     """A name for the weights of a model and its arithmetic, and for how it adapts if it does."""
-    used: set[tuple[str, str]] = {(engine.precision, "sequence")}
+    used: set[tuple[str, str]] = {
+        (engine.precision, role) for role in ("sequence", "encoder", "decoder")
+    }
     if adapt:
         used.add(("fp32", "adapt"))  # whatever the precision of the others
     sums = [x.sha256[:12] for x in engine.manifest.graphs if (x.precision, x.role) in used]

@@ -17,8 +17,6 @@ from service.tasks.infill_values import Blanks, Fill, Infilled, InfillOptions
 from service.tasks.limits import at_most, check_stop
 from service.tasks.seed import drawn_seed
 
-# No text has as many fills: a draw is among all that were compared.
-_ALL_FILLS = 2**31
 # Keys of the noise: proposals have the small numbers.
 _FIRST_CHOICE = 2**32
 _FIRST_FILL = UNK_ID + 1  # the sampler's columns of special tokens stay empty
@@ -39,7 +37,7 @@ class InsertOptions:
 class InsertedText:
     """A text for a blank."""
 
-    text: str
+    text: str  # empty where no text was found that fits
     stop: str | None  # where all fills have a stop string: the one that this text was cut at
 
 
@@ -58,12 +56,16 @@ async def inserted(
     at_most("n", options.n, settings.max_n, "choices")
     check_stop(options.stop, settings)
     seed = drawn_seed(options.seed)
-    asked = InfillOptions(max_tokens=options.max_tokens, num_fills=_ALL_FILLS, seed=seed)
+    # A draw is among all that were compared; no engine compares more proposals.
+    most = settings.max_choices
+    asked = InfillOptions(max_tokens=options.max_tokens, num_fills=most, seed=seed)
     found = await engine.infill(texts, asked)
     return [Inserted(_chosen(each.fills, options, seed), each) for each in found]
 
 
 def _chosen(fills: Sequence[Fill], options: InsertOptions, seed: int) -> tuple[InsertedText, ...]:
+    if not fills:
+        return (InsertedText("", None),) * options.n
     free = [fill for fill in fills if not _first_stop(fill.texts[0], options.stop)]
     places = _drawn(free or fills, options, seed)
     return tuple(_cut((free or fills)[i].texts[0], options.stop) for i in places)

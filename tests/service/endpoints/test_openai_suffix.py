@@ -1,11 +1,16 @@
 """`suffix` of /v1/completions. The real package is in tests/clients."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from service.app import create_app
+from service.bundle.store import write_bundle
 from service.bundle.text import BOS_ID, SPECIAL_TOKENS
+from service.settings import Settings
+from tests.bundles import tiny_cloze_files, tiny_files
 from tests.fakes import AppClient
 from tests.service.events import parsed
 
@@ -54,6 +59,21 @@ def test_draws_are_among_what_was_compared_and_a_seed_repeats_them(both_kinds: A
     assert {x["text"] for x in insert(both_kinds, n=16, top_k=1)["choices"]} == {
         fills(both_kinds, "the c")[0]
     }
+
+
+def test_without_a_name_the_only_language_model_answers(tmp_path: Path) -> None:
+    write_bundle(tmp_path, *tiny_files("lstm"))
+    write_bundle(tmp_path, *tiny_cloze_files())
+    body = {"prompt": "ab", "suffix": "c", "seed": 1, "max_tokens": 2, "temperature": 0}
+    llama = {"input_prefix": "ab", "input_suffix": "c", "seed": 1, "n_predict": 2}
+    with AppClient(create_app(Settings(models_dir=tmp_path, engine_threads=1))) as client:
+        unnamed = client.ask("/v1/completions", **body)
+        assert unnamed["model"] == client.ask("/infill", **llama)["model"] == "tiny-lstm"
+        # A model for blanks does so by its name, and its weights have a name as well.
+        named = client.ask("/v1/completions", **body, model="tiny-cloze")
+        found = client.ask("/infill", **llama, model="tiny-cloze")
+        assert (named["model"], named["choices"][0]["text"]) == ("tiny-cloze", found["content"])
+        assert named["system_fingerprint"].count("-") == 2
 
 
 def test_a_stream_has_each_fill_in_one_event(both_kinds: AppClient) -> None:

@@ -90,13 +90,18 @@ def test_where_every_fill_has_one_it_is_cut_at_the_first() -> None:
     assert [(x.text, x.stop) for x in found.choices] == [("a", " "), ("so", "\n")]
 
 
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams()])
+def test_where_nothing_fits_the_text_is_empty(sampling: SamplingParams) -> None:
+    assert texts_of({}, n=2, sampling=sampling, stop=("a",)) == ["", ""]
+
+
 def test_all_that_was_compared_is_asked_for() -> None:
     engine = FakeInfills(SHARES)
     options = InsertOptions(max_tokens=7, seed=5)
     asyncio.run(inserted(cast("Any", engine), [Blanks(("a", "b"))], options, Settings()))
     (asked,) = engine.asked
     assert (asked.max_tokens, asked.seed, asked.eos, asked.candidates) == (7, 5, False, None)
-    assert asked.num_fills >= 2**20
+    assert asked.num_fills == Settings().max_choices
 
 
 @pytest.mark.parametrize(
