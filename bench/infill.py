@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.infill_exact import Automaton
 from bench.infill_figures import Outcomes, difference, figures, outcomes, table
 from bench.infill_gaps import SIZES, HeldOut, Size, held_out
-from bench.infill_rows import Cloze, ExactNGram, Greedy, Infill, Way
+from bench.infill_rows import Cloze, ExactNGram, Greedy, Infill, LeastEdits, Way
 from bench.report import RESULTS, machine, say
 from bench.server import ROOT
 from service.bundle.store import MANIFEST_FILE, read_bundle
@@ -47,14 +47,17 @@ MODELS: Mapping[str, Models] = {
 
 GREEDY, EXACT = "left side alone, greedy", "n-gram, every fill"
 NGRAM, FORWARD = "n-gram, /infill", "language model, /infill"
+EDITS = "the same, least expected edits"
 CLOZE, BOTH = "cloze model, /infill", "cloze model, rescored by the language model"
+# What is compared with what, on the same gaps.
+PAIRS = ((FORWARD, GREEDY), (EDITS, FORWARD), (BOTH, FORWARD), (BOTH, CLOZE), (NGRAM, EXACT))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fill, print the tables and write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--texts", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--gaps", type=int, default=250, help="of each size")
+    parser.add_argument("--gaps", type=int, default=100, help="of each size")
     parser.add_argument("--models", type=Path, action="append", default=[], metavar="FOLDER")
     options = parser.parse_args(arguments)
     folders = [*options.models, *FOLDERS]
@@ -82,7 +85,7 @@ async def _rows(name: str, count: int, folders: Sequence[Path]) -> dict[str, obj
 
 def _compared(size: Size, found: Mapping[str, Outcomes]) -> Iterator[dict[str, object]]:
     """What the benchmark is about: paired differences of error rates."""
-    for mine, other in ((FORWARD, GREEDY), (BOTH, FORWARD), (BOTH, CLOZE), (NGRAM, EXACT)):
+    for mine, other in PAIRS:
         if mine in found and other in found:
             value, error = difference(found[mine], found[other])
             say(f"{mine} - {other}: {100 * value:+.2f} +- {100 * error:.2f} % of characters")
@@ -103,11 +106,13 @@ async def _ways(
         if language_model is None or served is None:
             raise SystemExit(1)
         infills = _able(INFILL, language_model)
+        forward = Infill(infills)
         ways: dict[str, Way] = {
             GREEDY: Greedy(_able(GENERATE, language_model), infills),
             EXACT: ExactNGram(Automaton(counted), text.vocab),
             NGRAM: Infill(_able(INFILL, served)),
-            FORWARD: Infill(infills),
+            FORWARD: forward,
+            EDITS: LeastEdits(forward),
         }
         if cloze is not None:
             ways[CLOZE] = Cloze(_able(INFILL, cloze))

@@ -14,13 +14,13 @@ from bench.server import ROOT
 from service.bundle.text import SPECIAL_TOKENS, UNK_ID, Vocabulary
 from service.decoding.constraints import Pattern
 from service.tasks.infill_values import Blanks, InfillOptions
+from service.tasks.proposing import DEFAULT_NUM_PROPOSALS
 from training.config import NGramLanguageModelConfig, load_config
 from training.data import corpus as corpora
 from training.data.corpus import Split
 
 PREFIX_CHARS, SUFFIX_CHARS = 300, 50
 NUM_FILLS = 20
-NUM_PROPOSALS = 128
 _SEED = 1
 _MAX_WORD = 16
 _WORD = re.compile(f"(?<![a-zA-Z])[a-zA-Z]{{1,{_MAX_WORD}}}(?![a-zA-Z])")
@@ -65,7 +65,7 @@ class Size:
     @property
     def options(self) -> InfillOptions:
         """What `/infill` is asked for."""
-        asked = InfillOptions(num_fills=NUM_FILLS, num_proposals=NUM_PROPOSALS, seed=_SEED)
+        asked = InfillOptions(num_fills=DEFAULT_NUM_PROPOSALS, seed=_SEED)
         if self.length is None:
             return replace(asked, rule=Pattern("[a-zA-Z]+"), max_tokens=self.longest)
         return replace(asked, length=self.length)

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
+
+from rapidfuzz.distance.Levenshtein import distance as edit_distance
 
 from bench.infill_exact import Automaton, Fills
 from bench.infill_gaps import NUM_FILLS, Gap, Size
@@ -95,17 +97,47 @@ class Infill:
 
     infills: FillsBlanks
     proposes: Proposes | None = None
+    _results: dict[tuple[Gap, Size], Infilled] = field(default_factory=dict)
+
+    async def result(self, gap: Gap, size: Size) -> Infilled:
+        """What was compared; it is computed once."""
+        if (gap, size) not in self._results:
+            proposals = None
+            if self.proposes is not None:
+                proposals = await self.proposes.propose([gap.blanks], size.options)
+            (found,) = await self.infills.infill([gap.blanks], size.options, proposals=proposals)
+            self._results[gap, size] = found
+        return self._results[gap, size]
 
     async def fill(self, gap: Gap, size: Size) -> Guess:
-        proposals = None
-        if self.proposes is not None:
-            proposals = await self.proposes.propose([gap.blanks], _own_beam(size))
-        (result,) = await self.infills.infill([gap.blanks], size.options, proposals=proposals)
+        result = await self.result(gap, size)
 
         async def nats() -> float:
             return -_log_posterior(await _scored(self.infills, gap, size), result)
 
         return Guess(_texts(result), nats, result.found_mass)
+
+
+@dataclass(frozen=True, slots=True)
+class LeastEdits:
+    """The fill with the fewest expected edits, instead of the likeliest.
+
+    The choice of minimum Bayes risk (Kumar and Byrne, NAACL 2004) for the error rate that is
+    measured, over what `infill` compared.
+    """
+
+    infill: Infill
+
+    async def fill(self, gap: Gap, size: Size) -> Guess:
+        result = await self.infill.result(gap, size)
+        texts, shares = _texts(result), [fill.posterior for fill in result.fills]
+
+        def risk(text: str) -> float:
+            return sum(p * edit_distance(text, x) for p, x in zip(shares, texts, strict=True))
+
+        best = min(texts[:NUM_FILLS], key=risk)
+        guess = await self.infill.fill(gap, size)
+        return replace(guess, texts=[best, *(text for text in texts if text != best)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +147,12 @@ class Cloze:
     infills: FillsBlanks
 
     async def fill(self, gap: Gap, size: Size) -> Guess:
-        (result,) = await self.infills.infill([gap.blanks], _own_beam(size))
+        (result,) = await self.infills.infill([gap.blanks], size.options)
 
         async def nats() -> float:
             return -(await _scored(self.infills, gap, size)).logprob
 
         return Guess(_texts(result), nats)
-
-
-def _own_beam(size: Size) -> InfillOptions:
-    """A cloze model's beam is as wide as it likes: it is not one of a language model."""
-    return replace(size.options, num_proposals=None)
 
 
 async def _scored(infills: FillsBlanks, gap: Gap, size: Size) -> Fill:
@@ -135,7 +162,6 @@ async def _scored(infills: FillsBlanks, gap: Gap, size: Size) -> Fill:
         candidates=(gap.truth,),
         length=None,
         max_tokens=None,
-        num_proposals=None,
         rule=None,
     )
     (result,) = await infills.infill([gap.blanks], options)

@@ -18,7 +18,7 @@ from service.tasks.branches import Branch, Piece, read_on
 from service.tasks.open_blanks import OpenBlank
 from service.tasks.plans import Plan
 
-DEFAULT_NUM_PROPOSALS = 32
+DEFAULT_NUM_PROPOSALS = 64
 # Characters after the blank that are looked at.
 WINDOW = 8
 # Floats of log-probabilities that a text may hold.
@@ -41,9 +41,9 @@ class Effort:
         most = most_held(vocab_size)
         return cls(
             compared=compared,
-            width=min(2 * compared, 256, most),
-            last_width=min(8 * compared, 1024, most),
-            looked=max(compared, min(16 * compared, 2048, most)),
+            width=min(4 * compared, 256, most),
+            last_width=min(16 * compared, 1024, most),
+            looked=max(compared, min(8 * compared, 2048, most)),
         )
 
     def written(self, longest: int) -> int:

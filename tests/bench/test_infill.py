@@ -10,7 +10,7 @@ import pytest
 
 from bench.infill_figures import difference, figures, outcomes, ratio
 from bench.infill_gaps import PREFIX_CHARS, SIZES, SUFFIX_CHARS, Gap, Size
-from bench.infill_rows import Guess, Infill
+from bench.infill_rows import Guess, Infill, LeastEdits
 from service.bundle.text import SPECIAL_TOKENS, UNK_ID
 from service.tasks.infill_values import Blanks, Fill, Infilled, InfillOptions, Proposal
 from service.tasks.unknown import Unknown
@@ -92,6 +92,7 @@ class TwoFills:
     """A language model that finds `b` (p = 0.3) and `c` (0.1), and knows that `d` has 0.2."""
 
     probs: Mapping[str, float] = MappingProxyType({"b": 0.3, "c": 0.1, "d": 0.2})
+    found: tuple[str, ...] = ("b", "c")
 
     async def infill(
         self,
@@ -101,7 +102,7 @@ class TwoFills:
         proposals: Sequence[Sequence[Proposal]] | None = None,
     ) -> list[Infilled]:
         assert proposals is None
-        names = options.candidates or ("b", "c")
+        names = options.candidates or self.found
         total = sum(self.probs[name] for name in names)
         # Half of the logarithm is the left side's.
         halves = [math.log(self.probs[name]) / 2 for name in names]
@@ -120,3 +121,20 @@ def test_a_truth_that_was_not_found_is_compared_as_well(truth: str, posterior: f
         return await guess.nats()
 
     assert asyncio.run(nats()) == pytest.approx(-math.log(posterior))
+
+
+class ThreeFills(TwoFills):
+    """The likeliest fill resembles no other one."""
+
+    probs: Mapping[str, float] = MappingProxyType({"xyz": 0.4, "abc": 0.3, "abd": 0.3})
+    found = tuple(probs)
+
+
+def test_least_edits_prefers_what_resembles_the_others() -> None:
+    gap, likeliest = Gap("a", "abc", "e"), Infill(ThreeFills())
+
+    likely = asyncio.run(likeliest.fill(gap, SIZES[2]))
+    careful = asyncio.run(LeastEdits(likeliest).fill(gap, SIZES[2]))
+
+    assert list(likely.texts) == ["xyz", "abc", "abd"]
+    assert list(careful.texts) == ["abc", "xyz", "abd"]

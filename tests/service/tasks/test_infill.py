@@ -156,7 +156,7 @@ def test_the_figures_are_those_of_score(options: dict[str, Any]) -> None:
     prefix, suffix = "abcadcb" * 20, "ddabca" * 20
 
     async def work(engine: LanguageModelEngine) -> None:
-        chosen = InfillOptions(seed=1, eos=True, num_fills=50, **options)
+        chosen = InfillOptions(seed=1, eos=True, num_fills=100, **options)
         (result,) = await engine.infill([Blanks((prefix, suffix))], chosen)
         assert len(result.fills) == result.compared
         fills = [fill.texts[0] for fill in result.fills]
@@ -282,7 +282,7 @@ def test_a_seed_that_is_drawn_asks_for_the_same_proposals_again() -> None:
 
 def test_a_long_blank_keeps_to_its_length_and_rule() -> None:
     (result,) = infill([Blanks(("a", "b"))], length=7, rule=Pattern("(ab|c|dd)*"), num_fills=99)
-    assert result.compared == 32
+    assert result.compared == 64
     assert {len(fill.texts[0]) for fill in result.fills} == {7}
     for text in (fill.texts[0] for fill in result.fills):
         assert not text.replace("ab", "").replace("c", "").replace("dd", "")
@@ -414,4 +414,4 @@ def test_the_usage_counts_what_was_read_and_written() -> None:
     assert result.completion_tokens == 0
     (result,) = infill([Blanks(("abca", "bcd"))], max_tokens=2)
     assert result.completion_tokens == 8 + 64
-    assert result.prompt_tokens == 4 + 72 * 3 + 32 * 3  # a look at all 72, and 32 are compared
+    assert result.prompt_tokens == 4 + 72 * 3 + 64 * 3  # a look at all 72, and 64 are compared
