@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import torch
 
+from service.bundle.confidence import Confidence
 from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderManifest, TextSide
 from service.bundle.files import sha256, vocab_bytes
 from service.bundle.infill import MARKS, infill_of
@@ -319,6 +320,29 @@ def tiny_encoder_decoder_files(
     }
     return EncoderDecoderManifest.model_validate(document | dict(changes or {})), files
 
+
+_MAP = {"intercept": 1.0, "odds": 0.5, "margin": 0.2, "score": 1.0, "log_loss": 0.5}
+# The confidence of an encoder-decoder's translations; the best ones have steps.
+CONFIDENCE = Confidence.model_validate(
+    {
+        "precision": "int8",
+        "split": "valid",
+        "sources": 100,
+        "targets": 1.05,
+        "beam_size": 5,
+        "length_penalty": 1.0,
+        "best": {
+            **_MAP,
+            "steps": [
+                {"logistic": 0.2, "confidence": 0.1},
+                {"logistic": 0.6, "confidence": 0.7},
+                {"logistic": 0.9, "confidence": 0.9},
+            ],
+        },
+        "others": {**_MAP, "steps": []},
+        "measured": [],
+    }
+)
 
 CLOZE = infill_of(context=12, max_blanks=2, max_chars=4)
 

@@ -1,4 +1,4 @@
-"""`python -m training`: train, evaluate, sample, translate, infill, export, baselines."""
+"""`python -m training`: train, evaluate, sample, translate, infill, export, confidence."""
 
 import os
 
@@ -22,6 +22,7 @@ from service.bundle.files import BundleError
 from service.bundle.store import read_bundle
 from training.config import NAME_PATTERN, ConfigError, load_config
 from training.errors import ExportError
+from training.experiments.confidence import add_confidence, draw_bundles
 from training.experiments.encoder_decoder import TranslateOptions
 from training.experiments.infill import DEFAULT_BLANK, InfillOptions
 from training.experiments.kinds import experiment_of, trained_experiment_of
@@ -105,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluating.set_defaults(command=_evaluate)
 
     _add_answering(commands)
+    _add_confidence(commands)
 
     exporting = commands.add_parser("export", help="write a run's best weights as a bundle")
     exporting.add_argument("run", type=Path, metavar="RUN")
@@ -149,6 +151,26 @@ def _add_answering(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     filling.add_argument("--blank", default=DEFAULT_BLANK, help="marks a blank (default: ___)")
     filling.add_argument("--beam-size", type=_positive, help="default: the configuration's")
     filling.set_defaults(command=_infill)
+
+
+def _add_confidence(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The commands about how sure translations are."""
+    fitting = commands.add_parser(
+        "confidence", help="fit how sure a bundle's translations are, and write it into the bundle"
+    )
+    fitting.add_argument("bundle", type=Path, metavar="BUNDLE")
+    fitting.add_argument(
+        "config", nargs="?", type=Path, metavar="CONFIG.toml", help="what it was trained with"
+    )
+    fitting.add_argument(
+        "--pairs", nargs="+", type=Path, default=[], metavar="FILE", help="pairs of your own"
+    )
+    fitting.set_defaults(command=_confidence)
+
+    drawing = commands.add_parser("reliability", help="draw how far confidences can be trusted")
+    drawing.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
+    drawing.add_argument("--to", type=Path, default=Path("reliability.png"), metavar="FILE.png")
+    drawing.set_defaults(command=_reliability)
 
 
 def _program() -> str:
@@ -258,6 +280,15 @@ def _export(options: argparse.Namespace) -> None:
     size = sum(file.stat().st_size for file in path.iterdir())
     _say(f"{path}: {size:,} bytes")
     _say(open_run(options.run).table(read_bundle(path).manifest))
+
+
+def _confidence(options: argparse.Namespace) -> None:
+    _say(add_confidence(options.bundle, options.config, options.pairs))
+
+
+def _reliability(options: argparse.Namespace) -> None:
+    draw_bundles(options.bundles, options.to)
+    _say(str(options.to))
 
 
 def _baselines(options: argparse.Namespace) -> None:

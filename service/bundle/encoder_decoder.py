@@ -7,6 +7,7 @@ from typing import Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
+from service.bundle.confidence import Confidence
 from service.bundle.files import (
     MAX_VOCAB_BYTES,
     BundleError,
@@ -205,6 +206,11 @@ class EncoderDecoderManifest(Heading):
         None,
         description="How blanks are read and written, where it was trained to fill them: it "
         "answers /infill and not /translate. Left out: it was not.",
+    )
+    confidence: Confidence | None = Field(
+        None,
+        description="How sure a translation is. Left out: there were too few pairs to fit it on, "
+        "or the bundle was written before.",
     )
     data: EncoderDecoderDataSource = Field(description="What it was trained on.")
     metrics: list[EncoderDecoderMetrics] = Field(min_length=1, description="Its measured quality.")

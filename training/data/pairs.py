@@ -102,6 +102,21 @@ def prepare_pairs(
     )
 
 
+def halved(config: EncoderDecoderDataConfig, files: Sequence[Path]) -> EncoderDecoderDataConfig:
+    """The same rules for other files, whose sources are dealt to `train` and `valid` by halves."""
+    return config.model_copy(
+        update={
+            "files": [str(path.resolve()) for path in files],
+            "train_files": [],
+            "valid_files": [],
+            "test_files": [],
+            "extra_tests": {},
+            "valid_fraction": 0.5,
+            "test_fraction": 0.0,
+        }
+    )
+
+
 def input_digest(config: EncoderDecoderDataConfig, base: Path) -> str:
     """`PairCorpus.sha256` for the files as they are now. Raises ConfigError if there are none."""
     lists = [

@@ -12,9 +12,11 @@ from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderM
 from service.bundle.text import normalize
 from service.bundle.tokenization import Tokenizer
 from training.config import ConfigError, EncoderDecoderConfig
-from training.data.pairs import PairCorpus, input_digest, prepare_pairs
+from training.data.pairs import PairCorpus, PairSplit, halved, input_digest, prepare_pairs
 from training.data.stored_pairs import load_pairs, restored_tokenizer, store_pairs
 from training.errors import ExportError
+from training.evaluation.beam_search import NetworkSteps
+from training.evaluation.confidence import Judge, measured_confidence
 from training.evaluation.encoder_decoder import length_limits, translate_texts
 from training.evaluation.encoder_decoder_report import (
     in_words,
@@ -22,11 +24,14 @@ from training.evaluation.encoder_decoder_report import (
     measure_splits,
     table,
 )
+from training.evaluation.reliability import confidence_lines
 from training.experiments import counts
 from training.experiments.experiment import Measured, Start
 from training.experiments.gradient_descent import GradientDescent, gradient_descent
+from training.export.confidence import write_confidence
 from training.export.encoder_decoder import export
 from training.loop.encoder_decoder import EncoderDecoderTask, load_best
+from training.networks.encoder_decoder import EncoderDecoder
 
 _PAIRS_FILE = "pairs.json"
 _CPU = torch.device("cpu")
@@ -100,7 +105,24 @@ class EncoderDecoderExperiment:
         if split and split not in known:
             raise ConfigError(f"--split: there are {', '.join(known)}")
         splits = [known[split]] if split else corpus.held_out
-        return table(measure_splits(config, model, corpus, splits, _CPU))
+        found = table(measure_splits(config, model, corpus, splits, _CPU))
+        return "\n".join([found, *self._confidence(model, corpus, splits)])
+
+    def _confidence(
+        self, model: EncoderDecoder, corpus: PairCorpus, splits: Sequence[PairSplit]
+    ) -> list[str]:
+        """How far a confidence that is fitted on the validation pairs can be trusted, in lines."""
+        tests = [split for split in splits if split is not corpus.valid]
+        if not tests:
+            return []
+        judge = Judge(
+            steps=NetworkSteps(model.eval(), _CPU),
+            precision="fp32",
+            source=corpus.source,
+            target=corpus.target,
+            limits=length_limits(corpus.train, self.config.data.max_source_tokens),
+        )
+        return confidence_lines(measured_confidence(judge, corpus.valid, tests))
 
     def answer(self, run_dir: Path, options: TranslateOptions) -> Sequence[str]:
         """The best translation of each source."""
@@ -126,9 +148,36 @@ class EncoderDecoderExperiment:
             raise ExportError(f"{others[0]}: encoder-decoders are not mixed; export one run")
         return export(run_dir, data, models_dir, name=name)
 
+    def add_confidence(
+        self,
+        bundle: EncoderDecoderBundle,
+        models_dir: Path,
+        base: Path,
+        pairs: Sequence[Path] = (),
+    ) -> Path:
+        """The same search as the service's, by the bundle's own graphs."""
+        config = self.config.data
+        if pairs:
+            config = halved(config, pairs)
+        elif input_digest(config, base) != bundle.manifest.data.sha256:
+            raise ConfigError(
+                f"{self.config.name}: its files are not those that {bundle.manifest.name} was "
+                "trained on; name pairs that it was not trained on with --pairs"
+            )
+        corpus = prepare_pairs(config, base)
+        # Of a person's own pairs, the halves are the splits.
+        fitted, tests = (corpus.train, [corpus.valid]) if pairs else (corpus.valid, corpus.tests)
+        return write_confidence(models_dir, bundle, fitted, tests)
+
     def table(self, manifest: EncoderDecoderManifest) -> str:
-        """Every held-out set."""
-        return f"served in {manifest.precision}\n{table(manifest.metrics)}"
+        """Every held-out set, and how far the confidence can be trusted."""
+        return "\n".join(
+            [
+                f"served in {manifest.precision}",
+                table(manifest.metrics),
+                *confidence_lines(manifest.confidence),
+            ]
+        )
 
     def figures(self, manifest: EncoderDecoderManifest) -> list[str]:
         """How often it is right, beside the floors."""

@@ -156,3 +156,17 @@ class TrainedExperiment(Experiment[Data], Protocol):
 
     def task(self, data: Data) -> Task[Any]:
         """What the trainer trains. Raises TrainingError."""
+
+
+class TranslatingExperiment(TrainedExperiment[Data], Protocol):
+    """One whose bundles translate, and can say how sure they are of it."""
+
+    def add_confidence(
+        self, bundle: Any, models_dir: Path, base: Path, pairs: Sequence[Path] = ()
+    ) -> Path:
+        """Write a bundle again with the confidence of its translations, and nothing else changed.
+
+        It is fitted on the configuration's validation pairs, whose paths start from `base`, and
+        measured on its tests; or on a half of `pairs`, files of a person's own, and measured on the
+        other. Raises ConfigError, and ExportError where there are too few.
+        """

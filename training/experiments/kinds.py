@@ -26,14 +26,17 @@ from typing import Any
 
 from training.config import AnyConfig, ConfigError
 from training.experiments.encoder_decoder import EncoderDecoderExperiment
-from training.experiments.experiment import Experiment, TrainedExperiment
+from training.experiments.experiment import Experiment, TrainedExperiment, TranslatingExperiment
 from training.experiments.infill import InfillExperiment
 from training.experiments.language_model import LanguageModelExperiment
 from training.experiments.ngram import NGramExperiment
 
-_TRAINED: Mapping[str, Callable[[Any], TrainedExperiment[Any]]] = {
-    "language_model": LanguageModelExperiment,
+_TRANSLATING: Mapping[str, Callable[[Any], TranslatingExperiment[Any]]] = {
     "encoder_decoder": EncoderDecoderExperiment,
+}
+_TRAINED: Mapping[str, Callable[[Any], TrainedExperiment[Any]]] = {
+    **_TRANSLATING,
+    "language_model": LanguageModelExperiment,
     "infill": InfillExperiment,
 }
 _KINDS: Mapping[str, Callable[[Any], Experiment[Any]]] = {**_TRAINED, "ngram": NGramExperiment}
@@ -49,3 +52,10 @@ def trained_experiment_of(config: AnyConfig) -> TrainedExperiment[Any]:
     if config.kind not in _TRAINED:
         raise ConfigError(f"{config.name}: it is counted, not trained: it has no [training]")
     return _TRAINED[config.kind](config)
+
+
+def translating_experiment_of(config: AnyConfig) -> TranslatingExperiment[Any]:
+    """The same, of a kind that translates. Raises ConfigError for another."""
+    if config.kind not in _TRANSLATING:
+        raise ConfigError(f"{config.name}: it does not translate, so there is no confidence")
+    return _TRANSLATING[config.kind](config)

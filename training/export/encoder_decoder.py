@@ -28,7 +28,9 @@ from service.bundle.tokenization import Subwords, Tokenizer
 from training.config import EncoderDecoderConfig, TextSideConfig
 from training.data.pairs import PairCorpus, PairSplit
 from training.errors import ExportError
+from training.evaluation.confidence import Judge, measured_confidence
 from training.evaluation.encoder_decoder import length_limits, translate_texts
+from training.export.confidence import GraphSteps
 from training.export.encoder_decoder_parity import (
     OnnxEncoderDecoder,
     check_golden,
@@ -55,6 +57,7 @@ from training.loop.trainer import parameter_count
 from training.networks.encoder_decoder import EncoderDecoder
 
 EXAMPLES = 10
+_ROLES: tuple[Role, Role] = ("encoder", "decoder")
 
 
 def export(
@@ -85,6 +88,14 @@ def export(
     source_side, source_files = describe_side(labels[0], config.data.source, source)
     target_side, target_files = describe_side(labels[1], config.data.target, target)
     limits = length_limits(corpus.train, config.data.max_source_tokens)
+    served = OnnxEncoderDecoder.load(model, *(graphs[precision, x] for x in _ROLES))
+    judge = Judge(
+        steps=GraphSteps(served),
+        precision=precision,
+        source=source,
+        target=target,
+        limits=limits,
+    )
     manifest = EncoderDecoderManifest(
         **heading(config, name),
         task="encoder_decoder",
@@ -98,6 +109,7 @@ def export(
         model=model_shape(model),
         limits=limits,
         infill=infill,
+        confidence=None if infill else measured_confidence(judge, corpus.valid, corpus.tests),
         data=_data_source(config, corpus),
         metrics=_metrics(run_dir, losses),
         examples=_examples(config, model, corpus, limits, held_out),

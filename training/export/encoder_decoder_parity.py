@@ -14,7 +14,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from service.bundle.encoder_decoder import EncoderDecoderGoldenVector
+from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderGoldenVector
 from service.bundle.manifest import Precision
 from service.bundle.padding import padded_length
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID
@@ -62,6 +62,18 @@ class OnnxEncoderDecoder:
     memory_names: Sequence[str]
 
     @classmethod
+    def of_bundle(cls, bundle: EncoderDecoderBundle) -> "OnnxEncoderDecoder":
+        """The graphs that a bundle serves by default."""
+        manifest = bundle.manifest
+        files = {x.role: x.file for x in manifest.graphs if x.precision == manifest.precision}
+        return cls(
+            open_session(bundle.graphs[files["encoder"]]),
+            open_session(bundle.graphs[files["decoder"]]),
+            [x.name for x in manifest.states],
+            [x.name for x in manifest.memory],
+        )
+
+    @classmethod
     def load(cls, model: EncoderDecoder, encoder: bytes, decoder: bytes) -> "OnnxEncoderDecoder":
         """One thread each, as the service runs them."""
         return cls(
@@ -77,15 +89,22 @@ class OnnxEncoderDecoder:
         """log p [N · rows, T, V] after each of `tokens` [N, T], every source `rows` times."""
         states, memory = self.encode(sources, lengths)
         states = [np.repeat(state, rows, axis=0) for state in states]
-        outputs = ["logprobs", *(f"{name}_out" for name in self.state_names)]
         steps = []
         for t in range(tokens.shape[1]):
-            feeds: dict[str, npt.NDArray[Any]] = {"tokens": np.repeat(tokens[:, t], rows)}
-            feeds |= dict(zip(self.state_names, states, strict=True))
-            feeds |= dict(zip(self.memory_names, memory, strict=True))
-            found, *states = self.decoder.run(outputs, feeds)
+            found, states = self.step(np.repeat(tokens[:, t], rows), states, memory)
             steps.append(found)
         return np.stack(steps, axis=1)
+
+    def step(
+        self, tokens: IdArray, states: Floats, memory: Floats
+    ) -> tuple[npt.NDArray[np.float32], Floats]:
+        """log p [B, V] after `tokens` [B], and the states after; B / N rows for each source."""
+        outputs = ["logprobs", *(f"{name}_out" for name in self.state_names)]
+        feeds: dict[str, npt.NDArray[Any]] = {"tokens": tokens}
+        feeds |= dict(zip(self.state_names, states, strict=True))
+        feeds |= dict(zip(self.memory_names, memory, strict=True))
+        found, *after = self.decoder.run(outputs, feeds)
+        return found, after
 
     def encode(self, sources: IdArray, lengths: IdArray) -> tuple[Floats, Floats]:
         """The decoder's first states and the memory, sources padded as the service pads them."""
