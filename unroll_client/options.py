@@ -85,6 +85,7 @@ class TranslateOptions(TypedDict, total=False):
     choices: list[str]
     allowed_chars: str | list[str]
     must_contain: str | list[str]
+    min_confidence: float
 
 
 class InfillOptions(TypedDict, total=False):

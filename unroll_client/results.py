@@ -188,6 +188,7 @@ class Hypothesis:
     tokens: tuple[HypothesisToken, ...] | None = None
     alignment: tuple[tuple[float, ...], ...] | None = None
     matched: bool | None = None
+    confidence: float | None = None  # P(right); null where there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +200,7 @@ class TranslateResult:
     source_tokens: tuple[str, ...] | None = None
     seed: int | None = None
     unknown_chars: int = 0
+    abstained: bool = False  # whether `min_confidence` left out every hypothesis
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,7 +160,8 @@ def _guesses_in_words(result: Answer) -> str:
 
 def _write_translated(answers: Answers, options: argparse.Namespace, texts: list[str]) -> None:
     fields = ("beam_size", "num_hypotheses", "length_penalty", "max_tokens")
-    body = _given(options, (*fields, "pattern", "must_contain")) | {"source": texts}
+    more = ("pattern", "must_contain", "min_confidence")
+    body = _given(options, (*fields, *more)) | {"source": texts}
     body |= {"return_alignments": True} if options.alignments else {}
     for text, result in zip(texts, answers.ask("/translate", body)["results"], strict=True):
         if options.format == "json":
@@ -168,6 +169,10 @@ def _write_translated(answers: Answers, options: argparse.Namespace, texts: list
             continue
         for rank, hypothesis in enumerate(result["hypotheses"], 1):
             row = {"source": text, "rank": rank, **hypothesis}
+            write_row(options.format, row, "{text}", COLUMNS["translate"])
+        if result["abstained"]:
+            # A source without an answer keeps its place, with an empty line.
+            row = dict.fromkeys(COLUMNS["translate"]) | {"source": text, "text": ""}
             write_row(options.format, row, "{text}", COLUMNS["translate"])
 
 

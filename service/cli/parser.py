@@ -141,6 +141,12 @@ def _add_translate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--must-contain", action="append", help="a word of every translation; may be given again"
     )
+    parser.add_argument(
+        "--min-confidence",
+        type=float,
+        metavar="P",
+        help="leave out translations that are less likely right: an empty line where none is left",
+    )
     parser.add_argument("--alignments", action="store_true", help="with json")
 
 

@@ -9,7 +9,15 @@ from typing import Any
 COLUMNS = {
     "generate": ("prompt", "choice", "finish_reason", "seed", "text"),
     "score": ("bits_per_char", "bits", "logprob", "chars", "text"),
-    "translate": ("source", "rank", "score", "logprob", "finish_reason", "text"),
+    "translate": (
+        "source",
+        "rank",
+        "confidence",
+        "score",
+        "logprob",
+        "finish_reason",
+        "text",
+    ),
     "infill": ("text", "rank", "posterior", "logprob", "suffix_logprob", "fill"),
 }
 

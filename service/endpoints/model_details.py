@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 from pydantic import Field
 
+from service.bundle.confidence import Confidence
 from service.bundle.encoder_decoder import (
     EncoderDecoderDataSource,
     EncoderDecoderLimits,
@@ -120,6 +121,9 @@ class EncoderDecoderDetail(ModelSummary):
     data: EncoderDecoderDataSource = Field(description="What it was trained on.")
     metrics: list[EncoderDecoderMetrics] = Field(
         description="What it is worth, beside the baselines."
+    )
+    confidence: Confidence | None = Field(
+        description="How `confidence` is computed, and how good it is; null if there is none."
     )
     examples: list[Example] = Field(description="Held-out sources, unpicked.")
     training: TrainingRecord = Field(description="How it was trained.")

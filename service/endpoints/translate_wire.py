@@ -113,6 +113,16 @@ class TranslateRequest(RequestBody):
         "or overlapping; of a model whose target is symbols, symbols in a row. The rows of a beam "
         "search are shared out by how much of the words is still missing.",
     )
+
+    min_confidence: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        description="Leave out hypotheses whose `confidence` is less; where none is left, "
+        "`abstained` is true. Only for models that have a confidence, with the options that it was "
+        "fitted with, and not with `stream`.",
+    )
+
     stream: bool = Field(
         False,
         description="Answer with server-sent events: `token` as it becomes sure, then `done`, or "
@@ -158,6 +168,7 @@ class TranslateRequest(RequestBody):
             unknown=self.unknown,
             copy_unknown=self.copy_unknown,
             rule=self.rule(),
+            min_confidence=self.min_confidence,
         )
 
     def rule(self) -> Rule | None:
@@ -208,6 +219,13 @@ class HypothesisOut(Answer):
         "of subwords can write a text in other tokens than those that `/score` reads it in."
     )
     score: float = Field(description="logprob / length ** length_penalty, eos counted.")
+    confidence: float | None = Field(
+        description="P(right), fitted on held-out pairs: that the text is one of the source's "
+        "targets in such data. 0 where it did not end. Null if the model has no confidence, or the "
+        "search is not the one it was fitted on: with `temperature`, `target_prefix`, "
+        "`max_tokens`, `copy_unknown`, `unknown` `skip`, other than 5 beams, a length penalty "
+        "other than 1, or rules for the target."
+    )
     finish_reason: Literal["stop", "length", "repetition"] = Field(
         description="`stop`: end of text. `length`: max_tokens. `repetition`: its end went round "
         "in a cycle."
@@ -239,6 +257,10 @@ class TranslateResult(Answer):
 
     hypotheses: list[HypothesisOut] = Field(
         description="Best score first, those that ended before all others; samples in order."
+    )
+    abstained: bool = Field(
+        description="True where `min_confidence` left out every hypothesis: the model does not "
+        "know."
     )
     unknown: list[int] = Field(description=UNKNOWN)
     unknown_chars: int = Field(description=UNKNOWN_CHARS)

@@ -22,6 +22,7 @@ from service.scheduling.encoder_decoder import EncoderDecoderRunner
 from service.scheduling.feed import Feed
 from service.scheduling.workers import Workers
 from service.settings import Settings
+from service.tasks.confidence import check_confidence
 from service.tasks.engine import SCORE, TRANSLATE, Abilities
 from service.tasks.searches import Searches
 from service.tasks.sides import Sides
@@ -127,6 +128,12 @@ class EncoderDecoderEngine:
         options = checked_options(self._sides, options)
         if options.copy_unknown:
             raise InvalidRequest.of_option("copy_unknown", "not together with stream")
+        if options.min_confidence is not None:
+            raise InvalidRequest.of_option(
+                "min_confidence",
+                "not together with stream, whose tokens are sent before the end; `done` has the "
+                "confidence",
+            )
         searches = await self._planned(texts, prefixes, options)
         feed: Feed[StreamedSearch] = Feed()
         for i, search in searches.running:
@@ -144,6 +151,7 @@ class EncoderDecoderEngine:
         self, texts: Sequence[str], prefixes: Sequence[str], options: TranslateOptions
     ) -> Searches:
         """The request, read and within its limits."""
+        check_confidence(self.manifest.confidence, prefixes, options)
         constraint = await self._constraint(options.rule)
         searches = Searches(self._sides, texts, prefixes, options, constraint)
         await off_loop(searches.size, searches.read)

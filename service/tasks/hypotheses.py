@@ -11,6 +11,7 @@ from service.bundle.arrays import Float32Array
 from service.bundle.text import EOS_ID, UNK_ID
 from service.decoding.constraints import Constraint
 from service.decoding.search import Hypothesis, Search
+from service.tasks.confidence import confidences
 from service.tasks.sides import Sides, SideText
 from service.tasks.translations import TokenLogprob, Translated, TranslateOptions, Translation
 
@@ -36,8 +37,17 @@ class HypothesisTexts:
         places = self._places(source) if search.wants_attention else []
         eos = self._sides.source.tokenizer.tokens[EOS_ID]
         names = [*places[:-1], places[-1] + eos] if places else []
+        confidence = self._sides.manifest.confidence
+        values = confidences(confidence, search, self._options)
+        least = self._options.min_confidence
+        translations = tuple(
+            self._translation(places, found, value)
+            for found, value in zip(search.best(), values, strict=True)
+            if least is None or (value is not None and value >= least)
+        )
         return Translated(
-            tuple(self._translation(places, found) for found in search.best()),
+            translations,
+            least is not None and not translations,
             source.unknown,
             tuple(names) if self._options.return_alignments else None,
             self._seed,
@@ -46,11 +56,13 @@ class HypothesisTexts:
 
     def of_blank(self, source: SideText) -> Translated:
         """An empty target with probability 1: training has no blank sources."""
+        has_map = self._sides.manifest.confidence is not None and self._options.rule is None
         aligns = self._options.return_alignments
         nothing = Translation(
             text="",
             logprob=0.0,
             score=0.0,
+            confidence=1.0 if has_map else None,
             finish_reason="stop",
             tokens=() if self._options.tokens else None,
             alignment=np.empty((0, 1), np.float32) if aligns else None,
@@ -58,7 +70,7 @@ class HypothesisTexts:
             matched=self._matched(()),
         )
         names = (self._sides.source.tokenizer.tokens[EOS_ID],) if aligns else None
-        return Translated((nothing,), source.unknown, names, self._seed, 0)
+        return Translated((nothing,), False, source.unknown, names, self._seed, 0)
 
     def _places(self, source: SideText) -> list[str]:
         """The text that each position of the memory stands for; eos has none."""
@@ -71,7 +83,9 @@ class HypothesisTexts:
         parts = [pieces[i : i + stride] for i in range(0, len(pieces), stride)]
         return [blank.join(x for x in part if x) for part in parts]
 
-    def _translation(self, places: list[str], found: Hypothesis) -> Translation:
+    def _translation(
+        self, places: list[str], found: Hypothesis, confidence: float | None
+    ) -> Translation:
         options, target = self._options, self._sides.target.tokenizer
         attention = None if found.attention is None else found.attention[:, : len(places)]
         pieces = [target.tokens[i] for i in found.tokens]
@@ -89,6 +103,7 @@ class HypothesisTexts:
             text=target.join(text_pieces),
             logprob=found.logprob,
             score=found.score(options.length_penalty),
+            confidence=confidence,
             finish_reason=found.finish_reason,
             tokens=tokens,
             alignment=attention if options.return_alignments else None,

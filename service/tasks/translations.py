@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 from service.bundle.arrays import Float32Array
+from service.bundle.confidence import BEAM_SIZE
 from service.decoding.constraints import Rule
 from service.decoding.sampling import SamplingParams
 from service.decoding.search import FinishReason
 from service.tasks.unknown import Unknown, UnknownPolicy
 
-DEFAULT_BEAM_SIZE = 5
+DEFAULT_BEAM_SIZE = BEAM_SIZE
 # Roughly the weights in one token's row of an alignment: they set the cost of writing the answer.
 ALIGNMENT_SIZE = 64
 
@@ -33,6 +34,7 @@ class TranslateOptions:
     unknown: UnknownPolicy = "unk"
     copy_unknown: bool = False
     rule: Rule | None = None  # restricts the targets
+    min_confidence: float | None = None  # hypotheses below it are left out
 
     @property
     def width(self) -> int:
@@ -62,6 +64,7 @@ class Translation:
     text: str
     logprob: float
     score: float
+    confidence: float | None  # P(right); None where there is no map for it
     finish_reason: FinishReason
     tokens: tuple[TokenLogprob, ...] | None
     alignment: Float32Array | None  # [T, M]
@@ -74,6 +77,7 @@ class Translated:
     """The translations of one source."""
 
     hypotheses: tuple[Translation, ...]
+    abstained: bool  # whether none was sure enough
     unknown: Unknown
     source_tokens: tuple[str, ...] | None  # of each memory position, with alignments
     seed: int | None  # of samples
