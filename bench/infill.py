@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bench.infill_exact import Automaton
@@ -26,6 +26,7 @@ from service.bundle.store import MANIFEST_FILE, read_bundle
 from service.settings import Settings
 from service.tasks.engine import GENERATE, INFILL, PROPOSE, Ability, Able, Engine
 from service.tasks.kinds import Surroundings, open_engine
+from service.tasks.proposing import DEFAULT_NUM_PROPOSALS
 from training.evaluation import ngram
 
 FOLDERS = (ROOT / "models", ROOT / "runs" / "models")
@@ -58,23 +59,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--texts", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--gaps", type=int, default=100, help="of each size")
+    names = [size.name for size in SIZES]
+    parser.add_argument("--sizes", nargs="+", choices=names, default=names)
+    parser.add_argument("--proposals", type=int, default=DEFAULT_NUM_PROPOSALS)
     parser.add_argument("--models", type=Path, action="append", default=[], metavar="FOLDER")
     options = parser.parse_args(arguments)
     folders = [*options.models, *FOLDERS]
-    texts = {name: asyncio.run(_rows(name, options.gaps, folders)) for name in options.texts}
-    if len(texts) == len(MODELS):
+    sizes = [
+        replace(size, num_proposals=options.proposals)
+        for size in SIZES
+        if size.name in options.sizes
+    ]
+    texts = {name: asyncio.run(_rows(name, options.gaps, sizes, folders)) for name in options.texts}
+    if len(texts) == len(MODELS) and len(sizes) == len(SIZES):
         document = {"machine": machine(), "texts": texts}
         (RESULTS / "infill.json").write_text(json.dumps(document, indent=1) + "\n")
     return 0
 
 
-async def _rows(name: str, count: int, folders: Sequence[Path]) -> dict[str, object]:
+async def _rows(
+    name: str, count: int, sizes: Sequence[Size], folders: Sequence[Path]
+) -> dict[str, object]:
     """The figures of one text; prints them as they come."""
     text = held_out(name)
     rows = []
     compared = []
     async with _ways(text, MODELS[name], folders) as ways:
-        for size in SIZES:
+        for size in sizes:
             gaps = size.gaps(text.test, count)
             found = {way: await outcomes(ways[way], gaps, size) for way in ways}
             rows += [figures(way, size, found[way]) for way in ways]

@@ -56,6 +56,7 @@ class Size:
 
     name: str
     length: int | None  # in characters; None: a word
+    num_proposals: int = DEFAULT_NUM_PROPOSALS
 
     @property
     def longest(self) -> int:
@@ -65,7 +66,8 @@ class Size:
     @property
     def options(self) -> InfillOptions:
         """What `/infill` is asked for."""
-        asked = InfillOptions(num_fills=DEFAULT_NUM_PROPOSALS, seed=_SEED)
+        count = self.num_proposals
+        asked = InfillOptions(num_fills=count, num_proposals=count, seed=_SEED)
         if self.length is None:
             return replace(asked, rule=Pattern("[a-zA-Z]+"), max_tokens=self.longest)
         return replace(asked, length=self.length)

@@ -104,7 +104,7 @@ class Infill:
         if (gap, size) not in self._results:
             proposals = None
             if self.proposes is not None:
-                proposals = await self.proposes.propose([gap.blanks], size.options)
+                proposals = await self.proposes.propose([gap.blanks], _own_beam(size))
             (found,) = await self.infills.infill([gap.blanks], size.options, proposals=proposals)
             self._results[gap, size] = found
         return self._results[gap, size]
@@ -147,12 +147,17 @@ class Cloze:
     infills: FillsBlanks
 
     async def fill(self, gap: Gap, size: Size) -> Guess:
-        (result,) = await self.infills.infill([gap.blanks], size.options)
+        (result,) = await self.infills.infill([gap.blanks], _own_beam(size))
 
         async def nats() -> float:
             return -(await _scored(self.infills, gap, size)).logprob
 
         return Guess(_texts(result), nats)
+
+
+def _own_beam(size: Size) -> InfillOptions:
+    """A cloze model's beam has the width that it has by itself."""
+    return replace(size.options, num_proposals=None)
 
 
 async def _scored(infills: FillsBlanks, gap: Gap, size: Size) -> Fill:
@@ -162,6 +167,7 @@ async def _scored(infills: FillsBlanks, gap: Gap, size: Size) -> Fill:
         candidates=(gap.truth,),
         length=None,
         max_tokens=None,
+        num_proposals=None,
         rule=None,
     )
     (result,) = await infills.infill([gap.blanks], options)
