@@ -87,7 +87,8 @@ def test_the_results_page_states_the_figures_of_the_encoder_decoders(name: str) 
     assert isinstance(bundle, EncoderDecoderBundle)
     assert len(bundle.manifest.examples) == 10
     rows = rows_of("docs/results.md", name)
-    assert len(rows) == len(bundle.manifest.metrics)
+    # The rows of the confidence follow.
+    rows = rows[: len(bundle.manifest.metrics)]
     for row, metrics in zip(rows, bundle.manifest.metrics, strict=True):
         values = {x.name: x.values for x in metrics.measurements}
         assert {"greedy", "beam 5", "copy", "nearest source"} <= set(values)
@@ -101,6 +102,24 @@ def test_the_results_page_states_the_figures_of_the_encoder_decoders(name: str) 
             if name == "strings-en-de":
                 assert f"BLEU {found['bleu']:.1f}, chrF {found['chrf']:.1f}, " in row
         assert f"| {size_of(name)} |" in row
+
+
+@pytest.mark.parametrize("name", PAIR_BUNDLES)
+def test_the_results_page_states_how_far_a_confidence_can_be_trusted(name: str) -> None:
+    bundle = read_bundle(ROOT / "models" / name)
+    assert isinstance(bundle, EncoderDecoderBundle)
+    confidence = bundle.manifest.confidence
+    assert confidence is not None
+    rows = rows_of("docs/results.md", name)[len(bundle.manifest.metrics) :]
+    for row, found in zip(rows, confidence.measured, strict=True):
+        assert f"| {found.sources:,} | {100 * found.right:.1f} % |" in row
+        assert f"| {found.ece:.3f} | {found.ece_by_chance:.3f} |" in row
+        for x in found.coverage:
+            if x.threshold is None or x.right is None:
+                assert "| no threshold |" in row
+                continue
+            answered = f"{100 * x.coverage:.1f} %, {100 * x.right:.1f} % right"
+            assert f"| ≥ {x.threshold:.3f}: {answered} |" in row
 
 
 @pytest.mark.parametrize("name", PAIR_BUNDLES)
