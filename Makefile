@@ -96,7 +96,7 @@ bench-translate: $(DEVELOPMENT_ENV)/.done ## Compare /translate with loops in Py
 bench-g2p: $(DEVELOPMENT_ENV)/.done ## Train the languages of SIGMORPHON 2020 and compare with the official baseline.
 	$(BIN)/python -m bench.g2p
 
-bench-guesses: $(DEVELOPMENT_ENV)/.done ## Hold guess numbers to a list of a model's likeliest texts (after make learn FILE=names.txt).
+bench-guesses: $(DEVELOPMENT_ENV)/.done ## Compare guess numbers with a list of a model's likeliest texts (after make learn FILE=names.txt).
 	$(BIN)/python -m bench.guesses models/names runs/names
 
 bench-infill: $(DEVELOPMENT_ENV)/.done ## Fill gaps of held-out text in six ways (needs `make austen`).
@@ -105,7 +105,7 @@ bench-infill: $(DEVELOPMENT_ENV)/.done ## Fill gaps of held-out text in six ways
 bench-overload: $(DEVELOPMENT_ENV)/.done ## Offer ten times the capacity for a minute (h2load: apt-get install nghttp2-client).
 	$(BIN)/python -m bench.overload
 
-bench-anomalies: $(DEVELOPMENT_ENV)/.done ## Score log lines: false alarms promised by a percentile, and seen.
+bench-anomalies: $(DEVELOPMENT_ENV)/.done ## Score log lines and compare the false alarms with the rate that a percentile predicts.
 	$(BIN)/python -m bench.anomalies
 
 soak: $(DEVELOPMENT_ENV)/.done ## Send 40,000 random requests and check that memory, threads and descriptors stay flat.
