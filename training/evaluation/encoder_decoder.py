@@ -76,6 +76,7 @@ def translate_texts(
     *,
     beam_size: int,
     device: torch.device,
+    length_penalty: float = 1.0,
 ) -> list[str]:
     """The best target of each normalized source text."""
     sources = [corpus.source.encode(text) for text in texts]
@@ -83,6 +84,7 @@ def translate_texts(
         model,
         sources,
         beam_size=beam_size,
+        length_penalty=length_penalty,
         max_tokens=[limits.max_tokens(len(source) + 1) for source in sources],
         device=device,
     )

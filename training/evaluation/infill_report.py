@@ -129,7 +129,13 @@ def _models(
     found = []
     for beam_size in dict.fromkeys((1, config.training.beam_size)):
         texts = translate_texts(
-            model, corpus.pairs, sources, limits, beam_size=beam_size, device=device
+            model,
+            corpus.pairs,
+            sources,
+            limits,
+            beam_size=beam_size,
+            device=device,
+            length_penalty=0.0,  # the likeliest text, as the service ranks them
         )
         values = {"loss": loss, **_measured(texts, [target for _, target in split.pairs])}
         name = "greedy" if beam_size == 1 else f"beam {beam_size}"

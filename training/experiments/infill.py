@@ -124,7 +124,9 @@ class InfillExperiment:
         sources = [infill.source(pieces, begins=True, ends=False) for pieces in blanked]
         limits = length_limits(pairs.train, config.data.max_source_tokens)
         beam_size = options.beam_size or config.training.beam_size
-        found = translate_texts(model, pairs, sources, limits, beam_size=beam_size, device=_CPU)
+        found = translate_texts(
+            model, pairs, sources, limits, beam_size=beam_size, device=_CPU, length_penalty=0.0
+        )
         for pieces, target in zip(blanked, found, strict=True):
             fills = [*infill.texts(target), *("" for _ in pieces)]
             yield "".join(x for both in zip(pieces, fills, strict=False) for x in both)
