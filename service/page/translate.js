@@ -59,7 +59,7 @@ function page({ hypotheses, source_tokens: sources }, detail) {
   const shown = el("div", { id: "translate-alignment" });
   const choices = hypotheses.map((hypothesis, i) => {
     const input = el("input", { type: "radio", name: "hypothesis", value: i, onchange: () => showOne(i), checked: i === 0 });
-    const sure = hypothesis.confidence === null ? "" : `right with ${percent(hypothesis.confidence)}, `;
+    const sure = hypothesis.confidence === null ? "" : `${percent(hypothesis.confidence)} likely right, `;
     const facts = `${sure}score ${fixed(hypothesis.score, 3)}, log-probability ${fixed(hypothesis.logprob, 3)} nats, ${percent(Math.exp(hypothesis.logprob))}, ${REASONS[hypothesis.finish_reason]}`;
     return el("label", { class: "hypothesis" }, input, el("span", { class: "said" }, hypothesis.text || "(nothing)"), el("small", {}, facts));
   });

@@ -445,6 +445,7 @@ def test_a_source_is_translated_and_aligned(page: Page, server: Server) -> None:
     shown = page.evaluate("[...document.querySelectorAll('.hypothesis')].map((x) => x.innerText)")
     for line, hypothesis in zip(shown, wanted, strict=True):
         assert hypothesis["text"] in line
+        assert "% likely right, score" in line
         assert f"score {hypothesis['score']:.3f}".replace("-", "\N{MINUS SIGN}") in line
     rows, columns = page.evaluate(
         "[document.querySelectorAll('.matrix tbody tr').length,"
