@@ -113,3 +113,24 @@ def target_of(link: str, document: Path) -> tuple[Path, str]:
     """The file that a link leads to, and the anchor in it."""
     path, _, anchor = link.partition("#")
     return ((document.parent / path).resolve() if path else document, anchor)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A row of a table of requests: `path`, `body`, and members of the answer."""
+
+    path: str
+    body: str
+    members: tuple[tuple[str, str], ...]  # names and values, as JSON
+
+
+_ASKED = re.compile(r"^\|[^|`]*\| `(/\w+)` \| `(\{.*\})` \| `(.*)` \|$", re.MULTILINE)
+_MEMBER = re.compile(r'"(\w+)": ("[^"]*"|[^,]+)')
+
+
+def asked_in(document: str) -> list[Asked]:
+    """The requests of the document's tables."""
+    return [
+        Asked(path, body, tuple(_MEMBER.findall(members)))
+        for path, body, members in _ASKED.findall(document)
+    ]

@@ -21,9 +21,11 @@ from service.settings import Settings
 from tests.end_to_end.documents import (
     DOCUMENTS,
     PAGES,
+    Asked,
     Block,
     Command,
     anchors_of,
+    asked_in,
     blocks_of,
     links_of,
     paragraphs_of,
@@ -111,6 +113,25 @@ def test_a_command_prints_what_stands_beside_it(server: Server, block: Block) ->
     compare(done.stdout, block.answer)
 
 
+@pytest.mark.parametrize("asked", asked_in((ROOT / "README.md").read_text()), ids=str)
+def test_a_task_is_answered_as_its_row_says(server: Server, asked: Asked) -> None:
+    with server.client() as client:
+        answer = client.post(asked.path, json=json.loads(asked.body)).raise_for_status().text
+    assert asked.members
+    for name, value in asked.members:
+        found = re.findall(rf'"{name}":("[^"]*"|[^,}}\]]+)', answer)
+        assert any(shown_as(value, each) for each in found), (name, found)
+
+
+def shown_as(shown: str, value: str) -> bool:
+    """Whether a table may show a value like this: a number may be rounded."""
+    try:
+        digits_shown = len(shown.partition(".")[2])
+        return round(float(value), digits_shown) == float(shown)
+    except ValueError:
+        return shown == value
+
+
 @pytest.mark.parametrize("block", SCRIPTS)
 def test_a_script_prints_what_stands_beside_it(server: Server, block: Block) -> None:
     is_others = "unroll_client" not in block.text
@@ -133,7 +154,8 @@ def test_there_is_an_example_for_every_task() -> None:
         shown = [x.values[0].text for x in RUN if str(x.id).startswith(page)]
         return re.findall(r"http://127\.0\.0\.1:8000(/\w+)", "\n".join(map(str, shown)))
 
-    assert paths("README.md") == ["/generate", "/score", "/translate"]
+    readme = {asked.path for asked in asked_in((ROOT / "README.md").read_text())}
+    assert readme | set(paths("README.md")) == {"/generate", "/score", "/infill", "/translate"}
     tasks = {"/generate", "/score", "/translate", "/infill", "/tokenize"}
     assert tasks <= set(paths("docs/api.md"))
     assert {"/infill", "/v2", "/libretranslate"} <= set(paths("docs/clients.md"))
