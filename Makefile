@@ -18,7 +18,7 @@ LANGUAGE_MODELS := alice-lstm alice-gru alice-rnn alice-ngram
 PAIR_MODELS := dates-en-de dates-iso g2p-en strings-en-de
 
 .PHONY: help learn which-file serve test test-faults lint format bench bench-peers bench-translate bench-g2p \
-	bench-infill bench-overload bench-anomalies bench-guesses soak bundles shakespeare austen \
+	bench-infill bench-overload bench-anomalies bench-guesses soak bundles shakespeare infill-models \
 	screenshots chromium promtool lock sbom audit clean
 
 help: ## Show this list.
@@ -99,7 +99,7 @@ bench-g2p: $(DEVELOPMENT_ENV)/.done ## Train the languages of SIGMORPHON 2020 an
 bench-guesses: $(DEVELOPMENT_ENV)/.done ## Compare guess numbers with a list of a model's likeliest texts (after make learn FILE=names.txt).
 	$(BIN)/python -m bench.guesses models/names runs/names
 
-bench-infill: $(DEVELOPMENT_ENV)/.done ## Fill gaps of held-out text in six ways (needs `make austen`).
+bench-infill: $(DEVELOPMENT_ENV)/.done ## Fill gaps of held-out text in seven ways (after make infill-models).
 	$(BIN)/python -m bench.infill
 
 bench-overload: $(DEVELOPMENT_ENV)/.done ## Offer ten times the capacity for a minute (h2load: apt-get install nghttp2-client).
@@ -126,8 +126,8 @@ shakespeare: data/shakespeare ## Train and export tiny Shakespeare to runs/model
 	$(BIN)/python -m training train training/configs/shakespeare-60min.toml
 	$(BIN)/python -m training export runs/shakespeare-60min runs/shakespeare-10min --models runs/models
 
-austen: data/austen ## Train and export the models of Jane Austen's novels to runs/models (half an hour).
-	for name in austen austen-ngram austen-cloze; do \
+infill-models: data/austen ## Train and export to runs/models what bench-infill needs: three models of Austen, one of Alice.
+	for name in austen austen-ngram austen-cloze alice-cloze; do \
 		$(BIN)/python -m training train training/configs/$$name.toml && \
 		$(BIN)/python -m training export runs/$$name --models runs/models || exit 1; \
 	done
