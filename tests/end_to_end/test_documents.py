@@ -75,7 +75,7 @@ def server() -> Iterator[Server]:
 # --- what is run ----------------------------------------------------------------------------------
 
 # How much was known before depends on what was asked before, and each request has its own id.
-VARYING = {"cached_tokens", "request_id"}
+VARYING = {"cached_tokens", "tokens_cached", "request_id"}
 
 
 def rounded(value: Any) -> Any:
@@ -369,7 +369,10 @@ OPENAPI = json.loads((ROOT / "openapi.json").read_text())
 
 def page_of(path: str) -> str:
     is_foreign = path.startswith(("/v1", "/v2", "/libretranslate"))
-    return (ROOT / "docs" / ("clients.md" if is_foreign else "api.md")).read_text()
+    pages = ["clients.md"] if is_foreign else ["api.md"]
+    if path == "/infill":  # which also speaks llama.cpp's protocol
+        pages.append("clients.md")
+    return "".join((ROOT / "docs" / page).read_text() for page in pages)
 
 
 def field_names(schema: dict[str, Any]) -> set[str]:
