@@ -123,7 +123,7 @@ class ScoredToken:
 
 @dataclass(frozen=True, slots=True)
 class ScoredWord:
-    """A word with the blanks that end it, if `units="word"` was requested."""
+    """A word and the white space after it, if `units="word"` was requested."""
 
     text: str
     start: int
@@ -149,7 +149,7 @@ class ScoreResult:
     state: str | None = None
     unknown_chars: int = 0
     words: tuple[ScoredWord, ...] | None = None
-    percentile: float | None = None  # where it was requested: 0 to 100
+    percentile: float | None = None  # if requested; 0 to 100
     percentile_low: float | None = None
     percentile_high: float | None = None
     percentile_texts: int | None = None
@@ -227,7 +227,7 @@ class TranslatedToken:
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """Texts for the blanks of one text; `text` is that of a single blank."""
+    """Texts for the blanks of one text; `text` is None if there are several blanks."""
 
     text: str | None
     texts: tuple[str, ...]

@@ -204,8 +204,8 @@ class EncoderDecoderManifest(Heading):
     limits: EncoderDecoderLimits = Field(description="What the bundle allows.")
     infill: Infill | None = Field(
         None,
-        description="How blanks are read and written, where it was trained to fill them: it "
-        "answers /infill and not /translate. Left out: it was not.",
+        description="How blanks are read and written, if the model was trained to fill them: it "
+        "then answers /infill and not /translate. Left out otherwise.",
     )
     confidence: Confidence | None = Field(
         None,
@@ -257,7 +257,9 @@ class EncoderDecoderManifest(Heading):
         sides = (self.source, self.target)
         plain = all(x.tokenization == "character" and not x.normalization.strip for x in sides)
         if self.infill is not None and not (plain and self.source.vocab == self.target.vocab):
-            raise ValueError("infill: both sides have the same characters and are not stripped")
+            raise ValueError(
+                "infill: both sides need the same characters, and must not be stripped"
+            )
         return self
 
     @model_validator(mode="after")

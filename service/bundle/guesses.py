@@ -1,4 +1,4 @@
-"""How many guesses a text takes: the curve in a manifest, and what it says of one text.
+"""How many guesses a text takes: the curve in a manifest, and its value for one text.
 
 An attacker who tries texts from the likeliest down reaches the text t after 1 + R(t) guesses, where
 R(t) is the number of texts that are likelier. It is estimated from n samples x_i of the model
@@ -12,7 +12,7 @@ a mean: with Y_i = 1 / q(x_i) where p(x_i) > p(t), else 0, it is s^2 = var(Y) / 
 
 The interval is a score interval (Wilson 1927) for a weighted count, w = 1 / (n p(t)) being the
 largest weight in it: G + z^2 w / 2 +- z sqrt(s^2 + z^2 w^2 / 4), z = 1.96. It is close to
-G +- 1.96 s where many samples are likelier than t, and not empty where none is.
+G +- 1.96 s if many samples are likelier than t, and does not collapse to a point if none is.
 """
 
 import math
@@ -32,7 +32,7 @@ Z = 1.96  # of a 95 % interval
 
 @dataclass(frozen=True, slots=True)
 class Guesses:
-    """How many guesses a text takes, with a 95 % interval. `None`: more than can be said."""
+    """How many guesses a text takes, with a 95 % interval. `None`: beyond the end of the curve."""
 
     guesses: float | None
     low: float | None
@@ -51,13 +51,15 @@ class GuessCurve(Record):
     end.
     """
 
-    samples: int = Field(gt=1, description="Texts that were drawn from the model.")
-    max_chars: int = Field(gt=0, description="Texts of at most so many characters are counted.")
-    cut: int = Field(ge=0, description="Samples that were longer, and count nothing.")
+    samples: int = Field(gt=1, description="Texts drawn from the model.")
+    max_chars: int = Field(
+        gt=0, description="Only texts of at most this many characters are counted."
+    )
+    cut: int = Field(ge=0, description="Samples that were longer and are not counted.")
     logprobs: list[float] = Field(
         min_length=2,
         max_length=MAX_GUESS_POINTS,
-        description="Points: log-probabilities of texts with their end, in nats, falling.",
+        description="The points: log-probabilities of texts and their end, in nats, falling.",
     )
     guesses: list[Annotated[float, Field(ge=0.0)]] = Field(
         description="At each point, the estimated number of likelier texts."
@@ -68,8 +70,8 @@ class GuessCurve(Record):
     typical: float | None = Field(
         None,
         ge=1.0,
-        description="The guesses that the median held-out text takes; null where that is beyond "
-        "the last point.",
+        description="The guesses that the median held-out text takes; null if that is beyond the "
+        "last point.",
     )
 
     @model_validator(mode="after")
@@ -83,10 +85,9 @@ class GuessCurve(Record):
         return self
 
     def of(self, logprob: float, chars: int) -> Guesses:
-        """The guesses for a text of `logprob` (nats, its end counted) with so many characters.
+        """The guesses for a text of `logprob` (nats, its end counted) with that many characters.
 
-        Of a text that is longer than any sample, or less likely than the last point, only that it
-        takes more guesses than that point.
+        For a text longer than `max_chars`, or less likely than the last point, only a lower bound.
         """
         beyond = logprob < self.logprobs[-1]
         place = max(logprob, self.logprobs[-1])

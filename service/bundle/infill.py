@@ -1,9 +1,9 @@
 """How an encoder-decoder reads a text with blanks, and how it writes what belongs there.
 
-A text with n blanks is n + 1 pieces. The source is the text read as a ring that is cut at its first
+A text with n blanks has n + 1 pieces. The source is the text as a ring that is cut at its first
 blank: `blank piece blank piece … seam piece`, with the first piece at the end. So the last state of
-each direction of the encoder lies beside the first blank. The target is the blanks' texts with
-marks between them, as Raffel et al. 2020 (section 3.1.4) write sentinels.
+each direction of the encoder is next to the first blank. The target has the texts of the blanks
+with marks between them, like the sentinels of Raffel et al. 2020 (section 3.1.4).
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ Mark: TypeAlias = Annotated[str, Field(min_length=1, max_length=1)]
 
 
 class Infill(Record):
-    """How texts with blanks become sources, and targets the texts of the blanks."""
+    """How texts with blanks become sources, and how targets hold the texts of the blanks."""
 
     blank: Mark = Field(
         description="Stands for a blank in a source, and between the texts of two blanks in a "
@@ -35,8 +35,8 @@ class Infill(Record):
     edge: Mark = Field(description="Stands where the document begins or ends.")
     context: int = Field(
         ge=1,
-        description="Most characters, with an edge, that are read before the first blank, after "
-        "the last one, and between two.",
+        description="Most characters that are read before the first blank, after the last one, and "
+        "between two; an edge counts as one.",
     )
     max_blanks: int = Field(ge=1, description="Most blanks in a source.")
     max_chars: int = Field(ge=1, description="Longest text of a blank in training.")
@@ -53,11 +53,11 @@ class Infill(Record):
 
     @property
     def marks(self) -> tuple[str, str, str]:
-        """The characters that no text has."""
+        """The characters that no text contains."""
         return self.blank, self.seam, self.edge
 
     def source(self, pieces: Sequence[str], *, begins: bool, ends: bool) -> str:
-        """The source of normalized pieces, cut to the context on both sides.
+        """The source for normalized pieces, cut to the context on both sides.
 
         `begins`, `ends`: whether the first piece begins the document, and the last one ends it.
         The pieces between two blanks must be within the context.
@@ -68,7 +68,7 @@ class Infill(Record):
         return self.blank + self.blank.join(rest) + self.seam + first
 
     def target(self, texts: Sequence[str]) -> str:
-        """The target of the blanks' normalized texts."""
+        """The target for the normalized texts of the blanks."""
         return self.blank.join(map(self.unmarked, texts))
 
     def texts(self, target: str) -> tuple[str, ...]:

@@ -212,13 +212,13 @@ class LanguageModelManifest(Heading):
     metrics: LanguageModelMetrics = Field(description="Its measured quality.")
     percentiles: Percentiles | None = Field(
         None,
-        description="How surprising held-out texts are, by length; null in older bundles, and "
-        "where there are too few.",
+        description="How surprising held-out texts are, by length; null in older bundles, and if "
+        "there are too few.",
     )
     guesses: GuessCurve | None = Field(
         None,
-        description="How many guesses a text takes; null where texts are not lines, where they are "
-        "too varied to say, and in older bundles.",
+        description="The curve of guess numbers; null if texts are not lines or are too varied for "
+        "the samples, and in older bundles.",
     )
     training: TrainingRecord = Field(description="How it was trained.")
     golden: list[LanguageModelGoldenVector] = Field(

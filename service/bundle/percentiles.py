@@ -1,4 +1,4 @@
-"""How surprising held-out texts are: the distribution of their bits a character, by length."""
+"""How surprising held-out texts are: the distribution of their bits per character, by length."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,7 +10,7 @@ from service.bundle.manifest import Record
 
 MAX_RANKS = 256  # texts of one range of lengths that are listed
 MAX_RANGES = 16
-# Decimals of the listed bits a character.
+# Decimals of the listed bits per character.
 DECIMALS = 4
 
 _Bits = Annotated[float, Field(ge=0.0)]
@@ -26,12 +26,12 @@ class LengthRange(Record):
         min_length=1,
         max_length=MAX_RANKS,
         description="The ranks of the listed texts, rising: 1 is the least surprising, `texts` the "
-        "most. Most of them are near the most surprising.",
+        "most. They are densest near the most surprising.",
     )
     bits_per_char: list[_Bits] = Field(
         max_length=MAX_RANKS,
-        description="What the texts of these ranks need, as `/score` counts it: after bos, without "
-        "the end.",
+        description="Of the texts with these ranks, as `/score` counts by default: after bos, "
+        "without the end.",
     )
     bits_per_char_with_eos: list[_Bits] = Field(
         max_length=MAX_RANKS,
@@ -55,18 +55,18 @@ class LengthRange(Record):
 
 
 class Percentiles(Record):
-    """How surprising held-out texts are, in fp32: what the percentile of a text is taken from."""
+    """How surprising held-out texts are, in fp32: the table that percentiles are read from."""
 
     split: Literal["valid", "test"] = Field(
         description="The held-out split, the same as in `metrics`."
     )
     texts: Literal["documents", "stretches"] = Field(
         description="What was scored as a text. `documents`: every document, which is a line. "
-        "`stretches`: pieces of running text that do not overlap, each from the beginning of a "
-        "word to the end of one."
+        "`stretches`: pieces of running text that do not overlap and begin and end with whole "
+        "words."
     )
     lengths: list[LengthRange] = Field(
-        min_length=1, max_length=MAX_RANGES, description="By the length of the texts, rising."
+        min_length=1, max_length=MAX_RANGES, description="The ranges of lengths, shortest first."
     )
 
     @model_validator(mode="after")

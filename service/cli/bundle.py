@@ -30,7 +30,7 @@ _Answering: TypeAlias = Callable[[Engine, str], Coroutine[Any, Any, Answer]]
 
 
 class Bundle:
-    """The engine of a bundle's folder, and the one that decides on its proposals, if named."""
+    """The engine of a bundle's folder, and the one that ranks its proposals, if named."""
 
     def __init__(self, folder: Path, decider: Path | None = None) -> None:
         self._engine = _opened(folder)
@@ -141,7 +141,7 @@ async def _infill(engine: Engine, body: str, decider: Engine | None) -> Answer:
     return _plain(InfillResponse.of(engine, results, decider))
 
 
-_RESCORE = "the model must be one for blanks, and this a language model"
+_RESCORE = "--bundle must be trained to fill blanks, and --rescore a language model"
 _ANSWERS: dict[str, _Answering] = {
     "/generate": _generate,
     "/score": _score,

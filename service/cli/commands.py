@@ -151,7 +151,7 @@ def _write_scored(answers: Answers, options: argparse.Namespace, texts: list[str
 
 
 def _guesses_in_words(result: Answer) -> str:
-    """To three digits; `>` before a lower bound, a dash for a text that is never tried."""
+    """To three digits; `>` before a lower bound, a dash for a text that would never be tried."""
     found, low = result["guesses"], result["guesses_low"]
     if low is None:
         return "-"
@@ -184,7 +184,7 @@ def _write_filled(answers: Answers, options: argparse.Namespace, texts: list[str
             write_row("json", {"text": text, **result}, "")
             continue
         for rank, fill in enumerate(result["fills"], 1):
-            # The text of each blank: several are divided by tabs.
+            # The texts of several blanks are separated by tabs.
             row = {**fill, "text": text, "rank": rank, "fill": "\t".join(fill["texts"])}
             write_row(options.format, row, "{posterior:.4f}\t{fill}", COLUMNS["infill"])
 

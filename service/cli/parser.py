@@ -122,14 +122,16 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--percentile",
         action="store_true",
-        help="first, the percentile among held-out texts of the same length, - if there are none",
+        help="print first the percentile among held-out texts of its length (- if there are none)",
     )
     parser.add_argument(
         "--guesses",
         action="store_true",
-        help="first, how many guesses each text takes, or > and a lower bound; its end counts then",
+        help="print first how many guesses each text takes (> marks a lower bound); counts its end",
     )
-    parser.add_argument("--words", action="store_true", help="with json: figures for every word")
+    parser.add_argument(
+        "--words", action="store_true", help="with --format json: figures for every word"
+    )
 
 
 def _add_translate_options(parser: argparse.ArgumentParser) -> None:
@@ -139,7 +141,7 @@ def _add_translate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int)
     parser.add_argument("--pattern", help="regular expression for every translation")
     parser.add_argument(
-        "--must-contain", action="append", help="a word of every translation; may be given again"
+        "--must-contain", action="append", help="a word of every translation; may be repeated"
     )
     parser.add_argument(
         "--min-confidence",
@@ -152,20 +154,20 @@ def _add_translate_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_infill_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--candidates", nargs="+", action="extend", help="what a blank may be; after the texts"
+        "--candidates", nargs="+", action="extend", help="what a blank may be; give texts first"
     )
-    parser.add_argument("--blank", help="what marks a blank; ___ by default")
+    parser.add_argument("--blank", help="the string that marks a blank; ___ by default")
     parser.add_argument("--pattern", help="regular expression for an open blank")
     parser.add_argument("--allowed-chars", help="the only characters of an open blank")
-    parser.add_argument("--length", type=int, help="of an open blank, in characters")
+    parser.add_argument("--length", type=int, help="exact number of characters of an open blank")
     parser.add_argument("--max-tokens", type=int, help="most characters of an open blank")
-    parser.add_argument("--num-fills", type=int, help="most fills of a text")
+    parser.add_argument("--num-fills", type=int, help="most fills for each text")
     parser.add_argument("--num-proposals", type=int, help="texts to compare for an open blank")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--unknown", choices=("unk", "error", "skip"))
     parser.add_argument("--eos", action="store_true", help="count the end of each text")
     parser.add_argument(
         "--rescore",
-        help="a language model that decides on what a model for blanks proposes: its name, or "
-        "with --bundle its bundle's folder",
+        help="a language model that ranks the proposals of a model trained to fill blanks: its "
+        "name, or with --bundle the folder of its bundle",
     )

@@ -21,7 +21,7 @@ COLUMNS = {
     "infill": ("text", "rank", "posterior", "logprob", "suffix_logprob", "fill"),
 }
 
-# What stands before them where it is asked for.
+# Columns before these, if requested.
 FURTHER_COLUMNS = {
     "percentile": ("percentile", "percentile_low", "percentile_high", "percentile_texts"),
     "guesses": ("guesses", "guesses_low", "guesses_high"),

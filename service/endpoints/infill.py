@@ -34,8 +34,8 @@ router = APIRouter()
 async def infill(request: Request) -> Response:
     """Fill the blank between a prefix and a suffix, or the blanks of a text.
 
-    A body with `input_prefix`, `input_suffix` or `input_extra` is llama.cpp's, and is answered in
-    its form.
+    A body with `input_prefix`, `input_suffix` or `input_extra` is a request of llama.cpp's clients,
+    and is answered as its server does.
     """
     body = await read_either(request, InfillRequest, LlamaInfillRequest, LLAMA_NAMES)
     if isinstance(body, LlamaInfillRequest):
@@ -53,12 +53,12 @@ async def infill(request: Request) -> Response:
             request,
             body.model,
             PROPOSE,
-            "this model proposes nothing that another could decide on; leave `rescore` out",
+            "this model was not trained to propose texts for another model; leave `rescore` out",
         )
         engine = proposer
         with named_by({"model": "rescore"}):
             decider = engine_with(
-                request, body.rescore, DECIDE, "only a language model can decide; see /models"
+                request, body.rescore, DECIDE, "`rescore` names a language model; see /models"
             )
         work = _decided(proposer, decider, texts, options)
     with named_by(body.fields):
@@ -70,6 +70,6 @@ async def infill(request: Request) -> Response:
 async def _decided(
     proposer: Proposes, decider: Infills, texts: Sequence[Blanks], options: InfillOptions
 ) -> list[Infilled]:
-    """What one model proposes, decided by another."""
+    """What one model proposes, ranked by another."""
     proposals = await proposer.propose(texts, options)
     return await decider.infill(texts, options, proposals=proposals)

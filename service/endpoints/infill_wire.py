@@ -37,32 +37,34 @@ Candidates = Annotated[TextList, Field(min_length=1)]
 class InfillRequest(RequestBody):
     """Fill the blank between two texts, or the blanks of a text."""
 
-    prefix: Texts | None = Field(
-        None, description="What stands before the blank: a text or a list of texts."
-    )
+    prefix: Texts | None = Field(None, description="The text before the blank, or a list of texts.")
     suffix: Texts | None = Field(
         None,
-        description="What stands after it: one for all, or one for each prefix. It may be empty.",
+        description="The text after the blank: one for all, or a list with one for each prefix. It "
+        "may be empty.",
     )
     text: Texts | None = Field(
         None,
-        description="Instead of `prefix` and `suffix`: a text or a list of texts, each with one or "
-        "more blanks.",
+        description="Instead of `prefix` and `suffix`: a text with one or more blanks, or a list "
+        "of such texts.",
     )
     blank: str = Field(
-        DEFAULT_BLANK, min_length=1, max_length=64, description="What marks a blank in `text`."
+        DEFAULT_BLANK,
+        min_length=1,
+        max_length=64,
+        description="The string that marks a blank in `text`.",
     )
     candidates: Candidates | None = Field(
         None,
-        description="What a blank may be: all are compared. Without candidates the blank is open, "
-        "and the model proposes texts.",
+        description="The texts that a blank may have; all are compared. Without candidates the "
+        "blank is open, and the model proposes texts.",
     )
     choices: Candidates | None = Field(None, description="Another name of `candidates`.")
     pattern: str | None = Field(
-        None, description="An open blank matches this regular expression, as in /generate."
+        None, description="An open blank must match this regular expression, as in /generate."
     )
     allowed_chars: str | list[str] | None = Field(
-        None, description="An open blank has these characters alone, as in /generate."
+        None, description="An open blank has only these characters, as in /generate."
     )
     length: int | None = Field(
         None, ge=1, description="An open blank has exactly this many characters."
@@ -70,36 +72,36 @@ class InfillRequest(RequestBody):
     max_tokens: int | None = Field(
         None,
         ge=1,
-        description="Most characters of an open blank; left out, it is "
-        f"{DEFAULT_MAX_TOKENS}, or the model's limit where that is less.",
+        description="Most characters of an open blank. The default is "
+        f"{DEFAULT_MAX_TOKENS}, or the model's limit if that is less.",
     )
-    num_fills: int = Field(DEFAULT_NUM_FILLS, ge=1, description="Most fills to answer a text.")
+    num_fills: int = Field(DEFAULT_NUM_FILLS, ge=1, description="Most fills for each text.")
     num_proposals: int | None = Field(
         None,
         ge=1,
-        description="How many texts a language model compares for an open blank; left out, "
-        f"{DEFAULT_NUM_PROPOSALS}. A blank of one character is compared with all of them.",
+        description="How many texts a language model compares for an open blank. The default is "
+        f"{DEFAULT_NUM_PROPOSALS}. For a blank of one character, it compares all characters.",
     )
     seed: int | None = Field(
-        None, ge=0, lt=2**63, description="Same seed, same proposals. Drawn where it is left out."
+        None, ge=0, lt=2**63, description="Same seed, same proposals. Drawn if it is left out."
     )
     bos: bool = Field(True, description="The text before the first blank begins a document.")
     eos: bool = Field(
         False,
-        description="The text after the last blank ends the document, and that counts, too.",
+        description="The text after the last blank ends the document, and its end counts, too.",
     )
     unknown: Literal["unk", "error", "skip"] = Field(
         "unk",
-        description="Characters outside the vocabulary: read them as the unknown token, refuse the "
+        description="Characters outside the vocabulary: read them as the unknown token, reject the "
         "text, or leave them out.",
     )
     rescore: str | None = Field(
         None,
-        description="Name of a language model that decides on what `model` proposes, together with "
-        "its own proposals. For models that were trained to fill blanks.",
+        description="Name of a language model that ranks what `model` proposes, together with its "
+        "own proposals. Only if `model` was trained to fill blanks.",
     )
     stream: Literal[False] = Field(
-        False, description="Always false: a fill is known once all have been compared."
+        False, description="Always false: no fill is known before all have been compared."
     )
 
     @model_validator(mode="after")
@@ -111,7 +113,7 @@ class InfillRequest(RequestBody):
             if len(counts) > 1:
                 raise ValueError("a list of suffixes has one for each prefix")
         elif any(self.blank not in text for text in listed(self.text)):
-            raise ValueError("text: every text has a blank, marked as `blank` says")
+            raise ValueError("text: every text needs a blank, marked by the string in `blank`")
         bounds = {
             "pattern": self.pattern,
             "allowed_chars": self.allowed_chars,
@@ -120,7 +122,7 @@ class InfillRequest(RequestBody):
         }
         given = [name for name, value in bounds.items() if value is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)}: one of them at a time")
+            raise ValueError(f"{' and '.join(given)}: give only one of them")
         if self._candidates is not None:
             for name in ("length", "max_tokens", "num_proposals", "rescore"):
                 if getattr(self, name) is not None:
@@ -133,7 +135,7 @@ class InfillRequest(RequestBody):
 
     @property
     def fields(self) -> dict[str, str]:
-        """The fields that stand for the engine's options, where their names differ."""
+        """The field for each option of the engine that has another name here."""
         named = {} if self.text is None else {"prefix": "text", "suffix": "text"}
         return named if self.choices is None else named | {"candidates": "choices"}
 
@@ -174,19 +176,20 @@ def _each(texts: str | list[str], count: int) -> list[str]:
 class FillOut(Answer):
     """Texts for the blanks."""
 
-    text: str | None = Field(description="The blank's text; null where there are several blanks.")
+    text: str | None = Field(description="The text of the blank; null if there are several.")
     texts: list[str] = Field(description="The text of each blank.")
     logprob: float = Field(
         description="log p(text | prefix), nats: what the left side alone says. With several "
-        "blanks, the sum over their texts, each after everything before it."
+        "blanks, the sum over their texts, each given everything before it."
     )
     suffix_logprob: float | None = Field(
-        description="log p(suffix | prefix, text), nats: what the right side adds; of all text "
-        "after the first blank. Null where a model sees both sides at once."
+        description="log p(suffix | prefix, text), nats: what the right side adds. With several "
+        "blanks, the sum over what follows each of them. Null if the model reads both sides at "
+        "once."
     )
     posterior: float = Field(
-        description="Its share of the probability of all that was compared: p(text | prefix) "
-        "p(suffix | prefix, text), normalized."
+        description="The probability given both sides, among all that were compared: "
+        "p(text | prefix) p(suffix | prefix, text), normalized."
     )
 
     @classmethod
@@ -200,12 +203,12 @@ class InfillResult(Answer):
     """The fills of one text."""
 
     fills: list[FillOut] = Field(description="Likeliest first.")
-    compared: int = Field(description="How many were compared.")
+    compared: int = Field(description="How many fills were compared.")
     found_mass: float | None = Field(
-        description="Open blanks: the share of p(text | prefix) that was compared, of all texts "
-        "that the blank may have. Null where the candidates are listed."
+        description="Open blanks: the sum of p(text | prefix) over the texts compared, averaged "
+        "over the lengths that the blank may have. Null if candidates were given."
     )
-    seed: int | None = Field(description="Of open blanks: asks for the same proposals again.")
+    seed: int | None = Field(description="Open blanks: send it to get the same proposals again.")
     unknown: list[int] = Field(description=UNKNOWN)
     unknown_chars: int = Field(description=UNKNOWN_CHARS)
 
@@ -221,7 +224,9 @@ class InfillResponse(Answer):
 
     model: str = Field(description="The model that answered.")
     precision: str = Field(description="Its arithmetic.")
-    rescore: str | None = Field(description="The language model that decided, if one was named.")
+    rescore: str | None = Field(
+        description="The language model that ranked the fills, if one was named."
+    )
     results: list[InfillResult] = Field(description="One for each text, in order.")
     usage: Usage = Field(description="Counts over the whole request.")
 

@@ -22,9 +22,9 @@ from service.tasks.insertions import InsertOptions, inserted
 
 
 async def llama_infill(request: Request, body: LlamaInfillRequest) -> Response:
-    """The text of the blank, in llama.cpp's form.
+    """The text of the blank, as llama.cpp answers.
 
-    A fill is known once all have been compared, so a stream has it in one event.
+    No fill is known before all have been compared, so a stream sends it in one event.
     """
     engine = filler(request, body.model)
     options = body.options()

@@ -1,7 +1,7 @@
-"""llama.cpp's names for a blank: a body of `/infill` with `input_prefix` or `input_suffix`.
+"""The wire of `/infill` under llama.cpp's names: `input_prefix`, `input_suffix`, `input_extra`.
 
 Names and shapes are those of its server (tools/server/README.md). Unknown fields are ignored, as
-its clients expect; those that would change the text or the answer are refused (`foreign_fields`).
+its clients expect; those that would change the text or the answer are rejected (`foreign_fields`).
 """
 
 from typing import Literal
@@ -18,7 +18,7 @@ from service.tasks.insertions import Inserted, InsertOptions
 
 # A body with one of these is llama.cpp's.
 LLAMA_NAMES = ("input_prefix", "input_suffix", "input_extra")
-# The fields for the engine's options that have other names here.
+# The field for each option of the engine that has another name here.
 FIELD_OF_OPTION = {
     "prefix": "input_prefix",
     "suffix": "input_suffix",
@@ -47,43 +47,51 @@ class LlamaInfillRequest(BaseModel):
         None,
         description="Name of a served model; may be left out where one language model is served.",
     )
-    input_prefix: str = Field("", description="What stands before the blank.")
-    input_suffix: str = Field("", description="What stands after it.")
+    input_prefix: str = Field("", description="The text before the blank.")
+    input_suffix: str = Field("", description="The text after the blank.")
     input_extra: list[LlamaExtra] | None = Field(
         None, description="Texts to read before the prefix."
     )
-    prompt: str = Field("", description="The beginning of the blank: it follows the prefix.")
+    prompt: str = Field("", description="More text before the blank, after the prefix.")
     n_predict: int | None = Field(
         None,
         ge=-1,
-        description="Most characters of the blank; -1 is the default, and 0 answers an empty text.",
+        description="Most characters of the blank; -1 means the default, and 0 returns no text.",
     )
-    n_cmpl: Literal[1] | None = Field(None, description="One text is answered.")
+    n_cmpl: Literal[1] | None = Field(None, description="Only one text is returned.")
     temperature: float | None = Field(
         None,
         ge=0.0,
         le=1e9,
-        description="Left out or 0, the likeliest fill; else one is drawn from the posterior.",
+        description="Left out or 0: the likeliest fill. Above 0, one is drawn by its posterior.",
     )
-    top_k: int | None = Field(None, description="Draw from so many fills; 0 or less keeps all.")
+    top_k: int | None = Field(
+        None, description="Draw from this many of the likeliest fills; 0 or less keeps all."
+    )
     top_p: float | None = Field(
-        None, ge=0.0, le=1.0, description="Draw from the likeliest fills with this probability."
+        None,
+        ge=0.0,
+        le=1.0,
+        description="Draw from the likeliest fills with this total probability.",
     )
     min_p: float | None = Field(
-        None, ge=0.0, le=1.0, description="Draw from fills with this fraction of the likeliest's."
+        None,
+        ge=0.0,
+        le=1.0,
+        description="Draw from fills with this fraction of the best posterior.",
     )
     seed: int | None = Field(
-        None, ge=-(2**63), lt=2**63, description="Same seed, same text. -1 draws one."
+        None, ge=-(2**63), lt=2**63, description="Same seed, same text. -1 draws a seed."
     )
     stop: TextList | None = Field(
-        None, description="A fill with one of these is left out; empty ones are ignored."
+        None, description="Fills that contain one of these are left out; empty ones are ignored."
     )
     stream: bool | None = Field(
-        None, description="Answer with server-sent events; the fill is one of them."
+        None, description="Answer with server-sent events; the fill is sent as one event."
     )
     samplers: list[str] | None = Field(None, description="Ignored.")
     response_fields: list[str] | None = Field(
-        None, description="Ignored: the answer has all of its fields."
+        None, description="Ignored: the answer always has all fields."
     )
 
     def blanks(self) -> Blanks:
@@ -92,7 +100,7 @@ class LlamaInfillRequest(BaseModel):
         return Blanks((extra + self.input_prefix + self.prompt, self.input_suffix))
 
     def options(self) -> InsertOptions:
-        """What is asked for. Raises InvalidRequest for a field that belongs to another server."""
+        """The options. Raises InvalidRequest for a field that only another server supports."""
         given = self.model_extra or {}
         for name in _OF_CONTINUATIONS:
             if given.get(name):
@@ -119,13 +127,13 @@ class LlamaInfillAnswer(Answer):
     stop: bool = Field(description="Whether this is the whole answer, or the end of a stream.")
     stop_type: Literal["eos", "word", "limit"] = Field(
         description="`eos`: the suffix follows. `word`: every fill had a stop string, and this one "
-        "is cut off at it. `limit`: `n_predict` is 0."
+        "is cut off before it. `limit`: `n_predict` is 0."
     )
     stopping_word: str = Field(description="That stop string, or empty.")
     model: str = Field(description="The model that answered.")
     tokens_predicted: int = Field(description="Characters of the proposals.")
     tokens_evaluated: int = Field(description="Characters read.")
-    tokens_cached: int = Field(description="Part of them that did not have to be read again.")
+    tokens_cached: int = Field(description="How many of these did not have to be read again.")
     truncated: bool = Field(description="Always false.")
 
     @classmethod
@@ -163,8 +171,8 @@ class LlamaInfillAnswer(Answer):
 
 
 class LlamaPiece(Answer):
-    """The event of a stream that has the fill."""
+    """The event of a stream with the fill."""
 
     content: str = Field(description="The text of the blank.")
     tokens: list[int] = Field(description="Always empty.")
-    stop: Literal[False] = Field(description="The end follows.")
+    stop: Literal[False] = Field(description="Always false: the end of the stream follows.")

@@ -34,7 +34,7 @@ from service.tasks.engine import Engine
 
 
 class HeldOutTexts(Answer):
-    """Held-out texts of similar lengths, whose bits a character the bundle knows."""
+    """Held-out texts of similar lengths, whose bits per character the bundle has."""
 
     least_chars: int = Field(description="Characters of the shortest.")
     most_chars: int = Field(description="Characters of the longest.")
@@ -69,11 +69,11 @@ class ModelDetail(ModelSummary):
     data: LanguageModelDataSource = Field(description="What it was trained on.")
     metrics: LanguageModelMetrics = Field(description="What it is worth, beside the baselines.")
     percentiles: list[HeldOutTexts] | None = Field(
-        description="The held-out texts that `/score` takes a percentile from, by length; null if "
+        description="The held-out texts behind the percentiles of `/score`, by length; null if "
         "there are none."
     )
     guesses: GuessCurve | None = Field(
-        description="How many guesses a text takes; null where that is not known."
+        description="The curve of guess numbers; null if the model has none."
     )
     training: TrainingRecord = Field(description="How it was trained.")
     examples: list[str] = Field(

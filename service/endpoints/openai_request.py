@@ -152,8 +152,8 @@ class CompletionRequest(BaseModel):
     stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
     suffix: str | None = Field(
         None,
-        description="What follows each text, which then fills the blank between the two, as in "
-        "/infill. An empty one is none.",
+        description="The text after the blank: each choice fills the blank between the prompt and "
+        "this text, as in /infill. Empty counts as none.",
     )
     temperature: float | None = Field(None, ge=0.0, le=1e9, description="0 takes the likeliest.")
     top_k: int | None = Field(
@@ -179,7 +179,7 @@ class CompletionRequest(BaseModel):
 
     @property
     def wants_usage(self) -> bool:
-        """Whether a stream ends with a chunk of usage."""
+        """Whether a stream ends with a chunk that has the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
@@ -226,9 +226,9 @@ class CompletionRequest(BaseModel):
         )
 
     def insertion(self) -> tuple[list[Blanks], InsertOptions]:
-        """The texts around the blank that `suffix` makes, and the options.
+        """The prompts and the suffix as texts around a blank, and the options.
 
-        Raises InvalidRequest, also for fields that say nothing about a fill.
+        Raises InvalidRequest, also for fields that make no sense for a fill.
         """
         self._check()
         for name in _OF_CONTINUATIONS:
@@ -239,15 +239,15 @@ class CompletionRequest(BaseModel):
                 "logprobs", "not together with suffix; /infill has the log-probabilities"
             )
         if self.written > (self.n or 1):
-            raise InvalidRequest.of_option("best_of", "with suffix, the same as n")
+            raise InvalidRequest.of_option("best_of", "with suffix, it must equal n")
         prompts = [prompt for prompt in self.prompts if isinstance(prompt, str)]
         if len(prompts) < len(self.prompts):
-            raise InvalidRequest.of_option("prompt", "with suffix, a text or a list of texts")
+            raise InvalidRequest.of_option("prompt", "with suffix, it is a text or a list of texts")
         max_tokens = (
             self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         )
         if max_tokens == 0:
-            raise InvalidRequest.of_option("max_tokens", "with suffix, 1 or more")
+            raise InvalidRequest.of_option("max_tokens", "with suffix, it must be 1 or more")
         # A text may begin with its bos, which the engine adds by itself.
         texts = [prompt.removeprefix(SPECIAL_TOKENS[BOS_ID]) for prompt in prompts]
         return one_blank(texts, [self.suffix or ""] * len(texts)), InsertOptions(

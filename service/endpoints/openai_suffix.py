@@ -31,7 +31,7 @@ def filler(request: Request, name: str | None) -> Infills:
 async def insert(request: Request, body: CompletionRequest) -> Response:
     """The answer to a request with a suffix.
 
-    A fill is known once all have been compared, so that each is one event of a stream.
+    No fill is known before all have been compared, so a stream sends each in one event.
     """
     engine = filler(request, body.model)
     envelope = Envelope(engine)

@@ -36,7 +36,7 @@ class CompletionChoice(Answer):
     index: int = Field(description="Its index: prompt by prompt, `n` each.")
     logprobs: LogprobsOut | None = Field(description="If requested.")
     finish_reason: Literal["stop", "length"] | None = Field(
-        description="`stop`: end of text, a stop string, or a suffix follows. `length`: max_tokens."
+        description="`stop`: end of text, a stop string, or the suffix comes. `length`: max_tokens."
     )
 
 

@@ -47,7 +47,9 @@ async def score_stream(request: Request) -> Response:
         raise InvalidRequest.of_option("adapt", "this model cannot adapt; /models lists which can")
     if query.mode == "total" and (query.units is not None or query.guesses):
         option = "units" if query.units is not None else "guesses"
-        raise InvalidRequest.of_option(option, "not in mode total, only of lines")
+        raise InvalidRequest.of_option(
+            option, "only with mode lines: mode total scores no text by itself"
+        )
     if query.percentile:
         _check_percentile(query, engine)
     if query.mode == "total" and media_type != TEXT:
@@ -69,7 +71,7 @@ async def score_stream(request: Request) -> Response:
 def _check_percentile(query: StreamQuery, engine: Scores) -> None:
     """Raise InvalidRequest once, and not for every line."""
     if query.mode == "total":
-        raise InvalidRequest.of_option("percentile", "only with mode lines: it is of whole texts")
+        raise InvalidRequest.of_option("percentile", "only with mode lines: it is for whole texts")
     options = ScoreOptions(bos=query.bos, unknown=query.unknown, adapt=query.adapt)
     check_percentile(options, has_percentiles=engine.has_percentiles, has_contexts=False)
 

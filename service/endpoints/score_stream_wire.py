@@ -138,7 +138,7 @@ def figures_of(scored: Figures) -> dict[str, Any]:
 
 
 def parts_of(scored: Scored) -> dict[str, Any]:
-    """What a line's answer has beside its figures, where it was asked for."""
+    """What the answer to a line has besides its figures, if requested."""
     parts: dict[str, Any] = {} if scored.guesses is None else {**guess_fields(scored.guesses)}
     if scored.words is not None:
         parts["words"] = [ScoreWord.taken_from(word).model_dump() for word in scored.words]

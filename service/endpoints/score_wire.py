@@ -29,11 +29,11 @@ from service.tasks.values import Scored, ScoreOptions
 _LN_2 = math.log(2)
 
 GUESSES = (
-    "Estimate how many guesses each text takes where texts are tried from the likeliest down. Only "
-    "for models whose details have `guesses`, and for whole texts: `eos` is true then."
+    "Estimate how many guesses each text takes if texts are tried from the likeliest down. Only "
+    "for models whose details have `guesses`, and for whole texts: `eos` is then true."
 )
 UNITS = (
-    "`word`: return the score of every word, too. A blank belongs to the word that it ends; only "
+    "`word`: also return the score of every word. White space belongs to the word before it. Only "
     "for models of characters."
 )
 
@@ -78,8 +78,8 @@ class ScoreRequest(RequestBody):
     )
     percentile: bool = Field(
         False,
-        description="Say where each text stands among held-out texts of its length. Only for "
-        "language models with a table of them, and for texts that are scored as those were: no "
+        description="Report where each text ranks among held-out texts of its length. Only for "
+        "language models with a table of such texts, and if the text is scored as they were: no "
         "context, no state, no `adapt`, and neither `bos` false nor `unknown` skip.",
     )
     state: str | None = Field(
@@ -149,19 +149,19 @@ class ScoreToken(Answer):
 
 
 class ScoreWord(Answer):
-    """A word of a text. The log-probabilities of all words add up to the text's, exactly."""
+    """A word of a text. The log-probabilities of all words add up to that of the text, exactly."""
 
     text: str = Field(
-        description="The word with the blanks that end it: line ends and tabs are blanks, too. "
-        "Blanks at the beginning are a word of their own, and so is the end of a text (empty) "
-        "after a blank."
+        description="The word and the white space after it, line ends and tabs included. White "
+        "space at the beginning is a word of its own. So is a counted end of the text after white "
+        "space; its `text` is empty."
     )
     start: int = Field(description="Characters before it, in the normalized text.")
     end: int = Field(description="Characters up to its end.")
     chars: int = Field(description="Characters that `logprob` counts.")
     logprob: float = Field(
-        description="Natural log of its probability; the last word's counts the end of the text "
-        "where the text's does."
+        description="Natural log of its probability. The last word includes the end of the text, "
+        "if that is counted."
     )
     bits: float = Field(description="The same in bits, and positive.")
 
@@ -179,17 +179,17 @@ class ScoreFigures(Answer):
 
 
 class StandingFields(Answer):
-    """Where a text stands among held-out texts of its length."""
+    """Where a text ranks among held-out texts of its length."""
 
     percentile: float | None = Field(
-        description="If requested: the share of them that are less surprising a character, 0 to "
-        "100. They were scored in fp32. Null if the bundle has no texts of that length."
+        description="If requested: the percentage of these texts that have fewer bits per "
+        "character, as scored in fp32. Null if the bundle has no texts of that length."
     )
     percentile_low: float | None = Field(
-        description="Lower end of the 95 % interval of that share."
+        description="Lower end of the 95 % interval of `percentile`."
     )
-    percentile_high: float | None = Field(description="Its upper end.")
-    percentile_texts: int | None = Field(description="How many held-out texts it is taken from.")
+    percentile_high: float | None = Field(description="Upper end of this interval.")
+    percentile_texts: int | None = Field(description="Number of held-out texts of that length.")
 
 
 def standing_fields(found: Standing | None) -> dict[str, Any]:
@@ -209,12 +209,12 @@ class ScoreResult(StandingFields, ScoreFigures):
     tokens: Iterable[ScoreToken] | None = Field(description="Every counted token, if requested.")
     words: Iterable[ScoreWord] | None = Field(description="With `units`: every word, in order.")
     guesses: float | None = Field(
-        description="If requested: estimated place of the text among all texts, likeliest first. "
-        "Null where it is beyond what the export's samples can say (`guesses_low` is a bound then) "
-        "and for a text with unknown characters, which is never tried."
+        description="If requested: the estimated rank of the text among all texts, the likeliest "
+        "first. Null if the text is too rare for the export's samples (`guesses_low` is then a "
+        "lower bound), or has unknown characters and would never be tried."
     )
     guesses_low: float | None = Field(description="Lower end of its 95 % interval.")
-    guesses_high: float | None = Field(description="Upper end; null where `guesses` is.")
+    guesses_high: float | None = Field(description="Upper end; null if `guesses` is.")
     state: str | None = Field(
         description="If requested. Null after the end of the text, which cannot be continued, and "
         "if nothing was read."

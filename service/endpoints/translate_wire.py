@@ -94,24 +94,24 @@ class TranslateRequest(RequestBody):
     )
     pattern: str | None = Field(
         None,
-        description="Every target, its prefix included, matches this regular expression (Python's "
+        description="Every target, including its prefix, matches this regular expression (Python's "
         "`re`, without lookarounds, backreferences and boundaries). Masked, not conditioned: a "
-        "search has only tokens after which a target can still match within its most tokens, and "
-        "log-probabilities stay the model's own.",
+        "search tries only tokens after which a target can still match and end in time, and "
+        "log-probabilities remain those of the unrestricted model.",
     )
     choices: Annotated[TextList, Field(min_length=1)] | None = Field(
         None, description="Every target is one of these: masked, as with `pattern`."
     )
     allowed_chars: str | Units | None = Field(
         None,
-        description="Every target has these characters alone, of those that the model knows; of a "
-        "model whose target is symbols between spaces, these symbols: masked, as with `pattern`.",
+        description="Every target has only these characters; for a model that writes symbols "
+        "between spaces, only these symbols: masked, as with `pattern`.",
     )
     must_contain: str | Annotated[TextList, Field(min_length=1)] | None = Field(
         None,
         description="Words that occur in every target, in any order, perhaps within longer words "
-        "or overlapping; of a model whose target is symbols, symbols in a row. The rows of a beam "
-        "search are shared out by how much of the words is still missing.",
+        "or overlapping; for a model that writes symbols, sequences of symbols. A beam search "
+        "divides its rows by how much of the words is still missing.",
     )
 
     min_confidence: float | None = Field(
@@ -172,7 +172,7 @@ class TranslateRequest(RequestBody):
         )
 
     def rule(self) -> Rule | None:
-        """What every target must obey: all rules that are given."""
+        """The rules that every target must obey, as one."""
         rules: list[OneRule] = []
         if self.pattern is not None:
             rules.append(Pattern(self.pattern))
@@ -232,8 +232,8 @@ class HypothesisOut(Answer):
     )
     matched: bool | None = Field(
         description="Whether the text obeys `pattern`, `choices`, `allowed_chars` and "
-        "`must_contain`; false only for the empty target of a blank source. Null where none of "
-        "them was given."
+        "`must_contain`; false only for the empty target of a blank source. Null if none of them "
+        "was given."
     )
     tokens: list[HypothesisToken] | None = Field(description="Its tokens, where asked for.")
     alignment: list[list[float]] | None = Field(

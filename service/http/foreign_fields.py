@@ -21,7 +21,7 @@ _FOREIGN: dict[str, tuple[tuple[Any, ...], str]] = {
     "messages": ((), "there is no chat; send the text as a prompt"),
     "input": ((), "send the text as a prompt"),
     "prompt_embeds": ((), ""),
-    "suffix": (("",), "/infill and /v1 fill a gap"),
+    "suffix": (("",), "/infill and /v1 fill blanks"),
     "add_special_tokens": ((True,), "a prompt begins a document; /score has `bos` for that"),
     "truncate_prompt_tokens": ((-1,), "send the end of the prompt"),
     "truncate": ((), "send the end of the prompt"),

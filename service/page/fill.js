@@ -1,4 +1,4 @@
-// Fill: what the blanks of a text may be, and what either side says of it alone.
+// Fill: texts for the blanks of a text, and how well each suits the left side and the right side.
 
 import { postJson } from "./api.js";
 import { byId, el, table } from "./dom.js";
@@ -84,7 +84,7 @@ function request() {
 function told({ fills, compared, found_mass: mass, unknown_chars: unknown }) {
   const missing = unknown ? ` ${plural(unknown, "character is", "characters are")} outside the vocabulary.` : "";
   if (!fills.length) return `Nothing fits.${missing}`;
-  const share = mass === null ? "" : `, which have ${percent(mass)} of the probability before the right side is known`;
+  const share = mass === null ? "" : `, which have ${percent(mass)} of the probability given the left side`;
   return `${plural(fills.length, "fill")} of ${count(compared)} compared${share}; the best is “${named(fills[0])}”, ${percent(fills[0].posterior)}.${missing}`;
 }
 
@@ -104,7 +104,7 @@ function page({ fills }, pieces, { model, rescore }) {
     const input = el("input", { type: "radio", name: "fill", value: i, onchange: () => showOne(fill), checked: i === 0 });
     return [el("label", {}, input, el("span", { class: "said" }, named(fill))), ...columns.map(({ shares }) => bar(shares[i]))];
   });
-  const decided = rescore ? `proposed by ${model}, decided by ${rescore}` : model;
+  const decided = rescore ? `proposed by ${model}, ranked by ${rescore}` : model;
   const head = ["Fill", ...columns.map(({ name }) => name)];
   return [
     el("div", { class: "card" }, el("h2", {}, "Text"), shown),
@@ -119,9 +119,9 @@ function page({ fills }, pieces, { model, rescore }) {
 }
 
 const SIDES =
-  "Left alone: how likely each fill is after what stands before it. Right alone: how likely what follows is after each fill. Both are " +
-  "shares among the fills shown; both together is the share among all fills that were compared.";
-const BOTH = "This model reads both sides at once, so there is no share of either alone.";
+  "Left alone: how likely each fill is after the text before it. Right alone: how likely the text that follows is after each fill. These " +
+  "are shares among the fills shown. Both together: the share among all fills that were compared.";
+const BOTH = "This model reads both sides at once, so there is no share for either side alone.";
 
 /** The columns of bars, each with a share for every fill. */
 function columnsOf(fills) {

@@ -46,12 +46,12 @@ class Piece:
 class Read:
     """A text that was read after another one."""
 
-    logprob: float  # nats, as /score has it with the other one as its context
+    logprob: float  # nats, as /score has it with the other text as its context
     at: Continuation | None  # where it ends
 
 
 def filled(branches: Sequence[Branch], fills: Sequence[Ids]) -> Plan[list[Branch]]:
-    """Each branch with a fill. Without anything before, its first character has no probability."""
+    """Each branch with a fill. If nothing stands before it, its first character is not counted."""
     reads = yield from read_on([branch.at for branch in branches], fills)
     return [
         replace(
@@ -67,8 +67,8 @@ def filled(branches: Sequence[Branch], fills: Sequence[Ids]) -> Plan[list[Branch
 def followed(branches: Sequence[Branch], piece: Piece) -> Plan[list[Branch]]:
     """Each branch with the piece after its last fill.
 
-    That is a read of its own: as in /score, the logprobs of fills and pieces are sums from their
-    first characters on.
+    The piece is read separately: as in /score, the logprob of a fill or a piece is a sum that
+    starts with its first character.
     """
     counted = piece.counted
     reads = yield from read_on(
@@ -83,7 +83,7 @@ def followed(branches: Sequence[Branch], piece: Piece) -> Plan[list[Branch]]:
 def read_on(
     starts: Sequence[Continuation | None], texts: Sequence[Ids], *, is_last: bool = False
 ) -> Plan[list[Read]]:
-    """Each text read after a start, up to its last token where nothing goes on after it."""
+    """Read each text after a start. The last token of a last piece is predicted, but not read."""
     pairs = zip(starts, texts, strict=True)
     rows = [_row(start, text, is_last=is_last) for start, text in pairs]
     yield [TextWork(row) for row in rows if row is not None and row.remaining]

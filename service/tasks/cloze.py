@@ -1,7 +1,8 @@
 """The texts of one `infill` request of a model that sees both sides of a blank.
 
-Blanks near each other share a source, and their texts a target: they are searched for, or scored,
-together. Blanks further apart than the model reads know nothing of each other.
+Blanks that are near each other share a source, and their texts share a target: these texts are
+searched for, or scored, together. Blanks that are further apart than the model reads are filled
+independently.
 """
 
 import math
@@ -23,7 +24,7 @@ from service.tasks.limits import at_most
 from service.tasks.sides import Sides
 from service.tasks.unknown import Unknown
 
-# A rule, for several blanks of several lengths, has many states: 16 MiB of them at most.
+# A rule for several blanks of several lengths has many states: at most 16 MiB of them.
 _MAX_CELLS = 1 << 22
 
 
@@ -37,7 +38,7 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """A text around its blanks, read."""
+    """A text with blanks that has been read."""
 
     groups: tuple[_Group, ...]
     unknown: Unknown
@@ -50,7 +51,7 @@ class _Text:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """What a blank may be."""
+    """A text that a blank may have."""
 
     text: str  # as the client wrote it
     normalized: str
@@ -67,7 +68,7 @@ class Cloze:
         options: InfillOptions,
         blank: OpenBlank,
     ) -> None:
-        """`options` must be checked; `blank` is what the text of every open one may be."""
+        """`options` must be checked; `blank` restricts the text of every open blank."""
         self._sides = sides
         self._infill = infill
         self._blanks = texts
@@ -108,7 +109,7 @@ class Cloze:
     # --- reading --------------------------------------------------------------------------------
 
     def _listed(self, candidates: Sequence[str]) -> list[_Candidate]:
-        """The candidates, each once: those that read alike are one."""
+        """The candidates, without those that are equal once normalized."""
         known: dict[str, _Candidate] = {}
         for text in candidates:
             read = self._sides.target.read(
@@ -179,7 +180,7 @@ class Cloze:
             "candidates",
             combinations * (len(ids) + count * (chars + 1)),
             sides.settings.max_queue_tokens,
-            "characters to read: what stands around the blanks for each combination of candidates",
+            "characters to read: the text around the blanks, for each combination of candidates",
         )
         chosen = list(product(candidates, repeat=count))
         targets = [self._infill.target([x.normalized for x in each]) for each in chosen]
@@ -188,7 +189,7 @@ class Cloze:
         return _Group(searches, tuple(tuple(x.text for x in each) for each in chosen))
 
     def _constraint(self, count: int) -> Constraint:
-        """What the target of so many open blanks must match. Raises InvalidRequest."""
+        """What the target of `count` open blanks must match. Raises InvalidRequest."""
         if count not in self._constraints:
             blank, tokens = self._blank, self._sides.target.tokenizer.tokens
             cells = 1 if blank.rule is None else blank.rule.cells
@@ -248,7 +249,7 @@ _Found = list[tuple[tuple[str, ...], float]]
 
 
 def _best(groups: Sequence[_Found], most: int) -> _Found:
-    """The likeliest combinations of what was found for groups that know nothing of each other."""
+    """The likeliest combinations of what was found for independent groups."""
     best: _Found = [((), 0.0)]
     for found in groups:
         nearest = found[:most]
@@ -260,7 +261,7 @@ def _best(groups: Sequence[_Found], most: int) -> _Found:
 
 
 def _log_sum(logprobs: Iterable[float]) -> float:
-    """log of the sum of their exponentials."""
+    """The log of the sum of the exponentials."""
     values = list(logprobs)
     top = max(values)
     return top + math.log(math.fsum(math.exp(x - top) for x in values))

@@ -19,7 +19,7 @@ from service.tasks.limits import at_most
 
 
 class ClozeEngine(EncoderDecoderEngine):
-    """One such model: it fills blanks, and proposes texts for them; it does not translate."""
+    """One such model: it fills blanks and proposes texts for them, but does not translate."""
 
     def __init__(
         self,
@@ -50,21 +50,26 @@ class ClozeEngine(EncoderDecoderEngine):
         texts: Sequence[Blanks],
         options: InfillOptions,
         *,
-        proposals: Sequence[Sequence[Proposal]] | None = None,  # noqa: ARG002 (it decides on none)
+        proposals: Sequence[Sequence[Proposal]] | None = None,  # noqa: ARG002 (it takes none)
     ) -> list[Infilled]:
-        """Fill every text with what is likeliest between its pieces.
+        """Fill the blanks of every text with the likeliest texts.
 
         Raises InvalidRequest, QueueFull, EngineStopped, ModelFailure and DeadlineExceeded.
         """
         most = self._sides.settings.max_beam_size
-        at_most("num_proposals", options.num_proposals or 1, most, "proposals of such a model")
+        at_most(
+            "num_proposals",
+            options.num_proposals or 1,
+            most,
+            "proposals for a model that reads both sides",
+        )
         cloze = await self._searched(texts, options)
         return await self.workers.built(cloze.size, cloze.results)
 
     async def propose(
         self, texts: Sequence[Blanks], options: InfillOptions
     ) -> list[list[Proposal]]:
-        """What is likeliest between the pieces of every text; as many as a beam may be wide.
+        """The likeliest texts for the blanks of every text, at most as many as a beam may be wide.
 
         Raises what `infill` raises.
         """
@@ -72,7 +77,7 @@ class ClozeEngine(EncoderDecoderEngine):
         return await self.workers.built(cloze.size, cloze.proposals)
 
     async def _searched(self, texts: Sequence[Blanks], options: InfillOptions) -> Cloze:
-        """The request, checked, read and run."""
+        """Check, read and run the request."""
         self.workers.refuse_if_full()
         settings = self._sides.settings
         check_texts(texts, options, settings)

@@ -23,14 +23,14 @@ def open_blank(
     at_most("max_tokens", max_tokens or 0, settings.max_tokens, "characters of a blank")
     if length is None:
         return OpenBlank(1, min(max_tokens or DEFAULT_MAX_TOKENS, infill.max_chars), rule)
-    unit = "characters: the longest blanks that this model was trained on have fewer"
+    unit = "characters for this model, which was trained on shorter blanks"
     at_most("length", length, infill.max_chars, unit)
-    at_most("length", length, max_tokens or length, "characters for `max_tokens`")
+    at_most("length", length, max_tokens or length, "characters for max_tokens")
     return OpenBlank(length, length, rule)
 
 
 def check_texts(texts: Sequence[Blanks], options: InfillOptions, settings: Settings) -> None:
-    """Raise InvalidRequest for what is too much; the first piece of a text is its `prefix`."""
+    """Raise InvalidRequest for what exceeds a limit; the first piece of a text is its `prefix`."""
     at_most("prefix", len(texts), settings.max_inputs, "texts")
     # One prefix or suffix can stand in every text of a list: the body does not bound this.
     size = sum(len(piece) for text in texts for piece in text.pieces)
@@ -45,7 +45,7 @@ def check_texts(texts: Sequence[Blanks], options: InfillOptions, settings: Setti
         at_most("candidates", chars, settings.max_choices_chars, "characters")
         if not all(options.candidates):
             raise InvalidRequest.of_option(
-                "candidates", "must not be empty: this model has seen no blank without a text"
+                "candidates", "must not be empty: this model was trained on no empty blanks"
             )
 
 

@@ -1,4 +1,4 @@
-"""What the blanks of a text may be, compared by their exact probability."""
+"""Fills of the blanks of a text, compared by their exact probability."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +14,10 @@ from service.tasks.proposing import BlankSearch, propose
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How many branches of a text are held."""
+    """How many branches of a text are kept."""
 
     kept: int  # from one blank to the next
-    at_once: int  # while they are read
+    at_once: int  # while they are being read
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,8 @@ class Compared:
     """What was compared for one text."""
 
     branches: list[Branch]
-    read: int  # tokens, for comparing them
-    written: int = 0  # tokens, for proposing them
+    read: int  # tokens read to compare them
+    written: int = 0  # tokens written to propose them
 
     @property
     def order(self) -> list[int]:
@@ -48,7 +48,7 @@ class Compared:
 def compare_listed(
     start: Continuation | None, pieces: Sequence[Piece], candidates: Sequence[Ids], bounds: Bounds
 ) -> Plan[Compared]:
-    """Every combination of candidates; of too many at a blank, the best go on."""
+    """Every combination of candidates; if there are too many at a blank, the best ones go on."""
     branches, read = [Branch(start)], 0
     for piece in pieces:
         pairs = [(branch, fill) for branch in branches for fill in candidates]
@@ -69,7 +69,7 @@ def compare_proposed(
     search: BlankSearch,
     others: Sequence[tuple[Ids, ...]],
 ) -> Plan[Compared]:
-    """What the model itself proposes for open blanks, and the proposals of others."""
+    """Compare the model's own proposals for open blanks with those of other models."""
     branches, read, written = [Branch(start)], 0, 0
     for i, piece in enumerate(pieces):
         proposals = yield from propose(search, branches, i, piece)
@@ -96,7 +96,7 @@ def with_others(
     pieces: Sequence[Piece],
     others: Sequence[tuple[Ids, ...]],
 ) -> Plan[Compared]:
-    """Further texts, one for each blank, compared with what was."""
+    """Compare further fills (one text for each blank) with those that were compared before."""
     known = {_key(branch.fills) for branch in own.branches}
     others = [fills for fills in others if _key(fills) not in known]
     branches, read = [Branch(start)] * len(others), own.read

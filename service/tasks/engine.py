@@ -173,11 +173,11 @@ class Infills(Engine, Protocol):
         *,
         proposals: Sequence[Sequence[Proposal]] | None = None,
     ) -> list[Infilled]:
-        """Fill every text; further proposals for each may come from another model."""
+        """Fill every text; `proposals` are those of another model for each text."""
 
 
 class Proposes(Engine, Protocol):
-    """Proposes texts for blanks, which another model may decide on."""
+    """Proposes texts for blanks, for another model to rank."""
 
     async def propose(
         self, texts: Sequence[Blanks], options: InfillOptions
@@ -191,4 +191,4 @@ SCORE_IN_PARTS: Ability[ScoresInParts] = Ability()
 TRANSLATE: Ability[Translates] = Ability()
 INFILL: Ability[Infills] = Ability()
 PROPOSE: Ability[Proposes] = Ability()
-DECIDE: Ability[Infills] = Ability()  # a language model, which can decide on another's proposals
+DECIDE: Ability[Infills] = Ability()  # a language model, which can rank another model's proposals

@@ -1,4 +1,4 @@
-"""Guess numbers of scored texts: what a request has to be for them, and the number of one text."""
+"""Guess numbers of scored texts: which requests can have them, and the number of one text."""
 
 from collections.abc import Sequence
 
@@ -13,14 +13,14 @@ _WHOLE = "a guess number is of a whole text, from its beginning to its end"
 def check_guesses(
     curve: GuessCurve | None, options: ScoreOptions, contexts: Sequence[str] | None
 ) -> None:
-    """Raise InvalidRequest where guess numbers cannot be told."""
+    """Raise InvalidRequest if guess numbers are requested for texts that have none."""
     if not options.guesses:
         return
     if curve is None:
         raise InvalidRequest.of_option(
             "guesses",
-            "this model has no guess numbers: models of lines that are not too varied have them, "
-            'once exported (documents = "line" in the training configuration)',
+            "this model has no guess numbers: the export estimates them for models of lines "
+            '(documents = "line" in the training configuration) that are not too varied',
         )
     if options.eos is False:
         raise InvalidRequest.of_option("eos", f"not false with guesses: {_WHOLE}")
@@ -31,7 +31,7 @@ def check_guesses(
         raise InvalidRequest.of_option(option, f"not together with guesses: {_WHOLE}")
     if options.adapt:
         raise InvalidRequest.of_option(
-            "adapt", "not together with guesses, which are of the model as it is"
+            "adapt", "not together with guesses, which are for the model as it was trained"
         )
 
 

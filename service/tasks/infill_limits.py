@@ -16,14 +16,14 @@ MIN_KEPT = 64
 
 
 def kept_between_blanks(candidates: int, settings: Settings) -> int:
-    """How many texts are kept from one blank to the next: all, while there are few."""
+    """How many texts are kept from one blank to the next: all, as long as they are few."""
     return max(MIN_KEPT, settings.max_choices // max(1, candidates))
 
 
 def checked_infill(
     model: TextModel, texts: Sequence[Blanks], options: InfillOptions
 ) -> InfillOptions:
-    """The options with their defaults. An error calls a text's first piece its `prefix`.
+    """The options with their defaults. Errors call the first piece of a text its `prefix`.
 
     Raises InvalidRequest.
     """
@@ -55,7 +55,7 @@ def _longest(options: InfillOptions, model: TextModel) -> int:
         return longest
     at_most("length", options.length, model.max_tokens, "characters")
     if options.max_tokens is not None:
-        at_most("length", options.length, options.max_tokens, "characters, as max_tokens says")
+        at_most("length", options.length, options.max_tokens, "characters for max_tokens")
     return options.length
 
 
@@ -64,7 +64,7 @@ def _check_candidates(
 ) -> None:
     option, chars = "candidates", sum(map(len, candidates))
     if not candidates:
-        raise InvalidRequest.of_option(option, "list one candidate at least")
+        raise InvalidRequest.of_option(option, "list at least one candidate")
     at_most(option, len(candidates), settings.max_choices, "candidates")
     at_most(option, chars, settings.max_choices_chars, "characters")
     unit = "characters to read: candidates · (their own and those after the blank)"
@@ -92,7 +92,7 @@ def _check_proposals(texts: Sequence[Blanks], options: InfillOptions, model: Tex
     at_most(option, proposals, most, "proposals")
     if longest == 1:
         # Every character is a candidate.
-        unit = "characters to read: those of the vocabulary · those after the blank"
+        unit = "characters to read: characters of the vocabulary · characters after the blank"
         cost = _cost(texts, vocab_size, vocab_size, settings)
         at_most("suffix", cost, settings.max_queue_tokens, unit)
         return

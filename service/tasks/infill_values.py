@@ -1,7 +1,7 @@
 """Options and results of `infill`, without HTTP.
 
-A text with n blanks is n + 1 pieces: what stands before, between and after the blanks. Two pieces
-are a prefix and a suffix.
+A text with n blanks has n + 1 pieces: the text before, between and after the blanks. If there is
+one blank, these are the prefix and the suffix.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from service.decoding.constraints import Rule
 from service.tasks.unknown import Unknown, UnknownPolicy
 
 DEFAULT_NUM_FILLS = 5
-# Most characters of an open blank, where a request names no bound.
+# Most characters of an open blank if a request sets no limit.
 DEFAULT_MAX_TOKENS = 16
 
 
@@ -48,7 +48,7 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """Texts for the blanks of one text, and what the model thinks of them."""
+    """Texts for the blanks of one text, and their probabilities."""
 
     texts: tuple[str, ...]  # one a blank
     logprob: float  # of the texts, each after everything before it; nats
@@ -61,8 +61,8 @@ class Infilled:
     """The fills of one text, likeliest first."""
 
     fills: tuple[Fill, ...]
-    compared: int  # how many were compared
-    found_mass: float | None  # None where the candidates are listed
+    compared: int  # how many fills were compared
+    found_mass: float | None  # None if candidates were listed
     seed: int | None  # of sampled proposals
     unknown: Unknown
     prompt_tokens: int

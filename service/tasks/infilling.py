@@ -21,9 +21,9 @@ from service.tasks.seed import drawn_seed
 from service.tasks.text_model import TextModel, read_after
 from service.tasks.unknown import MAX_POSITIONS, Unknown
 
-# What a row of a round costs, in characters of work on text.
+# What one row of a round costs, in characters of work on text.
 _CHARS_A_ROW = 32
-# Rows that the texts which run together have at most in a round, unless one text alone has more.
+# Most rows in a round of the texts that run together, unless a single text has more.
 ROWS_IN_HAND = 1024
 
 
@@ -91,7 +91,7 @@ class Infilling:
     # --- reading --------------------------------------------------------------------------------
 
     def _list_candidates(self) -> None:
-        """Each candidate once: those that the model reads alike are one."""
+        """Each candidate once: candidates with the same ids count as one."""
         if self._search is not None and self._search.blank.longest == 1:
             self._candidates = self._search.blank.characters()
         for text in self._options.candidates or ():
@@ -114,7 +114,7 @@ class Infilling:
         tokens = np.append([BOS_ID], pieces[0]).astype(np.uint16) if options.bos else pieces[0]
         if self._search is not None and not len(tokens):
             raise InvalidRequest.of_option(
-                "bos", "with nothing before it, an open blank begins a document: bos is true"
+                "bos", "must be true if nothing stands before an open blank"
             )
         counts_nothing = np.full_like(tokens, PAD_ID)
         last = len(pieces) - 1
@@ -129,7 +129,7 @@ class Infilling:
         )
 
     def _proposed(self, proposals: Sequence[Proposal], blanks: int) -> list[tuple[Ids, ...]]:
-        """Another model's proposals that this one can write and that fit."""
+        """The proposals of another model that fit the blanks and that this model can write."""
         if self._search is None:
             return []
         blank, found = self._search.blank, {}

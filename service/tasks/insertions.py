@@ -1,7 +1,7 @@
-"""Texts between a prefix and a suffix, as completion interfaces ask for them: drawn fills.
+"""Texts between a prefix and a suffix for completion interfaces: fills drawn by their posterior.
 
-The fills that were compared are a distribution, their posterior. The sampling options act on it as
-they act on the distribution of a token.
+The sampling options act on the posterior of the fills that were compared, as they otherwise act on
+the distribution of a token.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class InsertedText:
     """A text for a blank."""
 
     text: str  # empty where no text was found that fits
-    stop: str | None  # where all fills have a stop string: the one that this text was cut at
+    stop: str | None  # the stop string that this text was cut at, if all fills have one
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def _chosen(fills: Sequence[Fill], options: InsertOptions, seed: int) -> tuple[I
 
 
 def _drawn(fills: Sequence[Fill], options: InsertOptions, seed: int) -> list[int]:
-    """Places of fills: the first at temperature 0, else drawn one by one from the posterior."""
+    """Indices of fills: the first at temperature 0, else drawn one by one from the posterior."""
     sampling, count = options.sampling, options.n
     if sampling.temperature == 0.0:
         return list(range(min(count, len(fills))))

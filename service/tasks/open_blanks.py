@@ -1,4 +1,4 @@
-"""What an open blank may be, as its characters are chosen from left to right.
+"""Which texts an open blank may have, while its characters are chosen from left to right.
 
 S states of the automaton, V vocabulary, L most characters.
 """
@@ -19,12 +19,12 @@ ANYTHING = Pattern("(?s).*")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenBlank:
-    """The automaton of a blank's texts, and the lengths that they may have."""
+    """The automaton of the texts that a blank may have, and their possible lengths."""
 
     constraint: Constraint
     ends: BoolArray  # [L + 1, S + 1] whether a text of so many characters may end in a state
-    goes_on: BoolArray  # [L + 1, S + 1] whether more characters can take it to such an end
-    num_lengths: int  # that its texts may have
+    goes_on: BoolArray  # [L + 1, S + 1] whether more characters can lead to such an end
+    num_lengths: int  # how many lengths its texts may have
 
     @classmethod
     def of(cls, constraint: Constraint, shortest: int, longest: int) -> Self:
@@ -63,12 +63,12 @@ class OpenBlank:
 
 
 def open_blank(options: InfillOptions, constraint: Constraint) -> OpenBlank:
-    """The blank of checked options. Raises InvalidRequest."""
+    """The open blank that checked options ask for. Raises InvalidRequest."""
     longest = options.max_tokens or 1
     blank = OpenBlank.of(constraint, options.length or 1, longest)
     if not blank.num_lengths:
         named = "max_tokens" if options.length is None else "length"
-        detail = f"no text of that length matches; the shortest has {constraint.shortest}"
+        detail = f"no text of that length matches; the shortest match has {constraint.shortest}"
         raise InvalidRequest.of_option(named, detail)
     return blank
 

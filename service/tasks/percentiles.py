@@ -1,4 +1,4 @@
-"""Where a text stands among the held-out texts of its length."""
+"""Where a text ranks among the held-out texts of its length."""
 
 import math
 from bisect import bisect_left
@@ -15,7 +15,7 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The share of the held-out texts of a text's length that are less surprising, in percent."""
+    """The percentage of held-out texts of a text's length that are less surprising."""
 
     percentile: float  # 0 to 100
     low: float  # of the 95 % interval of the share among all such texts
@@ -26,7 +26,7 @@ class Standing:
 def standing(
     table: Percentiles, *, chars: int, bits_per_char: float | None, eos: bool
 ) -> Standing | None:
-    """Where a text of this length and surprise stands; None if the table has no such texts."""
+    """Where a text of this length and surprise ranks; None if the table has no such texts."""
     if bits_per_char is None:
         return None
     for found in table.lengths:
@@ -36,7 +36,7 @@ def standing(
 
 
 def _standing_in(found: LengthRange, bits_per_char: float, *, eos: bool) -> Standing:
-    """The interval allows for both: the sample, and the texts between two listed ones."""
+    """The interval allows for the sample and for the unlisted texts between two listed ones."""
     values = found.bits_per_char_with_eos if eos else found.bits_per_char
     above = bisect_left(values, bits_per_char)  # the first listed text that is not less surprising
     if above == 0:

@@ -1,7 +1,7 @@
-"""Work in rounds: a plan yields what to run next, and goes on once it has been run.
+"""Work in rounds: a plan yields what to run next, and resumes once that has been run.
 
-Plans compute and do not wait, so they need no event loop; those of several texts run together, so
-that their rows share model runs.
+A plan computes and never waits, so it needs no event loop. The plans of several texts run together,
+so that their rows share model runs.
 """
 
 from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -19,7 +19,7 @@ Run: TypeAlias = Callable[[Sequence[TextWork]], Awaitable[None]]
 async def run_together(
     plans: Sequence[Plan[Result]], run: Run, *, rows: int, round_size: int
 ) -> list[Result]:
-    """The result of each plan. All take a round together, in runs of at most `rows` works.
+    """The result of each plan. All plans do each round together, in runs of at most `rows` works.
 
     `round_size` is what a round of one plan costs, in characters of work on text.
     """

@@ -1,9 +1,9 @@
 """Texts for open blanks, proposed by the forward model.
 
 B rows, V vocabulary. A beam over characters from left to right keeps the likeliest texts of every
-length, and draws some others (Gumbel top-k: Kool et al., ICML 2019), since what fits the text after
-a blank need not be likely before it is seen. Of all these, a look at the beginning of that text
-decides which ones are compared on the whole of it.
+length and draws some others (Gumbel top-k: Kool et al., ICML 2019), since a text that fits what
+follows the blank need not be likely before that is seen. The first characters after the blank then
+decide which of these texts are compared on everything that follows.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from service.tasks.open_blanks import OpenBlank
 from service.tasks.plans import Plan
 
 DEFAULT_NUM_PROPOSALS = 64
-# Characters after the blank that are looked at.
+# How many characters after the blank decide.
 WINDOW = 8
 # Floats of log-probabilities that a text may hold.
 _MAX_FLOATS = 4 * 2**20
@@ -52,7 +52,7 @@ class Effort:
 
 
 def most_held(vocab_size: int) -> int:
-    """How many places to go on from a text may hold: each has the log-probability of each token."""
+    """How many continuations a text may hold: each has the log-probability of every token."""
     return max(64, _MAX_FLOATS // vocab_size)
 
 
@@ -72,7 +72,7 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class BlankSearch:
-    """What a request looks for, in every blank of every text."""
+    """What a request looks for in every blank of every text."""
 
     blank: OpenBlank
     effort: Effort
@@ -83,7 +83,7 @@ class BlankSearch:
 class Proposed:
     """A text for a blank."""
 
-    branch: int  # index of what it stands after
+    branch: int  # index of the branch that it follows
     ids: Ids
     logprob: float  # nats
     at: Continuation  # after it
@@ -127,7 +127,7 @@ class Proposals:
 def propose(
     search: BlankSearch, branches: Sequence[Branch], place: int, piece: Piece
 ) -> Plan[Proposals]:
-    """Texts for the blank of that place, which stands after each branch and before a piece."""
+    """Texts for the blank at index `place`, between each branch and the piece that follows."""
     blank, effort, noise = search.blank, search.effort, Noise(search.seed, place)
     rows, written = _Rows.before(branches), 0
     found: list[Proposed] = []
@@ -149,7 +149,7 @@ def propose(
 
 
 def _next_rows(rows: _Rows, blank: OpenBlank, length: int, width: int, noise: Noise) -> Plan[_Rows]:
-    """The rows with another character, `length` with it: at most `width`."""
+    """The rows with one more character, which makes `length` characters; at most `width` rows."""
     logprobs = np.stack([at.logprobs for at in rows.at]).astype(np.float64)  # [B, V]
     logprobs = rows.logprobs[:, None] + logprobs
     states, useful = blank.after(rows.states, length)
@@ -169,7 +169,7 @@ def _next_rows(rows: _Rows, blank: OpenBlank, length: int, width: int, noise: No
 
 
 def _chosen(ranked: Float64Array, width: int, noise: Noise) -> Int64Array:
-    """The places of the best ones, and of some others, drawn by their probability."""
+    """The indices of the best ones, and of some others drawn by their probability."""
     order = np.argsort(-ranked, kind="stable")
     if len(order) <= width:
         return order
@@ -180,7 +180,7 @@ def _chosen(ranked: Float64Array, width: int, noise: Noise) -> Int64Array:
 
 
 def _ended(rows: _Rows, blank: OpenBlank, length: int, piece: Piece) -> list[Proposed]:
-    """The rows that are whole texts, with a look at the next character."""
+    """The rows that are whole texts, scored with the next character."""
     follows = piece.counted[:1].tolist()
     places = np.flatnonzero(blank.ends[length][rows.states]).tolist()
     return [

@@ -1,9 +1,9 @@
 """A text's score by word.
 
-N counted tokens, W words. A word is what stands between blanks, together with the blanks that end
-it. A blank is a character that Unicode calls white space; line ends and tabs are some. Blanks at
-the beginning of a text end nothing and are a word of their own. The end of the text (eos), where it
-is counted, belongs to the word that it ends; after a blank it is a word of its own, without text.
+N counted tokens, W words. A word includes the white space after it (what Unicode calls so, line
+ends and tabs included). White space at the beginning of a text is a word of its own. The end of the
+text (eos), if it is counted, belongs to the last word; after white space it is a word of its own,
+without text.
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from service.decoding.rows import TokenDetails
 
-# Takes every text apart without a rest: blanks can only be first at its beginning.
+# Divides any text completely: only its first word can begin with white space.
 _WORD = re.compile(r"\s+|\S+\s*")
 
 
@@ -24,7 +24,7 @@ _WORD = re.compile(r"\s+|\S+\s*")
 class ScoredWord:
     """A word and its share of the text's log-probability."""
 
-    text: str  # with the blanks that end it
+    text: str  # with the white space after it
     start: int  # characters before it in the normalized text, without skipped ones
     end: int
     chars: int  # that `logprob` counts
@@ -38,12 +38,12 @@ class ScoredWord:
 
 
 class ScoredWords:
-    """The words of a text, each built when it is reached: objects take more room than the text."""
+    """The words of a text, built one by one: as objects they take more room than the text."""
 
     def __init__(
         self, text: str, details: Sequence[TokenDetails], *, uncounted: int, eos: bool
     ) -> None:
-        """`details` of the N counted tokens of `text`, whose first `uncounted` are none of them."""
+        """`details` of the N counted tokens of `text`; its first `uncounted` tokens have none."""
         self._text = text
         self._uncounted = uncounted
         self._ends = [match.end() for match in _WORD.finditer(text)]
@@ -67,11 +67,11 @@ class ScoredWords:
 def exact_shares(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The steps between running `sums` [W], which add up to the last one exactly.
 
-    Differences of floating-point numbers do not add up to the last bit. Here every sum is first
-    rounded to a multiple of the total's last bit: then each difference, and each sum of
-    differences in whatever order, is a multiple of that bit with no more digits than the total,
-    and nothing is rounded again. A step moves by at most that bit. Holds as long as no step is
-    above 0, which no log-probability is.
+    Differences of floating-point numbers do not add up to the last bit. So every sum is first
+    rounded to a multiple of the total's last bit. Then each difference, and each sum of differences
+    in any order, is a multiple of that bit with no more digits than the total, and nothing is
+    rounded again. A step changes by at most that bit. This needs steps that are not above 0, as
+    log-probabilities are.
     """
     if not len(sums) or sums[-1] == 0.0:
         return np.zeros_like(sums)

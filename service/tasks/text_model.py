@@ -96,7 +96,7 @@ class TextModel:
         return ids, unknown
 
     def readable(self, text: str, policy: UnknownPolicy) -> str:
-        """The normalized text without what the policy skips: a character for each id of `read`."""
+        """The normalized text without skipped characters: one character for each id of `read`."""
         text = normal_form(text, self.normalization)
         if policy != "skip":
             return text

@@ -207,12 +207,12 @@ def check_score_options(
 
 
 def check_percentile(options: ScoreOptions, *, has_percentiles: bool, has_contexts: bool) -> None:
-    """Raise InvalidRequest for texts that are read in another way than the held-out texts were."""
+    """Raise InvalidRequest for texts that are not scored as the held-out texts were."""
     if not has_percentiles:
         raise InvalidRequest.of_option(
             "percentile",
-            "this bundle has no table of held-out texts; export its run again to add one (it needs "
-            "some tens of held-out texts)",
+            "this bundle has no table of held-out texts; export its run again to add one (this "
+            "needs at least 30 held-out texts)",
         )
     others = {
         "context": has_contexts,

@@ -27,7 +27,7 @@ def checked_options(sides: Sides, options: TranslateOptions) -> TranslateOptions
         raise InvalidRequest.of_option("copy_unknown", "needs temperature 0")
     at_most("num_hypotheses", options.num_hypotheses, settings.max_n, "hypotheses")
     if options.copy_unknown and options.rule is not None:
-        detail = "not together with a rule for the targets: an unknown token obeys none"
+        detail = "not together with a rule for the targets, which no unknown token obeys"
         raise InvalidRequest.of_option("copy_unknown", detail)
     if not sides.manifest.memory and options.attends:
         option = "return_alignments" if options.return_alignments else "copy_unknown"
@@ -82,6 +82,6 @@ def checked_sources(
     if options.units is not None and sides.manifest.target.tokenization != "character":
         raise InvalidRequest.of_option(
             "units",
-            "the tokens of this model's targets are no characters; `tokens` has a score each",
+            "this model's targets are not made of characters; use `tokens` for scores",
         )
     return sources

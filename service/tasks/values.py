@@ -45,11 +45,11 @@ class ScoreOptions:
     """The options of `/score`, besides the texts."""
 
     adapt: bool = False  # the output layer learns from the text as it is read
-    percentile: bool = False  # where each text stands among held-out texts of its length
+    percentile: bool = False  # where each text ranks among held-out texts of its length
     tokens: bool = False
     top_logprobs: int = 0
-    guesses: bool = False  # of whole texts, which `eos` then ends
-    units: Literal["word"] | None = None  # what the text's score is divided among, too
+    guesses: bool = False  # how many each text takes; `eos` is then true
+    units: Literal["word"] | None = None  # also scored one by one
     bos: bool | None = None  # the text begins a document; None: it does, but not after a state
     # The text ends there, and that is counted; None: as the model was trained, which is False for a
     # language model and True for an encoder-decoder.
@@ -60,7 +60,7 @@ class ScoreOptions:
 
     @property
     def detail_top(self) -> int | None:
-        """Alternatives of every token; None where tokens need no figures of their own."""
+        """How many alternatives every token needs; None if tokens need no figures of their own."""
         return self.top_logprobs if self.tokens or self.units is not None else None
 
 
@@ -167,7 +167,7 @@ class Scored(Figures):
     cached_tokens: int  # of those: cached, or read with another input
     state: str | None = None  # a handle; None after eos, and where nothing was read
     words: ScoredWords | None = None
-    # None where it was not asked for, and where there are no held-out texts of that length
+    # None if it was not requested, or there are no held-out texts of that length
     standing: Standing | None = None
     guesses: Guesses | None = None
 

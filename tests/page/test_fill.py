@@ -115,7 +115,7 @@ def test_a_model_for_blanks_may_leave_the_decision_to_a_language_model(page: Pag
     assert "no share of either alone" in page.text("#fill-results")
     page.select("#fill-rescore", MODEL)
     fill(page, "ab___c")
-    assert f"proposed by {CLOZE}, decided by {MODEL}" in page.text("#fill-results")
+    assert f"proposed by {CLOZE}, ranked by {MODEL}" in page.text("#fill-results")
     assert {len(row) for row in bars(page)} == {3}
     # It does not translate.
     options = "[...document.querySelectorAll('#translate-model option')].map((x) => x.value)"

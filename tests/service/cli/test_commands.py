@@ -197,7 +197,7 @@ def test_fills_have_a_line_each_with_their_posterior(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--blank", "?", "--candidates", "a"), "every text has a blank, marked as `blank` says"),
+        (("--blank", "?", "--candidates", "a"), "every text needs a blank, marked by the"),
         (("--unknown", "error", "--candidates", "\u05d0"), "--candidates: 1 characters are not in"),
         (("--candidates", "a", "--length", "1"), "length: only for open blanks"),
         (("--num-fills", "0"), "--num-fills: Input should be "),

@@ -102,7 +102,7 @@ def test_a_stream_has_each_fill_in_one_event(both_kinds: AppClient) -> None:
         ("presence_penalty", "not together with suffix", {"presence_penalty": 0.5}),
         ("min_tokens", "not together with suffix", {"min_tokens": 3}),
         ("adapt", "not together with suffix", {"adapt": True}),
-        ("best_of", "the same as n", {"best_of": 2}),
+        ("best_of", "must equal n", {"best_of": 2}),
         ("prompt", "a text or a list of texts", {"prompt": [5, 6]}),
         ("prompt", "a text or a list of texts", {"prompt": [[5, 6]]}),
         ("prompt", "at most 1024 are allowed", {"prompt": ["a"] * 1025}),
