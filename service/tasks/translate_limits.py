@@ -82,6 +82,6 @@ def checked_sources(
     if options.units is not None and sides.manifest.target.tokenization != "character":
         raise InvalidRequest.of_option(
             "units",
-            "this model's targets are not made of characters; use `tokens` for scores",
+            "this model's targets are not made of characters; `tokens` has a score each",
         )
     return sources

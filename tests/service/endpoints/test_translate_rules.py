@@ -212,7 +212,12 @@ def test_a_choice_is_read_as_a_target_is(client: AppClient, choice: str) -> None
             "/max_tokens",
             "that begins with the prefix has 6",
         ),
-        ("letters", {"choices": ["a"], "copy_unknown": True}, "/copy_unknown", "obeys none"),
+        (
+            "letters",
+            {"choices": ["a"], "copy_unknown": True},
+            "/copy_unknown",
+            "no unknown token obeys",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_rule_is_said_where_it_stands(
