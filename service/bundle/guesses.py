@@ -28,6 +28,11 @@ from service.bundle.manifest import Record
 
 MAX_GUESS_POINTS = 256
 Z = 1.96  # of a 95 % interval
+# Within these bounds, no number of a curve or of an answer overflows.
+_MOST = 1e300
+_MOST_COUNT = 2**53
+_Logprob = Annotated[float, Field(ge=-600.0, le=0.0)]
+_Number = Annotated[float, Field(ge=0.0, le=_MOST)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +56,20 @@ class GuessCurve(Record):
     end.
     """
 
-    samples: int = Field(gt=1, description="Texts drawn from the model.")
+    samples: int = Field(gt=1, le=_MOST_COUNT, description="Texts drawn from the model.")
     max_chars: int = Field(
         gt=0, description="Only texts of at most this many characters are counted."
     )
     cut: int = Field(ge=0, description="Samples that were longer and are not counted.")
-    logprobs: list[float] = Field(
+    logprobs: list[_Logprob] = Field(
         min_length=2,
         max_length=MAX_GUESS_POINTS,
         description="The points: log-probabilities of texts and their end, in nats, falling.",
     )
-    guesses: list[Annotated[float, Field(ge=0.0)]] = Field(
+    guesses: list[_Number] = Field(
         description="At each point, the estimated number of likelier texts."
     )
-    errors: list[Annotated[float, Field(ge=0.0)]] = Field(
-        description="At each point, the standard error of that number."
-    )
+    errors: list[_Number] = Field(description="At each point, the standard error of that number.")
     typical: float | None = Field(
         None,
         ge=1.0,

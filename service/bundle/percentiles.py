@@ -14,15 +14,16 @@ MAX_RANGES = 16
 DECIMALS = 4
 
 _Bits = Annotated[float, Field(ge=0.0)]
+_Count = Annotated[int, Field(gt=0, le=2**53)]  # a float holds it
 
 
 class LengthRange(Record):
     """Held-out texts of similar lengths, from the least surprising to the most."""
 
-    least_chars: int = Field(gt=0, description="Characters of the shortest text.")
-    most_chars: int = Field(gt=0, description="Characters of the longest text.")
-    texts: int = Field(gt=0, description="How many texts there are.")
-    ranks: list[Annotated[int, Field(gt=0)]] = Field(
+    least_chars: _Count = Field(description="Characters of the shortest text.")
+    most_chars: _Count = Field(description="Characters of the longest text.")
+    texts: _Count = Field(description="How many texts there are.")
+    ranks: list[_Count] = Field(
         min_length=1,
         max_length=MAX_RANKS,
         description="The ranks of the listed texts, rising: 1 is the least surprising, `texts` the "

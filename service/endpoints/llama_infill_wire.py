@@ -25,6 +25,19 @@ FIELD_OF_OPTION = {
     "max_tokens": "n_predict",
     "n": "n_cmpl",
 }
+# Fields of /infill's own form that would change the text, and that this form has nothing for.
+_OF_OWN_FORM = (
+    "allowed_chars",
+    "blank",
+    "candidates",
+    "choices",
+    "length",
+    "pattern",
+    "prefix",
+    "rescore",
+    "suffix",
+    "text",
+)
 # Fields about the tokens of a continuation.
 _OF_CONTINUATIONS = ("frequency_penalty", "logit_bias", "presence_penalty")
 
@@ -105,6 +118,11 @@ class LlamaInfillRequest(BaseModel):
         for name in _OF_CONTINUATIONS:
             if given.get(name):
                 raise InvalidRequest.of_option(name, "a fill is drawn whole; leave this out")
+        for name in _OF_OWN_FORM:
+            if given.get(name):
+                raise InvalidRequest.of_option(
+                    name, f"not together with {', '.join(LLAMA_NAMES)}: send one form or the other"
+                )
         refuse_foreign(given, type(self).model_fields)
         return InsertOptions(
             max_tokens=None if self.n_predict == -1 else self.n_predict,

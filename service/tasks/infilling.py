@@ -66,8 +66,17 @@ class Infilling:
     def rows(self) -> int:
         """The most rows of a text in a round, roughly."""
         if self._search is None or self._candidates:
-            return max(1, len(self._candidates))
+            count = max(1, len(self._candidates))
+            blanks = max((len(text.pieces) - 1 for text, _ in self._given), default=1)
+            combinations: int = count ** (blanks - 1)  # of the texts before the last one
+            kept = min(combinations, kept_between_blanks(count, self._model.settings))
+            return min(count * kept, self._most_rows)
         return self._search.effort.looked
+
+    @property
+    def _most_rows(self) -> int:
+        """The most candidates of a text that are read at once."""
+        return min(ROWS_IN_HAND, most_held(len(self._model.tokens)))
 
     @property
     def round_size(self) -> int:
@@ -151,7 +160,7 @@ class Infilling:
     def _plan_listed(self, start: Continuation | None, text: "_Text") -> Plan[Compared]:
         bounds = Bounds(
             kept=kept_between_blanks(len(self._candidates), self._model.settings),
-            at_once=min(ROWS_IN_HAND, most_held(len(self._model.tokens))),
+            at_once=self._most_rows,
         )
         own = yield from compare_listed(start, text.pieces, self._candidates, bounds)
         return (yield from with_others(own, start, text.pieces, text.proposed))

@@ -198,13 +198,18 @@ class LanguageModelEngine:
         await off_loop(sum(map(len, prompts)), generation.read)
         return generation
 
-    async def _constraint(self, rule: Rule, max_tokens: int | None) -> Constraint:
-        """The constraint of a rule. Raises InvalidRequest, QueueFull and DeadlineExceeded."""
+    async def _constraint(
+        self, rule: Rule, max_tokens: int | None, option: str = "max_tokens"
+    ) -> Constraint:
+        """The constraint of a rule. Raises InvalidRequest, QueueFull and DeadlineExceeded.
+
+        `option` is the one that `max_tokens` was given as.
+        """
         async with self.workers.deadline():
             constraint = await self._constraints.compiled(rule)
         if constraint.shortest > (max_tokens or 0):
             raise InvalidRequest.of_option(
-                "max_tokens",
+                option,
                 f"too few tokens; the shortest text that matches has {constraint.shortest}",
             )
         return constraint
@@ -285,7 +290,8 @@ class LanguageModelEngine:
 
     async def _open_blank(self, options: InfillOptions) -> OpenBlank:
         """What an open blank may be. Raises InvalidRequest, QueueFull and DeadlineExceeded."""
-        constraint = await self._constraint(options.rule or ANYTHING, options.max_tokens)
+        named = "max_tokens" if options.length is None else "length"
+        constraint = await self._constraint(options.rule or ANYTHING, options.max_tokens, named)
         return await off_loop(
             constraint.cells * (options.max_tokens or 1), partial(open_blank, options, constraint)
         )

@@ -68,7 +68,7 @@ def open_blank(options: InfillOptions, constraint: Constraint) -> OpenBlank:
     blank = OpenBlank.of(constraint, options.length or 1, longest)
     if not blank.num_lengths:
         named = "max_tokens" if options.length is None else "length"
-        detail = f"no text of that length matches; the shortest match has {constraint.shortest}"
+        detail = f"no text of {options.length or 1} to {longest} characters matches"
         raise InvalidRequest.of_option(named, detail)
     return blank
 

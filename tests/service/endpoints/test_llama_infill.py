@@ -92,6 +92,10 @@ def test_a_stream_has_the_fill_and_its_end(both_kinds: AppClient) -> None:
         ("/stop", {"stop": ["a" * 300]}),
         ("/model", {"model": "tiny-pairs"}),
         ("/input_prefix", {"input_prefix": 7}),
+        ("/candidates", {"candidates": ["a"]}),
+        ("/pattern", {"pattern": "a"}),
+        ("/text", {"text": "a___b"}),
+        ("/rescore", {"rescore": MODEL}),
     ],
 )
 def test_what_would_change_the_answer_is_refused(

@@ -352,6 +352,8 @@ ONE = [Blanks(("ab", "cd"))]
         ("length", ONE, {"length": 9}, {"max_tokens": 8}),
         ("length", ONE, {"length": 9, "max_tokens": 8}, {}),
         ("length", ONE, {"length": 3, "rule": Pattern("(ab)*")}, {}),
+        ("length", ONE, {"length": 3, "rule": Pattern("abcd")}, {}),
+        ("max_tokens", ONE, {"rule": Pattern("")}, {}),
         ("num_proposals", ONE, {"num_proposals": 1025}, {}),
         ("num_proposals", ONE, {}, {"max_queue_tokens": 3000}),
         ("bos", [Blanks(("", "a"))], {"bos": False}, {}),
