@@ -154,20 +154,24 @@ def _add_answering(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _add_confidence(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """The commands about how sure translations are."""
+    """The commands about the confidence of translations."""
     fitting = commands.add_parser(
-        "confidence", help="fit how sure a bundle's translations are, and write it into the bundle"
+        "confidence", help="fit the confidence of translations, and write it into the bundle"
     )
     fitting.add_argument("bundle", type=Path, metavar="BUNDLE")
     fitting.add_argument(
-        "config", nargs="?", type=Path, metavar="CONFIG.toml", help="what it was trained with"
+        "config",
+        nargs="?",
+        type=Path,
+        metavar="CONFIG.toml",
+        help="the configuration it was trained with",
     )
     fitting.add_argument(
         "--pairs", nargs="+", type=Path, default=[], metavar="FILE", help="pairs of your own"
     )
     fitting.set_defaults(command=_confidence)
 
-    drawing = commands.add_parser("reliability", help="draw how far confidences can be trusted")
+    drawing = commands.add_parser("reliability", help="plot how reliable confidences are")
     drawing.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
     drawing.add_argument("--to", type=Path, default=Path("reliability.png"), metavar="FILE.png")
     drawing.set_defaults(command=_reliability)

@@ -1,8 +1,8 @@
-"""The confidence of a translation: from what the search found to P(right).
+"""The confidence of a translation: a map from what the search found to P(right).
 
-Right is a hypothesis whose text is one of its source's targets. The map is a logistic regression
-(Platt 1999) with weights of at least 0, so that it rises with each of its inputs; where held-out
-pairs gain from it, steps follow that pool adjacent violators (Zadrozny and Elkan 2002).
+A hypothesis is right if its text is one of its source's targets. The map is a logistic regression
+(Platt 1999) with weights of at least 0, so that it rises with each of its inputs. If held-out pairs
+gain from it, isotonic steps follow (pool adjacent violators, Zadrozny and Elkan 2002).
 """
 
 import math
@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from service.bundle.manifest import Precision, Record
 
-# The beams of a search that is asked for none: the map is fitted on such searches.
+# The beams of a search if a request names no number: the map is fitted on such searches.
 BEAM_SIZE = 5
 # The margin counts up to so many nats, and a log-probability up to just below 0.
 MOST_MARGIN = 30.0
@@ -28,14 +28,14 @@ _Weight = Annotated[float, Field(ge=0.0)]
 
 
 class Ranked(NamedTuple):
-    """A hypothesis as a search ranks it, whoever searched."""
+    """A hypothesis as a search ranks it, in training or in the service."""
 
     logprob: float  # nats, eos counted
     length: int  # tokens, eos counted
-    finished: bool  # whether it ended of its own
+    finished: bool  # whether it ended by itself
 
     def inputs(self, margin: float) -> tuple[float, float, float]:
-        """What a map weighs: log-odds, margin and mean log-probability, each in nats."""
+        """The inputs of a map: log-odds, margin and mean log-probability, each in nats."""
         logprob = min(self.logprob, _MOST_LOGPROB)
         odds = logprob - math.log(-math.expm1(logprob))
         margin = max(-MOST_MARGIN, min(margin, MOST_MARGIN))
@@ -43,7 +43,7 @@ class Ranked(NamedTuple):
 
 
 class ConfidenceStep(Record):
-    """What a value of the logistic regression stands for."""
+    """A point of the isotonic steps."""
 
     logistic: _Share = Field(description="Value of the logistic regression.")
     confidence: _Share = Field(description="P(right) there.")
@@ -55,7 +55,7 @@ _NOTHING = ConfidenceStep(logistic=0.0, confidence=0.0)
 class ConfidenceMap(Record):
     """P(right) of a hypothesis: sigmoid(intercept + odds · … + margin · … + score · …)."""
 
-    intercept: float = Field(description="Log-odds where everything else is 0.")
+    intercept: float = Field(description="Log-odds if all inputs are 0.")
     odds: _Weight = Field(description="Weight of log(p / (1 - p)), p = exp(logprob).")
     margin: _Weight = Field(
         description="Weight of the margin: the nats by which it beats its strongest rival, at most "
@@ -65,8 +65,8 @@ class ConfidenceMap(Record):
     score: _Weight = Field(description="Weight of logprob / length, eos counted.")
     steps: list[ConfidenceStep] = Field(
         max_length=MAX_STEPS,
-        description="Rising points that the regression's value is interpolated between, from 0 at "
-        "0 on, with the last one's confidence beyond it; empty where it is P(right) as it is.",
+        description="Rising points between which P(right) is interpolated, starting from 0 at 0; "
+        "beyond the last one its confidence holds. Empty if the regression's value is P(right).",
     )
     log_loss: float = Field(
         ge=0.0,
@@ -84,7 +84,7 @@ class ConfidenceMap(Record):
         """P(right) of a hypothesis with this margin."""
         odds, margin, score = hypothesis.inputs(margin)
         total = self.intercept + self.odds * odds + self.margin * margin + self.score * score
-        # Of a large negative number, exp does not overflow.
+        # exp of a negative number cannot overflow.
         small = math.exp(-abs(total))
         return self._stepped((1.0 if total >= 0.0 else small) / (1.0 + small))
 
@@ -109,14 +109,14 @@ class ReliabilityBin(Record):
 
 
 class Coverage(Record):
-    """What remains if less sure answers are left out (`min_confidence`)."""
+    """How much is still answered if less sure answers are left out (`min_confidence`)."""
 
-    wanted: _Share = Field(description="The share of answers that are to be right.")
+    wanted: _Share = Field(description="The share of answers that should be right.")
     threshold: _Share | None = Field(
-        description="The least confidence at which so many are, on the pairs that the map was "
-        "fitted on; null if there is none."
+        description="The least confidence that achieves this on the pairs that the map was fitted "
+        "on; null if there is none."
     )
-    coverage: _Share = Field(description="The share of held-out sources that it answers.")
+    coverage: _Share = Field(description="The share of held-out sources that are still answered.")
     right: _Share | None = Field(description="The share of those that are right; null for none.")
 
 
@@ -128,11 +128,11 @@ class MeasuredConfidence(Record):
     right: _Share = Field(description="The share of them whose best hypothesis is right.")
     ece: _Share = Field(
         description="Expected calibration error (Naeini et al. 2015; Guo et al. 2017): the mean "
-        f"distance between confidence and share right, in {MAX_BINS} bins of equal mass."
+        f"distance between confidence and share right, in {MAX_BINS} equally full bins."
     )
     ece_by_chance: _Share = Field(
-        description="What it would be on average if every confidence were exactly right: so many "
-        "sources scatter."
+        description="The mean of this error if every confidence were exactly right: chance alone, "
+        "with that many sources."
     )
     others_ece: _Share = Field(description="The error of all other hypotheses of the beam.")
     bins: list[ReliabilityBin] = Field(
@@ -142,18 +142,22 @@ class MeasuredConfidence(Record):
 
 
 class Confidence(Record):
-    """How sure a translation is, fitted on pairs that training has not learned from."""
+    """The confidence of translations, fitted on pairs that training has not learned from."""
 
-    precision: Precision = Field(description="The graphs that searched.")
+    precision: Precision = Field(
+        description="The precision of the graphs that translated the pairs."
+    )
     split: str = Field(description="The pairs it was fitted on: `valid`, or a person's own.")
     sources: int = Field(gt=0, description="Different sources among them.")
     targets: float = Field(
         ge=1.0,
         description="Targets of a source, on average. The confidences of a source's hypotheses add "
-        "up to as many at most.",
+        "up to at most this.",
     )
-    beam_size: int = Field(gt=1, description="Beams of the search; other searches have no map.")
-    length_penalty: float = Field(description="Its length penalty; the same holds.")
+    beam_size: int = Field(
+        gt=1, description="Beams of the searches; other searches have no confidence."
+    )
+    length_penalty: float = Field(description="Their length penalty; the same holds.")
     best: ConfidenceMap = Field(description="For the best hypothesis of a source.")
     others: ConfidenceMap = Field(description="For every other one.")
     measured: list[MeasuredConfidence] = Field(description="How good it is, on each held-out set.")
@@ -163,7 +167,7 @@ class Confidence(Record):
 
         `rival` is the log-probability of the strongest rival of the first one: the likeliest other
         candidate in the step of the search after which nothing could beat it. A hypothesis that
-        did not end is not taken for right.
+        did not end counts as wrong.
         """
         values: list[float] = []
         for each in found:

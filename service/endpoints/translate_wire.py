@@ -118,7 +118,7 @@ class TranslateRequest(RequestBody):
         None,
         ge=0.0,
         le=1.0,
-        description="Leave out hypotheses whose `confidence` is less; where none is left, "
+        description="Leave out hypotheses whose `confidence` is lower; if none is left, "
         "`abstained` is true. Only for models that have a confidence, with the options that it was "
         "fitted with, and not with `stream`.",
     )
@@ -220,9 +220,9 @@ class HypothesisOut(Answer):
     )
     score: float = Field(description="logprob / length ** length_penalty, eos counted.")
     confidence: float | None = Field(
-        description="P(right), fitted on held-out pairs: that the text is one of the source's "
-        "targets in such data. 0 where it did not end. Null if the model has no confidence, or the "
-        "search is not the one it was fitted on: with `temperature`, `target_prefix`, "
+        description="The probability that the text is one of the source's targets, fitted on "
+        "held-out pairs. 0 if it did not end. Null if the model has no confidence, or the search "
+        "is unlike those that it was fitted on: with `temperature`, `target_prefix`, "
         "`max_tokens`, `copy_unknown`, `unknown` `skip`, other than 5 beams, a length penalty "
         "other than 1, or rules for the target."
     )
@@ -258,10 +258,7 @@ class TranslateResult(Answer):
     hypotheses: list[HypothesisOut] = Field(
         description="Best score first, those that ended before all others; samples in order."
     )
-    abstained: bool = Field(
-        description="True where `min_confidence` left out every hypothesis: the model does not "
-        "know."
-    )
+    abstained: bool = Field(description="Whether `min_confidence` left out every hypothesis.")
     unknown: list[int] = Field(description=UNKNOWN)
     unknown_chars: int = Field(description=UNKNOWN_CHARS)
     source_tokens: list[str] | None = Field(

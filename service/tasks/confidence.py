@@ -1,4 +1,4 @@
-"""How sure a translation is: when its model's map applies, and what it gives."""
+"""The confidence of translations: when the map of a model applies, and its values."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from service.tasks.translations import TranslateOptions
 def check_confidence(
     confidence: Confidence | None, prefixes: Sequence[str], options: TranslateOptions
 ) -> None:
-    """Raise InvalidRequest where `min_confidence` is asked for and there is no confidence."""
+    """Raise InvalidRequest if `min_confidence` is given and there is no confidence."""
     if options.min_confidence is None:
         return
     if confidence is None:
@@ -32,7 +32,7 @@ def check_confidence(
 
 
 def unfitted_option(confidence: Confidence, options: TranslateOptions) -> str | None:
-    """The first option that asks for another search than the one that the map was fitted on."""
+    """The first option that makes a search unlike those that the map was fitted on."""
     fitted = {
         "temperature": options.sampling is None,
         "beam_size": options.width == confidence.beam_size,

@@ -64,12 +64,12 @@ class Translation:
     text: str
     logprob: float
     score: float
-    confidence: float | None  # P(right); None where there is no map for it
+    confidence: float | None  # P(right); None if there is no map for it
     finish_reason: FinishReason
     tokens: tuple[TokenLogprob, ...] | None
     alignment: Float32Array | None  # [T, M]
     completion_tokens: int
-    matched: bool | None = None  # whether the text obeys the rule; None where there is none
+    matched: bool | None = None  # whether the text obeys the rule; None if there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Translated:
     """The translations of one source."""
 
     hypotheses: tuple[Translation, ...]
-    abstained: bool  # whether none was sure enough
+    abstained: bool  # whether no hypothesis reached min_confidence
     unknown: Unknown
     source_tokens: tuple[str, ...] | None  # of each memory position, with alignments
     seed: int | None  # of samples

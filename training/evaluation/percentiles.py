@@ -1,8 +1,7 @@
-"""The distribution of bits a character of held-out texts, by length.
+"""The distribution of bits per character of held-out texts, by length.
 
-N texts, V vocabulary. The texts are the documents of a split or, of running text, stretches of it:
-pieces that do not overlap, each from the beginning of a word to the end of one, as a person would
-paste them.
+N texts, V vocabulary. The texts are the documents of a split or, for running text, stretches of it:
+pieces that do not overlap and begin and end with whole words, as a person would paste them.
 """
 
 import math
@@ -18,12 +17,12 @@ from service.bundle.percentiles import DECIMALS, LengthRange, Percentiles
 from service.bundle.text import BOS_ID, EOS_ID, Vocabulary
 from training.data.corpus import Split
 
-# Fewer texts say too little: with 30, an interval has a width of ten percent at least.
+# Fewer texts say too little: with 30, an interval is at least ten percent wide.
 LEAST_TEXTS = 30
-# Documents are many and of all lengths: few ranges of many texts show the rare ones.
+# There are many documents, of all lengths: a few ranges with many texts show the rare ones.
 _RANGE_TEXTS = 100
 _MOST_RANGES = 8
-# Of stretches: where a range begins, in characters. Each is longer than the last by the same share.
+# For stretches: where a range begins, in characters. Each is longer than the last by one factor.
 _STRETCH_BOUNDS = (8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512)
 _MAX_TEXTS = 10_000
 _MAX_RANGE_CHARS = 100_000
@@ -54,7 +53,7 @@ class Texts:
         return self.ends - self.starts
 
 
-# What scores texts: from a split and N texts to their nats without and with the end, [N] each.
+# Scores texts: from a split and N texts to their nats without and with the end, [N] each.
 Scorer = Callable[[Split, Texts], tuple[Floats, Floats]]
 
 
@@ -65,7 +64,7 @@ def percentiles(
     kind: Literal["documents", "stretches"],
     score: Scorer,
 ) -> Percentiles | None:
-    """The table of a split called `name`; None where it has too few texts."""
+    """The table of a split called `name`; None if it has too few texts."""
     if kind == "documents":
         found = _document_ranges(split, score)
     else:
@@ -103,7 +102,7 @@ def _stretch_ranges(split: Split, vocab: Vocabulary, score: Scorer) -> Iterable[
 
 
 def documents_of(split: Split) -> Texts:
-    """The documents that have characters; evenly spread ones where there are very many."""
+    """The documents that are not empty; an evenly spread selection if there are very many."""
     starts, ends = split.starts[:-1] + 1, split.starts[1:] - 1
     chars = ends - starts
     which = np.flatnonzero((chars > 0) & (chars <= _MAX_TEXT_CHARS))
@@ -113,7 +112,7 @@ def documents_of(split: Split) -> Texts:
 
 
 def merged(chars: Sequence[int] | _Offsets) -> list[tuple[int, int]]:
-    """Ranges of places in N rising lengths: enough texts in each, and no length in two."""
+    """Ranges of indices into N rising lengths: enough texts in each, and no length in two."""
     lengths = np.asarray(chars)
     total = len(lengths)
     wanted = max(_RANGE_TEXTS, -(-total // _MOST_RANGES))
@@ -133,8 +132,8 @@ def merged(chars: Sequence[int] | _Offsets) -> list[tuple[int, int]]:
 def stretches_of(split: Split, is_blank: _Mask, least: int, most: int) -> Texts:
     """Stretches of `least` to `most` characters, spread over the documents of the split.
 
-    Their lengths differ, evenly. Text without blanks is cut anywhere. `is_blank`: of every id of
-    the split, whether it stands between words.
+    Their lengths are spread evenly. Text without white space is cut anywhere. `is_blank` says for
+    every id of the split whether it stands between words.
     """
     word_starts = np.flatnonzero(~is_blank[1:] & is_blank[:-1]) + 1
     word_ends = np.flatnonzero(is_blank[1:] & ~is_blank[:-1]) + 1
@@ -189,10 +188,10 @@ def length_range(least: int, most: int, plain: Floats, with_eos: Floats) -> Leng
 
 
 def listed_ranks(texts: int) -> list[int]:
-    """The ranks that are kept of so many: both ends, dense near them, most near the upper one.
+    """The ranks that are kept of so many texts: both ends, dense near them, densest near the upper.
 
     Between two of them, a rate of false alarms is known to a tenth of itself, which is less than
-    so many texts leave open.
+    the uncertainty with that many texts.
     """
     above = {texts + 1 - x for x in _distances(texts, _STEP_ABOVE)}
     below = set(_distances(texts, _STEP_BELOW))

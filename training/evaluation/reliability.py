@@ -23,7 +23,7 @@ _DECIMALS = 4
 def reliability_bins(
     confidences: Floats, right: Bools, count: int = MAX_BINS
 ) -> list[ReliabilityBin]:
-    """At most `count` bins of equal mass, least sure first; of equals, the first."""
+    """At most `count` equally full bins, least sure first; of equals, the first."""
     return [
         ReliabilityBin(
             sources=len(places),
@@ -35,7 +35,7 @@ def reliability_bins(
 
 
 def calibration_error(confidences: Floats, right: Bools, count: int = MAX_BINS) -> float:
-    """The expected calibration error with `count` bins of equal mass.
+    """The expected calibration error with `count` equally full bins.
 
     The mean over all answers of |mean confidence - share right| of the answer's bin (Naeini et al.
     2015, "Obtaining well calibrated probabilities using Bayesian binning"; Guo et al. 2017, "On
