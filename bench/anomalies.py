@@ -53,7 +53,7 @@ max_order = 2
 
 @dataclass(frozen=True, slots=True)
 class Alarms:
-    """What a threshold promised, and what it gave."""
+    """The false alarms that a threshold predicts, and those that were seen."""
 
     threshold: float  # percentile; a line above it, or of a length without held-out lines, is one
     predicted: float  # share of good lines
@@ -65,7 +65,12 @@ class Alarms:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, score and print; write bench/results/anomalies.json and anomalies.png."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=_SEED, help="of the lines; another is not kept")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=_SEED,
+        help="of the lines; results of another seed are not saved",
+    )
     options = parser.parse_args(arguments)
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
@@ -136,7 +141,7 @@ def alarms(
 
 
 def is_alarm(result: dict[str, Any], threshold: float) -> bool:
-    """Whether a line stands above the threshold, or is of a length that nobody has seen."""
+    """Whether a line is above the threshold, or of a length that no held-out line has."""
     return result["percentile"] is None or result["percentile"] > threshold
 
 

@@ -58,7 +58,7 @@ class InfillDataConfig(LanguageModelDataConfig):
 
 
 class SpansConfig(Section):
-    """Which parts of a text become blanks, and how much text is read beside them.
+    """Which parts of a text become blanks, and how much text around them is read.
 
     A length is geometric, cut at `max_chars`, as SpanBERT's are in words (Joshi et al. 2020,
     section 3.1); or uniform up to `max_chars`; or that of a whole word.

@@ -1,4 +1,4 @@
-"""Sharing out the rows of a beam search whose targets must contain words.
+"""Dividing the rows of a beam search whose targets must contain words.
 
 K rows, V vocabulary. Until the words are there, a target without them is likelier than one with
 them: by likelihood alone, no row would ever begin a word before it has to. So rows compete within a
@@ -33,7 +33,7 @@ def shared_out(scores: Float64Array, missing: Int32Array) -> Int64Array:
         line[turn] for turn in range(width) for line in _in_order(lines, flat) if turn < len(line)
     ][:width]
     goes_on = np.array(sorted(chosen, key=lambda place: (-flat[place], place)), np.int64)
-    # A place that no target has: its score is -inf.
+    # A place that no target can have: its score is -inf.
     found = np.full(2 * width, PAD_ID, np.int64)
     found[: len(ends)] = ends
     found[len(ends) : len(ends) + len(goes_on)] = goes_on
@@ -42,7 +42,7 @@ def shared_out(scores: Float64Array, missing: Int32Array) -> Int64Array:
 
 def _in_order(lines: dict[int, Int64Array], scores: Float64Array) -> list[Int64Array]:
     """The lines of the stages, each likeliest first, by whose turn it is."""
-    first = max(lines, default=0)  # nothing of the words is there, or least of them
+    first = max(lines, default=0)  # none of the words is there, or the least part of them
 
     def price(stage: int) -> float:
         """What a token of the words has cost."""

@@ -258,14 +258,14 @@ class Beams:
         return np.array(list(map(math.pow, lengths, penalties)))
 
     def _note_endings(self, nats: Float64Array) -> None:
-        """Note how likely the extensions that end are, [N', K]; -inf for the others."""
+        """Record the log-probability of extensions that end, [N', K]; -inf for the others."""
         if nats.max() > -np.inf:
             known = self._rows.endings[self._index]
             likeliest = np.sort(np.concatenate((known, nats), axis=1), axis=1)
             self._rows.endings[self._index] = likeliest[:, :-3:-1]
 
     def _settle(self, best: Float64Array, is_sure: BoolArray) -> None:
-        """Note the rivals of the best hypotheses that have become sure, [N']."""
+        """Record the rivals of best hypotheses that nothing can beat any more, [N']."""
         rows = self._rows
         newly = np.flatnonzero(is_sure & ~rows.settled[self._index])
         for place, live in zip(self._places[newly].tolist(), best[newly].tolist(), strict=True):

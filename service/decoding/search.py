@@ -61,7 +61,7 @@ class Search:
     num_hypotheses: int = 1
     length_penalty: float = 1.0
     writes_unknown: bool = False
-    constraint: Constraint | None = None  # what a target may be; each then ends as a match
+    constraint: Constraint | None = None  # what a target may be; every target then matches it
     held: int = 0  # numbers held beside the tokens, such as those of a constraint
     detail_top: int | None = None  # alternatives a given token; None for no details
     wants_attention: bool = False

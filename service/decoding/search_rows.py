@@ -189,7 +189,7 @@ class SearchRows:
         states = self.matching[places]
         allowed = constraint.allowed(states.ravel(), np.repeat(left, self.width))
         allowed = allowed.reshape(*states.shape, -1)
-        # Nobody looks at what the rows that are done go on with, but it must be something.
+        # Rows that are done need some next token, though nothing uses it.
         allowed[self.sums[places] == -np.inf] = True
         return allowed
 

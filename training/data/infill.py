@@ -1,4 +1,4 @@
-"""Pairs for filling blanks, made from a person's own text: a text with blanks, what stood there.
+"""Pairs for filling blanks, made from a person's own text: a text with blanks, and their texts.
 
 The text is prepared and split as for a language model, and nothing else is stored: held-out pairs
 are drawn from it with fixed seeds, training pairs anew in each epoch. Several blanks in a text

@@ -1,4 +1,4 @@
-"""Texts with blanks, drawn from documents: where the blanks are, and how much is read beside them.
+"""Texts with blanks, drawn from documents: where the blanks are, and how much text surrounds them.
 
 Every text is drawn anew, from a generator that is an argument (dynamic masking, Liu et al. 2019,
 section 4.1).
@@ -14,14 +14,14 @@ from service.bundle.text import SPECIAL_TOKENS, UNK_ID
 from training.config import SpansConfig
 from training.data.corpus import Split
 
-# Texts with no place for a blank are drawn again, so often in a row at most.
+# If there is no place for a blank, another text is drawn, at most this many times in a row.
 _MOST_DRAWS = 1000
-_EDGES = 0.5  # of the sides that are cut short: at a line end, where there is one
+_EDGES = 0.5  # share of the short sides that are cut at a line end, if there is one
 
 
 @dataclass(frozen=True, slots=True)
 class BlankedText:
-    """Part of a document: its pieces and the texts of the blanks between them, in turn."""
+    """Part of a document: its pieces, and the texts of the blanks between them."""
 
     pieces: tuple[str, ...]  # one more than there are blanks
     texts: tuple[str, ...]
@@ -36,7 +36,7 @@ class BlankedText:
 
 
 class SpanDrawing:
-    """Draws texts with blanks from the documents of a split, each character alike."""
+    """Draws texts with blanks from a split; a blank is equally likely at each character."""
 
     def __init__(self, split: Split, tokens: tuple[str, ...], options: SpansConfig) -> None:
         """`tokens` are the printed tokens of the split's ids."""
@@ -48,7 +48,7 @@ class SpanDrawing:
         self._options = options
 
     def texts(self, count: int, rng: np.random.Generator) -> Iterator[BlankedText]:
-        """So many texts."""
+        """`count` texts, one by one."""
         for _ in range(count):
             yield self._text(rng)
 
@@ -80,7 +80,7 @@ class SpanDrawing:
         """Up to `count` blanks, the first at `place`, with up to the context between two."""
         spans = [self._span(window, place, 0, rng)]
         while len(spans) < count:
-            free = spans[-1][1] + 1  # one character at least between two blanks
+            free = spans[-1][1] + 1  # at least one character between two blanks
             start = free + int(rng.integers(self._options.context))
             # A word may begin before that.
             if start >= len(window):
@@ -91,7 +91,7 @@ class SpanDrawing:
     def _span(
         self, window: str, place: int, free: int, rng: np.random.Generator
     ) -> tuple[int, int]:
-        """A blank at `place`, or the word there; nothing before `free` belongs to it."""
+        """A blank at `place`, or the word there; it begins at `free` or later."""
         options = self._options
         kind = rng.random() - options.word_share
         if kind < 0.0:
@@ -130,9 +130,9 @@ class SpanDrawing:
         return BlankedText(tuple(pieces), texts, begins, ends)
 
     def _cut(self, piece: str, rng: np.random.Generator, at_edge: bool) -> tuple[int, bool]:
-        """How much is left of a piece, read away from its blank, and whether it ends at an edge.
+        """How many characters next to its blank a piece keeps, and whether they end at an edge.
 
-        A line end may pass for an edge, so that a model of one long document knows edges.
+        A line end may stand for an edge, so that a model of one long document learns edges.
         """
         lines = [i for i, char in enumerate(piece) if char == "\n"]
         if lines and rng.random() < _EDGES:
@@ -142,7 +142,7 @@ class SpanDrawing:
 
 
 def _word(window: str, place: int) -> tuple[int, int]:
-    """The word at a place, or none where there is a blank or a sign."""
+    """The word at a place, or an empty range if there is white space or punctuation."""
     start = end = place
     while start > 0 and _in_word(window[start - 1]):
         start -= 1

@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 MAX_RELATIVE_ERROR = 0.1
 # ... and before the squares of numbers overflow.
 _LEAST_LOGPROB = -300.0
-# Likelier samples that the last point has at least: fewer say too little about their own spread.
+# The last point has at least this many likelier samples: with fewer, their spread is unknown.
 _LEAST_SAMPLES = 100
 # Points are added until interpolation is off by at most this share of the standard error, to which
 # so many guesses are added.
@@ -89,7 +89,7 @@ def _inverted(probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 def curve_of(
     samples: Samples, typical: Callable[[GuessCurve], float | None] = lambda _: None
 ) -> GuessCurve | None:
-    """The curve of the samples; None where they are too few to say anything.
+    """The curve of the samples; None if they are too few for one.
 
     `typical` gives what the manifest says of a typical text, from the curve without it.
     """
@@ -156,5 +156,5 @@ def _points(logprobs: Floats, likelier: Floats, errors: Floats) -> npt.NDArray[n
 
 
 def _short(value: float) -> float:
-    """To six digits, which is far more than is known."""
+    """To six digits, far more than the estimate is exact."""
     return float(f"{value:.6g}")

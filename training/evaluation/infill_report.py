@@ -1,4 +1,4 @@
-"""How often blanks are filled as in the text, beside the floors: two that see less."""
+"""How often blanks are filled as in the text, beside two floors that see less of it."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ _MOST_COUNTED = 20_000_000  # tokens that they are counted in: their tables are 
 
 
 class Floors:
-    """What fills blanks without seeing both sides. Both are told how long each blank is."""
+    """Two baselines that do not see both sides. Both are given the length of each blank."""
 
     def __init__(self, corpus: InfillCorpus, infill: Infill) -> None:
         self.corpus = corpus
@@ -56,7 +56,7 @@ class Floors:
         return self._infill.target([self._frequent.get(len(text), "") for text in texts])
 
     def _written(self, source: str, target: str) -> str:
-        """What an n-gram writes greedily from the left, as long as each blank."""
+        """For each blank, the text of its length that an n-gram writes greedily from the left."""
         infill, vocab = self._infill, self.corpus.text.vocab
         after, _, before = source.partition(infill.seam)
         _, *between = after.split(infill.blank)
@@ -83,7 +83,7 @@ def _greedy(model: NGramModel, ids: Sequence[int], length: int) -> Iterator[int]
     """The likeliest characters after ids, one by one."""
     history = list(ids[1 - model.order :])
     for _ in range(length):
-        # The last place is the next token's; which token stands there does not matter.
+        # The last position predicts the next token; the token there does not matter.
         probs = model.distributions(np.array([*history, EOS_ID]))[-1]
         probs[: len(SPECIAL_TOKENS)] = 0.0
         history = [*history, int(probs.argmax())][1 - model.order :]

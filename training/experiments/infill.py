@@ -132,7 +132,7 @@ class InfillExperiment:
             yield "".join(x for both in zip(pieces, fills, strict=False) for x in both)
 
     def _pieces(self, text: str, blank: str) -> list[str]:
-        """A text's pieces. Raises ConfigError where it has no blank, or too many."""
+        """A text's pieces. Raises ConfigError if it has no blank, or too many."""
         spans = self.config.spans
         pieces = [normalize(x, self.config.data.normalization) for x in text.split(blank)]
         if not 1 < len(pieces) <= spans.max_blanks + 1:

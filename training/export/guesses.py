@@ -1,4 +1,4 @@
-"""Guess numbers at export: of which models, from how many samples, and of a typical text."""
+"""Guess numbers at export: which models get them, from how many samples, and the typical number."""
 
 import logging
 
@@ -17,9 +17,9 @@ _SEED = 0
 # Characters to draw in all, which takes seconds, and the samples that this makes.
 _CHARS = 200_000
 _LEAST_SAMPLES, _MOST_SAMPLES = 1000, 20_000
-# Texts are counted up to so many times the longest one that was trained on ...
+# Texts are counted up to this many times the length of the longest training text ...
 _TIMES_LONGEST = 4
-_MOST_CHARS = 1024  # ... and no longer ones
+_MOST_CHARS = 1024  # ... and up to this length
 _MOST_CUT = 0.001  # of the samples
 _HELD_OUT_TOKENS = 200_000
 _CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ _LOG = logging.getLogger(__name__)
 def guess_curve(
     model: AnyLanguageModel, config: AnyLanguageModelConfig, corpus: Corpus
 ) -> GuessCurve | None:
-    """The model's guess numbers; None where its texts are not lines, or too varied to say."""
+    """The model's guess numbers; None if its texts are not lines, or are too varied."""
     if config.data.documents != "line":
         return None
     lengths = np.diff(corpus.train.starts) - 2
