@@ -112,7 +112,7 @@ def test_a_model_for_blanks_may_leave_the_decision_to_a_language_model(page: Pag
     told = fill(page, "ab___c")
     assert " compared" in told
     assert {len(row) for row in bars(page)} == {1}  # it reads both sides at once
-    assert "no share of either alone" in page.text("#fill-results")
+    assert "no share for either side alone" in page.text("#fill-results")
     page.select("#fill-rescore", MODEL)
     fill(page, "ab___c")
     assert f"proposed by {CLOZE}, ranked by {MODEL}" in page.text("#fill-results")
@@ -132,7 +132,7 @@ def test_what_is_wrong_is_told_beside_its_field(page: Page) -> None:
     page.fill("#fill-pattern", "")
     start(page, "fill")
     page.wait(
-        "document.getElementById('fill-problem').innerText.includes('every text has a blank')"
+        "document.getElementById('fill-problem').innerText.includes('every text needs a blank')"
     )
 
 
@@ -141,7 +141,7 @@ def test_it_can_be_read_named_and_fits_a_narrow_window(page: Page) -> None:
     assert page.evaluate(CONTRASTS % AA_TEXT) == []
     found = [(role, name) for role, name in page.accessible() if role in CONTROLS]
     assert [role for role, name in found if not name.strip()] == []
-    assert ("textbox", "Candidates") in {(role, name.split(" What")[0]) for role, name in found}
+    assert ("textbox", "Candidates") in {(role, name.split(" Texts")[0]) for role, name in found}
     page.look(width=360, height=740, dark=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.evaluate(CONTRASTS % AA_TEXT) == []
