@@ -1,15 +1,19 @@
 """Fills of the blanks of a text, compared by their exact probability."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self, TypeAlias
 
 import numpy as np
 
-from service.bundle.arrays import Ids
+from service.bundle.arrays import Float64Array, Ids
 from service.decoding.rows import Continuation
 from service.tasks.branches import Branch, Piece, filled, followed
 from service.tasks.plans import Plan
 from service.tasks.proposing import BlankSearch, propose
+
+Fills: TypeAlias = tuple[Ids, ...]  # one text a blank
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,37 +22,61 @@ class Bounds:
 
     kept: int  # from one blank to the next
     at_once: int  # while they are being read
+    answered: int  # in the end
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What was compared for one text."""
+    """What was compared for one text: the likeliest branches, and two numbers of each of all."""
 
-    branches: list[Branch]
-    read: int  # tokens read to compare them
-    written: int = 0  # tokens written to propose them
+    branches: list[Branch]  # likeliest first; ties keep their order
+    totals: Float64Array  # of all branches, nats
+    logprobs: Float64Array  # of their fills alone
+    read: int  # tokens, for comparing them
+    written: int = 0  # tokens, for proposing them
 
-    @property
-    def order(self) -> list[int]:
-        """The branches' places, likeliest first; ties keep their order."""
-        return sorted(range(len(self.branches)), key=lambda i: -self.branches[i].total)
+    @classmethod
+    def of(cls, branches: list[Branch], most: int, *, read: int = 0, written: int = 0) -> Self:
+        """From all branches, of which the `most` likeliest are kept."""
+        totals = np.array([branch.total for branch in branches])
+        logprobs = np.array([branch.logprob for branch in branches])
+        return cls(_likeliest(branches, most), totals, logprobs, read, written)
+
+    def with_more(self, more: Self, most: int) -> Self:
+        """Both together; of equals, the own ones come first."""
+        return replace(
+            self,
+            branches=_likeliest([*self.branches, *more.branches], most),
+            totals=np.concatenate([self.totals, more.totals]),
+            logprobs=np.concatenate([self.logprobs, more.logprobs]),
+            read=self.read + more.read,
+            written=self.written + more.written,
+        )
 
     def shares(self) -> list[float]:
-        """Each branch's share of the joint probability of all of them."""
-        totals = np.array([branch.total for branch in self.branches])
-        shares = np.exp(totals - totals.max(initial=-np.inf))
-        found: list[float] = (shares / shares.sum()).tolist()
-        return found
+        """The kept branches' shares of the joint probability of all."""
+        best = self.totals.max(initial=-np.inf)
+        # The sum is exact: it does not depend on how many were read at once.
+        total = math.fsum(np.exp(self.totals - best))
+        return [math.exp(branch.total - best) / total for branch in self.branches]
 
     def mass(self) -> float:
         """The sum of the fills' probabilities, each after everything before it."""
-        return float(sum(np.exp(branch.logprob) for branch in self.branches))
+        return math.fsum(np.exp(self.logprobs))
 
 
 def compare_listed(
-    start: Continuation | None, pieces: Sequence[Piece], candidates: Sequence[Ids], bounds: Bounds
+    start: Continuation | None,
+    pieces: Sequence[Piece],
+    candidates: Sequence[Ids],
+    bounds: Bounds,
+    others: Sequence[Fills] = (),
 ) -> Plan[Compared]:
-    """Every combination of candidates; if there are too many at a blank, the best ones go on."""
+    """Every combination of candidates, and other texts; of too many at a blank, the best go on."""
+    most = bounds.answered
+    elsewhere = yield from _compare_given(start, pieces, others, most)
+    known = set(map(_key, others))
+    found = Compared.of([], most)
     branches, read = [Branch(start)], 0
     for piece in pieces:
         pairs = [(branch, fill) for branch in branches for fill in candidates]
@@ -56,20 +84,24 @@ def compare_listed(
         for begin in range(0, len(pairs), bounds.at_once):
             some = pairs[begin : begin + bounds.at_once]
             grown = yield from filled([branch for branch, _ in some], [fill for _, fill in some])
-            branches += yield from followed(grown, piece)
-            if not piece.is_last:
-                branches = _likeliest(branches, bounds.kept)
+            grown = yield from followed(grown, piece)
+            if piece.is_last:
+                new = [branch for branch in grown if _key(branch.fills) not in known]
+                found = found.with_more(Compared.of(new, most), most)
+            else:
+                branches = _likeliest(branches + grown, bounds.kept)
         read += sum(len(fill) + len(piece.ids) for _, fill in pairs)
-    return Compared(branches, read)
+    return replace(found.with_more(elsewhere, most), read=elsewhere.read + read)
 
 
 def compare_proposed(
     start: Continuation,
     pieces: Sequence[Piece],
     search: BlankSearch,
-    others: Sequence[tuple[Ids, ...]],
+    others: Sequence[Fills],
+    most: int,
 ) -> Plan[Compared]:
-    """Compare the model's own proposals for open blanks with those of other models."""
+    """What the model itself proposes for open blanks, and the proposals of others."""
     branches, read, written = [Branch(start)], 0, 0
     for i, piece in enumerate(pieces):
         proposals = yield from propose(search, branches, i, piece)
@@ -87,31 +119,27 @@ def compare_proposed(
         read += proposals.looked + len(branches) * len(piece.ids)
         if not piece.is_last:
             branches = _likeliest(branches, search.effort.compared)
-    return (yield from with_others(Compared(branches, read, written), start, pieces, others))
+    known = {_key(branch.fills) for branch in branches}
+    unknown = [fills for fills in others if _key(fills) not in known]
+    elsewhere = yield from _compare_given(start, pieces, unknown, most)
+    return Compared.of(branches, most, read=read, written=written).with_more(elsewhere, most)
 
 
-def with_others(
-    own: Compared,
-    start: Continuation | None,
-    pieces: Sequence[Piece],
-    others: Sequence[tuple[Ids, ...]],
+def _compare_given(
+    start: Continuation | None, pieces: Sequence[Piece], given: Sequence[Fills], most: int
 ) -> Plan[Compared]:
-    """Compare further fills (one text for each blank) with those that were compared before."""
-    known = {_key(branch.fills) for branch in own.branches}
-    others = [fills for fills in others if _key(fills) not in known]
-    branches, read = [Branch(start)] * len(others), own.read
+    """Given texts, one for each blank."""
+    branches, read = [Branch(start)] * len(given), 0
     for i, piece in enumerate(pieces):
-        branches = yield from filled(branches, [fills[i] for fills in others])
+        branches = yield from filled(branches, [fills[i] for fills in given])
         branches = yield from followed(branches, piece)
-        read += sum(len(fills[i]) + len(piece.ids) for fills in others)
-    return Compared(own.branches + branches, read, own.written)
+        read += sum(len(fills[i]) + len(piece.ids) for fills in given)
+    return Compared.of(branches, most, read=read)
 
 
 def _likeliest(branches: list[Branch], most: int) -> list[Branch]:
-    if len(branches) <= most:
-        return branches
     return sorted(branches, key=lambda branch: -branch.total)[:most]
 
 
-def _key(fills: Sequence[Ids]) -> tuple[bytes, ...]:
+def _key(fills: Fills) -> tuple[bytes, ...]:
     return tuple(fill.tobytes() for fill in fills)

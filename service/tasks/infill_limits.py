@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from service.errors import InvalidRequest
 from service.settings import Settings
-from service.tasks.infill_values import DEFAULT_MAX_TOKENS, Blanks, InfillOptions
+from service.tasks.infill_values import DEFAULT_MAX_TOKENS, DEFAULT_NUM_FILLS, Blanks, InfillOptions
 from service.tasks.limits import at_most
 from service.tasks.proposing import DEFAULT_NUM_PROPOSALS, WINDOW, Effort, most_held
 from service.tasks.text_model import TextModel
@@ -29,6 +29,8 @@ def checked_infill(
     """
     settings = model.settings
     at_most("prefix", len(texts), settings.max_inputs, "texts")
+    most = max(settings.max_choices, DEFAULT_NUM_FILLS)
+    at_most("num_fills", options.num_fills, most, "fills")
     size = sum(len(piece) for text in texts for piece in text.pieces)
     # One prefix or suffix can stand in every text of a list: the body does not bound this.
     at_most("prefix", size, settings.max_queue_tokens, "characters")

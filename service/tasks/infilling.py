@@ -11,7 +11,7 @@ from service.decoding.rows import Continuation, ReadRow
 from service.errors import InvalidRequest
 from service.scheduling.language_model import TextWork
 from service.tasks.branches import Branch, Piece
-from service.tasks.comparing import Bounds, Compared, compare_listed, compare_proposed, with_others
+from service.tasks.comparing import Bounds, Compared, compare_listed, compare_proposed
 from service.tasks.infill_limits import kept_between_blanks
 from service.tasks.infill_values import Blanks, Fill, Infilled, InfillOptions, Proposal
 from service.tasks.open_blanks import OpenBlank
@@ -155,29 +155,26 @@ class Infilling:
         start = None if text.prefix is None else text.prefix.continuation
         if self._search is None or self._candidates or start is None:
             return self._plan_listed(start, text)
-        return compare_proposed(start, text.pieces, self._search, text.proposed)
+        most = self._options.num_fills
+        return compare_proposed(start, text.pieces, self._search, text.proposed, most)
 
     def _plan_listed(self, start: Continuation | None, text: "_Text") -> Plan[Compared]:
         bounds = Bounds(
             kept=kept_between_blanks(len(self._candidates), self._model.settings),
             at_once=self._most_rows,
+            answered=self._options.num_fills,
         )
-        own = yield from compare_listed(start, text.pieces, self._candidates, bounds)
-        return (yield from with_others(own, start, text.pieces, text.proposed))
+        return compare_listed(start, text.pieces, self._candidates, bounds, text.proposed)
 
     def _result(self, text: "_Text", compared: Compared, reused: int) -> Infilled:
         options, search = self._options, self._search
-        shares = compared.shares()
         mass = None
         if search is not None:
             mass = min(1.0, compared.mass() / search.blank.num_lengths ** len(text.pieces))
         read = 0 if text.prefix is None else len(text.prefix.tokens) - int(options.bos)
         return Infilled(
-            tuple(
-                self._fill(compared.branches[i], shares[i])
-                for i in compared.order[: options.num_fills]
-            ),
-            compared=len(shares),
+            tuple(map(self._fill, compared.branches, compared.shares())),
+            compared=len(compared.totals),
             found_mass=mass,
             seed=None if search is None else search.seed,
             unknown=text.unknown,

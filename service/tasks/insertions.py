@@ -77,8 +77,9 @@ def _drawn(fills: Sequence[Fill], options: InsertOptions, seed: int) -> list[int
     if sampling.temperature == 0.0:
         return list(range(min(count, len(fills))))
     scores = np.full((count, _FIRST_FILL + len(fills)), -np.inf, np.float32)
-    with np.errstate(divide="ignore"):
-        scores[:, _FIRST_FILL:] = np.log([fill.posterior for fill in fills])
+    # Fills far behind the best one have a posterior of 0, which has no logarithm.
+    posteriors = np.array([fill.posterior for fill in fills])
+    scores[:, _FIRST_FILL:] = np.log(np.maximum(posteriors, np.finfo(np.float64).tiny))
     uniform = np.array([noise_block(seed, _FIRST_CHOICE + k, 0)[0] for k in range(count)])
     sampler = Sampler([sampling] * count, scores.shape[1])
     chosen = sampler.choose(scores, uniform, np.zeros((0, scores.shape[1]), np.int64))

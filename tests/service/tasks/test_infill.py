@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import math
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -188,7 +189,9 @@ def test_what_is_held_at_once_does_not_show() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proposing, "_MAX_FLOATS", 0)
         (parted,) = infill([blanks], **options)
+        (few,) = infill([blanks], **{**options, "num_fills": 3})
     assert parted == result
+    assert few == replace(result, fills=result.fills[:3])
 
 
 def test_candidates_that_read_alike_are_one() -> None:
@@ -342,6 +345,7 @@ ONE = [Blanks(("ab", "cd"))]
         ("prefix", ONE, {"candidates": ("a",)}, {"max_queue_tokens": 3}),
         ("prefix", [Blanks(("a",))], {}, {}),
         ("prefix", [Blanks(("a",) * 34)], {}, {}),
+        ("num_fills", ONE, {"num_fills": 6}, {"max_choices": 5}),
         ("candidates", ONE, {"candidates": ()}, {}),
         ("candidates", ONE, {"candidates": ("a", "b")}, {"max_choices": 1}),
         ("candidates", ONE, {"candidates": ("ab", "b")}, {"max_choices_chars": 2}),

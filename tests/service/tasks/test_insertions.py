@@ -66,6 +66,11 @@ def test_a_choice_is_the_same_however_many_there_are(n: int, seed: int) -> None:
     }
 
 
+def test_a_fill_is_drawn_where_none_without_a_stop_string_has_a_chance() -> None:
+    shares = {"a stop": 1.0, "cat": 0.0, "dog": 0.0}
+    assert set(texts_of(shares, n=8, seed=1, stop=("stop",))) <= {"cat", "dog"}
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_fills_are_drawn_as_often_as_their_posterior_says(temperature: float) -> None:
     sampling = SamplingParams(temperature=temperature)
