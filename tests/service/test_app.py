@@ -34,6 +34,7 @@ def test_the_models_are_listed_by_name(client: AppClient, precision: Precision) 
         "description": "A bundle for tests.",
         "precision": precision,
         "adapts": False,
+        "fills": True,
     }
 
 
