@@ -81,3 +81,16 @@ def test_every_part_is_read_in_the_same_order() -> None:
     assert torch.equal(targets, same)
     assert len(logits) == len(logprobs) == split.tokens
     assert logprobs.gather(1, same[:, None]).exp().mean() > 0.2  # it was counted on this text
+
+
+def test_the_last_bits_of_the_predictions_do_not_matter(draw: torch.Generator) -> None:
+    """Another number of threads rounds otherwise; the same numbers are found."""
+    logits = 3 * torch.randn(N, V, generator=draw)
+    probs = torch.softmax(0.6 * logits + torch.randn(N, V, generator=draw), -1)
+    targets = drawn(torch.log(0.7 * torch.softmax(logits / 0.8, -1) + 0.3 * probs), draw)
+    rounded = logits * (1.0 + 2.0**-23 * torch.randint(-2, 3, (N, V), generator=draw))
+    assert (rounded != logits).any()
+    first, second = (fit_mixture([x], [probs], targets) for x in (logits, rounded))
+    for name in ("weights", "temperatures"):
+        assert getattr(first, name) == pytest.approx(getattr(second, name), abs=2e-7)
+    assert first.exponent == pytest.approx(second.exponent, abs=2e-7)
