@@ -2,7 +2,7 @@
 
 import { postJson } from "./api.js";
 import { byId, el, table } from "./dom.js";
-import { count, oneLine, percent, plural } from "./format.js";
+import { oneLine, percent, plural } from "./format.js";
 import { choose, chooseModel, isTyped, numberIn, onExample, onSubmit } from "./task.js";
 
 const BLANK = "___";
@@ -81,16 +81,28 @@ function request() {
   };
 }
 
-function told({ fills, compared, found_mass: mass, unknown_chars: unknown }) {
+function told({ fills, compared, unknown_chars: unknown }) {
   const missing = unknown ? ` ${plural(unknown, "character is", "characters are")} outside the vocabulary.` : "";
   if (!fills.length) return `Nothing fits.${missing}`;
-  const share = mass === null ? "" : `, which have ${percent(mass)} of the probability given the left side`;
-  return `${plural(fills.length, "fill")} of ${count(compared)} compared${share}; the best is “${named(fills[0])}”, ${percent(fills[0].posterior)}.${missing}`;
+  const [best] = fills;
+  return `${plural(compared, "fill")} compared; the best is “${shownTexts(best).join(" · ")}”, with ${percent(best.posterior)} of their probability.${missing}`;
 }
 
-/** A fill on one line: its texts, which may be empty. */
-function named({ texts }) {
-  return texts.map((text) => oneLine(text) || "(nothing)").join(" · ");
+/** A fill's texts, each on one line; a text may be empty. */
+function shownTexts({ texts }) {
+  return texts.map((text) => oneLine(text) || "(nothing)");
+}
+
+/** A fill with the spaces at the ends of its texts drawn. They stay spaces, to copy and to hear. */
+function drawn(fill) {
+  return shownTexts(fill).flatMap((text, i) => {
+    const parts = text.split(/(^\s+|\s+$)/u).map((part, at) => (at % 2 ? [...part].map(space) : [part]));
+    return [i ? " · " : "", ...parts.flat()];
+  });
+}
+
+function space(character) {
+  return el("span", { class: "space" }, character);
 }
 
 function page({ fills }, pieces, { model, rescore }) {
@@ -102,7 +114,7 @@ function page({ fills }, pieces, { model, rescore }) {
   const columns = columnsOf(fills);
   const rows = fills.map((fill, i) => {
     const input = el("input", { type: "radio", name: "fill", value: i, onchange: () => showOne(fill), checked: i === 0 });
-    return [el("label", {}, input, el("span", { class: "said" }, named(fill))), ...columns.map(({ shares }) => bar(shares[i]))];
+    return [el("label", {}, input, el("span", { class: "said" }, drawn(fill))), ...columns.map(({ shares }) => bar(shares[i]))];
   });
   const decided = rescore ? `proposed by ${model}, ranked by ${rescore}` : model;
   const head = ["Fill", ...columns.map(({ name }) => name)];

@@ -11,7 +11,7 @@ from service.bundle.store import write_bundle
 from tests.bundles import tiny_cloze_files
 from tests.end_to_end.server import ROOT, Server, serve
 from tests.page.chromium import Browser, Page
-from tests.page.test_page import AA_TEXT, CONTRASTS, CONTROLS, READY, start, status, unfold, value
+from tests.page.test_page import AA_TEXT, CONTRASTS, CONTROLS, READY, start, unfold, value
 
 MODEL, CLOZE = "alice-lstm", "tiny-cloze"
 TEXT = "Alice was ___ tired of sitting"
@@ -33,7 +33,7 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
     tab = Page(browser)
     tab.look()
     tab.open(f"{server.url}/#fill/{MODEL}", READY)
-    status(tab, "fill", "8 fills of ")
+    tab.wait("document.getElementById('fill-status').innerText.includes(' fills compared; ')")
     unfold(tab)
     yield tab
     assert tab.complaints() == []
@@ -71,7 +71,8 @@ def test_a_fill_has_bars_for_left_right_and_both(page: Page, server: Server) -> 
     told = fill(page, TEXT, *CANDIDATES)
     fills = infill(server, text=TEXT, candidates=CANDIDATES)["fills"]
     best, share = fills[0]["text"], 100 * fills[0]["posterior"]
-    assert told == f"3 fills of 3 compared; the best is “{best}”, {float(f'{share:.3g}'):g} %."
+    percent = f"{float(f'{share:.3g}'):g} %"
+    assert told == f"3 fills compared; the best is “{best}”, with {percent} of their probability."
     wanted = zip(
         shares([each["logprob"] for each in fills]),
         shares([each["suffix_logprob"] for each in fills]),
@@ -101,9 +102,27 @@ def test_an_open_blank_is_filled_within_its_bounds(page: Page, server: Server) -
     page.fill("#fill-count", "3")
     told = fill(page, TEXT)
     wanted = infill(server, text=TEXT, pattern="[a-z]+", length=4, num_fills=3, seed=1)
-    assert told.startswith(f"3 fills of {wanted['compared']} compared, which have ")
+    assert told.startswith(f"{wanted['compared']} fills compared; the best is ")
     names = page.evaluate("[...document.querySelectorAll('.fills .said')].map((x) => x.innerText)")
     assert names == [each["text"] for each in wanted["fills"]]
+
+
+def test_spaces_at_the_ends_of_a_fill_are_drawn_and_stay_spaces(page: Page) -> None:
+    fill(page, "Alice ___ ___ tired", "as if", "was ")
+    rows = page.evaluate(
+        "[...document.querySelectorAll('.fills .said')].map((x) =>"
+        " [x.textContent, x.querySelectorAll('.space').length])"
+    )
+    assert dict(rows) == {
+        "as if · as if": 0,
+        "as if · was ": 1,
+        "was  · as if": 1,
+        "was  · was ": 2,
+    }
+    widths = page.evaluate(
+        "[...document.querySelectorAll('.fills .space')].map((x) => x.clientWidth)"
+    )
+    assert min(widths) >= 4
 
 
 def test_a_model_for_blanks_may_leave_the_decision_to_a_language_model(page: Page) -> None:
