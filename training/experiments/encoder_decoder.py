@@ -183,10 +183,12 @@ class EncoderDecoderExperiment:
         """How often it is right, beside the floors."""
         return in_words(manifest.metrics)
 
-    def requests(self, name: str, data: PairCorpus) -> list[tuple[str, dict[str, Any]]]:
+    def requests(
+        self, manifest: EncoderDecoderManifest, data: PairCorpus
+    ) -> list[tuple[str, dict[str, Any]]]:
         """Translate a held-out source of middle length."""
         sources = sorted(data.held_out[0].references, key=len)
-        return [("/translate", {"model": name, "source": sources[len(sources) // 2]})]
+        return [("/translate", {"model": manifest.name, "source": sources[len(sources) // 2]})]
 
     def reading(self) -> Iterator[tuple[str, Any]]:
         """The tokenization and the normalization of each side."""

@@ -132,8 +132,8 @@ class Experiment(Protocol[Data]):
     def figures(self, manifest: Any) -> list[str]:
         """The same in words, for people who know no perplexity."""
 
-    def requests(self, name: str, data: Data) -> list[tuple[str, dict[str, Any]]]:
-        """Requests to a bundle of this name, path and body, with an example from held-out data."""
+    def requests(self, manifest: Any, data: Data) -> list[tuple[str, dict[str, Any]]]:
+        """Requests to the bundle, path and body, with an example from held-out data."""
 
     # --- weights that another run starts from ---------------------------------------------------
 

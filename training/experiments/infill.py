@@ -164,11 +164,13 @@ class InfillExperiment:
         """How often it is right, beside the floors."""
         return in_words(manifest.metrics)
 
-    def requests(self, name: str, data: InfillCorpus) -> list[tuple[str, dict[str, Any]]]:
+    def requests(
+        self, manifest: EncoderDecoderManifest, data: InfillCorpus
+    ) -> list[tuple[str, dict[str, Any]]]:
         """Fill the blanks of a held-out text."""
         pairs = data.pairs
         source, _ = pairs.held_out[0].pairs[0]
-        return [("/infill", {"model": name, "text": pairs.readable(source)})]
+        return [("/infill", {"model": manifest.name, "text": pairs.readable(source)})]
 
     def reading(self) -> Iterator[tuple[str, Any]]:
         """The normalization."""

@@ -167,12 +167,17 @@ class TextExperiment(Generic[Config]):
         unit = "lines" if self.config.data.documents == "line" else "text"
         return in_words(manifest, unit)
 
-    def requests(self, name: str, data: Corpus) -> list[tuple[str, dict[str, Any]]]:
-        """Score a held-out text, and continue its beginning."""
+    def requests(
+        self, manifest: LanguageModelManifest, data: Corpus
+    ) -> list[tuple[str, dict[str, Any]]]:
+        """Score a held-out text with all that the bundle knows of it; continue its beginning."""
+        name = manifest.name
+        known = {"percentile": manifest.percentiles, "guesses": manifest.guesses}
+        asked = {option: True for option, found in known.items() if found is not None}
         text = _held_out_text(data)
         prompt = text[: _prompt_length(text)]
         return [
-            ("/score", {"model": name, "text": text}),
+            ("/score", {"model": name, "text": text, **asked}),
             (
                 "/generate",
                 {"model": name, "prompt": prompt, "max_tokens": 100, "n": 3, "temperature": 0.7},

@@ -158,7 +158,8 @@ def _notes(chosen: Plan, speed: Speed | None, steps: int, eval_every: int, size:
     total_s = steps * speed.step_s + (steps // eval_every + 1) * speed.evaluation_s
     notes.append(
         f"{steps:,} steps: this machine takes {1000 * speed.step_s:.0f} ms a step and "
-        f"{speed.evaluation_s:.1f} s an evaluation, so about {words.seconds(total_s)}"
+        f"{speed.evaluation_s:.1f} s an evaluation, so about {words.seconds(total_s)} of training; "
+        "baselines and export come on top"
     )
     return notes
 

@@ -26,7 +26,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="or a folder of texts")
     parser.add_argument("--name", help="of the model (default: from the file's name)")
     parser.add_argument(
-        "--minutes", type=_minutes, default=10.0, help="to train, about (default: 10)"
+        "--minutes",
+        type=_minutes,
+        default=10.0,
+        help="to train, about (default: 10); the export comes on top",
     )
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder of bundles")
     parser.add_argument("--run", type=Path, help="the run's folder (default: runs/NAME)")
@@ -112,7 +115,7 @@ def learn(options: argparse.Namespace, say: Say) -> int:
         say("Otherwise serve it from a second terminal:")
         say(f"  {shlex.join([_short(serve[0]), *serve[1:]])}")
         say("Then ask it:")
-    say("\n".join(words.curl(*request) for request in experiment.requests(name, data)))
+    say("\n".join(words.curl(*request) for request in experiment.requests(manifest, data)))
     if options.serve:
         os.execv(serve[0], serve)  # noqa: S606  # the same interpreter, with arguments of ours
     return 0

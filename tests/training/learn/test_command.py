@@ -67,6 +67,8 @@ def test_names_become_a_model_that_the_service_answers_with(call: Main, tmp_path
         for line in lines:
             route, body = body_of(line)
             assert client.post(route, json=body).status_code == 200
+    _, score = body_of(lines[0])
+    assert set(score) == {"model", "text", "guesses"}  # too few lines for percentiles
 
     again, _, err = call("learn", path, "--steps", 20)
     assert (again, err.count("\n")) == (1, 1)
@@ -139,6 +141,9 @@ def test_text_becomes_a_mixture_that_its_configuration_explains(call: Main, tmp_
     assert re.search(r"^\[ngram\] +# averaged with the network", written, re.MULTILINE)
     assert re.search(r"^\[adapt\] +# a request with", written, re.MULTILINE)
     assert len(parts_of(tmp_path / "models/fable")) == 2
+    bodies = [body_of(line) for line in out.splitlines() if line.startswith("curl")]
+    assert [route for route, _ in bodies] == ["/score", "/generate"]
+    assert set(bodies[0][1]) == {"model", "text", "percentile"}
 
     # A run from before there were mixtures goes on as it is.
     path.write_text(written.split("\n[ngram]")[0])
