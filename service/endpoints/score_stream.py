@@ -16,6 +16,7 @@ from service.http.body import field_errors
 from service.http.live import LiveResponse
 from service.observe.request_context import current_request
 from service.tasks.engine import SCORE, SCORE_IN_PARTS, Scores
+from service.tasks.guessing import check_guesses
 from service.tasks.text_scoring import check_percentile
 from service.tasks.values import ScoreOptions
 
@@ -50,8 +51,7 @@ async def score_stream(request: Request) -> Response:
         raise InvalidRequest.of_option(
             option, "only with mode lines: mode total scores no text by itself"
         )
-    if query.percentile:
-        _check_percentile(query, engine)
+    _check_options(query, engine)
     if query.mode == "total" and media_type != TEXT:
         raise InvalidRequest.of_option("mode", f"mode total needs {TEXT}")
     expect_stream = request.scope.get("unroll.expect_stream")
@@ -68,11 +68,20 @@ async def score_stream(request: Request) -> Response:
     return _AnsweredLines(request, answers, body)
 
 
-def _check_percentile(query: StreamQuery, engine: Scores) -> None:
-    """Raise InvalidRequest once, and not for every line."""
+def _check_options(query: StreamQuery, engine: Scores) -> None:
+    """Raise InvalidRequest once for what no line could be answered with."""
+    options = ScoreOptions(
+        bos=query.bos,
+        eos=query.eos,
+        unknown=query.unknown,
+        adapt=query.adapt,
+        guesses=query.guesses,
+    )
+    check_guesses(engine.guess_curve, options, contexts=None)
+    if not query.percentile:
+        return
     if query.mode == "total":
         raise InvalidRequest.of_option("percentile", "only with mode lines: it is for whole texts")
-    options = ScoreOptions(bos=query.bos, unknown=query.unknown, adapt=query.adapt)
     check_percentile(options, has_percentiles=engine.has_percentiles, has_contexts=False)
 
 

@@ -43,6 +43,7 @@ class EncoderDecoderEngine:
     needs_sources = True
     adapts = False
     has_percentiles = False
+    guess_curve = None
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from service.bundle.arrays import Ids
 from service.bundle.encoder_decoder import EncoderDecoderManifest
+from service.bundle.guesses import GuessCurve
 from service.bundle.manifest import Precision
 from service.bundle.store import Manifest
 from service.bundle.text import Normalization
@@ -114,6 +115,10 @@ class Scores(Engine, Protocol):
     @property
     def has_percentiles(self) -> bool:
         """Whether it knows how surprising held-out texts are (the option `percentile`)."""
+
+    @property
+    def guess_curve(self) -> GuessCurve | None:
+        """What it knows of guess numbers (the option `guesses`); None if nothing."""
 
     async def score(
         self,

@@ -71,6 +71,7 @@ class LanguageModelEngine:
         """`adapting` is the same model while it adapts; None if it cannot."""
         self.adapts = adapting is not None
         self.has_percentiles = bundle.manifest.percentiles is not None
+        self.guess_curve = bundle.manifest.guesses
         budgets = budgets or CacheBudgets.of(settings)
         self.holds = 0
         self.manifest = bundle.manifest

@@ -214,12 +214,22 @@ def test_a_text_after_a_state_has_no_guess_number(client: AppClient) -> None:
     assert answer.json()["errors"][0]["pointer"] == "/state"
 
 
-def test_a_running_total_has_no_guess_number(client: AppClient) -> None:
-    query = {"model": MODELS[0], "guesses": "true", "mode": "total"}
+@pytest.mark.parametrize(
+    ("options", "pointer"),
+    [
+        ({"mode": "total"}, "/guesses"),
+        ({"eos": "false"}, "/eos"),
+        ({"bos": "false"}, "/bos"),
+    ],
+)
+def test_a_stream_is_refused_before_its_answer(
+    client: AppClient, options: dict[str, str], pointer: str
+) -> None:
+    query = {"model": MODELS[0], "guesses": "true", **options}
     headers = {"content-type": "text/plain"}
     answer = client.request("POST", "/score", params=query, content="ab", headers=headers)
     assert answer.status_code == 422
-    assert answer.json()["errors"][0]["pointer"] == "/guesses"
+    assert answer.json()["errors"][0]["pointer"] == pointer
 
 
 def test_the_curve_is_in_the_manifest_and_in_the_details(

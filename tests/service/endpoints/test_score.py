@@ -340,3 +340,15 @@ def test_a_model_without_guess_numbers_says_so(
     assert answer.status_code == 422
     (mistake,) = answer.json()["errors"]
     assert mistake["pointer"] == "/guesses"
+
+
+@pytest.mark.parametrize("model", ["tiny-lstm", "tiny-pairs"])
+def test_a_stream_to_a_model_without_guess_numbers_is_refused_once(
+    both_kinds: AppClient, model: str
+) -> None:
+    query = {"model": model, "guesses": True}
+    lines = b'{"text": "hat", "source": "cat"}\n' * 2
+    headers = {"content-type": "application/x-ndjson"}
+    answer = both_kinds.post("/score", params=query, content=lines, headers=headers)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "/guesses"
