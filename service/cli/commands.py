@@ -21,6 +21,7 @@ from service.cli.input_lines import InputLines
 from service.cli.parser import command_parser, flag_of
 from service.cli.rows import COLUMNS, FURTHER_COLUMNS, write_head, write_row
 from service.cli.running_server import RunningServer
+from service.endpoints.infill_wire import DEFAULT_BLANK
 from service.http.api_keys import ApiKeysError, new_key
 
 # Most lines of standard input in one request, if that many are already there.
@@ -61,6 +62,8 @@ def _run(options: argparse.Namespace) -> int:
         for model in _models(options):
             write_row(options.format, model, "{name}\t{task}\t{precision}\t{description}")
         return 0
+    if options.command == "infill":
+        _check_candidates(options)
     answers = _server(options) if options.bundle is None else _bundle(options)
     try:
         return _write_answers(answers, options)
@@ -116,6 +119,15 @@ def _texts(options: argparse.Namespace) -> list[str] | None:
     if sys.stdin is None:
         raise CommandError("there is no text, and no standard input")
     return None
+
+
+def _check_candidates(options: argparse.Namespace) -> None:
+    """Raise CommandError if `--candidates`, which takes all that follows, has taken a text."""
+    blank = options.blank or DEFAULT_BLANK
+    if any(blank in candidate for candidate in options.candidates or []):
+        raise CommandError(
+            f"--candidates: one of them contains a blank ({blank}); texts go before --candidates"
+        )
 
 
 # --- the commands ---------------------------------------------------------------------------------

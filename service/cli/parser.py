@@ -154,7 +154,7 @@ def _add_translate_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_infill_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--candidates", nargs="+", action="extend", help="what a blank may be; give texts first"
+        "--candidates", nargs="+", action="extend", help="what a blank may be; texts go before it"
     )
     parser.add_argument("--blank", help="the string that marks a blank; ___ by default")
     parser.add_argument("--pattern", help="regular expression for an open blank")

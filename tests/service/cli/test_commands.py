@@ -211,6 +211,19 @@ def test_a_blank_that_cannot_be_filled_is_told(
     assert words in "\n".join(err)
 
 
+@pytest.mark.parametrize(("blank", "mark"), [((), "___"), (("--blank", "??"), "??")])
+def test_a_text_that_was_taken_for_a_candidate_is_not_waited_for(
+    run: Run, blank: tuple[str, ...], mark: str
+) -> None:
+    arguments = (*blank, "--candidates", "very", "so", f"Alice was {mark} tired")
+    status, out, err = run(b"a line of standard input\n", "infill", *arguments)
+    assert (status, out) == (1, [])
+    (error,) = err
+    assert error == (
+        f"error: --candidates: one of them contains a blank ({mark}); texts go before --candidates"
+    )
+
+
 def test_what_is_there_is_given_at_once_and_together() -> None:
     reader, writer = os.pipe()
     batches = InputLines(reader).batches(most_lines=1000, most_bytes=300)
