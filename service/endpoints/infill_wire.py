@@ -17,6 +17,7 @@ from service.http.wire import (
     listed,
     unknown_fields,
 )
+from service.tasks.cloze_limits import DEFAULT_PROPOSALS
 from service.tasks.engine import Engine
 from service.tasks.infill_values import (
     DEFAULT_MAX_TOKENS,
@@ -80,7 +81,9 @@ class InfillRequest(RequestBody):
         None,
         ge=1,
         description="How many texts a language model compares for an open blank. The default is "
-        f"{DEFAULT_NUM_PROPOSALS}. For a blank of one character, it compares all characters.",
+        f"{DEFAULT_NUM_PROPOSALS}. For a blank of one character, it compares all characters. A "
+        f"model that was trained to fill blanks compares {DEFAULT_PROPOSALS} by default, and at "
+        "most the service's `max_beam_size`.",
     )
     seed: int | None = Field(
         None, ge=0, lt=2**63, description="Same seed, same proposals. Drawn if it is left out."

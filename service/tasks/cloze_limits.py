@@ -12,7 +12,7 @@ from service.tasks.limits import at_most
 
 MAX_BLANKS = 32
 # Texts that are searched for together, where a request names no number.
-_DEFAULT_PROPOSALS = 20
+DEFAULT_PROPOSALS = 20
 
 
 def open_blank(
@@ -51,4 +51,4 @@ def check_texts(texts: Sequence[Blanks], options: InfillOptions, settings: Setti
 
 def beam_width(options: InfillOptions, settings: Settings) -> int:
     """Texts that are searched for together."""
-    return min(options.num_proposals or _DEFAULT_PROPOSALS, settings.max_beam_size)
+    return min(options.num_proposals or DEFAULT_PROPOSALS, settings.max_beam_size)
