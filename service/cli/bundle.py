@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
@@ -22,10 +22,20 @@ from service.http.body import field_errors
 from service.http.option_names import named_by
 from service.http.wire import listed
 from service.settings import Settings
-from service.tasks.engine import DECIDE, GENERATE, INFILL, PROPOSE, SCORE, TRANSLATE, Engine
+from service.tasks.engine import (
+    DECIDE,
+    GENERATE,
+    INFILL,
+    PROPOSE,
+    SCORE,
+    TRANSLATE,
+    Ability,
+    Engine,
+)
 from service.tasks.kinds import Surroundings, open_engine
 from service.tasks.registry import bundle_folders
 
+Able = TypeVar("Able")
 _Answering: TypeAlias = Callable[[Engine, str], Coroutine[Any, Any, Answer]]
 
 
@@ -90,11 +100,16 @@ def models_in(folder: Path) -> list[Answer]:
     ]
 
 
+def _able(engine: Engine, ability: Ability[Able]) -> Able:
+    found = ability.of(engine)
+    if found is None:
+        raise InvalidRequest(ability.lacking(engine))
+    return found
+
+
 async def _generate(engine: Engine, body: str) -> Answer:
     request = _parsed(GenerateRequest, body)
-    generates = GENERATE.of(engine)
-    if generates is None:
-        raise InvalidRequest("an encoder-decoder does not continue text; see the command translate")
+    generates = _able(engine, GENERATE)
     options = request.options()
     results = await generates.generate(listed(request.prompt), options)
     return _plain(GenerateResponse.of(engine, options, results))
@@ -102,9 +117,7 @@ async def _generate(engine: Engine, body: str) -> Answer:
 
 async def _score(engine: Engine, body: str) -> Answer:
     request = _parsed(ScoreRequest, body)
-    scores = SCORE.of(engine)
-    if scores is None:
-        raise InvalidRequest("this model does not score texts; see the command models")
+    scores = _able(engine, SCORE)
     texts = listed(request.text)
     contexts, sources = request.contexts(len(texts)), request.sources(len(texts))
     options = request.options()
@@ -114,9 +127,7 @@ async def _score(engine: Engine, body: str) -> Answer:
 
 async def _translate(engine: Engine, body: str) -> Answer:
     request = _parsed(TranslateRequest, body)
-    translates = TRANSLATE.of(engine)
-    if translates is None:
-        raise InvalidRequest("this model does not translate; see the command models")
+    translates = _able(engine, TRANSLATE)
     sources = listed(request.source)
     prefixes = request.prefixes(len(sources))
     results = await translates.translate(sources, prefixes, request.options())
@@ -128,9 +139,7 @@ async def _infill(engine: Engine, body: str, decider: Engine | None) -> Answer:
     texts, options = request.blanks(), request.options()
     with named_by(request.fields):
         if decider is None:
-            infills = INFILL.of(engine)
-            if infills is None:
-                raise InvalidRequest("this model does not fill blanks; see the command models")
+            infills = _able(engine, INFILL)
             results = await infills.infill(texts, options)
         else:
             proposes, decides = PROPOSE.of(engine), DECIDE.of(decider)

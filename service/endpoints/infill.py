@@ -44,22 +44,13 @@ async def infill(request: Request) -> Response:
     engine: Engine
     decider: Infills | None = None
     if body.rescore is None:
-        filler = engine_with(
-            request, body.model, INFILL, "this model does not fill blanks; see /models"
-        )
+        filler = engine_with(request, body.model, INFILL)
         engine, work = filler, filler.infill(texts, options)
     else:
-        proposer = engine_with(
-            request,
-            body.model,
-            PROPOSE,
-            "this model was not trained to propose texts for another model; leave `rescore` out",
-        )
+        proposer = engine_with(request, body.model, PROPOSE)
         engine = proposer
         with named_by({"model": "rescore"}):
-            decider = engine_with(
-                request, body.rescore, DECIDE, "`rescore` names a language model; see /models"
-            )
+            decider = engine_with(request, body.rescore, DECIDE)
         work = _decided(proposer, decider, texts, options)
     with named_by(body.fields):
         results = await unless_gone(request, work)

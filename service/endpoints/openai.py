@@ -75,9 +75,7 @@ async def completions(request: Request) -> Response:
     body = await read_body(request, CompletionRequest)
     if body.suffix:
         return await insert(request, body)
-    engine = engine_with(
-        request, body.model, GENERATE, "an encoder-decoder does not continue text; see /translate"
-    )
+    engine = engine_with(request, body.model, GENERATE)
     asked = body.prompts
     options = body.options(engine)
     size, vocab_size = sum(map(len, asked)), len(engine.tokens)

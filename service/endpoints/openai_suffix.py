@@ -25,7 +25,7 @@ def filler(request: Request, name: str | None) -> Infills:
     ModelNotFound and InvalidRequest.
     """
     ability = DECIDE if name is None and engines_with(request, DECIDE) else INFILL
-    return engine_with(request, name, ability, "this model does not fill blanks")
+    return engine_with(request, name, ability)
 
 
 async def insert(request: Request, body: CompletionRequest) -> Response:

@@ -34,7 +34,7 @@ async def score(request: Request) -> Response:
     body = await read_body(request, ScoreRequest)
     if request.query_params:
         raise InvalidRequest("query parameters are of streamed bodies; name the fields in the body")
-    engine = engine_with(request, body.model, SCORE, "this model does not score texts; see /models")
+    engine = engine_with(request, body.model, SCORE)
     texts = listed(body.text)
     contexts, sources = body.contexts(len(texts)), body.sources(len(texts))
     options = body.options()

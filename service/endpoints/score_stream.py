@@ -34,9 +34,7 @@ async def score_stream(request: Request) -> Response:
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise UnsupportedMediaType("send the body without Content-Encoding")
     query = _query(request)
-    engine = engine_with(
-        request, query.model, SCORE, "this model does not score texts; see /models"
-    )
+    engine = engine_with(request, query.model, SCORE)
     in_parts = SCORE_IN_PARTS.of(engine) if query.mode == "total" else None
     lacks_sources = engine.needs_sources and media_type == TEXT
     if lacks_sources or (query.mode == "total" and in_parts is None):

@@ -34,13 +34,13 @@ def engine_named(request: Request, name: str | None) -> Engine:
     return registry.held(name)
 
 
-def engine_with(request: Request, name: str | None, ability: Ability[Able], otherwise: str) -> Able:
+def engine_with(request: Request, name: str | None, ability: Ability[Able]) -> Able:
     """The engine of a model, for something that not every kind of model can do.
 
-    Without a name, it is the only engine that can. `otherwise` is the error for one that cannot.
+    Without a name, it is the only engine that can. Raises ModelNotFound and InvalidRequest.
     """
     registry: ModelRegistry = request.app.state.registry
-    return registry.with_ability(name, ability, otherwise)
+    return registry.with_ability(name, ability)
 
 
 def engines_with(request: Request, ability: Ability[Able]) -> list[Able]:

@@ -70,6 +70,18 @@ class Engine(Protocol):
 class Ability(Generic[Able]):
     """Something that some engines can do and others cannot. The methods are `Able`'s."""
 
+    def __init__(self, does: str, path: str | None = None) -> None:
+        """`does` completes "this model does not …"; the path is the one that is for it."""
+        self.does = does
+        self.path = path
+
+    def lacking(self, engine: Engine) -> str:
+        """The error for an engine that lacks it, and what that engine can be asked instead."""
+        paths = [x.path for x in engine.abilities if x.path is not None]
+        *others, last = paths or ["nothing"]
+        answered = f"{', '.join(others)} and {last}" if others else last
+        return f"this model does not {self.does}; it answers {answered}"
+
     def of(self, engine: Engine) -> Able | None:
         """The engine, typed by what the ability needs; None if the engine lacks it."""
         found: Able | None = engine.abilities.get(self)
@@ -190,10 +202,11 @@ class Proposes(Engine, Protocol):
         """Proposals for every text, likeliest first."""
 
 
-GENERATE: Ability[Generates] = Ability()
-SCORE: Ability[Scores] = Ability()
-SCORE_IN_PARTS: Ability[ScoresInParts] = Ability()
-TRANSLATE: Ability[Translates] = Ability()
-INFILL: Ability[Infills] = Ability()
-PROPOSE: Ability[Proposes] = Ability()
-DECIDE: Ability[Infills] = Ability()  # a language model, which can rank another model's proposals
+GENERATE: Ability[Generates] = Ability("continue texts", "/generate")
+SCORE: Ability[Scores] = Ability("score texts", "/score")
+SCORE_IN_PARTS: Ability[ScoresInParts] = Ability("score a text in parts")
+TRANSLATE: Ability[Translates] = Ability("translate", "/translate")
+INFILL: Ability[Infills] = Ability("fill blanks", "/infill")
+PROPOSE: Ability[Proposes] = Ability("propose texts for another model to rank (`rescore`)")
+# Of language models.
+DECIDE: Ability[Infills] = Ability("rank what another model proposes")

@@ -136,11 +136,12 @@ class ModelRegistry:
         current_request().hold(engine)
         return engine
 
-    def with_ability(self, name: str | None, ability: Ability[Able], otherwise: str) -> Able:
-        """The ability of that engine. Also raises InvalidRequest(otherwise) if it has none."""
-        found = ability.of(self.held(name, ability))
+    def with_ability(self, name: str | None, ability: Ability[Able]) -> Able:
+        """The ability of that engine. Also raises InvalidRequest if it lacks it."""
+        engine = self.held(name, ability)
+        found = ability.of(engine)
         if found is None:
-            raise InvalidRequest.of_option("model", otherwise)
+            raise InvalidRequest.of_option("model", ability.lacking(engine))
         return found
 
     def all_with_ability(self, ability: Ability[Able]) -> list[Able]:

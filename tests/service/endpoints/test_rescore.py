@@ -113,3 +113,4 @@ def test_a_model_that_fills_blanks_does_nothing_else(
     document = response.json()
     pointers = [x["pointer"] for x in document.get("errors", ())]
     assert pointers == ["/model"] or document["error"]["param"] == "model"
+    assert "; it answers /infill" in response.text

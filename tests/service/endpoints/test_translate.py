@@ -678,7 +678,7 @@ def test_a_source_of_the_longest_length_is_translated(client: AppClient) -> None
 
 
 def test_an_encoder_decoder_continues_nothing(client: AppClient) -> None:
-    refused(client, "/generate", "/model", "answers /translate and /score", prompt="a")
+    refused(client, "/generate", "/model", "it answers /translate and /score", prompt="a")
 
 
 def test_a_model_that_is_not_served_is_not_found(client: AppClient) -> None:

@@ -103,6 +103,14 @@ def test_every_kind_has_its_abilities_and_no_others() -> None:
     assert found.keys() == KINDS.keys()
 
 
+def test_an_error_names_what_the_engine_can_be_asked_instead() -> None:
+    told = "this model does not translate; it answers /generate, /score and /infill"
+    assert TRANSLATE.lacking(language_model()) == told
+    told = "this model does not fill blanks; it answers /translate and /score"
+    assert INFILL.lacking(encoder_decoder()) == told
+    assert SCORE.lacking(Mute()) == "this model does not score texts; it answers nothing"
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [
