@@ -1,5 +1,6 @@
 """How often blanks are filled as in the text, beside two floors that see less of it."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -16,9 +17,9 @@ from service.bundle.text import BOS_ID, EOS_ID, SPECIAL_TOKENS
 from training.config import EncoderDecoderConfig
 from training.data.infill import InfillCorpus
 from training.data.pairs import PairSplit
-from training.evaluation import ngram
+from training.evaluation import encoder_decoder_report, ngram
 from training.evaluation.encoder_decoder import length_limits, mean_loss, translate_texts
-from training.evaluation.metrics import measure
+from training.evaluation.metrics import measure, share_error
 from training.evaluation.ngram import NGramModel
 from training.networks.encoder_decoder import EncoderDecoder
 
@@ -154,6 +155,41 @@ def _metrics(
     )
 
 
+def table(metrics: Sequence[EncoderDecoderMetrics]) -> str:
+    """As any encoder-decoder's, and in words how the model compares with the n-gram."""
+    return "\n".join([encoder_decoder_report.table(metrics), *_compared(metrics)])
+
+
+def _compared(metrics: Sequence[EncoderDecoderMetrics]) -> list[str]:
+    """One line for each held-out set where the model was measured.
+
+    The error is that of a difference of two shares, as if they were of different texts: the true
+    one is smaller, since an easy text is easy for both.
+    """
+    lines = []
+    for found in metrics:
+        # Of each kind the last one: the model with its beam, and the n-gram.
+        measured = [x for x in found.measurements if "exact_match" in x.values]
+        shares = {x.kind: x.values["exact_match"] for x in measured}
+        if "model" not in shares:
+            continue
+        gain = shares["model"] - shares["baseline"]
+        error = math.hypot(*(share_error(x, found.pairs) for x in shares.values()))
+        verdict = (
+            "a difference that may be chance"
+            if abs(gain) < 2 * error
+            else "the model is better"
+            if gain > 0
+            else "the model is worse; more text or more steps would help"
+        )
+        lines.append(
+            f"{found.split}: the model fills {100 * shares['model']:.1f} % exactly, a "
+            f"{_ORDER}-gram that is told how long each blank is {100 * shares['baseline']:.1f} % "
+            f"(± {100 * error:.1f} for the difference): {verdict}"
+        )
+    return lines
+
+
 def in_words(metrics: Sequence[EncoderDecoderMetrics]) -> list[str]:
     """How often the blanks are filled exactly, beside the floors."""
     lines = []
@@ -170,7 +206,7 @@ def in_words(metrics: Sequence[EncoderDecoderMetrics]) -> list[str]:
             for x in found.measurements
             if x.kind == "baseline"
         ]
-    return lines
+    return [*lines, *_compared(metrics)]
 
 
 _FLOORS = {"frequent": "the most frequent text"}

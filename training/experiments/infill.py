@@ -18,9 +18,14 @@ from training.data import infill as infill_data
 from training.data.infill import InfillCorpus, infill_options
 from training.data.stored_pairs import restored_tokenizer
 from training.errors import ExportError
-from training.evaluation.encoder_decoder import length_limits, translate_texts
-from training.evaluation.encoder_decoder_report import table
-from training.evaluation.infill_report import Floors, in_words, measure_floors, measure_splits
+from training.evaluation.filling import fill_blanks
+from training.evaluation.infill_report import (
+    Floors,
+    in_words,
+    measure_floors,
+    measure_splits,
+    table,
+)
 from training.experiments import counts
 from training.experiments.experiment import Measured, Start
 from training.experiments.gradient_descent import GradientDescent, gradient_descent
@@ -117,19 +122,15 @@ class InfillExperiment:
         return table(measure_splits(config, model, self._floors(data), splits, _CPU))
 
     def answer(self, run_dir: Path, options: InfillOptions) -> Iterator[str]:
-        """Each text with its blanks filled."""
+        """Each text with its blanks filled, each fill in brackets."""
         config, model, *_ = load_best(run_dir)
         pairs, infill = self.open(run_dir).pairs, infill_options(self.config.spans)
         blanked = [self._pieces(text, options.blank) for text in options.texts]
         sources = [infill.source(pieces, begins=True, ends=False) for pieces in blanked]
-        limits = length_limits(pairs.train, config.data.max_source_tokens)
         beam_size = options.beam_size or config.training.beam_size
-        found = translate_texts(
-            model, pairs, sources, limits, beam_size=beam_size, device=_CPU, length_penalty=0.0
-        )
-        for pieces, target in zip(blanked, found, strict=True):
-            fills = [*infill.texts(target), *("" for _ in pieces)]
-            yield "".join(x for both in zip(pieces, fills, strict=False) for x in both)
+        found = fill_blanks(model, pairs, infill, sources, beam_size=beam_size, device=_CPU)
+        for (first, *rest), texts in zip(blanked, found, strict=True):
+            yield first + "".join(f"[{x}]{y}" for x, y in zip(texts, rest, strict=True))
 
     def _pieces(self, text: str, blank: str) -> list[str]:
         """A text's pieces. Raises ConfigError if it has no blank, or too many."""

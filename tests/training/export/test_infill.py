@@ -2,16 +2,19 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from service.bundle.encoder_decoder import EncoderDecoderBundle
 from service.bundle.infill import BLANK, MARKS
 from service.bundle.store import read_bundle
-from service.bundle.text import SPECIAL_TOKENS
+from service.bundle.text import EOS_ID, SPECIAL_TOKENS
 from service.settings import Settings
 from service.tasks.engine import INFILL
 from service.tasks.infill_values import Blanks, InfillOptions
@@ -21,7 +24,10 @@ from training.__main__ import main
 from training.config import InfillConfig, load_config
 from training.data import infill as infill_data
 from training.data.infill import InfillCorpus, infill_options
-from training.evaluation.infill_report import Floors
+from training.evaluation.beam_search import NetworkSteps
+from training.evaluation.filling import fill_blanks
+from training.evaluation.infill_report import Floors, in_words, table
+from training.loop.encoder_decoder import load_best
 
 # Long enough that 20 tokens of each split are held out.
 TEXT = FABLE * 3
@@ -122,8 +128,8 @@ def test_a_run_fills_blanks_is_evaluated_and_goes_on(
     status, output, _ = call("infill", run, "a fox ___ day", "the ___ of a ___ tree")
     assert status == 0
     lines = output.splitlines()
-    assert lines[0].startswith("a fox ")
-    assert lines[0].endswith(" day")
+    assert re.fullmatch(r"a fox \[[^]]+\] day", lines[0])
+    assert re.fullmatch(r"the \[[^]]+\] of a \[[^]]+\] tree", lines[1])
     assert "valid: 20 sources" in call("evaluate", run, "--split", "valid")[1]
 
 
@@ -179,3 +185,62 @@ def test_the_floors_see_the_left_or_nothing(tmp_path: Path) -> None:
     # The next letter follows from the last ones.
     assert ngram.values["exact_match"] > 0.9
     assert frequent.values["exact_match"] < 0.5
+
+
+def constant(token: int, size: int) -> Tensor:
+    """Log-probabilities that prefer one token, then the lower ids."""
+    logits = -torch.arange(size, dtype=torch.float32)
+    logits[token] = 10.0
+    return torch.log_softmax(logits, -1)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+@pytest.mark.parametrize("preferred", ["end", "blank", "letter"])
+def test_every_blank_gets_a_text_that_is_not_empty(
+    made: Path, preferred: str, beam_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(made / "tiny.toml")
+    assert isinstance(config, InfillConfig)
+    _, model, *_ = load_best(made / "run")
+    pairs, infill = (
+        infill_data.load(config, made / "run/corpus").pairs,
+        infill_options(config.spans),
+    )
+    (mark,), (letter,) = (pairs.target.encode(x).tolist() for x in (BLANK, "a"))
+    token = {"end": EOS_ID, "blank": mark, "letter": letter}[preferred]
+    plain = NetworkSteps.step
+
+    def step(self: NetworkSteps, tokens: Tensor, *rest: Any) -> tuple[Tensor, Any]:
+        logprobs, after = plain(self, tokens, *rest)
+        return constant(token, logprobs.shape[1]).expand_as(logprobs).clone(), after
+
+    monkeypatch.setattr(NetworkSteps, "step", step)
+    sources = [
+        infill.source(x, begins=True, ends=False) for x in (["a ", " b"], ["a ", " b ", " c"])
+    ]
+    one, two = fill_blanks(
+        model, pairs, infill, sources, beam_size=beam_size, device=torch.device("cpu")
+    )
+    assert (len(one), len(two)) == (1, 2)
+    assert {1 <= len(text) <= infill.max_chars for text in (*one, *two)} == {True}
+
+
+@pytest.mark.parametrize(
+    ("mine", "grams", "verdict"),
+    [(0.5, 0.2, "better"), (0.2, 0.5, "worse"), (0.31, 0.3, "chance")],
+)
+def test_the_report_says_how_the_model_compares_with_the_gram(
+    bundle: EncoderDecoderBundle, mine: float, grams: float, verdict: str
+) -> None:
+    (metrics,) = bundle.manifest.metrics
+    shares = {"beam 2": mine, "6-gram": grams}
+    measurements = [
+        x.model_copy(update={"values": {**x.values, "exact_match": shares[x.name]}})
+        for x in metrics.measurements
+        if x.name in shares
+    ]
+    found = metrics.model_copy(update={"measurements": measurements, "pairs": 200})
+    for last in (table([found]).splitlines()[-1], in_words([found])[-1]):
+        assert verdict in last
+        assert f"{100 * mine:.1f} % exactly" in last
+        assert f"told how long each blank is {100 * grams:.1f} %" in last
