@@ -127,6 +127,9 @@ def test_a_dry_run_writes_the_configuration_and_trains_nothing(call: Main, tmp_p
     assert status == 0
     assert "you said --as file" in out
     assert load_config(tmp_path / "runs/fable/config.toml").name == "fable"
+    status, out, _ = call("learn", "fable.txt", "--dry-run", "--as", "file", "--minutes", 0.1)
+    assert status == 0
+    assert re.search(r"about \d+ seconds of training; baselines and export come on top", out)
     assert not (tmp_path / "models").exists()
 
 
