@@ -64,6 +64,15 @@ class PairCorpus:
         """The splits that figures are reported on."""
         return self.tests or [self.valid]
 
+    def chosen(self, name: str | None) -> Sequence[PairSplit]:
+        """The split of that name (`--split`), or all that are held out. Raises ConfigError."""
+        if not name:
+            return self.held_out
+        known = {split.name: split for split in (self.train, self.valid, *self.tests)}
+        if name not in known:
+            raise ConfigError(f"--split: there are {', '.join(known)}")
+        return [known[name]]
+
 
 def prepare_pairs(
     config: EncoderDecoderDataConfig, base: Path, known: Sequence[Tokenizer] = ()

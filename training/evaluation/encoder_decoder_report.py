@@ -35,7 +35,7 @@ def measure_splits(
     """The model, greedy and with its beam, and the baselines, on each of the splits."""
     nearest = NearestSource(corpus.train)
     return [
-        _metrics(
+        split_metrics(
             split,
             [
                 *_models(config, model, corpus, split, device),
@@ -51,12 +51,13 @@ def measure_baselines(
 ) -> list[EncoderDecoderMetrics]:
     """The baselines alone, on every held-out set."""
     nearest = NearestSource(corpus.train)
-    return [_metrics(split, baselines(config, split, nearest)) for split in corpus.held_out]
+    return [split_metrics(split, baselines(config, split, nearest)) for split in corpus.held_out]
 
 
-def _metrics(
+def split_metrics(
     split: PairSplit, measurements: list[EncoderDecoderMeasurement]
 ) -> EncoderDecoderMetrics:
+    """What was measured on a split."""
     return EncoderDecoderMetrics(
         split=split.name,
         pairs=len(split),

@@ -104,7 +104,7 @@ def measure_splits(
 ) -> list[EncoderDecoderMetrics]:
     """The model, greedy and with its beam, and the floors, on each of the splits."""
     return [
-        _metrics(
+        encoder_decoder_report.split_metrics(
             split,
             [*_models(config, model, floors.corpus, split, device), *floors.measured(split)],
         )
@@ -114,7 +114,10 @@ def measure_splits(
 
 def measure_floors(floors: Floors) -> list[EncoderDecoderMetrics]:
     """The floors alone, on every held-out set."""
-    return [_metrics(split, floors.measured(split)) for split in floors.corpus.pairs.held_out]
+    return [
+        encoder_decoder_report.split_metrics(split, floors.measured(split))
+        for split in floors.corpus.pairs.held_out
+    ]
 
 
 def _models(
@@ -142,17 +145,6 @@ def _models(
         name = "greedy" if beam_size == 1 else f"beam {beam_size}"
         found.append(EncoderDecoderMeasurement(name=name, kind="model", values=values))
     return found
-
-
-def _metrics(
-    split: PairSplit, measurements: list[EncoderDecoderMeasurement]
-) -> EncoderDecoderMetrics:
-    return EncoderDecoderMetrics(
-        split=split.name,
-        pairs=len(split),
-        sources=len(split.references),
-        measurements=measurements,
-    )
 
 
 def table(metrics: Sequence[EncoderDecoderMetrics]) -> str:

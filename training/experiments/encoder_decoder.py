@@ -101,10 +101,7 @@ class EncoderDecoderExperiment:
         """The model and the floors on the split, or on every held-out set."""
         config, model, *_ = load_best(run_dir)
         corpus = self.open(run_dir)
-        known = {x.name: x for x in (corpus.train, corpus.valid, *corpus.tests)}
-        if split and split not in known:
-            raise ConfigError(f"--split: there are {', '.join(known)}")
-        splits = [known[split]] if split else corpus.held_out
+        splits = corpus.chosen(split)
         found = table(measure_splits(config, model, corpus, splits, _CPU))
         return "\n".join([found, *self._confidence(model, corpus, splits)])
 

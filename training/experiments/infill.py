@@ -114,11 +114,7 @@ class InfillExperiment:
         """The model and the floors on the split, or on every held-out set."""
         config, model, *_ = load_best(run_dir)
         data = self.open(run_dir)
-        pairs = data.pairs
-        known = {x.name: x for x in (pairs.train, pairs.valid, *pairs.tests)}
-        if split and split not in known:
-            raise ConfigError(f"--split: there are {', '.join(known)}")
-        splits = [known[split]] if split else pairs.held_out
+        splits = data.pairs.chosen(split)
         return table(measure_splits(config, model, self._floors(data), splits, _CPU))
 
     def answer(self, run_dir: Path, options: InfillOptions) -> Iterator[str]:
