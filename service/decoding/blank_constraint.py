@@ -17,8 +17,8 @@ _FAR = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True, slots=True)
-class OpenBlank:
-    """What the text of an open blank may be."""
+class BlankTexts:
+    """Which texts an open blank may have."""
 
     least: int  # characters
     most: int
@@ -26,7 +26,7 @@ class OpenBlank:
 
 
 def blank_constraint(
-    tokens: tuple[str, ...], infill: Infill, count: int, blank: OpenBlank
+    tokens: tuple[str, ...], infill: Infill, count: int, blank: BlankTexts
 ) -> Constraint | None:
     """The texts of `count` such blanks; None: there are none.
 
@@ -56,7 +56,7 @@ def _any_character(vocab_size: int) -> Constraint:
     )
 
 
-def _distances(accepts: BoolArray, following: Int32Array, blank: OpenBlank) -> Int32Array:
+def _distances(accepts: BoolArray, following: Int32Array, blank: BlankTexts) -> Int32Array:
     """Fewest characters to the end of a text, by its length so far and its state."""
     distance = np.full((blank.most + 1, len(accepts)), _FAR, np.int32)
     for length in range(blank.most, -1, -1):
@@ -69,7 +69,7 @@ def _distances(accepts: BoolArray, following: Int32Array, blank: OpenBlank) -> I
 
 
 def _joined(
-    within: Int32Array, following: Int32Array, class_of: Int64Array, count: int, blank: OpenBlank
+    within: Int32Array, following: Int32Array, class_of: Int64Array, count: int, blank: BlankTexts
 ) -> Constraint:
     """The texts of all blanks, one after another."""
     states, classes = following.shape

@@ -14,7 +14,7 @@ import numpy as np
 
 from service.bundle.infill import Infill
 from service.bundle.text import EOS_ID
-from service.decoding.blank_constraint import OpenBlank, blank_constraint
+from service.decoding.blank_constraint import BlankTexts, blank_constraint
 from service.decoding.constraints import Constraint
 from service.decoding.search import Search
 from service.errors import InvalidRequest
@@ -66,7 +66,7 @@ class Cloze:
         infill: Infill,
         texts: Sequence[Blanks],
         options: InfillOptions,
-        blank: OpenBlank,
+        blank: BlankTexts,
     ) -> None:
         """`options` must be checked; `blank` restricts the text of every open blank."""
         self._sides = sides

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from service.bundle.infill import Infill
-from service.decoding.blank_constraint import OpenBlank
+from service.decoding.blank_constraint import BlankTexts
 from service.decoding.constraints import Constraint
 from service.errors import InvalidRequest
 from service.settings import Settings
@@ -17,16 +17,16 @@ DEFAULT_PROPOSALS = 20
 
 def open_blank(
     infill: Infill, options: InfillOptions, settings: Settings, rule: Constraint | None
-) -> OpenBlank:
+) -> BlankTexts:
     """What the text of an open blank may be. Raises InvalidRequest."""
     max_tokens, length = options.max_tokens, options.length
     at_most("max_tokens", max_tokens or 0, settings.max_tokens, "characters of a blank")
     if length is None:
-        return OpenBlank(1, min(max_tokens or DEFAULT_MAX_TOKENS, infill.max_chars), rule)
+        return BlankTexts(1, min(max_tokens or DEFAULT_MAX_TOKENS, infill.max_chars), rule)
     unit = "characters for this model, which was trained on shorter blanks"
     at_most("length", length, infill.max_chars, unit)
     at_most("length", length, max_tokens or length, "characters for max_tokens")
-    return OpenBlank(length, length, rule)
+    return BlankTexts(length, length, rule)
 
 
 def check_texts(texts: Sequence[Blanks], options: InfillOptions, settings: Settings) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from service.bundle.infill import BLANK, MARKS, infill_of
 from service.bundle.text import EOS_ID, SPECIAL_TOKENS
-from service.decoding.blank_constraint import OpenBlank, blank_constraint
+from service.decoding.blank_constraint import BlankTexts, blank_constraint
 from service.decoding.constraints import AllowedChars, Constraint, Pattern, Rule, compile_rule
 from service.decoding.spelling import Writing
 from service.settings import Settings
@@ -28,7 +28,7 @@ RULES: dict[str, Rule | None] = {
 
 def made(count: int, least: int, most: int, rule: Rule | None) -> Constraint | None:
     compiled = None if rule is None else compile_rule(rule, WRITING, Settings())
-    return blank_constraint(TOKENS, INFILL, count, OpenBlank(least, most, compiled))
+    return blank_constraint(TOKENS, INFILL, count, BlankTexts(least, most, compiled))
 
 
 def wanted(count: int, least: int, most: int, rule: Rule | None) -> set[str]:
