@@ -22,7 +22,7 @@ from bench.report import machine, say
 from bench.server import ROOT
 from service.bundle.encoder_decoder import EncoderDecoderManifest
 from service.bundle.language_model import LanguageModelManifest
-from service.bundle.store import read_bundle
+from service.bundle.store import Manifest, read_bundle
 from training.__main__ import main as training
 
 WORK = ROOT / "bench" / ".work" / "learn"
@@ -89,9 +89,7 @@ def _head(path: Path, count: int) -> Path:
     return head
 
 
-def _learn(
-    name: str, files: list[Path], minutes: float, *more: str | Path
-) -> LanguageModelManifest | EncoderDecoderManifest:
+def _learn(name: str, files: list[Path], minutes: float, *more: str | Path) -> Manifest:
     """Run `learn` in a new folder; return the manifest of the bundle."""
     folder = WORK / f"{name}-{int(time.time())}"
     started = time.monotonic()
@@ -103,7 +101,7 @@ def _learn(
     return read_bundle(folder / "models" / name).manifest
 
 
-def _print_text(manifest: LanguageModelManifest | EncoderDecoderManifest) -> None:
+def _print_text(manifest: Manifest) -> None:
     if not isinstance(manifest, LanguageModelManifest):
         raise TypeError(manifest.task)
     metrics = manifest.metrics

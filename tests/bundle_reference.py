@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 
 from service.bundle.encoder_decoder import EncoderDecoderManifest
+from service.bundle.labeler import LabelerManifest
 from service.bundle.language_model import LanguageModelManifest
 
 PREAMBLE = """\
@@ -58,6 +59,19 @@ The rows of a source stand together and share its memory. A source's padded leng
 (`service/bundle/padding.py`), and only sources of one padded length are read or stepped together. So every row is
 the same to the bit as if it were alone, however many rows its source has.
 
+## Graph of a labeler
+
+N is the number of texts, S their padded length and L the number of labels.
+
+| tensor | meaning |
+| --- | --- |
+| `tokens` [N, S], `lengths` [N] | the texts: bos, tokens and eos; bos and tokens if the model reads forward |
+| `logprobs` [N, L] | log P of each label of a text |
+| `logprobs` [N, S, L] | the same for each place: if the labels are of characters, or the model reads forward |
+| `<state>`, `<state>_out` [N, …] | the states before and after, if the model reads forward; zeros at the beginning |
+
+A text's padded length follows from its own length alone, and only texts of one padded length are read together.
+
 ## The shipped bundles
 
 `make bundles` builds them; their figures are in the project's README. This page is written from the schema
@@ -68,6 +82,7 @@ the same to the bit as if it were alone, however many rows its source has.
 _TITLES: dict[type[BaseModel], str] = {
     LanguageModelManifest: "`manifest.json` of a language model",
     EncoderDecoderManifest: "`manifest.json` of an encoder-decoder",
+    LabelerManifest: "`manifest.json` of a labeler",
 }
 
 

@@ -10,7 +10,7 @@ import onnx
 import torch
 
 from service.bundle.confidence import Confidence
-from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderManifest, TextSide
+from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderManifest
 from service.bundle.files import sha256, vocab_bytes
 from service.bundle.infill import MARKS, infill_of
 from service.bundle.language_model import (
@@ -28,6 +28,7 @@ from service.bundle.text import (
     SideNormalization,
     Vocabulary,
 )
+from service.bundle.text_side import TextSide
 from service.bundle.tokenization import Characters, Subwords, Symbols, Tokenizer
 from training.config import EncoderDecoderNetworkConfig, LanguageModelNetworkConfig, TextSideConfig
 from training.data.corpus import Split

@@ -10,6 +10,16 @@ from pydantic import BaseModel, Field, ValidationError
 
 from service.bundle.manifest import NAME_PATTERN
 from service.bundle.text import SideNormalization
+from training.config_labels import (
+    ClassifierDataConfig,
+    ClassifierNetworkConfig,
+    LabelDataConfig,
+    LabelerNetworkConfig,
+    LabelerTrainingConfig,
+    RestoreDataConfig,
+    TaggerDataConfig,
+    TaggerNetworkConfig,
+)
 from training.config_sections import (
     AdaptConfig,
     BaselineConfig,
@@ -37,6 +47,9 @@ __all__ = [
     "AnyConfig",
     "AnyLanguageModelConfig",
     "BaselineConfig",
+    "ClassifierConfig",
+    "ClassifierDataConfig",
+    "ClassifierNetworkConfig",
     "ConfigError",
     "EncoderDecoderConfig",
     "EncoderDecoderDataConfig",
@@ -44,6 +57,10 @@ __all__ = [
     "EncoderDecoderTrainingConfig",
     "InfillConfig",
     "InfillDataConfig",
+    "LabelDataConfig",
+    "LabelerConfig",
+    "LabelerNetworkConfig",
+    "LabelerTrainingConfig",
     "LanguageModelConfig",
     "LanguageModelDataConfig",
     "LanguageModelNetworkConfig",
@@ -52,7 +69,12 @@ __all__ = [
     "NGramLanguageModelConfig",
     "NGramModelConfig",
     "OptimizerConfig",
+    "RestoreConfig",
+    "RestoreDataConfig",
     "SpansConfig",
+    "TaggerConfig",
+    "TaggerDataConfig",
+    "TaggerNetworkConfig",
     "TextSideConfig",
     "TrainedConfig",
     "load_config",
@@ -170,9 +192,64 @@ class InfillConfig(Section):
         )
 
 
+class ClassifierConfig(Section):
+    """One experiment on texts with labels."""
+
+    kind: ClassVar[str] = "classifier"  # of the experiment
+    task: Literal["classifier"]
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    description: str = ""
+    license: str = "not stated"  # of the trained weights, for the bundle's manifest
+    data: ClassifierDataConfig
+    model: ClassifierNetworkConfig = ClassifierNetworkConfig()
+    training: LabelerTrainingConfig = LabelerTrainingConfig()
+
+    @property
+    def seed(self) -> int:
+        """Of all random numbers."""
+        return self.training.seed
+
+
+class TaggerConfig(Section):
+    """One experiment on texts whose characters have labels."""
+
+    kind: ClassVar[str] = "tagger"  # of the experiment
+    task: Literal["tagger"]
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    description: str = ""
+    license: str = "not stated"  # of the trained weights, for the bundle's manifest
+    data: TaggerDataConfig
+    model: TaggerNetworkConfig = TaggerNetworkConfig()
+    training: LabelerTrainingConfig = LabelerTrainingConfig()
+
+    @property
+    def seed(self) -> int:
+        """Of all random numbers."""
+        return self.training.seed
+
+
+class RestoreConfig(Section):
+    """One experiment on any text, of which something is lost and put back."""
+
+    kind: ClassVar[str] = "restore"  # of the experiment
+    task: Literal["restore"]
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    description: str = ""
+    license: str = "not stated"  # of the trained weights, for the bundle's manifest
+    data: RestoreDataConfig
+    model: TaggerNetworkConfig = TaggerNetworkConfig()
+    training: LabelerTrainingConfig = LabelerTrainingConfig()
+
+    @property
+    def seed(self) -> int:
+        """Of all random numbers."""
+        return self.training.seed
+
+
 AnyLanguageModelConfig: TypeAlias = LanguageModelConfig | NGramLanguageModelConfig
 PairsConfig: TypeAlias = EncoderDecoderConfig | InfillConfig
-TrainedConfig: TypeAlias = LanguageModelConfig | PairsConfig  # by gradient descent
+LabelerConfig: TypeAlias = ClassifierConfig | TaggerConfig | RestoreConfig
+TrainedConfig: TypeAlias = LanguageModelConfig | PairsConfig | LabelerConfig  # by gradient descent
 AnyConfig: TypeAlias = TrainedConfig | NGramLanguageModelConfig
 
 # The schema of each task: a new kind of model joins here and in the union.
@@ -180,6 +257,9 @@ _SCHEMAS: Mapping[str, type[AnyConfig]] = {
     "language_model": LanguageModelConfig,
     "encoder_decoder": EncoderDecoderConfig,
     "infill": InfillConfig,
+    "classifier": ClassifierConfig,
+    "tagger": TaggerConfig,
+    "restore": RestoreConfig,
 }
 # Those that train an encoder-decoder.
 _SCHEMAS_OF_PAIRS: Mapping[str, type[PairsConfig]] = {

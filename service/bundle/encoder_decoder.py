@@ -8,21 +8,10 @@ from typing import Literal, Self, TypeAlias
 from pydantic import Field, model_validator
 
 from service.bundle.confidence import Confidence
-from service.bundle.files import (
-    MAX_VOCAB_BYTES,
-    BundleError,
-    GraphFiles,
-    check_sha256,
-    check_size,
-    parsed,
-    read_file,
-    read_graphs,
-    read_vocab,
-)
+from service.bundle.files import BundleError, GraphFiles, read_graphs
 from service.bundle.infill import Infill
 from service.bundle.manifest import (
     Cell,
-    FileName,
     Graph,
     Heading,
     Precision,
@@ -30,43 +19,14 @@ from service.bundle.manifest import (
     Sha256,
     StateTensor,
     TrainingRecord,
-    VocabFile,
 )
-from service.bundle.text import SideNormalization
-from service.bundle.tokenization import Characters, Subwords, Symbols, Tokenization, Tokenizer
+from service.bundle.text_side import TextSide, read_side
+from service.bundle.tokenization import Tokenizer
 
 Attention: TypeAlias = Literal["none", "dot", "general", "additive"]
 MetricName: TypeAlias = Literal[
     "loss", "exact_match", "word_error_rate", "symbol_error_rate", "bleu", "chrf"
 ]
-
-
-class TokenizerFile(Record):
-    """A tokenizer of the `tokenizers` library, as its own JSON."""
-
-    file: FileName = Field(description="File name in the bundle's folder.")
-    sha256: Sha256 = Field(description="Checksum of the file.")
-
-
-class TextSide(Record):
-    """How the texts of one side, source or target, become tokens."""
-
-    lang: str = Field(description="Its language, for people and clients.")
-    tokenization: Tokenization = Field(
-        description=(
-            "`character`; `whitespace`: symbols with spaces between them; `bpe`: subwords by byte "
-            "pair encoding, with the `tokenizer`'s file."
-        )
-    )
-    normalization: SideNormalization = Field(description="What is done to a text before that.")
-    vocab: VocabFile = Field(description="The vocabulary and the special ids.")
-    tokenizer: TokenizerFile | None = Field(description="With `bpe`: its merges; else null.")
-
-    @model_validator(mode="after")
-    def _bpe_has_a_file(self) -> Self:
-        if (self.tokenization == "bpe") != (self.tokenizer is not None):
-            raise ValueError("tokenizer: required with bpe, and not allowed otherwise")
-        return self
 
 
 class MemoryTensor(Record):
@@ -230,7 +190,7 @@ class EncoderDecoderManifest(Heading):
         names = [x.name for x in self.states] + [x.name for x in self.memory]
         if len(set(names)) != len(names):
             raise ValueError("states, memory: names must be unique")
-        sides = [_side_files(self.source), _side_files(self.target)]
+        sides = [self.source.files, self.target.files]
         # The two sides may share their files.
         shared = sides[:1] if self.source.vocab == self.target.vocab else sides
         files = [graph.file for graph in self.graphs]
@@ -273,10 +233,6 @@ class EncoderDecoderManifest(Heading):
         return self
 
 
-def _side_files(side: TextSide) -> list[str]:
-    return [side.vocab.file, *([side.tokenizer.file] if side.tokenizer is not None else [])]
-
-
 @dataclass(frozen=True, slots=True)
 class EncoderDecoderBundle(GraphFiles):
     """An encoder-decoder in memory, every checksum verified."""
@@ -289,24 +245,7 @@ class EncoderDecoderBundle(GraphFiles):
 
 def read(folder: Path, manifest: EncoderDecoderManifest) -> EncoderDecoderBundle:
     """Read and verify the other files of a bundle. Raises BundleError with a one-line cause."""
-    source, target = (_read_side(folder, side) for side in (manifest.source, manifest.target))
+    source, target = (read_side(folder, side) for side in (manifest.source, manifest.target))
     if manifest.infill is not None and not set(manifest.infill.marks) <= set(source.tokens):
         raise BundleError(f"{folder.name}: infill: the vocabulary lacks a mark")
     return EncoderDecoderBundle(manifest, source, target, read_graphs(folder, manifest.graphs))
-
-
-def _read_side(folder: Path, side: TextSide) -> Tokenizer:
-    tokens = read_vocab(folder, side.vocab)
-    if side.tokenizer is None:
-        kind = Characters if side.tokenization == "character" else Symbols
-        tokenizer = parsed(folder.name, side.vocab.file, lambda: kind(tokens))
-        check_size(folder.name, side.vocab, tokens)
-        return tokenizer
-    info = side.tokenizer
-    data = read_file(folder, info.file, MAX_VOCAB_BYTES)
-    check_sha256(folder.name, info.file, data, info.sha256)
-    subwords = parsed(folder.name, info.file, lambda: Subwords(data.decode()))
-    if list(subwords.tokens) != tokens:
-        raise BundleError(f"{folder.name}: {info.file}: its tokens differ from the vocabulary's")
-    check_size(folder.name, side.vocab, tokens)
-    return subwords

@@ -13,7 +13,7 @@ MAX_CURVE_POINTS = 1000
 
 Cell: TypeAlias = Literal["rnn", "gru", "lstm"]
 Precision: TypeAlias = Literal["fp32", "int8"]
-Role: TypeAlias = Literal["sequence", "step", "adapt", "adapt_step", "encoder", "decoder"]
+Role: TypeAlias = Literal["sequence", "step", "adapt", "adapt_step", "encoder", "decoder", "labels"]
 FileName: TypeAlias = Annotated[str, Field(pattern=NAME_PATTERN)]
 Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -38,7 +38,7 @@ class Tensor(Record):
     dtype: Literal["float32", "int64", "int32"] = Field(description="Element type.")
     shape: list[int | str] = Field(
         description="Sizes; a name stands for a size that differs between calls: B batch, T time, "
-        "N sources, S source tokens, M positions of the memory."
+        "N sources or texts, S their tokens, M positions of the memory."
     )
 
 
@@ -63,7 +63,9 @@ class Graph(Record):
             "that learns from each token that it reads, fed with what the `sequence` or `step` "
             "graph gives beside its log-probabilities. `encoder`: N sources of up to S tokens to "
             "their memory and the decoder's first states. `decoder`: one token a row, with the "
-            "memory of the sources that the rows belong to, as many rows for each."
+            "memory of the sources that the rows belong to, as many rows for each. `labels`: N "
+            "texts of up to S tokens to log-probabilities of labels, of the texts or of each "
+            "place; if texts are read in parts, with the states before and after."
         )
     )
     precision: Precision = Field(

@@ -9,20 +9,22 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from service.bundle import encoder_decoder, language_model
+from service.bundle import encoder_decoder, labeler, language_model
 from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderManifest
 from service.bundle.files import BundleError, read_file
+from service.bundle.labeler import LabelerBundle, LabelerManifest
 from service.bundle.language_model import LanguageModelBundle, LanguageModelManifest
 
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 4 * 2**20
 
 # The kinds of bundle: a new one joins the two unions and the table.
-Manifest: TypeAlias = LanguageModelManifest | EncoderDecoderManifest
-Bundle: TypeAlias = LanguageModelBundle | EncoderDecoderBundle
+Manifest: TypeAlias = LanguageModelManifest | EncoderDecoderManifest | LabelerManifest
+Bundle: TypeAlias = LanguageModelBundle | EncoderDecoderBundle | LabelerBundle
 _READERS: Mapping[str, Callable[[Path, Any], Bundle]] = {
     "language_model": language_model.read,
     "encoder_decoder": encoder_decoder.read,
+    "labeler": labeler.read,
 }
 _ANY_MANIFEST: TypeAdapter[Manifest] = TypeAdapter(Annotated[Manifest, Field(discriminator="task")])
 
@@ -31,7 +33,7 @@ def read_language_model(folder: Path) -> LanguageModelBundle:
     """Read and verify a language model. Raises BundleError with a one-line cause."""
     manifest = _read_manifest(folder)
     if manifest.task != "language_model":
-        raise BundleError(f"{folder.name}: an {manifest.task} and not a language_model")
+        raise BundleError(f"{folder.name}: its kind is {manifest.task}, not language_model")
     return language_model.read(folder, manifest)
 
 

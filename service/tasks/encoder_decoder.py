@@ -6,8 +6,9 @@ Sources and targets become ids, ids become searches, the scheduler runs them, an
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from service.bundle.encoder_decoder import EncoderDecoderBundle, TextSide
+from service.bundle.encoder_decoder import EncoderDecoderBundle
 from service.bundle.manifest import Precision
+from service.bundle.text_side import TextSide
 from service.bundle.tokenization import Tokenizer
 from service.decoding.cache_budget import CacheBudgets
 from service.decoding.constraints import Constraint, ConstraintCompiler, Rule

@@ -17,6 +17,7 @@ from service.bundle.text import Normalization
 from service.scheduling.workers import Workers
 from service.tasks.carried_score import CarriedScore
 from service.tasks.infill_values import Blanks, Infilled, InfillOptions, Proposal
+from service.tasks.label_values import Classified, ClassifyOptions, Tagged, TagOptions
 from service.tasks.translations import Translated, TranslatedToken, TranslateOptions
 from service.tasks.values import (
     Generated,
@@ -202,11 +203,35 @@ class Proposes(Engine, Protocol):
         """Proposals for every text, likeliest first."""
 
 
+class Classifies(Engine, Protocol):
+    """Gives labels to texts."""
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        """Every label that a text can have."""
+
+    @property
+    def reads_in_parts(self) -> bool:
+        """Whether a text can go on from a state (the option `state`)."""
+
+    async def classify(self, texts: Sequence[str], options: ClassifyOptions) -> list[Classified]:
+        """The labels of every text."""
+
+
+class Tags(Engine, Protocol):
+    """Gives a label to each character of texts."""
+
+    async def tag(self, texts: Sequence[str], options: TagOptions) -> list[Tagged]:
+        """The tags of every text."""
+
+
 GENERATE: Ability[Generates] = Ability("continue texts", "/generate")
 SCORE: Ability[Scores] = Ability("score texts", "/score")
 SCORE_IN_PARTS: Ability[ScoresInParts] = Ability("score a text in parts")
 TRANSLATE: Ability[Translates] = Ability("translate", "/translate")
 INFILL: Ability[Infills] = Ability("fill blanks", "/infill")
 PROPOSE: Ability[Proposes] = Ability("propose texts for another model to rank (`rescore`)")
+CLASSIFY: Ability[Classifies] = Ability("classify texts", "/classify")
+TAG: Ability[Tags] = Ability("tag texts", "/tag")
 # Of language models.
 DECIDE: Ability[Infills] = Ability("rank what another model proposes")

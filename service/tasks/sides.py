@@ -7,12 +7,9 @@ from typing import Self
 import numpy as np
 
 from service.bundle.arrays import Ids
-from service.bundle.encoder_decoder import (
-    EncoderDecoderBundle,
-    EncoderDecoderManifest,
-    TextSide,
-)
+from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderManifest
 from service.bundle.text import EOS_ID, UNK_ID, is_blank
+from service.bundle.text_side import TextSide
 from service.bundle.tokenization import Tokenizer
 from service.decoding.normal_form import normal_form
 from service.settings import Settings

@@ -17,13 +17,12 @@ from service.bundle.encoder_decoder import (
     EncoderDecoderShape,
     Example,
     MemoryTensor,
-    TextSide,
-    TokenizerFile,
 )
 from service.bundle.files import sha256, vocab_bytes
 from service.bundle.infill import Infill
 from service.bundle.manifest import Precision, Role, StateTensor
 from service.bundle.store import write_bundle
+from service.bundle.text_side import TextSide, TokenizerFile
 from service.bundle.tokenization import Subwords, Tokenizer
 from training.config import EncoderDecoderConfig, TextSideConfig
 from training.data.pairs import PairCorpus, PairSplit

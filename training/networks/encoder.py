@@ -4,6 +4,8 @@ B batch, S source positions, M memory positions (S, or fewer behind a pooling fr
 embedding, F features of the convolutions, H hidden, D width of the memory.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -31,6 +33,30 @@ class BidirectionalLayer(nn.Module):
         order = _reversal(x.shape[0], lengths)  # [S, B]
         back, _ = self.backwards(_reordered(x, order), states, None)
         return torch.cat((ahead, _reordered(back, order)), dim=2)
+
+
+class BidirectionalLayers(nn.ModuleList):
+    """Bidirectional layers of one cell, each reading the outputs of the one below."""
+
+    def __init__(self, cell: str, input_size: int, hidden_size: int, num_layers: int) -> None:
+        sizes = [input_size] + [2 * hidden_size] * (num_layers - 1)
+        super().__init__(BidirectionalLayer(cell, size, hidden_size) for size in sizes)
+
+    @property
+    def bidirectional_layers(self) -> list[BidirectionalLayer]:
+        """The layers, first to last."""
+        return [layer for layer in self if isinstance(layer, BidirectionalLayer)]
+
+    def forward(self, x: Tensor, lengths: Tensor, between: Sequence[Dropout]) -> Tensor:
+        """The last layer's outputs [S, B, 2H] of `x` [S, B, E].
+
+        `between` holds a dropout for the input of every layer but the first.
+        """
+        for i, layer in enumerate(self.bidirectional_layers):
+            if i:
+                x = between[i - 1](x)
+            x = layer(x, lengths)
+        return x
 
 
 def _reversal(length: int, lengths: Tensor) -> Tensor:
@@ -97,13 +123,12 @@ class Encoder(nn.Module):
         self.convolutions = Convolutions(config) if config.encoder == "crnn" else None
         size = config.embedding_dim if self.convolutions is None else self.convolutions.size
         hidden = config.encoder_hidden_size
-        sizes = [size] + [2 * hidden] * (config.encoder_layers - 1)
-        self.layers = nn.ModuleList(BidirectionalLayer(config.cell, x, hidden) for x in sizes)
+        self.layers = BidirectionalLayers(config.cell, size, hidden, config.encoder_layers)
 
     @property
     def bidirectional_layers(self) -> list[BidirectionalLayer]:
         """The recurrent layers, first to last."""
-        return [layer for layer in self.layers if isinstance(layer, BidirectionalLayer)]
+        return self.layers.bidirectional_layers
 
     def forward(
         self, tokens: Tensor, lengths: Tensor, generator: torch.Generator | None
@@ -117,10 +142,8 @@ class Encoder(nn.Module):
         x = dropout(config.dropout_embedding)(self.embedding(tokens.t()))  # [S, B, E]
         if self.convolutions is not None:
             x, lengths = self.convolutions(x, lengths)
-        for i, layer in enumerate(self.bidirectional_layers):
-            if i:
-                x = dropout(config.dropout_between)(x)
-            x = layer(x, lengths)  # [M, B, D]
+        between = [dropout(config.dropout_between) for _ in range(config.encoder_layers - 1)]
+        x = self.layers(x, lengths, between)  # [M, B, D]
         hidden = config.encoder_hidden_size
         last = (lengths - 1).view(1, -1, 1).expand(1, -1, hidden)
         summary = torch.cat((x[..., :hidden].gather(0, last)[0], x[0, :, hidden:]), dim=1)

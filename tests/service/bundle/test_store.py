@@ -357,7 +357,7 @@ def test_subwords_and_their_files_can_serve_both_sides(subwords: Path) -> None:
 
 
 def test_an_encoder_decoder_is_no_language_model(pairs: Path, folder: Path) -> None:
-    assert refusal(pairs) == "tiny-pairs: an encoder_decoder and not a language_model"
+    assert refusal(pairs) == "tiny-pairs: its kind is encoder_decoder, not language_model"
     assert isinstance(read_bundle(folder), LanguageModelBundle)
 
 

@@ -229,7 +229,7 @@ def test_metrics_are_the_runs_and_the_loss_of_each_precision(
 
 
 def test_a_bundle_of_pairs_is_no_language_models(made: Path) -> None:
-    with pytest.raises(BundleError, match="an encoder_decoder and not a language_model"):
+    with pytest.raises(BundleError, match="its kind is encoder_decoder, not language_model"):
         read_language_model(made / "models/tiny-pairs")
 
 

@@ -1,0 +1,294 @@
+"""A labeler's bundle: its manifest, its form in memory, and how it is read.
+
+A labeler gives labels to a text, or to each of its characters. S places: bos, the text's tokens and
+eos; L labels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self, TypeAlias
+
+from pydantic import Field, model_validator
+
+from service.bundle.files import GraphFiles, read_graphs
+from service.bundle.manifest import (
+    Cell,
+    Graph,
+    Heading,
+    Precision,
+    Record,
+    Sha256,
+    StateTensor,
+    TrainingRecord,
+)
+from service.bundle.text_side import TextSide, read_side
+from service.bundle.tokenization import Tokenizer
+
+Scope: TypeAlias = Literal["text", "character"]
+Scheme: TypeAlias = Literal["plain", "bio"]
+Direction: TypeAlias = Literal["both", "forward"]
+Pooling: TypeAlias = Literal["attention", "max", "last"]
+LabelMetric: TypeAlias = Literal[
+    "loss",
+    "accuracy",
+    "macro_f1",
+    "micro_f1",
+    "ece",
+    "exact_match",
+    "span_f1",
+    "word_error_rate",
+    "character_error_rate",
+    "base_errors",
+]
+
+MAX_LABELS = 2048
+# Of a label that its character cannot have: a log-probability whose exponential is zero, though it
+# is finite, so that differences of two graphs stay numbers.
+FORBIDDEN = -1e4
+
+
+class Labels(Record):
+    """The labels, and what they are labels of."""
+
+    names: list[str] = Field(
+        min_length=1, max_length=MAX_LABELS, description="The labels; the index is the id."
+    )
+    scope: Scope = Field(
+        description="`text`: a text has the labels; `character`: each of its characters has one."
+    )
+    several: bool = Field(
+        description="Whether a text may have several labels, or none; each has its own probability."
+    )
+    scheme: Scheme = Field(
+        "plain",
+        description="How characters become tags. `plain`: a run of one label is a tag. `bio`: "
+        "`B-x` begins a tag x and `I-x` continues it (Ramshaw and Marcus 1995).",
+    )
+    outside: str | None = Field(
+        None, description="The label of characters that are in no tag; null if there is none."
+    )
+    applied: bool = Field(
+        False,
+        description="Whether a label is the character that stands in the restored text; the empty "
+        "label leaves the character as it is.",
+    )
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("names: they must differ")
+        if self.outside is not None and self.outside not in self.names:
+            raise ValueError("outside: it must be one of the names")
+        if self.scope == "text" and (self.scheme != "plain" or self.outside is not None):
+            raise ValueError("scheme, outside: only for labels of characters")
+        if self.scope == "character" and self.several:
+            raise ValueError("several: only for labels of texts")
+        characters = all(len(name) == 1 for name in self.names if name)
+        if self.applied and not (self.scope == "character" and self.outside == "" and characters):
+            raise ValueError("applied: labels are characters, and the empty one is `outside`")
+        return self
+
+
+class LinearChain(Record):
+    """Transitions between the labels of neighbouring characters: a linear-chain CRF.
+
+    p(labels | text) is proportional to exp(first[y_1] + Σ logprob_i(y_i) + Σ transitions[y_i][y_j]
+    + last[y_n]), with the graph's log-probabilities (Lafferty et al. 2001).
+    """
+
+    transitions: list[list[float]] = Field(description="[from][to], in nats.")
+    first: list[float] = Field(description="Of the first character's label.")
+    last: list[float] = Field(description="Of the last character's label.")
+
+
+class LabelerShape(Record):
+    """The model's architecture; the service does not use it."""
+
+    cell: Cell = Field(description="Recurrent cell.")
+    direction: Direction = Field(
+        description="`both`: layers read a text from both ends; `forward`: from its beginning, so "
+        "that an answer is known after each character."
+    )
+    num_layers: int = Field(gt=0, description="Recurrent layers.")
+    hidden_size: int = Field(gt=0, description="Units of each direction.")
+    embedding_dim: int = Field(gt=0, description="Size of a token's embedding.")
+    pooling: Pooling | None = Field(
+        description="How the places of a text become one; null for labels of characters."
+    )
+    parameters: int = Field(gt=0, description="Trained parameters.")
+
+
+class LabelerLimits(Record):
+    """What the bundle allows, whatever the service's own settings allow."""
+
+    max_tokens: int = Field(gt=0, description="Longest text, bos and eos not counted.")
+
+
+class LabelerDataSource(Record):
+    """Where the labelled texts come from and on what terms."""
+
+    name: str = Field(description="Title of the data.")
+    source: str = Field(description="Where they were taken from, exactly enough to find them.")
+    license: str = Field(description="Terms of the data.")
+    sha256: Sha256 = Field(description="Checksum over the input files, in order.")
+    train_texts: int = Field(ge=1, description="Texts in the training split.")
+    valid_texts: int = Field(ge=1, description="Texts in the validation split.")
+
+
+class LabelerMeasurement(Record):
+    """One model or baseline measured on a test set."""
+
+    name: str = Field(description="`fp32`, `int8`; `majority` and so on.")
+    kind: Literal["model", "baseline"] = Field(description="The bundle itself, or a floor.")
+    values: dict[LabelMetric, float] = Field(
+        description=(
+            "`loss`: nats a label. `accuracy`: share of right labels; of texts with several, share "
+            "of texts whose labels are all right. `macro_f1`: mean over the labels. `ece`: "
+            "expected calibration error of the likeliest label, in 15 bins of equal mass. "
+            "`exact_match`: share of texts whose characters' labels are all right. `span_f1`: of "
+            "whole tags. `word_error_rate`, `character_error_rate`: of restored texts. "
+            "`base_errors`: characters of a restored text that are another letter."
+        )
+    )
+
+
+class LabelerMetrics(Record):
+    """What the export measured on one held-out set."""
+
+    split: str = Field(description="`test`, `valid`, or the name of a further test set.")
+    texts: int = Field(gt=0, description="Texts in it.")
+    labels: int = Field(gt=0, description="Labels in it: one a text, or one a character.")
+    measurements: list[LabelerMeasurement] = Field(description="One entry a model and baseline.")
+
+
+class LabelledExample(Record):
+    """A held-out text and its labels. Not cherry-picked: the first by SHA-256."""
+
+    text: str = Field(description="The text.")
+    labels: list[str] = Field(description="Its labels in the data.")
+    found: list[str] = Field(description="The model's labels.")
+
+
+class LabelerGoldenVector(Record):
+    """A known answer: read `tokens`, and get `logprobs`."""
+
+    precision: Precision = Field(description="The graphs it belongs to.")
+    tokens: list[int] = Field(min_length=1, description="Ids, bos and eos included.")
+    labels: list[int] = Field(
+        min_length=1,
+        description="Ids of labels: of the text, or one for each character after bos.",
+    )
+    logprobs: list[float] = Field(description="log P of each of these labels, in nats.")
+    tolerance: float = Field(
+        gt=0, description="Largest mean absolute difference, in nats per label."
+    )
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if len(self.labels) != len(self.logprobs):
+            raise ValueError("logprobs: one for every label")
+        return self
+
+
+class LabelerManifest(Heading):
+    """`manifest.json` of a labeler, field by field."""
+
+    task: Literal["labeler"] = Field(description="Which endpoints the bundle answers.")
+    text: TextSide = Field(description="How texts become tokens.")
+    labels: Labels = Field(description="The labels.")
+    chain: LinearChain | None = Field(
+        None, description="Transitions between labels of characters; null if there are none."
+    )
+    graphs: list[Graph] = Field(
+        min_length=1, description="The ONNX graphs: one for each precision."
+    )
+    precision: Precision = Field(
+        description=(
+            "What `auto` serves: `int8` where the export found it at most 0.002 bits per label "
+            "worse than `fp32` on held-out texts, else `fp32`."
+        )
+    )
+    states: list[StateTensor] = Field(
+        description="The state after a part of a text; empty if texts are read from both ends."
+    )
+    temperature: float = Field(
+        gt=0,
+        description="Logits are divided by it, in the graphs; fitted on the validation split.",
+    )
+    model: LabelerShape = Field(description="What the model is.")
+    limits: LabelerLimits = Field(description="What the bundle allows.")
+    data: LabelerDataSource = Field(description="What it was trained on.")
+    metrics: list[LabelerMetrics] = Field(
+        min_length=1, description="What it is worth, beside the baselines."
+    )
+    examples: list[LabelledExample] = Field(description="Held-out texts, unpicked.")
+    training: TrainingRecord = Field(description="How it was trained.")
+    golden: list[LabelerGoldenVector] = Field(
+        min_length=1, description="Known answers, checked when the bundle is loaded."
+    )
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        count = len(self.labels.names)
+        chain = self.chain
+        if chain is not None:
+            if self.labels.scope == "text":
+                raise ValueError("chain: only for labels of characters")
+            rows = [chain.first, chain.last, *chain.transitions]
+            if len(chain.transitions) != count or any(len(row) != count for row in rows):
+                raise ValueError("chain: one number for every label, or pair of labels")
+        if (self.model.direction == "forward") != bool(self.states):
+            raise ValueError("states: of models that read forward, and of no others")
+        if self.model.direction == "forward" and self.labels.scope == "character":
+            raise ValueError("model.direction: labels of characters need both directions")
+        if self.labels.scope == "character" and self.text.tokenization != "character":
+            raise ValueError("text.tokenization: labels of characters need tokens of characters")
+        if (self.labels.scope == "text") != (self.model.pooling is not None):
+            raise ValueError("model.pooling: for labels of texts, and for no others")
+        return self
+
+    @model_validator(mode="after")
+    def _files_are_there(self) -> Self:
+        precisions = [graph.precision for graph in self.graphs]
+        if any(graph.role != "labels" for graph in self.graphs):
+            raise ValueError("graphs: their role is labels")
+        if len(set(precisions)) != len(precisions):
+            raise ValueError("graphs: one graph for each precision")
+        for precision in {self.precision, "fp32", *precisions}:
+            if precision not in precisions:
+                raise ValueError(f"graphs: there is none in {precision}")
+            if all(vector.precision != precision for vector in self.golden):
+                raise ValueError(f"golden: there is no vector for {precision}")
+        files = [*(graph.file for graph in self.graphs), *self.text.files]
+        if len(set(files)) != len(files) or "manifest.json" in files:
+            raise ValueError("graphs, vocab, tokenizer: they must be different files")
+        return self
+
+    @model_validator(mode="after")
+    def _golden_vectors_fit(self) -> Self:
+        for vector in self.golden:
+            if not all(0 <= token < self.text.vocab.size for token in vector.tokens):
+                raise ValueError("golden: token outside the vocabulary")
+            if not all(0 <= label < len(self.labels.names) for label in vector.labels):
+                raise ValueError("golden: no such label")
+            # Of characters: the places between bos and eos.
+            is_of_text = self.labels.scope == "text"
+            if not is_of_text and len(vector.labels) != len(vector.tokens) - 2:
+                raise ValueError("golden: one label for every character")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class LabelerBundle(GraphFiles):
+    """A labeler in memory, every checksum verified."""
+
+    manifest: LabelerManifest
+    text: Tokenizer
+    graphs: Mapping[str, bytes]  # file name to ONNX bytes
+
+
+def read(folder: Path, manifest: LabelerManifest) -> LabelerBundle:
+    """Read and verify the other files of a bundle. Raises BundleError with a one-line cause."""
+    text = read_side(folder, manifest.text)
+    return LabelerBundle(manifest, text, read_graphs(folder, manifest.graphs))

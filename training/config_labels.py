@@ -1,0 +1,128 @@
+"""The sections of a labeler's configuration: every option with its bounds and its default."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from service.bundle.labeler import Direction, Pooling
+from service.bundle.manifest import Cell
+from training.config_sections import (
+    OptimizerConfig,
+    PositiveInt,
+    Probability,
+    Section,
+    TextSideConfig,
+)
+
+
+class LabelDataConfig(Section):
+    """Labelled texts: where they are, how they are split, and on what terms used.
+
+    `files` are split by text; every other list is used whole.
+    """
+
+    files: list[str] = Field(
+        default_factory=list
+    )  # relative to the config's folder; globs work too
+    train_files: list[str] = Field(default_factory=list)  # only for training
+    valid_files: list[str] = Field(default_factory=list)  # only for validation
+    test_files: list[str] = Field(default_factory=list)  # only for the test
+    extra_tests: dict[str, list[str]] = Field(default_factory=dict)  # further test sets, by name
+    text: TextSideConfig = TextSideConfig()
+    valid_fraction: Probability = 0.05  # of the texts in `files`
+    test_fraction: Probability = 0.05
+    max_tokens: Annotated[int, Field(gt=0, le=100_000)] = 400  # of a text; longer ones are cut
+    title: str = "untitled"  # for the bundle's manifest
+    origin: str = "the user's own files"
+    license: str = "not stated"
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> Self:
+        if not self.files and not self.train_files:
+            raise ValueError("files or train_files must name something to train on")
+        if self.valid_fraction + self.test_fraction >= 1.0:
+            raise ValueError("valid_fraction + test_fraction must leave a training split")
+        return self
+
+
+class ClassifierDataConfig(LabelDataConfig):
+    """Texts that have a label each, or several.
+
+    A file is TSV: text, tab, label. With `form = "folders"` the names are those of folders that
+    hold a folder a label, and every file in it is a text, or every line of one.
+    """
+
+    form: Literal["tsv", "folders"] = "tsv"
+    label_first: bool = False  # tsv: label, tab, text
+    documents: Literal["file", "line"] = "file"  # folders: what counts as one text
+    several: bool = False  # a text has any number of labels
+    label_separator: str = ","  # several: between the labels of a text
+    min_texts: PositiveInt = 2  # a label of fewer training texts is dropped with its texts
+
+
+class TaggerDataConfig(LabelDataConfig):
+    """Texts whose characters have a label each.
+
+    `aligned` is TSV: text, tab, a string of one label a character. `columns` is CoNLL's form: a
+    word a line, its label in the last column, a blank line after each text.
+    """
+
+    form: Literal["aligned", "columns"] = "aligned"
+    joiner: str = " "  # columns: between two words of a text
+    outside: str = "O"  # the label of characters that are in no tag
+
+
+class RestoreDataConfig(LabelDataConfig):
+    """Any text: what it has lost is put back, a character for a character."""
+
+    documents: Literal["file", "line"] = "line"  # what counts as one text
+    loss: list[Literal["accents", "case"]] = Field(["accents"])  # what a text loses
+    min_count: PositiveInt = 2  # a rarer restored character is left as it is
+
+    @model_validator(mode="after")
+    def _loses_something(self) -> Self:
+        if not self.loss or len(set(self.loss)) != len(self.loss):
+            raise ValueError('loss: "accents", "case" or both')
+        return self
+
+
+class LabelerNetworkConfig(Section):
+    """What every labeler has. The dropouts are probabilities of zeroing."""
+
+    cell: Cell = "lstm"
+    num_layers: PositiveInt = 1
+    hidden_size: PositiveInt = 128  # of each direction
+    embedding_dim: PositiveInt = 64
+    dropout_embedding: Probability = 0.0  # variational, on the embeddings
+    dropout_between: Probability = 0.0  # variational, between recurrent layers
+    dropout_output: Probability = 0.0  # variational, before the output layer
+
+
+class ClassifierNetworkConfig(LabelerNetworkConfig):
+    """The classifier. One that reads forward knows its answer after each character."""
+
+    direction: Direction = "both"
+    pooling: Pooling = "max"
+
+    @model_validator(mode="after")
+    def _pooling_fits(self) -> Self:
+        if self.direction == "forward" and self.pooling == "attention":
+            raise ValueError('pooling: "attention" needs direction = "both"')
+        return self
+
+
+class TaggerNetworkConfig(LabelerNetworkConfig):
+    """The tagger, which reads a text from both ends."""
+
+    crf: bool = False  # labels of neighbours depend on each other: a linear-chain CRF
+
+
+class LabelerTrainingConfig(OptimizerConfig):
+    """Training on labelled texts."""
+
+    batch_size: PositiveInt = 64  # texts
+    label_smoothing: Probability = 0.0
+    class_weights: Literal["none", "balanced"] = "none"  # balanced: every label counts the same
+    select_by: Literal["loss", "accuracy", "macro_f1"] = "loss"  # which weights are kept
+    max_valid_texts: PositiveInt = 5000  # labelled at an evaluation
+    show: Annotated[int, Field(ge=0)] = 3  # labelled texts printed at every evaluation
