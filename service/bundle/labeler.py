@@ -228,6 +228,11 @@ class LabelerManifest(Heading):
         min_length=1, description="Known answers, checked when the bundle is loaded."
     )
 
+    @property
+    def fills(self) -> bool:
+        """Whether it fills blanks; no labeler does."""
+        return False
+
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         count = len(self.labels.names)

@@ -15,6 +15,15 @@ from service.bundle.encoder_decoder import (
     Example,
 )
 from service.bundle.guesses import GuessCurve
+from service.bundle.labeler import (
+    LabelerDataSource,
+    LabelerLimits,
+    LabelerManifest,
+    LabelerMetrics,
+    LabelerShape,
+    LabelledExample,
+    Labels,
+)
 from service.bundle.language_model import (
     Adapt,
     Fit,
@@ -27,7 +36,8 @@ from service.bundle.language_model import (
 )
 from service.bundle.manifest import TrainingRecord
 from service.bundle.percentiles import Percentiles
-from service.bundle.text import EOS_ID, UNK_ID, Normalization
+from service.bundle.text import EOS_ID, UNK_ID, Normalization, SideNormalization
+from service.bundle.tokenization import Tokenization
 from service.endpoints.models_wire import ModelSummary
 from service.http.wire import Answer
 from service.tasks.engine import Engine
@@ -143,10 +153,54 @@ class EncoderDecoderDetail(ModelSummary):
         )
 
 
-Detail: TypeAlias = ModelDetail | EncoderDecoderDetail
+class LabelerDetail(ModelSummary):
+    """Answer of `/models/{name}` for a labeler: the manifest's public part."""
+
+    license: str = Field(description="Terms of the weights.")
+    created: str = Field(description="When it was exported.")
+    precisions: list[str] = Field(description="Graphs in the bundle.")
+    labels: Labels = Field(description="The labels, and what they are labels of.")
+    has_chain: bool = Field(
+        description="Whether transitions between the labels of neighbouring characters count (a "
+        "linear-chain CRF)."
+    )
+    reads_in_parts: bool = Field(
+        description="Whether texts are read forward, so that `/classify` takes `steps` and `state`."
+    )
+    model: LabelerShape = Field(description="What the model is.")
+    tokenization: Tokenization = Field(description="What the model reads: characters or subwords.")
+    vocab_size: int = Field(description="Tokens, the four special ones included.")
+    normalization: SideNormalization = Field(description="What is done to every text first.")
+    temperature: float = Field(
+        description="What the logits are divided by, fitted on the validation split."
+    )
+    limits: LabelerLimits = Field(description="What the bundle allows.")
+    data: LabelerDataSource = Field(description="What it was trained on.")
+    metrics: list[LabelerMetrics] = Field(description="What it is worth, beside the baselines.")
+    examples: list[LabelledExample] = Field(description="Held-out texts, unpicked.")
+    training: TrainingRecord = Field(description="How it was trained.")
+
+    @classmethod
+    def of_manifest(cls, manifest: LabelerManifest, engine: Engine) -> "LabelerDetail":
+        """From an engine and its manifest."""
+        return cls.taken_from(
+            manifest,
+            precision=engine.precision,
+            precisions=sorted({graph.precision for graph in manifest.graphs}),
+            adapts=engine.adapts,
+            has_chain=manifest.chain is not None,
+            reads_in_parts=bool(manifest.states),
+            tokenization=manifest.text.tokenization,
+            vocab_size=manifest.text.vocab.size,
+            normalization=manifest.text.normalization,
+        )
+
+
+Detail: TypeAlias = ModelDetail | EncoderDecoderDetail | LabelerDetail
 
 # Of a model of each kind, by the manifest's `task`.
 DETAILS: Mapping[str, Callable[[Any, Engine], Detail]] = {
     "language_model": ModelDetail.of_manifest,
     "encoder_decoder": EncoderDecoderDetail.of_manifest,
+    "labeler": LabelerDetail.of_manifest,
 }
