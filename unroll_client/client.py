@@ -28,14 +28,17 @@ from unroll_client.exchange import (
     mounts_of,
 )
 from unroll_client.options import (
+    ClassifyOptions,
     GenerateOptions,
     InfillOptions,
     LineOptions,
     ScoreOptions,
+    TagOptions,
     Texts,
     TranslateOptions,
 )
 from unroll_client.results import (
+    ClassifyAnswer,
     GenerateAnswer,
     GenerateDone,
     InfillAnswer,
@@ -43,6 +46,7 @@ from unroll_client.results import (
     ScoreAnswer,
     ScoreResult,
     StreamedToken,
+    TagAnswer,
     TranslateAnswer,
     TranslatedToken,
     built,
@@ -131,6 +135,14 @@ class Unroll:
     ) -> InfillAnswer:
         """Fill the blank between a prefix and a suffix, or the marked blanks of a `text`."""
         return self._post(InfillAnswer, "/infill", body_of(options, prefix=prefix, suffix=suffix))
+
+    def classify(self, text: Texts, **options: Unpack[ClassifyOptions]) -> ClassifyAnswer:
+        """The labels of a text, or of every text of a list."""
+        return self._post(ClassifyAnswer, "/classify", body_of(options, text=text))
+
+    def tag(self, text: Texts, **options: Unpack[TagOptions]) -> TagAnswer:
+        """A label for each character of a text, or of every text of a list."""
+        return self._post(TagAnswer, "/tag", body_of(options, text=text))
 
     def models(self) -> tuple[Model, ...]:
         """Every served model."""
@@ -247,6 +259,14 @@ class AsyncUnroll:
         return await self._post(
             InfillAnswer, "/infill", body_of(options, prefix=prefix, suffix=suffix)
         )
+
+    async def classify(self, text: Texts, **options: Unpack[ClassifyOptions]) -> ClassifyAnswer:
+        """The labels of a text, or of every text of a list."""
+        return await self._post(ClassifyAnswer, "/classify", body_of(options, text=text))
+
+    async def tag(self, text: Texts, **options: Unpack[TagOptions]) -> TagAnswer:
+        """A label for each character of a text, or of every text of a list."""
+        return await self._post(TagAnswer, "/tag", body_of(options, text=text))
 
     async def models(self) -> tuple[Model, ...]:
         """Every served model."""

@@ -107,3 +107,25 @@ class InfillOptions(TypedDict, total=False):
     eos: bool
     unknown: str
     rescore: str
+
+
+class ClassifyOptions(TypedDict, total=False):
+    """Fields of `/classify`, besides the text."""
+
+    model: str
+    top: int
+    min_probability: float
+    unknown: str
+    steps: bool
+    state: str
+    return_state: bool
+
+
+class TagOptions(TypedDict, total=False):
+    """Fields of `/tag`, besides the text."""
+
+    model: str
+    n: int
+    places: bool
+    top: int
+    unknown: str

@@ -260,6 +260,99 @@ class InfillAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class Label:
+    """A label and how likely it is."""
+
+    label: str
+    probability: float
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class LabelStep:
+    """The likeliest label once some characters have been read, if `steps` were requested."""
+
+    chars: int
+    label: str
+    probability: float
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyResult:
+    """The labels of one text, likeliest first."""
+
+    labels: tuple[Label, ...]
+    unknown: tuple[int, ...]  # positions of the first 1,024
+    unknown_chars: int
+    steps: tuple[LabelStep, ...] | None = None
+    state: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyAnswer:
+    """Answer of `/classify`."""
+
+    model: str
+    precision: str
+    results: tuple[ClassifyResult, ...]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """Characters with one label."""
+
+    start: int
+    end: int
+    label: str
+    probability: float
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tagging:
+    """One label for each character of a text, restored if labels are characters."""
+
+    text: str
+    logprob: float
+    tags: tuple[Tag, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A character and its likeliest labels, if `places` were requested."""
+
+    start: int
+    end: int
+    labels: tuple[Label, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TagResult:
+    """The likeliest tagging of one text; `alternatives` are further ones, if requested."""
+
+    text: str
+    logprob: float
+    tags: tuple[Tag, ...]
+    alternatives: tuple[Tagging, ...]
+    places: tuple[Place, ...] | None
+    unknown: tuple[int, ...]  # positions of the first 1,024
+    unknown_chars: int
+
+
+@dataclass(frozen=True, slots=True)
+class TagAnswer:
+    """Answer of `/tag`."""
+
+    model: str
+    precision: str
+    restored: bool
+    results: tuple[TagResult, ...]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """One entry of `/models`."""
 

@@ -13,9 +13,11 @@ from pydantic_core import to_json
 from service.bundle.files import BundleError
 from service.bundle.store import MANIFEST_FILE, read_bundle
 from service.cli.answers import REFUSED, Answer, CommandError, Refusal
+from service.endpoints.classify_wire import ClassifyRequest, ClassifyResponse
 from service.endpoints.generate_wire import GenerateRequest, GenerateResponse
 from service.endpoints.infill_wire import InfillRequest, InfillResponse
 from service.endpoints.score_wire import ScoreRequest, ScoreResponse
+from service.endpoints.tag_wire import TagRequest, TagResponse
 from service.endpoints.translate_wire import TranslateRequest, TranslateResponse
 from service.errors import InvalidRequest, ServiceError
 from service.http.body import field_errors
@@ -23,11 +25,13 @@ from service.http.option_names import named_by
 from service.http.wire import listed
 from service.settings import Settings
 from service.tasks.engine import (
+    CLASSIFY,
     DECIDE,
     GENERATE,
     INFILL,
     PROPOSE,
     SCORE,
+    TAG,
     TRANSLATE,
     Ability,
     Engine,
@@ -134,6 +138,20 @@ async def _translate(engine: Engine, body: str) -> Answer:
     return _plain(TranslateResponse.of(engine, results))
 
 
+async def _classify(engine: Engine, body: str) -> Answer:
+    request = _parsed(ClassifyRequest, body)
+    classifies = _able(engine, CLASSIFY)
+    results = await classifies.classify(listed(request.text), request.options())
+    return _plain(ClassifyResponse.of(engine, results))
+
+
+async def _tag(engine: Engine, body: str) -> Answer:
+    request = _parsed(TagRequest, body)
+    tags = _able(engine, TAG)
+    results = await tags.tag(listed(request.text), request.options())
+    return _plain(TagResponse.of(tags, results))
+
+
 async def _infill(engine: Engine, body: str, decider: Engine | None) -> Answer:
     request = _parsed(InfillRequest, body)
     texts, options = request.blanks(), request.options()
@@ -155,6 +173,8 @@ _ANSWERS: dict[str, _Answering] = {
     "/generate": _generate,
     "/score": _score,
     "/translate": _translate,
+    "/classify": _classify,
+    "/tag": _tag,
 }
 
 

@@ -1,4 +1,4 @@
-"""`python -m service generate|score|translate|infill|models|keys`: the tasks from a command line.
+"""`python -m service generate|score|…|models|keys`: the tasks from a command line.
 
 They ask a running server (`--url`), or run a bundle (`--bundle`) in this process. Texts are
 arguments or the lines of standard input. Each answer is written at once, as one line of text, TSV
@@ -25,7 +25,10 @@ from service.endpoints.infill_wire import DEFAULT_BLANK
 from service.http.api_keys import ApiKeysError, new_key
 
 # Most lines of standard input in one request, if that many are already there.
-_LINES_AT_ONCE = {"generate": 64, "translate": 64, "infill": 64, "score": 512}
+_LINES_AT_ONCE = {
+    **dict.fromkeys(("generate", "translate", "infill"), 64),
+    **dict.fromkeys(("score", "classify", "tag"), 512),
+}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -201,6 +204,57 @@ def _write_filled(answers: Answers, options: argparse.Namespace, texts: list[str
             write_row(options.format, row, "{posterior:.4f}\t{fill}", COLUMNS["infill"])
 
 
+def _write_classified(answers: Answers, options: argparse.Namespace, texts: list[str]) -> None:
+    body = _given(options, ("top", "min_probability", "unknown")) | {"text": texts}
+    if options.top is None and options.min_probability is None:
+        body["top"] = 1
+    body |= {"steps": True} if options.steps else {}
+    columns = COLUMNS["classify"]
+    for text, result in zip(texts, answers.ask("/classify", body)["results"], strict=True):
+        if options.format == "json":
+            write_row("json", {"text": text, **result}, "")
+            continue
+        for rank, label in enumerate(result["labels"], 1):
+            row = {"text": text, "rank": rank, **label}
+            write_row(options.format, row, "{probability:.4f}\t{label}\t{text}", columns)
+        if not result["labels"]:
+            # A text without a label keeps its place.
+            write_row(
+                options.format, dict.fromkeys(columns) | {"text": text}, "-\t\t{text}", columns
+            )
+
+
+def _write_tagged(answers: Answers, options: argparse.Namespace, texts: list[str]) -> None:
+    body = _given(options, ("n", "top", "unknown")) | {"text": texts}
+    body |= {"places": True} if options.places else {}
+    answer = answers.ask("/tag", body)
+    for text, result in zip(texts, answer["results"], strict=True):
+        if options.format == "json":
+            write_row("json", {"sent": text, **result}, "")
+            continue
+        for rank, tagging in enumerate([result, *result["alternatives"]], 1):
+            if options.format == "text":
+                write_row("text", {"line": _marked(tagging, answer["restored"])}, "{line}")
+                continue
+            for tag in tagging["tags"]:
+                tagged = tagging["text"][tag["start"] : tag["end"]]
+                row = {**tag, "text": text, "rank": rank, "tagged": tagged}
+                write_row("tsv", row, "", COLUMNS["tag"])
+
+
+def _marked(tagging: Answer, restored: bool) -> str:
+    """A restored text as it is, any other with [its tags](label)."""
+    text: str = tagging["text"]
+    if restored:
+        return text
+    pieces, at = [], 0
+    for tag in tagging["tags"]:
+        start, end = tag["start"], tag["end"]
+        pieces += [text[at:start], f"[{text[start:end]}]({tag['label']})"]
+        at = end
+    return "".join([*pieces, text[at:]])
+
+
 _INFILL_FIELDS = (
     *("candidates", "blank", "pattern", "allowed_chars", "length", "max_tokens"),
     *("num_fills", "num_proposals", "seed", "unknown", "rescore"),
@@ -211,6 +265,8 @@ _WRITERS: dict[str, Callable[[Answers, argparse.Namespace, list[str]], None]] = 
     "score": _write_scored,
     "translate": _write_translated,
     "infill": _write_filled,
+    "classify": _write_classified,
+    "tag": _write_tagged,
 }
 
 

@@ -1,12 +1,13 @@
 """The command line: commands and their options."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from service.environment import program
 from service.http.api_keys import ROLES
 
-COMMANDS = ("generate", "score", "translate", "infill", "models", "keys")
+COMMANDS = ("generate", "score", "translate", "infill", "classify", "tag", "models", "keys")
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -21,39 +22,8 @@ def command_parser() -> argparse.ArgumentParser:
     texts.add_argument(
         "texts", nargs="*", help="default: the lines of standard input, as they arrive"
     )
-    _add_generate_options(
-        commands.add_parser(
-            "generate",
-            parents=[common, texts],
-            help="continue prompts; without a prompt, begin a new text",
-            epilog='python -m service generate --bundle models/alice-lstm "Alice was " --seed 1',
-        )
-    )
-    _add_score_options(
-        commands.add_parser(
-            "score",
-            parents=[common, texts],
-            help="how surprising texts are: bits a character, then the text",
-            epilog="tail -f log | python -m service score --bundle models/alice-lstm: each line as "
-            "it arrives. For the most surprising lines: … score … < log | sort -rn | head",
-        )
-    )
-    _add_translate_options(
-        commands.add_parser(
-            "translate",
-            parents=[common, texts],
-            help="translate sources",
-            epilog="python -m service translate --bundle models/g2p-en unroll recurrent",
-        )
-    )
-    _add_infill_options(
-        commands.add_parser(
-            "infill",
-            parents=[common, texts],
-            help="fill the blanks of texts: each fill's posterior, then the fill",
-            epilog='python -m service infill --bundle models/alice-lstm "I am ___." --length 4',
-        )
-    )
+    for name, (add_options, does, example) in _TASKS.items():
+        add_options(commands.add_parser(name, parents=[common, texts], help=does, epilog=example))
     commands.add_parser(
         "models",
         parents=[common],
@@ -171,3 +141,63 @@ def _add_infill_options(parser: argparse.ArgumentParser) -> None:
         help="a language model that ranks the proposals of a model trained to fill blanks: its "
         "name, or with --bundle the folder of its bundle",
     )
+
+
+def _add_classify_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--top", type=int, help="most labels of each text; 1 by default, all with --min-probability"
+    )
+    parser.add_argument(
+        "--min-probability", type=float, metavar="P", help="leave out labels that are less likely"
+    )
+    parser.add_argument("--unknown", choices=("unk", "error", "skip"))
+    parser.add_argument(
+        "--steps", action="store_true", help="with json: the likeliest label after each character"
+    )
+
+
+def _add_tag_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-n", "--n", type=int, help="taggings of each text, likeliest first")
+    parser.add_argument(
+        "--places", action="store_true", help="with json: the likeliest label of each character"
+    )
+    parser.add_argument("--top", type=int, help="with --places: labels of each character")
+    parser.add_argument("--unknown", choices=("unk", "error", "skip"))
+
+
+# Of each task: what adds its options, what it does, and an example.
+_TASKS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]] = {
+    "generate": (
+        _add_generate_options,
+        "continue prompts; without a prompt, begin a new text",
+        'python -m service generate --bundle models/alice-lstm "Alice was " --seed 1',
+    ),
+    "score": (
+        _add_score_options,
+        "how surprising texts are: bits a character, then the text",
+        (
+            "tail -f log | python -m service score --bundle models/alice-lstm: each line as it "
+            "arrives. For the most surprising lines: … score … < log | sort -rn | head"
+        ),
+    ),
+    "translate": (
+        _add_translate_options,
+        "translate sources",
+        "python -m service translate --bundle models/g2p-en unroll recurrent",
+    ),
+    "infill": (
+        _add_infill_options,
+        "fill the blanks of texts: each fill's posterior, then the fill",
+        'python -m service infill --bundle models/alice-lstm "I am ___." --length 4',
+    ),
+    "classify": (
+        _add_classify_options,
+        "label texts: each label's probability, the label, then the text",
+        'python -m service classify --bundle models/language-id "Guten Morgen"',
+    ),
+    "tag": (
+        _add_tag_options,
+        "label each character: restored texts, or texts with [their](tags)",
+        'python -m service tag --bundle models/accents "deja vu"',
+    ),
+}

@@ -18,6 +18,8 @@ COLUMNS = {
         "finish_reason",
         "text",
     ),
+    "classify": ("text", "rank", "probability", "logprob", "label"),
+    "tag": ("text", "rank", "start", "end", "probability", "label", "tagged"),
     "infill": ("text", "rank", "posterior", "logprob", "suffix_logprob", "fill"),
 }
 

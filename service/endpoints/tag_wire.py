@@ -16,7 +16,7 @@ from service.http.wire import (
     Usage,
     unknown_fields,
 )
-from service.tasks.engine import Engine
+from service.tasks.engine import Tags
 from service.tasks.label_values import Place, Tagged, Tagging, TagOptions
 
 TAGGINGS = "How many taggings of each text to return, likeliest first."
@@ -127,15 +127,19 @@ class TagResponse(Answer):
 
     model: str = Field(description="The model that answered.")
     precision: str = Field(description="Its arithmetic.")
+    restored: bool = Field(
+        description="Whether labels are characters, which stand in `text` in place of those sent."
+    )
     results: list[TagResult] = Field(description="One for each text, in order.")
     usage: Usage = Field(description="Counts over the whole request.")
 
     @classmethod
-    def of(cls, engine: Engine, results: Sequence[Tagged]) -> "TagResponse":
+    def of(cls, engine: Tags, results: Sequence[Tagged]) -> "TagResponse":
         """From the engine's results."""
         return cls.model_construct(
             model=engine.manifest.name,
             precision=engine.precision,
+            restored=engine.restores,
             results=[TagResult.of(result) for result in results],
             usage=Usage(
                 prompt_tokens=sum(result.prompt_tokens for result in results),

@@ -1,4 +1,4 @@
-// A text with each character tinted and underlined by its surprisal, and a cursor for the details.
+// A text with each character tinted and underlined, as by its surprisal, and a cursor for the details.
 
 import { el } from "./dom.js";
 import { glyph, surprisal } from "./format.js";
@@ -19,10 +19,14 @@ export function legend() {
   return LABELS.map((label, i) => el("span", {}, el("span", { class: `ch s${i}` }, "a"), ` ${label}`));
 }
 
+// How a token is shown: as a cell of the map, as a card of details, and in a sentence.
+const TOKENS = { cell: cellOf, card: tokenCard, sentence: tokenSentence };
+
 export class CharacterMap {
   /** `node` becomes a control: a single tab stop, with arrow keys inside. */
-  constructor(node, label, onCursor = () => {}) {
+  constructor(node, label, onCursor = () => {}, view = TOKENS) {
     this.node = node;
+    this.view = view;
     this.tokens = [];
     this.cells = [];
     this.cursor = 0;
@@ -58,7 +62,7 @@ export class CharacterMap {
   }
 
   append(tokens) {
-    const cells = tokens.map((token) => cellOf(token));
+    const cells = tokens.map((token) => this.view.cell(token));
     this.tokens.push(...tokens);
     this.cells.push(...cells);
     this.node.append(...cells);
@@ -84,7 +88,7 @@ export class CharacterMap {
 
   /** Show a character's details without moving the cursor. */
   peek(i) {
-    if (this.cells[i]) show(this.cells[i], tokenCard(this.tokens[i]));
+    if (this.cells[i]) show(this.cells[i], this.view.card(this.tokens[i]));
   }
 
   #look(i) {
@@ -144,7 +148,7 @@ export class CharacterMap {
     const { node, tokens, cursor } = this;
     node.setAttribute("aria-valuemax", Math.max(0, tokens.length - 1));
     node.setAttribute("aria-valuenow", cursor);
-    node.setAttribute("aria-valuetext", tokens.length ? tokenSentence(tokens[cursor]) : "no text yet");
+    node.setAttribute("aria-valuetext", tokens.length ? this.view.sentence(tokens[cursor]) : "no text yet");
   }
 }
 

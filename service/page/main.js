@@ -1,10 +1,11 @@
-// The page: five tabs over the service's native API.
+// The page: six tabs over the service's native API.
 
 import { getJson, useKey } from "./api.js";
 import { legend } from "./charmap.js";
 import { byId } from "./dom.js";
 import { startFill } from "./fill.js";
 import { hide } from "./inspector.js";
+import { startLabel } from "./label.js";
 import { showModels } from "./models.js";
 import { startScore } from "./score.js";
 import { startTabs } from "./tabs.js";
@@ -20,6 +21,7 @@ async function start() {
     ["write", startWrite(models)],
     ["score", startScore(models)],
     ["fill", startFill(models)],
+    ["label", startLabel(models)],
     ["translate", startTranslate(models)],
   ]);
   const pending = new Map([...examples, ["models", () => showModels(models)]]);

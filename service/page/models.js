@@ -14,12 +14,22 @@ const METRICS = {
   symbol_error_rate: ["Symbol errors", (x) => share(x)],
   bleu: ["BLEU", (x) => x.toFixed(1)],
   chrf: ["chrF", (x) => x.toFixed(1)],
+  accuracy: ["Accuracy", (x) => share(x)],
+  macro_f1: ["Macro F1", (x) => share(x)],
+  micro_f1: ["Micro F1", (x) => share(x)],
+  span_f1: ["Tag F1", (x) => share(x)],
+  ece: ["Calibration error", (x) => share(x)],
+  character_error_rate: ["Character errors", (x) => share(x)],
+  base_errors: ["Other letters", (x) => count(x)],
 };
 // The table shows the first of these that a model was measured in; true: more is better.
 const HEADLINES = [["bits_per_char", false], ["bleu", true], ["symbol_error_rate", false], ["exact_match", true]];
+const LABEL_HEADLINES = [["word_error_rate", false], ["span_f1", true], ["macro_f1", true], ["accuracy", true]];
 
 // What the name of a measurement does not say.
 const NOTES = { adapting: ", adapting", part: " (part)", baseline: " (baseline)" };
+
+const MOST_LABELS = 60; // that are listed
 
 const share = (x) => `${(100 * x).toFixed(1)} %`;
 
@@ -59,21 +69,32 @@ function kind(detail) {
     const names = shapes(detail).map(({ cell, order }) => (order ? `${order}-gram` : cell.toUpperCase()));
     return `${names.join(" + ")} language model, ${detail.precision}${detail.adapts ? ", can adapt" : ""}`;
   }
+  if (detail.labels) {
+    const { scope, applied, names } = detail.labels;
+    const what = scope === "text" ? "classifier" : applied ? "restoring tagger" : "tagger";
+    return `${model.cell.toUpperCase()} ${what}, ${plural(names.length, "label")}, ${detail.precision}`;
+  }
   return `${model.cell.toUpperCase()} encoder-decoder, ${detail.source_lang} → ${detail.target_lang}, ${detail.precision}`;
 }
 
-/** The first held-out set, as rows with the same `values` for both kinds of model. */
+/** The held-out sets, as rows with the same `values` for all kinds of model. */
 function measuredSets(detail) {
   const sets = Array.isArray(detail.metrics) ? detail.metrics : [detail.metrics];
   return sets.map((set) => ({
-    title: set.chars ? `${set.split}: ${plural(set.chars, "character")}` : `${set.split}: ${plural(set.sources, "source")}, ${plural(set.pairs, "pair")}`,
+    title: `${set.split}: ${sizeOf(set)}`,
     rows: set.measurements.map(({ name, kind: of, values, ...flat }) => ({ name, kind: of, values: values ?? flat })),
   }));
 }
 
+function sizeOf({ chars, texts, labels, sources, pairs }) {
+  if (chars) return plural(chars, "character");
+  return texts ? `${plural(texts, "text")}, ${plural(labels, "label")}` : `${plural(sources, "source")}, ${plural(pairs, "pair")}`;
+}
+
 function headline(detail) {
   const [{ rows }] = measuredSets(detail);
-  const [key, more] = HEADLINES.find(([name]) => rows.some((row) => name in row.values));
+  const headlines = detail.labels ? LABEL_HEADLINES : HEADLINES;
+  const [key, more] = headlines.find(([name]) => rows.some((row) => name in row.values));
   const [unit, shown] = METRICS[key];
   const best = (of) => {
     const values = rows.filter((row) => row.kind === of && key in row.values);
@@ -89,9 +110,7 @@ function headline(detail) {
 
 function about(detail) {
   const { data, training } = detail;
-  const sizes = data.train_chars
-    ? `${plural(data.train_chars, "character")} to train on, ${count(data.valid_chars)} to validate, ${count(data.test_chars)} to test`
-    : `${plural(data.train_pairs, "pair")} to train on, ${count(data.valid_pairs)} to validate`;
+  const sizes = sizesOf(data);
   const tables = measuredSets(detail).map(({ title, rows }) => {
     const keys = Object.keys(METRICS).filter((key) => rows.some((row) => key in row.values));
     const cells = rows.map((row) => [
@@ -108,6 +127,8 @@ function about(detail) {
     facts([
       ["Shape", !detail.parts?.length && shapeOf(detail.model)],
       ["Precision served", `${detail.precision} (in the bundle: ${detail.precisions.join(", ")})`],
+      ["Labels", detail.labels && labelsOf(detail)],
+      ["Temperature", detail.labels && detail.temperature.toPrecision(3)],
       ["Adapting", detail.adapt && adapting(detail.adapt)],
       ["Fitted on", detail.fit && `${detail.fit.split}: ${plural(detail.fit.chars, "character")}`],
       ["Calibration", calibration(detail.metrics)],
@@ -123,6 +144,22 @@ function about(detail) {
     learningCurve(training),
     ...examples(detail),
   );
+}
+
+function sizesOf(data) {
+  if (data.train_chars) {
+    return `${plural(data.train_chars, "character")} to train on, ${count(data.valid_chars)} to validate, ${count(data.test_chars)} to test`;
+  }
+  const [what, train, valid] = data.train_texts ? ["text", data.train_texts, data.valid_texts] : ["pair", data.train_pairs, data.valid_pairs];
+  return `${plural(train, what)} to train on, ${count(valid)} to validate`;
+}
+
+/** The labels of a labeler, and how they belong together. */
+function labelsOf({ labels, has_chain: chained }) {
+  const names = labels.names.filter((name) => name !== labels.outside);
+  const more = names.length > MOST_LABELS ? ` and ${count(names.length - MOST_LABELS)} more` : "";
+  const several = labels.several ? "; a text may have several" : "";
+  return `${names.slice(0, MOST_LABELS).join(labels.applied ? " " : ", ")}${more}${several}${chained ? "; with transitions between neighbours" : ""}`;
 }
 
 function shapeOf(model) {
@@ -182,8 +219,16 @@ function learningCurve({ curve, steps }) {
   );
 }
 
-function examples({ examples: shown }) {
+function examples({ examples: shown, labels }) {
   if (!shown?.length) return [];
+  const title = el("h3", {}, "Held-out examples, not hand-picked");
+  if (labels) {
+    const rows = shown.map(({ text, labels: right, found }) => {
+      const [wanted, given] = [right, found].map((each) => labelled(text, each, labels));
+      return [text, wanted, wanted === given ? `${given} ✓` : given];
+    });
+    return [title, table("Examples", ["Text", "In the data", "Model"], rows)];
+  }
   if (typeof shown[0] === "string") {
     const texts = shown.map((text) => el("blockquote", { class: "said" }, text));
     return [el("h3", {}, "Held-out text, not hand-picked"), ...texts];
@@ -193,5 +238,14 @@ function examples({ examples: shown }) {
     targets.join(" · "),
     targets.includes(translation) ? `${translation} ✓` : translation,
   ]);
-  return [el("h3", {}, "Held-out examples, not hand-picked"), table("Examples", ["Source", "In the data", "Model, beam 5"], rows)];
+  return [title, table("Examples", ["Source", "In the data", "Model, beam 5"], rows)];
+}
+
+/** Labels in one line: those of a text by name; of characters, the text with its labels. */
+function labelled(text, names, { scope, applied }) {
+  const characters = [...text];
+  if (scope === "text" || names.length !== characters.length) return names.join(", ");
+  if (applied) return characters.map((character, i) => names[i] || character).join("");
+  const starts = names.map((name, i) => i === 0 || name !== names[i - 1]);
+  return characters.map((character, i) => (starts[i] ? `${i ? " " : ""}${names[i]}:` : "") + character).join("");
 }

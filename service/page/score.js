@@ -15,8 +15,8 @@ const MOST_SPANS = 8;
 const SPAN_CHARS = 60;
 
 export function startScore(served) {
-  // An encoder-decoder that fills blanks does nothing else.
-  const models = served.filter(({ task, fills }) => task === "language_model" || !fills);
+  // An encoder-decoder that fills blanks does nothing else; labels have a tab of their own.
+  const models = served.filter(({ task, fills }) => task === "language_model" || (task === "encoder_decoder" && !fills));
   const names = models.map((model) => model.name);
   const tasks = new Map(models.map((model) => [model.name, model.task]));
   const adaptive = new Set(models.filter((model) => model.adapts).map((model) => model.name));

@@ -221,6 +221,10 @@ class Classifies(Engine, Protocol):
 class Tags(Engine, Protocol):
     """Gives a label to each character of texts."""
 
+    @property
+    def restores(self) -> bool:
+        """Whether a label is the character that stands in the restored text."""
+
     async def tag(self, texts: Sequence[str], options: TagOptions) -> list[Tagged]:
         """The tags of every text."""
 

@@ -12,7 +12,15 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import pytest
 from pydantic import BaseModel
 
-from service.endpoints import generate_wire, infill_wire, models_wire, score_stream_wire, score_wire
+from service.endpoints import (
+    classify_wire,
+    generate_wire,
+    infill_wire,
+    models_wire,
+    score_stream_wire,
+    score_wire,
+    tag_wire,
+)
 from service.endpoints import translate_wire as translating
 from service.http import wire
 from unroll_client import options, results
@@ -39,6 +47,15 @@ RESULTS: dict[type[Any], type[BaseModel]] = {
     results.Fill: infill_wire.FillOut,
     results.InfillResult: infill_wire.InfillResult,
     results.InfillAnswer: infill_wire.InfillResponse,
+    results.Label: classify_wire.LabelOut,
+    results.LabelStep: classify_wire.LabelStepOut,
+    results.ClassifyResult: classify_wire.ClassifyResult,
+    results.ClassifyAnswer: classify_wire.ClassifyResponse,
+    results.Tag: tag_wire.TagOut,
+    results.Tagging: tag_wire.TaggingOut,
+    results.Place: tag_wire.PlaceOut,
+    results.TagResult: tag_wire.TagResult,
+    results.TagAnswer: tag_wire.TagResponse,
     results.Model: models_wire.ModelSummary,
 }
 CLASS_OF = {model: kind for kind, model in RESULTS.items()}
@@ -49,6 +66,8 @@ OPTIONS: dict[type[Any], tuple[type[BaseModel], set[str]]] = {
     options.ScoreOptions: (score_wire.ScoreRequest, {"text"}),
     options.LineOptions: (score_stream_wire.StreamQuery, {"mode", "every"}),
     options.InfillOptions: (infill_wire.InfillRequest, {"prefix", "suffix", "stream"}),
+    options.ClassifyOptions: (classify_wire.ClassifyRequest, {"text"}),
+    options.TagOptions: (tag_wire.TagRequest, {"text"}),
     options.TranslateOptions: (translating.TranslateRequest, {"source", "stream"}),
 }
 
