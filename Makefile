@@ -117,7 +117,7 @@ bundles: $(addprefix data/,g2p-en dates strings-en-de) ## Train and export the s
 		$(BIN)/python -m training export runs/$$name || exit 1; \
 	done
 
-data/%: $(DEVELOPMENT_ENV)/.done ## Fetch and prepare data: g2p-en, dates, strings-en-de, bible-en-es, ding-en-de, shakespeare, austen.
+data/%: $(DEVELOPMENT_ENV)/.done ## Fetch and prepare data: g2p-en, dates, strings-en-de, bible-en-es, ding-en-de, shakespeare, austen, languages.
 	$(BIN)/python -m training.datasets $* $@
 
 shakespeare: data/shakespeare ## Train and export tiny Shakespeare to runs/models: in 10 minutes, then with a second run in an hour.

@@ -35,4 +35,5 @@ DATASETS: dict[str, Callable[[Path], list[str]]] = {
     "ding-en-de": _builder("ding"),
     "shakespeare": _builder("shakespeare"),
     "austen": _builder("austen"),
+    "languages": _builder("languages"),
 }

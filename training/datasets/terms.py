@@ -39,6 +39,12 @@ def names() -> list[Pair]:
     ]
 
 
+def cldr_names(locale: Locale) -> list[str]:
+    """A locale's names of languages, territories, currencies and units."""
+    tables = (locale.languages, locale.territories, locale.currencies, _units(locale))
+    return [name for table in tables for _, name in sorted(table.items())]
+
+
 def numbers() -> list[Pair]:
     """Cardinals to 9,999, then ordinals to 999th: all up to 99, and a sample of the others."""
     cardinals = [*range(100), *_drawn("cardinal", 100, _LARGEST, NUMBERS - 100)]
