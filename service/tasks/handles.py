@@ -4,7 +4,6 @@
 
 A changed handle is rejected; a valid one restores the state to the bit. It is signed but not
 encrypted: its bearer can read the model's state, which comes from the bearer's own text.
-V vocabulary.
 """
 
 import base64
@@ -18,8 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.bundle.arrays import Float32Array
-from service.bundle.language_model import LanguageModelManifest
-from service.bundle.manifest import Precision, StateTensor
+from service.bundle.manifest import Graph, Precision, StateTensor
 from service.decoding.rows import Continuation
 from service.errors import InvalidRequest
 from service.settings import Settings
@@ -55,28 +53,40 @@ class Handle:
     noise: NoisePlace | None = None  # of a generated choice
 
 
-def model_digest(
-    manifest: LanguageModelManifest, precision: Precision, *, adapt: bool = False
-) -> bytes:
-    """SHA-256 over what a state means: graphs in a precision, vocabulary, normalization. [32].
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelStates:
+    """What the states of a model mean, in all its precisions."""
 
-    The bundle's name is not in it: a copy under another name is the same model.
-    """
-    adapting = [x for x in manifest.graphs if x.role in _ADAPTING_ROLES]
-    graphs = [x for x in manifest.graphs if x.precision == precision and x not in adapting]
-    if adapt:
-        graphs += adapting
-    parts = [f"{x.role} {x.sha256}" for x in graphs]
-    shapes = [f"{state.name} {state.shape}" for state in _states(manifest, adapt=adapt)]
-    normalization = manifest.normalization.model_dump_json()
-    told = [precision, *sorted(parts), *shapes, manifest.vocab.sha256, normalization]
-    return hashlib.sha256("\n".join(told).encode()).digest()
+    model: str  # its name
+    graphs: Sequence[Graph]
+    states: Sequence[StateTensor]
+    outputs: int  # log-probabilities after a text: V, or the number of labels
+    meaning: Sequence[str]  # of tokens and outputs
+    learned: Sequence[StateTensor] | None = None  # further states while it adapts; None: it cannot
 
+    def of_row(self, *, adapt: bool) -> Sequence[StateTensor]:
+        """The state tensors of a row, with what it has learned if it adapts."""
+        return [*self.states, *(self.learned or ())] if adapt else self.states
 
-def _states(manifest: LanguageModelManifest, *, adapt: bool) -> Sequence[StateTensor]:
-    """The state tensors of a row, with what it has learned if it adapts."""
-    learned = manifest.adapt.states if adapt and manifest.adapt is not None else []
-    return [*manifest.states, *learned]
+    def handle_chars(self, *, adapt: bool) -> int:
+        """How long every handle is."""
+        floats = sum(math.prod(state.shape) for state in self.of_row(adapt=adapt)) + self.outputs
+        size = _HEADER.size + floats * _FLOAT.itemsize + _SIGNATURE_BYTES
+        return -(-size * 4 // 3)
+
+    def digest(self, precision: Precision, *, adapt: bool = False) -> bytes:
+        """SHA-256 over what a state means: graphs in a precision, vocabulary and so on. [32].
+
+        The bundle's name is not in it: a copy under another name is the same model.
+        """
+        adapting = [x for x in self.graphs if x.role in _ADAPTING_ROLES]
+        graphs = [x for x in self.graphs if x.precision == precision and x not in adapting]
+        if adapt:
+            graphs += adapting
+        parts = [f"{x.role} {x.sha256}" for x in graphs]
+        shapes = [f"{state.name} {state.shape}" for state in self.of_row(adapt=adapt)]
+        told = [precision, *sorted(parts), *shapes, *self.meaning]
+        return hashlib.sha256("\n".join(told).encode()).digest()
 
 
 class Seal:
@@ -85,30 +95,30 @@ class Seal:
     def __init__(
         self,
         key: bytes,
-        manifest: LanguageModelManifest,
+        states: ModelStates,
         precision: Precision,
         *,
         max_age_s: float,
         adapt: bool = False,
     ) -> None:
         self._key = key
-        self._model = manifest.name
+        self._model = states.model
         self._precision = precision
         self._max_age_s = max_age_s
         self._adapt = adapt
-        self._digest = model_digest(manifest, precision, adapt=adapt)
-        modes = [False] if manifest.adapt is None else [False, True]
-        others: set[Precision] = {graph.precision for graph in manifest.graphs} - {precision}
+        self._digest = states.digest(precision, adapt=adapt)
+        modes = [False] if states.learned is None else [False, True]
+        others: set[Precision] = {graph.precision for graph in states.graphs} - {precision}
         self._other_precisions = {
-            model_digest(manifest, other, adapt=mode) for other in others for mode in modes
+            states.digest(other, adapt=mode) for other in others for mode in modes
         }
         self._other_modes = {
-            model_digest(manifest, precision, adapt=mode) for mode in modes if mode != adapt
+            states.digest(precision, adapt=mode) for mode in modes if mode != adapt
         }
-        self._shapes = [(1, *state.shape) for state in _states(manifest, adapt=adapt)]
-        self._vocab_size = manifest.vocab.size
-        self.handle_chars = _handle_chars(manifest, adapt=adapt)  # how long every handle is
-        self._longest_chars = max(_handle_chars(manifest, adapt=mode) for mode in modes)
+        self._shapes = [(1, *state.shape) for state in states.of_row(adapt=adapt)]
+        self._outputs = states.outputs
+        self.handle_chars = states.handle_chars(adapt=adapt)  # how long every handle is
+        self._longest_chars = max(states.handle_chars(adapt=mode) for mode in modes)
 
     def check_count(self, count: int, settings: Settings) -> None:
         """Raise InvalidRequest where an answer cannot have so many handles."""
@@ -178,22 +188,15 @@ class Seal:
         return hmac.digest(self._key, b"unroll state\0" + body, "sha256")
 
     def _tensors(self, raw: bytes) -> Sequence[Float32Array]:
-        """The states [1, …] each, and the log-probabilities [V]."""
+        """The states [1, …] each, and the log-probabilities."""
         tensors = []
         begin = 0
-        for shape in [*self._shapes, (self._vocab_size,)]:
+        for shape in [*self._shapes, (self._outputs,)]:
             count = math.prod(shape)
             flat = np.frombuffer(raw, _FLOAT, count, begin)
             tensors.append(flat.astype(np.float32).reshape(shape))
             begin += flat.nbytes
         return tensors
-
-
-def _handle_chars(manifest: LanguageModelManifest, *, adapt: bool) -> int:
-    floats = sum(math.prod(state.shape) for state in _states(manifest, adapt=adapt))
-    floats += manifest.vocab.size
-    size = _HEADER.size + floats * _FLOAT.itemsize + _SIGNATURE_BYTES
-    return -(-size * 4 // 3)
 
 
 def _text(raw: bytes) -> str:

@@ -15,7 +15,7 @@ from service.decoding.normal_form import normal_form
 from service.decoding.rows import Continuation, ReadRow
 from service.errors import InvalidRequest
 from service.settings import Settings
-from service.tasks.handles import Seal
+from service.tasks.handles import ModelStates, Seal
 from service.tasks.unknown import Unknown, UnknownPolicy, unknown_text
 from service.tasks.values import Prompt
 
@@ -42,13 +42,14 @@ class TextModel:
         """From a bundle; `adapts` says whether it is served so that it can adapt."""
         manifest = bundle.manifest
         key = settings.signing_key().get_secret_value().encode()
+        states = language_model_states(manifest)
         return cls(
             manifest,
             bundle.vocab,
             {token: i for i, token in enumerate(bundle.vocab.tokens)},
             settings,
             {
-                mode: Seal(key, manifest, precision, max_age_s=settings.state_max_age_s, adapt=mode)
+                mode: Seal(key, states, precision, max_age_s=settings.state_max_age_s, adapt=mode)
                 for mode in ([False, True] if adapts else [False])
             },
         )
@@ -131,4 +132,16 @@ def read_after(
         wants_continuation=goes_on,
         after=after,
         first=first,
+    )
+
+
+def language_model_states(manifest: LanguageModelManifest) -> ModelStates:
+    """The states of a language model."""
+    return ModelStates(
+        model=manifest.name,
+        graphs=manifest.graphs,
+        states=manifest.states,
+        outputs=manifest.vocab.size,
+        meaning=[manifest.vocab.sha256, manifest.normalization.model_dump_json()],
+        learned=None if manifest.adapt is None else manifest.adapt.states,
     )

@@ -17,7 +17,8 @@ from service.bundle.manifest import Precision, StateTensor
 from service.bundle.text import Normalization, Vocabulary
 from service.decoding.rows import Continuation
 from service.errors import InvalidRequest
-from service.tasks.handles import Handle, NoisePlace, Seal, model_digest
+from service.tasks.handles import Handle, NoisePlace, Seal
+from service.tasks.text_model import language_model_states
 from tests.bundles import plain_files, tiny_files
 
 KEY = b"sixteen bytes or so"
@@ -36,6 +37,10 @@ def manifest_of(**changes: Any) -> LanguageModelManifest:
     return manifest
 
 
+def model_digest(manifest: LanguageModelManifest, precision: Precision) -> bytes:
+    return language_model_states(manifest).digest(precision)
+
+
 def seal_of(
     manifest: LanguageModelManifest | None = None,
     *,
@@ -43,7 +48,8 @@ def seal_of(
     precision: Precision = "fp32",
     max_age_s: float = DAY,
 ) -> Seal:
-    return Seal(key, manifest or manifest_of(), precision, max_age_s=max_age_s)
+    states = language_model_states(manifest or manifest_of())
+    return Seal(key, states, precision, max_age_s=max_age_s)
 
 
 def handle_of(fill: float = 0.5, noise: NoisePlace | None = None) -> Handle:

@@ -1,0 +1,125 @@
+"""A labeler as the tasks on text see it: labels, limits, and texts as ids."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from service.bundle.arrays import Ids
+from service.bundle.labeler import LabelerBundle, LabelerManifest
+from service.bundle.manifest import Precision
+from service.bundle.text import BOS_ID, EOS_ID
+from service.decoding.linear_chain import Chain
+from service.errors import InvalidRequest
+from service.settings import Settings
+from service.tasks.handles import ModelStates, Seal
+from service.tasks.limits import at_most
+from service.tasks.sides import SideReader, SideText
+from service.tasks.unknown import UnknownPolicy
+
+# Places times labels of one text: as log-probabilities in float32, 16 MB.
+_MAX_PLACE_LABELS = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class LabelModel:
+    """A labeler without its workers."""
+
+    manifest: LabelerManifest
+    reader: SideReader
+    chain: Chain | None
+    settings: Settings
+    max_tokens: int  # of a text
+    seal: Seal | None  # of the states; None where a text cannot be read in parts
+
+    @classmethod
+    def of(cls, bundle: LabelerBundle, precision: Precision, settings: Settings) -> Self:
+        """From a bundle."""
+        manifest = bundle.manifest
+        max_tokens = manifest.limits.max_tokens
+        if manifest.states:
+            max_tokens = settings.max_queue_tokens  # it is read in chunks
+        elif manifest.labels.scope == "character":
+            max_tokens = min(max_tokens, _MAX_PLACE_LABELS // len(manifest.labels.names))
+        seal = None
+        if reads_in_parts(manifest):
+            key = settings.signing_key().get_secret_value().encode()
+            states = labeler_states(manifest)
+            seal = Seal(key, states, precision, max_age_s=settings.state_max_age_s)
+        return cls(
+            manifest,
+            SideReader.of(manifest.text, bundle.text, max_tokens),
+            None if manifest.chain is None else Chain.of(manifest.chain),
+            settings,
+            max_tokens,
+            seal,
+        )
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        """The labels; the index is the id."""
+        return self.manifest.labels.names
+
+    def check_texts(self, texts: Sequence[str]) -> None:
+        """Raise InvalidRequest for too many texts, or texts with too many characters.
+
+        This check comes first because it costs next to nothing.
+        """
+        settings = self.settings
+        at_most("text", len(texts), settings.max_inputs, "texts")
+        at_most("text", sum(map(len, texts)), settings.max_queue_tokens, "characters")
+        longest = max(map(len, texts), default=0)
+        at_most("text", longest, self.reader.max_chars, "characters in a text")
+
+    def read(self, text: str, policy: UnknownPolicy) -> SideText:
+        """A text, normalized, with its ids. Raises InvalidRequest."""
+        read = self.reader.read(text, policy, "text")
+        at_most("text", len(read.ids), self.max_tokens, "tokens in a text")
+        return read
+
+    def places(self, ids: Ids, *, begins: bool = True) -> Ids:
+        """The ids as the model reads them: after bos and, if it reads texts whole, before eos."""
+        start = [BOS_ID] if begins else []
+        end = [] if self.manifest.states else [EOS_ID]
+        return np.concatenate([start, ids, end]).astype(np.uint16)
+
+    def check_steps(self) -> None:
+        """Raise InvalidRequest if the model has no answer before a text's end."""
+        if not self.manifest.states:
+            raise InvalidRequest.of_option(
+                "steps", "this model reads texts from both ends; only models that read forward can"
+            )
+
+    def seal_of_parts(self, option: str) -> Seal:
+        """The seal of the states. Raises InvalidRequest where there are none."""
+        if self.seal is None:
+            raise InvalidRequest.of_option(
+                option,
+                "this model cannot go on from a state; leave it out (models can that read forward, "
+                'character by character, with `direction = "forward"` and `strip = false` in their '
+                "training configuration)",
+            )
+        return self.seal
+
+
+def reads_in_parts(manifest: LabelerManifest) -> bool:
+    """Whether the parts of a text, read one after another, give what the whole text gives.
+
+    They do not where tokens reach over the parts' ends, or blanks there are dropped.
+    """
+    text = manifest.text
+    is_of_characters = text.tokenization == "character"
+    return bool(manifest.states) and is_of_characters and not text.normalization.strip
+
+
+def labeler_states(manifest: LabelerManifest) -> ModelStates:
+    """The states of a labeler that reads forward."""
+    text, labels = manifest.text, manifest.labels.model_dump_json()
+    return ModelStates(
+        model=manifest.name,
+        graphs=manifest.graphs,
+        states=manifest.states,
+        outputs=len(manifest.labels.names),
+        meaning=[text.vocab.sha256, text.normalization.model_dump_json(), labels],
+    )

@@ -1,0 +1,167 @@
+"""The texts of one request for labels of characters, from texts to rows to tags.
+
+T characters, S places of a text (T with bos and eos), L labels, K of them at each place.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from service.bundle.arrays import Float32Array, Float64Array, Int64Array
+from service.decoding.linear_chain import Chain, Labeling, labelings
+from service.scheduling.labeler import LabelWork
+from service.tasks.label_model import LabelModel
+from service.tasks.label_values import LabelProbability, Place, Tag, Tagged, Tagging, TagOptions
+from service.tasks.limits import at_most, check_details
+from service.tasks.sides import SideText
+from service.tasks.tag_spans import TagScheme
+
+_DETAILS = "details: characters · (4 · n + top)"
+# What finding the likeliest labelings of a chain may cost: additions in all, and at one place.
+_MAX_CHAIN_SUMS = 2**28
+_MAX_STEP_SUMS = 2**22
+
+
+class TagRequest:
+    """Call `read`, run `works`, and take the results."""
+
+    def __init__(
+        self, model: LabelModel, scheme: TagScheme, texts: Sequence[str], options: TagOptions
+    ) -> None:
+        """Raises InvalidRequest and QueueFull."""
+        self._model = model
+        self._scheme = scheme
+        self._texts = texts
+        self._options = options
+        self._plans: list[_Plan] = []
+        self.size = sum(map(len, texts))
+        settings = model.settings
+        model.check_texts(texts)
+        at_most("n", options.n, settings.max_n, "taggings")
+        if model.chain is not None:
+            step = options.n * len(model.label_names) ** 2
+            at_most("n", step, _MAX_STEP_SUMS, "sums: n · labels²")
+            at_most("text", self.size * step, _MAX_CHAIN_SUMS, "sums: characters · n · labels²")
+        top = min(options.top, len(model.label_names)) if options.places else 0
+        check_details("text", self.size * options.n, top, settings, _DETAILS)
+
+    def read(self) -> None:
+        """Turn the texts into rows to read. Raises InvalidRequest."""
+        self._plans = [self._plan(text) for text in self._texts]
+
+    @property
+    def works(self) -> list[LabelWork]:
+        """The rows to read: of every text that is not empty."""
+        return [plan.work for plan in self._plans if len(plan.text.ids)]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Characters of all texts."""
+        return sum(len(plan.text.ids) for plan in self._plans)
+
+    @property
+    def answer_size(self) -> int:
+        """Roughly how many characters the answer has."""
+        top = self._options.top if self._options.places else 0
+        return self.size * (self._options.n + 4 * top)
+
+    def results(self) -> list[Tagged]:
+        """The taggings of each text, likeliest first."""
+        return [self._tagged(plan.text, plan.places) for plan in self._plans]
+
+    def _plan(self, text: str) -> "_Plan":
+        read = self._model.read(text, self._options.unknown)
+        places = _Places(self._scheme, self._model.chain, self._options)
+        work = LabelWork(self._model.places(read.ids), listener=places)
+        return _Plan(read, work, places)
+
+    def _tagged(self, text: SideText, places: "_Places") -> Tagged:
+        return Tagged(
+            taggings=[self._tagging(text.text, x) for x in places.found],
+            unknown=text.unknown,
+            prompt_tokens=len(text.ids),
+            places=self._places(places) if self._options.places else None,
+        )
+
+    def _tagging(self, text: str, found: "_Found") -> Tagging:
+        names = self._scheme.names
+        if self._model.manifest.labels.applied:
+            labels = self._model.label_names
+            restored = zip(found.labeling.labels.tolist(), text, strict=True)
+            text = "".join(labels[label] or character for label, character in restored)
+        tags = [
+            Tag(start, end, names[kind], math.exp(logprob), logprob)
+            for (start, end, kind), logprob in zip(found.spans, found.logprobs, strict=True)
+        ]
+        return Tagging(text, found.labeling.logprob, tags)
+
+    def _places(self, places: "_Places") -> list[Place]:
+        names = self._model.label_names
+        columns = (
+            places.top_labels.tolist(),
+            np.exp(places.top_logprobs).tolist(),
+            places.top_logprobs.tolist(),
+        )
+        return [
+            Place(
+                i,
+                i + 1,
+                [
+                    LabelProbability(names[label], probability, logprob)
+                    for label, probability, logprob in zip(*row, strict=True)
+                ],
+            )
+            for i, row in enumerate(zip(*columns, strict=True))
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """One labeling and its tags."""
+
+    labeling: Labeling
+    spans: list[tuple[int, int, int]]
+    logprobs: list[float]  # of each tag: that its characters have their labels
+
+
+@dataclass(slots=True)
+class _Places:
+    """Finds the likeliest labels of a text once it has been read, in the worker's thread.
+
+    The log-probabilities themselves, [S, L], are not kept: they could take gigabytes.
+    """
+
+    scheme: TagScheme
+    chain: Chain | None
+    options: TagOptions
+    # Of a text without characters:
+    found: list[_Found] = field(
+        default_factory=lambda: [_Found(Labeling(np.empty(0, np.uint16), 0.0), [], [])]
+    )
+    top_labels: Int64Array = field(default_factory=lambda: np.empty((0, 0), np.int64))  # [T, K]
+    top_logprobs: Float64Array = field(default_factory=lambda: np.empty((0, 0)))  # [T, K]
+
+    def took(self, logprobs: Float32Array) -> None:
+        """Called by the worker with all places, [S, L]; bos and eos have no label."""
+        every = labelings(logprobs[1:-1], self.chain)
+        self.found = []
+        for labeling in every.best(self.options.n):
+            spans = self.scheme.spans(labeling.labels)
+            tagged = [every.segment(start, labeling.labels[start:end]) for start, end, _ in spans]
+            self.found.append(_Found(labeling, spans, tagged))
+        if self.options.places:
+            marginals = every.marginals
+            order = np.argsort(-marginals, axis=1, kind="stable")[:, : self.options.top]
+            self.top_labels = order
+            self.top_logprobs = np.take_along_axis(marginals, order, axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """One text."""
+
+    text: SideText
+    work: LabelWork
+    places: _Places
