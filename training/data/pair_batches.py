@@ -1,4 +1,4 @@
-"""Batches of pairs: shuffled each epoch, of similar lengths, resumable from two integers.
+"""Batches of pairs.
 
 B batch, S source positions, T target positions.
 """
@@ -8,15 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID
 from training.data.pairs import Ids, PairSplit
-
-IdArray = npt.NDArray[np.int64]
-
-# Batches are cut from this many batches' worth of shuffled pairs, sorted by length.
-_POOL_BATCHES = 50
+from training.data.shuffled import IdArray, ShuffledBatches
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,43 +66,24 @@ class PairBatches:
     ) -> None:
         self._split = split
         self._drawn = drawn
-        self._batch_size = batch_size
-        self._seed = seed
-        self._epoch = 0
-        self._index = 0  # of the next batch in the epoch
-        self._batches = self._shuffled()
+        self._walk = ShuffledBatches(self._lengths, batch_size, seed=seed)
 
     def next(self) -> PairBatch:
         """The next batch; the last one of a pool may be smaller."""
-        if self._index == len(self._batches):
-            self._epoch, self._index = self._epoch + 1, 0
-            self._batches = self._shuffled()
-        self._index += 1
-        return pair_batch(self._split, self._batches[self._index - 1].tolist())
+        indices = self._walk.next()  # first: a new epoch may have pairs of its own
+        return pair_batch(self._split, indices)
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to continue from here; JSON."""
-        return {"epoch": self._epoch, "index": self._index}
+        return self._walk.state()
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken."""
-        self._epoch, self._index = state["epoch"], state["index"]
-        self._batches = self._shuffled()
+        self._walk.restore(state)
 
-    def _shuffled(self) -> list[IdArray]:
-        """The epoch's batches, which depend on the seed and the epoch alone."""
+    def _lengths(self, epoch: int) -> list[tuple[int, int]]:
+        """By source, then by target: a batch is padded to the longest of each."""
         if self._drawn is not None:
-            self._split = self._drawn(self._epoch)
-        rng = np.random.default_rng((self._seed, self._epoch))
-        order = rng.permutation(len(self._split))
-        batches: list[IdArray] = []
-        for pool in _cut(order, _POOL_BATCHES * self._batch_size):
-            # By source, then by target: a batch is padded to the longest of each.
-            lengths = [(len(self._split.sources[i]), len(self._split.targets[i])) for i in pool]
-            ranked = sorted(range(len(pool)), key=lengths.__getitem__)
-            batches += _cut(pool[ranked], self._batch_size)
-        return [batches[i] for i in rng.permutation(len(batches))]
-
-
-def _cut(values: IdArray, size: int) -> list[IdArray]:
-    return [values[i : i + size] for i in range(0, len(values), size)]
+            self._split = self._drawn(epoch)
+        lengths = map(len, self._split.sources), map(len, self._split.targets)
+        return list(zip(*lengths, strict=True))

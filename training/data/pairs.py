@@ -1,8 +1,7 @@
 """Files of pairs to ids: filtered and counted, split by source, tokenized on both sides."""
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -10,15 +9,16 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from service.bundle.text import SPECIAL_TOKENS, is_blank, normalize
-from service.bundle.tokenization import Characters, Subwords, Symbols, Tokenizer
-from training.config import EncoderDecoderDataConfig, TextSideConfig
-from training.data.splits import SPLITS, split_of
+from service.bundle.text import is_blank, normalize
+from service.bundle.tokenization import Tokenizer
+from training.config import EncoderDecoderDataConfig
+from training.data.faults import Faults, two_columns
+from training.data.splits import dealt, named_files, too_little
+from training.data.tokenizers import grown, learn_tokenizer
 from training.errors import ConfigError
 from training.text_files import digest_of, input_files, read_lines
 
 ALIGNED = " || "  # between the names of two aligned files
-_RARE = 0.05  # lines without a tab are dropped up to this share; above it, the file is rejected
 
 Ids: TypeAlias = npt.NDArray[np.uint16]
 Pair: TypeAlias = tuple[str, str]  # source, target; normalized
@@ -85,14 +85,14 @@ def prepare_pairs(
     reader = _Reader(config, base)
     splits = reader.splits()
     counts = reader.counts
-    for name, purpose in (("train", "train on"), ("valid", "validate on")):
+    for name in ("train", "valid"):
         if not splits[name]:
-            raise ConfigError(_too_little(config, counts, name, purpose))
+            raise ConfigError(too_little(config, counts, name, "pair"))
     source, target = _tokenizers(config, splits["train"])
     if known:
         shared = source is target
-        source = _grown(known[0], source)
-        target = source if shared else _grown(known[1], target)
+        source = grown(known[0], source)
+        target = source if shared else grown(known[1], target)
     encoder = _Encoder(config, source, target, counts)
     encoded = {name: encoder.encode(name, pairs) for name, pairs in splits.items()}
     for name, split in encoded.items():
@@ -128,32 +128,7 @@ def halved(config: EncoderDecoderDataConfig, files: Sequence[Path]) -> EncoderDe
 
 def input_digest(config: EncoderDecoderDataConfig, base: Path) -> str:
     """`PairCorpus.sha256` for the files as they are now. Raises ConfigError if there are none."""
-    lists = [
-        (config.files, "data.files"),
-        *((getattr(config, f"{name}_files"), f"data.{name}_files") for name in SPLITS),
-        *((x, f"data.extra_tests.{name}") for name, x in config.extra_tests.items()),
-    ]
-    return digest_of(
-        [
-            path
-            for patterns, option in lists
-            for pattern in patterns
-            for path in _files(pattern, base, option)
-        ]
-    )
-
-
-def _too_little(
-    config: EncoderDecoderDataConfig, counts: Mapping[str, int], name: str, purpose: str
-) -> str:
-    """The error message: what was found, and which options change it."""
-    dropped = sum(count for reason, count in counts.items() if reason.startswith("dropped"))
-    said = f"data: no pair is left to {purpose}, of {counts['read']:,} read ({dropped:,} dropped). "
-    if name == "train":
-        return said + "Add pairs, or lower data.valid_fraction and data.test_fraction"
-    fraction = config.valid_fraction
-    least = f" ({fraction:g} now; 0.1 is usual)"
-    return said + f"Add pairs, set data.valid_fraction higher{least}, or name data.valid_files"
+    return digest_of(named_files(config, lambda pattern, option: _files(pattern, base, option)))
 
 
 class _Reader:
@@ -167,18 +142,7 @@ class _Reader:
 
     def splits(self) -> dict[str, list[Pair]]:
         """Pairs by split; no source is in two splits."""
-        config = self._config
-        splits: dict[str, list[Pair]] = {name: [] for name in SPLITS}
-        for pair in self._read(config.files, "data.files"):
-            splits[_split_of(pair[0], config)].append(pair)
-        for name in splits:
-            splits[name] += self._read(getattr(config, f"{name}_files"), f"data.{name}_files")
-        for name, patterns in config.extra_tests.items():
-            if name in splits:
-                raise ConfigError(f"data.extra_tests: {name!r} is the name of a split")
-            splits[name] = self._read(patterns, f"data.extra_tests.{name}")
-        _hold_out(splits, self.counts)
-        return splits
+        return dealt(self._config, self._read, self.counts)
 
     def _read(self, patterns: Sequence[str], option: str) -> list[Pair]:
         rules = self._config.source.normalization, self._config.target.normalization
@@ -203,15 +167,6 @@ class _Reader:
         return (pair for path in found for pair in _tsv(path, self.counts))
 
 
-def make_tokenizer(tokenization: str, tokens: Sequence[str], document: str | None) -> Tokenizer:
-    """The tokenizer that a checkpoint or a bundle describes."""
-    if tokenization == "bpe":
-        if document is None:
-            raise ValueError("bpe needs the tokenizer's document")
-        return Subwords(document)
-    return Characters(tokens) if tokenization == "character" else Symbols(tokens)
-
-
 def _files(pattern: str, base: Path, option: str) -> list[Path]:
     if ALIGNED in pattern:
         names = pattern.split(ALIGNED)
@@ -224,30 +179,13 @@ def _files(pattern: str, base: Path, option: str) -> list[Path]:
 
 def _tsv(path: Path, counts: Counter[str]) -> Iterator[Pair]:
     """The pairs of a file; counts lines without a tab. Raises ConfigError if there are many."""
-    lines = without_tab = first = 0
-    for number, line in enumerate(read_lines(path), start=1):
-        if is_blank(line):
-            counts["read"] += 1
-            counts["dropped: empty"] += 1
-            continue
-        lines += 1
-        source, tab, rest = line.partition("\t")
-        target, more, _ = rest.partition("\t")
-        if not tab:
-            counts["read"] += 1
-            counts["dropped: no tab"] += 1
-            without_tab += 1
-            first = first or number
-            continue
-        if more:
-            counts["ignored: further columns"] += 1
-        yield source, target
-    if without_tab > _RARE * lines:
-        raise ConfigError(
-            f"{path}, line {first}: there is no tab, as in {without_tab:,} of {lines:,} lines; "
-            "a line is source, tab, target (two aligned files are written "
-            f'"sources.txt{ALIGNED}targets.txt")'
-        )
+    faults = Faults(
+        path,
+        counts,
+        "a line is source, tab, target (two aligned files are written "
+        f'"sources.txt{ALIGNED}targets.txt")',
+    )
+    return ((source, target) for _, source, target in two_columns(path, counts, faults))
 
 
 def _aligned(sources: Path, targets: Path) -> Iterator[Pair]:
@@ -259,60 +197,14 @@ def _aligned(sources: Path, targets: Path) -> Iterator[Pair]:
     return zip(left, right, strict=True)
 
 
-def _split_of(source: str, config: EncoderDecoderDataConfig) -> str:
-    """The split of a pair: by its source alone, so that other lines never change it."""
-    digest = hashlib.blake2b(source.encode(), digest_size=8).digest()
-    split = split_of(
-        digest, valid_fraction=config.valid_fraction, test_fraction=config.test_fraction
-    )
-    return SPLITS[split]
-
-
-def _hold_out(splits: dict[str, list[Pair]], counts: Counter[str]) -> None:
-    """Drop sources that a later split has as well: the last test set wins."""
-    taken: set[str] = set()
-    for name in reversed(splits):
-        kept = [pair for pair in splits[name] if pair[0] not in taken]
-        dropped = len(splits[name]) - len(kept)
-        if dropped:
-            counts[f"dropped: held out elsewhere, from {name}"] += dropped
-        taken |= {source for source, _ in splits[name]}
-        splits[name] = kept
-
-
 def _tokenizers(
     config: EncoderDecoderDataConfig, train: Sequence[Pair]
 ) -> tuple[Tokenizer, Tokenizer]:
-    sources, targets = [x for x, _ in train], [x for _, x in train]
-    try:
-        if config.share_vocab:
-            shared = _learn(config.source, [*dict.fromkeys(sources), *targets])
-            return shared, shared
-        return _learn(config.source, list(dict.fromkeys(sources))), _learn(config.target, targets)
-    except ValueError as error:
-        raise ConfigError(f"data: {error}; a higher min_count leaves fewer") from error
-
-
-def _grown(known: Tokenizer, own: Tokenizer) -> Tokenizer:
-    """The known tokens, followed by the new ones."""
-    if isinstance(own, Subwords):
-        return known
-    tokens = [*known.tokens, *(x for x in own.tokens if x not in known.tokens)]
-    return Characters(tokens) if isinstance(own, Characters) else Symbols(tokens)
-
-
-def _learn(config: TextSideConfig, texts: Iterable[str]) -> Tokenizer:
-    if config.tokenization == "bpe":
-        return Subwords.learn(texts, config.vocab_size, config.min_count)
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(text if config.tokenization == "character" else text.split(" "))
-    frequent = [token for token, count in counts.items() if token and count >= config.min_count]
-    if not set(frequent) - set(SPECIAL_TOKENS):
-        raise ConfigError("data: min_count leaves no token of the training split")
-    if config.tokenization == "character":
-        return Characters.of_characters(frequent)
-    return Symbols.of_symbols(frequent)
+    sources, targets = list(dict.fromkeys(x for x, _ in train)), [x for _, x in train]
+    if config.share_vocab:
+        shared = learn_tokenizer(config.source, [*sources, *targets])
+        return shared, shared
+    return learn_tokenizer(config.source, sources), learn_tokenizer(config.target, targets)
 
 
 class _Encoder:

@@ -13,7 +13,8 @@ from service.bundle.text import normalize
 from service.bundle.tokenization import Tokenizer
 from training.config import ConfigError, EncoderDecoderConfig
 from training.data.pairs import PairCorpus, PairSplit, halved, input_digest, prepare_pairs
-from training.data.stored_pairs import load_pairs, restored_tokenizer, store_pairs
+from training.data.stored import restored_tokenizer
+from training.data.stored_pairs import load_pairs, store_pairs
 from training.errors import ExportError
 from training.evaluation.beam_search import NetworkSteps
 from training.evaluation.confidence import Judge, measured_confidence

@@ -16,7 +16,7 @@ from training.config import ConfigError, InfillConfig
 from training.data import corpus as corpora
 from training.data import infill as infill_data
 from training.data.infill import InfillCorpus, infill_options
-from training.data.stored_pairs import restored_tokenizer
+from training.data.stored import restored_tokenizer
 from training.errors import ExportError
 from training.evaluation.filling import fill_blanks
 from training.evaluation.infill_report import (

@@ -18,8 +18,9 @@ from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderG
 from service.bundle.manifest import Precision
 from service.bundle.padding import padded_length
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID
-from training.data.pair_batches import IdArray, PairBatch, pair_batch
+from training.data.pair_batches import PairBatch, pair_batch
 from training.data.pairs import PairSplit
+from training.data.shuffled import IdArray
 from training.errors import ExportError, Unverifiable
 from training.export.golden import check_vectors, known_answer
 from training.export.precision import (

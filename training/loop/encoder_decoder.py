@@ -18,7 +18,7 @@ from service.bundle.tokenization import Tokenizer
 from training.config import EncoderDecoderConfig, pairs_config
 from training.data.pair_batches import PairBatch, PairBatches
 from training.data.pairs import PairCorpus
-from training.data.stored_pairs import restored_tokenizer, tokenizer_record
+from training.data.stored import restored_tokenizer, tokenizer_record
 from training.evaluation.encoder_decoder import (
     length_limits,
     mean_loss,

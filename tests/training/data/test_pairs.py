@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from service.bundle.text import UNK_ID
 from training.config import ConfigError, EncoderDecoderDataConfig
-from training.data.pairs import PairCorpus, PairSplit, make_tokenizer, prepare_pairs
+from training.data.pairs import PairCorpus, PairSplit, prepare_pairs
+from training.data.tokenizers import make_tokenizer
 
 TSV = "".join(f"{i} apples\t{i} Äpfel\n" for i in range(200))
 # A split by position of the hash alone: enough pairs for all three.
