@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,9 @@ def run(
 
 
 def _feed(writer: int, given: bytes) -> None:
-    with open(writer, "wb") as pipe:
-        try:
-            pipe.write(given)
-        except BrokenPipeError:
-            return  # the command had enough
+    # Around the file as well: what is buffered is written when it is closed.
+    with suppress(BrokenPipeError), open(writer, "wb") as pipe:  # the command had enough
+        pipe.write(given)
 
 
 def texts(lines: list[str]) -> list[str]:
