@@ -92,9 +92,11 @@ function sizeOf({ chars, texts, labels, sources, pairs }) {
 }
 
 function headline(detail) {
-  const [{ rows }] = measuredSets(detail);
+  const rows = measuredSets(detail)[0]?.rows ?? [];
   const headlines = detail.labels ? LABEL_HEADLINES : HEADLINES;
-  const [key, more] = headlines.find(([name]) => rows.some((row) => name in row.values));
+  const found = headlines.find(([name]) => rows.some((row) => name in row.values));
+  if (!found) return { measured: "none", floor: "none" };
+  const [key, more] = found;
   const [unit, shown] = METRICS[key];
   const best = (of) => {
     const values = rows.filter((row) => row.kind === of && key in row.values);
