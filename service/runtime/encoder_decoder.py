@@ -3,7 +3,6 @@
 N sources, K rows of each, B = N · K, S source positions, M memory positions, V target vocabulary.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -14,16 +13,10 @@ from service.bundle.arrays import Float32Array, Int32Array, Int64Array
 from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderGoldenVector
 from service.bundle.files import BundleError
 from service.bundle.manifest import Precision, Role
-from service.bundle.padding import padded_length
-from service.bundle.text import PAD_ID
 from service.runtime.golden import check_answer, check_golden
 from service.runtime.graphs import Declared, check_declared, open_graph
 from service.runtime.onnxruntime import onnxruntime
-
-# Sources whose lengths round up to the same multiple of this are always read together.
-_READ_STEP = 4
-# Each position of a run costs the encoder as much as this many rows (measured).
-_RUN_ROWS = 5
+from service.runtime.runs import order_of, pad_sources, padded, read_together, rows_of
 
 Tensors: TypeAlias = tuple[Float32Array, ...]
 
@@ -130,18 +123,17 @@ class OnnxEncoderDecoderSession:
         if not self._has_own_positions:
             return self._encode(tokens, lengths)
         positions = tokens.shape[1]
-        runs = _read_together(lengths)
-        found = []
-        for groups in runs:
-            rows = np.concatenate([group.rows for group in groups])
-            found.append(self._encode(tokens[rows, : groups[0].positions], lengths[rows]))
-        order = np.argsort(np.concatenate([group.rows for groups in runs for group in groups]))
+        runs = read_together(lengths)
+        found = [
+            self._encode(tokens[rows, :own], lengths[rows]) for rows, own in map(rows_of, runs)
+        ]
+        order = order_of(runs)
         states = zip(*(part.states for part in found), strict=True)
         memory = zip(*(part.memory for part in found), strict=True)
         return Encoded(
             tuple(np.concatenate(state)[order] for state in states),
             tuple(
-                _padded(tensors, runs, 1 + axis, positions)
+                padded(tensors, runs, 1 + axis, positions)
                 for tensors, axis in zip(memory, self._position_axes, strict=True)
             ),
         )
@@ -195,54 +187,3 @@ class OnnxEncoderDecoderSession:
             states = step.states
             picked.append(step.logprobs[0, target])
         check_answer(where, vector, np.array(picked))
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Sources of like lengths."""
-
-    rows: Int64Array
-    positions: int  # that they take
-
-
-def _read_together(lengths: Int32Array) -> list[list[_Group]]:
-    """The groups to read in each run of the encoder, longest first in every run.
-
-    A run pays for its positions, however few its rows are. So shorter sources get a run of their
-    own where that saves more than it costs.
-    """
-    runs: list[list[_Group]] = []
-    sizes = -(-lengths // _READ_STEP) * _READ_STEP
-    for size in np.unique(sizes)[::-1].tolist():
-        group = _Group(np.flatnonzero(sizes == size), size)
-        spared = len(group.rows) * (runs[-1][0].positions - size) if runs else 0
-        if runs and spared < _RUN_ROWS * size:
-            runs[-1].append(group)
-        else:
-            runs.append([group])
-    return runs
-
-
-def _padded(
-    parts: Sequence[Float32Array], runs: Sequence[Sequence[_Group]], axis: int, positions: int
-) -> Float32Array:
-    """A memory tensor of all the runs, `positions` long on its `axis`, with zeros for pads."""
-    count = sum(map(len, parts))
-    whole = np.zeros(
-        (count, *parts[0].shape[1:axis], positions, *parts[0].shape[axis + 1 :]), np.float32
-    )
-    for part, groups in zip(parts, runs, strict=True):
-        start = 0
-        for group in groups:
-            own = (slice(None),) * (axis - 1) + (slice(group.positions),)
-            whole[(group.rows, *own)] = part[(slice(start, start + len(group.rows)), *own)]
-            start += len(group.rows)
-    return whole
-
-
-def pad_sources(sources: list[npt.NDArray[np.generic]]) -> Int64Array:
-    """Sources of one padded length, eos included, as [N, S]."""
-    padded = np.full((len(sources), padded_length(len(sources[0]))), PAD_ID, np.int64)
-    for row, source in zip(padded, sources, strict=True):
-        row[: len(source)] = source
-    return padded

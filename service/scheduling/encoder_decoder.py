@@ -10,7 +10,8 @@ from service.bundle.padding import padded_length
 from service.decoding.search import Search
 from service.decoding.search_batch import SearchBatch
 from service.errors import ServiceError
-from service.runtime.encoder_decoder import EncoderDecoderSession, pad_sources
+from service.runtime.encoder_decoder import EncoderDecoderSession
+from service.runtime.runs import pad_sources
 from service.scheduling.scheduler import run_failed
 
 # Source positions in one run of the encoder: limits the memory that the graph uses.

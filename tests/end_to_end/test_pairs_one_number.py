@@ -19,7 +19,8 @@ from service.bundle.store import read_bundle, write_bundle
 from service.bundle.text import BOS_ID, EOS_ID
 from service.decoding.sampling import SamplingParams
 from service.decoding.search import Search
-from service.runtime.encoder_decoder import OnnxEncoderDecoderSession, pad_sources
+from service.runtime.encoder_decoder import OnnxEncoderDecoderSession
+from service.runtime.runs import pad_sources
 from service.scheduling.encoder_decoder import EncoderDecoderRunner
 from tests.bundles import tiny_encoder_decoder, tiny_encoder_decoder_files
 from tests.end_to_end.server import Server, serve

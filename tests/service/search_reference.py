@@ -12,7 +12,8 @@ from service.bundle.arrays import Float32Array, Ids
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from service.decoding.sampling import NOISE_BLOCK, Sampler, SamplingParams, noise_block
 from service.decoding.search import Search
-from service.runtime.encoder_decoder import EncoderDecoderSession, Tensors, pad_sources
+from service.runtime.encoder_decoder import EncoderDecoderSession, Tensors
+from service.runtime.runs import pad_sources
 
 LONGEST_CYCLE, CYCLE_REPEATS, CYCLE_TOKENS, LOOK_EVERY = 16, 4, 24, 8
 

@@ -3,7 +3,7 @@
 B batch (always 1), T tokens, V vocabulary.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from service.bundle.encoder_decoder import EncoderDecoderGoldenVector
+from service.bundle.labeler import LabelerGoldenVector
 from service.bundle.language_model import LanguageModelGoldenVector
 from service.bundle.manifest import Precision
 from training.errors import ExportError
@@ -18,6 +19,7 @@ from training.export.precision import (
     ADVICE,
     MAX_INT8_DIFFERENCE,
     Array,
+    Exact,
     exact_of,
     golden_tolerance,
     in_double,
@@ -25,7 +27,9 @@ from training.export.precision import (
 )
 
 Model = TypeVar("Model", bound=nn.Module)
-Vector = TypeVar("Vector", LanguageModelGoldenVector, EncoderDecoderGoldenVector)
+Vector = TypeVar(
+    "Vector", LanguageModelGoldenVector, EncoderDecoderGoldenVector, LabelerGoldenVector
+)
 
 
 def known_answer(
@@ -35,11 +39,12 @@ def known_answer(
     *,
     logits: Callable[[Model], Tensor],
     reference: Callable[[Model], Tensor],
+    exact: Callable[[Tensor, Sequence[Tensor]], Exact] = exact_of,
 ) -> tuple[list[float], float]:
     """log p of the `targets` [T], and by how many nats per token a machine may differ from it.
 
     In fp32 they come from the model's `logits` [1, T, V] in double precision, in int8 from the
-    log-probabilities [1, T, V] of the `reference`.
+    log-probabilities [1, T, V] of the `reference`. `exact` makes log-probabilities of logits.
     """
     if precision == "int8":
         logprobs, tolerance = reference(model), MAX_INT8_DIFFERENCE
@@ -47,8 +52,8 @@ def known_answer(
         double = in_double(model)
         with torch.no_grad():
             found = [logits(program) for program in (double, *moved_copies(double))]
-        exact = exact_of(found[0], found[1:])
-        logprobs, tolerance = torch.from_numpy(exact.values), golden_tolerance(exact)
+        known = exact(found[0], found[1:])
+        logprobs, tolerance = torch.from_numpy(known.values), golden_tolerance(known)
     picked = logprobs[0, torch.arange(len(targets)), torch.tensor(targets)]
     return [round(x, 8) for x in picked.tolist()], tolerance
 

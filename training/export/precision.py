@@ -134,18 +134,22 @@ def _scaled(factor: float) -> Callable[[nn.Module, Any, tuple[Tensor, States]], 
 def exact_of(logits: Tensor, moved: Sequence[Tensor]) -> Exact:
     """From the logits [B, T, V] of a model in double precision and of its moved copies."""
     largest = logits.abs().amax(dim=-1)
-    return _exact(*(torch.log_softmax(x, dim=-1) for x in (logits, *moved)), largest=largest)
+    logprobs = (torch.log_softmax(x, dim=-1) for x in (logits, *moved))
+    return exact_values(*logprobs, largest=largest)
 
 
 def exact_state(state: Tensor, moved: Sequence[Tensor], tokens_read: int) -> Exact:
     """The same for a state [B, H] after `tokens_read` tokens, as one token's values [B, 1, H]."""
     values = (x.unsqueeze(1) for x in (state, *moved))
     largest = state.abs().amax(dim=-1, keepdim=True)
-    return _exact(*values, largest=largest, steps=tokens_read)
+    return exact_values(*values, largest=largest, steps=tokens_read)
 
 
-def _exact(exact: Tensor, *moved: Tensor, largest: Tensor, steps: int = 1) -> Exact:
-    """For values [B, T, n] whose largest number is `largest` [B, T], rounded in `steps` steps."""
+def exact_values(exact: Tensor, *moved: Tensor, largest: Tensor, steps: int = 1) -> Exact:
+    """For values [B, T, n] in double precision, and of the moved copies.
+
+    The largest number that they are computed from is `largest` [B, T]; it is rounded in `steps`.
+    """
     change = torch.stack([(x - exact).abs().amax(dim=-1) for x in moved]).amax(dim=0)  # [B, T]
     # NaN has no step: it stays NaN, and fails.
     step = np.spacing(largest.clamp(min=1.0).numpy().astype(np.float32)).astype(np.float64)

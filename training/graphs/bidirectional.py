@@ -18,7 +18,7 @@ from training.graphs.builder import (
     reordered_gates,
 )
 from training.graphs.cells import add_cell
-from training.graphs.interface import ZERO, add_filled
+from training.graphs.nodes import ZERO, add_filled
 from training.graphs.products import Products
 from training.graphs.quantization import candidate_bias
 from training.networks.encoder import BidirectionalLayer

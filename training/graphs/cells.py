@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from training.graphs.builder import GraphBuilder, ValueInfo, array
 from training.graphs.products import add_int8_matrix, add_state_steps, int8_product, int8_steps
 from training.graphs.quantization import QuantizedLayer, candidate_bias, input_bias, input_table
-from training.networks.language_model import LanguageModel
+from training.networks.recurrent import ForwardLayers
 
 # Appends a step's nodes, from `projected` [B, G·H] and `<state>_before` to `<state>_new`.
 Step = Callable[[GraphBuilder, str], str]
@@ -23,7 +23,7 @@ Step = Callable[[GraphBuilder, str], str]
 LSTM_GATES = ("in", "forget", "candidate", "out")  # in torch's order
 
 
-def float_rnn_step(graph: GraphBuilder, model: LanguageModel) -> Step:
+def float_rnn_step(graph: GraphBuilder, model: ForwardLayers) -> Step:
     """The tanh RNN in single precision; its weights go to `graph`."""
     layers = model.recurrent_layers
     graph.constant("table", input_table(model))  # [V, H]
@@ -46,7 +46,7 @@ def float_rnn_step(graph: GraphBuilder, model: LanguageModel) -> Step:
     return step
 
 
-def int8_step(graph: GraphBuilder, model: LanguageModel) -> Step:
+def int8_step(graph: GraphBuilder, model: ForwardLayers) -> Step:
     """Any cell with eight-bit products; its weights go to `graph`."""
     cell = model.config.cell
     layers = model.recurrent_layers
@@ -72,13 +72,13 @@ def int8_step(graph: GraphBuilder, model: LanguageModel) -> Step:
     return step
 
 
-def add_scan(graph: GraphBuilder, model: LanguageModel, step: Step) -> str:
+def add_scan(graph: GraphBuilder, model: ForwardLayers, step: Step) -> str:
     """A Scan of the step over time; returns the last layer's outputs [T, B, H].
 
     Reads `tokens_by_time` [T, B], `lengths` [B] and the states, and writes `<state>_out`. Past a
     row's length its states no longer change.
     """
-    _add_time_mask(graph)
+    add_time_mask(graph)
     graph.add("Gather", ["table", "tokens_by_time"], "projected_by_time")  # [T, B, G·H]
     hidden, states = model.config.hidden_size, model.state_names
     body = GraphBuilder()
@@ -111,7 +111,7 @@ def add_scan(graph: GraphBuilder, model: LanguageModel, step: Step) -> str:
     return "outputs_by_time"
 
 
-def add_step(graph: GraphBuilder, model: LanguageModel, step: Step) -> str:
+def add_step(graph: GraphBuilder, model: ForwardLayers, step: Step) -> str:
     """One step without a Scan; returns the last layer's outputs [B, H].
 
     Reads `tokens` [B] and the states, and writes `<state>_out`.
@@ -199,7 +199,7 @@ def _total(body: GraphBuilder, i: int, x: str) -> str:
     return body.add("Add", [int8_product(body, steps, f"recurrent{i}"), x], f"total{i}")
 
 
-def _add_time_mask(graph: GraphBuilder) -> None:
+def add_time_mask(graph: GraphBuilder) -> None:
     """`inside_by_time` [T, B, 1]: true inside the row's length."""
     graph.constant("zero", np.array(0, np.int64))
     graph.constant("one", np.array(1, np.int64))

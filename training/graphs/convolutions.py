@@ -6,7 +6,7 @@ N sources, S source positions, M memory positions, E embedding, F features of th
 import numpy as np
 
 from training.graphs.builder import GraphBuilder, array
-from training.graphs.interface import add_inside, affine
+from training.graphs.nodes import add_inside, affine
 from training.networks.encoder import Convolutions
 
 

@@ -17,11 +17,11 @@ from service.bundle.manifest import Precision
 from training.graphs.builder import GraphBuilder, add_axes, array, finish_model, float_info
 from training.graphs.cells import LSTM_GATES, add_cell, add_gru_split, add_lstm
 from training.graphs.interface import (
-    affine,
     has_target_table,
     memory_shapes,
     state_sizes,
 )
+from training.graphs.nodes import affine
 from training.graphs.products import Products
 from training.graphs.quantization import candidate_bias, input_bias
 from training.networks.encoder_decoder import FEED, EncoderDecoder

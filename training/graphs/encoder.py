@@ -8,18 +8,12 @@ them without attention) and the decoder's first states `<state>_out` [N, …]. W
 every step of the decoder is computed here, once: the keys that queries are compared with, and the
 values, already multiplied by the readout's weights, so that a step only adds up R numbers a
 position.
-
-LSTM and GRU in single precision are ONNX's operators, which give a row the same bits in any batch.
-The tanh RNN, whose operator does not, and every cell in eight bits are Scans of small operators.
 """
 
-import numpy as np
 from onnx import TensorProto, helper
 
 from service.bundle.manifest import Precision
-from training.graphs.bidirectional import add_operator_layer, add_scanned_layer
 from training.graphs.builder import (
-    Float32Array,
     GraphBuilder,
     ValueInfo,
     add_axes,
@@ -27,18 +21,15 @@ from training.graphs.builder import (
     finish_model,
     float_info,
 )
-from training.graphs.cells import add_gru_split
 from training.graphs.convolutions import add_convolutions
 from training.graphs.interface import (
-    ZERO,
-    add_filled,
-    add_inside,
-    has_source_table,
     memory_shapes,
+    source_stack,
     state_sizes,
 )
+from training.graphs.nodes import ZERO, add_filled, add_inside
 from training.graphs.products import Products
-from training.graphs.quantization import input_bias
+from training.graphs.stack import add_stack, embed
 from training.networks.encoder_decoder import FEED, EncoderDecoder
 
 
@@ -47,30 +38,16 @@ def build_encoder(model: EncoderDecoder, precision: Precision) -> bytes:
     graph = GraphBuilder()
     add_axes(graph)
     products = Products(graph, precision)
-    config = model.config
-    scans = config.cell == "rnn" or precision == "int8"
-    if scans and config.cell == "gru":
-        add_gru_split(graph, config.encoder_hidden_size)
     graph.add("Cast", ["lengths"], "lengths_64", to=TensorProto.INT64)
     graph.add("Transpose", ["tokens"], "tokens_by_time", perm=[1, 0])  # [S, N]
     x, lengths = "tokens_by_time", "lengths_64"
-    if model.encoder.convolutions is not None:
-        x, lengths = add_convolutions(
-            graph, model.encoder.convolutions, _embed(graph, model, products)
-        )
+    front = model.encoder.convolutions
+    if front is not None:
+        embedded = embed(graph, products, model.encoder.embedding, x)
+        x, lengths = add_convolutions(graph, front, embedded)
     inside = add_inside(graph, x, lengths, "memory")  # [M, N]
-    if not scans:
-        graph.add("Cast", [lengths], "memory_lengths", to=TensorProto.INT32)
-    summary: list[str] = []
-    for i, layer in enumerate(model.encoder.bidirectional_layers):
-        if scans:
-            sums = _add_input_sums(graph, model, products, i, x)
-            x, summary = add_scanned_layer(graph, products, i, layer, inputs=sums, inside=inside)
-        else:
-            weights = [array(layer.forwards.weight_ih), array(layer.backwards.weight_ih)]
-            if i == 0 and model.encoder.convolutions is None:
-                x, weights = _read_tokens(graph, model, products, weights)
-            x, summary = add_operator_layer(graph, i, layer, x, weights)
+    stack = source_stack(model)
+    x, summary = add_stack(graph, products, precision, stack, x=x, lengths=lengths, inside=inside)
     products.beside(summary, "summary")  # [N, D]
     outputs = _add_memory(graph, model, products, x, inside) + _add_bridges(graph, model, products)
     inputs = [
@@ -78,64 +55,6 @@ def build_encoder(model: EncoderDecoder, precision: Precision) -> bytes:
         helper.make_tensor_value_info("lengths", TensorProto.INT32, ["N"]),
     ]
     return finish_model(graph, inputs, outputs)
-
-
-def _embed(graph: GraphBuilder, model: EncoderDecoder, products: Products) -> str:
-    """Embeddings [S, N, E] of the tokens."""
-    products.add_stored("embedding_columns", array(model.encoder.embedding.weight).T)  # [E, V]
-    graph.add("Transpose", ["embedding_columns"], "embedding", perm=[1, 0])
-    return graph.add("Gather", ["embedding", "tokens_by_time"], "embedded")
-
-
-def _read_tokens(
-    graph: GraphBuilder, model: EncoderDecoder, products: Products, weights: list[Float32Array]
-) -> tuple[str, list[Float32Array]]:
-    """The first operator's input [S, N, …], and the weights [G·H, …] that multiply it.
-
-    If that makes the file smaller, one-hot rows pick columns from a table of products. That is
-    exact: everything else they add up is zero.
-    """
-    embedding = array(model.encoder.embedding.weight)
-    if not has_source_table(model):
-        return _embed(graph, model, products), weights
-    graph.constant("vocab_size", np.array(len(embedding), np.int64))
-    graph.constant("zero_and_one", np.array([0.0, 1.0], np.float32))
-    x = graph.add("OneHot", ["tokens_by_time", "vocab_size", "zero_and_one"], "chosen")
-    exact = embedding.astype(np.float64).T
-    return x, [(weight @ exact).astype(np.float32) for weight in weights]
-
-
-def _add_input_sums(
-    graph: GraphBuilder, model: EncoderDecoder, products: Products, i: int, x: str
-) -> list[str]:
-    """The sums [M, N, G·H] of a layer's input for each direction, biases included.
-
-    For the first layer `x` is the tokens [S, N], or the features [M, N, F] of convolutions; for
-    the others it is the operand [M, N, D] of the outputs below.
-    """
-    layer = model.encoder.bidirectional_layers[i]
-    directions = {f"forward{i}": layer.forwards, f"backward{i}": layer.backwards}
-    biases = {name: input_bias(layer.cell, each) for name, each in directions.items()}
-    weights = {name: array(each.weight_ih).T for name, each in directions.items()}  # [.., G·H]
-    if i == 0 and has_source_table(model):
-        embedding = array(model.encoder.embedding.weight).astype(np.float64)
-        for name in directions:
-            table = embedding @ weights[name] + biases[name]
-            graph.constant(f"{name}_table", table.astype(np.float32))
-        return [graph.add("Gather", [f"{name}_table", x], f"{name}_sums") for name in directions]
-    if i == 0 and model.encoder.convolutions is None:
-        x = _embed(graph, model, products)
-    sums = []
-    for name in directions:
-        graph.constant(f"{name}_bias", biases[name])
-        if i:
-            product = products.add_positions(f"{name}_input", x, weights[name])
-        else:
-            # Neither embeddings nor convolutional features have a bound.
-            weight = products.add_stored(f"{name}_weight", weights[name])
-            product = graph.add("MatMul", [x, weight], f"{name}_product")
-        sums.append(graph.add("Add", [product, f"{name}_bias"], f"{name}_sums"))
-    return sums
 
 
 def _add_memory(

@@ -7,12 +7,6 @@ B batch, T time, V vocabulary, E embedding, H hidden, G gates.
 that fetches only `target_logprobs` moves B·T numbers instead of B·T·V.
 `step`: inputs `tokens` [B] and the states; outputs `logprobs` [B, V] and the states after.
 
-In single precision LSTM and GRU are ONNX's own operators, which gave bit-identical rows for every
-batch size, row position, chunking and raggedness tried; the sequence graph serves single steps too.
-onnxruntime's RNN operator did not (a batch of one uses another matrix kernel), so the tanh RNN is a
-Scan over MatMul and Tanh, which did and is also faster in batches. In eight bits every cell is
-composed of small operators, and a step graph avoids the cost of a Scan of one step.
-
 An n-gram alone has both graphs in single precision. A mixture's graph holds its parts side by side:
 log (sum of w p) of their probabilities, to the power of the exponent and normalized.
 """
@@ -31,15 +25,14 @@ from training.graphs.builder import (
     array,
     finish_model,
     float_info,
-    reordered_gates,
 )
-from training.graphs.cells import add_scan, add_step, float_rnn_step, int8_step
+from training.graphs.cells import add_step, int8_step
+from training.graphs.forward import add_forward
 from training.graphs.ngram import add_sequence as add_ngram_sequence
 from training.graphs.ngram import add_step as add_ngram_step
 from training.networks.language_model import LanguageModel
 from training.networks.mixture import AnyLanguageModel, least_probability, part_prefix
 from training.networks.ngram import NGram
-from training.networks.recurrent import STATE_NAMES
 
 # The graphs in a bundle of any model with a network, by precision.
 ROLES: dict[Precision, tuple[Role, ...]] = {"fp32": ("sequence",), "int8": ("sequence", "step")}
@@ -108,7 +101,7 @@ def _add_network(
 ) -> _Part:
     """Network i of a mixture, or the only one."""
     own = graph if i == 0 else GraphBuilder()
-    add = _add_sequence if role == "sequence" else _add_step
+    add = add_forward if role == "sequence" else _add_step
     hidden = add(own, model, precision)
     part = _Part(hidden, _add_logits(own, model, hidden))
     if i == 0:
@@ -116,17 +109,6 @@ def _add_network(
     prefix = part_prefix(i)
     graph.append(own, prefix, _SHARED)
     return _Part(prefix + part.hidden, prefix + part.logits)
-
-
-def _add_sequence(graph: GraphBuilder, model: LanguageModel, precision: Precision) -> str:
-    graph.add("Transpose", ["tokens"], "tokens_by_time", perm=[1, 0])  # [T, B]
-    if precision == "int8":
-        outputs_by_time = add_scan(graph, model, int8_step(graph, model))
-    elif model.config.cell == "rnn":
-        outputs_by_time = add_scan(graph, model, float_rnn_step(graph, model))
-    else:
-        outputs_by_time = _operator_layers(graph, model)
-    return graph.add("Transpose", [outputs_by_time], "outputs", perm=[1, 0, 2])  # [B, T, H]
 
 
 def _add_step(graph: GraphBuilder, model: LanguageModel, _: Precision) -> str:
@@ -249,36 +231,3 @@ def _interface(model: AnyLanguageModel, role: Role) -> tuple[list[ValueInfo], li
         float_info("logprobs", ["B", "T", model.vocab_size]),
     ]
     return inputs, outputs
-
-
-def _operator_layers(graph: GraphBuilder, model: LanguageModel) -> str:
-    """ONNX's LSTM or GRU, one operator a layer; returns the last layer's outputs [T, B, H]."""
-    config = model.config
-    graph.constant("embedding", array(model.embedding.weight))  # [V, E]
-    x = graph.add("Gather", ["embedding", "tokens_by_time"], "embedded")  # [T, B, E]
-    attributes = {"linear_before_reset": 1} if config.cell == "gru" else {}
-    for i, layer in enumerate(model.recurrent_layers):
-        names = [f"{name}{i}" for name in STATE_NAMES[config.cell]]
-        weights = [
-            reordered_gates(config.cell, array(w)) for w in (layer.weight_ih, layer.weight_hh)
-        ]
-        biases = [reordered_gates(config.cell, array(b)) for b in (layer.bias_ih, layer.bias_hh)]
-        parameters = [
-            graph.constant(f"weight_ih{i}", weights[0][None]),  # [1, G·H, E]
-            graph.constant(f"weight_hh{i}", weights[1][None]),  # [1, G·H, H]
-            graph.constant(f"bias{i}", np.concatenate(biases)[None]),  # [1, 2·G·H]
-        ]
-        before = [graph.add("Unsqueeze", [name, "axis_0"], f"{name}_in") for name in names]
-        after = [f"{name}_after" for name in names]
-        graph.add(
-            config.cell.upper(),
-            [x, *parameters, "lengths", *before],
-            f"all{i}",
-            *after,
-            hidden_size=config.hidden_size,
-            **attributes,
-        )
-        for name in names:
-            graph.add("Squeeze", [f"{name}_after", "axis_0"], f"{name}_out")
-        x = graph.add("Squeeze", [f"all{i}", "axis_1"], f"outputs{i}")  # [T, B, H]
-    return x

@@ -22,7 +22,7 @@ from training.graphs.reference_cell import cell_step
 from training.networks.language_model import LanguageModel
 from training.networks.mixture import AnyLanguageModel, mixed
 from training.networks.ngram import NGram
-from training.networks.recurrent import STATE_NAMES, RecurrentLayer, States
+from training.networks.recurrent import STATE_NAMES, ForwardLayers, RecurrentLayer, States
 
 
 def reference_logprobs(
@@ -46,7 +46,7 @@ def reference_steps(
     start = 0
     for network in model.networks:
         end = start + len(network.state_names)
-        hidden, own = _network_steps(network, tokens, states[start:end])
+        hidden, own = network_steps(network, tokens, states[start:end])
         output = network.output
         logits.append((hidden @ output.weight.double().T + output.bias.double()).detach())
         steps = [before + new for before, new in zip(steps, own, strict=True)]
@@ -64,14 +64,14 @@ def reference_hidden(
     model: LanguageModel, tokens: Tensor, states: Sequence[Tensor]
 ) -> tuple[Tensor, States]:
     """What the output layer reads, [B, T, H], after each of `tokens` [B, T], and the states."""
-    hidden, steps = _network_steps(model, tokens, states)
+    hidden, steps = network_steps(model, tokens, states)
     return hidden, steps[-1]
 
 
-def _network_steps(
-    model: LanguageModel, tokens: Tensor, states: Sequence[Tensor]
+def network_steps(
+    model: ForwardLayers, tokens: Tensor, states: Sequence[Tensor]
 ) -> tuple[Tensor, list[States]]:
-    """What a network's output layer reads, [B, T, H], and its states like `reference_steps`."""
+    """What an output layer reads, [B, T, H], and the network's states like `reference_steps`."""
     cell = model.config.cell
     layers = model.recurrent_layers
     quantized = [QuantizedLayer.of(cell, x, first=i == 0) for i, x in enumerate(layers)]

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from training.graphs.builder import array
-from training.networks.language_model import LanguageModel
-from training.networks.recurrent import RecurrentLayer
+from training.networks.recurrent import ForwardLayers, RecurrentLayer
 
 STATE_STEPS = 63  # h = 1 lies this many steps from h = 0
 STATE_ZERO = 64  # the unsigned integer that stands for h = 0
@@ -65,7 +64,7 @@ class QuantizedLayer:
         return cls(QuantizedMatrix.of(np.concatenate([weight_ih, weight_hh])), None)
 
 
-def input_table(model: LanguageModel) -> npt.NDArray[np.float32]:
+def input_table(model: ForwardLayers) -> npt.NDArray[np.float32]:
     """The first layer's sums [V, G·H] for each token: its input product and its biases.
 
     The bias of a GRU's recurrent candidate is left out: the reset gate scales it.

@@ -5,11 +5,12 @@ is axis 0: the recurrent kernels are fastest that way.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from service.bundle.manifest import Cell
 from training.networks.dropout import Dropout
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
@@ -17,6 +18,36 @@ GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 STATE_NAMES = {"rnn": ("h",), "gru": ("h",), "lstm": ("h", "c")}
 
 States: TypeAlias = tuple[Tensor, ...]
+
+
+class _CellSizes(Protocol):
+    """What a configuration says of the recurrent layers."""
+
+    @property
+    def cell(self) -> Cell: ...
+
+    @property
+    def hidden_size(self) -> int: ...
+
+
+class ForwardLayers(Protocol):
+    """Recurrent layers over embedded tokens, read forward from explicit states."""
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """Of the tokens."""
+
+    @property
+    def config(self) -> _CellSizes:
+        """Their cell and their size."""
+
+    @property
+    def recurrent_layers(self) -> "list[RecurrentLayer]":
+        """First to last."""
+
+    @property
+    def state_names(self) -> list[str]:
+        """Names of the layers' states, in order."""
 
 
 class RecurrentLayer(nn.Module):

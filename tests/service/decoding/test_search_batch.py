@@ -18,7 +18,8 @@ from service.decoding.sampling import SamplingParams
 from service.decoding.search import Search
 from service.decoding.search_batch import SearchBatch
 from service.decoding.search_rows import CYCLE_TOKENS, LONGEST_CYCLE
-from service.runtime.encoder_decoder import EncoderDecoderSession, pad_sources
+from service.runtime.encoder_decoder import EncoderDecoderSession
+from service.runtime.runs import pad_sources
 from service.scheduling.encoder_decoder import EncoderDecoderRunner
 from tests.fakes import FakeEncoderDecoderSession
 from tests.service.search_reference import (

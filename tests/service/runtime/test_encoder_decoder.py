@@ -15,9 +15,10 @@ from service.bundle.files import BundleError
 from service.bundle.manifest import Precision
 from service.bundle.text import BOS_ID, EOS_ID
 from service.decoding.search import Search
-from service.runtime.encoder_decoder import Encoded, OnnxEncoderDecoderSession, Step, pad_sources
+from service.runtime.encoder_decoder import Encoded, OnnxEncoderDecoderSession, Step
 from service.runtime.golden import GoldenMismatch
 from service.runtime.graphs import open_graph
+from service.runtime.runs import pad_sources
 from service.scheduling.encoder_decoder import EncoderDecoderRunner
 from service.settings import Settings
 from service.tasks.kinds import open_session
