@@ -158,7 +158,7 @@ def _events(
         return _text_events(generates, asked, given, _text_options(generates, given))
     if translates is not None:
         return _translation_events(translates, asked, given, _translate_options(given))
-    raise _writes_nothing()
+    raise _writes_nothing(engine)
 
 
 @router.post("/models/{name}/infer", include_in_schema=False)
@@ -195,7 +195,7 @@ async def _generated(engine: Engine, asked: str, given: GenerateParameters) -> G
         if given.details:
             details = _translation_details(translates, result)
     else:
-        raise _writes_nothing()
+        raise _writes_nothing(engine)
     return GenerateTextResponse.model_construct(
         text_output=text,
         model_name=engine.manifest.name,
@@ -204,8 +204,8 @@ async def _generated(engine: Engine, asked: str, given: GenerateParameters) -> G
     )
 
 
-def _writes_nothing() -> NotOffered:
-    return NotOffered("this model does not generate text; see /models")
+def _writes_nothing(engine: Engine) -> NotOffered:
+    return NotOffered(GENERATE.lacking(engine))
 
 
 def _text_options(engine: Generates, given: GenerateParameters) -> GenerateOptions:

@@ -60,7 +60,7 @@ async def model(name: str, request: Request) -> ModelOut:
     """One served language model, in OpenAI's form."""
     engine = GENERATE.of(engine_named(request, name))
     if engine is None:
-        raise ModelNotFound("not a language model; /models lists the encoder-decoders")
+        raise ModelNotFound("not a language model; /models lists the others")
     return ModelOut.of(engine)
 
 
