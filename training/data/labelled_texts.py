@@ -43,6 +43,8 @@ class Rules:
     labels: Callable[[Sequence[str]], Labels]  # of the names, in order; may raise ConfigError
     by_character: bool  # whether labels belong to characters, and are cut with them
     joined: bool = False  # several lines of one text are one text with the labels of all
+    # Cuts a text to several of at most so many tokens; None: what is past them is dropped.
+    pieces: Callable[[LabelledText, int], list[LabelledText]] | None = None
     # Changes the texts once they are split and cut, such as those of rare labels.
     revise: Callable[[Splits, Counter[str]], Splits] | None = None
 
@@ -163,12 +165,12 @@ class _Cut:
 
     def cut(self, splits: Splits, counts: Counter[str]) -> Splits:
         """The texts by split. Texts that are alike once they are cut are one text, in one split."""
-        found = {name: [*map(self._shortened, texts)] for name, texts in splits.items()}
-        number = sum(
-            len(before[0]) > len(after[0])
-            for name in splits
-            for before, after in zip(splits[name], found[name], strict=True)
-        )
+        found: Splits = {}
+        number = 0
+        for name, texts in splits.items():
+            pieces = [self._pieces(text) for text in texts]
+            number += sum([text] != x for text, x in zip(texts, pieces, strict=True))
+            found[name] = [piece for x in pieces for piece in x]
         if not number:
             return splits
         counts["cut: longer than max_tokens"] += number
@@ -177,15 +179,17 @@ class _Cut:
         hold_out(found, counts)
         return found
 
-    def _shortened(self, labelled: LabelledText) -> LabelledText:
+    def _pieces(self, labelled: LabelledText) -> list[LabelledText]:
         text, labels = labelled
         if len(text) <= self._max_tokens:
-            return labelled
+            return [labelled]
         spans = self._tokenizer.spans(text)
         if len(spans) <= self._max_tokens:
-            return labelled
+            return [labelled]
+        if self._rules.pieces is not None:
+            return self._rules.pieces(labelled, self._max_tokens)
         end = spans[self._max_tokens - 1][1]
-        return text[:end], labels[:end] if self._rules.by_character else labels
+        return [(text[:end], labels[:end] if self._rules.by_character else labels)]
 
 
 def _names(splits: Splits, known: Sequence[str], counts: Counter[str]) -> list[str]:

@@ -36,4 +36,5 @@ DATASETS: dict[str, Callable[[Path], list[str]]] = {
     "shakespeare": _builder("shakespeare"),
     "austen": _builder("austen"),
     "languages": _builder("languages"),
+    "accents": _builder("accents"),
 }
