@@ -1,4 +1,4 @@
-"""`python -m training`: train, evaluate, sample, translate, infill, export, confidence."""
+"""`python -m training`: train, evaluate, use, export; learn does it all."""
 
 import os
 
@@ -26,6 +26,7 @@ from training.experiments.confidence import add_confidence, draw_bundles
 from training.experiments.encoder_decoder import TranslateOptions
 from training.experiments.infill import DEFAULT_BLANK, InfillOptions
 from training.experiments.kinds import experiment_of, trained_experiment_of
+from training.experiments.labels import LabelOptions
 from training.experiments.run import CONFIG_FILE, export_run, holds_run, open_run, train_run
 from training.experiments.text import SampleOptions
 from training.learn.command import add_options, learn
@@ -152,6 +153,17 @@ def _add_answering(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     filling.add_argument("--beam-size", type=_positive, help="default: the configuration's")
     filling.set_defaults(command=_infill)
 
+    classifying = commands.add_parser("classify", help="label texts with a run's best weights")
+    classifying.add_argument("run", type=Path, metavar="RUN")
+    classifying.add_argument("text", nargs="+", metavar="TEXT")
+    classifying.add_argument("--top", type=_positive, default=3, help="labels of each text")
+    classifying.set_defaults(command=_classify)
+
+    tagging = commands.add_parser("tag", help="label characters with a run's best weights")
+    tagging.add_argument("run", type=Path, metavar="RUN")
+    tagging.add_argument("text", nargs="+", metavar="TEXT")
+    tagging.set_defaults(command=_tag)
+
 
 def _add_confidence(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The commands about the confidence of translations."""
@@ -268,6 +280,14 @@ def _translate(options: argparse.Namespace) -> None:
 def _infill(options: argparse.Namespace) -> None:
     asked = InfillOptions(texts=options.text, blank=options.blank, beam_size=options.beam_size)
     _answer("infill", options.run, asked)
+
+
+def _classify(options: argparse.Namespace) -> None:
+    _answer("classify", options.run, LabelOptions(texts=options.text, top=options.top))
+
+
+def _tag(options: argparse.Namespace) -> None:
+    _answer("tag", options.run, LabelOptions(texts=options.text))
 
 
 def _answer(command: str, run_dir: Path, options: object) -> None:

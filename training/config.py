@@ -4,9 +4,9 @@ import shlex
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, get_args
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from service.bundle.manifest import NAME_PATTERN
 from service.bundle.text import SideNormalization
@@ -77,6 +77,7 @@ __all__ = [
     "TaggerNetworkConfig",
     "TextSideConfig",
     "TrainedConfig",
+    "labeler_config",
     "load_config",
     "pairs_config",
     "parse_config",
@@ -209,6 +210,17 @@ class ClassifierConfig(Section):
         """Of all random numbers."""
         return self.training.seed
 
+    @model_validator(mode="after")
+    def _parts_join(self) -> Self:
+        text = self.data.text
+        whole = text.tokenization != "character" or text.normalization.strip
+        if self.model.direction == "forward" and whole:
+            raise ValueError(
+                'model.direction = "forward" reads a text in parts, so it needs characters as '
+                "tokens and data.text.normalization.strip = false"
+            )
+        return self
+
 
 class TaggerConfig(Section):
     """One experiment on texts whose characters have labels."""
@@ -266,6 +278,12 @@ _SCHEMAS_OF_PAIRS: Mapping[str, type[PairsConfig]] = {
     "encoder_decoder": EncoderDecoderConfig,
     "infill": InfillConfig,
 }
+# Those that train a labeler.
+_SCHEMAS_OF_LABELERS: Mapping[str, type[LabelerConfig]] = {
+    "classifier": ClassifierConfig,
+    "tagger": TaggerConfig,
+    "restore": RestoreConfig,
+}
 # The schema of a task and a cell, where the cell has one of its own.
 _SCHEMAS_OF_CELLS: Mapping[tuple[str, str], type[AnyConfig]] = {
     ("language_model", "ngram"): NGramLanguageModelConfig,
@@ -302,6 +320,11 @@ def parse_config(document: dict[str, Any]) -> AnyConfig:
 def pairs_config(document: dict[str, Any]) -> EncoderDecoderConfig:
     """The configuration of an encoder-decoder, whatever its pairs are made from."""
     return _SCHEMAS_OF_PAIRS[document["task"]].model_validate(document).pairs
+
+
+def labeler_config(document: dict[str, Any]) -> LabelerConfig:
+    """The configuration of a labeler, whatever its labels are of."""
+    return _SCHEMAS_OF_LABELERS[document["task"]].model_validate(document)
 
 
 def _schema(document: dict[str, Any]) -> type[AnyConfig]:

@@ -1,6 +1,6 @@
 """The sections of a labeler's configuration: every option with its bounds and its default."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -101,6 +101,7 @@ class LabelerNetworkConfig(Section):
 class ClassifierNetworkConfig(LabelerNetworkConfig):
     """The classifier. One that reads forward knows its answer after each character."""
 
+    crf: ClassVar[bool] = False  # a text has no neighbours
     direction: Direction = "both"
     pooling: Pooling = "max"
 
@@ -114,6 +115,8 @@ class ClassifierNetworkConfig(LabelerNetworkConfig):
 class TaggerNetworkConfig(LabelerNetworkConfig):
     """The tagger, which reads a text from both ends."""
 
+    direction: ClassVar[Direction] = "both"
+    pooling: ClassVar[None] = None  # every character has a label
     crf: bool = False  # labels of neighbours depend on each other: a linear-chain CRF
 
 

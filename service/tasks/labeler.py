@@ -144,9 +144,7 @@ class LabelerEngine:
         await self._run([work], len(ids))
         return carried.after(work)
 
-    def labels_of(
-        self, carried: CarriedLabels, options: ClassifyOptions
-    ) -> list[LabelProbability]:
+    def labels_of(self, carried: CarriedLabels, options: ClassifyOptions) -> list[LabelProbability]:
         """The labels of a text in parts so far, likeliest first."""
         if carried.logprobs is None:
             raise RuntimeError("nothing has been read")

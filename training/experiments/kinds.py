@@ -3,7 +3,7 @@
 A new kind, NAME, is one file a room and an entry in the tables:
 
 - `config.py`: its schema, in the table and in the union;
-- `data/`: how its files are read and batched, where neither text nor pairs will do;
+- `data/`: how its files are read and batched, where no text, pairs or labelled texts will do;
 - `networks/NAME.py`: the network;
 - `evaluation/NAME.py` and `NAME_report.py`: how good weights are, beside the floors;
 - `graphs/NAME.py`: its graphs;
@@ -16,7 +16,8 @@ A new kind, NAME, is one file a room and an entry in the tables:
 
 A new experiment on a kind of network that there is, as `infill` is one on pairs that are made from
 text, needs its schema, its data, its floors (`evaluation/`), its file in `experiments/` and the
-entry here; loop, graphs and export are those of the network.
+entry here; loop, graphs and export are those of the network. `classifier`, `tagger` and `restore`
+are experiments on the labeler, and share `experiments/labels.py`.
 
 The bundle itself is `service/bundle/NAME.py`. No other file knows which kinds there are.
 """
@@ -25,11 +26,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from training.config import AnyConfig, ConfigError
+from training.experiments.classifier import ClassifierExperiment
 from training.experiments.encoder_decoder import EncoderDecoderExperiment
 from training.experiments.experiment import Experiment, TrainedExperiment, TranslatingExperiment
 from training.experiments.infill import InfillExperiment
 from training.experiments.language_model import LanguageModelExperiment
 from training.experiments.ngram import NGramExperiment
+from training.experiments.tagger import TaggerExperiment
 
 _TRANSLATING: Mapping[str, Callable[[Any], TranslatingExperiment[Any]]] = {
     "encoder_decoder": EncoderDecoderExperiment,
@@ -38,6 +41,8 @@ _TRAINED: Mapping[str, Callable[[Any], TrainedExperiment[Any]]] = {
     **_TRANSLATING,
     "language_model": LanguageModelExperiment,
     "infill": InfillExperiment,
+    "classifier": ClassifierExperiment,
+    "tagger": TaggerExperiment,
 }
 _KINDS: Mapping[str, Callable[[Any], Experiment[Any]]] = {**_TRAINED, "ngram": NGramExperiment}
 

@@ -36,6 +36,7 @@ _FREE = (
     "training.sample_*",
     "training.show",
     "training.max_valid_sources",
+    "training.max_valid_texts",
     "training.beam_size",
     "training.device",
     "training.threads",

@@ -29,6 +29,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 # Nats a token: no model that can recover has such a validation loss, not even an overfitted one.
 _HOPELESS_NATS = 100.0
+# Guessing among fewer is no measure of it: of two labels, a small batch may be all wrong.
+_LEAST_CHOICES = 16
 
 
 class Stopped(Exception):
@@ -118,7 +120,8 @@ class Trainer(Generic[Model]):
 
     def _check_finite(self, loss: float, norm: float) -> None:
         uniform = math.log(self.task.vocab_size)
-        if math.isfinite(loss) and math.isfinite(norm) and loss < 4.0 * uniform:
+        limit = max(uniform, math.log(_LEAST_CHOICES))
+        if math.isfinite(loss) and math.isfinite(norm) and loss < 4.0 * limit:
             return
         raise self._diverged(
             f"loss {loss:.4g} nats (uniform guessing has {uniform:.2f}), gradient norm {norm:.4g}"

@@ -1,0 +1,152 @@
+"""The final figures, as tables and in words: a labeler beside its floors."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from service.bundle.labeler import LabelerMeasurement, LabelerMetrics, Labels
+from training.data.labelled import LabelledCorpus, LabelledSplit
+from training.evaluation.label_floors import LabelFloors
+from training.evaluation.labeler import Judged, judge_network, label_counts, label_metrics
+from training.evaluation.metrics import share_error
+from training.networks.labeler import Labeler
+
+_WORST = 10  # lines of a list of mistakes
+
+
+def measure_splits(
+    model: Labeler, corpus: LabelledCorpus, splits: Sequence[LabelledSplit], device: torch.device
+) -> list[LabelerMetrics]:
+    """The model in PyTorch, and the floors, on each of the splits."""
+    floors = LabelFloors(corpus)
+    return [
+        split_metrics(
+            split,
+            [
+                LabelerMeasurement(
+                    name="PyTorch",
+                    kind="model",
+                    values=label_metrics(
+                        judge_network(model, split, corpus.labels, device), corpus.labels
+                    ),
+                ),
+                *floors.measure(split),
+            ],
+        )
+        for split in splits
+    ]
+
+
+def measure_floors(corpus: LabelledCorpus) -> list[LabelerMetrics]:
+    """The floors alone, on every held-out set."""
+    floors = LabelFloors(corpus)
+    return [split_metrics(split, floors.measure(split)) for split in corpus.held_out]
+
+
+def split_metrics(split: LabelledSplit, measurements: list[LabelerMeasurement]) -> LabelerMetrics:
+    """What was measured on a split."""
+    return LabelerMetrics(
+        split=split.name,
+        texts=len(split),
+        labels=max(1, sum(len(ids) for ids in split.labels)),
+        measurements=measurements,
+    )
+
+
+def table(metrics: Sequence[LabelerMetrics]) -> str:
+    """The measurements as lines of text, one part for each held-out set."""
+    lines = []
+    for found in metrics:
+        names = list(dict.fromkeys(name for x in found.measurements for name in x.values))
+        wide = max(18, *(len(x.name) + 2 for x in found.measurements))
+        lines += [
+            f"{found.split}: {found.texts:,} texts, {found.labels:,} labels",
+            " " * wide + "".join(f"{name:>{_width(name)}}" for name in names),
+        ]
+        for x in found.measurements:
+            cells = [
+                f"{x.values[n]:>{_width(n)}.4f}" if n in x.values else " " * _width(n)
+                for n in names
+            ]
+            lines.append(f"{x.name:<{wide}}{''.join(cells)}".rstrip())
+    return "\n".join(lines)
+
+
+def _width(name: str) -> int:
+    return max(11, len(name) + 2)
+
+
+def in_words(metrics: Sequence[LabelerMetrics], labels: Labels) -> list[str]:
+    """How often the model is right on each held-out set, beside the floors."""
+    lines = []
+    for found in metrics:
+        mine = [x for x in found.measurements if x.kind == "model"][-1]
+        lines.append(
+            f"{_unseen(found, labels)} ({found.split}), it labels {_right(mine, found, labels)}."
+        )
+        lines += [
+            f"By {x.name}: {_right(x, found, labels)}."
+            for x in found.measurements
+            if x.kind == "baseline"
+        ]
+    return lines
+
+
+def _unseen(found: LabelerMetrics, labels: Labels) -> str:
+    if labels.scope == "character":
+        return f"Of {found.labels:,} characters that it has never seen"
+    return f"Of {found.texts:,} texts that it has never seen"
+
+
+def _right(measured: LabelerMeasurement, found: LabelerMetrics, labels: Labels) -> str:
+    """The share that is right, with its standard error where it is of independent texts."""
+    values = measured.values
+    share = values["accuracy"]
+    if labels.scope == "character":
+        whole = values["exact_match"]
+        error = share_error(whole, found.texts)
+        return (
+            f"{100 * share:.1f} % right, and {100 * whole:.1f} % of the texts entirely "
+            f"(± {100 * error:.1f})"
+        )
+    error = share_error(share, found.texts)
+    exactly = "exactly " if labels.several else ""
+    return (
+        f"{100 * share:.1f} % {exactly}right (± {100 * error:.1f}), with a mean F1 of its labels "
+        f"of {100 * values['macro_f1']:.1f} %"
+    )
+
+
+def mistakes(found: Sequence[Judged], labels: Labels) -> list[str]:
+    """The labels with the worst F1, and what was most often taken for what, in lines."""
+    hits, given, wanted = label_counts(found, labels)
+    totals = given + wanted
+    missed = [i for i in range(len(labels.names)) if totals[i] > 2 * hits[i]]
+    if not missed:
+        return ["no mistakes"]
+    lines = ["labels with the lowest F1:"]
+    worst = sorted(missed, key=lambda i: hits[i] / totals[i])[:_WORST]
+    lines += [
+        f"  {_shown(labels.names[i]):<14} F1 {2 * hits[i] / totals[i]:.4f}: given {given[i]:,} "
+        f"times, {hits[i]:,} of them rightly; {wanted[i]:,} in the data"
+        for i in worst
+    ]
+    if labels.several:
+        return lines
+    pairs = Counter(
+        (int(x.wanted[i]), int(x.found[i])) for x in found for i in (~x.right).nonzero()[0]
+    )
+    lines.append("most frequent mistakes:")
+    for (label, taken), count in pairs.most_common(_WORST):
+        share = 100 * count / wanted[label]
+        lines.append(
+            f"  {_shown(labels.names[label])} taken for {_shown(labels.names[taken])}: "
+            f"{count:,} times ({share:.1f} %)"
+        )
+    return lines
+
+
+def _shown(name: str) -> str:
+    """A label for people; the empty one leaves a character as it is."""
+    return name or "(none)"

@@ -1,0 +1,35 @@
+"""A tagger's run: texts whose characters have a label each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from service.bundle.labeler import LabelerManifest
+from service.bundle.tokenization import Tokenizer
+from training.config import TaggerConfig
+from training.data.labelled import LabelledCorpus
+from training.data.tagged import input_digest, prepare_tagger
+from training.experiments.labels import LabelExperiment, middle_text, stored
+
+
+@dataclass(frozen=True, slots=True)
+class TaggerExperiment(LabelExperiment[TaggerConfig]):
+    """See `experiment.TrainedExperiment`."""
+
+    noun: ClassVar[str] = "a tagger"
+    command: ClassVar[str] = "tag"
+
+    def prepare(self, base: Path, run_dir: Path, known: Sequence[Tokenizer] = ()) -> LabelledCorpus:
+        """The texts and their labels as one file of JSON."""
+        return stored(prepare_tagger(self.config.data, base, known), run_dir)
+
+    def input_digest(self, base: Path) -> str:
+        """Of the files of labelled texts."""
+        return input_digest(self.config.data, base)
+
+    def requests(
+        self, manifest: LabelerManifest, data: LabelledCorpus
+    ) -> list[tuple[str, dict[str, Any]]]:
+        """Tag a held-out text of middle length."""
+        return [("/tag", {"model": manifest.name, "text": middle_text(data)})]
