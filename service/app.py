@@ -17,12 +17,14 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from service.endpoints import (
+    classify,
     generate,
     infill,
     libretranslate,
     models,
     open_inference,
     score,
+    tag,
     translate,
 )
 from service.endpoints import openai as openai_routes
@@ -121,7 +123,7 @@ async def _lifespan(app: FastAPI, *, engines: Sequence[Engine] | None) -> AsyncI
 
 def _add_routes(app: FastAPI) -> None:
     adapters = (token_routes, openai_routes, open_inference, libretranslate)
-    native = (generate, translate, score, infill, models)
+    native = (generate, translate, score, infill, classify, tag, models)
     routers = (
         *(x.router for x in native),
         operations_router,

@@ -310,6 +310,88 @@ class FakeEncoderDecoderSession:
         return [run.rows for run in self.runs if run.kind == kind]
 
 
+# --- labelers -------------------------------------------------------------------------------------
+
+# Tokens at which a FakeLabelerSession breaks.
+LABELER_RAISES, LABELER_GIVES_NAN = 40, 41
+
+
+@dataclass(frozen=True)
+class LabelRun:
+    """A run of a labeler."""
+
+    texts: int
+    places: int
+
+
+@dataclass
+class FakeLabelerSession:
+    """Log-probabilities that depend on every token that was read, and on no other text.
+
+    It reads whole texts, or forward; then its state is a rolling hash [N, 1]. Results past a text's
+    end are NaN.
+    """
+
+    num_labels: int = 5
+    labels_places: bool = False
+    reads_forward: bool = False
+    gate: Gate | None = None
+    runs: list[LabelRun] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        scores = np.random.default_rng(9).normal(scale=2.0, size=(_TABLE_ROWS, self.num_labels))
+        scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
+        self._table = scores.astype(np.float32)
+
+    def initial_states(self, rows: int) -> Tensors:
+        return (np.zeros((rows, 1), np.float32),) if self.reads_forward else ()
+
+    def label(
+        self, tokens: Int64Array, lengths: Int32Array, states: Tensors = ()
+    ) -> tuple[Float32Array, Tensors]:
+        if self.gate is not None:
+            self.gate.enter()
+        texts, places = tokens.shape
+        self.runs.append(LabelRun(texts, places))
+        assert tokens.dtype == np.dtype(np.int64)
+        assert lengths.dtype == np.dtype(np.int32)
+        assert lengths.shape == (texts,)
+        inside = np.arange(places) < lengths[:, None]  # [N, S]
+        assert ((tokens != PAD_ID) == inside).all()
+        if self.reads_forward:
+            assert lengths.max() == places
+            assert [state.shape for state in states] == [(texts, 1)]
+            assert not (tokens == EOS_ID).any()
+        else:
+            assert states == ()
+            assert {padded_length(int(length)) for length in lengths} == {places}
+            assert (tokens[:, 0] == BOS_ID).all()
+            assert (tokens[np.arange(texts), lengths - 1] == EOS_ID).all()
+        if (tokens == LABELER_RAISES).any():
+            raise RuntimeError("the labeler broke")
+        return self._labelled(tokens, inside, states)
+
+    def _labelled(
+        self, tokens: Int64Array, inside: BoolArray, states: Tensors
+    ) -> tuple[Float32Array, Tensors]:
+        texts, places = tokens.shape
+        hashes = states[0][:, 0].astype(np.int64) if states else np.zeros(texts, np.int64)
+        passed = np.zeros((texts, places), np.int64)  # what was read up to each place
+        for t in range(places):
+            hashes = np.where(inside[:, t], (hashes * 31 + tokens[:, t] + 7) % _MODULUS, hashes)
+            passed[:, t] = hashes
+        after = (hashes.astype(np.float32)[:, None],) if states else ()
+        if not self.labels_places:
+            found = self._table[hashes % _TABLE_ROWS]
+            found[(tokens == LABELER_GIVES_NAN).any(axis=1), -1] = np.nan
+            return found, after
+        seen = passed if states else passed * 3 + hashes[:, None]
+        found = self._table[seen % _TABLE_ROWS]
+        found[~inside] = np.nan
+        found[tokens == LABELER_GIVES_NAN, -1] = np.nan
+        return found, after
+
+
 def sample(
     logprobs: Float32Array,
     params: Sequence[SamplingParams],

@@ -15,7 +15,7 @@ ROOMS = [path for path in FILES if path.name == "__init__.py" and path.parts[-2]
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 # Classes that there is one of for each kind of model.
-_OF_A_KIND = re.compile(r"(LanguageModel|EncoderDecoder)\w*")
+_OF_A_KIND = re.compile(r"(LanguageModel|EncoderDecoder|Labeler)\w*")
 
 
 def each(paths: list[Path]) -> list[Any]:

@@ -15,9 +15,16 @@ from service.bundle.manifest import Precision
 from service.bundle.store import Manifest
 from service.bundle.text import Normalization
 from service.scheduling.workers import Workers
+from service.tasks.carried_labels import CarriedLabels
 from service.tasks.carried_score import CarriedScore
 from service.tasks.infill_values import Blanks, Infilled, InfillOptions, Proposal
-from service.tasks.label_values import Classified, ClassifyOptions, Tagged, TagOptions
+from service.tasks.label_values import (
+    Classified,
+    ClassifyOptions,
+    LabelProbability,
+    Tagged,
+    TagOptions,
+)
 from service.tasks.translations import Translated, TranslatedToken, TranslateOptions
 from service.tasks.values import (
     Generated,
@@ -218,6 +225,34 @@ class Classifies(Engine, Protocol):
         """The labels of every text."""
 
 
+class ClassifiesInParts(Engine, Protocol):
+    """Gives labels to one text of any length, part by part."""
+
+    @property
+    def normalization(self) -> Normalization:
+        """How the text is normalized first."""
+
+    def ids_of(self, text: str) -> Ids:
+        """The ids of a part's normalized characters."""
+
+    async def carry_on(
+        self, carried: CarriedLabels, ids: Ids, options: ClassifyOptions
+    ) -> CarriedLabels:
+        """The labels including the next part, which may be empty."""
+
+    def labels_of(self, carried: CarriedLabels, options: ClassifyOptions) -> list[LabelProbability]:
+        """The labels of what has been read, likeliest first."""
+
+
+class ScoresLabels(Engine, Protocol):
+    """Computes the probability of labels."""
+
+    async def score_labels(
+        self, texts: Sequence[str], labels: Sequence[str], options: ScoreOptions
+    ) -> list[Scored]:
+        """The probability of each text's label, given the text."""
+
+
 class Tags(Engine, Protocol):
     """Gives a label to each character of texts."""
 
@@ -236,6 +271,8 @@ TRANSLATE: Ability[Translates] = Ability("translate", "/translate")
 INFILL: Ability[Infills] = Ability("fill blanks", "/infill")
 PROPOSE: Ability[Proposes] = Ability("propose texts for another model to rank (`rescore`)")
 CLASSIFY: Ability[Classifies] = Ability("classify texts", "/classify")
+CLASSIFY_IN_PARTS: Ability[ClassifiesInParts] = Ability("classify a text in parts")
+SCORE_LABELS: Ability[ScoresLabels] = Ability("score labels", "/score with `label`")
 TAG: Ability[Tags] = Ability("tag texts", "/tag")
 # Of language models.
 DECIDE: Ability[Infills] = Ability("rank what another model proposes")

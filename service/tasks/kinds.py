@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from service.bundle.encoder_decoder import EncoderDecoderBundle
+from service.bundle.labeler import LabelerBundle
 from service.bundle.language_model import LanguageModelBundle
 from service.bundle.manifest import Precision
 from service.bundle.store import Bundle
@@ -28,13 +29,15 @@ from service.observe.metrics import Metrics
 from service.runtime.adapting import language_model_sessions
 from service.runtime.encoder_decoder import OnnxEncoderDecoderSession
 from service.runtime.golden import GoldenMismatch
+from service.runtime.labeler import OnnxLabelerSession
 from service.settings import Settings
 from service.tasks.cloze_engine import ClozeEngine
 from service.tasks.encoder_decoder import EncoderDecoderEngine
 from service.tasks.engine import Engine
+from service.tasks.labeler import LabelerEngine
 from service.tasks.language_model import LanguageModelEngine
 
-AnyBundle = TypeVar("AnyBundle", LanguageModelBundle, EncoderDecoderBundle)
+AnyBundle = TypeVar("AnyBundle", LanguageModelBundle, EncoderDecoderBundle, LabelerBundle)
 Opened = TypeVar("Opened")
 
 logger = logging.getLogger(__name__)
@@ -110,7 +113,20 @@ def _encoder_decoder(bundle: EncoderDecoderBundle, given: Surroundings) -> Engin
     )
 
 
+def _labeler(bundle: LabelerBundle, given: Surroundings) -> Engine:
+    session = open_session(bundle, given.settings, OnnxLabelerSession)
+    return LabelerEngine(
+        bundle,
+        session,
+        given.settings,
+        precision=session.precision,
+        threads=given.threads,
+        metrics=given.metrics,
+    )
+
+
 KINDS: Mapping[str, Callable[[Any, Surroundings], Engine]] = {
     "language_model": _language_model,
     "encoder_decoder": _encoder_decoder,
+    "labeler": _labeler,
 }

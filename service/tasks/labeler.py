@@ -96,6 +96,11 @@ class LabelerEngine:
         return self._model.seal is not None
 
     @property
+    def restores(self) -> bool:
+        """Whether labels are the characters of a restored text."""
+        return self.manifest.labels.applied
+
+    @property
     def normalization(self) -> Normalization:
         """How every text is normalized first."""
         return self.manifest.text.normalization

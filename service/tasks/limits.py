@@ -26,7 +26,13 @@ def check_stop(stop: Sequence[str], settings: Settings) -> None:
         raise InvalidRequest.of_option("stop", f"a stop string has 1 to {longest} characters")
 
 
-def check_details(option: str, tokens: int, alternatives: int, settings: Settings) -> None:
+def check_details(
+    option: str,
+    tokens: int,
+    alternatives: int,
+    settings: Settings,
+    unit: str = "details: tokens · (4 + alternatives)",
+) -> None:
     """Reserve room for the details of an answer until it has been sent.
 
     Raises InvalidRequest if they exceed the limit of one request, and QueueFull if other requests
@@ -34,7 +40,6 @@ def check_details(option: str, tokens: int, alternatives: int, settings: Setting
 
     A token takes as much memory as four alternatives (measured: 2.2 kB and 0.65 kB in /score).
     """
-    unit = "details: tokens · (4 + alternatives)"
     count = tokens * (4 + alternatives)
     at_most(option, count, settings.max_details, unit)
     request = current_request()

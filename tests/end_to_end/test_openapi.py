@@ -6,7 +6,7 @@ it: status, media type, headers, schema, every event and every line of a stream.
 
 import json
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -24,9 +24,12 @@ from service.http.api_keys import new_key
 from service.settings import Settings
 from tests.bundles import ALPHABET, tiny_encoder_decoder_files, tiny_files
 from tests.end_to_end.server import Server, serve
+from tests.labelers import Sort, tiny_labeler_files
 
 # The names that the document's examples have.
 MODELS = WRITER, TRANSLATOR = "alice-lstm", "g2p-en"
+# The sorts of the labelers that a path is for; each is served by the name of its sort.
+LABELERS: dict[str, list[Sort]] = {"/classify": ["forward", "several"], "/tag": ["restore", "bio"]}
 SPARE = "spare"  # what is loaded and unloaded
 SECRET, KEY = new_key("tester", "admin")
 HEADERS = {"Authorization": f"Bearer {SECRET}"}
@@ -67,13 +70,18 @@ def document() -> dict[str, Any]:
             for parameter in operation.get("parameters", []):
                 if parameter["name"] in {"name", "model"}:
                     changes = path.startswith("/admin/")
-                    parameter["schema"] = {"enum": [SPARE] if changes else MODELS}
+                    parameter["schema"] = {"enum": [SPARE] if changes else models_of(path)}
             body = operation.get("requestBody", {"content": {}})
             for each in (body, *operation["responses"].values()):
                 describe_lines(each)
             for content in body["content"].values():
                 describe_fields(path, content["schema"])
     return whole
+
+
+def models_of(path: str) -> Sequence[str]:
+    """The models that a path may be asked for."""
+    return LABELERS.get(path, MODELS)
 
 
 def describe_lines(message: dict[str, Any]) -> None:
@@ -90,7 +98,7 @@ def describe_fields(path: str, body: dict[str, Any]) -> None:
         fields["target"] = {"enum": [TARGET_LANG]}
         fields["model"] = {"enum": [TRANSLATOR, None]}
     elif "model" in fields:
-        fields["model"] = {"enum": MODELS}
+        fields["model"] = {"enum": models_of(path)}
         required.extend({"model"} - set(required))  # of several
     if "state" in fields:
         fields["state"] = {"type": "null"}  # servers make them
@@ -118,6 +126,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     }
     write_bundle(folder, manifest.model_copy(update=languages), files)
     write_bundle(folder, *tiny_files("gru", name=SPARE))
+    for sort in (sort for sorts in LABELERS.values() for sort in sorts):
+        write_bundle(folder, *tiny_labeler_files(sort, name=sort))
     keys = folder.parent / f"{folder.name}-keys"
     keys.write_text(KEY.line())
     limits: dict[str, Any] = {
@@ -153,6 +163,10 @@ def test_answers_are_as_the_document_says(case: schemathesis.Case[Any], server: 
     )
 
 
+# Bodies of operations that the document has no example of.
+OTHERWISE = {path: {"model": names[0], "text": "a cab"} for path, names in LABELERS.items()}
+
+
 def examples() -> Iterator[Any]:
     """Every operation with the example of each body that it takes, streamed, too."""
     operations = (schema[path][method] for path in schema for method in schema[path])
@@ -160,7 +174,7 @@ def examples() -> Iterator[Any]:
         bodies = operation.definition.raw.get("requestBody", {"content": {None: {}}})["content"]
         for media_type, content in bodies.items():
             name = " ".join(filter(None, (operation.label, media_type)))
-            example = content.get("example")
+            example = content.get("example", OTHERWISE.get(operation.path))
             yield pytest.param(operation, media_type, example, {}, id=name)
             stream = content.get("schema", {}).get("properties", {}).get("stream")
             if stream is not None and stream.get("const", True):
@@ -185,7 +199,8 @@ def test_every_example_is_answered(
     paths = {"name": named} if operation.get_parameter("name", "path") else {}
     # With JSON the model stands in the body.
     takes_model = media_type != "application/json" and operation.get_parameter("model", "query")
-    queries = query | ({"model": WRITER} if takes_model else {})
+    served = models_of(operation.path)[0]
+    queries = query | ({"model": served} if takes_model else {})
     rest = {} if media_type is None else {"media_type": media_type, "body": body}
     case = operation.Case(path_parameters=paths, query=queries, **rest)
     answer = case.call_and_validate(server.url, timeout=REQUEST_TIMEOUT_S, headers=HEADERS)

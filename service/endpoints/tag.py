@@ -1,0 +1,32 @@
+"""`POST /tag`: a label for each character of texts."""
+
+from fastapi import APIRouter, Request, Response
+
+from service.endpoints.tag_wire import TagRequest, TagResponse
+from service.http.answers import engine_with, json_answer, unless_gone
+from service.http.body import body_documentation, read_body
+from service.http.problems import PROBLEMS
+from service.http.wire import listed
+from service.tasks.engine import TAG
+
+router = APIRouter()
+
+
+@router.post(
+    "/tag",
+    response_model=TagResponse,
+    responses=PROBLEMS,
+    openapi_extra=body_documentation(TagRequest),
+    tags=["models"],
+)
+async def tag(request: Request) -> Response:
+    """The tags of a text, or of every text of a list: characters that belong together.
+
+    If the labels of a model are characters, the answer is the restored text.
+    """
+    body = await read_body(request, TagRequest)
+    engine = engine_with(request, body.model, TAG)
+    texts, options = listed(body.text), body.options()
+    results = await unless_gone(request, engine.tag(texts, options))
+    size = sum(map(len, texts)) * (options.n + (4 * options.top if options.places else 0))
+    return await json_answer(size, lambda: TagResponse.of(engine, results))
