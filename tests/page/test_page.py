@@ -28,6 +28,7 @@ BUSY = {
     "write": "Writing…",
     "score": "Scoring…",
     "fill": "Filling…",
+    "label": "Labelling…",
     "translate": "Translating…",
 }
 AA_TEXT = 4.5
