@@ -1,31 +1,99 @@
-"""What labels can be had without a network: the floors that a labeler must beat.
+"""The floors that a labeler must beat, learned from the training texts and measured like a model.
 
-L labels, n characters of a text.
+n characters of a text, L labels.
 """
 
-import numpy as np
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
-from service.bundle.labeler import LabelerMeasurement
+import numpy as np
+import numpy.typing as npt
+
+from service.bundle.labeler import LabelerMeasurement, Scope
 from training.data.labelled import LabelledCorpus, LabelledSplit
-from training.evaluation.labeler import judged, label_metrics
+from training.evaluation.label_windows import LabelWindows
+from training.evaluation.labeler import Judged, judged, label_metrics
+
+_BLOCK = 2_000_000  # log-probabilities in memory at once
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+# Texts of a split to the log-probabilities of each: [L], or [n, L] of its characters.
+Floor: TypeAlias = Callable[[LabelledSplit], list[Floats]]
 
 
 class LabelFloors:
-    """The floors of a corpus, fitted on its training split."""
+    """The commonest label; what n-grams of characters say of a text; what a window's middle is.
 
-    def __init__(self, corpus: LabelledCorpus) -> None:
+    Several labels of a text are each judged by themselves.
+    """
+
+    def __init__(self, corpus: LabelledCorpus, seed: int = 0) -> None:
         self._labels = corpus.labels
-        n = np.bincount(np.concatenate(corpus.train.labels), minlength=len(corpus.labels.names))
-        # Of several labels, how many texts have each; with one text more of each kind.
-        total = len(corpus.train) + 2 if corpus.labels.several else n.sum() + len(n)
-        self._shares = np.log((n + 1) / total)  # [L]
+        self._floors = {
+            "majority": _majority(corpus),
+            **_LEARNED[corpus.labels.scope](corpus, seed),
+        }
 
     def measure(self, split: LabelledSplit) -> list[LabelerMeasurement]:
-        """Every floor on a split."""
-        of_characters = self._labels.scope == "character"
-        logprobs = [
-            np.tile(self._shares, (len(ids), 1)) if of_characters else self._shares
-            for ids in split.labels
+        """The floors on a split, weakest first."""
+        return [
+            LabelerMeasurement(
+                name=name,
+                kind="baseline",
+                values=label_metrics(self._judged(floor, split), self._labels),
+            )
+            for name, floor in self._floors.items()
         ]
-        values = label_metrics(judged(self._labels, logprobs, split.labels), self._labels)
-        return [LabelerMeasurement(name="majority", kind="baseline", values=values)]
+
+    def _judged(self, floor: Floor, split: LabelledSplit) -> list[Judged]:
+        found: list[Judged] = []
+        for part in _parts(split, _BLOCK // len(self._labels.names)):
+            found += judged(self._labels, floor(part), part.labels)
+        return found
+
+
+def _parts(split: LabelledSplit, most_chars: int) -> Iterator[LabelledSplit]:
+    """The split in parts of about so many characters."""
+    start = chars = 0
+    for end, text in enumerate(split.texts, start=1):
+        chars += len(text)
+        if chars >= most_chars or end == len(split):
+            part = slice(start, end)
+            yield LabelledSplit(
+                split.name, split.texts[part], split.tokens[part], split.labels[part]
+            )
+            start, chars = end, 0
+
+
+def _majority(corpus: LabelledCorpus) -> Floor:
+    """How often each label is given in training, whatever the text."""
+    labels, train = corpus.labels, corpus.train
+    counts = np.bincount(np.concatenate(train.labels), minlength=len(labels.names)) + 1.0
+    total = len(train) + 2.0 if labels.several else counts.sum()
+    logprobs = np.log(counts / total)
+    if labels.scope == "text":
+        return lambda split: [logprobs] * len(split)
+    return lambda split: [np.tile(logprobs, (len(ids), 1)) for ids in split.tokens]
+
+
+def _of_texts(corpus: LabelledCorpus, seed: int) -> dict[str, Floor]:
+    # scikit-learn takes a second to import, which every command would wait for.
+    from training.evaluation.label_ngrams import ngram_floors  # noqa: PLC0415
+
+    return {name: _rows_of(logprobs) for name, logprobs in ngram_floors(corpus, seed).items()}
+
+
+def _rows_of(logprobs: Callable[[Sequence[str]], Floats]) -> Floor:
+    return lambda split: list(logprobs(split.texts))
+
+
+def _of_characters(corpus: LabelledCorpus, seed: int) -> dict[str, Floor]:
+    windows = LabelWindows(corpus.train, len(corpus.labels.names), seed)
+    part = f" ({windows.texts:,} texts)" if windows.texts < len(corpus.train) else ""
+    return {f"window{part}": lambda split: windows.logprobs(split.tokens)}
+
+
+_LEARNED: Mapping[Scope, Callable[[LabelledCorpus, int], dict[str, Floor]]] = {
+    "text": _of_texts,
+    "character": _of_characters,
+}
