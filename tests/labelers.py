@@ -157,6 +157,13 @@ def labeler_in_memory(
     return LabelerBundle(manifest, tokenizer or Characters.of_characters(LETTERS), graphs)
 
 
+def unstripped(manifest: LabelerManifest) -> LabelerManifest:
+    """The manifest of a model that keeps white space at both ends, so that texts can go on."""
+    rules = manifest.text.normalization.model_copy(update={"strip": False})
+    side = manifest.text.model_copy(update={"normalization": rules})
+    return manifest.model_copy(update={"text": side})
+
+
 def labels_of(sort: Sort) -> Labels:
     """The manifest's labels of a sort."""
     kind = _KINDS[sort]

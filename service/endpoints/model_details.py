@@ -40,7 +40,7 @@ from service.bundle.text import EOS_ID, UNK_ID, Normalization, SideNormalization
 from service.bundle.tokenization import Tokenization
 from service.endpoints.models_wire import ModelSummary
 from service.http.wire import Answer
-from service.tasks.engine import Engine
+from service.tasks.engine import CLASSIFY_IN_PARTS, Engine
 
 
 class HeldOutTexts(Answer):
@@ -165,7 +165,7 @@ class LabelerDetail(ModelSummary):
         "linear-chain CRF)."
     )
     reads_in_parts: bool = Field(
-        description="Whether texts are read forward, so that `/classify` takes `steps` and `state`."
+        description="Whether `/classify` takes `state` and `return_state`, to go on with a text."
     )
     model: LabelerShape = Field(description="What the model is.")
     tokenization: Tokenization = Field(description="What the model reads: characters or subwords.")
@@ -189,7 +189,7 @@ class LabelerDetail(ModelSummary):
             precisions=sorted({graph.precision for graph in manifest.graphs}),
             adapts=engine.adapts,
             has_chain=manifest.chain is not None,
-            reads_in_parts=bool(manifest.states),
+            reads_in_parts=CLASSIFY_IN_PARTS.of(engine) is not None,
             tokenization=manifest.text.tokenization,
             vocab_size=manifest.text.vocab.size,
             normalization=manifest.text.normalization,

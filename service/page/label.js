@@ -77,7 +77,7 @@ async function classified(detail, body, signal) {
   const options = {
     top: numberIn("label-top"),
     ...(least === null ? {} : { min_probability: least / 100 }),
-    ...(detail.reads_in_parts ? { steps: true } : {}),
+    ...(detail.model.direction === "forward" ? { steps: true } : {}),
   };
   const { results, ...answer } = await postJson("classify", { ...body, ...options }, signal);
   const [{ labels, steps }] = results;

@@ -16,6 +16,7 @@ import pytest
 from service.bundle.store import write_bundle
 from tests.bundles import tiny_encoder_decoder_files, tiny_files
 from tests.end_to_end.server import ROOT, Server, free_port, serve
+from tests.labelers import tiny_labeler_files, unstripped
 from unroll_client import (
     AsyncUnroll,
     ConnectionFailed,
@@ -34,6 +35,7 @@ from unroll_client import (
 )
 
 TEXT, PAIRS = "tiny-lstm", "tiny-pairs"
+LABELS, TAGS = "tiny-forward", "tiny-chain"
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("models")
     write_bundle(folder, *tiny_files("lstm"))
     write_bundle(folder, *tiny_encoder_decoder_files(name=PAIRS))
+    manifest, files = tiny_labeler_files("forward", name=LABELS)
+    write_bundle(folder, unstripped(manifest), files)
+    write_bundle(folder, *tiny_labeler_files("chain", name=TAGS))
     with serve(folder, engine_threads=1) as running:
         yield running
 
@@ -85,8 +90,10 @@ def test_answers_are_those_of_the_wire(server: Server) -> None:
         for answer in (plain, dumped := as_json(filled)):
             del answer["usage"]["cached_tokens"]
         assert dumped == plain
-        assert [model.name for model in client.models()] == [TEXT, PAIRS]
-        assert [model.fills for model in client.models()] == [True, False]
+        assert {model.name: model.fills for model in client.models()} == {
+            **dict.fromkeys((LABELS, TAGS, PAIRS), False),
+            TEXT: True,
+        }
         assert client.model(TEXT)["vocab_size"] > 4
         assert client.ready()
         state = generated.results[0].choices[0].state
@@ -94,11 +101,29 @@ def test_answers_are_those_of_the_wire(server: Server) -> None:
         assert client.generate(model=TEXT, state=state, max_tokens=2).results[0].choices
 
 
+def test_labels_are_those_of_the_wire(server: Server) -> None:
+    texts = ["a bad idea", "abide"]
+    with Unroll(server.url) as client:
+        options: dict[str, Any] = {"model": LABELS, "top": 2, "steps": True}
+        classified = client.classify(texts, **options)
+        assert as_json(classified) == wire(server, "/classify", text=texts, **options)
+        options = {"model": TAGS, "n": 2, "places": True, "top": 3}
+        tagged = client.tag(texts, **options)
+        assert as_json(tagged) == wire(server, "/tag", text=texts, **options)
+        assert client.model(TAGS)["labels"]["scheme"] == "bio"
+        state = client.classify("a bad ", model=LABELS, return_state=True).results[0].state
+        assert state is not None
+        resumed = client.classify("idea", model=LABELS, state=state).results[0]
+        assert resumed.labels[:2] == classified.results[0].labels
+        with pytest.raises(InvalidRequest, match="does not classify texts; it answers /tag"):
+            client.classify("a", model=TAGS)
+
+
 def test_adapt_is_an_option_like_the_others(server: Server) -> None:
     with Unroll(server.url) as client:
         assert client.score("a", model=TEXT, adapt=False).adapt is False
         assert client.generate("a", model=TEXT, adapt=False, max_tokens=1).adapt is False
-        assert [model.adapts for model in client.models()] == [False, False]
+        assert not any(model.adapts for model in client.models())
         for ask in (client.score, client.generate):
             with pytest.raises(InvalidRequest) as refused:
                 ask("a", model=TEXT, adapt=True)
@@ -160,6 +185,9 @@ def test_asyncio_gives_the_same(server: Server) -> None:
                 assert translated == plain.translate("a", model=PAIRS)
                 *_, last = [x async for x in client.translate_stream("a", model=PAIRS)]
                 assert last == translated
+                labelled = await client.classify("abide", model=LABELS)
+                assert labelled == plain.classify("abide", model=LABELS)
+                assert await client.tag("abide", model=TAGS) == plain.tag("abide", model=TAGS)
                 assert await client.models() == plain.models()
                 assert await client.model(PAIRS) == plain.model(PAIRS)
                 assert await client.ready()
