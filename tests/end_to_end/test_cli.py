@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from service.bundle.store import write_bundle
+from service.cli import commands
 from tests.bundles import tiny_encoder_decoder_files, tiny_files
 from tests.end_to_end.server import ROOT, Server, free_port, serve
+from tests.labelers import tiny_labeler_files
 
 TEXT, PAIRS = "tiny-lstm", "tiny-pairs"
+LABELS, TAGS = "tiny-text", "tiny-restore"
 Where = list[str]
 
 
@@ -23,6 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("models")
     write_bundle(found, *tiny_files("lstm"))
     write_bundle(found, *tiny_encoder_decoder_files(name=PAIRS))
+    write_bundle(found, *tiny_labeler_files("text"))
+    write_bundle(found, *tiny_labeler_files("restore"))
     return found
 
 
@@ -92,6 +97,21 @@ def test_infill_is_the_same_everywhere(server: Server, folder: Path) -> None:
         assert lines == [{"text": text, **wanted}] * 2
 
 
+@pytest.mark.parametrize(("model", "name"), [(LABELS, "classify"), (TAGS, "tag")])
+def test_labels_are_the_same_everywhere(
+    server: Server, folder: Path, capfd: pytest.CaptureFixture[str], model: str, name: str
+) -> None:
+    texts = ["a bad idea", "abide"]
+    body: dict[str, Any] = {"model": model, "text": texts} | ({"top": 1} if model == LABELS else {})
+    with server.client() as client:
+        wanted = client.post(f"/{name}", json=body).json()["results"]
+    sent = "text" if model == LABELS else "sent"
+    for where in places(server, folder, model):
+        assert commands.run([name, *where, "--format", "json", *texts]) == 0
+        found = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+        assert found == [{sent: text, **each} for text, each in zip(texts, wanted, strict=True)]
+
+
 def test_text_and_tsv(folder: Path) -> None:
     where = ["--bundle", str(folder / TEXT)]
     plain = command("score", *where, "a cat")
@@ -112,10 +132,10 @@ def test_text_and_tsv(folder: Path) -> None:
 
 def test_models_are_listed(server: Server, folder: Path) -> None:
     served = rows("models", "--url", server.url)
-    assert [x["name"] for x in served] == [TEXT, PAIRS]
+    assert [x["name"] for x in served] == sorted((TEXT, PAIRS, LABELS, TAGS))
     assert rows("models", "--bundle", str(folder)) == served
     assert [x["name"] for x in rows("models", "--bundle", str(folder / TEXT))] == [TEXT]
-    assert command("models", "--bundle", str(folder)).stdout.count("\t") == 6
+    assert command("models", "--bundle", str(folder)).stdout.count("\t") == 12
 
 
 def test_each_line_of_a_pipe_is_answered_at_once(folder: Path) -> None:
