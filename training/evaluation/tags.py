@@ -1,7 +1,6 @@
 """Labels of characters as tags: runs of characters with one label."""
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from service.bundle.labeler import Labels
@@ -14,9 +13,19 @@ def tags(ids: Sequence[int], labels: Labels) -> list[Span]:
 
     Of BIO labels, an `I-x` that continues no tag x begins one (as CoNLL's conlleval counts them).
     """
-    names = [labels.names[i] for i in ids]
-    found = _bio(names) if labels.scheme == "bio" else _runs(names)
-    return [span for span in found if span[2] != labels.outside]
+    found: list[Span] = []
+    before = None  # the label of the tag that the last character is in
+    for i, id_ in enumerate(ids):
+        name = labels.names[id_]
+        is_bio = labels.scheme == "bio" and name.startswith(("B-", "I-"))
+        label = None if name == labels.outside else name[2:] if is_bio else name
+        if label is not None and label == before and not (is_bio and name.startswith("B-")):
+            start, _, _ = found.pop()
+            found.append((start, i + 1, label))
+        elif label is not None:
+            found.append((i, i + 1, label))
+        before = label
+    return found
 
 
 def tagged_text(text: str, ids: Sequence[int], labels: Labels) -> str:
@@ -29,23 +38,3 @@ def tagged_text(text: str, ids: Sequence[int], labels: Labels) -> str:
         parts.append(f"{text[end:start]}[{text[start:stop]} {label}]")
         end = stop
     return "".join([*parts, text[end:]])
-
-
-def _runs(names: Sequence[str]) -> Iterator[Span]:
-    start = 0
-    for name, run in groupby(names):
-        stop = start + sum(1 for _ in run)
-        yield start, stop, name
-        start = stop
-
-
-def _bio(names: Sequence[str]) -> Iterator[Span]:
-    start, label = 0, ""  # of the tag that is open
-    for i, name in enumerate([*names, ""]):
-        prefix, dash, rest = name.partition("-")
-        tag = rest if dash and prefix in ("B", "I") else ""
-        if label and (tag != label or prefix == "B"):
-            yield start, i, label
-            label = ""
-        if tag and not label:
-            start, label = i, tag

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderManifest
 from service.bundle.text import normalize
-from service.bundle.tokenization import Tokenizer
 from training.config import ConfigError, EncoderDecoderConfig
 from training.data.pairs import PairCorpus, PairSplit, halved, input_digest, prepare_pairs
 from training.data.stored import restored_tokenizer
@@ -27,7 +26,7 @@ from training.evaluation.encoder_decoder_report import (
 )
 from training.evaluation.reliability import confidence_lines
 from training.experiments import counts
-from training.experiments.experiment import Measured, Start
+from training.experiments.experiment import NOTHING_KNOWN, Known, Measured, Start
 from training.experiments.gradient_descent import GradientDescent, gradient_descent
 from training.export.confidence import write_confidence
 from training.export.encoder_decoder import export
@@ -54,9 +53,9 @@ class EncoderDecoderExperiment:
     noun: ClassVar[str] = "an encoder-decoder"
     command: ClassVar[str] = "translate"
 
-    def prepare(self, base: Path, run_dir: Path, known: Sequence[Tokenizer] = ()) -> PairCorpus:
+    def prepare(self, base: Path, run_dir: Path, known: Known = NOTHING_KNOWN) -> PairCorpus:
         """The pairs as one file of JSON."""
-        corpus = prepare_pairs(self.config.data, base, known)
+        corpus = prepare_pairs(self.config.data, base, known.tokenizers)
         run_dir.mkdir(parents=True, exist_ok=True)
         store_pairs(corpus, run_dir / _PAIRS_FILE)
         return corpus
@@ -197,17 +196,13 @@ class EncoderDecoderExperiment:
             for rule, value in side.normalization.model_dump(mode="json").items():
                 yield f"data.{name}.normalization.{rule}", value
 
-    def tokenizers(self, record: Mapping[str, Any]) -> tuple[Tokenizer, ...]:
+    def known(self, record: Mapping[str, Any]) -> Known:
         """The source's and the target's."""
         data = self.config.data
-        return (
-            restored_tokenizer(data.source, record["source"]),
-            restored_tokenizer(data.target, record["target"]),
-        )
+        source = restored_tokenizer(data.source, record["source"])
+        return Known((source, restored_tokenizer(data.target, record["target"])))
 
-    def starting_weights(
-        self, bundle: EncoderDecoderBundle
-    ) -> tuple[dict[str, Tensor], tuple[Tokenizer, ...]]:
+    def starting_weights(self, bundle: EncoderDecoderBundle) -> tuple[dict[str, Tensor], Known]:
         """Never: raises ConfigError."""
         raise ConfigError(
             f"training.init_from: {bundle.manifest.name}: the graphs of an encoder-decoder hold "

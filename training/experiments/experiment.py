@@ -24,6 +24,17 @@ Data = TypeVar("Data", bound=Prepared)
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """What weights can read and write. A run that starts from them keeps its ids."""
+
+    tokenizers: tuple[Tokenizer, ...] = ()  # of a text, or of source and target
+    labels: tuple[str, ...] = ()  # a labeler's
+
+
+NOTHING_KNOWN = Known()
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """The figures of a run's best weights on held-out data, beside the floors."""
 
@@ -72,10 +83,10 @@ class Experiment(Protocol[Data]):
 
     # --- data ---------------------------------------------------------------------------------
 
-    def prepare(self, base: Path, run_dir: Path, known: Sequence[Tokenizer] = ()) -> Data:
+    def prepare(self, base: Path, run_dir: Path, known: Known = NOTHING_KNOWN) -> Data:
         """Prepare the configuration's files in the run's folder. Raises ConfigError.
 
-        Relative paths start from `base`; the tokens of `known` tokenizers keep their ids.
+        Relative paths start from `base`; `known` tokens and labels keep their ids.
         """
 
     def open(self, run_dir: Path) -> Data:
@@ -140,11 +151,11 @@ class Experiment(Protocol[Data]):
     def reading(self) -> Iterator[tuple[str, Any]]:
         """The options that decide how text becomes tokens, with their values."""
 
-    def tokenizers(self, record: Mapping[str, Any]) -> tuple[Tokenizer, ...]:
-        """The tokenizers that a checkpoint's record keeps."""
+    def known(self, record: Mapping[str, Any]) -> Known:
+        """The tokenizers and labels that a checkpoint's record keeps."""
 
-    def starting_weights(self, bundle: Any) -> tuple[dict[str, Tensor], tuple[Tokenizer, ...]]:
-        """A bundle's weights as PyTorch names them, and its tokenizers. Raises ConfigError."""
+    def starting_weights(self, bundle: Any) -> tuple[dict[str, Tensor], Known]:
+        """A bundle's weights as PyTorch names them, and what it knows. Raises ConfigError."""
 
 
 class TrainedExperiment(Experiment[Data], Protocol):

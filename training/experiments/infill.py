@@ -11,7 +11,6 @@ from torch import Tensor
 from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderManifest
 from service.bundle.infill import MARKS
 from service.bundle.text import SPECIAL_TOKENS, normalize
-from service.bundle.tokenization import Tokenizer
 from training.config import ConfigError, InfillConfig
 from training.data import corpus as corpora
 from training.data import infill as infill_data
@@ -27,7 +26,7 @@ from training.evaluation.infill_report import (
     table,
 )
 from training.experiments import counts
-from training.experiments.experiment import Measured, Start
+from training.experiments.experiment import NOTHING_KNOWN, Known, Measured, Start
 from training.experiments.gradient_descent import GradientDescent, gradient_descent
 from training.export.encoder_decoder import export
 from training.loop.encoder_decoder import EncoderDecoderTask, load_best
@@ -54,9 +53,9 @@ class InfillExperiment:
     noun: ClassVar[str] = "a model that fills blanks"
     command: ClassVar[str] = "infill"
 
-    def prepare(self, base: Path, run_dir: Path, known: Sequence[Tokenizer] = ()) -> InfillCorpus:
+    def prepare(self, base: Path, run_dir: Path, known: Known = NOTHING_KNOWN) -> InfillCorpus:
         """The text's ids by split, memory-mapped."""
-        tokens = known[0].tokens if known else ()
+        tokens = known.tokenizers[0].tokens if known.tokenizers else ()
         return infill_data.prepare(self.config, base, run_dir / _CORPUS_FOLDER, tokens)
 
     def open(self, run_dir: Path) -> InfillCorpus:
@@ -174,14 +173,12 @@ class InfillExperiment:
         for rule, value in self.config.data.normalization.model_dump(mode="json").items():
             yield f"data.normalization.{rule}", value
 
-    def tokenizers(self, record: Mapping[str, Any]) -> tuple[Tokenizer, ...]:
+    def known(self, record: Mapping[str, Any]) -> Known:
         """The characters, on both sides."""
         side = self.config.pairs.data.source
-        return (restored_tokenizer(side, record["source"]),)
+        return Known((restored_tokenizer(side, record["source"]),))
 
-    def starting_weights(
-        self, bundle: EncoderDecoderBundle
-    ) -> tuple[dict[str, Tensor], tuple[Tokenizer, ...]]:
+    def starting_weights(self, bundle: EncoderDecoderBundle) -> tuple[dict[str, Tensor], Known]:
         """Never: raises ConfigError."""
         raise ConfigError(
             f"training.init_from: {bundle.manifest.name}: the graphs of an encoder-decoder hold "

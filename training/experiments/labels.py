@@ -8,9 +8,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from service.bundle.labeler import LabelerBundle, LabelerManifest
+from service.bundle.labeler import LabelerBundle, LabelerManifest, Labels
 from service.bundle.text import normalize
-from service.bundle.tokenization import Tokenizer
 from training.config import ConfigError, LabelerConfig
 from training.data.labelled import LabelledCorpus
 from training.data.stored import restored_tokenizer
@@ -26,7 +25,7 @@ from training.evaluation.labeler_report import (
     table,
 )
 from training.experiments import counts
-from training.experiments.experiment import Measured, Start
+from training.experiments.experiment import Known, Measured, Start
 from training.experiments.gradient_descent import GradientDescent, gradient_descent
 from training.export.labeler import export
 from training.loop.labeler import LabelerTask, load_best
@@ -127,20 +126,19 @@ class LabelExperiment(Generic[Config]):
         """How often it is right, beside the floors."""
         return in_words(manifest.metrics, manifest.labels)
 
-    def reading(self) -> Iterator[tuple[str, Any]]:
+    def reading_of_texts(self) -> Iterator[tuple[str, Any]]:
         """The tokenization and the normalization."""
         text = self.config.data.text
         yield "data.text.tokenization", text.tokenization
         for rule, value in text.normalization.model_dump(mode="json").items():
             yield f"data.text.normalization.{rule}", value
 
-    def tokenizers(self, record: Mapping[str, Any]) -> tuple[Tokenizer, ...]:
-        """The text's."""
-        return (restored_tokenizer(self.config.data.text, record["text"]),)
+    def known(self, record: Mapping[str, Any]) -> Known:
+        """The text's tokens, and the labels."""
+        tokenizer = restored_tokenizer(self.config.data.text, record["text"])
+        return Known((tokenizer,), tuple(Labels.model_validate(record["labels"]).names))
 
-    def starting_weights(
-        self, bundle: LabelerBundle
-    ) -> tuple[dict[str, Tensor], tuple[Tokenizer, ...]]:
+    def starting_weights(self, bundle: LabelerBundle) -> tuple[dict[str, Tensor], Known]:
         """Never: raises ConfigError."""
         raise ConfigError(
             f"training.init_from: {bundle.manifest.name}: the graphs of a labeler hold products of "

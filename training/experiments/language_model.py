@@ -6,10 +6,10 @@ from pathlib import Path
 from torch import Tensor
 
 from service.bundle.language_model import LanguageModelBundle
-from service.bundle.tokenization import Characters, Tokenizer
+from service.bundle.tokenization import Characters
 from training.config import ConfigError, LanguageModelConfig
 from training.data.corpus import Corpus
-from training.experiments.experiment import Start
+from training.experiments.experiment import Known, Start
 from training.experiments.gradient_descent import GradientDescent, gradient_descent
 from training.experiments.text import TextExperiment
 from training.graphs.language_model_weights import weights_of
@@ -39,9 +39,7 @@ class LanguageModelExperiment(TextExperiment[LanguageModelConfig]):
         """By gradient descent."""
         return gradient_descent(self.config, self.task(data), run_dir, start, resume=resume)
 
-    def starting_weights(
-        self, bundle: LanguageModelBundle
-    ) -> tuple[dict[str, Tensor], tuple[Tokenizer, ...]]:
+    def starting_weights(self, bundle: LanguageModelBundle) -> tuple[dict[str, Tensor], Known]:
         """Those of an LSTM or GRU, from its graph in fp32; of a mixture, the first network's."""
         name = bundle.manifest.name
         if self.config.model.cell == "rnn":
@@ -57,4 +55,4 @@ class LanguageModelExperiment(TextExperiment[LanguageModelConfig]):
         for part in bundle.manifest.parts[:1]:
             for name in ("output.weight", "output.bias"):
                 weights[name] = weights[name] * (part.temperature or 1.0)
-        return weights, (Characters(bundle.vocab.tokens),)
+        return weights, Known((Characters(bundle.vocab.tokens),))

@@ -7,10 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from service.bundle.language_model import LanguageModelBundle
-from service.bundle.tokenization import Tokenizer
 from training.config import ConfigError, NGramLanguageModelConfig
 from training.data.corpus import Corpus
-from training.experiments.experiment import Start
+from training.experiments.experiment import Known, Start
 from training.experiments.text import TextExperiment
 from training.loop.ngram import train_ngram
 from training.loop.task import TrainingError
@@ -48,9 +47,7 @@ class NGramExperiment(TextExperiment[NGramLanguageModelConfig]):
             )
         return Counting(self.config, data, run_dir)
 
-    def starting_weights(
-        self, bundle: LanguageModelBundle
-    ) -> tuple[dict[str, Tensor], tuple[Tokenizer, ...]]:
+    def starting_weights(self, bundle: LanguageModelBundle) -> tuple[dict[str, Tensor], Known]:
         """Raises ConfigError: counting starts from no weights."""
         raise ConfigError(
             f"training.init_from: {bundle.manifest.name}: an n-gram has no weights to start from"

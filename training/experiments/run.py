@@ -11,7 +11,7 @@ from typing import Any
 
 from training.config import AnyConfig, ConfigError, parse_config
 from training.errors import ExportError
-from training.experiments.experiment import Data, Experiment, Measured
+from training.experiments.experiment import NOTHING_KNOWN, Data, Experiment, Measured
 from training.experiments.kinds import experiment_of
 from training.experiments.starting_point import StartingPoint, open_starting_point
 from training.loop import checkpoint
@@ -46,7 +46,9 @@ def train_run(
         _check_files(experiment, base, data.sha256, say)
     else:
         start = _starting_point(experiment, base, init_from)
-        data = experiment.prepare(base, run_dir, start.tokenizers if start is not None else ())
+        data = experiment.prepare(
+            base, run_dir, start.known if start is not None else NOTHING_KNOWN
+        )
     say(experiment.describe(data))
     training = experiment.training(run_dir, data, start=start, resume=resume)
     if start is not None:

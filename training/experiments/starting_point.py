@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from service.bundle.store import MANIFEST_FILE, read_bundle
 from service.bundle.text import SPECIAL_TOKENS
-from service.bundle.tokenization import Tokenizer
 from training.config import AnyConfig, ConfigError, parse_config
+from training.experiments.experiment import Known
 from training.experiments.kinds import experiment_of
 from training.loop import checkpoint
 from training.loop.checkpoint import BEST
@@ -23,13 +23,13 @@ _OPTION = "training.init_from"
 
 @dataclass(frozen=True, slots=True)
 class StartingPoint:
-    """A parent's best weights, and the vocabularies that they are for."""
+    """A parent's best weights, and what they know."""
 
     name: str
     sha256: str  # of a bundle's manifest, or of a run's weights
     config: AnyConfig
     weights: Mapping[str, Tensor]
-    tokenizers: tuple[Tokenizer, ...]  # a language model's, or source and target
+    known: Known
 
     @property
     def record(self) -> dict[str, str]:
@@ -47,20 +47,28 @@ class StartingPoint:
                 )
 
     def load_into(self, model: nn.Module) -> None:
-        """Copy the weights into a model whose vocabulary may have grown.
+        """Copy the weights into a model whose vocabulary and labels may have grown.
 
-        A new token's rows begin as the mean of the known ones, which changes the known tokens'
-        odds least (Hewitt 2021, "Initializing new word embeddings for pretrained language models").
+        The rows of a new token or label begin as the mean of the known ones, which changes the odds
+        of the known ones least (Hewitt 2021, "Initializing new word embeddings for pretrained
+        language models"). Buffers are the model's own.
         """
-        grown = {}
-        for name, fresh in model.state_dict().items():
-            known = self.weights[name]
-            missing = len(fresh) - len(known)
-            if missing:
-                mean = known[len(SPECIAL_TOKENS) :].mean(dim=0, keepdim=True)
-                known = torch.cat([known, mean.expand(missing, *known.shape[1:])])
-            grown[name] = known
+        grown = model.state_dict()
+        for name, fresh in model.named_parameters(remove_duplicate=False):
+            grown[name] = self._grown(self.weights[name], fresh.shape)
         model.load_state_dict(grown)
+
+    def _grown(self, known: Tensor, shape: torch.Size) -> Tensor:
+        """A parameter in its new shape."""
+        vocabularies = [len(x) for x in self.known.tokenizers]
+        for axis, size in enumerate(shape):
+            missing = size - known.shape[axis]
+            if missing:
+                special = len(SPECIAL_TOKENS) if known.shape[axis] in vocabularies else 0
+                ordinary = known.narrow(axis, special, known.shape[axis] - special)
+                mean = ordinary.mean(dim=axis, keepdim=True)
+                known = torch.cat([known, *[mean] * missing], dim=axis)
+        return known
 
 
 def open_starting_point(path: Path) -> StartingPoint:
@@ -80,8 +88,7 @@ def _of_run(path: Path) -> StartingPoint:
     config = parse_config(record["config"])
     with (path / BEST).open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    tokenizers = experiment_of(config).tokenizers(record)
-    return StartingPoint(config.name, digest, config, weights, tokenizers)
+    return StartingPoint(config.name, digest, config, weights, experiment_of(config).known(record))
 
 
 def _of_bundle(path: Path) -> StartingPoint:
@@ -94,9 +101,9 @@ def _of_bundle(path: Path) -> StartingPoint:
             f"{_OPTION}: {name}: its training configuration is another version's; start from its "
             "run's folder instead"
         ) from error
-    weights, tokenizers = experiment_of(config).starting_weights(bundle)
+    weights, known = experiment_of(config).starting_weights(bundle)
     digest = hashlib.sha256((path / MANIFEST_FILE).read_bytes()).hexdigest()
-    return StartingPoint(name, digest, config, weights, tokenizers)
+    return StartingPoint(name, digest, config, weights, known)
 
 
 def _binding(config: AnyConfig) -> Iterator[tuple[str, Any]]:

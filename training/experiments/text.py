@@ -9,7 +9,7 @@ import torch
 
 from service.bundle.language_model import LanguageModelManifest
 from service.bundle.text import SPECIAL_TOKENS, Vocabulary
-from service.bundle.tokenization import Characters, Tokenizer
+from service.bundle.tokenization import Characters
 from training.config import AnyLanguageModelConfig, ConfigError
 from training.data import corpus as corpora
 from training.data.corpus import Corpus, Split
@@ -23,7 +23,7 @@ from training.evaluation.language_model_report import (
 )
 from training.evaluation.sampling import sample
 from training.experiments import counts
-from training.experiments.experiment import Measured
+from training.experiments.experiment import NOTHING_KNOWN, Known, Measured
 from training.export.language_model import export
 from training.loop.language_model import open_best
 
@@ -56,9 +56,9 @@ class TextExperiment(Generic[Config]):
     noun: ClassVar[str] = "a language model"
     command: ClassVar[str] = "sample"
 
-    def prepare(self, base: Path, run_dir: Path, known: Sequence[Tokenizer] = ()) -> Corpus:
+    def prepare(self, base: Path, run_dir: Path, known: Known = NOTHING_KNOWN) -> Corpus:
         """The text's ids by split, memory-mapped."""
-        tokens = known[0].tokens if known else ()
+        tokens = known.tokenizers[0].tokens if known.tokenizers else ()
         corpus = corpora.prepare(self.config.data, base, run_dir / _CORPUS_FOLDER, tokens)
         corpora.check_held_out(self.config.data, corpus)
         return corpus
@@ -189,9 +189,9 @@ class TextExperiment(Generic[Config]):
         for rule, value in self.config.data.normalization.model_dump(mode="json").items():
             yield f"data.normalization.{rule}", value
 
-    def tokenizers(self, record: Mapping[str, Any]) -> tuple[Tokenizer, ...]:
+    def known(self, record: Mapping[str, Any]) -> Known:
         """The characters."""
-        return (Characters(record["vocab"]),)
+        return Known((Characters(record["vocab"]),))
 
 
 def _title(name: str, split: Split) -> str:
