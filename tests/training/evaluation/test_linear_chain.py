@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from service.bundle.labeler import FORBIDDEN
 from service.bundle.labeler import LinearChain as ServedChain
+from service.decoding import linear_chain as service_chain
 from training.evaluation.linear_chain import Chain, chain_of, served_chain
 from training.networks.linear_chain import LinearChain
 
@@ -92,3 +93,21 @@ def test_a_trained_chain_and_a_bundles_chain_have_the_same_numbers() -> None:
     for found in (chain_of(network), served_chain(served)):
         assert found.transitions.tolist() == [[1.0, 2.0], [3.0, 4.0]]  # from, to
         assert (found.first.tolist(), found.last.tolist()) == ([5.0, 6.0], [0.0, 0.0])
+
+
+@given(seed=SEEDS, sizes=SIZES)
+def test_the_service_finds_the_same(seed: int, sizes: tuple[int, int, int]) -> None:
+    chain, scores, lengths = drawn(seed, sizes)
+    marginals, log_z = chain.marginals(scores.astype(np.float32).astype(np.float64), lengths)
+    best = chain.likeliest(scores.astype(np.float32).astype(np.float64), lengths)
+    theirs = service_chain.Chain(chain.transitions, chain.first, chain.last)
+    for row, length in enumerate(lengths):
+        mine = scores[row, :length].astype(np.float32)
+        found = service_chain.labelings(mine, theirs)
+        np.testing.assert_allclose(
+            np.exp(found.marginals), np.exp(marginals[row, :length]), atol=1e-9
+        )
+        (likeliest,) = found.best(1)
+        assert likeliest.labels.tolist() == best[row].tolist()
+        exponent = chain.path_score(mine.astype(np.float64), best[row])
+        assert likeliest.logprob == pytest.approx(exponent - log_z[row], abs=1e-8)

@@ -1,8 +1,12 @@
 """Labels of characters as tags."""
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.bundle.labeler import Labels
+from service.tasks.tag_spans import TagScheme
 from training.evaluation.tags import tagged_text, tags
 
 PLAIN = Labels(names=["O", "x", "y"], scope="character", several=False, outside="O")
@@ -48,3 +52,13 @@ def test_a_tagged_text_is_shown_with_its_tags_or_with_its_labels_applied(
     labels: Labels, text: str, ids: list[int], shown: str
 ) -> None:
     assert tagged_text(text, ids, labels) == shown
+
+
+@pytest.mark.parametrize("labels", [PLAIN, WHOLE, BIO])
+@given(data=st.data())
+def test_the_service_finds_the_same_tags(labels: Labels, data: st.DataObject) -> None:
+    ids = data.draw(st.lists(st.integers(0, len(labels.names) - 1), max_size=8))
+    scheme = TagScheme.of(labels)
+    spans = scheme.spans(np.array(ids, np.uint16))
+    found = [(start, end, scheme.names[kind]) for start, end, kind in spans]
+    assert tags(ids, labels) == found

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.training.helpers import (
     tiny_ngram_document,
     write_toml,
 )
+from tests.training.labelled import tiny_labeler_document
 from training.config import ConfigError, LanguageModelConfig, parse_config
 from training.experiments.counts import in_words
 from training.experiments.kinds import experiment_of, trained_experiment_of
@@ -27,6 +29,8 @@ DOCUMENTS = {
     "ngram": tiny_ngram_document,
     "encoder_decoder": tiny_encoder_decoder_document,
     "infill": tiny_infill_document,
+    "classifier": partial(tiny_labeler_document, "classifier"),
+    "tagger": partial(tiny_labeler_document, "tagger"),
 }
 
 
