@@ -1,7 +1,7 @@
 """One table of the kinds of model; nothing else asks of which kind a thing is."""
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from training.experiments.kinds import experiment_of, trained_experiment_of
 from training.experiments.language_model import LanguageModelExperiment
 
 KIND_WORDS = ("Config", "Corpus", "Manifest", "Bundle", "Task")
-DOCUMENTS = {
+DOCUMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "language_model": tiny_document,
     "ngram": tiny_ngram_document,
     "encoder_decoder": tiny_encoder_decoder_document,
