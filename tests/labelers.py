@@ -21,7 +21,7 @@ from service.bundle.tokenization import Characters, Tokenizer
 from training.config import LabelerNetworkConfig, TextSideConfig
 from training.data.labelled import LabelledSplit
 from training.export.encoder_decoder import describe_side
-from training.export.labeler_parity import Measured, golden_vectors
+from training.export.labeler_parity import Tempered, golden_vectors
 from training.export.manifest_parts import describe_graph, file_name
 from training.graphs.labeler import build_labeler
 from training.networks.labeler import Head, Labeler
@@ -116,7 +116,7 @@ def tiny_labeler_files(
     side, files = describe_side("text", TextSideConfig(lang="text"), tokenizer)
     files |= {file_name(x, "labels"): graph for x, graph in graphs.items()}
     states = [StateTensor(name=x, dtype="float32", shape=[HIDDEN]) for x in model.state_names]
-    measured = Measured(model, several=labels.several)
+    tempered = Tempered(model, labels)
     document: dict[str, Any] = {
         "format_version": 2,
         "name": name or f"tiny-{sort}",
@@ -144,7 +144,7 @@ def tiny_labeler_files(
         "metrics": [{"split": "test", "texts": 1, "labels": 1, "measurements": []}],
         "examples": [],
         "training": {"config": {}, "seed": 1, "steps": 0, "git_commit": None, "versions": {}},
-        "golden": golden_vectors(measured, _golden_texts(tokenizer), _PRECISIONS),
+        "golden": golden_vectors(tempered, _golden_texts(tokenizer), _PRECISIONS),
     }
     return LabelerManifest.model_validate(document | dict(changes or {})), files
 

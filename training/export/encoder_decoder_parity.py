@@ -3,8 +3,7 @@
 N sources, K rows of one source, S source positions, T target positions, V target vocabulary.
 """
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,12 +20,10 @@ from service.bundle.text import BOS_ID, EOS_ID, PAD_ID
 from training.data.pair_batches import PairBatch, pair_batch
 from training.data.pairs import PairSplit
 from training.data.shuffled import IdArray
-from training.errors import ExportError, Unverifiable
+from training.errors import ExportError
+from training.export.eight_bits import check_reference_difference
 from training.export.golden import check_vectors, known_answer
 from training.export.precision import (
-    FAULT,
-    MAX_INT8_DIFFERENCE,
-    STEP,
     Agreement,
     Array,
     Exact,
@@ -42,11 +39,6 @@ from training.networks.encoder_decoder import EncoderDecoder
 
 # For each parity check: the number of pairs, and of rows for each source.
 _PARITY_SHAPES = ((1, 1), (2, 1), (5, 3), (17, 1), (33, 5))
-# By how many of single precision's steps the biases of the int8 reference are perturbed, in how
-# many copies, and up to how many times their effect a difference counts as rounding.
-_INT8_STEPS = 4.0
-_INT8_COPIES = 4
-_INT8_MARGIN = 16.0
 _CHECKED_PAIRS = 512  # of the held-out split, for the losses of each precision
 
 Floats: TypeAlias = list[npt.NDArray[np.float32]]
@@ -207,7 +199,7 @@ def check_int8(model: EncoderDecoder, onnx_model: OnnxEncoderDecoder, held_out: 
         found: Array = of_targets(logprobs, batch.targets)[counted]
         return found
 
-    difference = _check_int8_difference(
+    difference = check_reference_difference(
         model,
         lambda moved: picked(reference_logprobs(moved, *_tensors(batch)).numpy()),
         picked(onnx_model.logprobs(batch.sources, batch.lengths, batch.tokens)),
@@ -291,7 +283,7 @@ def check_golden(
 
     def check_reference(vector: EncoderDecoderGoldenVector, found: Array) -> None:
         read = [torch.from_numpy(x) for x in inputs(vector)]
-        _check_int8_difference(
+        check_reference_difference(
             model,
             lambda moved: own(vector, reference_logprobs(moved, *read).numpy()),
             found,
@@ -304,44 +296,3 @@ def check_golden(
         lambda vector: own(vector, onnx_model.logprobs(*inputs(vector))),
         check_reference,
     )
-
-
-def _check_int8_difference(
-    model: EncoderDecoder, reference: Callable[[EncoderDecoder], Array], found: Array, what: str
-) -> float:
-    """Mean difference in nats per token of int8 graphs from the `reference`.
-
-    A value halfway between two steps of a state is rounded to either, and some models amplify a
-    single step. So if the difference exceeds MAX_INT8_DIFFERENCE, the reference is computed again
-    with biases perturbed by a few of single precision's steps. If it changes as much, nobody can
-    say whether the graph is right (Unverifiable); otherwise it is wrong (ExportError). `what` opens
-    the message.
-    """
-    exact = reference(model)
-    difference = float(np.abs(found - exact).mean())
-    # Written so that NaN fails too.
-    if difference <= MAX_INT8_DIFFERENCE:
-        return difference
-    roundings = max(
-        float(np.abs(reference(_with_moved_biases(model, seed)) - exact).mean())
-        for seed in range(_INT8_COPIES)
-    )
-    message = (
-        f"{what} and their reference differ by {difference:.2e} nats per token; "
-        f"at most {MAX_INT8_DIFFERENCE} is allowed, and rounding alone makes {roundings:.2e}"
-    )
-    if difference <= _INT8_MARGIN * roundings:
-        raise Unverifiable(message)
-    raise ExportError(f"{message}. {FAULT}")
-
-
-def _with_moved_biases(model: EncoderDecoder, seed: int) -> EncoderDecoder:
-    """A copy whose biases are perturbed as much as rounding may change its sums."""
-    generator = torch.Generator().manual_seed(seed)
-    moved = copy.deepcopy(model)
-    with torch.no_grad():
-        for bias in moved.parameters():
-            if bias.dim() == 1:
-                drawn = 2.0 * torch.rand(bias.shape, generator=generator) - 1.0
-                bias.add_(_INT8_STEPS * STEP * bias.abs().clamp(min=1.0) * drawn)
-    return moved

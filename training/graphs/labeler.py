@@ -5,7 +5,7 @@ the outputs, L labels, V vocabulary.
 
 Inputs `tokens` [N, S] and `lengths` [N]; output `logprobs` [N, L] of whole texts, or [N, S, L] of
 each place. A classifier that reads forward has the states [N, H] as well, and an answer after each
-place. Logits are divided by the temperature; then those that a token cannot have are masked.
+place. A temperature is part of the weights.
 
 No operator adds up over texts or over places, except attention: its sums depend on the number of
 places in the last bits, so only texts of one padded length are read together.
@@ -33,9 +33,7 @@ from training.networks.recurrent import RecurrentLayer, RecurrentLayers
 FAR_DOWN = -1e30  # the score of a place past a text's end, so that exp gives an exact zero
 
 
-def build_labeler(
-    model: Labeler, precision: Precision, *, several: bool = False, temperature: float = 1.0
-) -> bytes:
+def build_labeler(model: Labeler, precision: Precision, *, several: bool = False) -> bytes:
     """The labeler's graph, checked by ONNX's own checker.
 
     With `several`, each label has a probability of its own: log sigmoid of its logit.
@@ -47,13 +45,8 @@ def build_labeler(
         x = _add_read(graph, model, layers, precision)
     else:
         x = _add_read_on(graph, model, layers, precision)
-    logits = affine(
-        graph,
-        "output",
-        x,
-        array(model.output.weight).T / np.float32(temperature),
-        array(model.output.bias) / np.float32(temperature),
-    )  # [N, P, L]
+    output = model.output
+    logits = affine(graph, "output", x, array(output.weight).T, array(output.bias))  # [N, P, L]
     logits = _add_mask(graph, model, logits)
     whole = "logprobs" if model.labels_places else "text_logprobs"
     if several:
