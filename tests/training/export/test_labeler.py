@@ -221,9 +221,9 @@ def test_a_run_that_has_not_finished_is_refused_and_nothing_is_written(
 )
 def test_int8_is_served_if_it_costs_at_most_the_limit(cost: float, precision: str) -> None:
     def of(bits: float) -> dict[str, LabelerMeasurement]:
-        values = {"loss": bits * math.log(2)}
-        found = {"name": "x", "kind": "model", "values": values}
-        return {"test": LabelerMeasurement.model_construct(None, **found)}
+        values: dict[LabelMetric, float] = {"loss": bits * math.log(2)}
+        found = LabelerMeasurement(name="x", kind="model", values={"loss": 1.0})
+        return {"test": found.model_copy(update={"values": values})}  # NaN, too
 
     losses = {"fp32": of(1.0), "int8": of(1.0 + cost * MAX_QUANTIZATION_LOSS)}
     assert gate(losses) == precision  # type: ignore[arg-type]
