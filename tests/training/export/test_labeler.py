@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from service.bundle.labeler import LabelerBundle, LabelerMeasurement
+from service.bundle.labeler import LabelerBundle, LabelerMeasurement, LabelMetric
 from service.bundle.store import read_bundle
 from service.bundle.text import BOS_ID, EOS_ID
 from service.runtime.labeler import OnnxLabelerSession
