@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-SERVICE = ("serve", "generate", "score", "translate", "models", "keys")
+SERVICE = ("serve", "generate", "score", "translate", "infill", "classify", "tag", "models", "keys")
 TRAINING = ("learn", "train", "evaluate", "sample", "export", "baselines")
 EXTRAS = {"service": "service", "training": "service,training"}
 
@@ -17,7 +17,7 @@ from your own files to a model that is served:
   learn      look at the files, train, export, and say what the model is worth
   serve      answer over HTTP with every model of a folder
 
-texts, against a server or a bundle: generate, score, translate, models
+texts, against a server or a bundle: {", ".join(SERVICE[1:-1])}
 the steps of `learn` by themselves: {", ".join(TRAINING[1:])}
 API keys of a server: keys
 

@@ -28,7 +28,7 @@ export function startLabel(models) {
   });
   byId("label-model").addEventListener("change", example);
   form.addEventListener("input", ({ target }) => {
-    if (target === byId("label-model")) return;
+    if (target === byId("label-model") || !names.length) return;
     clearTimeout(typing);
     typing = setTimeout(() => form.requestSubmit(), PAUSE_MS);
   });

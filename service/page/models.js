@@ -6,7 +6,7 @@ import { byId, el, facts, table } from "./dom.js";
 import { count, plural } from "./format.js";
 
 const METRICS = {
-  loss: ["Loss", (x) => `${x.toPrecision(4)} nats/token`],
+  loss: ["Loss", (x, of) => `${x.toPrecision(4)} nats/${of}`],
   bits_per_char: ["Bits/char", (x) => x.toFixed(4)],
   perplexity: ["Perplexity", (x) => x.toPrecision(4)],
   exact_match: ["Exact", (x) => share(x)],
@@ -117,7 +117,7 @@ function about(detail) {
     const keys = Object.keys(METRICS).filter((key) => rows.some((row) => key in row.values));
     const cells = rows.map((row) => [
       row.name + (NOTES[row.kind] ?? ""),
-      ...keys.map((key) => (key in row.values ? METRICS[key][1](row.values[key]) : "–")),
+      ...keys.map((key) => (key in row.values ? METRICS[key][1](row.values[key], detail.labels ? "label" : "token") : "–")),
     ]);
     return table(`Measured on ${title}`, ["Measured", ...keys.map((key) => METRICS[key][0])], cells);
   });
