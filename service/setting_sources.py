@@ -75,8 +75,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Serve the bundles of a folder over HTTP. Each setting is a flag or a variable "
         f"in the environment: --log-level debug, {PREFIX}LOG_LEVEL=debug; {PREFIX}…{FILE_SUFFIX} "
         "names a file that holds the value. A flag wins.",
-        epilog="Commands: generate, score, translate, infill, classify, tag, models, keys; each has "
-        "a --help of its own.",
+        epilog="Commands: generate, score, translate, infill, classify, tag, models, keys; each "
+        "has a --help of its own.",
         usage="%(prog)s [--SETTING VALUE]...",
     )
     group = parser.add_argument_group()
