@@ -4,12 +4,12 @@ import argparse
 import glob
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from training.config import DEFAULT_TASK, AnyConfig, parse_config
+from training.config import DEFAULT_TASK, AnyConfig, ConfigError, parse_config
 from training.data.pairs import ALIGNED
 from training.experiments.experiment import TrainedExperiment
 from training.experiments.kinds import trained_experiment_of
@@ -27,7 +27,8 @@ from training.learn.plan import (
     with_steps,
 )
 from training.learn.recipe import check_enough, plan
-from training.learn.recognize import Sight, recognize
+from training.learn.recognize import recognize
+from training.learn.sight import Kind, Sight
 from training.loop.cpus import usable_cpus
 
 _MAX_REPLICAS = 4
@@ -123,13 +124,23 @@ def _replicas() -> int:
     return max(x for x in (1, 2, _MAX_REPLICAS) if x <= usable_cpus())
 
 
+_TEXTS: Mapping[Kind, str] = {
+    "lines": "lines of text",
+    "file": "files",
+    "pairs": "pairs",
+    "labels": "labelled texts",
+    "tags": "labelled texts",
+    "accents": "texts",
+}
+
+
 def _title(sight: Sight) -> str:
     names = [path.name for path in sight.files]
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def _seen(sight: Sight, kind: str | None) -> list[str]:
-    what = {"lines": "lines of text", "file": "files", "pairs": "pairs"}[sight.kind]
+    what = _TEXTS[sight.kind]
     if sight.kind == "file" and len(sight.files) == 1:
         what = "file"
     lines = [
@@ -140,9 +151,9 @@ def _seen(sight: Sight, kind: str | None) -> list[str]:
         if side is not None:
             kinds = {"character": "characters", "whitespace": "symbols", "bpe": "subwords"}
             lines.append(f"{label}: {kinds[side.tokenization]} ({side.reason})")
-    if sight.hint:
+    if sight.hint and kind is None:
         lines.append(sight.hint)
-    elif kind is None and sight.kind != "pairs":
+    elif kind is None and sight.kind in {"lines", "file"}:
         other = "file" if sight.kind == "lines" else "lines"
         lines.append(f"if that is wrong, say --as {other}")
     return lines
@@ -180,6 +191,8 @@ def _document(options: argparse.Namespace, sight: Sight, chosen: Plan, name: str
         elif len(held_out) == 1:
             data[option] = 0.0
     if options.split == "position":
+        if sight.kind not in {"lines", "file"}:
+            raise ConfigError("--split: only text is cut by position; name files with --test")
         data |= {"split_by": "position", "valid_fraction": 0.1, "test_fraction": 0.0}
     data["title"] = _title(sight)
     document: dict[str, Any] = {"name": name}

@@ -16,7 +16,8 @@ from training.experiments.kinds import experiment_of
 from training.experiments.run import CONFIG_FILE, Say, export_run, train_run
 from training.learn import words
 from training.learn.choose import choose, patterns
-from training.learn.recognize import KINDS, expand
+from training.learn.recognize import expand
+from training.learn.sight import KINDS
 from training.loop.checkpoint import LAST
 from training.loop.trainer import Stopped
 
@@ -150,7 +151,8 @@ def _check_same_files(config: AnyConfig, options: argparse.Namespace, run_dir: P
     """Raises ConfigError where the run in the folder has other files."""
     config_files = {*config.data.files, *config.data.train_files}
     wanted = patterns(expand(options.files))
-    if config_files not in ({*wanted}, {ALIGNED.join(wanted)}):
+    folders = patterns(options.files)  # that hold a folder for each label
+    if config_files not in ({*wanted}, {ALIGNED.join(wanted)}, {*folders}):
         raise ConfigError(
             f"{run_dir}: holds a run with other files; name another folder with --run, "
             "or another model with --name"

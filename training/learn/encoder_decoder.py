@@ -4,7 +4,7 @@ from typing import Any
 
 from training.config import ConfigError
 from training.learn.plan import Plan, held_out_fraction
-from training.learn.recognize import Side, Sight
+from training.learn.sight import Side, Sight
 
 # Layers and units a direction of the encoder, units of the decoder, embedding.
 _SIZES = ((2, 192, 256, 128), (1, 192, 256, 128), (1, 128, 192, 96), (1, 96, 128, 64))

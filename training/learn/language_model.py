@@ -6,7 +6,7 @@ from typing import Any
 
 from training.data.corpus import LEAST_FITTED
 from training.learn.plan import Plan, held_out_fraction
-from training.learn.recognize import Sight
+from training.learn.sight import Sight
 
 _LINE_CHARS = 40  # characters of running text that count as one text
 _SIZES = (384, 256, 192, 128, 96, 64)

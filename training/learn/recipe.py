@@ -7,19 +7,24 @@ Alice, SIGMORPHON). In between, the amount of text decides, and the time limits 
 from collections.abc import Callable, Mapping
 
 from training.config import ConfigError
-from training.learn import encoder_decoder, language_model
+from training.learn import encoder_decoder, labeler, language_model
 from training.learn.plan import Plan
-from training.learn.recognize import Kind, Sight
+from training.learn.sight import Kind, Sight
 
 # With fewer texts, nothing would be left to test on.
 MIN_LINES = 30
 MIN_PAIRS = 100
 MIN_CHARS = 2_000
+MIN_TEXTS = 100  # with labels
+MIN_TAGGED = 30
 
 _RECIPES: Mapping[Kind, Callable[[Sight, int, int, float | None], Plan]] = {
     "lines": language_model.plan,
     "file": language_model.plan,
     "pairs": encoder_decoder.plan,
+    "labels": labeler.plan_labels,
+    "tags": labeler.plan_tags,
+    "accents": labeler.plan_accents,
 }
 
 
@@ -29,6 +34,9 @@ def check_enough(sight: Sight) -> None:
         "lines": (sight.texts, MIN_LINES, "lines"),
         "pairs": (sight.texts, MIN_PAIRS, "pairs"),
         "file": (sight.chars, MIN_CHARS, "characters"),
+        "labels": (sight.texts, MIN_TEXTS, "labelled texts"),
+        "tags": (sight.texts, MIN_TAGGED, "labelled texts"),
+        "accents": (sight.chars, MIN_CHARS, "characters"),
     }[sight.kind]
     if found < least:
         raise ConfigError(

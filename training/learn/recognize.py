@@ -1,4 +1,4 @@
-"""What files hold: texts (a file or a line each) or pairs, and how each side becomes tokens.
+"""What files hold: texts (a file or a line each), pairs or labels; how a side becomes tokens.
 
 Every decision comes with its reason; `--as` overrides the kind.
 """
@@ -8,16 +8,22 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
-from service.bundle.tokenization import Tokenization
 from training.config import ConfigError
+from training.learn.recognize_labels import (
+    LINES_A_LABEL,
+    TIME,
+    labelled_folders,
+    labels_asked_for,
+    labels_in_columns,
+    tags_asked_for,
+    tags_in_columns,
+    tags_of_characters,
+)
+from training.learn.sight import Kind, Labelled, Side, Sight, characters_of
 from training.learn.survey import SAMPLE_LINES, LineShapes, Survey, survey, text_lines
-
-Kind = Literal["lines", "file", "pairs"]
-KINDS: tuple[Kind, ...] = ("lines", "file", "pairs")
 
 # Shares of the sampled lines from which a rule applies.
 _MOST = 0.9
@@ -30,58 +36,55 @@ _FILLED = 0.75  # wrapped text: the median line has this share of the longest us
 _ALIKE = 0.6
 _LONG_LINE = 500  # characters: longer lines are paragraphs
 _FEW_LINES = 20
-# A column of labels repeats each value in at least so many lines on average.
-_LINES_A_LABEL = 20
-
-_TIME = re.compile(r"\d{1,2}:\d{2}:\d{2}")
 _SIDES = (("src", "tgt"), ("source", "target"), ("src", "trg"), ("from", "to"), ("in", "out"))
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One side of pairs."""
-
-    name: str  # of the column or the file, for people
-    tokenization: Tokenization
-    reason: str
-    mean_chars: float
-    lang: str = ""  # from the file's name, where it has one
-
-
-@dataclass(frozen=True, slots=True)
-class Sight:
-    """What the files seem to hold, and why."""
-
-    kind: Kind
-    reason: str
-    files: Sequence[Path]
-    texts: int  # documents: files or lines that are not blank; pairs
-    chars: int
-    characters: int  # different ones
-    aligned: bool = False  # pairs: two files with a line each, not a TSV
-    source: Side | None = None
-    target: Side | None = None
-    hint: str | None = None  # what else it could be, and the option for it
 
 
 def recognize(paths: Sequence[Path], kind: Kind | None = None) -> Sight:
     """Look at the files. Raises ConfigError for empty ones, and ones that do not fit `kind`."""
+    if kind is None and (folders := labelled_folders([x.expanduser() for x in paths])):
+        return folders
     files = expand(paths)
     surveys = [survey(path) for path in files]
     if not any(found.texts for found in surveys):
         raise ConfigError(f"{', '.join(str(x) for x in paths)}: there is no text in it")
-    if kind == "pairs":
-        return _asked_for_pairs(surveys)
     if kind is not None:
-        return _texts(surveys, kind, f"you said --as {kind}")
+        return _asked_for(kind, paths, surveys)
     if _are_two_sides(surveys):
         first, second = surveys
         return _aligned(first, second, f"two files of {first.lines:,} lines each, line by line")
+    for labelled in (tags_of_characters, labels_in_columns, tags_in_columns):
+        if found := labelled(surveys):
+            return found
     rejected = _why_no_pairs(surveys)
     if rejected is None:
         return _columns(surveys, "two columns with a tab between them on nearly all lines")
     kind, reason = _lines_or_file(surveys)
     return _texts(surveys, kind, reason, _hint(surveys, rejected))
+
+
+def _asked_for(kind: Kind, paths: Sequence[Path], surveys: Sequence[Survey]) -> Sight:
+    """What `--as` finds. Raises ConfigError where the files do not fit it."""
+    if kind == "pairs":
+        return _asked_for_pairs(surveys)
+    if kind == "labels":
+        return labels_asked_for([x.expanduser() for x in paths], surveys)
+    if kind == "tags":
+        return tags_asked_for(surveys)
+    if kind == "accents":
+        return _with_accents(surveys)
+    return _texts(surveys, kind, f"you said --as {kind}")
+
+
+def _with_accents(surveys: Sequence[Survey]) -> Sight:
+    """Texts that lose their accents."""
+    documents, reason = _lines_or_file(surveys)
+    found = _texts(surveys, documents, reason)
+    mean_chars = found.chars / max(1, found.texts)
+    options = {"documents": "line" if documents == "lines" else "file", "loss": ["accents"]}
+    labelled = Labelled(options, mean_chars, 0)
+    return replace(
+        found, kind="accents", reason=f"accents to put back; {reason}", labelled=labelled
+    )
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:
@@ -115,13 +118,9 @@ def _texts(surveys: Sequence[Survey], kind: Kind, reason: str, hint: str | None 
     texts = sum(found.texts for found in surveys) if kind == "lines" else len(surveys)
     if kind == "file":
         chars += sum(found.lines for found in surveys)  # their ends
-    characters = _characters(surveys)
+    characters = characters_of(surveys)
     files = [found.path for found in surveys]
     return Sight(kind, reason, files, texts, chars, characters, hint=hint)
-
-
-def _characters(surveys: Sequence[Survey]) -> int:
-    return len(set[str]().union(*(found.characters for found in surveys)))
 
 
 def _lines_or_file(surveys: Sequence[Survey]) -> tuple[Kind, str]:
@@ -226,9 +225,9 @@ def _why_no_pairs(surveys: Sequence[Survey]) -> str | None:
         return "the number of columns varies; pairs have two (source, tab, target)"
     for column in (0, 1):
         values = [row[column].strip() for row in pairs]
-        if sum(bool(_TIME.search(value)) for value in values) > len(values) / 2:
+        if sum(bool(TIME.search(value)) for value in values) > len(values) / 2:
             return "a column holds times, as in a log; if these are pairs, say --as pairs"
-        if len(values) >= 2 * _LINES_A_LABEL and len(set(values)) * _LINES_A_LABEL <= len(values):
+        if len(values) >= 2 * LINES_A_LABEL and len(set(values)) * LINES_A_LABEL <= len(values):
             return "a column holds few labels; if these are pairs, say --as pairs"
     numbers = [row[0].strip() for row in pairs]
     if all(x.isdecimal() for x in numbers) and _counts_up([int(x) for x in numbers]):
@@ -252,7 +251,7 @@ def _columns(surveys: Sequence[Survey], reason: str) -> Sight:
         [found.path for found in surveys],
         sum(found.texts for found in surveys),
         sum(found.chars for found in surveys),
-        _characters(surveys),
+        characters_of(surveys),
         source=_side("source", sources),
         target=_side("target", targets),
     )
@@ -268,7 +267,7 @@ def _aligned(first: Survey, second: Survey, reason: str) -> Sight:
         [first.path, second.path],
         min(first.texts, second.texts),
         first.chars + second.chars,
-        _characters([first, second]),
+        characters_of([first, second]),
         aligned=True,
         source=_side(first.path.name, [x for x, _ in rows], source),
         target=_side(second.path.name, [y for _, y in rows], target),

@@ -1,13 +1,15 @@
 """What files hold, by their shape."""
 
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from training.config import ConfigError
-from training.learn.recognize import Kind, recognize
+from training.learn.recognize import recognize
+from training.learn.sight import Kind, Sight
 
 RNG = random.Random(1)
 SYLLABLES = (
@@ -45,11 +47,19 @@ def wrapped(text: str, width: int = 60) -> list[str]:
     return [*lines, line]
 
 
+SOME_WORDS = [f"{i} {words(3)}" for i in range(100)]
 NAMES = [word.capitalize() + RNG.choice(("", "ë")) for word in WORDS]
 PASSWORDS = [f"{RNG.choice(WORDS)}{RNG.randint(1, 9999)}!" for _ in range(200)]
 LOG = [f"2024-01-{i % 28 + 1:02d} 12:00:{i % 60:02d} INFO {words(6)}" for i in range(100)]
 TABBED_LOG = [f"2024-01-02T12:00:{i % 60:02d}\t{words(6)}" for i in range(100)]
 LEVELS = [f"{RNG.choice(('INFO', 'WARN'))}\t{words(6)}" for _ in range(100)]
+LABELLED = [f"{words(4)}\t{RNG.choice(('de', 'en', 'fr'))}" for _ in range(100)]
+LABEL_SETS = ("a", "b", "c", "a,b", "b,c", "a,c", "a,b,c", "")
+SEVERAL = [f"{words(4)}\t{RNG.choice(LABEL_SETS)}" for _ in range(200)]
+ALIGNED = [f"{text}\t{re.sub('[a-m]', 'X', re.sub('[^a-m]', 'O', text))}" for text in SOME_WORDS]
+TIMED_LEVELS = [f"12:00:{i % 60:02d}\t{RNG.choice(('INFO', 'WARN'))}" for i in range(100)]
+CODES = [f"{RNG.choice('ab')}\t{RNG.choice('cd')}" for _ in range(100)]
+TAGGED = [x for _ in range(30) for x in (*(f"{w} B-X" for w in WORDS[:2]), "of O", "to O", "")]
 NUMBERED = [f"{i}\t{words(4)}" for i in range(1, 101)]
 WIDE = ["\t".join(words(1) for _ in range(5)) for _ in range(100)]
 PROSE = wrapped(". ".join(words(12).capitalize() for _ in range(40)) + ".")
@@ -69,7 +79,12 @@ SHAPES: dict[str, tuple[Sequence[str], Kind]] = {
     "passwords": (PASSWORDS, "lines"),
     "log lines": (LOG, "lines"),
     "log lines with tabs": (TABBED_LOG, "lines"),
-    "a level and a message": (LEVELS, "lines"),
+    "a level and a message": (LEVELS, "labels"),
+    "a text and its label": (LABELLED, "labels"),
+    "a text and several labels": (SEVERAL, "labels"),
+    "a text and a label a character": (ALIGNED, "tags"),
+    "times and levels": (TIMED_LEVELS, "lines"),
+    "two columns of few values": (CODES, "lines"),
     "numbered lines": (NUMBERED, "lines"),
     "a table of five columns": (WIDE, "lines"),
     "queries": (QUERIES, "lines"),
@@ -186,3 +201,68 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "plain.txt").write_text("no tabs\n" * 50)
     with pytest.raises(ConfigError, match="no line has a tab"):
         recognize([tmp_path / "plain.txt"], "pairs")
+
+
+# --- labels -------------------------------------------------------------------------------------
+
+
+def seen(folder: Path, lines: Sequence[str], kind: Kind | None = None) -> Sight:
+    (folder / "data.tsv").write_text("\n".join(lines) + "\n")
+    return recognize([folder / "data.tsv"], kind)
+
+
+def test_a_column_of_labels_is_first_or_second(tmp_path: Path) -> None:
+    last = seen(tmp_path, LABELLED)
+    assert (last.labelled.options, last.labelled.names) == ({}, 3)
+    first = seen(tmp_path, LEVELS)
+    assert (first.labelled.options, first.labelled.names) == ({"label_first": True}, 2)
+    assert "--as pairs" in str(first.hint)
+    assert seen(tmp_path, LABELLED, "pairs").kind == "pairs"
+
+
+def test_labels_with_commas_between_them_are_several(tmp_path: Path) -> None:
+    found = seen(tmp_path, SEVERAL).labelled
+    assert (found.options, found.names) == ({"several": True}, 3)
+    cities = [line.replace("de", "Ulm, Bavaria") for line in LABELLED]
+    assert seen(tmp_path, cities).labelled.options == {}
+
+
+def test_words_with_labels_in_the_last_column_are_tags(tmp_path: Path) -> None:
+    sight = seen(tmp_path, TAGGED)
+    assert (sight.kind, sight.texts, sight.labelled.options) == ("tags", 30, {"form": "columns"})
+    assert seen(tmp_path, ALIGNED).labelled.options == {"form": "aligned"}
+
+
+def test_few_labelled_texts_are_taken_where_a_person_says_so(tmp_path: Path) -> None:
+    few = [f"{i} {words(2)}\t{i % 3}" for i in range(30)]
+    assert seen(tmp_path, few).kind != "labels"
+    assert seen(tmp_path, few, "labels").labelled.names == 3
+    assert seen(tmp_path, TAGGED[:14], "tags").kind == "tags"
+    with pytest.raises(ConfigError, match="there are no labels"):
+        seen(tmp_path, SENTENCES, "labels")
+    with pytest.raises(ConfigError, match="no labels of words"):
+        seen(tmp_path, SENTENCES, "tags")
+
+
+def test_a_folder_of_folders_is_labels_where_each_has_many_texts(tmp_path: Path) -> None:
+    for label in ("spam", "mail"):
+        (tmp_path / "all" / label).mkdir(parents=True)
+        for i in range(12):
+            (tmp_path / "all" / label / f"{i}.txt").write_text(f"{words(9)}\n{words(9)}\n")
+    sight = recognize([tmp_path / "all"])
+    assert (sight.kind, sight.texts, sight.files) == ("labels", 24, [tmp_path / "all"])
+    assert sight.labelled.options == {"form": "folders", "documents": "file"}
+    for path in (tmp_path / "all").glob("*/1*.txt"):
+        path.unlink()
+    assert recognize([tmp_path / "all"]).kind != "labels"
+    asked = recognize([tmp_path / "all"], "labels")
+    assert (asked.texts, asked.labelled.options["documents"]) == (36, "line")
+
+
+@pytest.mark.parametrize(("lines", "documents"), [(QUERIES, "line"), (PARAGRAPHS, "file")])
+def test_any_text_can_be_asked_for_its_accents(
+    tmp_path: Path, lines: Sequence[str], documents: str
+) -> None:
+    sight = seen(tmp_path, lines, "accents")
+    assert sight.kind == "accents"
+    assert sight.labelled.options == {"documents": documents, "loss": ["accents"]}
