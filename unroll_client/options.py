@@ -38,6 +38,7 @@ class ScoreOptions(TypedDict, total=False):
     model: str
     source: Texts
     context: Texts
+    label: Texts
     tokens: bool
     top_logprobs: int
     units: str

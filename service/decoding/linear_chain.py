@@ -14,7 +14,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from service.bundle.arrays import Float32Array, Float64Array, Ids, Int64Array
-from service.bundle.labeler import LinearChain
+from service.bundle.labeler import FORBIDDEN, LinearChain
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,10 @@ class Labelings(Protocol):
         """log P of each label at each place, whatever the others have, [T, L]."""
 
     def best(self, count: int) -> list[Labeling]:
-        """The likeliest labelings, likeliest first: fewer than `count` if there are fewer."""
+        """The likeliest labelings, likeliest first: fewer than `count` if there are fewer.
+
+        No label is at a place that cannot have it.
+        """
 
     def segment(self, start: int, labels: Ids) -> float:
         """log P that the places from `start` on have these labels, whatever the others have."""
@@ -75,31 +78,15 @@ class ByThemselves:
         one place at a lower cost, and nowhere else. So for n labelings, the n - 1 places where the
         second label costs least are enough.
         """
-        scores = self.marginals
-        likeliest = scores.argmax(axis=1).astype(np.uint16)  # [T]
+        likeliest = self.marginals.argmax(axis=1).astype(np.uint16)  # [T]
         found = [likeliest]
-        if count > 1 and scores.shape[1] > 1:
+        if count > 1 and self.marginals.shape[1] > 1:
+            scores = _possible(self.marginals)
             top = -np.partition(-scores, 1, axis=1)[:, :2]  # [T, 2]
             costs = top[:, 0] - top[:, 1]  # [T]
             places = np.argsort(costs, kind="stable")[: count - 1]
-            found = self._varied(likeliest, places, count)
+            found = _varied(likeliest, places, scores[places], count)
         return _sorted([Labeling(x, self.segment(0, x)) for x in found])
-
-    def _varied(self, likeliest: Ids, places: Int64Array, count: int) -> list[Ids]:
-        """The labelings with the least cost among those that differ at these places only."""
-        order = np.argsort(-self.marginals[places], axis=1, kind="stable")[:, :count]  # [P, K]
-        scores = np.take_along_axis(self.marginals[places], order, axis=1)
-        costs = np.zeros(1)  # [N]
-        chosen = np.empty((1, 0), np.int64)  # [N, places so far]
-        for labels, theirs in zip(order, scores, strict=True):
-            sums = (costs[:, None] + (theirs[0] - theirs)).ravel()  # [N · K]
-            least = np.argsort(sums, kind="stable")[:count]
-            before, choice = np.divmod(least, len(labels))
-            costs = sums[least]
-            chosen = np.column_stack([chosen[before], labels[choice]])
-        found = np.repeat(likeliest[None], len(chosen), axis=0)
-        found[:, places] = chosen
-        return list(found)
 
     def segment(self, start: int, labels: Ids) -> float:
         """See `Labelings`."""
@@ -159,17 +146,43 @@ class InChain:
         The sums [L, N] of those that end in a label, best first; -inf if there are fewer. Origins
         [T, L, N] are places in the sums before, as one number.
         """
-        size = len(self._chain.first)
+        size, scores = len(self._chain.first), _possible(self._scores)
         sums = np.full((size, count), -np.inf)
-        sums[:, 0] = self._chain.first + self._scores[0]
+        sums[:, 0] = self._chain.first + scores[0]
         origins = np.zeros((len(self._scores), size, count), np.int64)
         for t in range(1, len(self._scores)):
             # [L · N from, L to]
             coming = np.repeat(self._chain.transitions, count, axis=0) + sums.reshape(-1, 1)
             best = _largest(coming, count)  # [N, L]
             origins[t] = best.T
-            sums = np.take_along_axis(coming, best, axis=0).T + self._scores[t][:, None]
+            sums = np.take_along_axis(coming, best, axis=0).T + scores[t][:, None]
         return sums, origins
+
+
+def _possible(scores: Float64Array) -> Float64Array:
+    """The scores, with -inf for labels that a place cannot have."""
+    return np.where(scores <= FORBIDDEN / 2, -np.inf, scores)
+
+
+def _varied(likeliest: Ids, places: Int64Array, scores: Float64Array, count: int) -> list[Ids]:
+    """The labelings with the least cost among those that differ at `places` [P] only.
+
+    These places have the `scores` [P, L].
+    """
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]  # [P, K]
+    sorted_scores = np.take_along_axis(scores, order, axis=1)
+    costs = np.zeros(1)  # [N]
+    chosen = np.empty((1, 0), np.int64)  # [N, places so far]
+    for labels, theirs in zip(order, sorted_scores, strict=True):
+        sums = (costs[:, None] + (theirs[0] - theirs)).ravel()  # [N · K]
+        least = np.argsort(sums, kind="stable")[:count]
+        least = least[np.isfinite(sums[least])]
+        before, choice = np.divmod(least, len(labels))
+        costs = sums[least]
+        chosen = np.column_stack([chosen[before], labels[choice]])
+    found = np.repeat(likeliest[None], len(chosen), axis=0)
+    found[:, places] = chosen
+    return list(found)
 
 
 def _largest(values: Float64Array, count: int) -> Int64Array:

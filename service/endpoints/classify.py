@@ -2,7 +2,15 @@
 
 from fastapi import APIRouter, Request, Response
 
+from service.endpoints.classify_stream import classify_stream
+from service.endpoints.classify_stream_wire import (
+    ClassifyStreamQuery,
+    StreamedLabels,
+    StreamedLabelsSoFar,
+)
 from service.endpoints.classify_wire import ClassifyRequest, ClassifyResponse
+from service.endpoints.stream_wire import StreamedLine, answered_lines, stream_documentation
+from service.endpoints.streams import is_stream, refuse_query
 from service.http.answers import engine_with, json_answer, unless_gone
 from service.http.body import body_documentation, read_body
 from service.http.problems import PROBLEMS
@@ -15,13 +23,26 @@ router = APIRouter()
 @router.post(
     "/classify",
     response_model=ClassifyResponse,
-    responses=PROBLEMS,
-    openapi_extra=body_documentation(ClassifyRequest),
+    responses=PROBLEMS | answered_lines(StreamedLabels, StreamedLabelsSoFar),
+    openapi_extra=stream_documentation(
+        body_documentation(ClassifyRequest),
+        ClassifyStreamQuery,
+        StreamedLine,
+        "the white rabbit\ndas weiße Kaninchen\n",
+    ),
     tags=["models"],
 )
 async def classify(request: Request) -> Response:
-    """The labels of a text, or of every text of a list, likeliest first."""
+    """The labels of a text, or of every text of a list, likeliest first.
+
+    A body of `text/plain` or `application/x-ndjson` is a stream: every line is a text, and is
+    answered with a line as soon as it has come; the fields of the JSON request are query parameters
+    then. With `mode=total` the whole stream is one text, whose labels so far are answered.
+    """
+    if is_stream(request):
+        return await classify_stream(request)
     body = await read_body(request, ClassifyRequest)
+    refuse_query(request)
     engine = engine_with(request, body.model, CLASSIFY)
     texts, options = listed(body.text), body.options()
     results = await unless_gone(request, engine.classify(texts, options))

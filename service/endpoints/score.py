@@ -2,15 +2,21 @@
 
 from fastapi import APIRouter, Request, Response
 
-from service.endpoints.score_stream import is_stream, score_stream
-from service.endpoints.score_stream_wire import ANSWERED_LINES, stream_documentation
+from service.endpoints.score_stream import score_stream
+from service.endpoints.score_stream_wire import (
+    ScoreStreamQuery,
+    StreamedScore,
+    StreamedText,
+    StreamedTotal,
+)
 from service.endpoints.score_wire import ScoreRequest, ScoreResponse
-from service.errors import InvalidRequest
+from service.endpoints.stream_wire import answered_lines, stream_documentation
+from service.endpoints.streams import is_stream, refuse_query
 from service.http.answers import engine_with, json_answer, unless_gone
 from service.http.body import body_documentation, read_body
 from service.http.problems import PROBLEMS
 from service.http.wire import listed
-from service.tasks.engine import SCORE
+from service.tasks.engine import SCORE, SCORE_LABELS, Engine
 
 router = APIRouter()
 
@@ -18,12 +24,19 @@ router = APIRouter()
 @router.post(
     "/score",
     response_model=ScoreResponse,
-    responses=PROBLEMS | ANSWERED_LINES,
-    openapi_extra=stream_documentation(body_documentation(ScoreRequest)),
+    responses=PROBLEMS | answered_lines(StreamedScore, StreamedTotal),
+    openapi_extra=stream_documentation(
+        body_documentation(ScoreRequest),
+        ScoreStreamQuery,
+        StreamedText,
+        "the white rabbit\nthe whjte rabbit\n",
+    ),
     tags=["models"],
 )
 async def score(request: Request) -> Response:
     """The probability of a text, or of every text of a list; given its source, where it has one.
+
+    With `label`, it is the probability of a classifier's label, given the text.
 
     A body of `text/plain` or `application/x-ndjson` is a stream: every line is a text, and is
     answered with a line as soon as it has come; the fields of the JSON request are query parameters
@@ -32,13 +45,18 @@ async def score(request: Request) -> Response:
     if is_stream(request):
         return await score_stream(request)
     body = await read_body(request, ScoreRequest)
-    if request.query_params:
-        raise InvalidRequest("query parameters are of streamed bodies; name the fields in the body")
-    engine = engine_with(request, body.model, SCORE)
-    texts = listed(body.text)
-    contexts, sources = body.contexts(len(texts)), body.sources(len(texts))
-    options = body.options()
-    work = engine.score(texts, options, contexts=contexts, sources=sources)
+    refuse_query(request)
+    texts, options = listed(body.text), body.options()
+    labels = body.labels(len(texts))
+    engine: Engine
+    if labels is not None:
+        of_labels = engine_with(request, body.model, SCORE_LABELS)
+        engine, work = of_labels, of_labels.score_labels(texts, labels, options)
+    else:
+        of_texts = engine_with(request, body.model, SCORE)
+        contexts, sources = body.contexts(len(texts)), body.sources(len(texts))
+        work = of_texts.score(texts, options, contexts=contexts, sources=sources)
+        engine = of_texts
     results = await unless_gone(request, work)
     detail_top = options.detail_top
     size = 0 if detail_top is None else sum(map(len, texts)) * (1 + detail_top)

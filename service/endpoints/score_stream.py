@@ -1,42 +1,40 @@
-"""`/score` of a streamed body: lines or one text in, answers as lines out, in constant memory."""
+"""`/score` of a streamed body: lines of texts, or one text."""
 
-import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from fastapi import Request, Response
-from pydantic import ValidationError
 
-from service.endpoints.score_lines import LineScoring
-from service.endpoints.score_stream_wire import NDJSON, TEXT, StreamQuery
-from service.endpoints.score_total import running_totals
+from service.bundle.arrays import Ids
+from service.endpoints.answered_lines import AnsweredLines, LineTask
+from service.endpoints.running_answers import PartsTask, running_answers
+from service.endpoints.score_stream_wire import (
+    ScoreStreamQuery,
+    StreamedText,
+    figures_of,
+    parts_of,
+)
+from service.endpoints.score_wire import ScoreRequest, standing_fields
+from service.endpoints.stream_wire import NDJSON, TEXT
 from service.endpoints.streamed_body import StreamedBody
-from service.errors import ClientGone, InvalidRequest, UnsupportedMediaType
+from service.endpoints.streams import answered, is_json, stream_query
+from service.errors import InvalidRequest
 from service.http.answers import engine_with
-from service.http.body import field_errors
-from service.http.live import LiveResponse
-from service.observe.request_context import current_request
-from service.tasks.engine import SCORE, SCORE_IN_PARTS, Scores
+from service.http.wire import unknown_fields
+from service.tasks.carried_score import CarriedScore
+from service.tasks.engine import SCORE, SCORE_IN_PARTS, Scores, ScoresInParts
 from service.tasks.guessing import check_guesses
 from service.tasks.text_scoring import check_percentile
-from service.tasks.values import ScoreOptions
-
-
-def is_stream(request: Request) -> bool:
-    """Whether the body is scored while it arrives."""
-    return _media_type(request)[0] in {TEXT, NDJSON}
+from service.tasks.values import Scored, ScoreOptions
 
 
 async def score_stream(request: Request) -> Response:
     """Score the body as it arrives. Raises the errors that are known before the answer begins."""
-    media_type, charset = _media_type(request)
-    if charset not in {"", "utf-8", "utf8"}:
-        raise UnsupportedMediaType("the text must be in UTF-8")
-    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise UnsupportedMediaType("send the body without Content-Encoding")
-    query = _query(request)
+    query = stream_query(request, ScoreStreamQuery)
     engine = engine_with(request, query.model, SCORE)
     in_parts = SCORE_IN_PARTS.of(engine) if query.mode == "total" else None
-    lacks_sources = engine.needs_sources and media_type == TEXT
+    lacks_sources = engine.needs_sources and not is_json(request)
     if lacks_sources or (query.mode == "total" and in_parts is None):
         raise InvalidRequest.of_option(
             "model", f"an encoder-decoder scores pairs: lines of {NDJSON}"
@@ -50,23 +48,20 @@ async def score_stream(request: Request) -> Response:
             option, "only with mode lines: mode total scores no text by itself"
         )
     _check_options(query, engine)
-    if query.mode == "total" and media_type != TEXT:
+    if query.mode == "total" and is_json(request):
         raise InvalidRequest.of_option("mode", f"mode total needs {TEXT}")
-    expect_stream = request.scope.get("unroll.expect_stream")
-    if expect_stream is not None:
-        expect_stream()
-    body = StreamedBody(request)
-    # Receive before the answer begins: the client may wait for "100 Continue" to send the body.
-    await asyncio.sleep(0)
-    if in_parts is not None:
-        answers = running_totals(request, in_parts, query, body)
-    else:
-        scoring = LineScoring(request, engine, query, body, is_json=media_type == NDJSON)
-        answers = scoring.answers()
-    return _AnsweredLines(request, answers, body)
+
+    def answers(body: StreamedBody) -> AsyncGenerator[bytes, None]:
+        if in_parts is not None:
+            task = _Parts(in_parts, query).task
+            return running_answers(request, body, task, CarriedScore(bos=query.bos))
+        lines = AnsweredLines(request, body, _Lines(engine, query).task, is_json(request))
+        return lines.answers()
+
+    return await answered(request, answers)
 
 
-def _check_options(query: StreamQuery, engine: Scores) -> None:
+def _check_options(query: ScoreStreamQuery, engine: Scores) -> None:
     """Raise InvalidRequest once for what no line could be answered with."""
     options = ScoreOptions(
         bos=query.bos,
@@ -83,47 +78,66 @@ def _check_options(query: StreamQuery, engine: Scores) -> None:
     check_percentile(options, has_percentiles=engine.has_percentiles, has_contexts=False)
 
 
-def _media_type(request: Request) -> tuple[str, str]:
-    media_type, *parameters = request.headers.get("content-type", "").lower().split(";")
-    charset = ""
-    for parameter in parameters:
-        name, _, value = parameter.partition("=")
-        if name.strip() == "charset":
-            charset = value.strip().strip('"')
-    return media_type.strip(), charset
+@dataclass(frozen=True, slots=True)
+class _Lines:
+    """Lines that are texts."""
+
+    engine: Scores
+    query: ScoreStreamQuery
+
+    @property
+    def task(self) -> LineTask[StreamedText, Scored]:
+        return LineTask(StreamedText, self._results, self._told)
+
+    async def _results(self, lines: Sequence[StreamedText]) -> list[Scored]:
+        strings = [line.text for line in lines]
+        sources = [line.source for line in lines if line.source is not None]
+        if sources and len(sources) < len(lines):
+            raise InvalidRequest("some lines have a source and some have none")
+        contexts = [line.context for line in lines]
+        asked = ScoreRequest(
+            text=strings,
+            source=sources or None,
+            context=contexts if any(contexts) else "",
+            bos=self.query.bos,
+            eos=self.query.eos,
+            unknown=self.query.unknown,
+            guesses=self.query.guesses,
+            units=self.query.units,
+            adapt=self.query.adapt,
+            percentile=self.query.percentile,
+        )
+        given = {"contexts": asked.contexts(len(strings)), "sources": asked.sources(len(strings))}
+        return await self.engine.score(strings, asked.options(), **given)
+
+    def _told(self, scored: Scored) -> dict[str, Any]:
+        figures = figures_of(scored) | unknown_fields(scored.unknown) | parts_of(scored)
+        return figures | (standing_fields(scored.standing) if self.query.percentile else {})
 
 
-def _query(request: Request) -> StreamQuery:
-    names = [name for name, _ in request.query_params.multi_items()]
-    if len(names) != len(set(names)):
-        raise InvalidRequest("each query parameter may be given once")
-    try:
-        return StreamQuery.model_validate(dict(request.query_params))
-    except ValidationError as error:
-        raise field_errors(StreamQuery, error) from error
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Parts of one text."""
+
+    engine: ScoresInParts
+    query: ScoreStreamQuery
+
+    @property
+    def task(self) -> PartsTask[CarriedScore]:
+        engine = self.engine
+        return PartsTask(
+            engine.normalization, engine.ids_of, self._carry_on, _running, self.query.every
+        )
+
+    async def _carry_on(self, carried: CarriedScore, ids: Ids | None) -> CarriedScore:
+        query = self.query
+        options = ScoreOptions(
+            bos=query.bos, eos=bool(query.eos), unknown=query.unknown, adapt=query.adapt
+        )
+        if ids is None and not options.eos:
+            return carried
+        return await self.engine.carry_on(carried, ids, options)
 
 
-class _AnsweredLines(LiveResponse):
-    """Answers as lines, each sent as soon as it is known."""
-
-    def __init__(
-        self, request: Request, answers: AsyncGenerator[bytes, None], body: StreamedBody
-    ) -> None:
-        super().__init__(request, NDJSON)
-        # An abandoned body is not read to its end.
-        self.headers["Connection"] = "close"
-        self._answers = answers
-        self._body = body
-
-    async def parts(self) -> AsyncGenerator[bytes, None]:
-        """The answered lines."""
-        try:
-            async for answer in self._answers:
-                yield answer
-        except ClientGone:
-            current_request().outcome = ClientGone.type
-
-    async def close(self) -> None:
-        """Stop the work, and stop receiving the body."""
-        await self._answers.aclose()
-        await self._body.close()
+def _running(carried: CarriedScore) -> dict[str, Any]:
+    return figures_of(carried) | {"unknown_chars": carried.unknown}

@@ -39,7 +39,10 @@ UNITS = (
 
 
 class ScoreRequest(RequestBody):
-    """The probability of one text or of a list of texts, for an encoder-decoder given sources."""
+    """The probability of one text or of a list of texts, for an encoder-decoder given sources.
+
+    Of a classifier: the probability of a label given the text.
+    """
 
     text: Texts = Field(description="A text or a list of texts; it may be empty.")
     source: str | TextList | None = Field(
@@ -49,6 +52,11 @@ class ScoreRequest(RequestBody):
     )
     context: str | TextList = Field(
         "", description="Read before the text and not counted: one for all, or one for each text."
+    )
+    label: str | TextList | None = Field(
+        None,
+        description="Classifiers: a label of the model, whose probability is asked for given the "
+        "text; one for all, or one for each text. Only `unknown` goes with it.",
     )
     tokens: bool = Field(False, description="Return every counted character with its figures.")
     top_logprobs: int = Field(
@@ -98,6 +106,10 @@ class ScoreRequest(RequestBody):
             raise ValueError("a list of contexts holds one for each text")
         if isinstance(self.source, list) and len(self.source) != len(texts):
             raise ValueError("a list of sources holds one for each text")
+        if isinstance(self.label, list) and len(self.label) != len(texts):
+            raise ValueError("a list of labels holds one for each text")
+        if self.label is not None and (self.context or self.source is not None):
+            raise ValueError("context, source: not together with label")
         if self.top_logprobs and not self.tokens:
             raise ValueError("top_logprobs needs tokens: true")
         return self
@@ -113,6 +125,12 @@ class ScoreRequest(RequestBody):
         if self.source is None:
             return None
         return self.source if isinstance(self.source, list) else [self.source] * count
+
+    def labels(self, count: int) -> list[str] | None:
+        """One label for each text; None if there are none."""
+        if self.label is None:
+            return None
+        return self.label if isinstance(self.label, list) else [self.label] * count
 
     def options(self) -> ScoreOptions:
         """The engine's options."""
@@ -169,11 +187,13 @@ class ScoreWord(Answer):
 class ScoreFigures(Answer):
     """The score of a text in several units."""
 
-    logprob: float = Field(description="Natural log of the text's probability.")
+    logprob: float = Field(
+        description="Natural log of the text's probability, or of the label's given the text."
+    )
     bits: float = Field(description="The same in bits, and positive: the total surprisal.")
     bits_per_char: float | None = Field(description="bits / chars; null without characters.")
     perplexity_per_char: float | None = Field(description="2 ** bits_per_char.")
-    chars: int = Field(description="Characters that `logprob` counts.")
+    chars: int = Field(description="Characters that `logprob` counts; of a label, 0.")
     bos: bool = Field(description="Whether the text was read as a document's beginning.")
     eos: bool = Field(description="Whether `logprob` counts the end of the text.")
 

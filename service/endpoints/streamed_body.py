@@ -89,8 +89,10 @@ class StreamedBody:
     async def result_of(self, start: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
         """The result of the work, started again while the queue is full. Raises ClientGone."""
         while True:
-            # A stream may take long; each part of it gets the time limit of one request.
+            # A stream may take long; each part of it gets the limits of one request. The answers to
+            # the parts before it have been sent.
             current_request().begin_again()
+            current_request().keep_no_details()
             work = asyncio.create_task(start())
             await self._while_there(work)
             try:

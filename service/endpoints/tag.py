@@ -2,6 +2,10 @@
 
 from fastapi import APIRouter, Request, Response
 
+from service.endpoints.stream_wire import StreamedLine, answered_lines, stream_documentation
+from service.endpoints.streams import is_stream, refuse_query
+from service.endpoints.tag_stream import tag_stream
+from service.endpoints.tag_stream_wire import StreamedTags, TagStreamQuery
 from service.endpoints.tag_wire import TagRequest, TagResponse
 from service.http.answers import engine_with, json_answer, unless_gone
 from service.http.body import body_documentation, read_body
@@ -15,16 +19,26 @@ router = APIRouter()
 @router.post(
     "/tag",
     response_model=TagResponse,
-    responses=PROBLEMS,
-    openapi_extra=body_documentation(TagRequest),
+    responses=PROBLEMS | answered_lines(StreamedTags),
+    openapi_extra=stream_documentation(
+        body_documentation(TagRequest),
+        TagStreamQuery,
+        StreamedLine,
+        "le lapin blanc\nou va l'ete\n",
+    ),
     tags=["models"],
 )
 async def tag(request: Request) -> Response:
     """The tags of a text, or of every text of a list: characters that belong together.
 
-    If the labels of a model are characters, the answer is the restored text.
+    If the labels of a model are characters, the answer is the restored text. A body of `text/plain`
+    or `application/x-ndjson` is a stream: every line is a text, and is answered with a line as soon
+    as it has come; the fields of the JSON request are query parameters then.
     """
+    if is_stream(request):
+        return await tag_stream(request)
     body = await read_body(request, TagRequest)
+    refuse_query(request)
     engine = engine_with(request, body.model, TAG)
     texts, options = listed(body.text), body.options()
     results = await unless_gone(request, engine.tag(texts, options))

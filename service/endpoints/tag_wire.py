@@ -24,6 +24,12 @@ PLACES = "Return the likeliest labels of each character."
 TOP_LABELS = "With `places`: labels of each character."
 
 
+def check_top(top: int, *, places: bool) -> None:
+    """Raise ValueError for labels of places that are not returned."""
+    if top > 1 and not places:
+        raise ValueError("top needs places: true")
+
+
 class TagRequest(RequestBody):
     """A label for each character of one text or of a list of texts."""
 
@@ -35,8 +41,7 @@ class TagRequest(RequestBody):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
-        if self.top > 1 and not self.places:
-            raise ValueError("top needs places: true")
+        check_top(self.top, places=self.places)
         return self
 
     def options(self) -> TagOptions:
@@ -86,7 +91,10 @@ class PlaceOut(Answer):
 
     start: int = Field(description="Characters before it.")
     end: int = Field(description="Characters up to its end.")
-    labels: list[LabelOut] = Field(description="Likeliest first, whatever the others have.")
+    labels: list[LabelOut] = Field(
+        description="Likeliest first, whatever the others have. Labels that the character cannot "
+        "have are left out."
+    )
 
     @classmethod
     def of(cls, place: Place) -> "PlaceOut":

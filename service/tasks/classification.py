@@ -11,6 +11,7 @@ import numpy as np
 
 from service.bundle.arrays import Float32Array, Int64Array
 from service.decoding.rows import Continuation
+from service.errors import InvalidRequest
 from service.scheduling.labeler import LabelWork
 from service.tasks.handles import Handle
 from service.tasks.label_model import LabelModel
@@ -39,8 +40,7 @@ class Classification:
         names = model.label_names
         top = min(options.top or len(names), len(names))
         model.check_texts(texts)
-        if options.steps:
-            model.check_steps()
+        check_classify(model, options)
         labels = len(texts) * top + (self.size if options.steps else 0)
         check_details("text", labels, 0, model.settings, _DETAILS)
         self._answer_size = 8 * labels
@@ -134,6 +134,20 @@ class Classification:
         continuation = Continuation(states, self._logprobs(plan))
         handle = Handle(continuation, read_before + len(plan.work.tokens))
         return self._model.seal_of_parts("return_state").seal(handle, now=time.time())
+
+
+def check_classify(model: LabelModel, options: ClassifyOptions) -> None:
+    """Raise InvalidRequest for options that the model cannot follow, whatever the texts."""
+    if options.steps and not model.manifest.states:
+        raise InvalidRequest.of_option(
+            "steps", "this model reads texts from both ends; only models that read forward can"
+        )
+    for option, is_given in (
+        ("state", options.state is not None),
+        ("return_state", options.return_state),
+    ):
+        if is_given:
+            model.seal_of_parts(option)
 
 
 def likeliest_labels(

@@ -221,6 +221,9 @@ class Classifies(Engine, Protocol):
     def reads_in_parts(self) -> bool:
         """Whether a text can go on from a state (the option `state`)."""
 
+    def check_classify(self, options: ClassifyOptions) -> None:
+        """Raise InvalidRequest for options that no text could be classified with."""
+
     async def classify(self, texts: Sequence[str], options: ClassifyOptions) -> list[Classified]:
         """The labels of every text."""
 
@@ -259,6 +262,9 @@ class Tags(Engine, Protocol):
     @property
     def restores(self) -> bool:
         """Whether a label is the character that stands in the restored text."""
+
+    def check_tag(self, options: TagOptions) -> None:
+        """Raise InvalidRequest for options that no text could be tagged with."""
 
     async def tag(self, texts: Sequence[str], options: TagOptions) -> list[Tagged]:
         """The tags of every text."""

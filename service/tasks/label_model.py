@@ -1,5 +1,6 @@
 """A labeler as the tasks on text see it: labels, limits, and texts as ids."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -9,7 +10,7 @@ import numpy as np
 from service.bundle.arrays import Ids
 from service.bundle.labeler import LabelerBundle, LabelerManifest
 from service.bundle.manifest import Precision
-from service.bundle.text import BOS_ID, EOS_ID
+from service.bundle.text import BOS_ID, EOS_ID, UNK_ID
 from service.decoding.linear_chain import Chain
 from service.errors import InvalidRequest
 from service.settings import Settings
@@ -74,7 +75,11 @@ class LabelModel:
 
     def read(self, text: str, policy: UnknownPolicy) -> SideText:
         """A text, normalized, with its ids. Raises InvalidRequest."""
-        read = self.reader.read(text, policy, "text")
+        if policy == "skip" and self.seal is not None:
+            # What is left is not normalized again: that would make parts differ from the whole.
+            read = _without_unknown(self.reader.read(text, "unk", "text"))
+        else:
+            read = self.reader.read(text, policy, "text")
         at_most("text", len(read.ids), self.max_tokens, "tokens in a text")
         return read
 
@@ -83,13 +88,6 @@ class LabelModel:
         start = [BOS_ID] if begins else []
         end = [] if self.manifest.states else [EOS_ID]
         return np.concatenate([start, ids, end]).astype(np.uint16)
-
-    def check_steps(self) -> None:
-        """Raise InvalidRequest if the model has no answer before a text's end."""
-        if not self.manifest.states:
-            raise InvalidRequest.of_option(
-                "steps", "this model reads texts from both ends; only models that read forward can"
-            )
 
     def seal_of_parts(self, option: str) -> Seal:
         """The seal of the states. Raises InvalidRequest where there are none."""
@@ -101,6 +99,13 @@ class LabelModel:
                 "training configuration)",
             )
         return self.seal
+
+
+def _without_unknown(text: SideText) -> SideText:
+    """A text of characters without those that are outside the vocabulary."""
+    kept = text.ids != UNK_ID
+    characters = itertools.compress(text.text, kept.tolist())
+    return SideText("".join(characters), text.ids[kept], text.unknown)
 
 
 def reads_in_parts(manifest: LabelerManifest) -> bool:

@@ -18,7 +18,7 @@ from service.scheduling.labeler import LabelerRunner, LabelWork
 from service.scheduling.workers import Workers
 from service.settings import Settings
 from service.tasks.carried_labels import CarriedLabels
-from service.tasks.classification import Classification, likeliest_labels
+from service.tasks.classification import Classification, check_classify, likeliest_labels
 from service.tasks.engine import CLASSIFY, CLASSIFY_IN_PARTS, SCORE_LABELS, TAG, Abilities
 from service.tasks.label_model import LabelModel
 from service.tasks.label_scoring import LabelScoring
@@ -30,7 +30,7 @@ from service.tasks.label_values import (
     TagOptions,
 )
 from service.tasks.tag_spans import TagScheme
-from service.tasks.tagging import TagRequest
+from service.tasks.tagging import TagRequest, check_tag
 from service.tasks.values import Scored, ScoreOptions
 from service.tasks.vocabularies import ClientVocabulary, Vocabularies
 
@@ -107,6 +107,10 @@ class LabelerEngine:
 
     # --- labels of texts ------------------------------------------------------------------------
 
+    def check_classify(self, options: ClassifyOptions) -> None:
+        """Raise InvalidRequest for options that no text could be classified with."""
+        check_classify(self._model, options)
+
     async def classify(self, texts: Sequence[str], options: ClassifyOptions) -> list[Classified]:
         """The labels of every text, likeliest first.
 
@@ -157,6 +161,10 @@ class LabelerEngine:
         return labels
 
     # --- labels of characters -------------------------------------------------------------------
+
+    def check_tag(self, options: TagOptions) -> None:
+        """Raise InvalidRequest for options that no text could be tagged with."""
+        check_tag(self._model, options)
 
     async def tag(self, texts: Sequence[str], options: TagOptions) -> list[Tagged]:
         """The tags of every text, in its likeliest taggings.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from service.bundle.arrays import Float32Array, Float64Array, Int64Array
+from service.bundle.labeler import FORBIDDEN
 from service.decoding.linear_chain import Chain, Labeling, labelings
 from service.scheduling.labeler import LabelWork
 from service.tasks.label_model import LabelModel
@@ -39,10 +40,9 @@ class TagRequest:
         self.size = sum(map(len, texts))
         settings = model.settings
         model.check_texts(texts)
-        at_most("n", options.n, settings.max_n, "taggings")
+        check_tag(model, options)
         if model.chain is not None:
             step = options.n * len(model.label_names) ** 2
-            at_most("n", step, _MAX_STEP_SUMS, "sums: n · labels²")
             at_most("text", self.size * step, _MAX_CHAIN_SUMS, "sums: characters · n · labels²")
         top = min(options.top, len(model.label_names)) if options.places else 0
         check_details("text", self.size * options.n, top, settings, _DETAILS)
@@ -111,10 +111,19 @@ class TagRequest:
                 [
                     LabelProbability(names[label], probability, logprob)
                     for label, probability, logprob in zip(*row, strict=True)
+                    if logprob > FORBIDDEN / 2
                 ],
             )
             for i, row in enumerate(zip(*columns, strict=True))
         ]
+
+
+def check_tag(model: LabelModel, options: TagOptions) -> None:
+    """Raise InvalidRequest for options that the model cannot follow, whatever the texts."""
+    at_most("n", options.n, model.settings.max_n, "taggings")
+    if model.chain is not None:
+        step = options.n * len(model.label_names) ** 2
+        at_most("n", step, _MAX_STEP_SUMS, "sums: n · labels²")
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ CLASS_OF = {model: kind for kind, model in RESULTS.items()}
 OPTIONS: dict[type[Any], tuple[type[BaseModel], set[str]]] = {
     options.GenerateOptions: (generate_wire.GenerateRequest, {"prompt", "stream"}),
     options.ScoreOptions: (score_wire.ScoreRequest, {"text"}),
-    options.LineOptions: (score_stream_wire.StreamQuery, {"mode", "every"}),
+    options.LineOptions: (score_stream_wire.ScoreStreamQuery, {"mode", "every"}),
     options.InfillOptions: (infill_wire.InfillRequest, {"prefix", "suffix", "stream"}),
     options.ClassifyOptions: (classify_wire.ClassifyRequest, {"text"}),
     options.TagOptions: (tag_wire.TagRequest, {"text"}),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.bundle.arrays import Float32Array, Ids
-from service.bundle.labeler import LinearChain
+from service.bundle.labeler import FORBIDDEN, LinearChain
 from service.decoding.linear_chain import Chain, labelings
 
 several = settings(max_examples=60, deadline=None)
@@ -109,14 +109,22 @@ def test_zeros_for_transitions_are_no_chain(
 
 
 def test_the_sums_are_exact_where_probabilities_underflow() -> None:
-    scores = np.array([[0.0, -1e4], [-1e4, 0.0]], np.float32)
-    chain = Chain(np.array([[0.0, -2000.0], [0.0, 0.0]]), np.zeros(2), np.zeros(2))
+    scores = np.array([[0.0, -4e3], [-4e3, 0.0]], np.float32)
+    chain = Chain(np.array([[0.0, -1000.0], [0.0, 0.0]]), np.zeros(2), np.zeros(2))
     found = labelings(scores, chain)
     (best,) = found.best(1)
     assert best.labels.tolist() == [0, 1]
     assert best.logprob == 0.0
-    assert found.segment(0, np.array([1], np.uint16)) == -8000.0
-    assert found.marginals[1].tolist() == [-8000.0, 0.0]
+    assert found.segment(0, np.array([1], np.uint16)) == -3000.0
+    assert found.marginals[1].tolist() == [-3000.0, 0.0]
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_no_labeling_has_a_label_where_it_cannot_be(chained: bool) -> None:
+    scores = log_softmax(np.array([[0, FORBIDDEN], [1, 2], [FORBIDDEN, 0]], np.float32))
+    chain = Chain(np.zeros((2, 2)), np.zeros(2), np.zeros(2)) if chained else None
+    found = labelings(scores, chain).best(16)
+    assert [x.labels.tolist() for x in found] == [[0, 1, 1], [0, 0, 1]]
 
 
 def test_a_text_without_places_has_one_labeling() -> None:

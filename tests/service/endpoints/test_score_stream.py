@@ -194,3 +194,13 @@ def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:
 
         for answer in client.run(both):
             assert answer.text.count('"logprob"') == 60
+
+
+def test_a_stream_may_have_more_details_in_all_than_requests_may_hold(tmp_path: Path) -> None:
+    write_bundle(tmp_path, *tiny_files("lstm"))
+    options = Settings(models_dir=tmp_path, max_details=100)
+    with AppClient(create_app(options)) as client:
+        data = b"abc abc abc\n" * 12
+        query = {"model": MODEL, "units": "word"}
+        answer = client.post("/score", params=query, headers=TEXT, content=data)
+        assert answer.text.count('"words"') == 12

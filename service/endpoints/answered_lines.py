@@ -1,34 +1,28 @@
 """A streamed body of lines: every line is a text and gets one line as its answer."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from fastapi import Request
 from pydantic import ValidationError
 
 from service.endpoints.line_reader import Line, LineSplitter
-from service.endpoints.score_stream_wire import (
-    StreamedText,
-    StreamQuery,
-    figures_of,
-    json_line,
-    parts_of,
-)
-from service.endpoints.score_wire import ScoreRequest, standing_fields
+from service.endpoints.stream_wire import StreamedLine, json_line
 from service.endpoints.streamed_body import StreamedBody
 from service.errors import ClientGone, InvalidRequest, ModelFailure, ServiceError
 from service.http.body import field_errors
 from service.http.json_values import holds_more_values
 from service.http.problems import problem_document
-from service.http.wire import unknown_fields
 from service.settings import Settings
-from service.tasks.engine import Scores
-from service.tasks.values import Scored
+
+LineT = TypeVar("LineT", bound=StreamedLine)
+ResultT = TypeVar("ResultT")
 
 # Most JSON values in a line: an object of four fields, no lists. Parsing more costs too much.
 _MOST_VALUES = 64
-# Most lines that are scored together: work on all of them at once holds up other requests.
+# Most lines that are answered together: work on all of them at once holds up other requests.
 _BATCH_LINES = 128
 # Lines that are split in one turn, and lines that are parsed or answered in one turn.
 _TURN_LINES = 512
@@ -36,13 +30,21 @@ _TURN_ANSWERS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class LineScoring:
+class LineTask(Generic[LineT, ResultT]):
+    """What is done with the lines of a stream."""
+
+    line: type[LineT]  # of an NDJSON body; a line of text has no other field
+    results: Callable[[Sequence[LineT]], Coroutine[Any, Any, Sequence[ResultT]]]
+    told: Callable[[ResultT], dict[str, Any]]  # the fields of the answer to a line
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredLines(Generic[LineT, ResultT]):
     """The lines of one request on their way through a model."""
 
     request: Request
-    engine: Scores
-    query: StreamQuery
     body: StreamedBody
+    task: LineTask[LineT, ResultT]
     is_json: bool
 
     async def answers(self) -> AsyncGenerator[bytes, None]:
@@ -68,7 +70,7 @@ class LineScoring:
     async def _batches(
         self, splitter: LineSplitter, piece: bytes | None
     ) -> AsyncGenerator[list[Line], None]:
-        """Lines to score together: all that have arrived, within bounds.
+        """Lines to answer together: all that have arrived, within bounds.
 
         Empty ones of NDJSON are left out.
         """
@@ -93,77 +95,64 @@ class LineScoring:
     async def _answered(self, batch: Sequence[Line]) -> bytes:
         """The answers to some lines, in order."""
         told: dict[int, bytes] = {}
-        texts: dict[int, StreamedText] = {}
+        read: dict[int, LineT] = {}
         for i, line in enumerate(batch):
             if i % _TURN_ANSWERS == 0:
                 await self.body.turn()
             try:
-                texts[line.number] = self._read(line)
+                read[line.number] = self._read(line)
             except ServiceError as error:
                 told[line.number] = self._error(line.number, None, error)
-        if texts:
-            told |= await self._scored(texts)
+        if read:
+            told |= await self._told(read)
         return b"".join(told[number] for number in sorted(told))
 
-    def _read(self, line: Line) -> StreamedText:
+    def _read(self, line: Line) -> LineT:
         """A line's text. Raises InvalidRequest and BadRequest."""
         if line.content is None:
             limit = self._settings.max_line_bytes
             raise InvalidRequest(f"a line may have {limit} bytes at most")
         if self.is_json:
-            return _object(line.content)
+            return self._object(line.content)
         try:
-            return StreamedText(text=line.content.decode())
+            return self.task.line(text=line.content.decode())
         except UnicodeDecodeError as error:
             raise InvalidRequest(f"the line is not UTF-8 from byte {error.start} on") from error
 
-    async def _scored(self, texts: dict[int, StreamedText]) -> dict[int, bytes]:
-        """The answers of the lines. If one is rejected, each is scored by itself."""
+    async def _told(self, lines: dict[int, LineT]) -> dict[int, bytes]:
+        """The answers to the lines. If one is rejected, each is answered by itself."""
         try:
-            results = await self._asked(list(texts.values()))
+            results = await self.body.result_of(partial(self.task.results, [*lines.values()]))
         except (InvalidRequest, ModelFailure) as error:
-            if len(texts) == 1:
-                ((number, text),) = texts.items()
-                return {number: self._error(number, text, error)}
+            if len(lines) == 1:
+                ((number, line),) = lines.items()
+                return {number: self._error(number, line, error)}
             told: dict[int, bytes] = {}
-            for number, text in texts.items():
-                told |= await self._scored({number: text})
+            for number, line in lines.items():
+                told |= await self._told({number: line})
             return told
         answers: dict[int, bytes] = {}
-        for i, ((number, text), result) in enumerate(zip(texts.items(), results, strict=True)):
+        for i, ((number, line), result) in enumerate(zip(lines.items(), results, strict=True)):
             if i % _TURN_ANSWERS == 0:
                 await self.body.turn()
-            figures = figures_of(result) | unknown_fields(result.unknown) | parts_of(result)
-            if self.query.percentile:
-                figures |= standing_fields(result.standing)
-            answers[number] = json_line({"line": number} | _id_of(text) | figures)
+            fields = {"line": number} | _id_of(line) | self.task.told(result)
+            answers[number] = json_line(fields)
         return answers
 
-    async def _asked(self, texts: Sequence[StreamedText]) -> list[Scored]:
-        strings = [text.text for text in texts]
-        sources = [text.source for text in texts if text.source is not None]
-        if sources and len(sources) < len(texts):
-            raise InvalidRequest("some lines have a source and some have none")
-        contexts = [text.context for text in texts]
-        asked = ScoreRequest(
-            text=strings,
-            source=sources or None,
-            context=contexts if any(contexts) else "",
-            bos=self.query.bos,
-            eos=self.query.eos,
-            unknown=self.query.unknown,
-            guesses=self.query.guesses,
-            units=self.query.units,
-            adapt=self.query.adapt,
-            percentile=self.query.percentile,
-        )
-        given = {"contexts": asked.contexts(len(strings)), "sources": asked.sources(len(strings))}
-        options = asked.options()
-        return await self.body.result_of(lambda: self.engine.score(strings, options, **given))
+    def _object(self, content: bytes) -> LineT:
+        """A line of JSON. Raises InvalidRequest and BadRequest."""
+        schema = self.task.line
+        if holds_more_values(content, _MOST_VALUES):
+            names = ", ".join(schema.model_fields)
+            raise InvalidRequest(f"a line is one object, with the fields {names}")
+        try:
+            return schema.model_validate_json(content)
+        except ValidationError as error:
+            raise field_errors(schema, error) from error
 
-    def _error(self, number: int, text: StreamedText | None, error: ServiceError) -> bytes:
+    def _error(self, number: int, line: LineT | None, error: ServiceError) -> bytes:
         problem = problem_document(self.request, error).model_dump()
-        return json_line({"line": number, "error": problem} | _id_of(text))
+        return json_line({"line": number, "error": problem} | _id_of(line))
 
 
 def _parts(piece: bytes) -> list[bytes]:
@@ -173,16 +162,6 @@ def _parts(piece: bytes) -> list[bytes]:
     return [piece[i : i + _TURN_LINES] for i in range(0, len(piece), _TURN_LINES)]
 
 
-def _object(content: bytes) -> StreamedText:
-    """A line of JSON. Raises InvalidRequest and BadRequest."""
-    if holds_more_values(content, _MOST_VALUES):
-        raise InvalidRequest("a line is one object, with the fields text, context, source, id")
-    try:
-        return StreamedText.model_validate_json(content)
-    except ValidationError as error:
-        raise field_errors(StreamedText, error) from error
-
-
-def _id_of(text: StreamedText | None) -> dict[str, Any]:
+def _id_of(line: StreamedLine | None) -> dict[str, Any]:
     """The id of the line, if it has one."""
-    return {} if text is None or text.id is None else {"id": text.id}
+    return {} if line is None or line.id is None else {"id": line.id}
