@@ -6,7 +6,9 @@ first four are special, `encode` gives ids and `spans` the characters that each 
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -126,11 +128,16 @@ class Subwords:
 
     @classmethod
     def learn(cls, texts: Iterable[str], vocab_size: int, min_count: int) -> "Subwords":
-        """Learn at most so many tokens from texts; a merge must occur `min_count` times.
+        """Learn at most so many tokens from texts; each must occur `min_count` times.
 
         If the texts have more characters than that, the most frequent ones are kept. The printed
         forms of the special tokens are dropped from the texts first.
         """
+        dropped = str.maketrans("", "", "".join(SPECIAL_TOKENS))
+        texts = [text.translate(dropped) for text in texts]
+        counts = Counter(chain.from_iterable(texts))
+        # The mark of a word's start is one character more; blanks are read as that.
+        alphabet = 1 + sum(counts[x] >= min_count for x in counts if x != " ")
         tokenizer = tokenizers.Tokenizer(
             tokenizers.models.BPE(unk_token=SPECIAL_TOKENS[UNK_ID], fuse_unk=False)
         )
@@ -140,12 +147,11 @@ class Subwords:
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=min_count,
-            limit_alphabet=vocab_size - len(SPECIAL_TOKENS),
+            limit_alphabet=min(vocab_size - len(SPECIAL_TOKENS), alphabet),
             special_tokens=list(SPECIAL_TOKENS),
             show_progress=False,
         )
-        dropped = str.maketrans("", "", "".join(SPECIAL_TOKENS))
-        tokenizer.train_from_iterator((text.translate(dropped) for text in texts), trainer)
+        tokenizer.train_from_iterator(texts, trainer)
         document = json.loads(tokenizer.to_str())
         # Special tokens are never read from a text: there they are unknown characters.
         document["added_tokens"] = []

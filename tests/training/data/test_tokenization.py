@@ -244,8 +244,11 @@ def test_learning_is_the_same_each_time_and_bounded() -> None:
     assert len(Subwords.learn(texts, 64, 2)) < len(first) or len(first) == 64
 
 
-def test_a_merge_occurs_as_often_as_it_must() -> None:
-    tokenizer = Subwords.learn(["ab ab ab", "cd"], 64, 2)
+def test_a_subword_occurs_as_often_as_it_must() -> None:
+    tokenizer = Subwords.learn(["ab ab ab", "cd", "c d", "e"], 64, 3)
     assert "\u2581ab" in tokenizer.tokens
+    assert "cd" not in tokenizer.tokens
+    assert tokenizer.encode("abe").tolist() == [*tokenizer.encode("ab"), UNK_ID]
+    tokenizer = Subwords.learn(["ab ab ab", "cd", "c d", "e"], 64, 2)
     assert "cd" not in tokenizer.tokens
     assert tokenizer.decode(tokenizer.encode("cd ab").tolist()) == "cd ab"
