@@ -16,9 +16,10 @@ export ORT_DISABLE_TELEMETRY := 1
 
 LANGUAGE_MODELS := alice-lstm alice-gru alice-rnn alice-ngram
 PAIR_MODELS := dates-en-de dates-iso g2p-en strings-en-de
+LABEL_MODELS := language-id
 
 .PHONY: help learn which-file serve test test-faults lint format bench bench-peers bench-translate bench-g2p \
-	bench-infill bench-overload bench-anomalies bench-guesses soak bundles shakespeare infill-models \
+	bench-infill bench-overload bench-anomalies bench-guesses bench-languages soak bundles shakespeare infill-models \
 	screenshots chromium promtool lock sbom audit clean
 
 help: ## Show this list.
@@ -108,11 +109,14 @@ bench-overload: $(DEVELOPMENT_ENV)/.done ## Offer ten times the capacity for a m
 bench-anomalies: $(DEVELOPMENT_ENV)/.done ## Score log lines and compare the false alarms with the rate that a percentile predicts.
 	$(BIN)/python -m bench.anomalies
 
+bench-languages: data/languages ## Find the language of short texts, beside four detectors from PyPI (builds their environment first).
+	$(BIN)/python -m bench.languages
+
 soak: $(DEVELOPMENT_ENV)/.done ## Send 40,000 random requests and check that memory, threads and descriptors stay flat.
 	$(BIN)/python -m bench.soak
 
-bundles: $(addprefix data/,g2p-en dates strings-en-de) ## Train and export the shipped bundles again (two hours).
-	for name in $(LANGUAGE_MODELS) $(PAIR_MODELS); do \
+bundles: $(addprefix data/,g2p-en dates strings-en-de languages) ## Train and export the shipped bundles again (two hours).
+	for name in $(LANGUAGE_MODELS) $(PAIR_MODELS) $(LABEL_MODELS); do \
 		$(BIN)/python -m training train training/configs/$$name.toml && \
 		$(BIN)/python -m training export runs/$$name || exit 1; \
 	done
