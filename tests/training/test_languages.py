@@ -147,6 +147,27 @@ def test_a_split_depends_on_the_letters_and_holds_the_package_apart() -> None:
     assert languages.split({"de": shuffled}, apart) == splits
 
 
+@given(st.text("ab é\u4e2d", max_size=300).map(str.strip))
+def test_pieces_are_the_text_cut_before_blanks(text: str) -> None:
+    found = languages.pieces(text)
+
+    assert "".join(found).replace(" ", "") == text.replace(" ", "")
+    assert all(len(piece) <= 2 * languages.MAX_PIECE for piece in found)
+    assert all(len(piece) >= languages.MIN_PIECE for piece in found[:-1])
+
+
+def test_no_piece_is_a_text_of_a_split_or_of_two_languages() -> None:
+    long = "Seite endgültig löschen und danach sofort neu laden"
+    splits = {"train": [(long, "de")], "test": [], "valid": [], "package": []}
+    found = languages.new_pieces(splits)
+    assert [language for _, language in found] == ["de"] * len(languages.pieces(long))
+
+    held_out, shared, *rest = (piece for piece, _ in found)
+    splits["test"] = [(held_out.upper(), "de")]
+    splits["train"].append((shared, "nl"))
+    assert [piece for piece, _ in languages.new_pieces(splits)] == rest
+
+
 def test_the_files_and_their_notices_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

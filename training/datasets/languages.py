@@ -14,6 +14,10 @@ What a text must be to count as one of its language:
 Texts count as the same where their letters are, whatever the case. Variants of a language are
 merged (`pt_BR` and `pt_PT`, `zh_Hans` and `zh_Hant`). The packages of `HELD_OUT` are kept apart,
 and their texts are removed from the others.
+
+Short texts are the hard ones, and there are too few of them. So the texts to train on come once
+more in pieces of a few words (`pieces.tsv`), without those that are a text of another split or
+that two languages share.
 """
 
 import json
@@ -25,7 +29,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from babel import Locale
 
@@ -130,8 +134,9 @@ _LATIN_LANGUAGES = (
 LANGUAGES = tuple(sorted([*_SCRIPTS, *_LATIN_LANGUAGES]))
 _OTHER_CODES = {"no": "nb", "iw": "he", "in": "id"}
 
-MAX_TEXTS = 20_000  # of a language
+MAX_TEXTS = 30_000  # of a language
 MAX_CHARS = 300  # of a text
+MIN_PIECE, MAX_PIECE = 5, 20  # characters, up to the next blank
 _TEST_SHARE, _VALID_SHARE = 0.08, 0.03
 _LOANS = 3  # languages that leave an English message as it is, from which it is not English
 _MIN_LETTERS = 3
@@ -143,6 +148,9 @@ _JSON = re.compile(
     r"(?:-[0-9a-f]{32})?\.json"
     r"|(?P<locales>.*/locales/)(?P<locale>[\w-]+)/(?P<name>[^/]+)\.json"
 )
+
+
+Splits: TypeAlias = dict[str, list[tuple[str, str]]]  # texts and their languages
 
 
 class Message(NamedTuple):
@@ -218,7 +226,7 @@ class Texts:
 
 
 def build(folder: Path) -> list[str]:
-    """Write `train.tsv`, `valid.tsv`, `test.tsv`, `package.tsv` and `NOTICES.txt`."""
+    """Write `train.tsv`, `pieces.tsv`, `valid.tsv`, `test.tsv`, `package.tsv`, `NOTICES.txt`."""
     texts = Texts()
     apart: dict[str, set[str]] = {language: set() for language in LANGUAGES}  # keys
     lines: list[str] = []
@@ -242,28 +250,59 @@ def build(folder: Path) -> list[str]:
     kept = texts.of_languages()
     lines.append(f"dropped: {_counts(texts.dropped)}")
     splits = split(kept, apart)
+    splits["pieces"] = new_pieces(splits)
     for name, labelled in splits.items():
         lines.append(write_pairs(folder / f"{name}.tsv", labelled))
         lines.append(f"  {_counts(Counter(language for _, language in labelled))}")
     return lines
 
 
-def split(
-    texts: dict[str, dict[str, str]], apart: dict[str, set[str]]
-) -> dict[str, list[tuple[str, str]]]:
+def split(texts: dict[str, dict[str, str]], apart: dict[str, set[str]]) -> Splits:
     """Texts and their languages by split, from texts by key and the keys of each that are apart.
 
     Of a language at most MAX_TEXTS that are not apart, the first by SHA-256, which also gives the
     split.
     """
-    splits: dict[str, list[tuple[str, str]]] = {x: [] for x in ("train", "valid", "test")}
-    splits["package"] = []
+    splits: Splits = {x: [] for x in ("train", "valid", "test", "package")}
     for language, by_key in texts.items():
         own = apart[language]
         splits["package"] += [(text, language) for key, text in by_key.items() if key in own]
         for key in by_digest(by_key.keys() - own)[:MAX_TEXTS]:
             splits[_split_of(key)].append((by_key[key], language))
     return {name: sorted(labelled) for name, labelled in splits.items()}
+
+
+def pieces(text: str) -> list[str]:
+    """The text cut before blanks into pieces whose lengths follow from its SHA-256.
+
+    Where no blank comes soon, as in Chinese, it is cut between characters.
+    """
+    found: list[str] = []
+    for byte in sha256(text.encode()).digest():
+        size = MIN_PIECE + byte % (MAX_PIECE - MIN_PIECE + 1)
+        end = text.find(" ", size)
+        if not 0 < end <= 2 * MAX_PIECE:
+            end = size if len(text) > 2 * MAX_PIECE else len(text)
+        found.append(text[:end])
+        text = text[end:].lstrip()
+    return [piece for piece in found if piece]
+
+
+def new_pieces(splits: Splits) -> list[tuple[str, str]]:
+    """The pieces of the texts to train on that no split holds and only one language has."""
+    known = {key_of(text) for labelled in splits.values() for text, _ in labelled}
+    found: dict[str, dict[str, str]] = {}  # pieces by key, and by language the first
+    for text, language in splits["train"]:
+        for piece in pieces(text):
+            key = key_of(piece)
+            if key not in known and is_written_in(piece, language):
+                found.setdefault(key, {}).setdefault(language, piece)
+    return sorted(
+        (piece, language)
+        for own in found.values()
+        for language, piece in own.items()
+        if len(own) == 1
+    )
 
 
 def _fault(text: str, language: str) -> str | None:
