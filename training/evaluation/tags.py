@@ -35,6 +35,6 @@ def tagged_text(text: str, ids: Sequence[int], labels: Labels) -> str:
         return "".join(name or x for x, name in zip(text, names, strict=True))
     parts, end = [], 0
     for start, stop, label in tags(ids, labels):
-        parts.append(f"{text[end:start]}[{text[start:stop]} {label}]")
+        parts.append(f"{text[end:start]}[{text[start:stop]}]({label})")
         end = stop
     return "".join([*parts, text[end:]])

@@ -43,8 +43,8 @@ def test_runs_of_labels_are_tags(
 @pytest.mark.parametrize(
     ("labels", "text", "ids", "shown"),
     [
-        (PLAIN, "abcd", [0, 1, 1, 0], "a[bc x]d"),
-        (PLAIN, "ab", [1, 2], "[a x][b y]"),
+        (PLAIN, "abcd", [0, 1, 1, 0], "a[bc](x)d"),
+        (PLAIN, "ab", [1, 2], "[a](x)[b](y)"),
         (ACCENTS, "ete", [1, 0, 1], "été"),
     ],
 )
