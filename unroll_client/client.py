@@ -3,7 +3,7 @@
 Arguments have the names of the service's fields (see `/docs`); omitted ones are not sent.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Self, TypeVar, Unpack
 
@@ -28,17 +28,20 @@ from unroll_client.exchange import (
     mounts_of,
 )
 from unroll_client.options import (
+    ClassifyLineOptions,
     ClassifyOptions,
     GenerateOptions,
     InfillOptions,
     LineOptions,
     ScoreOptions,
+    TagLineOptions,
     TagOptions,
     Texts,
     TranslateOptions,
 )
 from unroll_client.results import (
     ClassifyAnswer,
+    ClassifyResult,
     GenerateAnswer,
     GenerateDone,
     InfillAnswer,
@@ -47,6 +50,7 @@ from unroll_client.results import (
     ScoreResult,
     StreamedToken,
     TagAnswer,
+    TagResult,
     TranslateAnswer,
     TranslatedToken,
     built,
@@ -111,11 +115,7 @@ class Unroll:
 
         A refused text has its error in place of a result; the error is not raised.
         """
-        remaining = iter(texts)
-        while batch := list(islice(remaining, LINES)):
-            with connecting():
-                answer = self._http.post("/score", **lines_of(batch, options))
-            yield from line_results(answer)
+        return self._lines(ScoreResult, "/score", texts, options)
 
     def translate(self, source: Texts, **options: Unpack[TranslateOptions]) -> TranslateAnswer:
         """Translate a source, or every source of a list."""
@@ -144,6 +144,18 @@ class Unroll:
         """A label for each character of a text, or of every text of a list."""
         return self._post(TagAnswer, "/tag", body_of(options, text=text))
 
+    def classify_lines(
+        self, texts: Iterable[str], **options: Unpack[ClassifyLineOptions]
+    ) -> Iterator[ClassifyResult | UnrollError]:
+        """The labels of every text of an endless list, as `score_lines` gives their scores."""
+        return self._lines(ClassifyResult, "/classify", texts, options)
+
+    def tag_lines(
+        self, texts: Iterable[str], **options: Unpack[TagLineOptions]
+    ) -> Iterator[TagResult | UnrollError]:
+        """The tags of every text of an endless list, as `score_lines` gives their scores."""
+        return self._lines(TagResult, "/tag", texts, options)
+
     def models(self) -> tuple[Model, ...]:
         """Every served model."""
         return tuple(built(Model, each) for each in self._get("/models")["models"])
@@ -164,6 +176,15 @@ class Unroll:
     def _post(self, kind: type[Answer], path: str, body: dict[str, Any]) -> Answer:
         with connecting():
             return answer_of(kind, content_of(self._http.post(path, json=body)))
+
+    def _lines(
+        self, kind: type[Answer], path: str, texts: Iterable[str], options: Mapping[str, Any]
+    ) -> Generator[Answer | UnrollError, None, None]:
+        remaining = iter(texts)
+        while batch := list(islice(remaining, LINES)):
+            with connecting():
+                answer = self._http.post(path, **lines_of(batch, options))
+            yield from line_results(kind, answer)
 
     def _stream(
         self, kinds: dict[str, type[Any]], path: str, body: dict[str, Any]
@@ -223,19 +244,14 @@ class AsyncUnroll:
         """The probability of a text, or of every text of a list."""
         return await self._post(ScoreAnswer, "/score", body_of(options, text=text))
 
-    async def score_lines(
+    def score_lines(
         self, texts: Iterable[str], **options: Unpack[LineOptions]
     ) -> AsyncGenerator[ScoreResult | UnrollError, None]:
         """The probability of every text of an endless list, in order, some hundreds a request.
 
         A refused text has its error in place of a result; the error is not raised.
         """
-        remaining = iter(texts)
-        while batch := list(islice(remaining, LINES)):
-            async with connecting_async():
-                answer = await self._http.post("/score", **lines_of(batch, options))
-            for result in line_results(answer):
-                yield result
+        return self._lines(ScoreResult, "/score", texts, options)
 
     async def translate(
         self, source: Texts, **options: Unpack[TranslateOptions]
@@ -268,6 +284,18 @@ class AsyncUnroll:
         """A label for each character of a text, or of every text of a list."""
         return await self._post(TagAnswer, "/tag", body_of(options, text=text))
 
+    def classify_lines(
+        self, texts: Iterable[str], **options: Unpack[ClassifyLineOptions]
+    ) -> AsyncGenerator[ClassifyResult | UnrollError, None]:
+        """The labels of every text of an endless list, as `score_lines` gives their scores."""
+        return self._lines(ClassifyResult, "/classify", texts, options)
+
+    def tag_lines(
+        self, texts: Iterable[str], **options: Unpack[TagLineOptions]
+    ) -> AsyncGenerator[TagResult | UnrollError, None]:
+        """The tags of every text of an endless list, as `score_lines` gives their scores."""
+        return self._lines(TagResult, "/tag", texts, options)
+
     async def models(self) -> tuple[Model, ...]:
         """Every served model."""
         return tuple(built(Model, each) for each in (await self._get("/models"))["models"])
@@ -288,6 +316,16 @@ class AsyncUnroll:
     async def _post(self, kind: type[Answer], path: str, body: dict[str, Any]) -> Answer:
         async with connecting_async():
             return answer_of(kind, content_of(await self._http.post(path, json=body)))
+
+    async def _lines(
+        self, kind: type[Answer], path: str, texts: Iterable[str], options: Mapping[str, Any]
+    ) -> AsyncGenerator[Answer | UnrollError, None]:
+        remaining = iter(texts)
+        while batch := list(islice(remaining, LINES)):
+            async with connecting_async():
+                answer = await self._http.post(path, **lines_of(batch, options))
+            for result in line_results(kind, answer):
+                yield result
 
     async def _stream(
         self, kinds: dict[str, type[Any]], path: str, body: dict[str, Any]

@@ -12,7 +12,6 @@ from unroll_client.errors import ConnectionFailed, ServerError, UnrollError, err
 from unroll_client.events import Event, EventParser
 from unroll_client.results import (
     GenerateDone,
-    ScoreResult,
     StreamedToken,
     TranslateAnswer,
     TranslatedToken,
@@ -21,7 +20,7 @@ from unroll_client.results import (
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT_S = 120.0  # the service's own, for one request
-# Lines in one request of `score_lines`: over HTTP/1.1, httpx sends the whole body before it reads.
+# Lines in one request of a stream of lines: over HTTP/1.1, httpx sends the whole body first.
 LINES = 512
 
 Answer = TypeVar("Answer")
@@ -76,7 +75,7 @@ def body_of(options: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
 
 
 def lines_of(texts: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """A streamed `/score` of some texts, as arguments of httpx."""
+    """A streamed request for some texts, as arguments of httpx."""
     return {
         "params": {
             name: str(x).lower() if isinstance(x, bool) else x for name, x in options.items()
@@ -86,8 +85,8 @@ def lines_of(texts: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def line_results(answer: httpx.Response) -> Iterator[ScoreResult | UnrollError]:
-    """The results of a streamed `/score`, in order. Raises what ended the stream."""
+def line_results(kind: type[Answer], answer: httpx.Response) -> Iterator[Answer | UnrollError]:
+    """The results of a stream of lines, in order. Raises what ended the stream."""
     if answer.status_code != 200:
         content_of(answer)
     for line in answer.text.splitlines():
@@ -97,7 +96,7 @@ def line_results(answer: httpx.Response) -> Iterator[ScoreResult | UnrollError]:
         if "error" in told:
             yield error_of(int(told["error"]["status"]), told["error"], {})
         else:
-            yield answer_of(ScoreResult, told)
+            yield answer_of(kind, told)
 
 
 def content_of(answer: httpx.Response) -> dict[str, Any]:

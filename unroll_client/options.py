@@ -130,3 +130,23 @@ class TagOptions(TypedDict, total=False):
     places: bool
     top: int
     unknown: str
+
+
+class ClassifyLineOptions(TypedDict, total=False):
+    """Query parameters of a streamed `/classify`."""
+
+    model: str
+    top: int
+    min_probability: float
+    unknown: str
+    steps: bool
+
+
+class TagLineOptions(TypedDict, total=False):
+    """Query parameters of a streamed `/tag`."""
+
+    model: str
+    n: int
+    places: bool
+    top: int
+    unknown: str

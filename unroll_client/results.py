@@ -335,10 +335,10 @@ class TagResult:
     text: str
     logprob: float
     tags: tuple[Tag, ...]
-    alternatives: tuple[Tagging, ...]
-    places: tuple[Place, ...] | None
     unknown: tuple[int, ...]  # positions of the first 1,024
     unknown_chars: int
+    alternatives: tuple[Tagging, ...] = ()
+    places: tuple[Place, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from service.tasks.engine import (
     INFILL,
     PROPOSE,
     SCORE,
+    SCORE_LABELS,
     TAG,
     TRANSLATE,
     Ability,
@@ -121,11 +122,14 @@ async def _generate(engine: Engine, body: str) -> Answer:
 
 async def _score(engine: Engine, body: str) -> Answer:
     request = _parsed(ScoreRequest, body)
-    scores = _able(engine, SCORE)
-    texts = listed(request.text)
-    contexts, sources = request.contexts(len(texts)), request.sources(len(texts))
-    options = request.options()
-    results = await scores.score(texts, options, contexts=contexts, sources=sources)
+    texts, options = listed(request.text), request.options()
+    labels = request.labels(len(texts))
+    if labels is not None:
+        results = await _able(engine, SCORE_LABELS).score_labels(texts, labels, options)
+    else:
+        contexts, sources = request.contexts(len(texts)), request.sources(len(texts))
+        scores = _able(engine, SCORE)
+        results = await scores.score(texts, options, contexts=contexts, sources=sources)
     return _plain(ScoreResponse.of(engine, options, results))
 
 

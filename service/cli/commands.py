@@ -7,6 +7,7 @@ or JSON.
 
 import argparse
 import itertools
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -147,7 +148,7 @@ def _write_generated(answers: Answers, options: argparse.Namespace, texts: list[
 
 
 def _write_scored(answers: Answers, options: argparse.Namespace, texts: list[str]) -> None:
-    body = _given(options, ("source", "context", "unknown")) | {"text": texts}
+    body = _given(options, ("source", "context", "label", "unknown")) | {"text": texts}
     body |= {"eos": True} if options.eos else {}
     body |= {"tokens": True} if options.tokens else {}
     body |= {"adapt": True} if options.adapt else {}
@@ -157,6 +158,8 @@ def _write_scored(answers: Answers, options: argparse.Namespace, texts: list[str
     for text, result in zip(texts, answers.ask("/score", body)["results"], strict=True):
         row = {**result, "text": text}
         form = "{bits_per_char}\t{text}"
+        if options.label is not None:
+            form = f"{math.exp(result['logprob']):.4f}\t{{text}}"
         if options.guesses:
             form = f"{_guesses_in_words(result)}\t{form}"
         if options.percentile:

@@ -81,6 +81,10 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
 def _add_score_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", help="encoder-decoders: the source that the texts translate")
     parser.add_argument("--context", help="read before each text, but not counted")
+    parser.add_argument(
+        "--label",
+        help="of models that label texts: print the probability of this label instead",
+    )
     parser.add_argument("--unknown", choices=("unk", "error", "skip"))
     parser.add_argument("--eos", action="store_true", help="count the end of each text")
     parser.add_argument(

@@ -28,6 +28,7 @@ from unroll_client import (
     ScoreResult,
     ServerError,
     StreamedToken,
+    TagResult,
     TranslateAnswer,
     TranslatedToken,
     Unroll,
@@ -107,6 +108,11 @@ def test_labels_are_those_of_the_wire(server: Server) -> None:
         options: dict[str, Any] = {"model": LABELS, "top": 2, "steps": True}
         classified = client.classify(texts, **options)
         assert as_json(classified) == wire(server, "/classify", text=texts, **options)
+        names = [each.labels[1].label for each in classified.results]
+        scored = client.score(texts, model=LABELS, label=names)
+        assert [each.logprob for each in scored.results] == [
+            each.labels[1].logprob for each in classified.results
+        ]
         options = {"model": TAGS, "n": 2, "places": True, "top": 3}
         tagged = client.tag(texts, **options)
         assert as_json(tagged) == wire(server, "/tag", text=texts, **options)
@@ -117,6 +123,19 @@ def test_labels_are_those_of_the_wire(server: Server) -> None:
         assert resumed.labels[:2] == classified.results[0].labels
         with pytest.raises(InvalidRequest, match="does not classify texts; it answers /tag"):
             client.classify("a", model=TAGS)
+
+
+def test_lines_are_labelled_however_many(server: Server) -> None:
+    texts = [f"a bad idea {'abc' * (i % 5)}" for i in range(700)]
+    with Unroll(server.url) as client:
+        wanted = client.classify(texts[:5], model=LABELS, top=1, steps=True).results
+        found = list(client.classify_lines(iter(texts), model=LABELS, top=1, steps=True))
+        assert found == [wanted[i % 5] for i in range(len(texts))]
+        tags = client.tag(texts[:5], model=TAGS, n=2, places=True, top=2).results
+        assert list(client.tag_lines(texts[:5], model=TAGS, n=2, places=True, top=2)) == list(tags)
+        good, bad = client.tag_lines(["a", "\u2603"], model=TAGS, unknown="error")
+        assert isinstance(good, TagResult)
+        assert isinstance(bad, InvalidRequest)
 
 
 def test_adapt_is_an_option_like_the_others(server: Server) -> None:
@@ -187,7 +206,13 @@ def test_asyncio_gives_the_same(server: Server) -> None:
                 assert last == translated
                 labelled = await client.classify("abide", model=LABELS)
                 assert labelled == plain.classify("abide", model=LABELS)
-                assert await client.tag("abide", model=TAGS) == plain.tag("abide", model=TAGS)
+                tagged = await client.tag("abide", model=TAGS)
+                assert tagged == plain.tag("abide", model=TAGS)
+                streamed = [x async for x in client.classify_lines(["abide"], model=LABELS)]
+                assert streamed == list(labelled.results)
+                assert [x async for x in client.tag_lines(["abide"], model=TAGS)] == list(
+                    tagged.results
+                )
                 assert await client.models() == plain.models()
                 assert await client.model(PAIRS) == plain.model(PAIRS)
                 assert await client.ready()

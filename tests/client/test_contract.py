@@ -13,12 +13,14 @@ import pytest
 from pydantic import BaseModel
 
 from service.endpoints import (
+    classify_stream_wire,
     classify_wire,
     generate_wire,
     infill_wire,
     models_wire,
     score_stream_wire,
     score_wire,
+    tag_stream_wire,
     tag_wire,
 )
 from service.endpoints import translate_wire as translating
@@ -67,6 +69,11 @@ OPTIONS: dict[type[Any], tuple[type[BaseModel], set[str]]] = {
     options.LineOptions: (score_stream_wire.ScoreStreamQuery, {"mode", "every"}),
     options.InfillOptions: (infill_wire.InfillRequest, {"prefix", "suffix", "stream"}),
     options.ClassifyOptions: (classify_wire.ClassifyRequest, {"text"}),
+    options.ClassifyLineOptions: (
+        classify_stream_wire.ClassifyStreamQuery,
+        {"mode", "every"},
+    ),
+    options.TagLineOptions: (tag_stream_wire.TagStreamQuery, set()),
     options.TagOptions: (tag_wire.TagRequest, {"text"}),
     options.TranslateOptions: (translating.TranslateRequest, {"source", "stream"}),
 }

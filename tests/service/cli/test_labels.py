@@ -63,6 +63,16 @@ def test_the_likeliest_label_is_printed_unless_more_are_asked_for(
     assert [row.split("\t")[-1] for row in table] == [x["label"] for x in labels]
 
 
+def test_a_label_is_scored_with_its_probability(printed: Any, folder: Path) -> None:
+    labels = answered(folder, "text", "/classify")["results"][0]["labels"]
+    for each in labels:
+        row = f"{each['probability']:.4f}\t{TEXT}"
+        assert printed("score", "text", "--label", each["label"], TEXT) == [row]
+    last = labels[-1]
+    (line,) = printed("score", "text", "--label", last["label"], "--format", "json", TEXT)
+    assert json.loads(line)["logprob"] == last["logprob"]
+
+
 def test_json_has_all_that_was_answered(printed: Any, folder: Path) -> None:
     (line,) = printed("classify", "forward", "--steps", "--format", "json", TEXT)
     wanted = answered(folder, "forward", "/classify", steps=True, top=1)["results"][0]
@@ -111,6 +121,8 @@ def test_a_marked_text_keeps_what_is_between_its_tags() -> None:
         ("classify chain", "this model does not classify texts; it answers /tag"),
         ("tag chain --n 1000", "--n: "),
         ("tag chain --top 2", "top needs places: true"),
+        ("score text --label nothing", "--label: "),
+        ("score text", "this model does not score texts; it answers /classify"),
         ("tag text", "this model does not tag texts; it answers /classify"),
     ],
 )
