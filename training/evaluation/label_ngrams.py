@@ -1,6 +1,6 @@
 """Labels of texts from bags of character n-grams: naive Bayes and logistic regression.
 
-Both are hard to beat on short texts. N texts, L labels.
+Both are hard to beat on short texts. N texts, L labels, F features.
 """
 
 import warnings
@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import clone
 from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
@@ -21,39 +20,46 @@ from training.data.labelled import LabelledCorpus, LabelledSplit
 from training.evaluation.labeler import judged, label_metrics
 
 _ORDER = 5  # characters of the longest n-grams
-# Bounds of memory and time: at most so many characters are learned from, and fewer where there are
-# many labels (a minute for 50 labels); n-grams are hashed to at most so many features.
-_MOST_CHARS = 3_000_000
-_MOST_CHARS_TIMES_LABELS = 100_000_000
+# N-grams are hashed to at most so many features, fewer where there are many labels.
 _MOST_FEATURES = 2**18
-_MOST_WEIGHTS = 2**25  # features times labels
+_MOST_WEIGHTS = 2**24  # features times labels
 _CHOOSING_TEXTS = 4_000  # of the validation split, that the amount of smoothing is chosen on
 
-_SMOOTHING = (1.0, 0.1, 0.01)  # of naive Bayes
-_INVERSE_PENALTIES = (10.0, 100.0)  # of logistic regression
+# Characters of the training texts that are learned from: naive Bayes reads them once, in blocks.
+_MOST_COUNTED = 20_000_000
+_BLOCK_TEXTS = 10_000
+_SMOOTHING = (1.0, 0.1, 0.01)
+
+_MOST_FITTED = 3_000_000
+_MOST_FITTED_TIMES_LABELS = 100_000_000  # takes a minute
+_INVERSE_PENALTIES = (10.0, 100.0)
 _EPOCHS = 10
 
 Floats: TypeAlias = npt.NDArray[np.float64]
-Features: TypeAlias = Any  # a sparse matrix [N, features]
-Model: TypeAlias = Any
+Bools: TypeAlias = npt.NDArray[np.bool_]
+Features: TypeAlias = Any  # [N, F], sparse
+Model: TypeAlias = Any  # of scikit-learn
+Fitted: TypeAlias = Callable[[Features], Floats]  # to log-probabilities [N, L]
 # Texts to [N, L]; where a text may have several labels, log P of each by itself.
 LogProbs: TypeAlias = Callable[[Sequence[str]], Floats]
 
 
 def ngram_floors(corpus: LabelledCorpus, seed: int = 0) -> dict[str, LogProbs]:
-    """Naive Bayes and multinomial logistic regression, smoothed as suits the validation split.
+    """Multinomial naive Bayes and logistic regression, smoothed as suits the validation split.
 
     A name says so if not all training texts were learned from.
     """
-    return _Fitting(corpus, seed).floors()
+    fitting = _Fitting(corpus, seed)
+    return {**fitting.naive_bayes(), **fitting.logistic_regression()}
 
 
 class _Fitting:
     def __init__(self, corpus: LabelledCorpus, seed: int) -> None:
         self._labels = corpus.labels
+        self._count = len(corpus.labels.names)
+        self._train = corpus.train
+        self._valid = corpus.valid
         self._seed = seed
-        count = len(corpus.labels.names)
-        size = 2 ** int(np.log2(min(_MOST_FEATURES, _MOST_WEIGHTS // count)))
         self._ngrams = HashingVectorizer(
             analyzer="char",
             ngram_range=(1, _ORDER),
@@ -61,82 +67,109 @@ class _Fitting:
             preprocessor=_marked,
             alternate_sign=False,
             norm=None,
-            n_features=size,
+            n_features=2 ** int(np.log2(min(_MOST_FEATURES, _MOST_WEIGHTS // self._count))),
             dtype=np.float32,
         )
-        kept = _sample(corpus.train, min(_MOST_CHARS, _MOST_CHARS_TIMES_LABELS // count), seed)
-        self._part = f" ({len(kept):,} texts)" if len(kept) < len(corpus.train) else ""
-        self._counts = self._ngrams.transform([corpus.train.texts[i] for i in kept])
-        self._targets = _targets(corpus.train, kept, count)
-        rng = np.random.default_rng(seed)
-        valid = rng.permutation(len(corpus.valid))[:_CHOOSING_TEXTS].tolist()
-        self._valid = self._ngrams.transform([corpus.valid.texts[i] for i in valid])
-        self._wanted = [corpus.valid.labels[i] for i in valid]
 
-    def floors(self) -> dict[str, LogProbs]:
-        """The fitted floors."""
-        bayes = self._chosen(
-            [MultinomialNB(alpha=alpha) for alpha in _SMOOTHING], self._counts, self._valid
-        )
-        weights = TfidfTransformer(sublinear_tf=True).fit(self._counts)
-        regression = self._chosen(
-            [
-                LogisticRegression(
-                    C=penalty, solver="saga", max_iter=_EPOCHS, random_state=self._seed
-                )
-                for penalty in _INVERSE_PENALTIES
-            ],
-            weights.transform(self._counts),
-            weights.transform(self._valid),
-        )
-        ngrams = self._ngrams
-        return {
-            f"naive_bayes{self._part}": lambda texts: bayes(ngrams.transform(texts)),
-            f"logistic_regression{self._part}": lambda texts: regression(
-                weights.transform(ngrams.transform(texts))
-            ),
-        }
+    def naive_bayes(self) -> dict[str, LogProbs]:
+        """It needs the sums of each label's n-grams and nothing else, which are small."""
+        kept = _sample(self._train, _MOST_COUNTED, self._seed)
+        sums = np.zeros((self._count + 1, self._ngrams.n_features))  # the last are of all texts
+        texts = np.zeros(self._count)  # of each label
+        for start in range(0, len(kept), _BLOCK_TEXTS):
+            block = kept[start : start + _BLOCK_TEXTS]
+            features = self._ngrams.transform([self._train.texts[i] for i in block])
+            targets = _targets(self._train, block, self._count)
+            texts += targets.sum(axis=0)
+            for label in np.flatnonzero(targets.any(axis=0)):
+                sums[label] += np.asarray(features[targets[:, label]].sum(axis=0)).ravel()
+            sums[-1] += np.asarray(features.sum(axis=0)).ravel()
+        models = [self._bayes(sums, texts, len(kept), alpha) for alpha in _SMOOTHING]
+        return {f"naive_bayes{self._part(kept)}": self._chosen(models, self._ngrams.transform)}
 
-    def _chosen(
-        self, models: Sequence[Model], features: Features, valid: Features
-    ) -> Callable[[Features], Floats]:
-        """The model, once fitted, that labels most validation texts right."""
-        fitted = [self._fitted(model, features) for model in models]
-        return max(fitted, key=lambda logprobs: self._accuracy(logprobs(valid)))
+    def _bayes(self, sums: Floats, texts: Floats, total: int, alpha: float) -> Fitted:
+        """From the sums [L + 1, F], and the number of texts that each label has."""
 
-    def _accuracy(self, logprobs: Floats) -> float:
-        """On the validation texts."""
-        found = judged(self._labels, list(logprobs), self._wanted)
-        return label_metrics(found, self._labels)["accuracy"]
+        def fitted(rows: Floats, counts: Floats) -> Fitted:
+            model = MultinomialNB(alpha=alpha, class_prior=counts / counts.sum())
+            model.fit(rows, np.arange(len(rows)))
+            return lambda features: _logprobs(model, features, len(rows))
 
-    def _fitted(self, model: Model, features: Features) -> Callable[[Features], Floats]:
         if not self._labels.several:
-            classes = self._targets.argmax(axis=1)
-            return _logprobs_of(model, features, classes, len(self._labels.names))
-        columns = self._targets.T.astype(np.int64)
-        each = [_logprobs_of(clone(model), features, labels, 2) for labels in columns]
-        return lambda rows: np.stack([logprobs(rows)[:, 1] for logprobs in each], axis=1)
+            return fitted(sums[:-1], texts + 1.0)
+        return _each_by_itself(
+            [
+                fitted(np.stack([sums[-1] - row, row]), np.array([total - n + 1.0, n + 1.0]))
+                for row, n in zip(sums[:-1], texts, strict=True)
+            ]
+        )
 
+    def logistic_regression(self) -> dict[str, LogProbs]:
+        """On tf-idf, with a softmax; of several labels, one regression for each."""
+        most = min(_MOST_FITTED, _MOST_FITTED_TIMES_LABELS // self._count)
+        kept = _sample(self._train, most, self._seed)
+        targets = _targets(self._train, kept, self._count)
+        counts = self._ngrams.transform([self._train.texts[i] for i in kept])
+        weights = TfidfTransformer(sublinear_tf=True).fit(counts)
+        features = weights.transform(counts)
 
-def _logprobs_of(
-    model: Model, features: Features, classes: npt.NDArray[np.integer], count: int
-) -> Callable[[Features], Floats]:
-    """Fit a model; its log-probabilities [N, L] of all classes, even ones that are not there."""
-    if len(np.unique(classes)) > 1:
+        def fitted(penalty: float) -> Fitted:
+            if not self._labels.several:
+                classes = targets.argmax(axis=1)
+                return self._regression(features, classes, penalty, self._count)
+            columns = targets.T.astype(np.int64)
+            return _each_by_itself([self._regression(features, x, penalty, 2) for x in columns])
+
+        found = self._chosen(
+            [fitted(penalty) for penalty in _INVERSE_PENALTIES],
+            lambda texts: weights.transform(self._ngrams.transform(texts)),
+        )
+        return {f"logistic_regression{self._part(kept)}": found}
+
+    def _regression(
+        self, features: Features, classes: npt.NDArray[np.integer], penalty: float, count: int
+    ) -> Fitted:
+        model = DummyClassifier()  # where there is one class
+        if len(np.unique(classes)) > 1:
+            model = LogisticRegression(
+                C=penalty, solver="saga", max_iter=_EPOCHS, random_state=self._seed
+            )
         with warnings.catch_warnings():
-            # It stops after some epochs: more would take long, and make these floors no better.
+            # It stops after some epochs: more take long, and make it no better.
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(features, classes)
-    else:
-        model = DummyClassifier().fit(features, classes)
+        return lambda rows: _logprobs(model, rows, count)
 
-    def logprobs(rows: Features) -> Floats:
-        found = np.full((rows.shape[0], count), FORBIDDEN)
-        with np.errstate(divide="ignore"):
-            found[:, model.classes_] = model.predict_log_proba(rows)
-        return np.maximum(found, FORBIDDEN)
+    def _chosen(
+        self, models: Sequence[Fitted], transform: Callable[[Sequence[str]], Features]
+    ) -> LogProbs:
+        """The one that labels most validation texts right."""
+        order = np.random.default_rng(self._seed).permutation(len(self._valid))[:_CHOOSING_TEXTS]
+        features = transform([self._valid.texts[i] for i in order])
+        wanted = [self._valid.labels[i] for i in order]
 
-    return logprobs
+        def accuracy(model: Fitted) -> float:
+            found = judged(self._labels, list(model(features)), wanted)
+            return label_metrics(found, self._labels)["accuracy"]
+
+        best = max(models, key=accuracy)
+        return lambda texts: best(transform(texts))
+
+    def _part(self, kept: Sequence[int]) -> str:
+        return f" ({len(kept):,} texts)" if len(kept) < len(self._train) else ""
+
+
+def _logprobs(model: Model, features: Features, count: int) -> Floats:
+    """[N, count]; classes that the model has not seen are there, too."""
+    found = np.full((features.shape[0], count), FORBIDDEN)
+    with np.errstate(divide="ignore"):
+        found[:, model.classes_] = model.predict_log_proba(features)
+    return np.maximum(found, FORBIDDEN)
+
+
+def _each_by_itself(models: Sequence[Fitted]) -> Fitted:
+    """The log-probabilities of the second class of each of these models."""
+    return lambda features: np.stack([x(features)[:, 1] for x in models], axis=1)
 
 
 def _marked(text: str) -> str:
@@ -152,7 +185,7 @@ def _sample(split: LabelledSplit, most_chars: int, seed: int) -> list[int]:
     return sorted({*first.values(), *order[: int(np.searchsorted(chars, most_chars, "right"))]})
 
 
-def _targets(split: LabelledSplit, indices: Sequence[int], count: int) -> npt.NDArray[np.bool_]:
+def _targets(split: LabelledSplit, indices: Sequence[int], count: int) -> Bools:
     """Whether each text has each label, [N, L]."""
     found = np.zeros((len(indices), count), np.bool_)
     for row, i in zip(found, indices, strict=True):

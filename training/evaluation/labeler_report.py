@@ -13,6 +13,12 @@ from training.evaluation.metrics import share_error
 from training.networks.labeler import Labeler
 
 _WORST = 10  # lines of a list of mistakes
+_FLOORS = {
+    "majority": "Always the commonest label",
+    "naive_bayes": "Naive Bayes over character n-grams",
+    "logistic_regression": "Logistic regression over character n-grams",
+    "window": "What stood most often among the same characters",
+}
 
 
 def measure_splits(
@@ -86,11 +92,17 @@ def in_words(metrics: Sequence[LabelerMetrics], labels: Labels) -> list[str]:
             f"{_unseen(found, labels)} ({found.split}), it labels {_right(mine, found, labels)}."
         )
         lines += [
-            f"By {x.name}: {_right(x, found, labels)}."
+            f"{_by(x.name)}: {_right(x, found, labels)}."
             for x in found.measurements
             if x.kind == "baseline"
         ]
     return lines
+
+
+def _by(floor: str) -> str:
+    """A floor in words; one that learned from a part of the texts has their number behind it."""
+    name, space, part = floor.partition(" ")
+    return f"{_FLOORS.get(name, f'By {name}')}{space}{part}"
 
 
 def _unseen(found: LabelerMetrics, labels: Labels) -> str:

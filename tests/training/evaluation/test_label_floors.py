@@ -159,7 +159,9 @@ def test_n_grams_tell_languages_apart_and_the_commonest_label_does_not() -> None
 
 def test_a_part_of_the_texts_has_all_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     """And so the text of a label that is rare is not impossible."""
-    monkeypatch.setattr(label_ngrams, "_MOST_CHARS", 500)
+    monkeypatch.setattr(label_ngrams, "_MOST_COUNTED", 500)
+    monkeypatch.setattr(label_ngrams, "_MOST_FITTED", 500)
+    monkeypatch.setattr(label_ngrams, "_BLOCK_TEXTS", 7)
     labels = Labels(names=["de", "en", "xx"], scope="text", several=False)
     rare = texts_in(["xx"], 1, 2)
     corpus = corpus_of(labels, texts_in(["de", "en"], 300, 0) + rare, texts_in(["xx"], 3, 1))

@@ -1,11 +1,19 @@
 """From a person's labelled files to a configuration, and to a bundle that the service answers."""
 
+import json
 import random
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from service.app import create_app
+from service.bundle.labeler import LabelerManifest
+from service.bundle.store import read_bundle
+from service.settings import Settings
+from tests.fakes import AppClient
 from tests.training.helpers import Main
 from training.config import AnyConfig, load_config
 from training.data.labelled import LabelledCorpus
@@ -87,3 +95,22 @@ def test_few_labelled_texts_are_too_few(call: Main, tmp_path: Path) -> None:
     status, _, err = call("learn", "mine.tsv", "--as", "labels")
     assert status == 1
     assert "99 labelled texts are too few: at least 100 are needed" in err
+
+
+def test_labelled_texts_become_a_model_that_the_service_answers_with(
+    call: Main, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.tsv").write_text(TSV)
+    status, out, err = call("learn", "mine.tsv", "--steps", 20)
+    assert status == 0, err
+    assert re.search(r"Of [0-9]+ texts that it has never seen", out)
+    assert "Always the commonest label: " in out
+    assert "Naive Bayes over character n-grams: " in out
+    assert isinstance(read_bundle(tmp_path / "models/mine").manifest, LabelerManifest)
+    words = shlex.split(out.splitlines()[-1])
+    route, body = words[2].removeprefix("http://127.0.0.1:8000"), json.loads(words[-1])
+    with AppClient(create_app(Settings(models_dir=tmp_path / "models"))) as client:
+        answer = client.post(route, json=body)
+    assert (answer.status_code, route) == (200, "/classify")
+    labels = answer.json()["results"][0]["labels"]
+    assert {x["label"] for x in labels} == {"de", "en", "nl"}
