@@ -190,7 +190,7 @@ def _are_few(values: Sequence[str]) -> bool:
 
 
 def _are_labels(values: Sequence[str]) -> bool:
-    return _are_few(values) and max(map(len, values)) <= _LONGEST_LABEL and not _is_no_text(values)
+    return _are_few(values) and max(map(len, values)) <= _LONGEST_LABEL
 
 
 def _is_no_text(values: Sequence[str]) -> bool:

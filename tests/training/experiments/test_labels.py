@@ -77,7 +77,11 @@ def test_texts_are_classified(runs: Path, call: Main) -> None:
 
 
 def test_texts_are_tagged(runs: Path, call: Main) -> None:
-    assert call("tag", runs / "tagger/run", "trusted", "ou") == (0, "tr[u](V)st[e](V)d\n[ou](V)\n", "")
+    assert call("tag", runs / "tagger/run", "trusted", "ou") == (
+        0,
+        "tr[u](V)st[e](V)d\n[ou](V)\n",
+        "",
+    )
 
 
 def test_an_empty_text_is_refused(runs: Path, call: Main) -> None:

@@ -54,6 +54,7 @@ LOG = [f"2024-01-{i % 28 + 1:02d} 12:00:{i % 60:02d} INFO {words(6)}" for i in r
 TABBED_LOG = [f"2024-01-02T12:00:{i % 60:02d}\t{words(6)}" for i in range(100)]
 LEVELS = [f"{RNG.choice(('INFO', 'WARN'))}\t{words(6)}" for _ in range(100)]
 LABELLED = [f"{words(4)}\t{RNG.choice(('de', 'en', 'fr'))}" for _ in range(100)]
+RATED = [f"{words(4)}\t{RNG.randint(1, 5)}" for _ in range(100)]
 LABEL_SETS = ("a", "b", "c", "a,b", "b,c", "a,c", "a,b,c", "")
 SEVERAL = [f"{words(4)}\t{RNG.choice(LABEL_SETS)}" for _ in range(200)]
 ALIGNED = [f"{text}\t{re.sub('[a-m]', 'X', re.sub('[^a-m]', 'O', text))}" for text in SOME_WORDS]
@@ -81,6 +82,7 @@ SHAPES: dict[str, tuple[Sequence[str], Kind]] = {
     "log lines with tabs": (TABBED_LOG, "lines"),
     "a level and a message": (LEVELS, "labels"),
     "a text and its label": (LABELLED, "labels"),
+    "a text and a rating": (RATED, "labels"),
     "a text and several labels": (SEVERAL, "labels"),
     "a text and a label a character": (ALIGNED, "tags"),
     "times and levels": (TIMED_LEVELS, "lines"),
