@@ -10,7 +10,8 @@ _SIZES = ((256, 64), (192, 64), (128, 64), (96, 48), (64, 32))
 _MANY = 100_000  # texts
 _PROSE_CHARS = 80  # texts that are longer on average are read in subwords, if there are enough
 _PROSE_TEXTS = 2_000
-_LONGEST = 400  # tokens of a text; the rest is cut
+# Tokens of a text; the rest is cut, and the service takes no longer ones.
+_LONGEST = (400, 1000)
 
 
 def plan_labels(sight: Sight, size: int, replicas: int, held_out: float | None) -> Plan:
@@ -58,7 +59,7 @@ def plan_accents(sight: Sight, size: int, replicas: int, held_out: float | None)
         size,
         replicas=replicas,
         held_out=held_out,
-        data={**sight.labelled.options, "max_tokens": _LONGEST},
+        data={**sight.labelled.options, "max_tokens": _LONGEST[0]},
         reasons=["each character is restored by itself, so no letter becomes another"],
     )
 
@@ -115,6 +116,7 @@ def _plan(
     )
 
 
-def _longest(chars: int) -> int:
-    """The tokens that are read of a text: longer ones are rare, and slow down their batch."""
-    return int(min(_LONGEST, max(40, 8 * -(-chars // 8))))
+def _longest(tokens: int) -> int:
+    """The tokens that are read of a text, where few texts have more than so many."""
+    least, most = _LONGEST
+    return min(most, max(least, 8 * -(-tokens // 8)))

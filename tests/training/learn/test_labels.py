@@ -4,6 +4,7 @@ import json
 import random
 import re
 import shlex
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from service.bundle.store import read_bundle
 from service.settings import Settings
 from tests.fakes import AppClient
 from tests.training.helpers import Main
-from training.config import AnyConfig, load_config
+from training.config import AnyConfig, ConfigError, load_config
 from training.data.labelled import LabelledCorpus
 from training.experiments.kinds import trained_experiment_of
+from training.learn.command import _check_same_files
 
 RNG = random.Random(1)
 WORDS = {"de": "der und von mit ein", "en": "the and of with a", "nl": "het en van met een"}
@@ -80,8 +82,12 @@ def test_a_folder_a_label_is_read_by_its_files(call: Main, tmp_path: Path) -> No
     status, out, err = call("learn", "my texts", "--dry-run", "--steps", 20)
     assert status == 0, err
     assert "folders for 3 labels; a text is one of the files" in out
-    _, corpus = chosen(tmp_path / "runs/my-texts")
+    config, corpus = chosen(tmp_path / "runs/my-texts")
     assert corpus.counts["read"] == 240
+    # The same folder goes on with its run; another does not.
+    _check_same_files(config, Namespace(files=[Path("my texts")]), tmp_path)
+    with pytest.raises(ConfigError, match="holds a run with other files"):
+        _check_same_files(config, Namespace(files=[Path("my texts/de")]), tmp_path)
 
 
 def test_labels_are_not_split_by_position(call: Main, tmp_path: Path) -> None:
