@@ -1,17 +1,17 @@
 """The runner of labelers: one run of bounded size in each iteration, of texts that share one.
 
-S places of a run, L labels.
+N texts, S places of a run, L labels.
 """
 
 import logging
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-from service.bundle.arrays import Float32Array, Ids
+from service.bundle.arrays import Float32Array, Ids, Int32Array
 from service.bundle.padding import padded_length
 from service.bundle.text import PAD_ID
 from service.errors import ModelFailure, ServiceError
@@ -25,7 +25,7 @@ _MAX_PLACES = 4096
 # Floats of the log-probabilities of one run, likewise.
 _MAX_FLOATS = 4 * 2**20
 # Places that a text which is read forward takes in one run.
-_CHUNK = 64
+READ_CHUNK = 64
 
 logger = logging.getLogger(__name__)
 
@@ -39,40 +39,29 @@ class PlaceListener(Protocol):
 
 @dataclass(slots=True, eq=False)
 class LabelWork:
-    """One text."""
+    """Texts of one request that are read together; one text, if it is read in chunks."""
 
-    tokens: Ids  # [S] as the model reads them: bos and eos included, where it reads them
-    start: States | None = None  # [1, …] each: read forward from there; None is the beginning
-    listener: PlaceListener | None = None
+    tokens: Ids  # [N, S] as the model reads them: bos and eos included, where it reads them
+    lengths: Int32Array  # [N]
+    start: States | None = None  # [N, …] each: read forward from there; None is the beginning
+    listeners: Sequence[PlaceListener] = ()  # one for each text, or none
     # Filled in by reading:
     position: int = 0
-    logprobs: Float32Array | None = None  # [L] of the text, or after its last token
-    states: States | None = None  # [1, …] each: after its last token, if it is read forward
+    logprobs: Float32Array | None = None  # [N, L] of the texts, or after their last tokens
+    states: States | None = None  # [N, …] each: after the last tokens, if they are read forward
+    rows: int = field(init=False)
+    queued_tokens: int = field(init=False)
+    first_token_at: None = None  # it writes none
+    written_tokens: int = 0
 
-    @property
-    def rows(self) -> int:
-        """One."""
-        return 1
+    def __post_init__(self) -> None:
+        self.rows = len(self.lengths)
+        self.queued_tokens = int(self.lengths.sum())
 
     @property
     def remaining(self) -> int:
-        """Tokens still to read."""
-        return len(self.tokens) - self.position
-
-    @property
-    def queued_tokens(self) -> int:
-        """Tokens that it counts towards the queue's limit."""
-        return len(self.tokens)
-
-    @property
-    def first_token_at(self) -> None:
-        """It writes no token."""
-        return
-
-    @property
-    def written_tokens(self) -> int:
-        """It writes no token."""
-        return 0
+        """Tokens of the longest text still to read."""
+        return int(self.lengths.max()) - self.position
 
 
 Ended = list[tuple[LabelWork, ServiceError | None]]
@@ -103,9 +92,9 @@ class LabelerRunner:
 
     def admit(self, work: Sequence[LabelWork]) -> None:
         """Take texts in."""
-        self._used_rows += len(work)
-        for text in work:
-            self._wait(text)
+        for piece in work:
+            self._used_rows += piece.rows
+            self._wait(piece)
 
     def run(self) -> Ended:
         """Read texts of the line whose turn it is; those that it returns have ended."""
@@ -113,75 +102,93 @@ class LabelerRunner:
             return []
         places = next(iter(self._lines))
         line = self._lines.pop(places)
-        most = min(_MAX_PLACES, _MAX_FLOATS // self._session.num_labels) // places
-        texts = [line.popleft() for _ in range(min(len(line), max(1, most)))]
+        room = min(_MAX_PLACES, _MAX_FLOATS // self._session.num_labels) // places
+        works = [line.popleft()]
+        room -= works[0].rows
+        while line and line[0].rows <= room:
+            works.append(line.popleft())
+            room -= works[-1].rows
         if line:
             self._lines[places] = line  # after the others
-        ended = self._read(places, texts)
-        self._used_rows -= len(ended)
+        ended = self._read(places, works)
+        self._used_rows -= sum(work.rows for work, _ in ended)
         return ended
 
     def drop(self, work: Sequence[LabelWork]) -> None:
         """Remove texts."""
-        ids = {id(text) for text in work}
-        lines = {
-            places: deque(text for text in line if id(text) not in ids)
-            for places, line in self._lines.items()
-        }
-        self._used_rows -= sum(map(len, self._lines.values())) - sum(map(len, lines.values()))
-        self._lines = {places: line for places, line in lines.items() if line}
+        ids = {id(piece) for piece in work}
+        for places, line in list(self._lines.items()):
+            self._used_rows -= sum(piece.rows for piece in line if id(piece) in ids)
+            kept = deque(piece for piece in line if id(piece) not in ids)
+            if kept:
+                self._lines[places] = kept
+            else:
+                del self._lines[places]
 
     def clear(self) -> None:
         """Drop all texts: the worker has ended."""
         self._lines.clear()
         self._used_rows = 0
 
-    def _wait(self, text: LabelWork) -> None:
-        """Put a text into its line."""
-        places = padded_length(text.remaining)
+    def _wait(self, work: LabelWork) -> None:
+        """Put texts into their line."""
+        places = padded_length(work.remaining)
         if self._session.reads_forward:
-            places = min(places, _CHUNK)
-        self._lines.setdefault(places, deque()).append(text)
+            places = min(places, READ_CHUNK)
+        self._lines.setdefault(places, deque()).append(work)
 
-    def _read(self, places: int, texts: Sequence[LabelWork]) -> Ended:
+    def _read(self, places: int, works: Sequence[LabelWork]) -> Ended:
         """Read up to so many places of each text."""
-        parts = [text.tokens[text.position : text.position + places] for text in texts]
-        lengths = np.array([len(part) for part in parts], np.int32)
+        parts = [work.tokens[:, work.position : work.position + places] for work in works]
+        lengths = np.concatenate([work.lengths - work.position for work in works])
+        lengths = np.minimum(lengths, places)
+        tokens = np.full((len(lengths), places), PAD_ID, np.int64)
+        bounds = np.cumsum([0, *(work.rows for work in works)]).tolist()
+        for part, start, end in zip(parts, bounds, bounds[1:], strict=False):
+            tokens[start:end, : part.shape[1]] = part
         if self._session.reads_forward:
-            places = int(lengths.max())
-        tokens = np.full((len(texts), places), PAD_ID, np.int64)
-        for row, part in zip(tokens, parts, strict=True):
-            row[: len(part)] = part
+            tokens = tokens[:, : lengths.max()]
         try:
-            logprobs, states = self._session.label(tokens, lengths, self._states(texts))
+            logprobs, states = self._session.label(tokens, lengths, self._states(works))
         except Exception:  # whatever the runtime raises fails the texts of this run only
             logger.exception("engine %s: a model run raised", self._name)
-            return [(text, run_failed()) for text in texts]
+            return [(work, run_failed()) for work in works]
         ended: Ended = []
-        for i, (text, length) in enumerate(zip(texts, lengths.tolist(), strict=True)):
-            found = logprobs[i, :length] if self._session.labels_places else logprobs[i : i + 1]
-            text.position += length
-            if not np.isfinite(found).all():
+        for work, start, end in zip(works, bounds, bounds[1:], strict=False):
+            rows = slice(start, end)
+            is_sound = self._take(work, logprobs[rows], lengths[rows])
+            work.position += places
+            work.states = tuple(state[rows].copy() for state in states)
+            if not is_sound:
                 failure = ModelFailure("the model gave a log-probability that is not finite")
-                ended.append((text, failure))
-                continue
-            if text.listener is not None:
-                text.listener.took(found)
-            text.start = tuple(state[i : i + 1] for state in states)
-            if text.remaining:
-                self._wait(text)
+                ended.append((work, failure))
+            elif work.remaining <= 0:
+                ended.append((work, None))
             else:
-                text.logprobs, text.states = found[-1].copy(), _owned(text.start)
-                ended.append((text, None))
+                work.start = work.states
+                self._wait(work)
         return ended
 
-    def _states(self, texts: Sequence[LabelWork]) -> States:
+    def _take(self, work: LabelWork, logprobs: Float32Array, lengths: Int32Array) -> bool:
+        """Give work its part of a run; false if that is not finite."""
+        if not self._session.labels_places:
+            work.logprobs = logprobs
+            return bool(np.isfinite(logprobs).all())
+        work.logprobs = logprobs[np.arange(len(lengths)), lengths - 1]
+        is_sound = bool(np.isfinite(work.logprobs).all())
+        for listener, row, length in zip(
+            work.listeners, logprobs, lengths.tolist(), strict=bool(work.listeners)
+        ):
+            places = row[:length]
+            if not np.isfinite(places).all():
+                return False
+            listener.took(places)
+        return is_sound
+
+    def _states(self, works: Sequence[LabelWork]) -> States:
         """Where the texts stand, stacked."""
-        zeros = self._session.initial_states(1)
-        parts = [zeros if text.start is None else text.start for text in texts]
+        parts = [
+            self._session.initial_states(work.rows) if work.start is None else work.start
+            for work in works
+        ]
         return tuple(np.concatenate(tensors) for tensors in zip(*parts, strict=True))
-
-
-def _owned(states: States) -> States:
-    """Copies, so that no text keeps the states of those that it was read with."""
-    return tuple(state.copy() for state in states)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from service.bundle.arrays import Float32Array, Ids
-from service.bundle.text import BOS_ID, UNK_ID
+from service.bundle.text import UNK_ID
 from service.errors import InvalidRequest
 from service.runtime.language_model import States
 from service.scheduling.labeler import LabelWork
+from service.tasks.label_works import grouped
 from service.tasks.unknown import UnknownPolicy
 
 
@@ -40,9 +41,10 @@ class CarriedLabels:
         carried = replace(self, read=self.read + len(ids), unknown=self.unknown + unknown)
         if policy == "skip":
             ids = ids[ids != UNK_ID]
-        tokens = np.append(np.uint16(BOS_ID), ids) if self.states is None else ids
-        return carried, LabelWork(tokens, start=self.states) if len(tokens) else None
+        groups = grouped([ids], reads_forward=True, start=self.states)
+        return carried, groups[0].work if groups else None
 
     def after(self, work: LabelWork) -> "CarriedLabels":
         """The labels once the row has been read."""
-        return replace(self, states=work.states, logprobs=work.logprobs)
+        logprobs = None if work.logprobs is None else work.logprobs[0]
+        return replace(self, states=work.states, logprobs=logprobs)

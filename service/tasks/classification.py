@@ -5,13 +5,13 @@ N texts, L labels.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from service.bundle.arrays import Float32Array, Int64Array
 from service.decoding.rows import Continuation
 from service.errors import InvalidRequest
+from service.runtime.language_model import States
 from service.scheduling.labeler import LabelWork
 from service.tasks.handles import Handle
 from service.tasks.label_model import LabelModel
@@ -21,6 +21,7 @@ from service.tasks.label_values import (
     LabelProbability,
     LabelStep,
 )
+from service.tasks.label_works import Grouped, grouped
 from service.tasks.limits import check_details
 from service.tasks.sides import SideText
 
@@ -35,7 +36,9 @@ class Classification:
         self._model = model
         self._texts = texts
         self._options = options
-        self._plans: list[_Plan] = []
+        self.read_texts: Sequence[SideText] = ()
+        self._groups: Sequence[Grouped] = ()
+        self._steps: Sequence[LikeliestLabels] = ()
         self.size = sum(map(len, texts))
         names = model.label_names
         top = min(options.top or len(names), len(names))
@@ -55,12 +58,20 @@ class Classification:
 
     def read(self) -> None:
         """Turn the texts into rows to read. Raises InvalidRequest."""
-        self._plans = [self._plan(text) for text in self._texts]
+        self.read_texts = self._model.read(self._texts, self._options.unknown)
+        if self._options.steps:
+            self._steps = [LikeliestLabels() for _ in self._texts]
+        self._groups = grouped(
+            [text.ids for text in self.read_texts],
+            reads_forward=bool(self._model.manifest.states),
+            start=None if self._handle is None else self._handle.continuation.states,
+            listeners=self._steps,
+        )
 
     @property
     def works(self) -> list[LabelWork]:
         """The rows to read."""
-        return [plan.work for plan in self._plans if len(plan.work.tokens)]
+        return [group.work for group in self._groups]
 
     @property
     def answer_size(self) -> int:
@@ -70,48 +81,37 @@ class Classification:
     @property
     def prompt_tokens(self) -> int:
         """Tokens of all texts."""
-        return sum(len(plan.text.ids) for plan in self._plans)
+        return sum(len(text.ids) for text in self.read_texts)
 
     @property
     def logprobs(self) -> Float32Array:
         """log P of every label of every text, [N, L], once they have been read."""
-        return np.stack([self._logprobs(plan) for plan in self._plans])
-
-    @property
-    def read_texts(self) -> Sequence[SideText]:
-        """The texts as they were read."""
-        return [plan.text for plan in self._plans]
+        found = np.empty((len(self._texts), len(self._model.label_names)), np.float32)
+        if self._handle is not None:
+            found[:] = self._handle.continuation.logprobs  # of texts with nothing to be read
+        for group in self._groups:
+            found[group.texts] = group.work.logprobs
+        return found
 
     def results(self) -> list[Classified]:
         """The labels of each text, likeliest first."""
-        labels = likeliest_labels(self._model.label_names, self.logprobs, self._options)
+        logprobs, steps = self.logprobs, None
+        states = self._sealed(logprobs) if self._options.return_state else None
+        if self._options.steps:
+            steps = list(map(self._steps_of, self.read_texts, self._steps))
+        labels = likeliest_labels(self._model.label_names, logprobs, self._options)
         return [
             Classified(
                 labels=theirs,
-                unknown=plan.text.unknown,
-                prompt_tokens=len(plan.text.ids),
-                steps=None if plan.steps is None else self._steps(plan.text, plan.steps),
-                state=self._sealed(plan) if self._options.return_state else None,
+                unknown=text.unknown,
+                prompt_tokens=len(text.ids),
+                steps=None if steps is None else steps[i],
+                state=None if states is None else states[i],
             )
-            for plan, theirs in zip(self._plans, labels, strict=True)
+            for i, (text, theirs) in enumerate(zip(self.read_texts, labels, strict=True))
         ]
 
-    def _plan(self, text: str) -> "_Plan":
-        read = self._model.read(text, self._options.unknown)
-        steps = LikeliestLabels() if self._options.steps else None
-        work = LabelWork(self._model.places(read.ids, begins=self._handle is None), listener=steps)
-        if self._handle is not None:
-            work.start = self._handle.continuation.states
-        return _Plan(read, work, steps)
-
-    def _logprobs(self, plan: "_Plan") -> Float32Array:
-        if plan.work.logprobs is not None:
-            return plan.work.logprobs
-        if self._handle is None:
-            raise RuntimeError("run the works first")
-        return self._handle.continuation.logprobs  # nothing was to be read after it
-
-    def _steps(self, text: SideText, steps: "LikeliestLabels") -> list[LabelStep]:
+    def _steps_of(self, text: SideText, steps: "LikeliestLabels") -> list[LabelStep]:
         """The likeliest label after each token of the text."""
         ends = [end for _, end in self._model.reader.tokenizer.spans(text.text)]
         labels, logprobs = steps.last(len(ends))
@@ -123,17 +123,22 @@ class Classification:
             for end, label, probability, logprob in zip(*columns, strict=True)
         ]
 
-    def _sealed(self, plan: "_Plan") -> str:
-        """The handle of a text that was read to its end."""
-        states, read_before = plan.work.states, 0
+    def _sealed(self, logprobs: Float32Array) -> list[str]:
+        """The handles of the texts, which were read to their ends."""
+        seal, now = self._model.seal_of_parts("return_state"), time.time()
+        before = 0
+        states: list[States] = [()] * len(self._texts)
         if self._handle is not None:
-            read_before = self._handle.position
-            states = self._handle.continuation.states if states is None else states
-        if states is None:
-            raise RuntimeError("run the works first")
-        continuation = Continuation(states, self._logprobs(plan))
-        handle = Handle(continuation, read_before + len(plan.work.tokens))
-        return self._model.seal_of_parts("return_state").seal(handle, now=time.time())
+            before = self._handle.position
+            states = [self._handle.continuation.states] * len(self._texts)
+        for group in self._groups:
+            for row, i in enumerate(group.texts.tolist()):
+                states[i] = tuple(x[row : row + 1] for x in group.work.states or ())
+        begins = int(self._handle is None)
+        return [
+            seal.seal(Handle(Continuation(own, row), before + begins + len(text.ids)), now=now)
+            for text, own, row in zip(self.read_texts, states, logprobs, strict=True)
+        ]
 
 
 def check_classify(model: LabelModel, options: ClassifyOptions) -> None:
@@ -183,12 +188,3 @@ class LikeliestLabels:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         labels, logprobs = np.concatenate(self._labels), np.concatenate(self._logprobs)
         return labels[-count:], logprobs[-count:]
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """One text."""
-
-    text: SideText
-    work: LabelWork
-    steps: LikeliestLabels | None

@@ -5,22 +5,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-import numpy as np
-
-from service.bundle.arrays import Ids
 from service.bundle.labeler import LabelerBundle, LabelerManifest
 from service.bundle.manifest import Precision
-from service.bundle.text import BOS_ID, EOS_ID, UNK_ID
+from service.bundle.text import UNK_ID
 from service.decoding.linear_chain import Chain
+from service.decoding.normal_form import normal_form
 from service.errors import InvalidRequest
 from service.settings import Settings
 from service.tasks.handles import ModelStates, Seal
 from service.tasks.limits import at_most
 from service.tasks.sides import SideReader, SideText
-from service.tasks.unknown import UnknownPolicy
+from service.tasks.unknown import Unknown, UnknownPolicy
 
 # Places times labels of one text: as log-probabilities in float32, 16 MB.
 _MAX_PLACE_LABELS = 4 * 2**20
+_NO_UNKNOWN = Unknown()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,28 @@ class LabelModel:
         longest = max(map(len, texts), default=0)
         at_most("text", longest, self.reader.max_chars, "characters in a text")
 
-    def read(self, text: str, policy: UnknownPolicy) -> SideText:
+    def read(self, texts: Sequence[str], policy: UnknownPolicy) -> list[SideText]:
+        """Texts, normalized, with their ids. Raises InvalidRequest.
+
+        If a token is a character, all of them are looked up at once: that is five times as fast.
+        """
+        if self.manifest.text.tokenization != "character":
+            return [self._read(text, policy) for text in texts]
+        rules = self.reader.rules.normalization
+        normal = [normal_form(text, rules, "text") for text in texts]
+        ids = self.reader.tokenizer.encode("".join(normal))
+        has_unknown = bool((ids == UNK_ID).any())
+        if has_unknown and policy != "unk":
+            return [self._read(text, policy) for text in texts]
+        at_most("text", max(map(len, normal), default=0), self.max_tokens, "tokens in a text")
+        ends = list(itertools.accumulate(map(len, normal)))
+        parts = [ids[end - len(text) : end] for text, end in zip(normal, ends, strict=True)]
+        return [
+            SideText(text, part, Unknown.of(part) if has_unknown else _NO_UNKNOWN)
+            for text, part in zip(normal, parts, strict=True)
+        ]
+
+    def _read(self, text: str, policy: UnknownPolicy) -> SideText:
         """A text, normalized, with its ids. Raises InvalidRequest."""
         if policy == "skip" and self.seal is not None:
             # What is left is not normalized again: that would make parts differ from the whole.
@@ -82,12 +102,6 @@ class LabelModel:
             read = self.reader.read(text, policy, "text")
         at_most("text", len(read.ids), self.max_tokens, "tokens in a text")
         return read
-
-    def places(self, ids: Ids, *, begins: bool = True) -> Ids:
-        """The ids as the model reads them: after bos and, if it reads texts whole, before eos."""
-        start = [BOS_ID] if begins else []
-        end = [] if self.manifest.states else [EOS_ID]
-        return np.concatenate([start, ids, end]).astype(np.uint16)
 
     def seal_of_parts(self, option: str) -> Seal:
         """The seal of the states. Raises InvalidRequest where there are none."""

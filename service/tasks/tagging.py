@@ -15,6 +15,7 @@ from service.decoding.linear_chain import Chain, Labeling, labelings
 from service.scheduling.labeler import LabelWork
 from service.tasks.label_model import LabelModel
 from service.tasks.label_values import LabelProbability, Place, Tag, Tagged, Tagging, TagOptions
+from service.tasks.label_works import grouped
 from service.tasks.limits import at_most, check_details
 from service.tasks.sides import SideText
 from service.tasks.tag_spans import TagScheme
@@ -36,7 +37,9 @@ class TagRequest:
         self._scheme = scheme
         self._texts = texts
         self._options = options
-        self._plans: list[_Plan] = []
+        self._read: Sequence[SideText] = ()
+        self._places: Sequence[_Places] = ()
+        self.works: Sequence[LabelWork] = ()  # of every text that is not empty
         self.size = sum(map(len, texts))
         settings = model.settings
         model.check_texts(texts)
@@ -49,17 +52,23 @@ class TagRequest:
 
     def read(self) -> None:
         """Turn the texts into rows to read. Raises InvalidRequest."""
-        self._plans = [self._plan(text) for text in self._texts]
-
-    @property
-    def works(self) -> list[LabelWork]:
-        """The rows to read: of every text that is not empty."""
-        return [plan.work for plan in self._plans if len(plan.text.ids)]
+        self._read = self._model.read(self._texts, self._options.unknown)
+        chain = self._model.chain
+        self._places = [_Places(self._scheme, chain, self._options) for _ in self._texts]
+        some = [i for i, text in enumerate(self._read) if len(text.ids)]
+        self.works = [
+            group.work
+            for group in grouped(
+                [self._read[i].ids for i in some],
+                reads_forward=False,
+                listeners=[self._places[i] for i in some],
+            )
+        ]
 
     @property
     def prompt_tokens(self) -> int:
         """Characters of all texts."""
-        return sum(len(plan.text.ids) for plan in self._plans)
+        return sum(len(text.ids) for text in self._read)
 
     @property
     def answer_size(self) -> int:
@@ -69,20 +78,14 @@ class TagRequest:
 
     def results(self) -> list[Tagged]:
         """The taggings of each text, likeliest first."""
-        return [self._tagged(plan.text, plan.places) for plan in self._plans]
-
-    def _plan(self, text: str) -> "_Plan":
-        read = self._model.read(text, self._options.unknown)
-        places = _Places(self._scheme, self._model.chain, self._options)
-        work = LabelWork(self._model.places(read.ids), listener=places)
-        return _Plan(read, work, places)
+        return list(map(self._tagged, self._read, self._places))
 
     def _tagged(self, text: SideText, places: "_Places") -> Tagged:
         return Tagged(
             taggings=[self._tagging(text.text, x) for x in places.found],
             unknown=text.unknown,
             prompt_tokens=len(text.ids),
-            places=self._places(places) if self._options.places else None,
+            places=self._labels_of(places) if self._options.places else None,
         )
 
     def _tagging(self, text: str, found: "_Found") -> Tagging:
@@ -97,7 +100,7 @@ class TagRequest:
         ]
         return Tagging(text, found.labeling.logprob, tags)
 
-    def _places(self, places: "_Places") -> list[Place]:
+    def _labels_of(self, places: "_Places") -> list[Place]:
         names = self._model.label_names
         columns = (
             places.top_labels.tolist(),
@@ -165,12 +168,3 @@ class _Places:
             order = np.argsort(-marginals, axis=1, kind="stable")[:, : self.options.top]
             self.top_labels = order
             self.top_logprobs = np.take_along_axis(marginals, order, axis=1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """One text."""
-
-    text: SideText
-    work: LabelWork
-    places: _Places

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.bundle.arrays import Float32Array
-from service.bundle.text import BOS_ID, EOS_ID
+from service.bundle.padding import padded_length
+from service.bundle.text import BOS_ID, EOS_ID, PAD_ID
 from service.errors import ModelFailure, ServiceError
 from service.observe.metrics import EngineMetrics, Metrics
 from service.scheduling.admission import QueueBounds
@@ -43,17 +44,29 @@ def session_of(kind: str, gate: Gate | None = None) -> FakeLabelerSession:
 
 
 def text(kind: str, ids: Sequence[int]) -> LabelWork:
+    return texts(kind, [ids])
+
+
+def texts(kind: str, many: Sequence[Sequence[int]]) -> LabelWork:
+    """Texts of one padded length."""
     end = [] if kind == "forward" else [EOS_ID]
-    return LabelWork(np.array([BOS_ID, *ids, *end], np.uint16), listener=Heard())
+    rows = [[BOS_ID, *ids, *end] for ids in many]
+    lengths = np.array([len(row) for row in rows], np.int32)
+    tokens = np.full((len(rows), padded_length(int(lengths[0]))), PAD_ID, np.uint16)
+    for place, row in zip(tokens, rows, strict=True):
+        place[: len(row)] = row
+    return LabelWork(tokens, lengths, listeners=[Heard() for _ in rows] if kind != "text" else [])
 
 
 def outcome(work: LabelWork) -> tuple[bytes, bytes, list[bytes]]:
     """Everything that reading a text gives, to the bit."""
     assert work.logprobs is not None
     assert work.states is not None
-    assert isinstance(work.listener, Heard)
-    heard = np.concatenate(work.listener.parts)
-    return work.logprobs.tobytes(), heard.tobytes(), [x.tobytes() for x in work.states]
+    heard = b""
+    for listener in work.listeners:
+        assert isinstance(listener, Heard)
+        heard += np.concatenate(listener.parts).tobytes()
+    return work.logprobs.tobytes(), heard, [x.tobytes() for x in work.states]
 
 
 def run_to_end(runner: LabelerRunner) -> list[tuple[LabelWork, ServiceError | None]]:
@@ -127,7 +140,24 @@ def test_a_long_text_is_read_forward_in_chunks() -> None:
 def test_a_text_may_be_longer_than_a_run(kind: str) -> None:
     work = alone(kind, [5] * 5000)
     assert work.logprobs is not None
-    assert work.remaining == 0
+    assert work.remaining <= 0
+
+
+@pytest.mark.parametrize("kind", ["text", "places", "forward"])
+def test_texts_that_are_one_piece_of_work_are_as_alone(kind: str) -> None:
+    many = [[5] * length for length in (3, 0, 14, 7)]
+    together, beside = texts(kind, many), text(kind, [6, 7])
+    runner = LabelerRunner(session_of(kind), name="fake")
+    runner.admit([together, beside])
+    assert runner.used_rows == 5
+    assert len(runner.run()) == 2
+    assert runner.used_rows == 0
+    assert together.logprobs is not None
+    for i, each in enumerate(many):
+        one = alone(kind, each)
+        assert one.logprobs is not None
+        assert together.logprobs[i].tobytes() == one.logprobs[0].tobytes()
+    assert outcome(beside) == outcome(alone(kind, [6, 7]))
 
 
 def test_labels_by_the_thousand_make_runs_smaller() -> None:
@@ -140,7 +170,7 @@ def test_labels_by_the_thousand_make_runs_smaller() -> None:
 
 def test_a_text_goes_on_from_a_state_as_if_it_were_one() -> None:
     first = alone("forward", [5, 6, 7])
-    rest = LabelWork(np.array([8, 9], np.uint16), start=first.states, listener=Heard())
+    rest = LabelWork(np.array([[8, 9]], np.uint16), np.array([2], np.int32), first.states)
     runner = LabelerRunner(session_of("forward"), name="fake")
     runner.admit([rest])
     run_to_end(runner)

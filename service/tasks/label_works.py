@@ -1,0 +1,67 @@
+"""Texts as a labeler reads them: those of one padded length as rows that are read together.
+
+N texts, S places of a text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.bundle.arrays import Ids, Int64Array
+from service.bundle.padding import padded_length
+from service.bundle.text import BOS_ID, EOS_ID, PAD_ID
+from service.runtime.language_model import States
+from service.scheduling.labeler import READ_CHUNK, LabelWork, PlaceListener
+
+# Places of one piece of work: few enough that a request can be shared out among the workers.
+_MAX_PLACES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """Some texts of a request as a piece of work."""
+
+    texts: Int64Array  # [N] their places in the request
+    work: LabelWork
+
+
+def grouped(
+    texts: Sequence[Ids],
+    *,
+    reads_forward: bool,
+    start: States | None = None,
+    listeners: Sequence[PlaceListener] = (),
+) -> list[Grouped]:
+    """The work for some texts, given as ids; `start` [1, …] each is where all of them go on.
+
+    Texts without any place, which go on from a state, need none.
+    """
+    begins, ends = start is None, not reads_forward
+    framed = np.array([len(ids) for ids in texts], np.int32) + (int(begins) + int(ends))
+    by_length: dict[int, list[int]] = {}
+    for i, length in enumerate(framed.tolist()):
+        if length:
+            by_length.setdefault(padded_length(length), []).append(i)
+    found = []
+    for places, members in by_length.items():
+        # What is read in chunks is read text by text.
+        is_alone = reads_forward and places > READ_CHUNK
+        size = 1 if is_alone else max(1, _MAX_PLACES // places)
+        for first in range(0, len(members), size):
+            chosen = np.array(members[first : first + size])
+            lengths = framed[chosen]
+            tokens = np.full((len(chosen), places), PAD_ID, np.uint16)
+            columns = np.arange(places) - int(begins)  # where the ids stand
+            inside = (columns >= 0) & (columns < (lengths - int(begins) - int(ends))[:, None])
+            tokens[inside] = np.concatenate([texts[i] for i in chosen.tolist()])
+            if begins:
+                tokens[:, 0] = BOS_ID
+            if ends:
+                tokens[np.arange(len(chosen)), lengths - 1] = EOS_ID
+            states = None
+            if start is not None:
+                states = tuple(np.repeat(state, len(chosen), axis=0) for state in start)
+            told = [listeners[i] for i in chosen.tolist()] if listeners else ()
+            found.append(Grouped(chosen, LabelWork(tokens, lengths, states, told)))
+    return found
