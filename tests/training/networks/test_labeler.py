@@ -122,7 +122,7 @@ def test_an_empty_text_read_forward_has_the_answer_of_its_beginning() -> None:
 @pytest.mark.parametrize("head", ["attention", "forward max", "tags"])
 @pytest.mark.parametrize("place", ["embedding", "between", "output"])
 def test_dropout_changes_logits_only_while_training(head: str, place: str) -> None:
-    model = made(HEADS[head], **{f"dropout_{place}": 0.5})
+    model = made(HEADS[head], "lstm", **{f"dropout_{place}": 0.5})
     inputs = padded(TEXTS, model.head)
     plain = model(*inputs)
     assert torch.equal(model(*inputs, torch.Generator().manual_seed(1)), plain)
