@@ -27,6 +27,7 @@ from training.loop.replicas import Replicas, ShareLoss
 from training.loop.task import Curve, Evaluation, TrainingError, open_device
 from training.networks.labeler import Head, Labeler
 
+_SHOWN_CHARS = 100  # of a text that is shown
 _SHOWN = ("loss", "accuracy", "macro_f1", "exact_match", "span_f1")
 
 
@@ -173,7 +174,8 @@ class LabelerTask:
         lines = answer_lines(
             model, self.corpus.labels, chosen.texts, chosen.tokens, self.device, top=2
         )
-        return [f"    {text}  ->  {line}" for text, line in zip(chosen.texts, lines, strict=True)]
+        shown = zip(map(_one_line, chosen.texts), map(_one_line, lines), strict=True)
+        return [f"    {text}  ->  {line}" for text, line in shown]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The generators, and the position in the batches."""
@@ -233,6 +235,12 @@ def part(split: LabelledSplit, indices: Sequence[int]) -> LabelledSplit:
         tokens=[split.tokens[i] for i in indices],
         labels=[split.labels[i] for i in indices],
     )
+
+
+def _one_line(text: str) -> str:
+    """A text that may be a whole file, for people."""
+    line = " ".join(text.splitlines())
+    return line if len(line) <= _SHOWN_CHARS else f"{line[:_SHOWN_CHARS]}…"
 
 
 def _rows(batch: LabelledBatch, rows: slice, *, of_places: bool) -> LabelledBatch:

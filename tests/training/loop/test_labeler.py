@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.training.labelled import SORTS, labeler_task_of, tiny_labeler_trainer
+from training.data.labelled import LabelledSplit
 from training.data.labelled_batches import NO_LABEL, LabelledBatch
 from training.evaluation.labeler import Judged
 from training.loop import checkpoint
@@ -357,6 +358,18 @@ def test_texts_are_shown_with_their_labels(tmp_path: Path) -> None:
         assert text in valid.texts
         assert answer.count(", ") == 1
     assert run.task.show(run.model, 2) != lines
+
+
+def test_a_long_text_of_several_lines_is_shown_in_one(tmp_path: Path) -> None:
+    run = tiny_labeler_trainer(tmp_path, "tags", training={"show": 1})
+    task = labeler_task_of(run)
+    text = "a line\nand another\n" * 20
+    tokens = np.full(len(text), 4, np.uint16)
+    task.valid = LabelledSplit("valid", [text], [tokens], [np.zeros(len(text), np.int32)])
+    (line,) = run.task.show(run.model, 1)
+    shown, _, answer = line.strip().partition("  ->  ")
+    assert shown == f"{' '.join(text.splitlines())[:100]}…"
+    assert len(answer) == 101
 
 
 # --- learning -----------------------------------------------------------------------------------
