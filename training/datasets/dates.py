@@ -165,7 +165,7 @@ def _split(days: Sequence[date]) -> dict[str, list[date]]:
     }
 
 
-def _days(first: date, last: date) -> list[date]:
+def days_by_digest(first: date, last: date) -> list[date]:
     """All days from the first to the last, in the order of their SHA-256."""
     count = (last - first).days + 1
     texts = by_digest(str(first + timedelta(days=i)) for i in range(count))
@@ -173,11 +173,11 @@ def _days(first: date, last: date) -> list[date]:
 
 
 def _days_of_all_years() -> list[date]:
-    return _days(date(FIRST_YEAR, 1, 1), date(LAST_YEAR, 12, 31))
+    return days_by_digest(date(FIRST_YEAR, 1, 1), date(LAST_YEAR, 12, 31))
 
 
 def _days_of_one_year() -> list[date]:
-    return _days(date(2000, 1, 1), date(2000, 12, 31))  # a leap year
+    return days_by_digest(date(2000, 1, 1), date(2000, 12, 31))  # a leap year
 
 
 def _months() -> list[date]:

@@ -37,4 +37,7 @@ DATASETS: dict[str, Callable[[Path], list[str]]] = {
     "austen": _builder("austen"),
     "languages": _builder("languages"),
     "accents": _builder("accents"),
+    "domains": _builder("domains"),
+    "name-origins": _builder("names"),
+    "date-parts": _builder("date_parts"),
 }

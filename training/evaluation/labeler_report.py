@@ -7,9 +7,9 @@ import torch
 
 from service.bundle.labeler import LabelerMeasurement, LabelerMetrics, Labels
 from training.data.labelled import LabelledCorpus, LabelledSplit
-from training.evaluation.label_floors import LabelFloors
-from training.evaluation.labeler import Judged, judge_network, label_counts, label_metrics
+from training.evaluation.labeler import Judged, judge_network, label_counts
 from training.evaluation.metrics import share_error
+from training.evaluation.restore_report import floors_of, split_values
 from training.networks.labeler import Labeler
 
 _WORST = 10  # lines of a list of mistakes
@@ -25,7 +25,7 @@ def measure_splits(
     model: Labeler, corpus: LabelledCorpus, splits: Sequence[LabelledSplit], device: torch.device
 ) -> list[LabelerMetrics]:
     """The model in PyTorch, and the floors, on each of the splits."""
-    floors = LabelFloors(corpus)
+    floors = floors_of(corpus)
     return [
         split_metrics(
             split,
@@ -33,8 +33,8 @@ def measure_splits(
                 LabelerMeasurement(
                     name="PyTorch",
                     kind="model",
-                    values=label_metrics(
-                        judge_network(model, split, corpus.labels, device), corpus.labels
+                    values=split_values(
+                        judge_network(model, split, corpus.labels, device), split, corpus.labels
                     ),
                 ),
                 *floors.measure(split),
@@ -46,7 +46,7 @@ def measure_splits(
 
 def measure_floors(corpus: LabelledCorpus) -> list[LabelerMetrics]:
     """The floors alone, on every held-out set."""
-    floors = LabelFloors(corpus)
+    floors = floors_of(corpus)
     return [split_metrics(split, floors.measure(split)) for split in corpus.held_out]
 
 
@@ -117,9 +117,11 @@ def _right(measured: LabelerMeasurement, found: LabelerMetrics, labels: Labels) 
     share = values["accuracy"]
     if labels.scope == "character":
         whole = values["exact_match"]
+        wrong = values.get("word_error_rate")  # of restored texts
+        words = "" if wrong is None else f"{100 - 100 * wrong:.1f} % of the words, "
         error = share_error(whole, found.texts)
         return (
-            f"{100 * share:.1f} % right, and {100 * whole:.1f} % of the texts entirely "
+            f"{100 * share:.1f} % right, {words}and {100 * whole:.1f} % of the texts entirely "
             f"(± {100 * error:.1f})"
         )
     error = share_error(share, found.texts)

@@ -32,6 +32,7 @@ from training.experiments.experiment import Experiment, TrainedExperiment, Trans
 from training.experiments.infill import InfillExperiment
 from training.experiments.language_model import LanguageModelExperiment
 from training.experiments.ngram import NGramExperiment
+from training.experiments.restore import RestoreExperiment
 from training.experiments.tagger import TaggerExperiment
 
 _TRANSLATING: Mapping[str, Callable[[Any], TranslatingExperiment[Any]]] = {
@@ -43,6 +44,7 @@ _TRAINED: Mapping[str, Callable[[Any], TrainedExperiment[Any]]] = {
     "infill": InfillExperiment,
     "classifier": ClassifierExperiment,
     "tagger": TaggerExperiment,
+    "restore": RestoreExperiment,
 }
 _KINDS: Mapping[str, Callable[[Any], Experiment[Any]]] = {**_TRAINED, "ngram": NGramExperiment}
 

@@ -24,8 +24,9 @@ from service.bundle.store import write_bundle
 from training.config import LabelerConfig
 from training.data.labelled import LabelledCorpus, LabelledSplit
 from training.errors import ExportError
-from training.evaluation.labeler import found_labels, judge_split, label_metrics, read_texts
+from training.evaluation.labeler import found_labels, judge_split, read_texts
 from training.evaluation.linear_chain import chain_of
+from training.evaluation.restore_report import split_values
 from training.export.encoder_decoder import describe_side
 from training.export.gate import PRECISIONS, is_kept, measured, served_precision
 from training.export.labeler_parity import (
@@ -185,7 +186,7 @@ def _measured(
         judged = judge_split(
             onnx_model.read, split, model.labels, forward=model.reads_forward, chain=chain
         )
-        values = label_metrics(judged, model.labels)
+        values = split_values(judged, split, model.labels)
         found[split.name] = LabelerMeasurement(name=name, kind="model", values=values)
     return found
 

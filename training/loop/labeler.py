@@ -20,7 +20,8 @@ from training.data.labelled import LabelledCorpus, LabelledSplit
 from training.data.labelled_batches import NO_LABEL, LabelledBatch, LabelledBatches
 from training.data.stored import restored_tokenizer, tokenizer_record
 from training.evaluation.label_answers import answer_lines
-from training.evaluation.labeler import judge_network, label_metrics, rank_of
+from training.evaluation.labeler import judge_network, rank_of
+from training.evaluation.restore_report import split_values
 from training.loop import checkpoint
 from training.loop.label_losses import LabelLoss, balanced_weights
 from training.loop.replicas import Replicas, ShareLoss
@@ -28,7 +29,7 @@ from training.loop.task import Curve, Evaluation, TrainingError, open_device
 from training.networks.labeler import Head, Labeler
 
 _SHOWN_CHARS = 100  # of a text that is shown
-_SHOWN = ("loss", "accuracy", "macro_f1", "exact_match", "span_f1")
+_SHOWN = ("loss", "accuracy", "macro_f1", "exact_match", "span_f1", "word_error_rate")
 
 
 class LabelerTask:
@@ -157,7 +158,8 @@ class LabelerTask:
     def evaluate(self, model: Labeler) -> Evaluation:
         """The metrics of at most `max_valid_texts` validation texts."""
         labels = self.corpus.labels
-        values = label_metrics(judge_network(model, self.valid, labels, self.device), labels)
+        found = judge_network(model, self.valid, labels, self.device)
+        values = split_values(found, self.valid, labels)
         return Evaluation(
             loss=values["loss"],
             # The loss breaks ties, such as between several evaluations without a mistake.

@@ -66,6 +66,13 @@ def test_the_share_that_is_right_stands_in_words(kind: str) -> None:
     assert floor.startswith("By majority: 50.0 %")
 
 
+def test_of_restored_texts_the_words_are_counted_as_well() -> None:
+    found, _ = in_words([metrics(exact_match=0.6, word_error_rate=0.25)], TAGS)
+    assert found.endswith(
+        "90.0 % right, 75.0 % of the words, and 60.0 % of the texts entirely (± 1.5)."
+    )
+
+
 def test_mistakes_begin_with_the_worst_labels_and_count_what_was_taken_for_what() -> None:
     rows = [np.log([0.9, 0.1])] * 3 + [np.log([0.2, 0.8])]
     wanted = [np.array([x], np.int32) for x in (0, 1, 1, 1)]

@@ -31,6 +31,7 @@ DOCUMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "infill": tiny_infill_document,
     "classifier": partial(tiny_labeler_document, "classifier"),
     "tagger": partial(tiny_labeler_document, "tagger"),
+    "restore": partial(tiny_labeler_document, "restore"),
 }
 
 
