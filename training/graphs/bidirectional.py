@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from training.graphs.builder import (
     Float32Array,
@@ -65,6 +65,19 @@ def add_operator_layer(
     return x, squeezed
 
 
+def add_maximum(graph: GraphBuilder, x: str, inside: str) -> str:
+    """Each feature's maximum [N, D] of `x` [M, N, D], in [-1, 1], over what is `inside` [M, N]."""
+    graph.constant("far_below", np.array(-4.0, np.float32))
+    graph.constant("as_it_is", np.array(0.0, np.float32))
+    graph.add("Where", [inside, "as_it_is", "far_below"], "drop")
+    graph.add("Unsqueeze", ["drop", "axis_2"], "drop_column")  # [M, N, 1]
+    graph.add("Add", [x, "drop_column"], "own_outputs")
+    # ReduceMax takes three times as long.
+    graph.add("Transpose", ["own_outputs"], "features_by_source", perm=[1, 2, 0])  # [N, D, M]
+    graph.add("GlobalMaxPool", ["features_by_source"], "maxima")
+    return graph.add("Squeeze", ["maxima", "axis_2"], "pooled")
+
+
 def add_scanned_layer(
     graph: GraphBuilder,
     products: Products,
@@ -72,9 +85,15 @@ def add_scanned_layer(
     layer: BidirectionalLayer,
     *,
     inputs: Sequence[str],
+    tables: Sequence[str],
     inside: str,
+    pooled: bool = False,
 ) -> tuple[str, list[str]]:
     """Both directions in one Scan: operands of the outputs [M, N, D] and of the last h.
+
+    The `inputs` of the directions are sums [M, N, G·H] of what the layer reads; with `tables` of
+    sums [V, G·H], they are the tokens [M, N], which a step looks up: that saves writing all of them
+    to memory. If `pooled`, the outputs are their maximum over a source's own positions, [N, D].
 
     The backward direction begins at the batch's last position; its states stay zero until a row's
     own last position. The forward direction's h no longer changes after a row's last position; its
@@ -84,38 +103,54 @@ def add_scanned_layer(
     graph.add("Unsqueeze", [inside, "axis_2"], f"inside{i}")  # [M, N, 1]
     operand = add_filled(graph, inputs[0], f"operand{i}", hidden, products.zero)
     state = add_filled(graph, inputs[0], f"state{i}", hidden, ZERO)
+    least = ""
+    if pooled:
+        graph.constant("least", numpy_helper.to_array(products.least))
+        least = add_filled(graph, inputs[0], f"least{i}", hidden, products.least)
     scan = _Scan(GraphBuilder(), hidden, operand, state)
-    for own, direction in enumerate((layer.forwards, layer.backwards)):
+    for k, direction in zip((2 * i, 2 * i + 1), (layer.forwards, layer.backwards), strict=True):
         # Cells are numbered by layer; here each direction counts as one.
-        k = 2 * i + own
+        scan.add_input(k, direction.weight_hh.shape[0], tables[k - 2 * i] if tables else "")
         h = _add_scanned_cell(graph, products, scan.body, k, direction)
-        scan.carry_operand(k, products.operand(h, scan.body), products.zero.data_type)
+        new = products.operand(h, scan.body)
+        scan.carry_operand(k, new, products.zero.data_type)
+        waits = direction is layer.backwards
+        if pooled:
+            scan.carry_maximum(k, new, least, products.zero.data_type, waits=waits)
+        else:
+            scan.add_output(k, products.zero.data_type)
         for name in _SCANNED_STATES[layer.cell]:
-            scan.carry_state(k, f"{name}{k}", waits=direction is layer.backwards)
-        scan.sums.append(float_info(f"input_sums{k}", ["N", direction.weight_hh.shape[0]]))
+            scan.carry_state(k, f"{name}{k}", waits=waits)
+    _add_scan(graph, scan, i, inputs)
+    last = [f"operand{k}_next_last" for k in (2 * i, 2 * i + 1)]
+    both = [f"forward{i}_outputs", f"backward{i}_outputs"]
+    if pooled:
+        both = [f"maximum{k}_next_last" for k in (2 * i, 2 * i + 1)]
+    return products.beside(both, f"outputs{i}"), last
+
+
+def _add_scan(graph: GraphBuilder, scan: "_Scan", i: int, inputs: Sequence[str]) -> None:
+    """Add the Scan; each state after the last position is called `<name>_last`."""
     insides = [
         helper.make_tensor_value_info(f"inside{k}", TensorProto.BOOL, ["N", 1])
         for k in (2 * i, 2 * i + 1)
     ]
+    outputs = [f"forward{i}_outputs", f"backward{i}_outputs"] if scan.outputs else []
     graph.add(
         "Scan",
         [*scan.first, *inputs, f"inside{i}", f"inside{i}"],
         *(f"{value.name}_last" for value in scan.after),
-        f"forward{i}_outputs",
-        f"backward{i}_outputs",
+        *outputs,
         num_scan_inputs=4,
         scan_input_directions=[0, 1, 0, 1],
-        scan_output_directions=[0, 1],
+        **({"scan_output_directions": [0, 1]} if outputs else {}),
         body=helper.make_graph(
             scan.body.nodes,
             "step",
-            [*scan.before, *scan.sums, *insides],
+            [*scan.before, *scan.inputs, *insides],
             [*scan.after, *scan.outputs],
         ),
     )
-    last = [f"operand{k}_next_last" for k in (2 * i, 2 * i + 1)]
-    both = [f"forward{i}_outputs", f"backward{i}_outputs"]
-    return products.beside(both, f"outputs{i}"), last
 
 
 def _add_scanned_cell(
@@ -142,18 +177,42 @@ class _Scan:
     first: list[str] = field(default_factory=list)
     before: list[ValueInfo] = field(default_factory=list)
     after: list[ValueInfo] = field(default_factory=list)
-    sums: list[ValueInfo] = field(default_factory=list)  # of a direction's input, at one position
+    inputs: list[ValueInfo] = field(default_factory=list)  # of a direction, at one position
     outputs: list[ValueInfo] = field(default_factory=list)
 
+    def add_input(self, k: int, size: int, table: str) -> None:
+        """The sums of what a direction reads, [N, size]: given, or looked up in the table."""
+        if not table:
+            self.inputs.append(float_info(f"input_sums{k}", ["N", size]))
+            return
+        self.body.add("Gather", [table, f"tokens{k}"], f"input_sums{k}")
+        self.inputs.append(helper.make_tensor_value_info(f"tokens{k}", TensorProto.INT64, ["N"]))
+
     def carry_operand(self, k: int, new: str, element: int) -> None:
-        """Carry the operand of h, which changes only inside the source, and output it."""
+        """Carry the operand of h, which changes only inside the source."""
         choice = [f"inside{k}", new, f"operand{k}_before"]
         self.body.add("Where", choice, f"operand{k}_next")
-        self.body.add("Identity", [f"operand{k}_next"], f"output{k}")
         self.first.append(self.first_operand)
         self.before.append(self._vector(f"operand{k}_before", element))
         self.after.append(self._vector(f"operand{k}_next", element))
+
+    def add_output(self, k: int, element: int) -> None:
+        """Output the operand of h at every position."""
+        self.body.add("Identity", [f"operand{k}_next"], f"output{k}")
         self.outputs.append(self._vector(f"output{k}", element))
+
+    def carry_maximum(self, k: int, new: str, first: str, element: int, *, waits: bool) -> None:
+        """Carry the maximum of the operand of h inside the source.
+
+        One that does not wait stays after the source's end what it was, as it is.
+        """
+        own = f"operand{k}_next"
+        if waits:
+            own = self.body.add("Where", [f"inside{k}", new, "least"], f"own{k}")
+        self.body.add("Max", [f"maximum{k}_before", own], f"maximum{k}_next")
+        self.first.append(first)
+        self.before.append(self._vector(f"maximum{k}_before", element))
+        self.after.append(self._vector(f"maximum{k}_next", element))
 
     def carry_state(self, k: int, name: str, *, waits: bool) -> None:
         """Carry another state; if it `waits`, it changes only inside the source."""

@@ -78,30 +78,28 @@ def _add_read(
     tokens = graph.add("Transpose", ["tokens"], "tokens_by_time", perm=[1, 0])  # [S, N]
     inside = add_inside(graph, tokens, "lengths_64", "text")  # [S, N]
     stack = Stack(layers=layers.bidirectional_layers, embedding=model.embedding)
+    is_maximum = model.head.pooling == "max"
     x, last = add_stack(
-        graph, products, precision, stack, x=tokens, lengths="lengths_64", inside=inside
+        graph,
+        products,
+        precision,
+        stack,
+        x=tokens,
+        lengths="lengths_64",
+        inside=inside,
+        pooled=is_maximum,
     )
     if model.attention is not None:
         return _add_attention(graph, products, model.attention, x, inside)
-    if model.head.pooling == "max":
-        pooled = _add_maximum(graph, products, x, inside)
-    elif model.head.pooling == "last":
-        pooled = products.beside(last, "last")  # what each direction has read last
-    else:
+    if model.head.pooling is None:
         rows = graph.add("Transpose", [x], "rows", perm=[1, 0, 2])  # [N, S, D]
         return products.add_numbers(rows, "row_numbers")
+    # Else what each direction has read last.
+    pooled = x if is_maximum else products.beside(last, "last")
     # In three dimensions: a product of two matrices and a bias becomes a Gemm, whose kernel depends
     # on the number of rows.
     graph.add("Unsqueeze", [pooled, "axis_1"], "pooled_rows")  # [N, 1, D]
     return products.add_numbers("pooled_rows", "pooled_numbers")
-
-
-def _add_maximum(graph: GraphBuilder, products: Products, x: str, inside: str) -> str:
-    """The operand of each feature's maximum [N, D] over a text's own places, of `x` [S, N, D]."""
-    graph.constant("least", products.least)
-    graph.add("Unsqueeze", [inside, "axis_2"], "inside_column")  # [S, N, 1]
-    own = graph.add("Where", ["inside_column", x, "least"], "own_outputs")
-    return graph.add("ReduceMax", [own, "axis_0"], "pooled", keepdims=0)
 
 
 def _add_attention(

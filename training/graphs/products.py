@@ -26,8 +26,8 @@ class Products:
         self._int8 = precision == "int8"
         element, zero = (TensorProto.UINT8, STATE_ZERO) if self._int8 else (TensorProto.FLOAT, 0.0)
         self.zero = helper.make_tensor("zero", element, [1], [zero])  # of an operand
-        # Of an operand; nothing is smaller.
-        self.least = np.array(0, np.uint8) if self._int8 else np.array(-1.0, np.float32)
+        least = 0 if self._int8 else -1.0
+        self.least = helper.make_tensor("least", element, [1], [least])  # no operand is less
         if self._int8:
             add_state_steps(graph)
 

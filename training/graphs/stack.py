@@ -15,12 +15,15 @@ from onnx import TensorProto
 from torch import nn
 
 from service.bundle.manifest import Precision
-from training.graphs.bidirectional import add_operator_layer, add_scanned_layer
+from training.graphs.bidirectional import add_maximum, add_operator_layer, add_scanned_layer
 from training.graphs.builder import Float32Array, GraphBuilder, array
 from training.graphs.cells import add_gru_split
 from training.graphs.products import Products
 from training.graphs.quantization import input_bias
 from training.networks.encoder import BidirectionalLayer
+
+# Largest table of a direction's input products that onnxruntime makes when it loads a graph: 16 MB.
+_MAX_TABLE = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,10 +36,18 @@ class Stack:
 
     @property
     def has_table(self) -> bool:
-        """Whether each direction looks its first layer's sums up by token."""
+        """Whether the file holds each direction's sums of the first layer by token."""
         sums = 2 * len(self.layers[0].forwards.weight_ih)
         sizes = self.embedding.num_embeddings, self.embedding.embedding_dim
         return self.reads_tokens and table_is_smaller(*sizes, sums)
+
+    @property
+    def reads_tables(self) -> bool:
+        """Whether a Scan looks them up, even if the file does not hold them."""
+        sums = len(self.layers[0].forwards.weight_ih)
+        return self.reads_tokens and (
+            self.has_table or self.embedding.num_embeddings * sums <= _MAX_TABLE
+        )
 
 
 def table_is_smaller(vocab_size: int, embedding_dim: int, sums: int) -> bool:
@@ -53,11 +64,12 @@ def add_stack(
     x: str,
     lengths: str,
     inside: str,
+    pooled: bool = False,
 ) -> tuple[str, list[str]]:
     """Operands of the outputs [M, N, D] and of each direction's last h [N, D / 2].
 
     `x` is the tokens [S, N] or the features [M, N, F], `lengths` [N] and `inside` [M, N] say which
-    positions are a source's own.
+    positions are a source's own. If `pooled`, the outputs are their maximum over these, [N, D].
     """
     cell = stack.layers[0].cell
     scans = cell == "rnn" or precision == "int8"
@@ -67,22 +79,88 @@ def add_stack(
         add_gru_split(graph, stack.layers[0].forwards.weight_hh.shape[1])
     last: list[str] = []
     for i, layer in enumerate(stack.layers):
+        is_pooled = pooled and i == len(stack.layers) - 1
         if scans:
-            sums = _add_input_sums(graph, products, stack, i, x)
-            x, last = add_scanned_layer(graph, products, i, layer, inputs=sums, inside=inside)
+            tables = _add_tables(graph, products, stack) if i == 0 and stack.reads_tables else []
+            inputs = [x, x] if tables else _add_input_sums(graph, products, stack, i, x)
+            x, last = add_scanned_layer(
+                graph,
+                products,
+                i,
+                layer,
+                inputs=inputs,
+                tables=tables,
+                inside=inside,
+                pooled=is_pooled,
+            )
             continue
         weights = [array(layer.forwards.weight_ih), array(layer.backwards.weight_ih)]
         if i == 0 and stack.reads_tokens:
             x, weights = _read_tokens(graph, products, stack, x, weights)
         x, last = add_operator_layer(graph, i, layer, x, weights)
+        if is_pooled:
+            x = add_maximum(graph, x, inside)
     return x, last
+
+
+def _add_tables(graph: GraphBuilder, products: Products, stack: Stack) -> list[str]:
+    """The first layer's sums [V, G·H] of each token for each direction, biases included.
+
+    If their two factors are smaller, the file has those. onnxruntime multiplies them when it loads
+    the graph, so that no source pays for it.
+    """
+    layer = stack.layers[0]
+    tables = []
+    for name, each in (("forward0", layer.forwards), ("backward0", layer.backwards)):
+        weight, bias = array(each.weight_ih).T, input_bias(layer.cell, each)
+        if stack.has_table:
+            table = array(stack.embedding.weight).astype(np.float64) @ weight + bias
+            tables.append(graph.constant(f"{name}_table", table.astype(np.float32)))
+            continue
+        if not tables:
+            _add_embedding(graph, products, stack.embedding)
+        stored = products.add_stored(f"{name}_weight", weight)
+        graph.constant(f"{name}_bias", bias)
+        graph.add("MatMul", ["embedding", stored], f"{name}_products")
+        tables.append(graph.add("Add", [f"{name}_products", f"{name}_bias"], f"{name}_table"))
+    return tables
+
+
+def _add_input_sums(
+    graph: GraphBuilder, products: Products, stack: Stack, i: int, x: str
+) -> list[str]:
+    """The sums [M, N, G·H] of a layer's input for each direction, biases included.
+
+    For the first layer `x` is what the stack reads; for the others it is the operand [M, N, D] of
+    the outputs below.
+    """
+    layer = stack.layers[i]
+    if i == 0 and stack.reads_tokens:
+        x = embed(graph, products, stack.embedding, x)
+    sums = []
+    for name, each in ((f"forward{i}", layer.forwards), (f"backward{i}", layer.backwards)):
+        weight = array(each.weight_ih).T  # [.., G·H]
+        graph.constant(f"{name}_bias", input_bias(layer.cell, each))
+        if i:
+            product = products.add_positions(f"{name}_input", x, weight)
+        else:
+            # Neither embeddings nor convolutional features have a bound.
+            stored = products.add_stored(f"{name}_weight", weight)
+            product = graph.add("MatMul", [x, stored], f"{name}_product")
+        sums.append(graph.add("Add", [product, f"{name}_bias"], f"{name}_sums"))
+    return sums
 
 
 def embed(graph: GraphBuilder, products: Products, embedding: nn.Embedding, tokens: str) -> str:
     """Embeddings [S, N, E] of `tokens` [S, N]."""
+    _add_embedding(graph, products, embedding)
+    return graph.add("Gather", ["embedding", tokens], "embedded")
+
+
+def _add_embedding(graph: GraphBuilder, products: Products, embedding: nn.Embedding) -> None:
+    """The constant `embedding` [V, E]."""
     products.add_stored("embedding_columns", array(embedding.weight).T)  # [E, V]
     graph.add("Transpose", ["embedding_columns"], "embedding", perm=[1, 0])
-    return graph.add("Gather", ["embedding", tokens], "embedded")
 
 
 def _read_tokens(
@@ -101,36 +179,3 @@ def _read_tokens(
     x = graph.add("OneHot", [tokens, "vocab_size", "zero_and_one"], "chosen")
     exact = embedding.astype(np.float64).T
     return x, [(weight @ exact).astype(np.float32) for weight in weights]
-
-
-def _add_input_sums(
-    graph: GraphBuilder, products: Products, stack: Stack, i: int, x: str
-) -> list[str]:
-    """The sums [M, N, G·H] of a layer's input for each direction, biases included.
-
-    For the first layer `x` is what the stack reads; for the others it is the operand [M, N, D] of
-    the outputs below.
-    """
-    layer = stack.layers[i]
-    directions = {f"forward{i}": layer.forwards, f"backward{i}": layer.backwards}
-    biases = {name: input_bias(layer.cell, each) for name, each in directions.items()}
-    weights = {name: array(each.weight_ih).T for name, each in directions.items()}  # [.., G·H]
-    if i == 0 and stack.has_table:
-        embedding = array(stack.embedding.weight).astype(np.float64)
-        for name in directions:
-            table = embedding @ weights[name] + biases[name]
-            graph.constant(f"{name}_table", table.astype(np.float32))
-        return [graph.add("Gather", [f"{name}_table", x], f"{name}_sums") for name in directions]
-    if i == 0 and stack.reads_tokens:
-        x = embed(graph, products, stack.embedding, x)
-    sums = []
-    for name in directions:
-        graph.constant(f"{name}_bias", biases[name])
-        if i:
-            product = products.add_positions(f"{name}_input", x, weights[name])
-        else:
-            # Neither embeddings nor convolutional features have a bound.
-            weight = products.add_stored(f"{name}_weight", weights[name])
-            product = graph.add("MatMul", [x, weight], f"{name}_product")
-        sums.append(graph.add("Add", [product, f"{name}_bias"], f"{name}_sums"))
-    return sums
