@@ -241,7 +241,7 @@ def test_a_changed_weight_is_caught_in_eight_bits(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     # That roundings do not explain it, one draw of them shows here.
-    monkeypatch.setattr("training.export.encoder_decoder_parity._INT8_COPIES", 1)
+    monkeypatch.setattr("training.export.eight_bits._INT8_COPIES", 1)
     model = made(**CRNN)
     with pytest.raises(ExportError, match="the int8 graphs and their reference differ"):
         check_int8(nudged(model, name), loaded(model, "int8"), held_out())
