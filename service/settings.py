@@ -259,10 +259,11 @@ class Settings(BaseModel):
     max_states: Count = Field(256, description="most state handles in one answer")
     max_line_bytes: Count = Field(
         2**20,
-        description="longest line of a streamed /score; longer lines are reported and skipped",
+        description="longest line of a streamed body; longer lines are reported and skipped",
     )
     stream_batch_bytes: Count = Field(
-        64 * 2**10, description="most bytes of a streamed /score that are scored together"
+        64 * 2**10,
+        description="most bytes of a streamed body that are answered together",
     )
     stream_idle_s: Seconds = Field(3600.0, description="how long a streamed body may stand still")
     stream_yield_s: Seconds = Field(

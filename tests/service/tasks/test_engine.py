@@ -11,18 +11,23 @@ from service.scheduling.workers import Workers
 from service.settings import Settings
 from service.tasks.encoder_decoder import EncoderDecoderEngine
 from service.tasks.engine import (
+    CLASSIFY,
+    CLASSIFY_IN_PARTS,
     DECIDE,
     GENERATE,
     INFILL,
     PROPOSE,
     SCORE,
     SCORE_IN_PARTS,
+    SCORE_LABELS,
+    TAG,
     TRANSLATE,
     Abilities,
     Ability,
     Engine,
 )
 from service.tasks.kinds import KINDS
+from service.tasks.labeler import LabelerEngine
 from service.tasks.language_model import LanguageModelEngine
 from service.tasks.vocabularies import Vocabularies
 from tests.bundles import (
@@ -32,7 +37,8 @@ from tests.bundles import (
     plain_files,
     tiny_encoder_decoder_files,
 )
-from tests.fakes import AppClient, FakeEncoderDecoderSession, FakeSession
+from tests.fakes import AppClient, FakeEncoderDecoderSession, FakeLabelerSession, FakeSession
+from tests.labelers import Sort, labeler_in_memory, tiny_labeler_files
 
 SETTINGS = Settings()
 ABILITIES: dict[str, Ability[Any]] = {
@@ -43,6 +49,10 @@ ABILITIES: dict[str, Ability[Any]] = {
     "infill": INFILL,
     "propose": PROPOSE,
     "decide": DECIDE,
+    "classify": CLASSIFY,
+    "classify in parts": CLASSIFY_IN_PARTS,
+    "score labels": SCORE_LABELS,
+    "tag": TAG,
 }
 
 
@@ -90,17 +100,27 @@ def encoder_decoder() -> Engine:
     return EncoderDecoderEngine(bundle, FakeEncoderDecoderSession(), SETTINGS, precision="fp32")
 
 
+def labeler(sort: Sort = "text") -> Engine:
+    bundle = labeler_in_memory(*tiny_labeler_files(sort))
+    return LabelerEngine(bundle, FakeLabelerSession(), SETTINGS, precision="fp32")
+
+
+def abilities_of(engine: Engine) -> set[str]:
+    able = {name for name, ability in ABILITIES.items() if ability.of(engine) is engine}
+    assert set(engine.abilities) == {ABILITIES[name] for name in able}
+    return able
+
+
 def test_every_kind_has_its_abilities_and_no_others() -> None:
-    found = {}
-    for engine in (language_model(), encoder_decoder()):
-        able = {name for name, ability in ABILITIES.items() if ability.of(engine) is engine}
-        found[engine.manifest.task] = able
-        assert set(engine.abilities) == {ABILITIES[name] for name in able}
+    engines = (language_model(), encoder_decoder(), labeler())
+    found = {engine.manifest.task: abilities_of(engine) for engine in engines}
     assert found == {
         "language_model": {"generate", "score", "score in parts", "infill", "decide"},
         "encoder_decoder": {"translate", "score"},
+        "labeler": {"classify", "score labels"},
     }
     assert found.keys() == KINDS.keys()
+    assert abilities_of(labeler("restore")) == {"tag"}
 
 
 def test_an_error_names_what_the_engine_can_be_asked_instead() -> None:
@@ -108,6 +128,8 @@ def test_an_error_names_what_the_engine_can_be_asked_instead() -> None:
     assert TRANSLATE.lacking(language_model()) == told
     told = "this model does not fill blanks; it answers /translate and /score"
     assert INFILL.lacking(encoder_decoder()) == told
+    told = "this model does not score texts; it answers /classify and /score with `label`"
+    assert SCORE.lacking(labeler()) == told
     assert SCORE.lacking(Mute()) == "this model does not score texts; it answers nothing"
 
 
@@ -117,6 +139,9 @@ def test_an_error_names_what_the_engine_can_be_asked_instead() -> None:
         ("/generate", {"prompt": "a"}),
         ("/translate", {"source": "a"}),
         ("/score", {"text": "a"}),
+        ("/score", {"text": "a", "label": "b"}),
+        ("/classify", {"text": "a"}),
+        ("/tag", {"text": "a"}),
         ("/v1/completions", {"model": "mute", "prompt": "a"}),
     ],
 )
