@@ -63,7 +63,7 @@ def test_the_share_that_is_right_stands_in_words(kind: str) -> None:
     count = "1,200" if unit == "characters" else "1,000"
     start = f"Of {count} {unit} that it has never seen (test), it labels "
     assert found == f"{start}{right}"
-    assert floor.startswith("By majority: 50.0 %")
+    assert floor.startswith("Always the commonest label: 50.0 %")
 
 
 def test_of_restored_texts_the_words_are_counted_as_well() -> None:
