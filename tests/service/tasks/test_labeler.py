@@ -1,7 +1,7 @@
 """The engine of labelers by itself: limits before work, cancels, deadlines, failures."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -124,6 +124,12 @@ def test_a_text_that_is_read_forward_may_have_any_length() -> None:
     assert asyncio.run(classified()).prompt_tokens == 10_000
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
 def test_whoever_gives_up_leaves_the_queue_and_the_batch() -> None:
     async def run() -> None:
         gate = Gate()
@@ -136,17 +142,16 @@ def test_whoever_gives_up_leaves_the_queue_and_the_batch() -> None:
                 asyncio.create_task(engine.classify(["a" * 20] * 5, ClassifyOptions()))
                 for _ in range(3)
             ]
-            await asyncio.sleep(0.01)
-            assert engine.workers.gauges().queued_rows == 15
-            others[0].cancel()
-            others[2].cancel()
+            await until(lambda: engine.workers.gauges().queued_rows == 15)
+            for given_up in (others[0], others[2]):
+                given_up.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await given_up
             gate.open()
             (found,), five = await first, await others[1]
             assert len(five) == 5
             assert found.labels
-            async with asyncio.timeout(PATIENCE_S):
-                while not all(scheduler.free for scheduler in engine.workers.schedulers):
-                    await asyncio.sleep(0.001)
+            await until(lambda: all(x.free for x in engine.workers.schedulers))
             assert sum(run.texts for run in session.runs) == 6
         finally:
             gate.open()
@@ -190,7 +195,7 @@ def test_a_full_queue_refuses_before_anything_is_read() -> None:
             tasks.append(asyncio.create_task(engine.classify(["a"], ClassifyOptions())))
             await asyncio.to_thread(gate.wait)
             tasks.append(asyncio.create_task(engine.classify(["a"], ClassifyOptions())))
-            await asyncio.sleep(0.01)
+            await until(lambda: engine.workers.gauges().queued_requests == 1)
             with pytest.raises(QueueFull):
                 await engine.classify(["a"], ClassifyOptions())
             with pytest.raises(QueueFull):
