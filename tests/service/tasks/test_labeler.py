@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-import numpy as np
 import pytest
 
 from service.app import create_app
@@ -22,7 +21,7 @@ from service.tasks.labeler import LabelerEngine
 from service.tasks.values import ScoreOptions
 from tests.bundles import TEXTS
 from tests.fakes import PATIENCE_S, AppClient, FakeLabelerSession, Gate
-from tests.labelers import LETTERS, Sort, labeler_in_memory, tiny_labeler_files
+from tests.labelers import Sort, labeler_in_memory, tiny_labeler_files
 
 LIMITS: dict[str, Any] = {
     "max_inputs": 3,
@@ -270,9 +269,3 @@ def test_a_handle_belongs_to_the_labels_that_it_was_made_with() -> None:
                 await engine.stop()
 
     asyncio.run(run())
-
-
-def test_all_letters_of_the_vocabulary_are_known() -> None:
-    engine, _ = engine_of("text")
-    ids = engine.ids_of(LETTERS)
-    assert np.all(ids > 3)
