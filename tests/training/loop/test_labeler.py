@@ -305,7 +305,7 @@ def test_weights_are_kept_by_the_chosen_metric_and_of_equals_by_loss(
         loss, other = next(script)
         return {"loss": loss, "accuracy": other, "macro_f1": other}
 
-    monkeypatch.setattr(labeler_task, "label_metrics", metrics)
+    monkeypatch.setattr(labeler_task, "split_values", metrics)
     training = {"select_by": select_by, "steps": 3, "eval_every": 1}
     run = tiny_labeler_trainer(tmp_path, training=training)
     run.run()
@@ -322,7 +322,7 @@ def test_no_more_texts_are_labelled_than_asked_for_and_not_the_first_ones(
         counts.append(len(found))
         return {"loss": 1.0}
 
-    monkeypatch.setattr(labeler_task, "label_metrics", counted)
+    monkeypatch.setattr(labeler_task, "split_values", counted)
     run = tiny_labeler_trainer(tmp_path, training={"max_valid_texts": 3, "steps": 1})
     run.run()
     assert counts == [3, 3]  # the evaluation, the best weights at the end
