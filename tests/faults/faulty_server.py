@@ -1,7 +1,7 @@
 """`python -m service`, whose engine breaks in one way once a file is there.
 
-`FAULT` says how, `FAULT_FILE` which file, and a row breaks that reads `TRIGGER`. Nothing of this is
-in the service.
+`FAULT` says how, `FAULT_FILE` which file, and a row breaks that reads the token `FAULT_TOKEN` of a
+language model or `FAULT_LABEL_TOKEN` of a labeler. Nothing of this is in the service.
 """
 
 import os
@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 
 import service.__main__
+from service.runtime.labeler import OnnxLabelerSession
 from service.runtime.language_model import OnnxLanguageModelSession
 from service.scheduling.language_model import LanguageModelRunner
 
-TRIGGER = "z"
 FAULT = os.environ["FAULT"]
 FAULT_FILE = Path(os.environ["FAULT_FILE"])
 
 _run = OnnxLanguageModelSession._run
+_label = OnnxLabelerSession._run
 _end_read = LanguageModelRunner._end_read
 _time = time.time
 
@@ -34,6 +35,22 @@ def _faulty_run(self: Any, outputs: Any, tokens: Any, *rest: Any) -> Any:
     rows = (tokens == int(os.environ["FAULT_TOKEN"])).any(axis=1)
     if not _armed() or not rows.any():
         return _run(self, outputs, tokens, *rest)
+    _break()
+    results, after = _run(self, outputs, tokens, *rest)
+    return [_broken(result, rows) for result in results], after
+
+
+def _faulty_label(self: Any, tokens: Any, *rest: Any) -> Any:
+    rows = (tokens == int(os.environ["FAULT_LABEL_TOKEN"])).any(axis=1)
+    if not _armed() or not rows.any():
+        return _label(self, tokens, *rest)
+    _break()
+    logprobs, after = _label(self, tokens, *rest)
+    return _broken(logprobs, rows), after
+
+
+def _break() -> None:
+    """What a run does instead, or first."""
     if FAULT == "raise":
         raise RuntimeError("the run broke")
     if FAULT == "hang":
@@ -42,12 +59,14 @@ def _faulty_run(self: Any, outputs: Any, tokens: Any, *rest: Any) -> Any:
         # In parts: what is left of a sleep is over when a stopped process goes on.
         for _ in range(12):
             time.sleep(0.05)
-    results, after = _run(self, outputs, tokens, *rest)
+
+
+def _broken(result: Any, rows: Any) -> Any:
+    """What a run gives, with numbers in these rows that are none."""
     if FAULT in {"nan", "infinity"}:
-        results = [result.copy() for result in results]
-        for result in results:
-            result[rows] = np.nan if FAULT == "nan" else np.inf
-    return results, after
+        result = result.copy()
+        result[rows] = np.nan if FAULT == "nan" else np.inf
+    return result
 
 
 def _deadly_end_read(self: Any, row: Any) -> None:
@@ -61,6 +80,7 @@ def _jumping_time() -> float:
 
 
 setattr(OnnxLanguageModelSession, "_run", _faulty_run)  # noqa: B010 (mypy would have it typed)
+setattr(OnnxLabelerSession, "_run", _faulty_label)  # noqa: B010
 if FAULT == "die":
     setattr(LanguageModelRunner, "_end_read", _deadly_end_read)  # noqa: B010
 if FAULT == "clock":

@@ -133,7 +133,74 @@ def limits() -> list[Fault]:
     ]  # fmt: skip
 
 
-FAULTS = [*syntax(), *bodies(), *limits()]
+def labels() -> list[Fault]:
+    """Of labels; bodies are read as on every path, so that a few are enough."""
+
+    def classify(**changes: Any) -> bytes:
+        return json.dumps({"model": "tiny-forward", "text": "a bed"} | changes).encode()
+
+    def tag(**changes: Any) -> bytes:
+        return json.dumps({"model": "tiny-chain", "text": "a bed"} | changes).encode()
+
+    def number(text: str) -> bytes:
+        return f'{{"model": "tiny-forward", "text": "a", "min_probability": {text}}}'.encode()
+
+    table: list[tuple[int, str, int, str, bytes]] = [
+        (1, "truncated", 400, "/classify", classify(text=MARKER)[:-3]),
+        (1, "no object", 422, "/tag", b"[1]"),
+        (1, "bad UTF-8", 400, "/tag", b'{"text": "\xff"}'),
+        (2, "NaN", 422, "/classify", number("NaN")),
+        (2, "1e400", 422, "/classify", number("1e400")),
+        (2, "a bool for an integer", 422, "/classify", classify(top=True)),
+        (2, "text for an integer", 422, "/tag", tag(n="2")),
+        (3, "a lone surrogate", 422, "/classify", classify(text="\ud800")),
+        (3, "a lone surrogate", 422, "/tag", tag(text="a\udfff")),
+        (4, "100,000 brackets", 400, "/classify", b"[" * 100_000),
+        (5, "too large", 413, "/tag", b" " * 200_001),
+        (12, "top 0", 422, "/classify", classify(top=0)),
+        (12, "a probability over 1", 422, "/classify", classify(min_probability=1.0000001)),
+        (12, "a probability below 0", 422, "/classify", classify(min_probability=-1e-9)),
+        (12, "n 0", 422, "/tag", tag(n=0)),
+        (12, "n over the limit", 422, "/tag", tag(n=9)),
+        (12, "top over the limit", 422, "/tag", tag(places=True, top=21)),
+        (13, "a text over the limit", 422, "/tag", tag(text="a" * 201)),
+        (13, "a list over the limit", 422, "/classify", classify(text=["a"] * 51)),
+        (13, "an empty list", 422, "/tag", tag(text=[])),
+        (22, "a language model", 422, "/classify", classify(model="tiny-lstm")),
+        (22, "a tagger", 422, "/classify", classify(model="tiny-chain")),
+        (28, "a handle that is none", 422, "/classify", classify(state=MARKER)),
+        (28, "a forged handle", 422, "/classify", classify(state="A" * 2000)),
+    ]
+    whole = [
+        Fault(row, f"{path}, {name}", status, content, path, repeats=25)
+        for row, name, status, path, content in table
+    ]
+    zipped = gzip.compress(classify())
+    packed = {**JSON, "Content-Encoding": "gzip"}
+    return [
+        *whole,
+        Fault(6, "/classify, gzip", 415, zipped, "/classify", packed, repeats=25),
+        Fault(7, "/tag, no content type", 415, tag(), "/tag", {}, repeats=25),
+    ]
+
+
+def streams_of_labels() -> list[Fault]:
+    table: list[tuple[int, str, int, str]] = [
+        (12, "top 0", 422, "/classify?model=tiny-forward&top=0"),
+        (12, "a mode that is none", 422, f"/classify?model=tiny-forward&mode={MARKER}"),
+        (12, "a tagger in parts", 422, "/tag?model=tiny-chain&mode=total"),
+        (12, "n over the limit", 422, "/tag?model=tiny-chain&n=9"),
+        (22, "another model", 404, f"/tag?model={MARKER}"),
+    ]
+    text = {"Content-Type": "text/plain"}
+    return [
+        Fault(row, f"stream of {path.partition('?')[0]}, {name}", status, b"a\n", path, text,
+              repeats=25)
+        for row, name, status, path in table
+    ]  # fmt: skip
+
+
+FAULTS = [*syntax(), *bodies(), *limits(), *labels(), *streams_of_labels()]
 
 
 def send(client: httpx.Client, fault: Fault) -> httpx.Response:
@@ -189,13 +256,13 @@ def test_duplicate_keys_are_as_good_as_the_last_of_them(server: Server) -> None:
     assert answer.json()["results"] == plain.json()["results"]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", "a", "\x00", "\u202eabc", "e\u0301", "\U0001f407\U0001f407", "\U0010ffff", "\ufeff",
-        "\r\n\u2028\u2029\x85", "ß\u1e9e", "\ud7ff\ue000", "日本語",
-    ],
+ODD_TEXTS = (
+    "", "a", "\x00", "\u202eabc", "e\u0301", "\U0001f407\U0001f407", "\U0010ffff", "\ufeff",
+    "\r\n\u2028\u2029\x85", "ß\u1e9e", "\ud7ff\ue000", "日本語",
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
 def test_odd_texts_have_the_documented_answer(server: Server, text: str) -> None:
     ask = {"model": "tiny-lstm", "text": text, "tokens": True}
     with server.client() as client:
@@ -213,6 +280,24 @@ def test_odd_texts_have_the_documented_answer(server: Server, text: str) -> None
     assert strict.status_code == (422 if result["unknown"] else 200)
     if result["unknown"]:
         problem_of(strict, 422)
+    goes_on(server)
+
+
+@pytest.mark.parametrize("path", ["/classify", "/tag"])
+def test_odd_texts_have_the_documented_labels(server: Server, path: str) -> None:
+    model = {"/classify": "tiny-forward", "/tag": "tiny-chain"}[path]
+    with server.client() as client:
+        answer = client.post(path, json={"model": model, "text": ODD_TEXTS})
+        assert answer.status_code == 200, answer.text
+        for text, result in zip(ODD_TEXTS, answer.json()["results"], strict=True):
+            read = unicodedata.normalize("NFC", text.replace("\r\n", "\n"))
+            if path == "/tag":
+                # White space at the ends is dropped, as the manifest has it.
+                assert result["text"] == read.strip()
+            strict = client.post(path, json={"model": model, "text": text, "unknown": "error"})
+            assert strict.status_code == (422 if result["unknown"] else 200)
+            if result["unknown"]:
+                problem_of(strict, 422)
     goes_on(server)
 
 
@@ -249,13 +334,23 @@ def test_an_id_that_could_harm_is_replaced(server: Server, given: bytes) -> None
     assert kept.headers["X-Request-Id"] == "Mine-1.2_3"
 
 
-def test_a_state_of_another_model_is_refused(server: Server) -> None:
+@pytest.mark.parametrize(
+    ("path", "model", "other_path", "other"),
+    [
+        ("/score", "tiny-gru", "/score", "tiny-lstm"),
+        ("/classify", "tiny-forward", "/score", "tiny-gru"),
+        ("/score", "tiny-gru", "/classify", "tiny-forward"),
+    ],
+)
+def test_a_state_of_another_model_is_refused(
+    server: Server, path: str, model: str, other_path: str, other: str
+) -> None:
     with server.client() as client:
-        ask = {"model": "tiny-gru", "text": "a cat", "return_state": True}
-        state = client.post("/score", json=ask).json()["results"][0]["state"]
-        whole = {"model": "tiny-gru", "text": "a cat", "state": state}
-        assert client.post("/score", json=whole).status_code == 200
-        problem = problem_of(client.post("/score", json=whole | {"model": "tiny-lstm"}), 422)
+        ask = {"model": model, "text": "a cat", "return_state": True}
+        state = client.post(path, json=ask).json()["results"][0]["state"]
+        whole = {"model": model, "text": "a cat", "state": state}
+        assert client.post(path, json=whole).status_code == 200
+        problem = problem_of(client.post(other_path, json=whole | {"model": other}), 422)
         assert problem["errors"][0]["pointer"] == "/state"
         for broken in (
             state[:-4],
@@ -263,7 +358,7 @@ def test_a_state_of_another_model_is_refused(server: Server) -> None:
             state[:50] + ("B" if state[50] == "A" else "A") + state[51:],
             state + "AAAA",
         ):
-            problem_of(client.post("/score", json=whole | {"state": broken}), 422)
+            problem_of(client.post(path, json=whole | {"state": broken}), 422)
     goes_on(server)
 
 

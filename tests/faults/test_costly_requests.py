@@ -21,6 +21,7 @@ from service.bundle.language_model import LanguageModelLimits
 from service.bundle.store import write_bundle
 from tests.bundles import tiny_encoder_decoder_files, tiny_files
 from tests.end_to_end.server import Server, serve
+from tests.faults.conftest import tiny_labelers
 from tests.faults.support import eventually, goes_on, rows_in_use
 
 SIZE = 8 * 2**20 - 1000
@@ -34,6 +35,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("models")
     write_bundle(folder, *tiny_files("lstm", limits=LanguageModelLimits(max_tokens=100_000)))
     write_bundle(folder, *tiny_encoder_decoder_files("gru", name="tiny-pairs"))
+    for manifest, files in tiny_labelers():
+        write_bundle(folder, manifest, files)
     with serve(folder, log_level="warning") as running:
         yield running
 
@@ -85,6 +88,21 @@ REFUSED = {
     "30 marks to tokenize": ("/tokenize", encoded(prompt="a" + MARKS * 40_000), JSON, "marks"),
     "30 marks of another client": (
         "/v1/completions", encoded(prompt="a" + MARKS * 40_000), JSON, "marks",
+    ),
+    "30 marks to classify": (
+        "/classify", encoded(model="tiny-forward", text="a" + MARKS * 40_000), JSON, "marks",
+    ),
+    "30 marks to tag": ("/tag", encoded(model="tiny-chain", text=MARKED), JSON, "characters"),
+    "34 a text to tag": (
+        "/tag", encoded(model="tiny-chain", text="\u05d0" * (SIZE // 2 - 100)), JSON, "characters",
+    ),
+    "34 texts to classify": (
+        "/classify", listed('{"model":"tiny-forward","text":[', '""', "]}"), JSON, "131072",
+    ),
+    "34 many labels": (
+        "/tag",
+        encoded(model="tiny-chain", text=["a" * 200] * 500, n=8, places=True, top=20),
+        JSON, "details",
     ),
     "34 a source": (
         "/translate", encoded(model="tiny-pairs", source="a" * (SIZE - 100)), JSON, "characters",

@@ -1,5 +1,6 @@
 """Rows 16 to 18, 23 and 36 of the table of faults: engines that break, what machines lack."""
 
+import asyncio
 import concurrent.futures
 import contextlib
 import os
@@ -18,24 +19,41 @@ import httpx
 import pytest
 
 from service.bundle.text import Vocabulary
+from service.bundle.tokenization import Characters
 from service.observe.metrics import lacks_room
 from tests.bundles import ALPHABET
 from tests.end_to_end.server import ROOT, Server, free_port, serve
 from tests.faults.conftest import LIMITS
 from tests.faults.support import counting, eventually, goes_on, problem_of, rows_in_use
+from tests.labelers import LETTERS
 
 TOKEN = Vocabulary.of_characters(ALPHABET).tokens.index("z")
+LABEL_TOKEN = Characters.of_characters(LETTERS).tokens.index("u")
 BAD = {"model": "tiny-lstm", "text": "a z a"}  # what is last is not read
 GOOD = {
     "model": "tiny-lstm", "prompt": "a cat", "max_tokens": 300, "seed": 4,
     "logit_bias": {"\ue002": -100},
+}  # fmt: skip
+# By the path of the good request: it, and one whose run breaks. The texts of a labeler are of other
+# lengths, so that no run has both.
+PAIRS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+    "/generate": (GOOD, "/score", BAD),
+    "/classify": (
+        {"model": "tiny-forward", "text": ["a bed " * 8] * 40}, "/classify",
+        {"model": "tiny-forward", "text": ["bed", "u", "a"]},
+    ),
+    "/tag": (
+        {"model": "tiny-chain", "text": ["a bed " * 8] * 40, "n": 2}, "/tag",
+        {"model": "tiny-chain", "text": ["bed", "u", "a"]},
+    ),
 }  # fmt: skip
 
 
 @contextmanager
 def faulty(folder: Path, flag: Path, fault: str, **settings: Any) -> Iterator[Server]:
     """A server that breaks in this way once the flag is there."""
-    extra = {"FAULT": fault, "FAULT_FILE": str(flag), "FAULT_TOKEN": str(TOKEN)}
+    extra = {"FAULT": fault, "FAULT_FILE": str(flag)}
+    extra |= {"FAULT_TOKEN": str(TOKEN), "FAULT_LABEL_TOKEN": str(LABEL_TOKEN)}
     with serve(
         folder, module="tests.faults.faulty_server", extra=extra, **(LIMITS | settings)
     ) as server:
@@ -43,26 +61,48 @@ def faulty(folder: Path, flag: Path, fault: str, **settings: Any) -> Iterator[Se
 
 
 @pytest.mark.parametrize("fault", ["raise", "nan", "infinity"])
-def test_a_batch_that_breaks_fails_alone(tiny_models: Path, tmp_path: Path, fault: str) -> None:
+def test_a_batch_that_breaks_fails_alone(more_models: Path, tmp_path: Path, fault: str) -> None:
     flag = tmp_path / "armed"
-    with faulty(tiny_models, flag, fault) as server, server.client() as client:
-        alone = client.post("/generate", json=GOOD).json()["results"]
+    with faulty(more_models, flag, fault) as server, server.client() as client:
+        expected = {
+            path: client.post(path, json=PAIRS[path][0]).json()["results"] for path in PAIRS
+        }
         flag.touch()
-        with counting(server, "rejected", "model-failure"):
-            for _ in range(5):
-                found: list[httpx.Response] = []
-                beside = threading.Thread(
-                    target=lambda: found.append(httpx.post(f"{server.url}/generate", json=GOOD))  # noqa: B023
-                )
-                beside.start()
-                time.sleep(0.01)
-                problem = problem_of(client.post("/score", json=BAD), 500)
-                assert problem["type"] == "model-failure"
-                beside.join()
-                # Bitwise what it is alone.
-                assert found[0].json()["results"] == alone
+        for path, (good, bad_path, bad) in PAIRS.items():
+            with counting(server, "rejected", "model-failure"):
+                for _ in range(5):
+                    found: list[httpx.Response] = []
+                    beside = threading.Thread(
+                        target=lambda: found.append(httpx.post(f"{server.url}{path}", json=good))  # noqa: B023
+                    )
+                    beside.start()
+                    time.sleep(0.01)
+                    problem = problem_of(client.post(bad_path, json=bad), 500)
+                    assert problem["type"] == "model-failure"
+                    beside.join()
+                    # Bitwise what it is alone.
+                    assert found[0].json()["results"] == expected[path]
         goes_on(server)
         eventually(lambda: rows_in_use(server) == 0)
+
+
+def test_only_the_text_with_no_number_fails(more_models: Path, tmp_path: Path) -> None:
+    flag = tmp_path / "armed"
+    texts = ["a bed", "a bud"] * 15  # of one length, so that some share a run
+    with faulty(more_models, flag, "nan") as server:
+        flag.touch()
+
+        async def ask_all(path: str, model: str) -> list[httpx.Response]:
+            async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+                posts = [http.post(path, json={"model": model, "text": text}) for text in texts]
+                return await asyncio.gather(*posts)
+
+        for path, model in (("/classify", "tiny-forward"), ("/tag", "tiny-chain")):
+            answers = asyncio.run(ask_all(path, model))
+            assert {x.status_code for x in answers[::2]} == {200}
+            assert len({x.text for x in answers[::2]}) == 1
+            assert {problem_of(x, 500)["type"] for x in answers[1::2]} == {"model-failure"}
+        goes_on(server)
 
 
 def test_a_worker_that_dies_is_replaced_and_those_who_wait_are_told(

@@ -95,6 +95,17 @@ def test_work_that_is_too_late_is_dropped_and_its_rows_are_free(small: Server) -
     goes_on(small)
 
 
+def test_labels_that_are_too_late_are_dropped_and_their_rows_are_free(more_models: Path) -> None:
+    settings = SETTINGS | {"max_inputs": 1000, "max_body_bytes": 2**22}
+    with serve(more_models, **settings) as server, server.client() as client:
+        for path, body in (("/classify", MANY_LABELS), ("/tag", MANY_TAGS)):
+            with counting(server, "cancelled", "deadline-exceeded"):
+                answer = client.post(path, json=body, headers={"X-Request-Timeout": "0.1"})
+                problem_of(answer, 504)
+            eventually(lambda: rows_in_use(server) == 0)
+        goes_on(server)
+
+
 def test_what_waits_longer_than_it_may_is_not_run(small: Server) -> None:
     async def main() -> tuple[list[int], list[int]]:
         async with httpx.AsyncClient(base_url=small.url, timeout=60) as http:
@@ -167,6 +178,8 @@ def request_bytes(path: str, body: bytes, content_type: str = "application/json"
 
 ENDLESS = WORK | {"max_tokens": 100_000, "n": 8}
 LONG_TEXT = {"model": "tiny-lstm", "text": ["a cat in a hat " * 6000] * 20}
+MANY_LABELS = {"model": "tiny-forward", "text": ["a bed in a cab " * 6000] * 20}
+MANY_TAGS = {"model": "tiny-chain", "text": ["a bed in a cab" * 14] * 580}
 CALLS = {
     "generate": request_bytes("/generate", json.dumps(ENDLESS).encode()),
     "generate, streamed": request_bytes(
@@ -182,6 +195,11 @@ CALLS = {
             }
         ).encode(),
     ),
+    "classify": request_bytes("/classify", json.dumps(MANY_LABELS).encode()),
+    "tag": request_bytes("/tag", json.dumps(MANY_TAGS).encode()),
+    "classify, streamed": request_bytes(
+        "/classify?model=tiny-forward", (b"a bed in a cab " * 400 + b"\n") * 300, "text/plain"
+    ),
     "score, streamed": request_bytes(
         "/score?model=tiny-lstm", b"a cat in a hat\n" * 8000, "text/plain"
     ),
@@ -189,8 +207,8 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_client_that_goes_frees_its_rows(tiny_models: Path, call: str) -> None:
-    with serve(tiny_models, **(SETTINGS | {"max_inputs": 1000, "max_body_bytes": 2**22})) as server:
+def test_a_client_that_goes_frees_its_rows(more_models: Path, call: str) -> None:
+    with serve(more_models, **(SETTINGS | {"max_inputs": 1000, "max_body_bytes": 2**22})) as server:
         host, port = server.url.removeprefix("http://").split(":")
         with counting(server, "cancelled", "client-gone"):
             for _ in range(3):

@@ -10,8 +10,8 @@ import aiohttp
 import pytest
 
 from bench.soak_random import RandomTraffic
-from bench.soak_requests import Models
 from bench.soak_tally import Tally
+from bench.soak_wire import Models
 from service.bundle.store import write_bundle
 from service.runtime.allocator import MAX_ARENAS
 from tests.bundles import tiny_encoder_decoder_files
@@ -22,12 +22,12 @@ from tests.faults.support import eventually, goes_on, rows_in_use
 CLIENTS, REQUESTS = 8, 25
 # Kinds of which this few requests have many; what is answered depends on the seed alone.
 MANY = {"/generate", "/generate streamed", "/score", "/score of NDJSON", "/score of text", "/v1"}
+MANY |= {"/classify", "/tag"}
 
 
 @pytest.fixture(scope="module")
-def server(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("more") / "models"
-    shutil.copytree(tiny_models, folder)
+def server(more_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = shutil.copytree(more_models, tmp_path_factory.mktemp("pairs") / "models")
     write_bundle(folder, *tiny_encoder_decoder_files())
     with serve(folder, **LIMITS | {"engine_threads": 2}) as running:
         yield running
@@ -39,7 +39,9 @@ def test_random_requests_are_answered_or_refused_and_leave_nothing_behind(server
 
     async def traffic() -> RandomTraffic:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            models = Models(("tiny-lstm", "tiny-gru"), ("tiny-pairs",))
+            models = Models(
+                ("tiny-lstm", "tiny-gru"), ("tiny-pairs",), ("tiny-forward",), ("tiny-chain",)
+            )
             found = RandomTraffic(server.url, session, tally, models)
 
             async def client(seed: int) -> None:
