@@ -35,12 +35,14 @@ import aiohttp
 import numpy as np
 import psutil
 
+from bench.label_models import ensure
 from bench.report import RESULTS, Row, say, table, write
 from bench.server import ROOT, Server, unroll
 from bench.soak_tally import Tally
-from bench.soak_traffic import LANGUAGE_MODELS, PAIR_MODELS, Traffic
+from bench.soak_traffic import CLASSIFIERS, LANGUAGE_MODELS, PAIR_MODELS, TAGGERS, Traffic
 from service.http.api_keys import new_key
 
+WORK = ROOT / "bench" / ".work"
 CLIENTS = 12
 SAMPLE_S = 5.0
 SETTLE_REQUESTS = 5000
@@ -123,7 +125,9 @@ def main() -> int:
         folder = Path(scratch) / "models"
         for name in (*LANGUAGE_MODELS, *PAIR_MODELS):
             shutil.copytree(ROOT / "models" / name, folder / name)
-        with unroll(folder, ROOT / "bench/.work/logs/soak.log", **settings) as server:
+        for name in (*CLASSIFIERS, *TAGGERS):
+            shutil.copytree(ensure(WORK, name), folder / name)
+        with unroll(folder, WORK / "logs" / "soak.log", **settings) as server:
             soak = _Soak(server, given.requests, given.minutes * 60.0, given.seed, secret)
             asyncio.run(soak.run())
     return soak.report()
@@ -204,7 +208,7 @@ class _Soak:
         return sample
 
     async def _reload(self, session: aiohttp.ClientSession) -> None:
-        names = (*LANGUAGE_MODELS, *PAIR_MODELS)
+        names = (*LANGUAGE_MODELS, *PAIR_MODELS, *CLASSIFIERS, *TAGGERS)
         while True:
             await asyncio.sleep(RELOAD_S)
             name = names[self._reloads % len(names)]

@@ -10,8 +10,9 @@ from typing import Any
 
 import aiohttp
 
-from bench.soak_requests import Models, Wire, random_request
+from bench.soak_requests import random_request
 from bench.soak_tally import Tally
+from bench.soak_wire import Models, Wire
 
 _LEAVES = 0.12  # share of requests whose client disconnects before the end
 _LEAVES_AFTER_S = 0.04  # on average
@@ -73,7 +74,7 @@ class RandomTraffic:
 
     def _remember(self, wire: Wire, body: bytes) -> None:
         """Keep the state handles in a plain answer of the native API."""
-        if wire.path not in {"/generate", "/score"} or not body.startswith(b"{"):
+        if wire.path not in {"/generate", "/score", "/classify"} or not body.startswith(b"{"):
             return
         answer = json.loads(body)
         results = answer["results"]

@@ -7,29 +7,15 @@ spread over orders of magnitude: most requests are small, some are large.
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from dataclasses import replace
+from typing import Any, TypeAlias
 from urllib.parse import urlencode
 
-Outcome: TypeAlias = Literal["answered", "refused", "either"]
+from bench import soak_labels
+from bench.soak_wire import JSON, Models, Outcome, States, Wire, one_or_more, posted, size, text
 
-_MOST_CHARS = 1000
 _MOST_TOKENS = 200
 _MOST_INPUTS = 16
-_JSON = "application/json"
-_ALPHABETS = (
-    "abcdefghijklmnopqrstuvwxyz     ,.'\n",
-    "abcdefghijklmnopqrstuvwxyz     ,.'\n",
-    "".join(map(chr, range(32, 127))),
-    "äöüßéèñçøåÆœŁž ",
-    "абвгдежзиклмнопрсту αβγδεζηθ ",
-    "兎物語の白い時計、。",
-    "שלום مرحبا ",
-    "😀🐇☃🎩🫖👩‍👧 ",
-    "e\u0301a\u0323o\u0308n\u0303 ",
-    " \t\r\n\u0085\u2028\u00a0\ufeff",
-    "\x00\x01\x1b\x7f\ue002\ue003\uffff",
-)
 _DATES = ("27 October 2014", "March 3, 1999", "the 1st of May", "Monday, 5 June 2023", "12/11/2001")
 _WORDS = ("unroll", "recurrent", "alice", "Save file", "Open the page", "rabbit", "Delete")
 _PATTERNS = (
@@ -43,29 +29,6 @@ _PATTERNS = (
 _BAD_PATTERNS = (r"(a", r"(?=a)b", r"\bx", r"(a|b)*a(a|b){30}", r"☃+", r"[z-a]", "x" * 2000)
 
 
-@dataclass(frozen=True, slots=True)
-class Models:
-    """The names of the served models."""
-
-    language: Sequence[str]
-    pairs: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Wire:
-    """A request as it is sent. With `pieces` 0, the body is sent at once."""
-
-    kind: str
-    method: str
-    path: str
-    body: bytes | None = None
-    content_type: str = _JSON
-    pieces: int = 0
-    timeout_s: float | None = None  # of X-Request-Timeout, perhaps too short
-    outcome: Outcome = "either"
-
-
-States: TypeAlias = Mapping[str, Sequence[str]]
 _Maker: TypeAlias = Callable[[random.Random, Models, States], Wire]
 
 
@@ -78,20 +41,6 @@ def random_request(rng: random.Random, models: Models, states: States) -> Wire:
     if wire.outcome == "answered" and rng.random() < 0.03:
         wire = replace(wire, timeout_s=round(10 ** rng.uniform(-3, 0), 4), outcome="either")
     return wire
-
-
-def text(rng: random.Random, most: int = _MOST_CHARS) -> str:
-    """A text in one or two scripts; a length of 10 to 100 is as likely as one of 100 to 1,000."""
-    length = size(rng, most)
-    alphabet = rng.choice(_ALPHABETS)
-    if rng.random() < 0.3:
-        alphabet += rng.choice(_ALPHABETS)
-    return "".join(rng.choices(alphabet, k=length))
-
-
-def size(rng: random.Random, most: int) -> int:
-    """A number from 0 to `most`, spread over orders of magnitude."""
-    return int((most + 1) ** rng.random()) - (rng.random() < 0.05)
 
 
 # --- the native API -------------------------------------------------------------------------------
@@ -107,13 +56,13 @@ def _generate(rng: random.Random, models: Models, states: States) -> Wire:
     if known and rng.random() < 0.2:
         body |= {"state": rng.choice(known), "presence_penalty": 0.0, "frequency_penalty": 0.0}
         kind += " after a state"
-    return _posted(kind, "/generate", body, "either" if _may_be_refused(body) else "answered")
+    return posted(kind, "/generate", body, "either" if _may_be_refused(body) else "answered")
 
 
 def _generate_body(rng: random.Random, models: Models) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": rng.choice(models.language),
-        "prompt": _one_or_more(rng, text, 6),
+        "prompt": one_or_more(rng, text, 6),
         "max_tokens": size(rng, _MOST_TOKENS),
     }
     options: dict[str, Callable[[], Any]] = {
@@ -155,7 +104,7 @@ def _may_be_refused(body: Mapping[str, Any]) -> bool:
 
 def _score(rng: random.Random, models: Models, states: States) -> Wire:
     model = rng.choice(models.language)
-    texts = _one_or_more(rng, text, _MOST_INPUTS)
+    texts = one_or_more(rng, text, _MOST_INPUTS)
     body: dict[str, Any] = {"model": model, "text": texts}
     if rng.random() < 0.5:
         body["context"] = text(rng) if isinstance(texts, str) else [text(rng, 200) for _ in texts]
@@ -174,7 +123,7 @@ def _score(rng: random.Random, models: Models, states: States) -> Wire:
     if rng.random() < 0.2:
         body["unknown"] = rng.choice(["unk", "skip", "error"])
         outcome = "either"
-    return _posted(kind, "/score", body, outcome)
+    return posted(kind, "/score", body, outcome)
 
 
 def _infill(rng: random.Random, models: Models, _: States) -> Wire:
@@ -191,16 +140,16 @@ def _infill(rng: random.Random, models: Models, _: States) -> Wire:
         body["pattern"] = rng.choice(_PATTERNS)
     if rng.random() < 0.2:
         body["bos"] = False
-    return _posted("/infill", "/infill", body)
+    return posted("/infill", "/infill", body)
 
 
 def _score_pairs(rng: random.Random, models: Models, _: States) -> Wire:
-    texts = _one_or_more(rng, _target, 8)
+    texts = one_or_more(rng, _target, 8)
     sources = _source(rng) if isinstance(texts, str) else [_source(rng) for _ in texts]
     body: dict[str, Any] = {"model": rng.choice(models.pairs), "text": texts, "source": sources}
     if rng.random() < 0.4:
         body["tokens"] = True
-    return _posted("/score of pairs", "/score", body, "either")
+    return posted("/score of pairs", "/score", body, "either")
 
 
 def _score_lines(rng: random.Random, models: Models, _: States) -> Wire:
@@ -231,7 +180,7 @@ def _score_stream(rng: random.Random, models: Models, _: States) -> Wire:
 
 
 def _translate(rng: random.Random, models: Models, _: States) -> Wire:
-    sources = _one_or_more(rng, _source, 16)
+    sources = one_or_more(rng, _source, 16)
     body: dict[str, Any] = {"model": rng.choice(models.pairs), "source": sources}
     if rng.random() < 0.3:
         body |= {"temperature": rng.choice([0.5, 1.0, 2.0]), "seed": rng.randrange(2**63)}
@@ -250,20 +199,20 @@ def _translate(rng: random.Random, models: Models, _: States) -> Wire:
         "stream": lambda: True,
     }
     body |= {name: draw() for name, draw in options.items() if rng.random() < 0.25}
-    return _posted("/translate streamed" if "stream" in body else "/translate", "/translate", body)
+    return posted("/translate streamed" if "stream" in body else "/translate", "/translate", body)
 
 
 def _tokens(rng: random.Random, models: Models, _: States) -> Wire:
-    model = rng.choice([*models.language, *models.pairs])
+    model = rng.choice([*models.language, *models.pairs, *models.classifiers, *models.taggers])
     if rng.random() < 0.5:
         body: dict[str, Any] = {"model": model, "prompt": text(rng)}
-        return _posted("/tokenize", "/tokenize", body)
+        return posted("/tokenize", "/tokenize", body)
     body = {"model": model, "tokens": [rng.randrange(40) for _ in range(size(rng, 300))]}
-    return _posted("/detokenize", "/detokenize", body)
+    return posted("/detokenize", "/detokenize", body)
 
 
 def _looked_at(rng: random.Random, models: Models, _: States) -> Wire:
-    name = rng.choice([*models.language, *models.pairs])
+    name = rng.choice([*models.language, *models.pairs, *models.classifiers, *models.taggers])
     paths = (
         "/models", f"/models/{name}", f"/models/{name}/vocab", f"/tokenizer_info?model={name}",
         "/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/", "/page/app.js",
@@ -303,8 +252,8 @@ def _completions(rng: random.Random, models: Models, _: States) -> Wire:
     if rng.random() < 0.3:
         body.pop("best_of", None)
         body |= {"stream": True, "stream_options": {"include_usage": rng.random() < 0.5}}
-        return _posted("/v1 streamed", "/v1/completions", body)
-    return _posted("/v1", "/v1/completions", body)
+        return posted("/v1 streamed", "/v1/completions", body)
+    return posted("/v1", "/v1/completions", body)
 
 
 def _inference(rng: random.Random, models: Models, _: States) -> Wire:
@@ -314,15 +263,15 @@ def _inference(rng: random.Random, models: Models, _: States) -> Wire:
     parameters = {"max_tokens": 1 + size(rng, 60), "details": rng.random() < 0.5}
     body |= {"parameters": parameters} if rng.random() < 0.7 else parameters
     how = "generate_stream" if rng.random() < 0.4 else "generate"
-    return _posted(f"/v2 {how}", f"/v2/models/{name}/{how}", body)
+    return posted(f"/v2 {how}", f"/v2/models/{name}/{how}", body)
 
 
 def _libretranslate(rng: random.Random, models: Models, _: States) -> Wire:
-    texts = _one_or_more(rng, _source, 5)
+    texts = one_or_more(rng, _source, 5)
     fields: dict[str, Any] = {"q": texts, "source": "en", "target": "de"}
     fields["model"] = rng.choice(models.pairs)
     if rng.random() < 0.1:
-        return _posted("LibreTranslate", "/libretranslate/detect", {"q": texts})
+        return posted("LibreTranslate", "/libretranslate/detect", {"q": texts})
     if rng.random() < 0.3:
         fields["alternatives"] = rng.randint(0, 3)
     if rng.random() < 0.3:
@@ -332,7 +281,7 @@ def _libretranslate(rng: random.Random, models: Models, _: States) -> Wire:
         form = fields | {"q": fields["q"] if isinstance(fields["q"], str) else _source(rng)}
         body = urlencode(form, errors="replace").encode()
         return Wire("LibreTranslate", "POST", path, body, "application/x-www-form-urlencoded")
-    return _posted("LibreTranslate", path, fields)
+    return posted("LibreTranslate", path, fields)
 
 
 # --- large and bad --------------------------------------------------------------------------------
@@ -351,14 +300,18 @@ def _large(rng: random.Random, models: Models, _: States) -> Wire:
         ("/generate", {"model": model, "prompt": long[: size(rng, 100_000)], "max_tokens": 5}),
         ("/translate", {"model": rng.choice(models.pairs), "source": ["rabbit"] * 300,
                         "unknown": "skip"}),
+        ("/classify", {"model": rng.choice(models.classifiers),
+                       "text": [text(rng, 60) for _ in range(600)], "top": 2}),
+        ("/tag", {"model": rng.choice(models.taggers), "text": ["a rabbit"] * 600}),
     )  # fmt: skip
     path, body = rng.choice(bodies)
-    return _posted("large", path, body)
+    return posted("large", path, body)
 
 
 def _mutated(rng: random.Random, models: Models, states: States) -> Wire:
     """A good request with one or two bad values in it."""
-    maker = rng.choice((_generate, _score, _translate, _completions, _inference, _tokens))
+    makers = (_generate, _score, _translate, _completions, _inference, _tokens)
+    maker = rng.choice((*makers, soak_labels.classify, soak_labels.tag))
     wire = maker(rng, models, states)
     body: dict[str, Any] = json.loads(wire.body or b"{}")
     junk: Any = rng.choice(
@@ -373,7 +326,7 @@ def _bad(rng: random.Random, models: Models, states: States) -> Wire:
     model = rng.choice(models.language)
     good = _generate(rng, models, states).body or b""
     cut = good[: rng.randrange(1, len(good))]
-    post, json_type = "POST", _JSON
+    post, json_type = "POST", JSON
     rows: tuple[tuple[str, str, bytes | None, str], ...] = (
         (post, "/generate", cut, json_type),
         (post, "/generate", good, "text/html"),
@@ -392,6 +345,9 @@ def _bad(rng: random.Random, models: Models, states: States) -> Wire:
         (post, "/v1/chat/completions", good, json_type),
         (post, "/v2/models/nobody/infer", b"{}", json_type),
         (post, "/libretranslate/translate_file", b"x", json_type),
+        (post, "/classify", b'{"text": "x", "model": "nobody"}', json_type),
+        (post, "/classify?mode=neither", b"x", "text/plain"),
+        (post, "/tag", b'{"text": ["x"], "top": 0}', json_type),
     )
     bodies: tuple[dict[str, Any], ...] = (
         {"model": "nobody", "prompt": "x"},
@@ -410,29 +366,18 @@ def _bad(rng: random.Random, models: Models, states: States) -> Wire:
     if rng.random() < 0.5:
         method, path, body, content_type = rng.choice(rows)
         return Wire("bad", method, path, body, content_type, outcome="refused")
-    return _posted("bad", "/generate", rng.choice(bodies), "refused")
+    return posted("bad", "/generate", rng.choice(bodies), "refused")
 
 
 _MAKERS: Sequence[_Maker] = (
     _generate, _score, _infill, _score_pairs, _score_lines, _score_stream, _translate, _tokens,
     _looked_at, _completions, _inference, _libretranslate, _large, _mutated, _bad,
+    soak_labels.classify, soak_labels.tag, soak_labels.lines, soak_labels.score,
 )  # fmt: skip
-_WEIGHTS = (16, 12, 4, 4, 6, 6, 12, 4, 6, 8, 5, 5, 0.3, 8, 8)
+_WEIGHTS = (16, 12, 4, 4, 6, 6, 12, 4, 6, 8, 5, 5, 0.3, 8, 8, 7, 6, 6, 3)
 
 
 # --- pieces of bodies -----------------------------------------------------------------------------
-
-
-def _posted(kind: str, path: str, body: Mapping[str, Any], outcome: Outcome = "either") -> Wire:
-    return Wire(kind, "POST", path, json.dumps(body).encode(), outcome=outcome)
-
-
-def _one_or_more(
-    rng: random.Random, draw: Callable[[random.Random], str], most: int
-) -> str | list[str]:
-    if rng.random() < 0.6:
-        return draw(rng)
-    return [draw(rng) for _ in range(1 + size(rng, most - 1))]
 
 
 def _source(rng: random.Random) -> str:

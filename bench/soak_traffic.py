@@ -15,16 +15,20 @@ from typing import Any
 import aiohttp
 
 from bench.soak_random import RandomTraffic
-from bench.soak_requests import Models
 from bench.soak_tally import Tally
+from bench.soak_wire import Models
 
 LANGUAGE_MODELS = ("alice-lstm", "alice-gru", "alice-rnn")
 PAIR_MODELS = ("g2p-en", "strings-en-de")
+# Of random weights (`bench.label_models`).
+CLASSIFIERS, TAGGERS = ("text-1x128",), ("character-1x128",)
+MODELS = Models(LANGUAGE_MODELS, PAIR_MODELS, CLASSIFIERS, TAGGERS)
 MOST_PAUSE_S = 0.1  # between two requests of a client: a load, but no overload
 _PROMPTS = ("Alice was ", "The Queen said ", "Off with ", "")
 _TEXTS = ("the white rabbit", "the whjte rabbit", "", "a mad tea-party", "é ☃ 兎")
 _SOURCES = ("unroll", "recurrent", "alice", "rabbit")
 _SEEDS = range(4)
+_STREAMED = {"/generate", "/translate"}  # token by token
 _LONG: dict[str, object] = {"max_tokens": 3000, "n": 4, "temperature": 1.5}
 _JSON = {"Content-Type": "application/json"}
 _BAD: tuple[tuple[str, dict[str, str], bytes, int], ...] = (
@@ -60,6 +64,8 @@ def cases() -> list[Case]:
         for model in PAIR_MODELS:
             body = {"model": model, "source": list(_SOURCES), "beam_size": beam_size}
             found.append(Case("/translate", body))
+    for path, models in (("/classify", CLASSIFIERS), ("/tag", TAGGERS)):
+        found += [Case(path, {"model": model, "text": list(_TEXTS)}) for model in models]
     return found
 
 
@@ -72,7 +78,7 @@ class Traffic:
         self._session = session
         self._tally = tally
         self._known: list[tuple[Case, list[Any]]] = []
-        self.random = RandomTraffic(url, session, tally, Models(LANGUAGE_MODELS, PAIR_MODELS))
+        self.random = RandomTraffic(url, session, tally, MODELS)
         self.ending = asyncio.Event()
 
     async def learn(self) -> None:
@@ -116,7 +122,7 @@ class Traffic:
 
     async def _streamed(self, rng: random.Random) -> None:
         """Stream `/generate` or `/translate`; the pieces must make the known text."""
-        case, known = rng.choice([x for x in self._known if x[0].path != "/score"])
+        case, known = rng.choice([x for x in self._known if x[0].path in _STREAMED])
         pieces: dict[tuple[int, int], str] = {}
         event, done = "", None
         body = case.body | {"stream": True}

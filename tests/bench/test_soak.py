@@ -6,9 +6,10 @@ import pytest
 
 from bench.soak import slope
 from bench.soak_random import is_right
-from bench.soak_requests import Models, Outcome, Wire, random_request
+from bench.soak_requests import random_request
+from bench.soak_wire import Models, Outcome, Wire
 
-MODELS = Models(("one", "other"), ("pairs",))
+MODELS = Models(("one", "other"), ("pairs",), ("classifier",), ("tagger",))
 
 
 def test_the_same_seed_gives_the_same_requests_of_many_kinds() -> None:
@@ -17,7 +18,7 @@ def test_the_same_seed_gives_the_same_requests_of_many_kinds() -> None:
         for rng in (random.Random(3), random.Random(3), random.Random(4))
     ]
     assert drawn[0] == drawn[1] != drawn[2]
-    assert len({wire.kind for wire in drawn[0]}) > 20
+    assert len({wire.kind for wire in drawn[0]}) > 24
 
 
 @pytest.mark.parametrize(
