@@ -142,6 +142,9 @@ def labels() -> list[Fault]:
     def tag(**changes: Any) -> bytes:
         return json.dumps({"model": "tiny-chain", "text": "a bed"} | changes).encode()
 
+    def score(**changes: Any) -> bytes:
+        return classify(**{"label": "de"} | changes)
+
     def number(text: str) -> bytes:
         return f'{{"model": "tiny-forward", "text": "a", "min_probability": {text}}}'.encode()
 
@@ -168,6 +171,11 @@ def labels() -> list[Fault]:
         (13, "an empty list", 422, "/tag", tag(text=[])),
         (22, "a language model", 422, "/classify", classify(model="tiny-lstm")),
         (22, "a tagger", 422, "/classify", classify(model="tiny-chain")),
+        (12, "a label that is none", 422, "/score", score(label=MARKER)),
+        (12, "tokens of a label", 422, "/score", score(tokens=True)),
+        (13, "more texts than labels", 422, "/score", score(text=["a", "b"], label=["de"])),
+        (13, "a list over the limit", 422, "/score", score(text=["a"] * 51, label=["de"] * 51)),
+        (22, "a label of a language model", 422, "/score", score(model="tiny-lstm")),
         (28, "a handle that is none", 422, "/classify", classify(state=MARKER)),
         (28, "a forged handle", 422, "/classify", classify(state="A" * 2000)),
     ]
