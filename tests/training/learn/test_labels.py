@@ -120,3 +120,14 @@ def test_labelled_texts_become_a_model_that_the_service_answers_with(
     assert (answer.status_code, route) == (200, "/classify")
     labels = answer.json()["results"][0]["labels"]
     assert {x["label"] for x in labels} == {"de", "en", "nl"}
+
+
+def test_any_text_can_lose_its_accents(call: Main, tmp_path: Path) -> None:
+    lines = [f"{line.replace('e', RNG.choice('eé'))}\n" for line, _ in TEXTS]
+    (tmp_path / "mine.txt").write_text("".join(lines))
+    status, out, err = call("learn", "mine.txt", "--as", "accents", "--dry-run", "--steps", 20)
+    assert status == 0, err
+    assert "accents to put back; lines of about" in out
+    config, corpus = chosen(tmp_path / "runs/mine")
+    assert (config.kind, corpus.labels.names) == ("restore", ["", "é"])
+    assert corpus.allowed is not None
