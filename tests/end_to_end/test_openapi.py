@@ -24,7 +24,7 @@ from service.http.api_keys import new_key
 from service.settings import Settings
 from tests.bundles import ALPHABET, tiny_encoder_decoder_files, tiny_files
 from tests.end_to_end.server import Server, serve
-from tests.labelers import Sort, tiny_labeler_files
+from tests.labelers import Sort, tiny_labeler_files, unstripped
 
 # The names that the document's examples have.
 MODELS = WRITER, TRANSLATOR = "alice-lstm", "g2p-en"
@@ -127,7 +127,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     write_bundle(folder, manifest.model_copy(update=languages), files)
     write_bundle(folder, *tiny_files("gru", name=SPARE))
     for sort in (sort for sorts in LABELERS.values() for sort in sorts):
-        write_bundle(folder, *tiny_labeler_files(sort, name=sort))
+        manifest, files = tiny_labeler_files(sort, name=sort)
+        write_bundle(folder, unstripped(manifest) if sort == "forward" else manifest, files)
     keys = folder.parent / f"{folder.name}-keys"
     keys.write_text(KEY.line())
     limits: dict[str, Any] = {
@@ -180,7 +181,9 @@ def examples() -> Iterator[Any]:
             if stream is not None and stream.get("const", True):
                 streamed = example | {"stream": True}
                 yield pytest.param(operation, media_type, streamed, {}, id=f"{name} stream")
-            if media_type == "text/plain":
+            parameters = operation.definition.raw.get("parameters", [])
+            takes_mode = any(x["name"] == "mode" for x in parameters)
+            if media_type == "text/plain" and takes_mode:
                 yield pytest.param(
                     operation, media_type, example, {"mode": "total"}, id=f"{name} total"
                 )
