@@ -19,7 +19,7 @@ PAIR_MODELS := dates-en-de dates-iso g2p-en strings-en-de
 LABEL_MODELS := language-id
 
 .PHONY: help learn which-file serve test test-faults lint format bench bench-peers bench-translate bench-g2p \
-	bench-infill bench-overload bench-anomalies bench-guesses bench-languages soak bundles shakespeare infill-models \
+	bench-infill bench-overload bench-anomalies bench-guesses bench-languages bench-classify soak bundles shakespeare infill-models \
 	screenshots chromium promtool lock sbom audit clean
 
 help: ## Show this list.
@@ -108,6 +108,9 @@ bench-overload: $(DEVELOPMENT_ENV)/.done ## Offer ten times the capacity for a m
 
 bench-anomalies: $(DEVELOPMENT_ENV)/.done ## Score log lines and compare the false alarms with the rate that a percentile predicts.
 	$(BIN)/python -m bench.anomalies
+
+bench-classify: $(DEVELOPMENT_ENV)/.done ## Compare /classify and /tag with batches in PyTorch (four minutes).
+	$(BIN)/python -m bench.classify
 
 bench-languages: data/languages ## Find the language of short texts, beside four detectors from PyPI (builds their environment first).
 	$(BIN)/python -m bench.languages

@@ -13,6 +13,7 @@ _ROOT = Path(__file__).parents[1]
 _BEGIN, _END = "<!-- python -m bench.summary -->\n", "<!-- end -->"
 _MODEL = "lstm-2x512"
 _SMALL = "lstm-2x128"
+PYTORCH = "FastAPI + two PyTorch batches at a time"
 # Lines above the first row: the machine, an empty line, the table's head and its rule.
 _HEAD = 4
 # The rows for the README, by the start of their first cell.
@@ -36,14 +37,15 @@ def headlines() -> list[str]:
 
 def lines() -> list[str]:
     """The whole table, as lines of Markdown."""
-    engine, peers, translate = (
+    engine, peers, translate, classify = (
         json.loads((RESULTS / x).read_text())
-        for x in ("engine.json", "peers.json", "translate.json")
+        for x in ("engine.json", "peers.json", "translate.json", "classify.json")
     )
     table = [
         (
             f"{engine['machine']}; `make bench` on {engine['date']}, `make bench-peers` on "
-            f"{peers['date']}, `make bench-translate` on {translate['date']}."
+            f"{peers['date']}, `make bench-translate` on {translate['date']}, "
+            f"`make bench-classify` on {classify['date']}."
         ),
         "",
         "| what | measured | against |",
@@ -78,6 +80,13 @@ def lines() -> list[str]:
         ("one client, one word, greedy, p50", "`/translate`, 1 client, one word, greedy, p50"),
     ):
         table.append(_line(what, _row(translate, name)))
+    for name, what in (
+        ("text-1x128: /classify, 1,000 texts", "`/classify`, 1,000 texts in one request, 1 × 128"),
+        ("text-2x128: /classify, 1,000 texts", "`/classify`, 1,000 texts in one request, 2 × 128"),
+        ("character-2x128: /tag, 200 texts", "`/tag`, 200 texts in one request, 2 × 128"),
+    ):
+        row = _row(classify, f"{name} in one request: Unroll", PYTORCH)
+        table.append(_line(f"{what} units both ways", row))
     memory = json.loads((RESULTS / "memory.json").read_text())["rows"][0]
     table.append(_line("memory that scoring 100 MB of text in requests of 1 MB adds", memory))
     return table
