@@ -4,6 +4,7 @@ Each is sent at its full size to a server with the default limits, and others ar
 meanwhile.
 """
 
+import asyncio
 import json
 import socket
 import struct
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import pytest
 
@@ -138,6 +140,42 @@ def test_marks_in_a_stream_are_told_of_their_line_and_the_others_are_scored(
     first, marked, last = map(json.loads, answer.text.splitlines())
     assert "combining marks" in marked["error"]["detail"]
     assert first["logprob"] == last["logprob"]
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "lines"),
+    [
+        ("/classify?model=tiny-forward&top=1", b"a bed in a cab, a bee in a bed. " * 5, 3000),
+        ("/classify?model=tiny-forward&mode=total&every=10", b"a bed in a cab ", 800),
+        ("/tag?model=tiny-chain", b"a bed", 1500),
+    ],
+    ids=["lines", "total", "tags"],
+)
+def test_streams_of_labels_take_no_more_memory_however_long_they_are(
+    server: Server, path: str, line: bytes, lines: int
+) -> None:
+    async def answered(count: int) -> bytes:
+        """The end of the answer, which is read while the body is sent."""
+        end = b""
+        headers = {"Content-Type": "text/plain"}
+        async with (
+            aiohttp.ClientSession(server.url) as http,
+            http.post(path, data=(line + b"\n") * count, headers=headers) as answer,
+        ):
+            assert answer.status == 200
+            async for piece in answer.content.iter_chunked(65536):
+                end = (end + piece)[-4096:]
+        return end
+
+    asyncio.run(answered(lines // 3))
+    before = server.resident_bytes()
+    last = json.loads(asyncio.run(answered(lines)).splitlines()[-1])
+    assert server.resident_bytes() - before < 8 * 2**20
+    if "mode=total" in path:
+        assert (last["done"], last["chars"]) == (True, lines * (len(line) + 1))
+    else:
+        assert (last["line"], "error" in last) == (lines, False)
+    goes_on(server)
 
 
 def test_positions_in_an_answer_are_bounded_and_their_number_is_told(server: Server) -> None:
