@@ -127,8 +127,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     write_bundle(folder, manifest.model_copy(update=languages), files)
     write_bundle(folder, *tiny_files("gru", name=SPARE))
     for sort in (sort for sorts in LABELERS.values() for sort in sorts):
-        manifest, files = tiny_labeler_files(sort, name=sort)
-        write_bundle(folder, unstripped(manifest) if sort == "forward" else manifest, files)
+        labeler, files = tiny_labeler_files(sort, name=sort)
+        write_bundle(folder, unstripped(labeler) if sort == "forward" else labeler, files)
     keys = folder.parent / f"{folder.name}-keys"
     keys.write_text(KEY.line())
     limits: dict[str, Any] = {
