@@ -77,12 +77,15 @@ def main() -> None:
         subjects |= {label: Detector(name, languages) for name, label in DETECTORS.items()}
         for label, subject in subjects.items():
             for name, texts in sets.items():
-                rows += accuracy_rows(label, name, texts, subject.answer([x.text for x in texts]))
+                found = subject.answer([x.text for x in texts])
+                rows += accuracy_rows(label, name, texts, found)
+            say(table(rows[-len(GROUPS) * len(sets) :]))
         for _ in range(options.rounds):
             for label, subject in subjects.items():
                 rates[label].append(len(timed) / subject.answer(timed).seconds)
-    rows += speed_rows(rates)
-    say(table(rows))
+    speeds = speed_rows(rates)
+    say(table(speeds))
+    rows += speeds
     lines = (PEERS / PEER / "requirements.txt").read_text(encoding="utf-8").splitlines()
     versions = dict(line.split("==") for line in lines)
     write("languages.json", "The language of short texts", rows, versions)

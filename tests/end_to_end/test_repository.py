@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from service.bundle.encoder_decoder import EncoderDecoderBundle
+from service.bundle.labeler import LabelerBundle
 from service.bundle.language_model import LanguageModelManifest
 from service.bundle.store import read_bundle, read_language_model
 from service.runtime.adapting import language_model_sessions
 from service.runtime.encoder_decoder import OnnxEncoderDecoderSession
+from service.runtime.labeler import OnnxLabelerSession
 from tests import bundle_reference, settings_reference
 from tests.end_to_end.server import ROOT
 
@@ -26,6 +28,7 @@ MAX_BUNDLE_BYTES = 6 * 10**6
 MAX_NGRAM_BUNDLE_BYTES = 2 * 10**6
 PAIR_BUNDLES = ("dates-en-de", "dates-iso", "g2p-en", "strings-en-de")
 MAX_PAIR_BUNDLE_BYTES = 8 * 10**6
+LABEL_BUNDLES = ("language-id",)
 
 
 @pytest.mark.parametrize("name", BUNDLES)
@@ -46,6 +49,16 @@ def test_a_shipped_encoder_decoder_loads_and_is_small(name: str) -> None:
     for precision in bundle.precisions:
         OnnxEncoderDecoderSession(bundle, precision)
     assert sum(path.stat().st_size for path in folder.iterdir()) <= MAX_PAIR_BUNDLE_BYTES
+
+
+@pytest.mark.parametrize("name", LABEL_BUNDLES)
+def test_a_shipped_labeler_loads_and_is_small(name: str) -> None:
+    folder = ROOT / "models" / name
+    bundle = read_bundle(folder)
+    assert isinstance(bundle, LabelerBundle)
+    for graph in bundle.manifest.graphs:
+        OnnxLabelerSession(bundle, graph.precision)
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= MAX_BUNDLE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +150,21 @@ def test_the_readme_states_the_result_beside_the_better_baseline(name: str) -> N
         assert f"{metrics.sources:,}" in row
         best = max((values["copy"], values["nearest source"]), key=figure.worth)
         assert f"| {figure.shown(best)} |" in row
+
+
+@pytest.mark.parametrize("name", LABEL_BUNDLES)
+def test_the_results_page_states_the_figures_of_the_labelers(name: str) -> None:
+    bundle = read_bundle(ROOT / "models" / name)
+    assert isinstance(bundle, LabelerBundle)
+    manifest = bundle.manifest
+    found = {x.split: x for x in manifest.metrics if x.split != "valid"}
+    for row, metrics in zip(rows_of("docs/results.md", name), found.values(), strict=True):
+        values = {x.name: x.values for x in metrics.measurements}
+        figures = values[manifest.precision]
+        assert f"{metrics.texts:,}" in row
+        assert f"**{100 * figures['accuracy']:.1f} %, macro F1 {100 * figures['macro_f1']:.1f} %**"
+        assert f"| {figures['ece']:.3f} |" in row
+        assert f"| {size_of(name)} |" in row
 
 
 def bits_of(manifest: LanguageModelManifest, kind: str) -> dict[str, float]:
