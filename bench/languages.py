@@ -77,9 +77,9 @@ def main() -> None:
         subjects |= {label: Detector(name, languages) for name, label in DETECTORS.items()}
         for label, subject in subjects.items():
             for name, texts in sets.items():
-                found = subject.answer([x.text for x in texts])
-                rows += accuracy_rows(label, name, texts, found)
-            say(table(rows[-len(GROUPS) * len(sets) :]))
+                found = accuracy_rows(label, name, texts, subject.answer([x.text for x in texts]))
+                say(table(found))
+                rows += found
         for _ in range(options.rounds):
             for label, subject in subjects.items():
                 rates[label].append(len(timed) / subject.answer(timed).seconds)
