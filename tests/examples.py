@@ -40,7 +40,14 @@ _LLAMA_INFILL = {
 
 _INFER = {"text_input": "Alice was ", "parameters": {"max_tokens": 4, "seed": 1}}
 _NONE: list[dict[str, Any]] = []
-_LINES = ("text/plain", "the white rabbit\nthe whjte rabbit\n")
+# Streamed bodies, with their query parameters.
+_LINES: dict[str, tuple[dict[str, Any], str]] = {
+    "/score": ({"model": "alice-lstm"}, "the white rabbit\nthe whjte rabbit\n"),
+    "/classify": (
+        {"model": "language-id", "top": 1},
+        "Änderungen speichern\nEnregistrer sous\n",
+    ),
+}
 
 # Operations in the order in which they are asked: a method, a path as the document has it, a body,
 # and further bodies whose answers are shown by their media types.
@@ -54,6 +61,16 @@ REQUESTS: list[tuple[str, str, dict[str, Any] | None, list[dict[str, Any]]]] = [
         [],
     ),
     ("POST", "/infill", _INFILL, [_LLAMA_INFILL]),
+    (
+        "POST",
+        "/classify",
+        {
+            "model": "language-id",
+            "text": ["Änderungen speichern", "Enregistrer sous"],
+            "top": 2,
+        },
+        [],
+    ),
     ("GET", "/models", None, []),
     ("GET", "/models/{name}", None, []),
     ("GET", "/models/{name}/vocab", None, []),
@@ -190,10 +207,11 @@ def _asked(
         media_type = answer.headers["content-type"].split(";")[0]
         shown = json.loads(text) if media_type == "application/json" else text
         answers.setdefault("200", {})[media_type] = shown
-    if path == "/score":
-        media_type, content = _LINES
-        query = {"model": "alice-lstm"}
-        told = client.post(url, params=query, content=content, headers={"Content-Type": media_type})
+    if path in _LINES:
+        query, content = _LINES[path]
+        told = client.post(
+            url, params=query, content=content, headers={"Content-Type": "text/plain"}
+        )
         answers["200"][told.headers["content-type"]] = told.text
     answers.update(_OTHERS.get(f"{method} {path}", {}))
     return {**example, "answers": answers}

@@ -1,16 +1,29 @@
 """The tab that labels texts and their characters, as one types."""
 
 import math
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.bundle.store import write_bundle
-from tests.end_to_end.server import Server, serve
+from tests.end_to_end.server import ROOT, Server, serve
 from tests.labelers import Sort, tiny_labeler_files
 from tests.page.chromium import Browser, Page
-from tests.page.test_page import AA_TEXT, CONTRASTS, CONTROLS, READY, show, start, unfold, value
+from tests.page.test_page import (
+    AA_TEXT,
+    CONTRASTS,
+    CONTROLS,
+    READY,
+    SCREENSHOTS,
+    picture,
+    show,
+    start,
+    unfold,
+    value,
+)
 
 SORTS: tuple[Sort, ...] = ("bio", "chain", "forward", "restore", "several", "text")
 EXAMPLE = "a bad idea"
@@ -259,3 +272,15 @@ def test_it_can_be_read_named_and_fits_a_narrow_window(
     page.look(width=360, height=740, dark=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.evaluate(CONTRASTS % AA_TEXT) == []
+
+
+@pytest.mark.skipif(SCREENSHOTS is None, reason="only `make screenshots` needs it")
+def test_the_pictures_of_the_documents(page: Page, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "models/accents", tmp_path / "accents")
+    with serve(tmp_path) as running:
+        page.open(f"{running.url}/#label/accents", READY)
+        labelled(
+            page, "Nous avons achete une tarte a la creperie pres du chateau, ou il a deja mange."
+        )
+        page.hover("#label-results .charmap .s1, #label-results .charmap .s2")
+        picture(page, Path(str(SCREENSHOTS)) / "label.png")
