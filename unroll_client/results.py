@@ -301,7 +301,7 @@ class ClassifyAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """Characters with one label."""
+    """Neighbouring characters with the same label."""
 
     start: int
     end: int

@@ -1,7 +1,8 @@
 """A labeler's bundle: its manifest, its form in memory, and how it is read.
 
-A labeler gives labels to a text, or to each of its characters. S places: bos, the text's tokens and
-eos; L labels.
+A labeler gives labels to a text, or to each of its characters.
+
+S places (bos, the text's tokens and eos), L labels.
 """
 
 from collections.abc import Mapping
@@ -43,22 +44,23 @@ LabelMetric: TypeAlias = Literal[
 ]
 
 MAX_LABELS = 2048
-# Of a label that its character cannot have: a log-probability whose exponential is zero, though it
-# is finite, so that differences of two graphs stay numbers.
+# The log-probability of a label that its character cannot have. The exponential of it is zero, but
+# it is finite itself, so that differences between two graphs stay numbers.
 FORBIDDEN = -1e4
 
 
 class Labels(Record):
-    """The labels, and what they are labels of."""
+    """The labels, and whether texts or characters have them."""
 
     names: list[str] = Field(
         min_length=1, max_length=MAX_LABELS, description="The labels; the index is the id."
     )
     scope: Scope = Field(
-        description="`text`: a text has the labels; `character`: each of its characters has one."
+        description="`text`: a text has labels; `character`: each of its characters has one."
     )
     several: bool = Field(
-        description="Whether a text may have several labels, or none; each has its own probability."
+        description="Whether a text may have several labels, or none. Each label then has a "
+        "probability of its own."
     )
     scheme: Scheme = Field(
         "plain",
@@ -70,8 +72,8 @@ class Labels(Record):
     )
     applied: bool = Field(
         False,
-        description="Whether a label is the character that stands in the restored text; the empty "
-        "label leaves the character as it is.",
+        description="Whether labels are the characters of a restored text; the empty label leaves "
+        "a character as it is.",
     )
 
     @model_validator(mode="after")
@@ -98,23 +100,24 @@ class LinearChain(Record):
     """
 
     transitions: list[list[float]] = Field(description="[from][to], in nats.")
-    first: list[float] = Field(description="Of the first character's label.")
-    last: list[float] = Field(description="Of the last character's label.")
+    first: list[float] = Field(description="[label] of the first character, in nats.")
+    last: list[float] = Field(description="[label] of the last character, in nats.")
 
 
 class LabelerShape(Record):
-    """The model's architecture; the service does not use it."""
+    """The model's architecture; the service uses its `direction` and `pooling`."""
 
     cell: Cell = Field(description="Recurrent cell.")
     direction: Direction = Field(
-        description="`both`: layers read a text from both ends; `forward`: from its beginning, so "
-        "that an answer is known after each character."
+        description="`both`: layers read a text in both directions; `forward`: only from its "
+        "beginning, so that an answer is known after each token."
     )
     num_layers: int = Field(gt=0, description="Recurrent layers.")
     hidden_size: int = Field(gt=0, description="Units of each direction.")
     embedding_dim: int = Field(gt=0, description="Size of a token's embedding.")
     pooling: Pooling | None = Field(
-        description="How the places of a text become one; null for labels of characters."
+        description="How the outputs at the places of a text are combined; null for labels of "
+        "characters."
     )
     parameters: int = Field(gt=0, description="Trained parameters.")
 
@@ -143,12 +146,13 @@ class LabelerMeasurement(Record):
     kind: Literal["model", "baseline"] = Field(description="The bundle itself, or a floor.")
     values: dict[LabelMetric, float] = Field(
         description=(
-            "`loss`: nats a label. `accuracy`: share of right labels; of texts with several, share "
-            "of texts whose labels are all right. `macro_f1`: mean over the labels. `ece`: "
-            "expected calibration error of the likeliest label, in 15 bins of equal mass. "
-            "`exact_match`: share of texts whose characters' labels are all right. `span_f1`: of "
-            "whole tags. `word_error_rate`, `character_error_rate`: of restored texts. "
-            "`base_errors`: characters of a restored text that are another letter."
+            "`loss`: nats per label. `accuracy`: share of right labels; if texts have several, "
+            "share of texts whose labels are all right. `macro_f1`: mean F1 of the labels. "
+            "`micro_f1`: F1 over all labels together. `ece`: expected calibration error of the "
+            "likeliest label, in 15 bins of equal mass. `exact_match`: share of texts whose "
+            "characters' labels are all right. `span_f1`: F1 of whole tags. `word_error_rate`, "
+            "`character_error_rate`: of restored texts. `base_errors`: characters of restored "
+            "texts that became another letter."
         )
     )
 
@@ -158,8 +162,10 @@ class LabelerMetrics(Record):
 
     split: str = Field(description="`test`, `valid`, or the name of a further test set.")
     texts: int = Field(gt=0, description="Texts in it.")
-    labels: int = Field(gt=0, description="Labels in it: one a text, or one a character.")
-    measurements: list[LabelerMeasurement] = Field(description="One entry a model and baseline.")
+    labels: int = Field(gt=0, description="Labels in it: those of its texts, or of its characters.")
+    measurements: list[LabelerMeasurement] = Field(
+        description="One entry for each model and baseline."
+    )
 
 
 class LabelledExample(Record):
@@ -210,11 +216,11 @@ class LabelerManifest(Heading):
         )
     )
     states: list[StateTensor] = Field(
-        description="The state after a part of a text; empty if texts are read from both ends."
+        description="The state after a part of a text; empty if texts are read in both directions."
     )
     temperature: float = Field(
         gt=0,
-        description="Logits are divided by it, in the graphs; fitted on the validation split.",
+        description="What the graphs divide logits by; fitted on the validation split.",
     )
     model: LabelerShape = Field(description="What the model is.")
     limits: LabelerLimits = Field(description="What the bundle allows.")
@@ -244,7 +250,7 @@ class LabelerManifest(Heading):
             if len(chain.transitions) != count or any(len(row) != count for row in rows):
                 raise ValueError("chain: one number for every label, or pair of labels")
         if (self.model.direction == "forward") != bool(self.states):
-            raise ValueError("states: of models that read forward, and of no others")
+            raise ValueError("states: for models that read forward, and for no others")
         if self.model.direction == "forward" and self.labels.scope == "character":
             raise ValueError("model.direction: labels of characters need both directions")
         if self.labels.scope == "character" and self.text.tokenization != "character":
@@ -277,7 +283,7 @@ class LabelerManifest(Heading):
                 raise ValueError("golden: token outside the vocabulary")
             if not all(0 <= label < len(self.labels.names) for label in vector.labels):
                 raise ValueError("golden: no such label")
-            # Of characters: the places between bos and eos.
+            # Characters stand between bos and eos.
             is_of_text = self.labels.scope == "text"
             if not is_of_text and len(vector.labels) != len(vector.tokens) - 2:
                 raise ValueError("golden: one label for every character")

@@ -83,7 +83,7 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", help="read before each text, but not counted")
     parser.add_argument(
         "--label",
-        help="of models that label texts: print the probability of this label instead",
+        help="for models that label texts: print the probability of this label instead",
     )
     parser.add_argument("--unknown", choices=("unk", "error", "skip"))
     parser.add_argument("--eos", action="store_true", help="count the end of each text")
@@ -149,27 +149,33 @@ def _add_infill_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_classify_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--top", type=int, help="most labels of each text; 1 by default, all with --min-probability"
+        "--top",
+        type=int,
+        help="most labels for each text; by default 1, or all with --min-probability",
     )
     parser.add_argument(
         "--min-probability", type=float, metavar="P", help="leave out labels that are less likely"
     )
     parser.add_argument("--unknown", choices=("unk", "error", "skip"))
     parser.add_argument(
-        "--steps", action="store_true", help="with json: the likeliest label after each character"
+        "--steps",
+        action="store_true",
+        help="with --format json: also the likeliest label after each character",
     )
 
 
 def _add_tag_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--n", type=int, help="taggings of each text, likeliest first")
     parser.add_argument(
-        "--places", action="store_true", help="with json: the likeliest label of each character"
+        "--places",
+        action="store_true",
+        help="with --format json: also the likeliest labels of each character",
     )
-    parser.add_argument("--top", type=int, help="with --places: labels of each character")
+    parser.add_argument("--top", type=int, help="with --places: most labels for each character")
     parser.add_argument("--unknown", choices=("unk", "error", "skip"))
 
 
-# Of each task: what adds its options, what it does, and an example.
+# For each task: what adds its options, what it does, and an example.
 _TASKS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]] = {
     "generate": (
         _add_generate_options,
@@ -201,7 +207,7 @@ _TASKS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]] = 
     ),
     "tag": (
         _add_tag_options,
-        "label each character: restored texts, or texts with [their](tags)",
+        "label each character: prints restored texts, or texts with each [tag](label) marked",
         'python -m service tag --bundle models/accents "deja vu"',
     ),
 }

@@ -1,4 +1,4 @@
-"""The probabilities of a text's labels, one a place: places by themselves, or a linear-chain CRF.
+"""The probabilities of labels, one at each place of a text: independent, or a linear-chain CRF.
 
 T places, L labels, N labelings. With a chain,
 
@@ -59,14 +59,14 @@ class Chain:
 def labelings(scores: Float32Array, chain: Chain | None) -> Labelings:
     """All labelings of a text whose places have these `scores` [T, L].
 
-    Without a chain, scores are log-probabilities, which each sum to 1 in the graph.
+    Without a chain, scores are log-probabilities, which the graph has normalized at each place.
     """
     exact = scores.astype(np.float64)
     return ByThemselves(exact) if chain is None else InChain(exact, chain)
 
 
 class ByThemselves:
-    """Places that do not depend on each other: a chain with zeros for transitions."""
+    """Places that do not depend on each other, as in a chain whose transitions are all zero."""
 
     def __init__(self, scores: Float64Array) -> None:
         self.marginals = scores
@@ -74,9 +74,9 @@ class ByThemselves:
     def best(self, count: int) -> list[Labeling]:
         """See `Labelings`.
 
-        A labeling that differs from the likeliest one at some place is behind those that differ at
-        one place at a lower cost, and nowhere else. So for n labelings, the n - 1 places where the
-        second label costs least are enough.
+        A labeling that differs from the likeliest one at some place ranks behind all those that
+        differ only at one other place, where that costs less. So for n labelings, it is enough to
+        look at the n - 1 places where the second label costs least.
         """
         likeliest = self.marginals.argmax(axis=1).astype(np.uint16)  # [T]
         found = [likeliest]
@@ -100,15 +100,15 @@ class InChain:
     def __init__(self, scores: Float64Array, chain: Chain) -> None:
         self._scores = scores
         self._chain = chain
-        self._before = _before(scores, chain)  # [T, L] log mass of what ends in a label
-        self._after = _after(scores, chain)  # [T, L] log mass of what follows a label
+        self._before = _before(scores, chain)  # [T, L] log mass of all that ends in a label
+        self._after = _after(scores, chain)  # [T, L] log mass of all that follows a label
         # The mass of all labelings.
         self._log_z = float(_log_sum(self._before[-1] + chain.last)) if len(scores) else 0.0
 
     @property
     def marginals(self) -> Float64Array:
         """See `Labelings`."""
-        # The sums' last bits may be above the mass of all.
+        # Rounding may put a sum above the mass of all labelings.
         return np.minimum(self._before + self._after - self._log_z, 0.0)
 
     def best(self, count: int) -> list[Labeling]:

@@ -36,8 +36,9 @@ async def classify(request: Request) -> Response:
     """The labels of a text, or of every text of a list, likeliest first.
 
     A body of `text/plain` or `application/x-ndjson` is a stream: every line is a text, and is
-    answered with a line as soon as it has come; the fields of the JSON request are query parameters
-    then. With `mode=total` the whole stream is one text, whose labels so far are answered.
+    answered with a line as soon as it arrives. The fields of the JSON request are then query
+    parameters. With `mode=total`, the whole stream is one text, and each line of the answer has its
+    labels so far.
     """
     if is_stream(request):
         return await classify_stream(request)

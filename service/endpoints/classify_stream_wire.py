@@ -21,8 +21,8 @@ class ClassifyStreamQuery(StreamQuery):
 
     mode: Literal["lines", "total"] = Field(
         "lines",
-        description="Every line is a text, or the whole stream is one (`text/plain`; models that "
-        "read forward, character by character).",
+        description="Every line is a text, or the whole stream is one (only for `text/plain`, and "
+        "models that read forward, character by character).",
     )
     top: int | None = Field(None, ge=1, description=TOP)
     min_probability: float = Field(0.0, ge=0.0, le=1.0, description=MIN_PROBABILITY)
@@ -58,7 +58,7 @@ class StreamedLabelsSoFar(Answer):
 
     done: bool = Field(description="Whether this is the whole text.")
     chars: int = Field(description="Characters read so far.")
-    labels: list[LabelOut] = Field(description="Likeliest first.")
+    labels: list[LabelOut] = Field(description="The labels, likeliest first.")
     unknown_chars: int = Field(description="How many characters were outside the vocabulary.")
 
 

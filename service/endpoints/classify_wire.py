@@ -17,18 +17,18 @@ from service.http.wire import (
 from service.tasks.engine import Engine
 from service.tasks.label_values import Classified, ClassifyOptions
 
-TOP = "Most labels of each text, the likeliest ones. Left out: all."
+TOP = "The most labels to return for each text, likeliest first. By default, all."
 MIN_PROBABILITY = "Labels less likely than this are left out, so that a text may have none."
 STEPS = (
-    "Return the likeliest label after each character, or token; only for models that read texts "
-    "from the beginning (their `direction` is `forward`)."
+    "Also return the likeliest label after each character, or token; only for models that read "
+    "forward (`direction`)."
 )
 POLICY = (
     "Characters outside the vocabulary: read them as the unknown token, refuse the text, or leave "
     "them out."
 )
 PROBABILITY = "How likely it is, from 0 to 1."
-LOGPROB = "The natural log of the same."
+LOGPROB = "Natural log of the probability."
 
 
 class ClassifyRequest(RequestBody):
@@ -41,11 +41,12 @@ class ClassifyRequest(RequestBody):
     steps: bool = Field(False, description=STEPS)
     state: str | None = Field(
         None,
-        description="Models that read forward, character by character: a state that this model "
-        "answered. Every text is read as going on from there.",
+        description="Only for models that read forward, character by character: a state from an "
+        "earlier answer of this model. Every text continues from there.",
     )
     return_state: bool = Field(
-        False, description="The same models: return the state after each text, to go on from it."
+        False,
+        description="For the same models: also return the state after each text, to continue from.",
     )
 
     def options(self) -> ClassifyOptions:
@@ -71,7 +72,7 @@ class LabelOut(Answer):
 class LabelStepOut(Answer):
     """The likeliest label once some characters have been read."""
 
-    chars: int = Field(description="Characters of this text read so far, normalized.")
+    chars: int = Field(description="Characters of the normalized text that have been read.")
     label: str = Field(description="The likeliest label of what has been read.")
     probability: float = Field(description=PROBABILITY)
     logprob: float = Field(description=LOGPROB)
@@ -89,7 +90,7 @@ class ClassifyResult(Answer):
     steps: list[LabelStepOut] | None = Field(
         description="If requested: the likeliest label after each character, or token, in order."
     )
-    state: str | None = Field(description="If requested: to go on from.")
+    state: str | None = Field(description="If requested: the state after the text.")
 
     @classmethod
     def of(cls, result: Classified) -> "ClassifyResult":

@@ -159,13 +159,13 @@ class LabelerDetail(ModelSummary):
     license: str = Field(description="Terms of the weights.")
     created: str = Field(description="When it was exported.")
     precisions: list[str] = Field(description="Graphs in the bundle.")
-    labels: Labels = Field(description="The labels, and what they are labels of.")
+    labels: Labels = Field(description="The labels, and whether texts or characters have them.")
     has_chain: bool = Field(
-        description="Whether transitions between the labels of neighbouring characters count (a "
+        description="Whether the labels of neighbouring characters depend on each other (a "
         "linear-chain CRF)."
     )
     reads_in_parts: bool = Field(
-        description="Whether `/classify` takes `state` and `return_state`, to go on with a text."
+        description="Whether `/classify` takes `state` and `return_state`, to continue a text."
     )
     model: LabelerShape = Field(description="What the model is.")
     tokenization: Tokenization = Field(description="What the model reads: characters or subwords.")

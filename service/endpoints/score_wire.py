@@ -55,8 +55,9 @@ class ScoreRequest(RequestBody):
     )
     label: str | TextList | None = Field(
         None,
-        description="Classifiers: a label of the model, whose probability is asked for given the "
-        "text; one for all, or one for each text. Only `unknown` goes with it.",
+        description="Classifiers: the label whose probability, given the text, is returned; one "
+        "for all, or one for each text. Of the other options, only `unknown` can be combined with "
+        "it.",
     )
     tokens: bool = Field(False, description="Return every counted character with its figures.")
     top_logprobs: int = Field(

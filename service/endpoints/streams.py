@@ -30,7 +30,9 @@ def is_json(request: Request) -> bool:
 def refuse_query(request: Request) -> None:
     """Raise InvalidRequest where a JSON body comes with query parameters."""
     if request.query_params:
-        raise InvalidRequest("query parameters are of streamed bodies; name the fields in the body")
+        raise InvalidRequest(
+            "query parameters are for streamed bodies; put the fields into the body"
+        )
 
 
 def stream_query(request: Request, schema: type[Query]) -> Query:

@@ -29,11 +29,11 @@ router = APIRouter()
     tags=["models"],
 )
 async def tag(request: Request) -> Response:
-    """The tags of a text, or of every text of a list: characters that belong together.
+    """The tags of a text, or of every text of a list: runs of characters with the same label.
 
     If the labels of a model are characters, the answer is the restored text. A body of `text/plain`
     or `application/x-ndjson` is a stream: every line is a text, and is answered with a line as soon
-    as it has come; the fields of the JSON request are query parameters then.
+    as it arrives. The fields of the JSON request are then query parameters.
     """
     if is_stream(request):
         return await tag_stream(request)

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from service.endpoints.classify_wire import POLICY, LabelOut
+from service.endpoints.classify_wire import LOGPROB, POLICY, LabelOut
 from service.http.wire import (
     MAX_ALTERNATIVES,
     UNKNOWN,
@@ -20,12 +20,12 @@ from service.tasks.engine import Tags
 from service.tasks.label_values import Place, Tagged, Tagging, TagOptions
 
 TAGGINGS = "How many taggings of each text to return, likeliest first."
-PLACES = "Return the likeliest labels of each character."
-TOP_LABELS = "With `places`: labels of each character."
+PLACES = "Also return the likeliest labels of each character."
+TOP_LABELS = "With `places`: the most labels to return for each character."
 
 
 def check_top(top: int, *, places: bool) -> None:
-    """Raise ValueError for labels of places that are not returned."""
+    """Raise ValueError if labels of places are requested, but no places."""
     if top > 1 and not places:
         raise ValueError("top needs places: true")
 
@@ -50,7 +50,7 @@ class TagRequest(RequestBody):
 
 
 class TagOut(Answer):
-    """Characters with one label."""
+    """Neighbouring characters with the same label."""
 
     start: int = Field(description="Characters before it, in `text`.")
     end: int = Field(description="Characters up to its end.")
@@ -59,24 +59,24 @@ class TagOut(Answer):
     )
     probability: float = Field(
         description="How likely it is that all of these characters have their labels, whatever "
-        "the others have."
+        "labels the others have."
     )
-    logprob: float = Field(description="The natural log of the same.")
+    logprob: float = Field(description=LOGPROB)
 
 
 class TaggingOut(Answer):
     """One label for each character of a text."""
 
     text: str = Field(
-        description="The text that the positions are in: what was sent, normalized. If labels are "
-        "characters, the restored text, which has as many."
+        description="The text that positions refer to: the normalized text, or, if labels are "
+        "characters, the restored text, which is as long."
     )
     logprob: float = Field(
-        description="The natural log of the probability of all labels together, those of characters"
-        " in no tag included."
+        description="Natural log of the probability of all labels together, including those of "
+        "characters in no tag."
     )
     tags: list[TagOut] = Field(
-        description="In order. Characters with the label that stands for no tag have none."
+        description='The tags, in order. Characters whose label means "no tag" are in none.'
     )
 
     @classmethod
@@ -92,8 +92,8 @@ class PlaceOut(Answer):
     start: int = Field(description="Characters before it.")
     end: int = Field(description="Characters up to its end.")
     labels: list[LabelOut] = Field(
-        description="Likeliest first, whatever the others have. Labels that the character cannot "
-        "have are left out."
+        description="Likeliest first, whatever labels the other characters have. Labels that the "
+        "character cannot have are left out."
     )
 
     @classmethod
@@ -109,8 +109,8 @@ class TagResult(TaggingOut):
         description="With `n`: the further taggings, likeliest first."
     )
     places: list[PlaceOut] | None = Field(
-        description="If requested: every character of the text that was read, in order. A label is "
-        "here as the model has it, such as `B-name`."
+        description="If requested: every character of the normalized text, in order, with labels "
+        "as the model knows them, such as `B-name`."
     )
     unknown: list[int] = Field(description=UNKNOWN)
     unknown_chars: int = Field(description=UNKNOWN_CHARS)
@@ -136,7 +136,7 @@ class TagResponse(Answer):
     model: str = Field(description="The model that answered.")
     precision: str = Field(description="Its arithmetic.")
     restored: bool = Field(
-        description="Whether labels are characters, which stand in `text` in place of those sent."
+        description="Whether labels are characters, so that `text` is a restored text."
     )
     results: list[TagResult] = Field(description="One for each text, in order.")
     usage: Usage = Field(description="Counts over the whole request.")

@@ -1,4 +1,4 @@
-// A text with each character tinted and underlined, as by its surprisal, and a cursor for the details.
+// A text with each character tinted and underlined, for example by its surprisal, and a cursor for the details.
 
 import { el } from "./dom.js";
 import { glyph, surprisal } from "./format.js";

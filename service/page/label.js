@@ -1,5 +1,5 @@
 // Label: the labels of a text with their probabilities, or the text with a label for each character,
-// as one types.
+// as you type.
 
 import { modelDetail, postJson } from "./api.js";
 import { CharacterMap } from "./charmap.js";
@@ -8,7 +8,7 @@ import { count, fixed, oneLine, percent, plural } from "./format.js";
 import { PLACES, placesLegend, placesOf, tagsIn } from "./places.js";
 import { chooseModel, isTyped, numberIn, onExample, onSubmit } from "./task.js";
 
-const PAUSE_MS = 300; // without a key, until the text is labelled
+const PAUSE_MS = 300; // after the last key, before the text is labelled
 const ALTERNATIVES = 5; // labels of a character
 const MOST_ROWS = 200; // of tags in the table
 
@@ -92,7 +92,7 @@ async function classified(detail, body, signal) {
   return { nodes: [el("div", { class: "card" }, title, ...list, decided(steps))], told: told + missing(results[0]) };
 }
 
-const SEVERAL = "A text may have several of these labels, or none: each probability is for itself.";
+const SEVERAL = "A text may have several of these labels, or none: each has a probability of its own.";
 const ONE = (others) => `A text has one of these labels: the probabilities${others ? `, with ${plural(others, "label")} left out here,` : ""} add up to 100 %.`;
 
 /** From which character on the likeliest label stays the same. */
@@ -185,5 +185,5 @@ function choices(taggings, applied, showOne) {
     const facts = `${percent(Math.exp(tagging.logprob))}, log-probability ${fixed(tagging.logprob, 3)} nats`;
     return el("label", { class: "hypothesis" }, input, el("span", { class: "said" }, words || "(no tag)"), el("small", {}, facts));
   });
-  return el("fieldset", {}, el("legend", {}, el("h2", {}, "Likeliest of the whole text")), rows);
+  return el("fieldset", {}, el("legend", {}, el("h2", {}, "Likeliest taggings of the whole text")), rows);
 }

@@ -42,15 +42,15 @@ class LabelerSession(Protocol):
         """log P of every label for texts `tokens` [N, S], and the states after.
 
         Row n has `lengths[n]` tokens; places past them mean nothing. Texts that are read whole
-        begin with bos and end with eos, and `padded_length` gives S for each of them. Those that
-        are read forward come in any chunks; only the first begins with bos.
+        begin with bos and end with eos, and `padded_length` of each of them is S. Texts that are
+        read forward come in chunks of any size, of which only the first begins with bos.
         """
 
 
 class OnnxLabelerSession:
-    """A bundle's graph, on one thread, the caller's; several threads may call it.
+    """A bundle's graph, which runs on the caller's thread; several threads may call it.
 
-    Raises BundleError when the graph is not what the manifest says, and GoldenMismatch when it does
+    Raises BundleError if the graph is not what the manifest says, and GoldenMismatch if it does
     not reproduce the bundle's golden vectors.
     """
 
@@ -103,7 +103,7 @@ class OnnxLabelerSession:
     ) -> tuple[Float32Array, States]:
         """log P [N, L] or [N, S, L], and the states after.
 
-        Texts that are read whole are read over their own places, about, except by attention.
+        Texts that are read whole run with others of about their length, except with attention.
         """
         if self._states or self._sees_pads:
             return self._run(tokens, lengths, states)

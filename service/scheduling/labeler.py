@@ -1,4 +1,4 @@
-"""The runner of labelers: one run of bounded size in each iteration, of texts that share one.
+"""The runner of labelers: each iteration is one run of bounded size, which several texts share.
 
 N texts, S places of a run, L labels.
 """
@@ -22,9 +22,9 @@ from service.scheduling.scheduler import run_failed
 # Places in one run: limits its memory, and how long other texts wait for it. A text that is read
 # whole may have more, and then runs alone.
 _MAX_PLACES = 4096
-# Floats of the log-probabilities of one run, likewise.
+# Likewise, log-probabilities in one run.
 _MAX_FLOATS = 4 * 2**20
-# Places that a text which is read forward takes in one run.
+# Places that a text takes in one run if it is read forward.
 READ_CHUNK = 64
 
 logger = logging.getLogger(__name__)
@@ -68,10 +68,10 @@ Ended = list[tuple[LabelWork, ServiceError | None]]
 
 
 class LabelerRunner:
-    """An iteration is one run, of texts that take as many places in it.
+    """An iteration is one run, of texts that all take the same number of places.
 
-    Texts wait in a line for each number of places. The lines take turns, so that short texts wait
-    for one run of each other line at most, however many long texts there are.
+    There is a line of waiting texts for each number of places. The lines take turns, so that short
+    texts wait for at most one run of every other line, however many long texts there are.
     """
 
     def __init__(self, session: LabelerSession, *, name: str) -> None:

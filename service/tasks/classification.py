@@ -85,10 +85,10 @@ class Classification:
 
     @property
     def logprobs(self) -> Float32Array:
-        """log P of every label of every text, [N, L], once they have been read."""
+        """log P of every label of every text, [N, L], once the texts have been read."""
         found = np.empty((len(self._texts), len(self._model.label_names)), np.float32)
         if self._handle is not None:
-            found[:] = self._handle.continuation.logprobs  # of texts with nothing to be read
+            found[:] = self._handle.continuation.logprobs  # for texts with nothing left to read
         for group in self._groups:
             found[group.texts] = group.work.logprobs
         return found
@@ -145,7 +145,7 @@ def check_classify(model: LabelModel, options: ClassifyOptions) -> None:
     """Raise InvalidRequest for options that the model cannot follow, whatever the texts."""
     if options.steps and not model.manifest.states:
         raise InvalidRequest.of_option(
-            "steps", "this model reads texts from both ends; only models that read forward can"
+            "steps", "this model reads texts in both directions; only those that read forward can"
         )
     for option, is_given in (
         ("state", options.state is not None),

@@ -31,7 +31,7 @@ class LabelModel:
     chain: Chain | None
     settings: Settings
     max_tokens: int  # of a text
-    seal: Seal | None  # of the states; None where a text cannot be read in parts
+    seal: Seal | None  # of the states; None if a text cannot be read in parts
 
     @classmethod
     def of(cls, bundle: LabelerBundle, precision: Precision, settings: Settings) -> Self:
@@ -75,7 +75,7 @@ class LabelModel:
     def read(self, texts: Sequence[str], policy: UnknownPolicy) -> list[SideText]:
         """Texts, normalized, with their ids. Raises InvalidRequest.
 
-        If a token is a character, all of them are looked up at once: that is five times as fast.
+        If tokens are characters, those of all texts are looked up at once: five times as fast.
         """
         if self.manifest.text.tokenization != "character":
             return [self._read(text, policy) for text in texts]
@@ -104,13 +104,13 @@ class LabelModel:
         return read
 
     def seal_of_parts(self, option: str) -> Seal:
-        """The seal of the states. Raises InvalidRequest where there are none."""
+        """The seal of the states. Raises InvalidRequest if there are none."""
         if self.seal is None:
             raise InvalidRequest.of_option(
                 option,
-                "this model cannot go on from a state; leave it out (models can that read forward, "
-                'character by character, with `direction = "forward"` and `strip = false` in their '
-                "training configuration)",
+                "this model cannot continue from a state; leave it out. Only models that read "
+                'forward, character by character, can (`direction = "forward"` and `strip = false` '
+                "in the training configuration)",
             )
         return self.seal
 
@@ -123,9 +123,9 @@ def _without_unknown(text: SideText) -> SideText:
 
 
 def reads_in_parts(manifest: LabelerManifest) -> bool:
-    """Whether the parts of a text, read one after another, give what the whole text gives.
+    """Whether reading a text in parts gives what reading it as a whole gives.
 
-    They do not where tokens reach over the parts' ends, or blanks there are dropped.
+    It does not if tokens may reach across the ends of parts, or if blanks at the ends are dropped.
     """
     text = manifest.text
     is_of_characters = text.tokenization == "character"

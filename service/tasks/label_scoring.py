@@ -43,7 +43,7 @@ class LabelScoring:
         return [
             Scored(
                 logprob=float(logprobs[label]),
-                chars=0,  # of the text none is counted: it is given
+                chars=0,  # the text is given, so none of its characters is counted
                 bos=True,
                 eos=False,
                 unknown=text.unknown,
@@ -56,7 +56,7 @@ class LabelScoring:
 
 
 def check_label_options(options: ScoreOptions) -> None:
-    """Raise InvalidRequest for options of texts that are scored themselves."""
+    """Raise InvalidRequest for options that only make sense for scored texts."""
     given: Mapping[str, bool] = {
         "tokens": options.tokens,
         "units": options.units is not None,
@@ -71,7 +71,7 @@ def check_label_options(options: ScoreOptions) -> None:
     for option, is_given in given.items():
         if is_given:
             raise InvalidRequest.of_option(
-                option, "not together with label: the text is given, and its label is scored"
+                option, "not together with label: it scores the label, not the text"
             )
 
 

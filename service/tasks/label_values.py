@@ -10,11 +10,11 @@ from service.tasks.unknown import Unknown, UnknownPolicy
 class ClassifyOptions:
     """The options of `/classify`, besides the texts."""
 
-    top: int | None = None  # most labels of a text; None: all
+    top: int | None = None  # the most labels of a text; None: all
     min_probability: float = 0.0  # less likely labels are left out
     unknown: UnknownPolicy = "unk"
-    steps: bool = False  # also the likeliest label after each character, if texts are read forward
-    state: str | None = None  # every text goes on from there
+    steps: bool = False  # also the likeliest label after each character; models that read forward
+    state: str | None = None  # every text continues from there
     return_state: bool = False
 
 
@@ -54,13 +54,13 @@ class TagOptions:
 
     n: int = 1  # taggings of each text, likeliest first
     places: bool = False  # also the labels of each character
-    top: int = 1  # with `places`: labels of each character
+    top: int = 1  # with `places`: the most labels of each character
     unknown: UnknownPolicy = "unk"
 
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """Characters with one label."""
+    """Neighbouring characters with the same label."""
 
     start: int  # in the normalized text
     end: int

@@ -1,4 +1,4 @@
-"""Texts as a labeler reads them: those of one padded length as rows that are read together.
+"""Texts as a labeler reads them: texts of one padded length are rows that are read together.
 
 N texts, S places of a text.
 """
@@ -14,7 +14,7 @@ from service.bundle.text import BOS_ID, EOS_ID, PAD_ID
 from service.runtime.language_model import States
 from service.scheduling.labeler import READ_CHUNK, LabelWork, PlaceListener
 
-# Places of one piece of work: few enough that a request can be shared out among the workers.
+# Places in one piece of work: few enough that a request can be divided among the workers.
 _MAX_PLACES = 1024
 
 
@@ -22,7 +22,7 @@ _MAX_PLACES = 1024
 class Grouped:
     """Some texts of a request as a piece of work."""
 
-    texts: Int64Array  # [N] their places in the request
+    texts: Int64Array  # [N] their indices in the request
     work: LabelWork
 
 
@@ -33,9 +33,9 @@ def grouped(
     start: States | None = None,
     listeners: Sequence[PlaceListener] = (),
 ) -> list[Grouped]:
-    """The work for some texts, given as ids; `start` [1, …] each is where all of them go on.
+    """The work for some texts, given as ids; all of them continue from `start` ([1, …] each).
 
-    Texts without any place, which go on from a state, need none.
+    Empty texts that continue from a state need no work.
     """
     begins, ends = start is None, not reads_forward
     framed = np.array([len(ids) for ids in texts], np.int32) + (int(begins) + int(ends))
@@ -45,7 +45,7 @@ def grouped(
             by_length.setdefault(padded_length(length), []).append(i)
     found = []
     for places, members in by_length.items():
-        # What is read in chunks is read text by text.
+        # Texts that are read in chunks are read one by one.
         is_alone = reads_forward and places > READ_CHUNK
         size = 1 if is_alone else max(1, _MAX_PLACES // places)
         for first in range(0, len(members), size):

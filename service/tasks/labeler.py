@@ -34,8 +34,8 @@ from service.tasks.tagging import TagRequest, check_tag
 from service.tasks.values import Scored, ScoreOptions
 from service.tasks.vocabularies import ClientVocabulary, Vocabularies
 
-# Texts that a worker holds: enough for full runs of every length. A text that waits there takes
-# little more than its tokens.
+# Texts that a worker holds: enough for full runs of every length. A waiting text takes little more
+# memory than its tokens.
 _MAX_TEXTS = 1024
 # A run of few texts takes hardly longer than a run of one.
 _PACKED_TEXTS = 64
@@ -92,7 +92,7 @@ class LabelerEngine:
 
     @property
     def reads_in_parts(self) -> bool:
-        """Whether a text can go on from a state."""
+        """Whether a text can continue from a state."""
         return self._model.seal is not None
 
     @property

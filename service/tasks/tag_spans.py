@@ -19,7 +19,7 @@ _OUTSIDE = -1
 class TagScheme:
     """How labels become tags.
 
-    Neighbours with labels of one kind are one tag, unless the later one begins a new tag.
+    Neighbours whose labels are of one kind form a tag, unless the later one begins a new tag.
     """
 
     names: Sequence[str]  # of the kinds of tags
@@ -30,8 +30,8 @@ class TagScheme:
     def of(cls, labels: Labels) -> Self:
         """The scheme of a manifest's labels.
 
-        With `bio`, `I-x` after anything but `B-x` or `I-x` begins a tag, too, as in the evaluation
-        of CoNLL-2000. If labels are characters, each is a tag by itself.
+        With `bio`, an `I-x` that follows neither `B-x` nor `I-x` also begins a tag, as in the
+        evaluation of CoNLL-2000. If labels are characters, each is a tag by itself.
         """
         names = labels.names
         begins = [labels.applied] * len(names)

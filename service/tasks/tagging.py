@@ -21,7 +21,7 @@ from service.tasks.sides import SideText
 from service.tasks.tag_spans import TagScheme
 
 _DETAILS = "details: characters · (4 · n + top)"
-# What finding the likeliest labelings of a chain may cost: additions in all, and at one place.
+# What finding a chain's likeliest labelings may cost: additions in all, and at one place.
 _MAX_CHAIN_SUMS = 2**28
 _MAX_STEP_SUMS = 2**22
 
@@ -140,7 +140,7 @@ class _Found:
 
 @dataclass(slots=True)
 class _Places:
-    """Finds the likeliest labels of a text once it has been read, in the worker's thread.
+    """Finds the likeliest labels of a text in the worker's thread, once the text has been read.
 
     The log-probabilities themselves, [S, L], are not kept: they could take gigabytes.
     """

@@ -105,7 +105,7 @@ def test_a_text_is_labelled_as_one_types(page: Page, server: Server, sort: str) 
     names = page.evaluate("[...document.querySelectorAll('.labels .said')].map((x) => x.innerText)")
     assert names == [each["label"] for each in labels]
     assert bars(page) == pytest.approx([each["probability"] for each in labels])
-    is_for_itself = "each probability is for itself" in page.text("#label-results")
+    is_for_itself = "each has a probability of its own" in page.text("#label-results")
     assert is_for_itself == (sort == "several")
     assert ("is the likeliest label from" in page.text("#label-results")) == (sort == "forward")
 
