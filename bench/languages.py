@@ -2,9 +2,9 @@
 
 The texts have 5 to 40 characters and come from two sets that the model was not trained on: `test`
 (other texts of the packages that it learned from) and `package` (packages that it never saw).
-Accuracy is macro: the mean over the languages, of those with at least `MIN_TEXTS` texts. Speed is
-texts a second on one core: our server answers requests of 1,000 texts (HTTP and JSON included), a
-detector is called text by text in a process of its own, and all take turns in every round.
+Accuracy is macro: the mean over the languages that have at least `MIN_TEXTS` texts. Speed is texts
+per second on one core: our server answers requests of 1,000 texts (HTTP and JSON included), the
+detectors are called text by text in processes of their own, and all take turns in every round.
 """
 
 import argparse
@@ -180,7 +180,7 @@ def accuracy_rows(label: str, name: str, texts: Sequence[Text], answer: Answer) 
 
 
 def speed_rows(rates: Mapping[str, Sequence[float]]) -> list[Row]:
-    """Texts a second, and how many times as many ours are (the median over the rounds)."""
+    """Texts per second, and our ratio to each detector (the median over the rounds)."""
     rows = []
     for label, values in rates.items():
         ratio = statistics.median(a / b for a, b in zip(rates[UNROLL], values, strict=True))
@@ -190,7 +190,7 @@ def speed_rows(rates: Mapping[str, Sequence[float]]) -> list[Row]:
                 f"texts a second on one core: {label}",
                 statistics.median(values),
                 "texts/s",
-                against and f"{UNROLL}, times as many",
+                against and f"{UNROLL} ÷ detector",
                 None if against is None else ratio,
             )
         )
