@@ -16,7 +16,7 @@ export ORT_DISABLE_TELEMETRY := 1
 
 LANGUAGE_MODELS := alice-lstm alice-gru alice-rnn alice-ngram
 PAIR_MODELS := dates-en-de dates-iso g2p-en strings-en-de
-LABEL_MODELS := language-id
+LABEL_MODELS := language-id accents
 
 .PHONY: help learn which-file serve test test-faults lint format bench bench-peers bench-translate bench-g2p \
 	bench-infill bench-overload bench-anomalies bench-guesses bench-languages bench-classify soak bundles shakespeare infill-models \
@@ -118,13 +118,13 @@ bench-languages: data/languages ## Find the language of short texts, beside four
 soak: $(DEVELOPMENT_ENV)/.done ## Send 40,000 random requests and check that memory, threads and descriptors stay flat.
 	$(BIN)/python -m bench.soak
 
-bundles: $(addprefix data/,g2p-en dates strings-en-de languages) ## Train and export the shipped bundles again (two hours).
+bundles: $(addprefix data/,g2p-en dates strings-en-de languages accents) ## Train and export the shipped bundles again (two hours).
 	for name in $(LANGUAGE_MODELS) $(PAIR_MODELS) $(LABEL_MODELS); do \
 		$(BIN)/python -m training train training/configs/$$name.toml && \
 		$(BIN)/python -m training export runs/$$name || exit 1; \
 	done
 
-data/%: $(DEVELOPMENT_ENV)/.done ## Fetch and prepare data: g2p-en, dates, strings-en-de, bible-en-es, ding-en-de, shakespeare, austen, languages.
+data/%: $(DEVELOPMENT_ENV)/.done ## Fetch and prepare data: g2p-en, dates, strings-en-de, bible-en-es, ding-en-de, shakespeare, austen, languages, accents, date-parts, domains, name-origins.
 	$(BIN)/python -m training.datasets $* $@
 
 shakespeare: data/shakespeare ## Train and export tiny Shakespeare to runs/models: in 10 minutes, then with a second run in an hour.
