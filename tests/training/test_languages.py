@@ -147,7 +147,7 @@ def test_a_split_depends_on_the_letters_and_holds_the_package_apart() -> None:
     assert languages.split({"de": shuffled}, apart) == splits
 
 
-@given(st.text("ab é\u4e2d", max_size=300).map(str.strip))
+@given(st.text("ab é\u4e2d", max_size=32 * languages.MIN_PIECE).map(str.strip))
 def test_pieces_are_the_text_cut_before_blanks(text: str) -> None:
     found = languages.pieces(text)
 

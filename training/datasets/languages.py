@@ -273,7 +273,7 @@ def split(texts: dict[str, dict[str, str]], apart: dict[str, set[str]]) -> Split
 
 
 def pieces(text: str) -> list[str]:
-    """The text cut before blanks into pieces whose lengths follow from its SHA-256.
+    """The text cut before blanks into at most 32 pieces whose lengths follow from its SHA-256.
 
     Where no blank comes soon, as in Chinese, it is cut between characters.
     """
