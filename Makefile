@@ -118,7 +118,7 @@ bench-languages: data/languages ## Find the language of short texts, beside four
 soak: $(DEVELOPMENT_ENV)/.done ## Send 40,000 random requests and check that memory, threads and descriptors stay flat.
 	$(BIN)/python -m bench.soak
 
-bundles: $(addprefix data/,g2p-en dates strings-en-de languages accents) ## Train and export the shipped bundles again (two hours).
+bundles: $(addprefix data/,g2p-en dates strings-en-de languages accents) ## Train and export the shipped bundles again (three hours).
 	for name in $(LANGUAGE_MODELS) $(PAIR_MODELS) $(LABEL_MODELS); do \
 		$(BIN)/python -m training train training/configs/$$name.toml && \
 		$(BIN)/python -m training export runs/$$name || exit 1; \
