@@ -155,7 +155,8 @@ def test_there_is_an_example_for_every_task() -> None:
         return re.findall(r"http://127\.0\.0\.1:8000(/\w+)", "\n".join(map(str, shown)))
 
     readme = {asked.path for asked in asked_in((ROOT / "README.md").read_text())}
-    assert readme | set(paths("README.md")) == {"/generate", "/score", "/infill", "/translate"}
+    tasks = {"/generate", "/score", "/infill", "/translate", "/classify", "/tag"}
+    assert readme | set(paths("README.md")) == tasks
     tasks = {"/generate", "/score", "/translate", "/infill", "/tokenize"}
     assert tasks <= set(paths("docs/api.md"))
     assert {"/infill", "/v2", "/libretranslate"} <= set(paths("docs/clients.md"))
