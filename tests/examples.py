@@ -47,6 +47,7 @@ _LINES: dict[str, tuple[dict[str, Any], str]] = {
         {"model": "language-id", "top": 1},
         "Änderungen speichern\nEnregistrer sous\n",
     ),
+    "/tag": ({"model": "accents"}, "deja vu\n"),
 }
 
 # Operations in the order in which they are asked: a method, a path as the document has it, a body,
@@ -71,6 +72,7 @@ REQUESTS: list[tuple[str, str, dict[str, Any] | None, list[dict[str, Any]]]] = [
         },
         [],
     ),
+    ("POST", "/tag", {"model": "accents", "text": "deja vu"}, []),
     ("GET", "/models", None, []),
     ("GET", "/models/{name}", None, []),
     ("GET", "/models/{name}/vocab", None, []),

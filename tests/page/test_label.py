@@ -280,7 +280,7 @@ def test_the_pictures_of_the_documents(page: Page, tmp_path: Path) -> None:
     with serve(tmp_path) as running:
         page.open(f"{running.url}/#label/accents", READY)
         labelled(
-            page, "Nous avons achete une tarte a la creperie pres du chateau, ou il a deja mange."
+            page, "Le musee est ferme cet ete, mais le theatre a deja rouvert."
         )
         page.hover("#label-results .charmap .s1, #label-results .charmap .s2")
         picture(page, Path(str(SCREENSHOTS)) / "label.png")
