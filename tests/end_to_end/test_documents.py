@@ -157,8 +157,7 @@ def test_there_is_an_example_for_every_task() -> None:
     readme = {asked.path for asked in asked_in((ROOT / "README.md").read_text())}
     tasks = {"/generate", "/score", "/infill", "/translate", "/classify", "/tag"}
     assert readme | set(paths("README.md")) == tasks
-    tasks = {"/generate", "/score", "/translate", "/infill", "/tokenize"}
-    assert tasks <= set(paths("docs/api.md"))
+    assert tasks | {"/tokenize"} <= set(paths("docs/api.md"))
     assert {"/infill", "/v2", "/libretranslate"} <= set(paths("docs/clients.md"))
     assert len(SCRIPTS) >= 2
 
