@@ -223,7 +223,7 @@ class ClassifierConfig(Section):
 
 
 class TaggerConfig(Section):
-    """One experiment on texts whose characters have labels."""
+    """One experiment on texts with a label for each character."""
 
     kind: ClassVar[str] = "tagger"  # of the experiment
     task: Literal["tagger"]
@@ -241,7 +241,7 @@ class TaggerConfig(Section):
 
 
 class RestoreConfig(Section):
-    """One experiment on any text, of which something is lost and put back."""
+    """One experiment on any text, which loses something that is to be put back."""
 
     kind: ClassVar[str] = "restore"  # of the experiment
     task: Literal["restore"]
@@ -323,7 +323,7 @@ def pairs_config(document: dict[str, Any]) -> EncoderDecoderConfig:
 
 
 def labeler_config(document: dict[str, Any]) -> LabelerConfig:
-    """The configuration of a labeler, whatever its labels are of."""
+    """The configuration of a labeler, whether texts or characters have its labels."""
     return _SCHEMAS_OF_LABELERS[document["task"]].model_validate(document)
 
 

@@ -16,7 +16,7 @@ from training.config_sections import (
 
 
 class LabelDataConfig(Section):
-    """Labelled texts: where they are, how they are split, and on what terms used.
+    """Labelled texts: where they are, how they are split, and the terms on which they are used.
 
     `files` are split by text; every other list is used whole.
     """
@@ -46,10 +46,10 @@ class LabelDataConfig(Section):
 
 
 class ClassifierDataConfig(LabelDataConfig):
-    """Texts that have a label each, or several.
+    """Texts that have one label each, or several.
 
-    A file is TSV: text, tab, label. With `form = "folders"` the names are those of folders that
-    hold a folder a label, and every file in it is a text, or every line of one.
+    A file is TSV: text, tab, label. With `form = "folders"` the entries name folders that hold one
+    folder for each label; every file in there is a text, or every line of it.
     """
 
     form: Literal["tsv", "folders"] = "tsv"
@@ -57,14 +57,14 @@ class ClassifierDataConfig(LabelDataConfig):
     documents: Literal["file", "line"] = "file"  # folders: what counts as one text
     several: bool = False  # a text has any number of labels
     label_separator: str = ","  # several: between the labels of a text
-    min_texts: PositiveInt = 2  # a label of fewer training texts is dropped with its texts
+    min_texts: PositiveInt = 2  # labels of fewer training texts are dropped with their texts
 
 
 class TaggerDataConfig(LabelDataConfig):
-    """Texts whose characters have a label each.
+    """Texts with a label for each character.
 
-    `aligned` is TSV: text, tab, a string of one label a character. `columns` is CoNLL's form: a
-    word a line, its label in the last column, a blank line after each text.
+    `aligned` is TSV: text, tab, a string with one label per character. `columns` is CoNLL's form:
+    one word per line, its label in the last column, a blank line after each text.
     """
 
     form: Literal["aligned", "columns"] = "aligned"
@@ -73,11 +73,11 @@ class TaggerDataConfig(LabelDataConfig):
 
 
 class RestoreDataConfig(LabelDataConfig):
-    """Any text: what it has lost is put back, a character for a character."""
+    """Any text: it loses something, which is to be put back, character by character."""
 
     documents: Literal["file", "line"] = "line"  # what counts as one text
     loss: list[Literal["accents", "case"]] = Field(["accents"])  # what a text loses
-    min_count: PositiveInt = 2  # a rarer restored character is left as it is
+    min_count: PositiveInt = 2  # characters that would be restored less often are not lost
 
     @model_validator(mode="after")
     def _loses_something(self) -> Self:
@@ -99,9 +99,9 @@ class LabelerNetworkConfig(Section):
 
 
 class ClassifierNetworkConfig(LabelerNetworkConfig):
-    """The classifier. One that reads forward knows its answer after each character."""
+    """The classifier. If it reads forward, its answer is known after each token."""
 
-    crf: ClassVar[bool] = False  # a text has no neighbours
+    crf: ClassVar[bool] = False  # labels of texts have no neighbours
     direction: Direction = "both"
     pooling: Pooling = "max"
 
@@ -113,11 +113,11 @@ class ClassifierNetworkConfig(LabelerNetworkConfig):
 
 
 class TaggerNetworkConfig(LabelerNetworkConfig):
-    """The tagger, which reads a text from both ends."""
+    """The tagger, which reads a text in both directions."""
 
     direction: ClassVar[Direction] = "both"
     pooling: ClassVar[None] = None  # every character has a label
-    crf: bool = False  # labels of neighbours depend on each other: a linear-chain CRF
+    crf: bool = False  # a linear-chain CRF: labels of neighbours depend on each other
 
 
 class LabelerTrainingConfig(OptimizerConfig):

@@ -1,4 +1,4 @@
-"""Texts that have a label each, or several: from TSV files, or from a folder a label."""
+"""Texts that have one label each, or several: from TSV files, or from one folder for each label."""
 
 import glob
 import unicodedata
@@ -28,7 +28,7 @@ def prepare_classifier(
     """Read, filter, split and tokenize. Raises ConfigError for files that cannot be used.
 
     A text with different labels on different lines is kept with each of them, and counted: a model
-    learns how often it is which. Where a text may have several labels, it has all of them.
+    learns how often each is right. If texts may have several labels, it has all of them.
     """
     rules = Rules(
         labels=partial(_labels, several=config.several),
@@ -47,14 +47,14 @@ def input_digest(config: ClassifierDataConfig, base: Path) -> str:
 def _labels(names: Sequence[str], *, several: bool) -> Labels:
     if len(names) < (1 if several else 2):
         raise ConfigError(
-            f"data: the training texts have {len(names)} label; a classifier needs two or more "
-            "(data.min_texts drops rare ones)"
+            f"data: the training texts have {len(names) or 'no'} label; a classifier needs two or "
+            "more (data.min_texts drops rare ones)"
         )
     return Labels(names=list(names), scope="text", several=several)
 
 
 def _without_rare(splits: Splits, counts: Counter[str], *, min_texts: int) -> Splits:
-    """The texts without those of labels that too few training texts have."""
+    """The texts, except those with a label that too few training texts have."""
     while True:
         times = Counter(label for _, labels in splits["train"] for label in labels)
         kept = {
@@ -64,7 +64,7 @@ def _without_rare(splits: Splits, counts: Counter[str], *, min_texts: int) -> Sp
         dropped = sum(map(len, splits.values())) - sum(map(len, kept.values()))
         if not dropped:
             return kept
-        # Of texts with several labels, others may have become rare by that.
+        # If texts have several labels, that may have made others rare.
         counts["dropped: rare label"] += dropped
         splits = kept
 
@@ -84,7 +84,7 @@ class _Tsv:
         """The lines with a tab and a label."""
         config = self._config
         first, second = ("label", "text") if config.label_first else ("text", "label")
-        expected = f"a line is {first}, tab, {second} (data.label_first turns them round)"
+        expected = f"a line is {first}, tab, {second} (data.label_first swaps the two)"
         faults = Faults(path, counts, expected)
         for number, left, right in two_columns(path, counts, faults):
             text, field = (right, left) if config.label_first else (left, right)
@@ -101,7 +101,7 @@ class _Tsv:
 
 
 class _Folders:
-    """A folder a label; every file in it is a text, or every line of one."""
+    """A folder for each label; every file in it is a text, or every line of one."""
 
     def __init__(self, config: ClassifierDataConfig, base: Path) -> None:
         self._config = config
@@ -115,8 +115,8 @@ class _Folders:
             inside = [x for x in _visible(folder) if x.is_dir()]
             if not inside:
                 raise ConfigError(
-                    f'{option}: {folder} has no folders; with form = "folders" it has a folder for '
-                    "each label, with the label's texts in files"
+                    f'{option}: {folder} has no folders; with form = "folders" it must hold a '
+                    "folder for each label, which holds the label's texts as files"
                 )
             for place in inside:
                 found |= dict.fromkeys(_files_in(place), _label(place.name))
@@ -144,7 +144,7 @@ def _folders(pattern: str, base: Path, option: str) -> list[Path]:
     found = sorted(base / x for x in glob.glob(pattern, root_dir=base, recursive=True))  # noqa: PTH207
     folders = [path for path in found if path.is_dir()]
     if not folders:
-        raise ConfigError(f"{option}: no folder is called {pattern!r} beside the configuration")
+        raise ConfigError(f"{option}: no folder is called {pattern!r}, seen from the configuration")
     return folders
 
 

@@ -12,7 +12,7 @@ _RARE = 0.05  # such lines are dropped up to this share; above it, the file is r
 
 
 class Faults:
-    """The lines of one file that cannot be used."""
+    """The unusable lines of one file."""
 
     def __init__(self, path: Path, counts: Counter[str], expected: str) -> None:
         self._path = path
@@ -23,14 +23,14 @@ class Faults:
         self.lines = 0  # that are not blank
 
     def drop(self, number: int, reason: str, found: str) -> None:
-        """Count the line of that number: the reason in a few words, and in a sentence."""
+        """Count line `number`: `reason` says why in a few words, `found` in a sentence."""
         self._counts["read"] += 1
         self._counts[f"dropped: {reason}"] += 1
         self._dropped += 1
         self._first = self._first or (number, found)
 
     def check(self) -> None:
-        """Raises ConfigError, with the first such line, where there are many."""
+        """Raise ConfigError, with the first such line, if there are many."""
         if self._first is not None and self._dropped > _RARE * self.lines:
             number, found = self._first
             raise ConfigError(
@@ -40,9 +40,9 @@ class Faults:
 
 
 def two_columns(path: Path, counts: Counter[str], faults: Faults) -> Iterator[tuple[int, str, str]]:
-    """Line numbers and the first two columns of a TSV file; counts what else there is.
+    """Line numbers and the first two columns of a TSV file; further columns are counted.
 
-    Raises ConfigError at the end, if many lines have no tab or another fault.
+    Raises ConfigError at the end if many lines have no tab, or another fault.
     """
     for number, line in enumerate(read_lines(path), start=1):
         if is_blank(line):

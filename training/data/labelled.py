@@ -37,7 +37,7 @@ class LabelledCorpus:
 
     tokenizer: Tokenizer
     labels: Labels
-    allowed: npt.NDArray[np.bool_] | None  # [V, L] labels that a token may have; None: any
+    allowed: npt.NDArray[np.bool_] | None  # [V, L] the labels that a token may have; None: all
     sha256: str  # over the input files, in order
     train: LabelledSplit
     valid: LabelledSplit

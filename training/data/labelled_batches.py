@@ -26,13 +26,13 @@ class LabelledBatch:
 
     tokens: IdArray  # [B, S]
     lengths: IdArray  # [B] bos and eos counted
-    # [B] ids; [B, L] float32, 1 for the labels that a text has, if there may be several; or [B, S]
-    # ids of the places' labels: that of a text's character i is at place i + 1.
+    # [B] ids; or, if texts may have several labels, [B, L] float32, 1 for each label that a text
+    # has; or [B, S] ids of the places' labels, where character i of a text is at place i + 1.
     labels: LabelArray
 
     @property
     def counted(self) -> int:
-        """Labels that count: of texts with several, L of each."""
+        """Labels that count; if texts may have several labels, all L of each text."""
         return int((self.labels != NO_LABEL).sum())
 
 

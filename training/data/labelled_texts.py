@@ -1,4 +1,4 @@
-"""Texts with the names of their labels to a corpus: split by text, cut, tokenized, counted."""
+"""From texts with the names of their labels to a corpus: split, cut, tokenized and counted."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -30,9 +30,9 @@ class Reader(Protocol):
         """The files that an entry of an option names. Raises ConfigError if there are none."""
 
     def texts(self, path: Path, counts: Counter[str], /) -> Iterable[LabelledText]:
-        """The texts of a file. Counts as `read` and `dropped: …` those that it leaves out.
+        """The texts of a file. Those that it leaves out, it counts as `read` and `dropped: …`.
 
-        Raises ConfigError for a file that is not of the form.
+        Raises ConfigError for a file that does not have this form.
         """
 
 
@@ -43,7 +43,7 @@ class Rules:
     labels: Callable[[Sequence[str]], Labels]  # of the names, in order; may raise ConfigError
     by_character: bool  # whether labels belong to characters, and are cut with them
     joined: bool = False  # several lines of one text are one text with the labels of all
-    # Cuts a text to several of at most so many tokens; None: what is past them is dropped.
+    # Cuts a text into parts of at most so many tokens; None: what exceeds them is dropped.
     pieces: Callable[[LabelledText, int], list[LabelledText]] | None = None
     # Changes the texts once they are split and cut, such as those of rare labels.
     revise: Callable[[Splits, Counter[str]], Splits] | None = None
@@ -164,7 +164,7 @@ class _Cut:
         self._rules = rules
 
     def cut(self, splits: Splits, counts: Counter[str]) -> Splits:
-        """The texts by split. Texts that are alike once they are cut are one text, in one split."""
+        """The texts by split. Texts that are equal once they are cut become one, in one split."""
         found: Splits = {}
         number = 0
         for name, texts in splits.items():
@@ -193,7 +193,7 @@ class _Cut:
 
 
 def _names(splits: Splits, known: Sequence[str], counts: Counter[str]) -> list[str]:
-    """The known labels and those of the training texts. Drops other texts of other labels."""
+    """The known labels and those of training texts. Drops held-out texts with any others."""
     trained = {label for _, labels in splits["train"] for label in labels}
     for name, texts in splits.items():
         splits[name] = [text for text in texts if trained.issuperset(text[1])]
@@ -212,7 +212,7 @@ def _check_enough(config: LabelDataConfig, splits: Splits, counts: Counter[str])
 
 
 def _count_ambiguous(splits: Splits, counts: Counter[str]) -> None:
-    """Count texts that the data label in several ways: all of them are kept."""
+    """Count the texts that the data label in several ways; all ways are kept."""
     for texts in splits.values():
         times = Counter(text for text, _ in texts)
         counts["kept: texts with different labels"] += sum(n > 1 for n in times.values())

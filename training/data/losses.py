@@ -1,9 +1,9 @@
-"""What a text can lose, a character for a character: accents, case.
+"""What a text can lose, character by character: accents, case.
 
 Accents: a character is decomposed canonically (NFD of Unicode Standard Annex 15), its nonspacing
 marks (category Mn) are dropped, and what is left must be one character. Unicode does not decompose
-letters with a stroke, the dotless i and their like: `STROKED` lists those. Ligatures and letters of
-their own (æ, ß, þ) keep their two sounds and stay.
+letters with a stroke, the dotless i and the like: `STROKED` lists those. Ligatures and letters of
+their own (æ, ß, þ) stay.
 
 Case: a character's lower case, where that is one character: not that of İ, which becomes two.
 """

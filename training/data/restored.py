@@ -1,10 +1,10 @@
-"""Any text as a text that has lost something, and what each of its characters has been.
+"""Any text as a text that has lost something, and what each of its characters was before.
 
 n characters of a text, V vocabulary, L labels.
 
-A label is the character that stands in the whole text; "" means that the character is the same
-there. A character may have only labels whose loss it is, so no restored text has another base
-letter. What is restored too rarely in training is not lost: it stays in the text.
+A label is the character that stands in the original text; "" means that nothing was lost. A
+character can only have labels from which it is left, so that restoring never changes a base letter.
+Characters that training would restore too rarely are not lost: they stay in the text.
 """
 
 from collections import Counter
@@ -38,8 +38,8 @@ def prepare_restore(
 ) -> LabelledCorpus:
     """Read, lose, split and tokenize. Raises ConfigError for files that cannot be used.
 
-    The split goes by what is left of a text, so no text of another split reads the same. Texts that
-    are too long are cut at white space.
+    Texts are split by what is left of them, so none of another split reads the same. Texts that are
+    too long are cut at white space.
     """
     kept = known_labels or [SAME]
     rules = Rules(
@@ -84,7 +84,7 @@ def pieces(labelled: LabelledText, max_chars: int) -> list[LabelledText]:
 def allowed_labels(
     tokens: Sequence[str], names: Sequence[str], loss: Sequence[Loss]
 ) -> npt.NDArray[np.bool_]:
-    """Which labels a token may have, [V, L]: the empty one, and those whose loss it is."""
+    """Which labels a token may have, [V, L]: the empty one, and those from which it is left."""
     ids = {token: i for i, token in enumerate(tokens)}
     allowed = np.zeros((len(tokens), len(names)), np.bool_)
     for label, name in enumerate(names):
@@ -107,7 +107,7 @@ class _Texts:
         return input_files([pattern], self._base, option)
 
     def texts(self, path: Path, counts: Counter[str], /) -> Iterator[LabelledText]:
-        """The texts of the file, less what they lose."""
+        """The texts of the file without what they lose."""
         rules = self._config.text.normalization
         whole = read_lines(path) if self._config.documents == "line" else [read_text(path)]
         for text in whole:
@@ -127,7 +127,7 @@ def _labels(names: Sequence[str]) -> Labels:
 def _without_rare(
     splits: Splits, counts: Counter[str], *, min_count: int, known: Sequence[str]
 ) -> Splits:
-    """The texts, in which characters that training restores too rarely are not lost."""
+    """The texts, with the characters that training would restore too rarely put back."""
     times = Counter(label for _, labels in splits["train"] for label in labels)
     often = {label for label, count in times.items() if count >= min_count} | {*known}
     found: Splits = {}
@@ -140,7 +140,7 @@ def _without_rare(
 
 
 def _with(labelled: LabelledText, often: set[str]) -> LabelledText:
-    """The text with only these labels; what has others stands in it again."""
+    """The text with only these labels; characters with other labels are put back into it."""
     text, labels = labelled
     characters = (x if y in often else y for x, y in zip(text, labels, strict=True))
     return "".join(characters), tuple(y if y in often else SAME for y in labels)

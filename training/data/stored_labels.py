@@ -1,4 +1,4 @@
-"""Prepared labelled texts in a run's folder: all that the run needs, even without its files."""
+"""Prepared labelled texts in a run's folder: the run no longer needs the original files."""
 
 import base64
 from collections.abc import Sequence

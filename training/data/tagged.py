@@ -1,4 +1,4 @@
-"""Texts whose characters have a label each: from aligned strings, or from columns of words."""
+"""Texts with a label for each character: from aligned strings, or from columns of words."""
 
 import re
 from collections import Counter
@@ -19,10 +19,10 @@ from training.errors import ConfigError
 from training.text_files import input_files, read_lines
 
 _CHANGES_LENGTH = (
-    "the text's normalization changes its length, so that its labels would not fit; write the file "
-    "in NFC (`uconv -x nfc`), or change data.text.normalization"
+    "the text's normalization changes its length, so its labels would no longer fit; write the "
+    "file in NFC (`uconv -x nfc`), or change data.text.normalization"
 )
-# What a label of a word does to a tag, in BIO, BIOES and BILOU: begin it, or go on with it.
+# Whether a word's label begins a tag or continues it, in BIO, BIOES and BILOU.
 _BEGINS = {"B": True, "S": True, "U": True, "I": False, "E": False, "L": False}
 _TAG = re.compile(r"([BSUIEL])-(.+)", re.DOTALL)
 
@@ -39,7 +39,7 @@ def prepare_tagger(
 ) -> LabelledCorpus:
     """Read, filter, split and tokenize. Raises ConfigError for files that cannot be used.
 
-    A text that the files label in different ways is kept with each of them, and counted.
+    A text that the files label in different ways is kept in all of them, and counted.
     """
     rules = Rules(labels=partial(_labels, outside=config.outside), by_character=True)
     return labelled_corpus(config, _READERS[config.form](config, base), rules, known, known_labels)
@@ -57,7 +57,7 @@ def aligned_text(text: str, labels: Sequence[str], rules: Normalization) -> Labe
     """
     alone = rules.model_copy(update={"strip": False})
     whole = normalize(text, alone)
-    # Where each character becomes one, and they are as many, none has been composed.
+    # If each character becomes one, and the number stays the same, none has been composed.
     if len(whole) != len(text) or (
         whole != text and any(len(normalize(character, alone)) != 1 for character in {*text})
     ):
@@ -82,13 +82,13 @@ def _labels(names: Sequence[str], *, outside: str) -> Labels:
 
 
 def _is_bio(labels: Sequence[str], outside: str) -> bool:
-    """Whether labels begin tags and go on with them."""
+    """Whether labels begin and continue tags."""
     tags = [label for label in labels if label != outside]
     return all(map(_TAG.fullmatch, tags)) and any(tag[:2] in {"B-", "I-"} for tag in tags)
 
 
 class _Aligned:
-    """A line is text, tab, and one label a character."""
+    """A line is text, tab, and one label for each character."""
 
     def __init__(self, config: TaggerDataConfig, base: Path) -> None:
         self._config = config
@@ -114,7 +114,7 @@ class _Aligned:
 
 
 class _Columns:
-    """A line is a word and its label, in the first and the last column; blank between texts."""
+    """A line is a word and its label, in its first and last columns; texts end at blank lines."""
 
     def __init__(self, config: TaggerDataConfig, base: Path) -> None:
         self._config = config
@@ -125,8 +125,8 @@ class _Columns:
         return input_files([pattern], self._base, option)
 
     def texts(self, path: Path, counts: Counter[str], /) -> Iterator[LabelledText]:
-        """The texts of the file, a label for each of their characters."""
-        expected = "a line is a word and, in the last column, its label; a blank one ends a text"
+        """The texts of the file, with a label for each of their characters."""
+        expected = "a line is a word and, in its last column, its label; a blank line ends a text"
         faults = Faults(path, counts, expected)
         texts = list(_sentences(path, faults))
         faults.check()
@@ -141,7 +141,7 @@ class _Columns:
         faults.check()
 
     def _text(self, words: Sequence[_Word], *, bio: bool) -> LabelledText | None:
-        """The words as one text; None if they are not as long alone as they are in it."""
+        """The words as one text; None if a word has another length alone than in the text."""
         joiner, rules = self._config.joiner, self._config.text.normalization
         pieces = [(normalize(word, rules), label) for word, label in words]
         labels = _of_characters(pieces, len(joiner), self._config.outside, bio=bio)
@@ -174,8 +174,9 @@ def _of_characters(
 ) -> list[str]:
     """The label of each character of words and of what stands between them.
 
-    A plain label is that of all characters of its word, and between words nothing is labelled. In
-    BIO a tag has what stands between its words, and a tag that does not begin with B- (IOB1) does.
+    With plain labels, each character of a word has the word's label, and what stands between words
+    is outside. With BIO, a tag includes what stands between its words, and every tag begins with
+    B-, even if it does not in the file (IOB1).
     """
     found: list[str] = []
     inside = None  # the tag that the word before belongs to

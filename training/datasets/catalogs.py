@@ -1,4 +1,4 @@
-"""Message catalogs in wheels: which are read, how their texts are cleaned, whose they are."""
+"""Message catalogs in wheels: how they are found and read, cleaned, and credited."""
 
 import re
 import zipfile
@@ -44,7 +44,7 @@ _ACCELERATOR = re.compile(r"(?<![A-Z])&(?=\w)|&(?=[a-zäöüß])|(?:(?<=\s)|^)_(
 
 
 def unwanted(*texts: str) -> str | None:
-    """A word for why a message is of no use, where one of its texts has what is unwanted."""
+    """Why a message is of no use, in a word; None if none of its texts has anything unwanted."""
     for reason, pattern in _UNWANTED:
         if any(pattern.search(text) for text in texts):
             return reason
@@ -59,9 +59,9 @@ def tidy(text: str) -> str:
 def gettext_catalogs(
     wheel: zipfile.ZipFile, path: re.Pattern[str]
 ) -> Iterator[tuple[str, polib.POFile | polib.MOFile]]:
-    """The catalogs whose path `path` finds, with the path: the .po where there is one, or the .mo.
+    """The catalogs whose paths match `path`, with their paths: the .po, or else the .mo.
 
-    The pattern leaves the ending open.
+    The pattern must not fix the ending.
     """
     names = sorted(name for name in wheel.namelist() if path.search(name))
     for name in names:
@@ -83,7 +83,7 @@ def is_draft(entry: polib.POEntry | polib.MOEntry) -> bool:
 
 
 def json_messages(document: object, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
-    """The texts in a document by the keys that lead to them."""
+    """The texts in a JSON document, by the keys that lead to them."""
     if isinstance(document, str):
         return {path: document}
     if not isinstance(document, dict):
@@ -93,7 +93,7 @@ def json_messages(document: object, path: tuple[str, ...] = ()) -> dict[tuple[st
 
 
 def notice(package: Package, wheel: zipfile.ZipFile) -> str:
-    """The licence, and the `NOTICE` that Apache-2.0 (4d) wants kept, where the wheel has one."""
+    """The licence, and the `NOTICE` that Apache-2.0 (4d) requires, if the wheel has one."""
     head = f"{package.wheel.name} {package.wheel.version}: {package.licence}\n"
     if package.licence_file is None:
         metadata = (_info(wheel, "METADATA") or "").splitlines()

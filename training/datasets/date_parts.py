@@ -1,9 +1,9 @@
 """Date phrases in ten languages, and which part of the date each character is.
 
 Source: the date patterns and the names of months and weekdays of CLDR (Unicode License v3), as
-`babel` carries them (BSD). A label a character: D the day, M the month, Y the year, W the weekday,
-O anything else. The data are generated: a model that is always right knows these patterns, and no
-others. No date is in two splits.
+`babel` carries them (BSD). One label for each character: D the day, M the month, Y the year, W the
+weekday, O anything else. The data are generated: a model that is always right knows these patterns
+and no others. No date is in two splits.
 """
 
 from collections.abc import Iterator

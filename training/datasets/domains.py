@@ -1,12 +1,12 @@
-"""Names of domains: real ones, and ones that stated generators made up.
+"""Names of domains: real ones, and ones made up by the generators below.
 
 A text is a name without its top-level domain ("example"). Real names are those of Chromium's list
-of hosts that want HTTPS, in the wheel of `REAL` (both BSD). Made-up names come from four generators
-below, three of which are in the training data; they draw on the real names' lengths and on the
-words of the Debian package `wamerican` (SCOWL, permissive).
+of hosts that require HTTPS, in the wheel of `REAL` (both BSD). Made-up names come from four
+generators, three of which are in the training data; they draw on the lengths of real names and on
+the words of the Debian package `wamerican` (SCOWL, permissive).
 
-What this is worth: it measures the generators. A name from another generator is told from a real
-one only as far as it is like these, which is why `syllables` is in the tests alone.
+What this is worth: it measures the generators. A name from another generator is recognized only as
+far as it resembles theirs, which is why `syllables` is in the tests alone.
 """
 
 import re
@@ -36,9 +36,9 @@ DIGESTS = {
 
 NAMES, TEST_NAMES = 30_000, 2_000  # real ones; as many are made up
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
-_ORDER = 3  # characters that the Markov chain knows of what precedes
+_ORDER = 3  # preceding characters that the Markov chain looks at
 _SIZES = (6, 20)  # fewest and most characters of a name
-_TRIES = 100  # a name, before fewer names than wanted are enough
+_TRIES = 100  # for each name that is wanted; after that, fewer names are enough
 
 # An entry: flags, the length of a name with its top-level domain, the name.
 _NAME = re.compile(rb"([a-z0-9](?:[a-z0-9-]*[a-z0-9])?)\.[a-z]{2,}")
@@ -64,7 +64,7 @@ def real_names(packed: bytes) -> list[str]:
 
 
 def letters(real: Sequence[str]) -> Generator:
-    """Letters and digits, all as likely, as many as a real name has."""
+    """Letters and digits, all equally likely, as many as a real name has."""
 
     def generate(rng: np.random.Generator) -> str:
         size = len(real[int(rng.integers(len(real)))])
@@ -110,7 +110,7 @@ def syllables(rng: np.random.Generator) -> str:
 
 
 def made_up(generate: Generator, count: int, taken: set[str], seed: int) -> list[str]:
-    """So many different names of a proper size that are not taken, if there are as many."""
+    """Up to `count` different names of a proper size that are not taken."""
     rng = np.random.default_rng(seed)
     found: dict[str, None] = {}
     for _ in range(_TRIES * count):
@@ -145,7 +145,7 @@ def build(folder: Path) -> list[str]:
         count = TEST_NAMES + (0 if kind == "syllables" else each)
         found = made_up(generate, count, set(real), seed)
         pairs += [(name, "made-up") for name in found[TEST_NAMES:]]
-        # Others for each test, since no name may be in two of them.
+        # Each test has real names of its own, since no name may be in two tests.
         tests = [(x, "real") for x in real[seed * TEST_NAMES : (seed + 1) * TEST_NAMES]]
         tests += [(name, "made-up") for name in found[:TEST_NAMES]]
         lines.append(write_pairs(folder / f"{kind}.tsv", tests))

@@ -6,18 +6,18 @@ Apache), and CLDR's names of languages, territories, currencies and units (Unico
 
 What a text must be to count as one of its language:
 
-- at least three letters, half of them or more in the language's script;
-- not the same as the English message (that was not translated), and an English message not the
-  same in three or more other languages (a name or a term, such as "Bluetooth");
-- in no other language: what several languages share is dropped from each of them.
+- it has at least three letters, half of them or more in the language's script;
+- it differs from the English message (or else it was not translated); and an English message must
+  not stay the same in three or more other languages (a name or a term, such as "Bluetooth");
+- no other language has it: texts that several languages share are dropped from each of them.
 
-Texts count as the same where their letters are, whatever the case. Variants of a language are
-merged (`pt_BR` and `pt_PT`, `zh_Hans` and `zh_Hant`). The packages of `HELD_OUT` are kept apart,
-and their texts are removed from the others.
+Texts count as the same if their letters are the same, whatever the case. Variants of a language are
+merged (`pt_BR` and `pt_PT`, `zh_Hans` and `zh_Hant`). The packages of `HELD_OUT` are held out as a
+whole, and their texts are removed from the others.
 
-Short texts are the hard ones, and there are too few of them. So the texts to train on come once
-more in pieces of a few words (`pieces.tsv`), without those that are a text of another split or
-that two languages share.
+Short texts are the hard ones, and there are too few of them. So the training texts are also cut
+into pieces of a few words (`pieces.tsv`), without those that are a text of any split or that two
+languages share.
 """
 
 import json
@@ -49,7 +49,7 @@ from training.datasets.registry import cache_beside, open_wheel
 from training.datasets.terms import cldr_names
 
 PACKAGES = (
-    # The others have catalogs of one language only.
+    # The JupyterLab packages have catalogs of one language only.
     *(x for x in strings.PACKAGES if not x.wheel.name.startswith("jupyterlab")),
     package_of(
         "holidays",
@@ -138,7 +138,7 @@ MAX_TEXTS = 30_000  # of a language
 MAX_CHARS = 300  # of a text
 MIN_PIECE, MAX_PIECE = 5, 20  # characters, up to the next blank
 _TEST_SHARE, _VALID_SHARE = 0.08, 0.03
-_LOANS = 3  # languages that leave an English message as it is, from which it is not English
+_LOANS = 3  # an English message that so many languages leave as it is does not count as English
 _MIN_LETTERS = 3
 
 _GETTEXT = re.compile(r"/([\w@-]+)/LC_MESSAGES/[^/]+\.(?:po|mo)$")
@@ -154,7 +154,7 @@ Splits: TypeAlias = dict[str, list[tuple[str, str]]]  # texts and their language
 
 
 class Message(NamedTuple):
-    """What a catalog says in a language; `english` is None where that is not known."""
+    """What a catalog says in a language; `english` is None if that is not known."""
 
     language: str
     text: str
@@ -188,7 +188,7 @@ def messages(wheel: zipfile.ZipFile) -> Iterator[Message]:
 
 
 class Texts:
-    """Texts by language and key: the first of a key stays."""
+    """Texts by language and key: the first text of each key stays."""
 
     def __init__(self) -> None:
         self._texts: dict[str, dict[str, str]] = {language: {} for language in LANGUAGES}
@@ -210,7 +210,7 @@ class Texts:
                 self._texts[language].setdefault(key, text)
 
     def of_languages(self) -> dict[str, dict[str, str]]:
-        """By language, the texts by their keys that no other language has."""
+        """By language, the texts that no other language has, by their keys."""
         languages = Counter(key for texts in self._texts.values() for key in texts)
         loans = {key for key, names in self._untranslated.items() if len(names) >= _LOANS}
         kept: dict[str, dict[str, str]] = {}
@@ -231,7 +231,7 @@ def build(folder: Path) -> list[str]:
     apart: dict[str, set[str]] = {language: set() for language in LANGUAGES}  # keys
     lines: list[str] = []
     notices: list[str] = []
-    # The packages apart come first: of texts with the same key theirs stays.
+    # The packages that are held out come first: of texts with the same key, theirs stays.
     for package in sorted(PACKAGES, key=lambda x: x.wheel.name not in HELD_OUT):
         with open_wheel(package.wheel, cache_beside(folder)) as wheel:
             found = list(messages(wheel))
@@ -258,10 +258,10 @@ def build(folder: Path) -> list[str]:
 
 
 def split(texts: dict[str, dict[str, str]], apart: dict[str, set[str]]) -> Splits:
-    """Texts and their languages by split, from texts by key and the keys of each that are apart.
+    """Texts and their languages by split, from texts by key; the keys `apart` are held out.
 
-    Of a language at most MAX_TEXTS that are not apart, the first by SHA-256, which also gives the
-    split.
+    Each language has at most MAX_TEXTS that are not held out: the first by SHA-256, which also
+    gives the split.
     """
     splits: Splits = {x: [] for x in ("train", "valid", "test", "package")}
     for language, by_key in texts.items():
@@ -275,7 +275,7 @@ def split(texts: dict[str, dict[str, str]], apart: dict[str, set[str]]) -> Split
 def pieces(text: str) -> list[str]:
     """The text cut before blanks into at most 32 pieces whose lengths follow from its SHA-256.
 
-    Where no blank comes soon, as in Chinese, it is cut between characters.
+    If no blank comes soon, as in Chinese, it is cut between characters.
     """
     found: list[str] = []
     for byte in sha256(text.encode()).digest():
@@ -289,7 +289,7 @@ def pieces(text: str) -> list[str]:
 
 
 def new_pieces(splits: Splits) -> list[tuple[str, str]]:
-    """The pieces of the texts to train on that no split holds and only one language has."""
+    """The pieces of training texts that no split holds and only one language has."""
     known = {key_of(text) for labelled in splits.values() for text, _ in labelled}
     found: dict[str, dict[str, str]] = {}  # pieces by key, and by language the first
     for text, language in splits["train"]:

@@ -1,11 +1,11 @@
 """Names of people and the language or country of each, from faker's lists.
 
 Source: the first and last names that `faker` (MIT) has for each locale of `ORIGINS`. The lists are
-read from its source text; nothing is imported. Names that several origins have are there once for
-each, so no model can be right about all: what it can learn is how often a name is from where.
+read from its source text; nothing is imported. A name that several origins share is there once for
+each, so no model can always be right: it can only learn how likely each origin is.
 
-The lists are short and of unknown making, and a name says little about a person. Do not decide
-anything about people by it.
+The lists are short, nobody knows how they were made, and a name says little about a person. Do not
+base decisions about people on it.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""A labeler's answers in lines, for people."""
+"""A labeler's answers as lines for people."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The floors that a labeler must beat, learned from the training texts and measured like a model.
+"""The floors that a labeler should beat: learned from the training texts, measured like a model.
 
 n characters of a text, L labels.
 """
@@ -22,9 +22,9 @@ Floor: TypeAlias = Callable[[LabelledSplit], list[Floats]]
 
 
 class LabelFloors:
-    """The commonest label; what n-grams of characters say of a text; what a window's middle is.
+    """The commonest label, and either n-grams of characters (texts) or windows (characters).
 
-    Several labels of a text are each judged by themselves.
+    If texts may have several labels, each is judged by itself.
     """
 
     def __init__(self, corpus: LabelledCorpus, seed: int = 0) -> None:

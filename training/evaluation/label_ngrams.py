@@ -1,6 +1,8 @@
 """Labels of texts from bags of character n-grams: naive Bayes and logistic regression.
 
-Both are hard to beat on short texts. N texts, L labels, F features.
+Both are hard to beat on short texts.
+
+N texts, L labels, F features.
 """
 
 import warnings
@@ -72,7 +74,7 @@ class _Fitting:
         )
 
     def naive_bayes(self) -> dict[str, LogProbs]:
-        """It needs the sums of each label's n-grams and nothing else, which are small."""
+        """It needs only the sums of each label's n-grams, which are small."""
         kept = _sample(self._train, _MOST_COUNTED, self._seed)
         sums = np.zeros((self._count + 1, self._ngrams.n_features))  # the last are of all texts
         texts = np.zeros(self._count)  # of each label
@@ -106,7 +108,7 @@ class _Fitting:
         )
 
     def logistic_regression(self) -> dict[str, LogProbs]:
-        """On tf-idf, with a softmax; of several labels, one regression for each."""
+        """On tf-idf, with a softmax; if texts may have several labels, one regression for each."""
         most = min(_MOST_FITTED, _MOST_FITTED_TIMES_LABELS // self._count)
         kept = _sample(self._train, most, self._seed)
         targets = _targets(self._train, kept, self._count)
@@ -130,7 +132,7 @@ class _Fitting:
     def _regression(
         self, features: Features, classes: npt.NDArray[np.integer], penalty: float, count: int
     ) -> Fitted:
-        model = DummyClassifier()  # where there is one class
+        model = DummyClassifier()  # for a single class
         if len(np.unique(classes)) > 1:
             model = LogisticRegression(
                 C=penalty, solver="saga", max_iter=_EPOCHS, random_state=self._seed
@@ -161,7 +163,7 @@ class _Fitting:
 
 
 def _logprobs(model: Model, features: Features, count: int) -> Floats:
-    """[N, count]; classes that the model has not seen are there, too."""
+    """[N, count], including classes that the model has not seen."""
     found = np.full((features.shape[0], count), FORBIDDEN)
     with np.errstate(divide="ignore"):
         found[:, model.classes_] = model.predict_log_proba(features)
@@ -174,7 +176,7 @@ def _each_by_itself(models: Sequence[Fitted]) -> Fitted:
 
 
 def _marked(text: str) -> str:
-    """With marks at both ends, which n-grams hold as well."""
+    """With marks at both ends, so that n-grams see where a text begins and ends."""
     return f"\x02{text}\x03"
 
 

@@ -1,4 +1,4 @@
-"""How good a labeler is on a split: its answers beside the labels in the data.
+"""How good a labeler is on a split: its answers against the labels in the data.
 
 B batch, S places (bos, tokens and eos), n characters of a text, L labels.
 """
@@ -27,7 +27,7 @@ Bools = npt.NDArray[np.bool_]
 # by PyTorch, or by a graph.
 Reader: TypeAlias = Callable[[Ints, Ints], Floats]
 
-# For these less is better, for the others more.
+# For these metrics less is better, for the others more.
 ERRORS: tuple[LabelMetric, ...] = (
     "loss",
     "ece",
@@ -46,7 +46,7 @@ class Judged:
     found: Ints  # the labels: [1], [any number], or [n]
     wanted: LabelIds
     nats: float  # -log P(wanted)
-    decisions: int  # that the nats are of: texts or characters; of several labels, each label
+    decisions: int  # that the nats count: texts or characters; with several labels, each label
     confidences: Floats  # P of the likeliest label, [1], or of each character's found one, [n]
     right: Bools  # whether that label is right
 
@@ -57,9 +57,9 @@ def judged(
     wanted: Sequence[LabelIds],
     chain: Chain | None = None,
 ) -> list[Judged]:
-    """Judge the log-probabilities of texts: [L], or [n, L] of a text's characters.
+    """Judge the log-probabilities of texts: [L], or [n, L] for a text's characters.
 
-    Of several labels, log P of each by itself. With a chain, the exponents of its paths.
+    With several labels, they are log P of each label by itself; with a chain, its scores.
     """
     found = found_labels(labels, logprobs, chain)
     if labels.several:
@@ -75,7 +75,7 @@ def found_labels(
 ) -> list[Ints]:
     """The labels that are given to texts: the likeliest one, or a chain's likeliest path.
 
-    Of several labels, those that are likelier than not.
+    With several labels, those that are more likely than not.
     """
     if labels.several:
         return [np.flatnonzero(x > np.log(0.5)) for x in logprobs]
@@ -145,9 +145,9 @@ def _padded(exponents: Sequence[Floats]) -> tuple[Floats, Ints]:
 def label_metrics(found: Sequence[Judged], labels: Labels) -> dict[LabelMetric, float]:
     """The metrics of the answers for a split.
 
-    `loss`: nats a text or a character; of several labels, nats a yes or no. `macro_f1`: the mean
-    over the labels that the split has: one that it lacks has no F1, though a text that is given it
-    is wrong. `ece`: 15 bins of equal mass.
+    `loss`: nats per text or character; with several labels, per label of each text. `macro_f1`: the
+    mean over the labels that the split has. A label that it lacks has no F1, but a text that gets
+    that label is wrong. `ece`: 15 bins of equal mass.
     """
     decisions = sum(x.decisions for x in found)
     right = np.concatenate([x.right for x in found])
@@ -198,7 +198,7 @@ def span_f1(found: Sequence[Judged], labels: Labels) -> float:
 
 
 def _f1(hits: int, given: int, wanted: int) -> float:
-    """F1 from counts; 1 where nothing was wanted and nothing given."""
+    """F1 from counts; 1 if nothing was wanted and nothing given."""
     return 2 * hits / (given + wanted) if given + wanted else 1.0
 
 
@@ -215,7 +215,7 @@ def read_texts(
 ) -> Iterator[tuple[Sequence[int], list[Floats]]]:
     """Log-probabilities of texts, [L] or [n, L] each, in batches of similar lengths.
 
-    A batch comes with the indices of its texts. Of a text that is read forward, those of its end.
+    A batch comes with the indices of its texts. If texts are read forward, those after their ends.
     """
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
     start = 0

@@ -17,7 +17,7 @@ _FLOORS = {
     "majority": "Always the commonest label",
     "naive_bayes": "Naive Bayes over character n-grams",
     "logistic_regression": "Logistic regression over character n-grams",
-    "window": "What stood most often among the same characters",
+    "window": "The commonest label among the same neighbours",
 }
 
 
@@ -100,7 +100,7 @@ def in_words(metrics: Sequence[LabelerMetrics], labels: Labels) -> list[str]:
 
 
 def _by(floor: str) -> str:
-    """A floor in words; one that learned from a part of the texts has their number behind it."""
+    """A floor in words; if it learned from a part of the texts, their number follows."""
     name, space, part = floor.partition(" ")
     return f"{_FLOORS.get(name, f'By {name}')}{space}{part}"
 
@@ -112,7 +112,7 @@ def _unseen(found: LabelerMetrics, labels: Labels) -> str:
 
 
 def _right(measured: LabelerMeasurement, found: LabelerMetrics, labels: Labels) -> str:
-    """The share that is right, with its standard error where it is of independent texts."""
+    """The share that is right, with its standard error if the texts are independent."""
     values = measured.values
     share = values["accuracy"]
     if labels.scope == "character":
@@ -133,7 +133,7 @@ def _right(measured: LabelerMeasurement, found: LabelerMetrics, labels: Labels) 
 
 
 def mistakes(found: Sequence[Judged], labels: Labels) -> list[str]:
-    """The labels with the worst F1, and what was most often taken for what, in lines."""
+    """Lines with the labels that have the lowest F1, and the most frequent mistakes."""
     hits, given, wanted = label_counts(found, labels)
     totals = given + wanted
     missed = [i for i in range(len(labels.names)) if totals[i] > 2 * hits[i]]

@@ -1,4 +1,4 @@
-"""How good restored texts are, beside what needs no network: the text as it is, and a table.
+"""How good restored texts are, and two baselines: the text as it is, and a table of words.
 
 A restored text has as many characters as the one it was made from, so its words stand at the same
 places as those of the truth: no alignment is needed. A word is a run of letters.
@@ -27,9 +27,9 @@ def restored(text: str, ids: Iterable[int], labels: Labels) -> str:
 def restore_metrics(
     texts: Sequence[str], truths: Sequence[str], found: Sequence[str]
 ) -> dict[LabelMetric, float]:
-    """Error rates of words and characters, and how many characters are another base letter.
+    """Error rates of words and characters, and how many characters have another base letter.
 
-    `texts` are what was read. A base letter is what is left without accents and case.
+    `texts` are what the model read. A base letter is what is left without accents and case.
     """
     words = wrong_words = characters = wrong = base = 0
     for text, truth, answer in zip(texts, truths, found, strict=True):
@@ -49,7 +49,7 @@ def restore_metrics(
 def split_values(
     found: Sequence[Judged], split: LabelledSplit, labels: Labels
 ) -> dict[LabelMetric, float]:
-    """The metrics of the answers for a split; where labels are characters, of the texts as well."""
+    """The metrics of the answers for a split; if labels are characters, also of restored texts."""
     values = label_metrics(found, labels)
     if not labels.applied:
         return values
@@ -72,7 +72,7 @@ class WordTable:
                 lower, lower_spelling = (lost(x, ["case"]) for x in (word[0], spelling))
                 if lower != word[0]:
                     counts[lower][lower_spelling] += 1
-        # Of two spellings as common, the first in the order of characters.
+        # Of equally common spellings, the first in the order of characters.
         self._spellings: Mapping[str, str] = {
             word: min(found, key=lambda spelling: (-found[spelling], spelling))
             for word, found in counts.items()
@@ -90,7 +90,7 @@ class WordTable:
 
 
 class Floors(Protocol):
-    """What can be had without a network."""
+    """The baselines, which need no network."""
 
     def measure(self, split: LabelledSplit) -> list[LabelerMeasurement]:
         """The floors on a split, weakest first."""

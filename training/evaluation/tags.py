@@ -11,7 +11,7 @@ Span: TypeAlias = tuple[int, int, str]  # first character, one past the last, la
 def tags(ids: Sequence[int], labels: Labels) -> list[Span]:
     """The tags of a text whose characters have the labels `ids`.
 
-    Of BIO labels, an `I-x` that continues no tag x begins one (as CoNLL's conlleval counts them).
+    With BIO labels, an `I-x` that continues no tag x begins one, as in CoNLL's conlleval.
     """
     found: list[Span] = []
     before = None  # the label of the tag that the last character is in

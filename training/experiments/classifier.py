@@ -1,4 +1,4 @@
-"""A classifier's run: texts that have a label each, or several."""
+"""A classifier's run: texts that have one label each, or several."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

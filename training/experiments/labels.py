@@ -1,4 +1,4 @@
-"""The run of any labeler: labelled texts, accuracy and F1, labels of new texts."""
+"""What the runs of all labelers share: labelled texts, figures, labels for new texts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class LabelOptions:
 
 @dataclass(frozen=True, slots=True)
 class LabelExperiment(Generic[Config]):
-    """What all labelers have of `experiment.TrainedExperiment`, whatever their labels are of."""
+    """The part of `experiment.TrainedExperiment` that all labelers share."""
 
     config: Config
 
@@ -80,7 +80,7 @@ class LabelExperiment(Generic[Config]):
         return Measured({"labels": [x.model_dump() for x in found]}, table(found))
 
     def floors(self, data: LabelledCorpus) -> str:
-        """What can be had without a network."""
+        """The baselines, which need no network."""
         return table(measure_floors(data))
 
     def evaluate(self, run_dir: Path, split: str | None) -> str:

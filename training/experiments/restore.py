@@ -1,4 +1,4 @@
-"""A restorer's run: any text, of which something is lost and put back."""
+"""A restorer's run: any text loses something, which is put back."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

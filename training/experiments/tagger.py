@@ -1,4 +1,4 @@
-"""A tagger's run: texts whose characters have a label each."""
+"""A tagger's run: texts with a label for each character."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The choices for labelled texts, and for texts with accents: their number decides sizes."""
+"""The choices for labelled texts, and for texts with accents: their number decides the size."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from training.learn.sight import Sight
 # Units of each direction, and embedding.
 _SIZES = ((256, 64), (192, 64), (128, 64), (96, 48), (64, 32))
 _MANY = 100_000  # texts
-_PROSE_CHARS = 80  # texts that are longer on average are read in subwords, if there are enough
+_PROSE_CHARS = 80  # longer texts (on average) are read in subwords, if there are enough of them
 _PROSE_TEXTS = 2_000
-# Tokens of a text; the rest is cut, and the service takes no longer ones.
+# Least and most tokens of a text: the rest is cut, and the service rejects longer texts.
 _LONGEST = (400, 1000)
 
 
@@ -39,7 +39,7 @@ def plan_labels(sight: Sight, size: int, replicas: int, held_out: float | None) 
 
 
 def plan_tags(sight: Sight, size: int, replicas: int, held_out: float | None) -> Plan:
-    """The same for texts whose characters have labels."""
+    """The same for texts with a label for each character."""
     longest = _longest(sight.labelled.long_chars)
     return _plan(
         "tagger",
@@ -60,7 +60,7 @@ def plan_accents(sight: Sight, size: int, replicas: int, held_out: float | None)
         replicas=replicas,
         held_out=held_out,
         data={**sight.labelled.options, "max_tokens": _LONGEST[0]},
-        reasons=["each character is restored by itself, so no letter becomes another"],
+        reasons=["each character is restored by itself, so no letter can become another"],
     )
 
 
@@ -78,7 +78,7 @@ def _plan(
     sides: dict[str, dict[str, Any]] | None = None,
 ) -> Plan:
     """What all labelers have in common."""
-    # A long document is as good as many texts: labels of characters are counted by the line.
+    # With labels of characters, a long document is worth as much as many short texts.
     texts = sight.texts if task == "classifier" else max(sight.texts, sight.chars // 40)
     fraction = held_out_fraction(sight.texts, 0)
     train_texts = texts * (1.0 - (2.0 * fraction if held_out is None else held_out))
@@ -117,6 +117,6 @@ def _plan(
 
 
 def _longest(tokens: int) -> int:
-    """The tokens that are read of a text, where few texts have more than so many."""
+    """The tokens of a text that are read, if few texts have more than `tokens`."""
     least, most = _LONGEST
     return min(most, max(least, 8 * -(-tokens // 8)))

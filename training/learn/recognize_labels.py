@@ -1,7 +1,6 @@
-"""Whether files hold labelled texts: a column of labels, a label a character, a folder a label.
+"""Whether files hold labelled texts: in a column, for each character, or in a folder per label.
 
-What looks like labels is short and comes again and again. `--as labels` and `--as tags` ask for
-less.
+Labels are recognized as short values that repeat. `--as labels` and `--as tags` demand less.
 """
 
 import re
@@ -15,14 +14,14 @@ from training.learn.sight import Kind, Labelled, Sight, characters_of
 from training.learn.survey import SAMPLE_LINES, Survey, survey
 
 TIME = re.compile(r"\d{1,2}:\d{2}:\d{2}")
-# A column of labels repeats each value in at least so many lines on average.
+# In a column of labels, each value occurs in at least so many lines on average.
 LINES_A_LABEL = 20
 
 _MOST = 0.9  # share of the sampled lines from which a rule applies
 _NEARLY_ALL = 0.98
 _LONGEST_LABEL = 40  # characters
-_FILES_A_LABEL = 10  # a folder of a label has at least so many files, unless a person says so
-_MARKS = 10  # different labels of aligned characters
+_FILES_A_LABEL = 10  # the folder of a label has at least so many files, unless --as labels is said
+_MARKS = 10  # different labels of aligned characters, at most
 _SEPARATOR = ","  # of several labels of a text
 _SOME_SEPARATED = 0.05
 _TAG = re.compile(r"[BIESLU]-.+|O|[A-Z][A-Z0-9$.:,'`+-]*")  # of words: BIO, or a part of speech
@@ -31,7 +30,7 @@ _HINT = "if these are {}, say --as {}"
 
 
 def labelled_folders(paths: Sequence[Path], *, asked: bool = False) -> Sight | None:
-    """Folders that hold a folder for each label, if they are."""
+    """Folders that hold a folder for each label; None if they are something else."""
     folders = [path for path in paths if path.is_dir()]
     if not folders or len(folders) < len(paths):
         return None
@@ -44,7 +43,7 @@ def labelled_folders(paths: Sequence[Path], *, asked: bool = False) -> Sight | N
     if fewest < (1 if asked else _FILES_A_LABEL):
         return None
     surveys = [survey(path) for texts in files.values() for path in texts]
-    # Few files of many lines: a text is a line.
+    # If there are few files, each line is a text.
     by_line = fewest < _FILES_A_LABEL
     lengths = [x.chars for x in surveys]
     if by_line:
@@ -66,7 +65,7 @@ def labelled_folders(paths: Sequence[Path], *, asked: bool = False) -> Sight | N
 
 
 def labels_in_columns(surveys: Sequence[Survey], *, asked: bool = False) -> Sight | None:
-    """TSV with a label beside each text, if it is."""
+    """TSV with a label beside each text; None if it is something else."""
     rows = _rows(surveys)
     if rows is None:
         return None
@@ -81,13 +80,13 @@ def labels_in_columns(surveys: Sequence[Survey], *, asked: bool = False) -> Sigh
     if parts := _several(values):
         options, names = {**options, "several": True}, parts
     place = ("first", "second")[label]
-    what = "labels, several a text," if "several" in options else "labels"
+    what = "labels, several for a text," if "several" in options else "labels"
     reason = f"{len(names):,} {what} in the {place} column"
     return _sight("labels", reason, surveys, _labelled(options, [*map(len, texts)], len(names)))
 
 
 def tags_in_columns(surveys: Sequence[Survey], *, asked: bool = False) -> Sight | None:
-    """A word and its label a line (CoNLL), with blank lines between texts, if it is."""
+    """One word and its label per line (CoNLL), blank lines between texts; None if it is not."""
     lines = _sample(surveys)
     rows = [line.split("\t") if "\t" in line else line.split() for line in lines]
     width, usual = Counter(len(row) for row in rows).most_common(1)[0]
@@ -114,7 +113,7 @@ def tags_in_columns(surveys: Sequence[Survey], *, asked: bool = False) -> Sight 
 
 
 def tags_of_characters(surveys: Sequence[Survey], *, asked: bool = False) -> Sight | None:
-    """TSV of a text and a string with a label for each of its characters, if it is."""
+    """TSV of a text and a string with a label for each of its characters; None if it is not."""
     rows = _rows(surveys)
     if rows is None:
         return None
@@ -135,8 +134,8 @@ def labels_asked_for(paths: Sequence[Path], surveys: Sequence[Survey]) -> Sight:
     found = labelled_folders(paths, asked=True) or labels_in_columns(surveys, asked=True)
     if found is None:
         raise ConfigError(
-            f"{surveys[0].path}: there are no labels; a line is text, tab, label (or label, tab, "
-            "text), or a folder holds a folder of texts for each label"
+            f"{surveys[0].path}: there are no labels; each line must be text, tab, label (or "
+            "label, tab, text), or a folder must hold a folder of texts for each label"
         )
     return found
 
@@ -146,8 +145,9 @@ def tags_asked_for(surveys: Sequence[Survey]) -> Sight:
     found = tags_of_characters(surveys, asked=True) or tags_in_columns(surveys, asked=True)
     if found is None:
         raise ConfigError(
-            f"{surveys[0].path}: there are no labels of words or characters; a line is a word and "
-            "its label, with a blank line after each text, or text, tab, and a label a character"
+            f"{surveys[0].path}: there are no labels of words or characters; each line must be a "
+            "word and its label, with a blank line after each text, or text, tab, and one label "
+            "for each character"
         )
     return found
 
@@ -199,7 +199,7 @@ def _is_no_text(values: Sequence[str]) -> bool:
 
 
 def _several(values: Sequence[str]) -> set[str]:
-    """The labels, where a value may hold several; else none."""
+    """The labels, if a value may hold several; else none."""
     parts = {part.strip() for value in values for part in value.split(_SEPARATOR)} - {""}
     separated = sum(_SEPARATOR in value for value in values)
     # Names with commas in them have more parts than there are names.

@@ -29,7 +29,7 @@ class Labelled:
 
     options: Mapping[str, Any]  # of the section `data`
     mean_chars: float  # of a text
-    long_chars: int  # that few texts exceed
+    long_chars: int  # a length that few texts exceed
     names: int | None = None  # different labels in the sample; None: characters are restored
 
 
@@ -39,7 +39,7 @@ class Sight:
 
     kind: Kind
     reason: str
-    files: Sequence[Path]  # of folders of labels: the folders
+    files: Sequence[Path]  # or the folders that hold a folder for each label
     texts: int  # documents: files or lines that are not blank; pairs; labelled texts
     chars: int
     characters: int  # different ones

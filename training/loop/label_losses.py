@@ -25,7 +25,7 @@ class LabelLoss:
     weights: Tensor | None  # [L] None: 1 each
 
     def one(self, logits: Tensor, wanted: Tensor, allowed: Tensor | None) -> tuple[Tensor, float]:
-        """Of `logits` [P, L] with one label each, `wanted` [P]: the objective and plain nats.
+        """The objective and the plain nats of `logits` [P, L] whose labels are `wanted` [P].
 
         Both are sums. `allowed` [P, L] are the labels that an example may have; None: any.
         """

@@ -46,7 +46,7 @@ class LabelerTask:
         balanced = options.class_weights == "balanced"
         if config.model.crf and (balanced or options.label_smoothing):
             raise TrainingError(
-                "model.crf: a chain's loss is of all labels of a text at once; leave out "
+                "model.crf: the loss of a CRF is that of a whole text's labels together; leave out "
                 "training.class_weights and training.label_smoothing"
             )
         self._model = Labeler(config.model, _head(config, corpus), len(corpus.tokenizer))
@@ -71,7 +71,7 @@ class LabelerTask:
 
     @property
     def vocab_size(self) -> int:
-        """Labels to choose from; of several labels, each is a choice of two."""
+        """Labels to choose from; if texts may have several, each is a choice of two."""
         labels = self.corpus.labels
         return 2 if labels.several else len(labels.names)
 
@@ -196,7 +196,7 @@ class LabelerTask:
 def load_best(
     run_dir: Path,
 ) -> tuple[LabelerConfig, Labeler, Tokenizer, Labels, dict[str, Any]]:
-    """The configuration, the best weights, tokenizer, labels and the record from a run's folder."""
+    """From a run's folder: the configuration, best weights, tokenizer, labels and the record."""
     tensors, record = checkpoint.read(run_dir / checkpoint.BEST)
     config = labeler_config(record["config"])
     tokenizer = restored_tokenizer(config.data.text, record["text"])
@@ -223,7 +223,7 @@ def _head_of(config: LabelerConfig, labels: Labels, allowed: Tensor | None) -> H
 
 
 def spread(split: LabelledSplit, at_most: int) -> LabelledSplit:
-    """At most so many texts, evenly from all of the split: files are often sorted by label."""
+    """At most so many texts, spread over the whole split: files are often sorted by label."""
     if len(split) <= at_most:
         return split
     return part(split, [i * len(split) // at_most for i in range(at_most)])
