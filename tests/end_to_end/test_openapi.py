@@ -28,8 +28,11 @@ from tests.labelers import Sort, tiny_labeler_files, unstripped
 
 # The names that the document's examples have.
 MODELS = WRITER, TRANSLATOR = "alice-lstm", "g2p-en"
-# The sorts of the labelers that a path is for; each is served by the name of its sort.
-LABELERS: dict[str, list[Sort]] = {"/classify": ["forward", "several"], "/tag": ["restore", "bio"]}
+# The labelers that a path is for, by the names that they are served with.
+LABELERS: dict[str, dict[str, Sort]] = {
+    "/classify": {"language-id": "forward", "several": "several"},
+    "/tag": {"accents": "restore", "bio": "bio"},
+}
 SPARE = "spare"  # what is loaded and unloaded
 SECRET, KEY = new_key("tester", "admin")
 HEADERS = {"Authorization": f"Bearer {SECRET}"}
@@ -81,7 +84,7 @@ def document() -> dict[str, Any]:
 
 def models_of(path: str) -> Sequence[str]:
     """The models that a path may be asked for."""
-    return LABELERS.get(path, MODELS)
+    return list(LABELERS.get(path, MODELS))
 
 
 def describe_lines(message: dict[str, Any]) -> None:
@@ -126,8 +129,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     }
     write_bundle(folder, manifest.model_copy(update=languages), files)
     write_bundle(folder, *tiny_files("gru", name=SPARE))
-    for sort in (sort for sorts in LABELERS.values() for sort in sorts):
-        labeler, files = tiny_labeler_files(sort, name=sort)
+    for name, sort in (LABELERS["/classify"] | LABELERS["/tag"]).items():
+        labeler, files = tiny_labeler_files(sort, name=name)
         write_bundle(folder, unstripped(labeler) if sort == "forward" else labeler, files)
     keys = folder.parent / f"{folder.name}-keys"
     keys.write_text(KEY.line())
@@ -164,10 +167,6 @@ def test_answers_are_as_the_document_says(case: schemathesis.Case[Any], server: 
     )
 
 
-# Bodies of operations that the document has no example of.
-OTHERWISE = {path: {"model": names[0], "text": "a cab"} for path, names in LABELERS.items()}
-
-
 def examples() -> Iterator[Any]:
     """Every operation with the example of each body that it takes, streamed, too."""
     operations = (schema[path][method] for path in schema for method in schema[path])
@@ -175,7 +174,7 @@ def examples() -> Iterator[Any]:
         bodies = operation.definition.raw.get("requestBody", {"content": {None: {}}})["content"]
         for media_type, content in bodies.items():
             name = " ".join(filter(None, (operation.label, media_type)))
-            example = content.get("example", OTHERWISE.get(operation.path))
+            example = content.get("example")
             yield pytest.param(operation, media_type, example, {}, id=name)
             stream = content.get("schema", {}).get("properties", {}).get("stream")
             if stream is not None and stream.get("const", True):
