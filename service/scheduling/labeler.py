@@ -26,6 +26,9 @@ _MAX_PLACES = 4096
 _MAX_FLOATS = 4 * 2**20
 # Places that a text takes in one run if it is read forward.
 READ_CHUNK = 64
+# Additions that the labels of one run may take afterwards, likewise: about half a second. A text
+# that takes more is alone.
+MAX_RUN_SUMS = 2**24
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ class LabelWork:
     lengths: Int32Array  # [N]
     start: States | None = None  # [N, …] each: read forward from there; None is the beginning
     listeners: Sequence[PlaceListener] = ()  # one for each text, or none
+    sums: int = 0  # additions that the listeners take
     # Filled in by reading:
     position: int = 0
     logprobs: Float32Array | None = None  # [N, L] of the texts, or after their last tokens
@@ -105,9 +109,11 @@ class LabelerRunner:
         room = min(_MAX_PLACES, _MAX_FLOATS // self._session.num_labels) // places
         works = [line.popleft()]
         room -= works[0].rows
-        while line and line[0].rows <= room:
+        sums = MAX_RUN_SUMS - works[0].sums
+        while line and line[0].rows <= room and line[0].sums <= sums:
             works.append(line.popleft())
             room -= works[-1].rows
+            sums -= works[-1].sums
         if line:
             self._lines[places] = line  # after the others
         ended = self._read(places, works)

@@ -12,7 +12,7 @@ from service.bundle.arrays import Ids, Int64Array
 from service.bundle.padding import padded_length
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID
 from service.runtime.language_model import States
-from service.scheduling.labeler import READ_CHUNK, LabelWork, PlaceListener
+from service.scheduling.labeler import MAX_RUN_SUMS, READ_CHUNK, LabelWork, PlaceListener
 
 # Places in one piece of work: few enough that a request can be divided among the workers.
 _MAX_PLACES = 1024
@@ -32,10 +32,12 @@ def grouped(
     reads_forward: bool,
     start: States | None = None,
     listeners: Sequence[PlaceListener] = (),
+    place_sums: int = 0,
 ) -> list[Grouped]:
     """The work for some texts, given as ids; all of them continue from `start` ([1, …] each).
 
-    Empty texts that continue from a state need no work.
+    Empty texts that continue from a state need no work. Listeners take `place_sums` additions for
+    each place.
     """
     begins, ends = start is None, not reads_forward
     framed = np.array([len(ids) for ids in texts], np.int32) + (int(begins) + int(ends))
@@ -47,7 +49,9 @@ def grouped(
     for places, members in by_length.items():
         # Texts that are read in chunks are read one by one.
         is_alone = reads_forward and places > READ_CHUNK
-        size = 1 if is_alone else max(1, _MAX_PLACES // places)
+        sums = places * place_sums
+        most = min(_MAX_PLACES // places, MAX_RUN_SUMS // max(1, sums))
+        size = 1 if is_alone else max(1, most)
         for first in range(0, len(members), size):
             chosen = np.array(members[first : first + size])
             lengths = framed[chosen]
@@ -63,5 +67,7 @@ def grouped(
             if start is not None:
                 states = tuple(np.repeat(state, len(chosen), axis=0) for state in start)
             told = [listeners[i] for i in chosen.tolist()] if listeners else ()
-            found.append(Grouped(chosen, LabelWork(tokens, lengths, states, told)))
+            found.append(
+                Grouped(chosen, LabelWork(tokens, lengths, states, told, sums * len(chosen)))
+            )
     return found

@@ -21,8 +21,11 @@ from service.tasks.sides import SideText
 from service.tasks.tag_spans import TagScheme
 
 _DETAILS = "details: characters · (4 · n + top)"
-# What finding a chain's likeliest labelings may cost: additions in all, and at one place.
+_SUMS = "sums: characters · n · labels²"
+# What finding a chain's likeliest labelings may cost: additions in all, of one text, and at one
+# place. A worker reads a text in one step, and must not seem to hang.
 _MAX_CHAIN_SUMS = 2**28
+_MAX_TEXT_SUMS = 2**27
 _MAX_STEP_SUMS = 2**22
 
 
@@ -44,9 +47,9 @@ class TagRequest:
         settings = model.settings
         model.check_texts(texts)
         check_tag(model, options)
-        if model.chain is not None:
-            step = options.n * len(model.label_names) ** 2
-            at_most("text", self.size * step, _MAX_CHAIN_SUMS, "sums: characters · n · labels²")
+        step, longest = _step_sums(model, options), max(map(len, texts), default=0)
+        at_most("text", self.size * step, _MAX_CHAIN_SUMS, f"{_SUMS}, of all texts")
+        at_most("text", longest * step, _MAX_TEXT_SUMS, f"{_SUMS}, of a text")
         top = min(options.top, len(model.label_names)) if options.places else 0
         check_details("text", self.size * options.n, top, settings, _DETAILS)
 
@@ -62,6 +65,7 @@ class TagRequest:
                 [self._read[i].ids for i in some],
                 reads_forward=False,
                 listeners=[self._places[i] for i in some],
+                place_sums=_step_sums(self._model, self._options),
             )
         ]
 
@@ -124,9 +128,12 @@ class TagRequest:
 def check_tag(model: LabelModel, options: TagOptions) -> None:
     """Raise InvalidRequest for options that the model cannot follow, whatever the texts."""
     at_most("n", options.n, model.settings.max_n, "taggings")
-    if model.chain is not None:
-        step = options.n * len(model.label_names) ** 2
-        at_most("n", step, _MAX_STEP_SUMS, "sums: n · labels²")
+    at_most("n", _step_sums(model, options), _MAX_STEP_SUMS, "sums: n · labels²")
+
+
+def _step_sums(model: LabelModel, options: TagOptions) -> int:
+    """What finding the likeliest labelings of a chain takes at a place: additions."""
+    return 0 if model.chain is None else options.n * len(model.label_names) ** 2
 
 
 @dataclass(frozen=True, slots=True)

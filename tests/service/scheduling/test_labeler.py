@@ -13,7 +13,7 @@ from service.bundle.text import BOS_ID, EOS_ID, PAD_ID
 from service.errors import ModelFailure, ServiceError
 from service.observe.metrics import EngineMetrics, Metrics
 from service.scheduling.admission import QueueBounds
-from service.scheduling.labeler import LabelerRunner, LabelWork
+from service.scheduling.labeler import MAX_RUN_SUMS, LabelerRunner, LabelWork
 from service.scheduling.scheduler import Job, Scheduler
 from tests.fakes import (
     LABELER_GIVES_NAN,
@@ -166,6 +166,17 @@ def test_labels_by_the_thousand_make_runs_smaller() -> None:
     runner.admit([text("places", [5] * 1000) for _ in range(3)])
     run_to_end(runner)
     assert [run.texts for run in session.runs] == [2, 1]
+
+
+def test_texts_whose_labels_take_long_share_no_run() -> None:
+    session = session_of("places")
+    runner = LabelerRunner(session, name="fake")
+    works = [text("places", [5] * 10) for _ in range(5)]
+    for work, third in zip(works, (1, 1, 2, 6, 1), strict=True):
+        work.sums = third * (MAX_RUN_SUMS // 3)
+    runner.admit(works)
+    run_to_end(runner)
+    assert [run.texts for run in session.runs] == [2, 1, 1, 1]
 
 
 def test_a_text_goes_on_from_a_state_as_if_it_were_one() -> None:

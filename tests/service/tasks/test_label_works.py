@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from service.bundle.padding import padded_length
 from service.bundle.text import BOS_ID, EOS_ID, PAD_ID
-from service.scheduling.labeler import READ_CHUNK
+from service.scheduling.labeler import MAX_RUN_SUMS, READ_CHUNK
 from service.tasks.label_works import grouped
 
 
@@ -41,3 +41,13 @@ def test_every_text_is_in_one_piece_of_work(
             seen.append(int(i))
     empty = [i for i, x in enumerate(lengths) if goes_on and not x]
     assert sorted([*seen, *empty]) == list(range(len(texts)))
+
+
+def test_texts_whose_labels_take_long_are_few_at_a_time() -> None:
+    texts = [np.arange(10, 20, dtype=np.uint16)] * 20  # 16 places each
+    place_sums = MAX_RUN_SUMS // (16 * 3)
+    groups = grouped(texts, reads_forward=False, place_sums=place_sums)
+    assert [group.work.rows for group in groups] == [3] * 6 + [2]
+    assert {group.work.sums // group.work.rows for group in groups} == {16 * place_sums}
+    (whole,) = grouped(texts[:1], reads_forward=False, place_sums=MAX_RUN_SUMS)
+    assert whole.work.sums > MAX_RUN_SUMS

@@ -102,6 +102,9 @@ def test_searches_of_a_chain_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("service.tasks.tagging._MAX_CHAIN_SUMS", 10 * 5**2)
     with pytest.raises(InvalidRequest, match="sums"):
         asyncio.run(engine.tag(["a" * 11], TagOptions()))
+    monkeypatch.setattr("service.tasks.tagging._MAX_TEXT_SUMS", 6 * 5**2)
+    with pytest.raises(InvalidRequest, match=r"sums.*of a text"):
+        asyncio.run(engine.tag(["a" * 3, "a" * 7], TagOptions()))
     monkeypatch.setattr("service.tasks.tagging._MAX_STEP_SUMS", 2 * 5**2)
     with pytest.raises(InvalidRequest, match="sums") as refused:
         asyncio.run(engine.tag(["a"], TagOptions(n=3)))
