@@ -56,7 +56,7 @@ class ClassifierDataConfig(LabelDataConfig):
     label_first: bool = False  # tsv: label, tab, text
     documents: Literal["file", "line"] = "file"  # folders: what counts as one text
     several: bool = False  # a text has any number of labels
-    label_separator: str = ","  # several: between the labels of a text
+    label_separator: Annotated[str, Field(min_length=1)] = ","  # several: between labels
     min_texts: PositiveInt = 2  # labels of fewer training texts are dropped with their texts
 
 

@@ -149,17 +149,40 @@ class _Columns:
         return (text, tuple(labels)) if len(text) == len(labels) else None
 
 
+def columns_of(lines: Sequence[str]) -> list[list[str] | None]:
+    """The columns of the lines of a file; None for comments, such as `# sent_id = 7`.
+
+    A word may begin with #, too. So a comment has as many columns as no other line, or no tab where
+    others have one.
+    """
+    others = [line for line in lines if not line.startswith("#")]
+    tabs = any("\t" in line for line in others)
+    widths = {len(_split(line)) for line in others}
+    found: list[list[str] | None] = []
+    for line in lines:
+        columns = _split(line)
+        is_other = len(columns) not in widths or (tabs and "\t" not in line)
+        found.append(None if line.startswith("#") and is_other else columns)
+    return found
+
+
+def _split(line: str) -> list[str]:
+    return line.split("\t") if "\t" in line else line.split()
+
+
 def _sentences(path: Path, faults: Faults) -> Iterator[tuple[int, list[_Word]]]:
     """The texts of a file: the number of the first line, and the words with their labels."""
     start, words = 1, list[_Word]()
-    for number, line in enumerate(read_lines(path), start=1):
+    lines = list(read_lines(path))
+    for number, (line, columns) in enumerate(zip(lines, columns_of(lines), strict=True), start=1):
         if is_blank(line):
             if words:
                 yield start, words
             start, words = number + 1, []
             continue
+        if columns is None:
+            continue
         faults.lines += 1
-        columns = line.split("\t") if "\t" in line else line.split()
         word, label = columns[0].strip(), columns[-1].strip()
         if len(columns) < 2 or not word or not label:
             faults.drop(number, "no label", "there is no second column")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from training.config import ConfigError
+from training.data.tagged import columns_of
 from training.learn.sight import Kind, Labelled, Sight, characters_of
 from training.learn.survey import SAMPLE_LINES, Survey, survey
 
@@ -88,7 +89,9 @@ def labels_in_columns(surveys: Sequence[Survey], *, asked: bool = False) -> Sigh
 def tags_in_columns(surveys: Sequence[Survey], *, asked: bool = False) -> Sight | None:
     """One word and its label per line (CoNLL), blank lines between texts; None if it is not."""
     lines = _sample(surveys)
-    rows = [line.split("\t") if "\t" in line else line.split() for line in lines]
+    rows = [row for row in columns_of(lines) if row is not None]
+    if not rows:
+        return None
     width, usual = Counter(len(row) for row in rows).most_common(1)[0]
     blank = sum(found.blank_between for found in surveys)
     if width < 2 or usual < _NEARLY_ALL * len(rows) or blank < 2:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from service.bundle.text import UNK_ID
 from service.bundle.tokenization import Characters
@@ -92,6 +93,11 @@ def test_a_text_has_the_labels_of_all_its_lines_where_there_may_be_several(tmp_p
     assert found["a b"] == ["animal", "mineral", "plant"]
     assert found["none"] == []
     assert corpus.counts["joined: the same text"] == 2
+
+
+def test_labels_need_something_between_them() -> None:
+    with pytest.raises(ValidationError, match="label_separator"):
+        config_of(several=True, label_separator="")
 
 
 def test_texts_that_are_labelled_in_several_ways_are_kept_and_counted(tmp_path: Path) -> None:

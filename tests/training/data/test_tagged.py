@@ -196,6 +196,19 @@ def test_other_ways_to_write_tags_mean_the_same(tmp_path: Path, columns: str) ->
     ]
 
 
+@pytest.mark.parametrize("gap", [" ", "\t"])
+def test_comments_are_no_words(tmp_path: Path, gap: str) -> None:
+    comments = "# sent_id = 7\n# text = Ann B. of Ulm\n#\n"
+    columns = "Ann B-PER\nB. I-PER\nof O\n#Ulm B-LOC\n".replace(" ", gap)
+    assert only(tmp_path, comments + columns) == [
+        ("A", "B-PER"),
+        ("nn B.", "I-PER"),
+        (" of ", "O"),
+        ("#", "B-LOC"),
+        ("Ulm", "I-LOC"),
+    ]
+
+
 def test_plain_labels_are_those_of_all_characters_of_a_word(tmp_path: Path) -> None:
     plain = "".join(f"the DET\ncat{i} NOUN\nold-NOUN NOUN\n\n" for i in range(100))
     corpus = prepared(written(tmp_path, plain), form="columns")

@@ -90,6 +90,16 @@ def test_a_folder_a_label_is_read_by_its_files(call: Main, tmp_path: Path) -> No
         _check_same_files(config, Namespace(files=[Path("my texts/de")]), tmp_path)
 
 
+def test_comments_are_no_words(call: Main, tmp_path: Path) -> None:
+    texts = COLUMNS.split("\n\n")
+    commented = (f"# sent_id = {i}\n{text}" for i, text in enumerate(texts))
+    (tmp_path / "mine.tsv").write_text("\n\n".join(commented))
+    status, out, err = call("learn", "mine.tsv", "--dry-run", "--steps", 20)
+    assert status == 0, err
+    assert "in the last of 2 columns" in out
+    assert chosen(tmp_path / "runs/mine")[1].labels.names == ["B-NUM", "I-NUM", "O"]
+
+
 def test_labels_are_not_split_by_position(call: Main, tmp_path: Path) -> None:
     (tmp_path / "mine.tsv").write_text(TSV)
     status, _, err = call("learn", "mine.tsv", "--dry-run", "--split", "position", "--steps", 20)
