@@ -14,7 +14,7 @@ _POLICIES = ("unk", "skip", "error")
 
 
 def classify(rng: random.Random, models: Models, states: States) -> Wire:
-    """Labels of texts; of a model that goes on from states, perhaps from one."""
+    """Labels of texts; if the model takes states, perhaps continued from one."""
     model = rng.choice(models.classifiers)
     body: dict[str, Any] = {"model": model, "text": one_or_more(rng, _text, _MOST_INPUTS)}
     options: dict[str, Callable[[], Any]] = {

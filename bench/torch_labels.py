@@ -10,8 +10,8 @@ characters, an LSTM of 1 x 128 units both ways, two cores, in the process itself
     packed sequences instead, one thread         185    172   158   167
     without oneDNN, one thread                   208    189   193   202
 
-Both of the best ways are measured: `--pool 1` is a batch after the other with torch's own threads,
-`--pool 2` is two of them at a time.
+Both of the best ways are measured: `--pool 1` runs one batch after the other with torch's own
+threads, `--pool 2` runs two at a time.
 
     python -m bench.torch_labels WEIGHTS --port 8100 --pool 2
 """

@@ -156,7 +156,9 @@ def _add_answering(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     classifying = commands.add_parser("classify", help="label texts with a run's best weights")
     classifying.add_argument("run", type=Path, metavar="RUN")
     classifying.add_argument("text", nargs="+", metavar="TEXT")
-    classifying.add_argument("--top", type=_positive, default=3, help="labels of each text")
+    classifying.add_argument(
+        "--top", type=_positive, default=3, help="most labels for each text (default: 3)"
+    )
     classifying.set_defaults(command=_classify)
 
     tagging = commands.add_parser("tag", help="label characters with a run's best weights")

@@ -161,7 +161,7 @@ function labelsOf({ labels, has_chain: chained }) {
   const names = labels.names.filter((name) => name !== labels.outside);
   const more = names.length > MOST_LABELS ? ` and ${count(names.length - MOST_LABELS)} more` : "";
   const several = labels.several ? "; a text may have several" : "";
-  return `${names.slice(0, MOST_LABELS).join(labels.applied ? " " : ", ")}${more}${several}${chained ? "; with transitions between neighbours" : ""}`;
+  return `${names.slice(0, MOST_LABELS).join(labels.applied ? " " : ", ")}${more}${several}${chained ? "; the labels of neighbours depend on each other" : ""}`;
 }
 
 function shapeOf(model) {

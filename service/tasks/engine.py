@@ -219,7 +219,7 @@ class Classifies(Engine, Protocol):
 
     @property
     def reads_in_parts(self) -> bool:
-        """Whether a text can go on from a state (the option `state`)."""
+        """Whether a text can continue from a state (the option `state`)."""
 
     def check_classify(self, options: ClassifyOptions) -> None:
         """Raise InvalidRequest for options that no text could be classified with."""

@@ -239,7 +239,10 @@ def test_the_models_tab_shows_labelers(page: Page, server: Server) -> None:
     for words in ("LSTM tagger, 5 labels, int8", "LSTM classifier, 3 labels", "Accuracy 75.0 %"):
         assert words in listed
     for sort, words in [
-        ("chain", "B-name, I-name, B-place, I-place; with transitions between neighbours"),
+        (
+            "chain",
+            "B-name, I-name, B-place, I-place; the labels of neighbours depend on each other",
+        ),
         ("several", "loud, kind, long, odd; a text may have several"),
         ("restore", "á à é í ó ú"),
     ]:
@@ -279,8 +282,6 @@ def test_the_pictures_of_the_documents(page: Page, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "models/accents", tmp_path / "accents")
     with serve(tmp_path) as running:
         page.open(f"{running.url}/#label/accents", READY)
-        labelled(
-            page, "Le musee est ferme cet ete, mais le theatre a deja rouvert."
-        )
+        labelled(page, "Le musee est ferme cet ete, mais le theatre a deja rouvert.")
         page.hover("#label-results .charmap .s1, #label-results .charmap .s2")
         picture(page, Path(str(SCREENSHOTS)) / "label.png")
