@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -101,16 +102,22 @@ def tiny_labeler_files(
     *,
     cell: str = "lstm",
     name: str | None = None,
-    tokenizer: Tokenizer | None = None,
     changes: Mapping[str, Any] | None = None,
-    **options: Any,
 ) -> tuple[LabelerManifest, dict[str, bytes]]:
     """`tiny-<sort>`: an untrained labeler, as the exporter would write it.
 
-    `options` replace parts of its `Head`, `changes` fields of the manifest.
+    `changes` replace fields of the manifest.
     """
-    tokenizer = tokenizer or Characters.of_characters(LETTERS)
-    model = tiny_labeler(sort, tokenizer, cell=cell, **options)
+    document, files = _exported(sort, cell)
+    named = {"name": name or f"tiny-{sort}"}
+    return LabelerManifest.model_validate({**document, **named, **(changes or {})}), {**files}
+
+
+@cache
+def _exported(sort: Sort, cell: str) -> tuple[Mapping[str, Any], Mapping[str, bytes]]:
+    """The manifest as a document, without a name, and the files: made once for all tests."""
+    tokenizer = Characters.of_characters(LETTERS)
+    model = tiny_labeler(sort, tokenizer, cell=cell)
     labels = labels_of(sort)
     graphs = {x: build_labeler(model, x, several=labels.several) for x in _PRECISIONS}
     side, files = describe_side("text", TextSideConfig(lang="text"), tokenizer)
@@ -119,7 +126,6 @@ def tiny_labeler_files(
     tempered = Tempered(model, labels)
     document: dict[str, Any] = {
         "format_version": 2,
-        "name": name or f"tiny-{sort}",
         "description": "A bundle for tests.",
         "license": "CC0-1.0",
         "created": "2026-01-01T00:00:00+00:00",
@@ -146,7 +152,7 @@ def tiny_labeler_files(
         "training": {"config": {}, "seed": 1, "steps": 0, "git_commit": None, "versions": {}},
         "golden": golden_vectors(tempered, _golden_texts(tokenizer), _PRECISIONS),
     }
-    return LabelerManifest.model_validate(document | dict(changes or {})), files
+    return document, files
 
 
 def labeler_in_memory(

@@ -32,7 +32,7 @@ from training.export.language_model_parity import (
     onnx_score,
 )
 from training.export.manifest_parts import Graphs
-from training.export.precision import FAULT, MAX_DIFFERENCE, in_double, of_targets
+from training.export.precision import FAULT, MAX_DIFFERENCE, exact_programs, in_double, of_targets
 from training.export.sessions import open_session
 from training.graphs import adapting as adapting_graph
 from training.graphs.language_model_reference import reference_hidden
@@ -163,19 +163,21 @@ def adapting_golden(
 ) -> list[LanguageModelGoldenVector]:
     """Known answers for each precision, by the formulas in double precision."""
     adapting = Adapting(model, adaptation)
+    programs = exact_programs(adapting)
     return [
-        _golden_vector(adapting, tokens, precision)
+        _golden_vector(adapting, programs, tokens, precision)
         for precision in precisions
         for tokens in golden_texts(held_out, model.vocab_size)
     ]
 
 
 def _golden_vector(
-    adapting: Adapting, tokens: list[int], precision: Precision
+    adapting: Adapting, programs: Sequence[Adapting], tokens: list[int], precision: Precision
 ) -> LanguageModelGoldenVector:
     read = torch.tensor([tokens[:-1]])
     logprobs, tolerance = known_answer(
         adapting,
+        programs,
         precision,
         tokens[1:],
         logits=lambda program: program(read, program.initial_states(1))[0],

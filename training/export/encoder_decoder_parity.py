@@ -28,8 +28,7 @@ from training.export.precision import (
     Array,
     Exact,
     exact_of,
-    in_double,
-    moved_copies,
+    exact_programs,
     of_targets,
 )
 from training.export.sessions import open_session
@@ -122,14 +121,11 @@ class Reading:
 
 def readings(model: EncoderDecoder, held_out: PairSplit) -> Iterator[Reading]:
     """Held-out pairs at several batch sizes."""
-    double = in_double(model)
-    moved = moved_copies(double)
+    programs = (model, *exact_programs(model))
     for count, rows in _PARITY_SHAPES:
         batch = pair_batch(held_out, [i % len(held_out) for i in range(count)])
         with torch.no_grad():
-            single, exact, *others = (
-                program(*_tensors(batch)) for program in (model, double, *moved)
-            )
+            single, exact, *others = (program(*_tensors(batch)) for program in programs)
         yield Reading(
             batch, rows, exact_of(exact, others), torch.log_softmax(single, dim=2).numpy()
         )
@@ -246,15 +242,25 @@ def golden_vectors(
             [BOS_ID, *range(EOS_ID + 1, min(target_size, 128)), EOS_ID],
         ),
     ]
-    return [_golden_vector(model, *pair, precision) for precision in precisions for pair in pairs]
+    programs = exact_programs(model)
+    return [
+        _golden_vector(model, programs, *pair, precision)
+        for precision in precisions
+        for pair in pairs
+    ]
 
 
 def _golden_vector(
-    model: EncoderDecoder, source: list[int], tokens: list[int], precision: Precision
+    model: EncoderDecoder,
+    programs: Sequence[EncoderDecoder],
+    source: list[int],
+    tokens: list[int],
+    precision: Precision,
 ) -> EncoderDecoderGoldenVector:
     inputs = (torch.tensor([source]), torch.tensor([len(source)]), torch.tensor([tokens[:-1]]))
     logprobs, tolerance = known_answer(
         model,
+        programs,
         precision,
         tokens[1:],
         logits=lambda program: program(*inputs),

@@ -22,8 +22,6 @@ from training.export.precision import (
     Exact,
     exact_of,
     golden_tolerance,
-    in_double,
-    moved_copies,
 )
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -34,6 +32,7 @@ Vector = TypeVar(
 
 def known_answer(
     model: Model,
+    programs: Sequence[Model],
     precision: Precision,
     targets: list[int],
     *,
@@ -43,15 +42,14 @@ def known_answer(
 ) -> tuple[list[float], float]:
     """log p of the `targets` [T], and by how many nats per token a machine may differ from it.
 
-    In fp32 they come from the model's `logits` [1, T, V] in double precision, in int8 from the
+    In fp32 they come from the `logits` [1, T, V] of the model's exact `programs`, in int8 from the
     log-probabilities [1, T, V] of the `reference`. `exact` makes log-probabilities of logits.
     """
     if precision == "int8":
         logprobs, tolerance = reference(model), MAX_INT8_DIFFERENCE
     else:
-        double = in_double(model)
         with torch.no_grad():
-            found = [logits(program) for program in (double, *moved_copies(double))]
+            found = [logits(program) for program in programs]
         known = exact(found[0], found[1:])
         logprobs, tolerance = torch.from_numpy(known.values), golden_tolerance(known)
     picked = logprobs[0, torch.arange(len(targets)), torch.tensor(targets)]

@@ -28,9 +28,8 @@ from training.export.precision import (
     Agreement,
     Array,
     Exact,
+    exact_programs,
     exact_values,
-    in_double,
-    moved_copies,
     of_targets,
 )
 from training.export.sessions import open_session
@@ -134,8 +133,7 @@ def agreement(
     model: Tempered, onnx_model: OnnxLabeler, held_out: LabelledSplit
 ) -> Iterator[Agreement]:
     """How far the graph and PyTorch agree with the exact values, after each further batch."""
-    double = in_double(model.network)
-    programs = (model.network, double, *moved_copies(double))
+    programs = (model.network, *exact_programs(model.network))
     so_far = Agreement()
     for count in _PARITY_TEXTS:
         tokens, lengths = _texts(model, held_out, count)
@@ -250,10 +248,15 @@ def golden_vectors(
     texts.append(list(range(EOS_ID + 1, min(model.network.vocab_size, 128))))
     end = [] if model.reads_forward else [EOS_ID]
     tokens = [[BOS_ID, *text, *end] for text in texts if text]
-    return [_golden_vector(model, x, precision) for precision in precisions for x in tokens]
+    programs = exact_programs(model.network)
+    return [
+        _golden_vector(model, programs, x, precision) for precision in precisions for x in tokens
+    ]
 
 
-def _golden_vector(model: Tempered, tokens: list[int], precision: Precision) -> LabelerGoldenVector:
+def _golden_vector(
+    model: Tempered, programs: Sequence[Labeler], tokens: list[int], precision: Precision
+) -> LabelerGoldenVector:
     inputs = torch.tensor([tokens]), torch.tensor([len(tokens)])
     with torch.no_grad():
         likeliest = _labelled(model, model.network(*inputs))[0]  # [T, L]
@@ -267,6 +270,7 @@ def _golden_vector(model: Tempered, tokens: list[int], precision: Precision) -> 
 
     logprobs, tolerance = known_answer(
         model.network,
+        programs,
         precision,
         labels,
         logits=lambda program: answers(program(*inputs)),

@@ -28,9 +28,8 @@ from training.export.precision import (
     Array,
     Exact,
     exact_of,
+    exact_programs,
     exact_state,
-    in_double,
-    moved_copies,
     of_targets,
 )
 from training.export.sessions import open_session
@@ -117,8 +116,7 @@ def readings(model: AnyLanguageModel, held_out: Split) -> Iterator[Reading]:
     Held-out text, and random ids from random states: a layer that has no effect in trained states
     must be right too.
     """
-    exact = in_double(model)
-    programs = [model, exact, *moved_copies(exact)]
+    programs = [model, *exact_programs(model)]
     rng = np.random.default_rng(0)
     for batch, time in _PARITY_SHAPES:
         text = np.resize(np.asarray(held_out.ids, np.int64), (batch, 2 * time + 1))
@@ -308,8 +306,9 @@ def golden_vectors(
 
     They are the beginning of the held-out text, the empty text, and every token once.
     """
+    programs = exact_programs(model)
     return [
-        _golden_vector(model, tokens, precision)
+        _golden_vector(model, programs, tokens, precision)
         for precision in precisions
         for tokens in golden_texts(held_out, len(vocab))
     ]
@@ -322,11 +321,15 @@ def golden_texts(held_out: Split, vocab_size: int) -> list[list[int]]:
 
 
 def _golden_vector(
-    model: AnyLanguageModel, tokens: list[int], precision: Precision
+    model: AnyLanguageModel,
+    programs: Sequence[AnyLanguageModel],
+    tokens: list[int],
+    precision: Precision,
 ) -> LanguageModelGoldenVector:
     read = torch.tensor([tokens[:-1]])
     logprobs, tolerance = known_answer(
         model,
+        programs,
         precision,
         tokens[1:],
         logits=lambda program: program(read, program.initial_states(1))[0],

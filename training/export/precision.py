@@ -85,6 +85,12 @@ def in_double(model: Model) -> Model:
     return copy.deepcopy(model).double().eval()
 
 
+def exact_programs(model: Model) -> list[Model]:
+    """The model in double precision, then its moved copies: what exact values come from."""
+    double = in_double(model)
+    return [double, *moved_copies(double)]
+
+
 def moved_copies(exact: Model) -> list[Model]:
     """Copies that are perturbed at random by single precision's step, as described at the top."""
     copies = []
