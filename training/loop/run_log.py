@@ -1,6 +1,9 @@
 """The log of a run: JSON lines, TensorBoard events and the learning curve."""
 
 import json
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ from torch.utils.tensorboard import SummaryWriter
 from training.loop.task import Curve
 
 LOG_FILE = "log.jsonl"
+# A drawing takes as long as many steps of a small model.
+_REDRAW_S = 10.0
 
 
 class RunLog:
@@ -26,6 +31,8 @@ class RunLog:
         self._path = folder / LOG_FILE
         self._curve = folder / "curve.png"
         self._lines: list[dict[str, Any]] = []
+        self._undrawn: Callable[[], None] | None = None
+        self._next_drawing = time.monotonic() + _REDRAW_S
         if resume_step is not None:
             self._lines = [x for x in read_log(self._path) if x["step"] <= resume_step]
         self._path.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
@@ -42,7 +49,18 @@ class RunLog:
             self._events.add_scalar(f"{kind}/{name}", value, step)
 
     def draw(self, title: str, curve: Curve) -> None:
-        """Redraw the learning curve."""
+        """Redraw the learning curve, now and then; what is left over is drawn by `close`."""
+        self._undrawn = partial(self._redraw, title, curve)
+        if time.monotonic() >= self._next_drawing:
+            self._undrawn()
+
+    def close(self) -> None:
+        """Draw the whole curve, and flush the TensorBoard events."""
+        if self._undrawn is not None:
+            self._undrawn()
+        self._events.close()
+
+    def _redraw(self, title: str, curve: Curve) -> None:
         figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
         for kind, style in (("train", "-"), ("valid", "o-")):
             points = [(x["step"], x[curve.key]) for x in self._lines if x["kind"] == kind]
@@ -53,10 +71,8 @@ class RunLog:
         axes.legend()
         figure.savefig(self._curve, dpi=100)
         plt.close(figure)
-
-    def close(self) -> None:
-        """Flush the TensorBoard events."""
-        self._events.close()
+        self._undrawn = None
+        self._next_drawing = time.monotonic() + _REDRAW_S
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

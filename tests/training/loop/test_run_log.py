@@ -1,6 +1,7 @@
 """JSON lines, TensorBoard events and the learning curve."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
@@ -139,3 +140,25 @@ def test_a_logged_loss_is_the_mean_since_the_last_line(tmp_path: Path) -> None:
     logged = [x for x in read_log(tmp_path / "a/log.jsonl") if x["kind"] == "train"]
     # The learning rate depends on the number of steps after the warm-up of three: equal up to 4.
     assert logged[0]["loss"] == pytest.approx(mean, abs=1e-9)
+
+
+def test_the_learning_curve_is_redrawn_now_and_then_and_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 9.0, 11.0, 12.0, 13.0, 14.0])
+    now = SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr("training.loop.run_log.time", now)
+    path, curve = tmp_path / "curve.png", Curve("loss", "nats")
+    log = RunLog(tmp_path, resume_step=None)
+    pictures = []
+    for step in (1, 2, 3):
+        log.add("valid", step, {"loss": 1.0 / step})
+        log.draw("a run", curve)
+        pictures.append(path.read_bytes() if path.exists() else None)
+    log.close()
+    nothing, two_points, same = pictures
+    assert nothing is None
+    assert two_points == same != path.read_bytes()
+    path.unlink()
+    log.close()  # there is nothing left over
+    assert not path.exists()
