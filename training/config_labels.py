@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from service.bundle.labeler import Direction, Pooling
+from service.bundle.labeler import MAX_TOKENS, Direction, Pooling
 from service.bundle.manifest import Cell
 from training.config_sections import (
     OptimizerConfig,
@@ -31,7 +31,7 @@ class LabelDataConfig(Section):
     text: TextSideConfig = TextSideConfig()
     valid_fraction: Probability = 0.05  # of the texts in `files`
     test_fraction: Probability = 0.05
-    max_tokens: Annotated[int, Field(gt=0, le=100_000)] = 400  # of a text; longer ones are cut
+    max_tokens: Annotated[int, Field(gt=0, le=MAX_TOKENS)] = 400  # of a text; longer ones are cut
     title: str = "untitled"  # for the bundle's manifest
     origin: str = "the user's own files"
     license: str = "not stated"

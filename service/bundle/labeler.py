@@ -8,7 +8,7 @@ S places (bos, the text's tokens and eos), L labels.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -44,9 +44,13 @@ LabelMetric: TypeAlias = Literal[
 ]
 
 MAX_LABELS = 2048
+# Longest text that a bundle allows. A worker reads a text in one step, and must not seem to hang.
+MAX_TOKENS = 2**15
 # The log-probability of a label that its character cannot have. The exponential of it is zero, but
 # it is finite itself, so that differences between two graphs stay numbers.
 FORBIDDEN = -1e4
+# Of a transition. Larger ones would swallow the log-probabilities that they are added to.
+Score: TypeAlias = Annotated[float, Field(ge=FORBIDDEN, le=-FORBIDDEN)]
 
 
 class Labels(Record):
@@ -99,9 +103,9 @@ class LinearChain(Record):
     + last[y_n]), with the graph's log-probabilities (Lafferty et al. 2001).
     """
 
-    transitions: list[list[float]] = Field(description="[from][to], in nats.")
-    first: list[float] = Field(description="[label] of the first character, in nats.")
-    last: list[float] = Field(description="[label] of the last character, in nats.")
+    transitions: list[list[Score]] = Field(description="[from][to], in nats.")
+    first: list[Score] = Field(description="[label] of the first character, in nats.")
+    last: list[Score] = Field(description="[label] of the last character, in nats.")
 
 
 class LabelerShape(Record):
@@ -125,7 +129,9 @@ class LabelerShape(Record):
 class LabelerLimits(Record):
     """What the bundle allows, whatever the service's own settings allow."""
 
-    max_tokens: int = Field(gt=0, description="Longest text, bos and eos not counted.")
+    max_tokens: int = Field(
+        gt=0, le=MAX_TOKENS, description="Longest text, bos and eos not counted."
+    )
 
 
 class LabelerDataSource(Record):
@@ -249,6 +255,9 @@ class LabelerManifest(Heading):
             rows = [chain.first, chain.last, *chain.transitions]
             if len(chain.transitions) != count or any(len(row) != count for row in rows):
                 raise ValueError("chain: one number for every label, or pair of labels")
+        names = [state.name for state in self.states]
+        if len(set(names)) != len(names):
+            raise ValueError("states: names must be unique")
         if (self.model.direction == "forward") != bool(self.states):
             raise ValueError("states: for models that read forward, and for no others")
         if self.model.direction == "forward" and self.labels.scope == "character":
