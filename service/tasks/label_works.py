@@ -42,7 +42,8 @@ def grouped(
     begins, ends = start is None, not reads_forward
     framed = np.array([len(ids) for ids in texts], np.int32) + (int(begins) + int(ends))
     by_length: dict[int, list[int]] = {}
-    for i, length in enumerate(framed.tolist()):
+    lengths_of = framed.tolist()
+    for i, length in enumerate(lengths_of):
         if length:
             by_length.setdefault(padded_length(length), []).append(i)
     found = []
@@ -52,6 +53,8 @@ def grouped(
         sums = places * place_sums
         most = min(_MAX_PLACES // places, MAX_RUN_SUMS // max(1, sums))
         size = 1 if is_alone else max(1, most)
+        # Texts of like lengths beside each other: they are read over few pads then.
+        members.sort(key=lengths_of.__getitem__)
         for first in range(0, len(members), size):
             chosen = np.array(members[first : first + size])
             lengths = framed[chosen]

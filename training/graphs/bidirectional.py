@@ -14,7 +14,6 @@ from training.graphs.builder import (
     GraphBuilder,
     ValueInfo,
     array,
-    float_info,
     reordered_gates,
 )
 from training.graphs.cells import add_cell
@@ -96,58 +95,64 @@ def add_scanned_layer(
     to memory. If `pooled`, the outputs are their maximum over a source's own positions, [N, D].
 
     The backward direction begins at the batch's last position; its states stay zero until a row's
-    own last position. The forward direction's h no longer changes after a row's last position; its
-    other states do, but nobody reads them.
+    own last position. With tables, the zeros that they have for pads see to that, except in a GRU,
+    whose candidate has a bias of its own. The forward direction's h no longer changes after a row's
+    last position, unless it is pooled; its other states do, but nobody reads them.
     """
     hidden = layer.forwards.weight_hh.shape[1]
+    rests = bool(tables) and layer.cell != "gru"
     graph.add("Unsqueeze", [inside, "axis_2"], f"inside{i}")  # [M, N, 1]
     operand = add_filled(graph, inputs[0], f"operand{i}", hidden, products.zero)
     state = add_filled(graph, inputs[0], f"state{i}", hidden, ZERO)
     least = ""
     if pooled:
-        graph.constant("least", numpy_helper.to_array(products.least))
         least = add_filled(graph, inputs[0], f"least{i}", hidden, products.least)
-    scan = _Scan(GraphBuilder(), hidden, operand, state)
+        for name in ("least", "most"):
+            graph.constant(name, numpy_helper.to_array(getattr(products, name)))
+        graph.add("Where", [f"inside{i}", "most", "least"], f"bound{i}")
+    scan, last = _Scan(GraphBuilder(), hidden, operand, state), []
     for k, direction in zip((2 * i, 2 * i + 1), (layer.forwards, layer.backwards), strict=True):
         # Cells are numbered by layer; here each direction counts as one.
-        scan.add_input(k, direction.weight_hh.shape[0], tables[k - 2 * i] if tables else "")
+        is_backward = direction is layer.backwards
+        table = tables[k - 2 * i] if tables else ""
+        scan.read_sums(k, inputs[k - 2 * i], direction.weight_hh.shape[0], table)
         h = _add_scanned_cell(graph, products, scan.body, k, direction)
         new = products.operand(h, scan.body)
-        scan.carry_operand(k, new, products.zero.data_type)
-        waits = direction is layer.backwards
+        waits = not rests if is_backward else not pooled
+        if waits:
+            scan.read(k, f"inside{k}", f"inside{i}", TensorProto.BOOL, ["N", 1])
+        h = scan.carry_operand(k, new, products.zero.data_type, waits=waits)
+        last.append(f"{h}_last")
         if pooled:
-            scan.carry_maximum(k, new, least, products.zero.data_type, waits=waits)
+            element = products.zero.data_type
+            scan.read(k, f"bound{k}", f"bound{i}", element, ["N", 1])
+            scan.carry_maximum(k, new, least, element)
         else:
-            scan.add_output(k, products.zero.data_type)
+            scan.add_output(k, h, products.zero.data_type)
         for name in _SCANNED_STATES[layer.cell]:
-            scan.carry_state(k, f"{name}{k}", waits=waits)
-    _add_scan(graph, scan, i, inputs)
-    last = [f"operand{k}_next_last" for k in (2 * i, 2 * i + 1)]
+            scan.carry_state(k, f"{name}{k}", waits=waits and is_backward)
+    _add_scan(graph, scan, i)
     both = [f"forward{i}_outputs", f"backward{i}_outputs"]
     if pooled:
         both = [f"maximum{k}_next_last" for k in (2 * i, 2 * i + 1)]
     return products.beside(both, f"outputs{i}"), last
 
 
-def _add_scan(graph: GraphBuilder, scan: "_Scan", i: int, inputs: Sequence[str]) -> None:
+def _add_scan(graph: GraphBuilder, scan: "_Scan", i: int) -> None:
     """Add the Scan; each state after the last position is called `<name>_last`."""
-    insides = [
-        helper.make_tensor_value_info(f"inside{k}", TensorProto.BOOL, ["N", 1])
-        for k in (2 * i, 2 * i + 1)
-    ]
     outputs = [f"forward{i}_outputs", f"backward{i}_outputs"] if scan.outputs else []
     graph.add(
         "Scan",
-        [*scan.first, *inputs, f"inside{i}", f"inside{i}"],
+        [*scan.first, *scan.sequences],
         *(f"{value.name}_last" for value in scan.after),
         *outputs,
-        num_scan_inputs=4,
-        scan_input_directions=[0, 1, 0, 1],
+        num_scan_inputs=len(scan.sequences),
+        scan_input_directions=scan.directions,
         **({"scan_output_directions": [0, 1]} if outputs else {}),
         body=helper.make_graph(
             scan.body.nodes,
             "step",
-            [*scan.before, *scan.inputs, *insides],
+            [*scan.before, *scan.inputs],
             [*scan.after, *scan.outputs],
         ),
     )
@@ -177,38 +182,48 @@ class _Scan:
     first: list[str] = field(default_factory=list)
     before: list[ValueInfo] = field(default_factory=list)
     after: list[ValueInfo] = field(default_factory=list)
-    inputs: list[ValueInfo] = field(default_factory=list)  # of a direction, at one position
+    sequences: list[str] = field(default_factory=list)  # what it reads position by position
+    directions: list[int] = field(default_factory=list)  # and from which end: 1 is the last
+    inputs: list[ValueInfo] = field(default_factory=list)  # of these, one position
     outputs: list[ValueInfo] = field(default_factory=list)
 
-    def add_input(self, k: int, size: int, table: str) -> None:
+    def read(
+        self, k: int, name: str, sequence: str, element: int, shape: Sequence[int | str]
+    ) -> None:
+        """Read a sequence [M, …] position by position, from the end that cell k begins at."""
+        self.sequences.append(sequence)
+        self.directions.append(k % 2)
+        self.inputs.append(helper.make_tensor_value_info(name, element, shape))
+
+    def read_sums(self, k: int, sequence: str, size: int, table: str) -> None:
         """The sums of what a direction reads, [N, size]: given, or looked up in the table."""
         if not table:
-            self.inputs.append(float_info(f"input_sums{k}", ["N", size]))
+            self.read(k, f"input_sums{k}", sequence, TensorProto.FLOAT, ["N", size])
             return
         self.body.add("Gather", [table, f"tokens{k}"], f"input_sums{k}")
-        self.inputs.append(helper.make_tensor_value_info(f"tokens{k}", TensorProto.INT64, ["N"]))
+        self.read(k, f"tokens{k}", sequence, TensorProto.INT64, ["N"])
 
-    def carry_operand(self, k: int, new: str, element: int) -> None:
-        """Carry the operand of h, which changes only inside the source."""
-        choice = [f"inside{k}", new, f"operand{k}_before"]
-        self.body.add("Where", choice, f"operand{k}_next")
+    def carry_operand(self, k: int, new: str, element: int, *, waits: bool) -> str:
+        """Carry the operand of h, and return it; if it `waits`, it changes only inside."""
+        if waits:
+            choice = [f"inside{k}", new, f"operand{k}_before"]
+            new = self.body.add("Where", choice, f"operand{k}_next")
         self.first.append(self.first_operand)
         self.before.append(self._vector(f"operand{k}_before", element))
-        self.after.append(self._vector(f"operand{k}_next", element))
+        self.after.append(self._vector(new, element))
+        return new
 
-    def add_output(self, k: int, element: int) -> None:
+    def add_output(self, k: int, h: str, element: int) -> None:
         """Output the operand of h at every position."""
-        self.body.add("Identity", [f"operand{k}_next"], f"output{k}")
+        self.body.add("Identity", [h], f"output{k}")
         self.outputs.append(self._vector(f"output{k}", element))
 
-    def carry_maximum(self, k: int, new: str, first: str, element: int, *, waits: bool) -> None:
+    def carry_maximum(self, k: int, new: str, first: str, element: int) -> None:
         """Carry the maximum of the operand of h inside the source.
 
-        One that does not wait stays after the source's end what it was, as it is.
+        `bound<k>` [N, 1] is the largest operand there, and the least past its end.
         """
-        own = f"operand{k}_next"
-        if waits:
-            own = self.body.add("Where", [f"inside{k}", new, "least"], f"own{k}")
+        own = self.body.add("Min", [new, f"bound{k}"], f"own{k}")
         self.body.add("Max", [f"maximum{k}_before", own], f"maximum{k}_next")
         self.first.append(first)
         self.before.append(self._vector(f"maximum{k}_before", element))

@@ -26,8 +26,10 @@ class Products:
         self._int8 = precision == "int8"
         element, zero = (TensorProto.UINT8, STATE_ZERO) if self._int8 else (TensorProto.FLOAT, 0.0)
         self.zero = helper.make_tensor("zero", element, [1], [zero])  # of an operand
-        least = 0 if self._int8 else -1.0
-        self.least = helper.make_tensor("least", element, [1], [least])  # no operand is less
+        # No operand is less, and none is more.
+        least, most = (0, 255) if self._int8 else (-1.0, 1.0)
+        self.least = helper.make_tensor("least", element, [1], [least])
+        self.most = helper.make_tensor("most", element, [1], [most])
         if self._int8:
             add_state_steps(graph)
 

@@ -81,7 +81,10 @@ def add_stack(
     for i, layer in enumerate(stack.layers):
         is_pooled = pooled and i == len(stack.layers) - 1
         if scans:
-            tables = _add_tables(graph, products, stack) if i == 0 and stack.reads_tables else []
+            tables = []
+            if i == 0 and stack.reads_tables:
+                tables = _add_tables(graph, products, stack)
+                x = _pads_marked(graph, stack, x, inside)
             inputs = [x, x] if tables else _add_input_sums(graph, products, stack, i, x)
             x, last = add_scanned_layer(
                 graph,
@@ -104,26 +107,36 @@ def add_stack(
 
 
 def _add_tables(graph: GraphBuilder, products: Products, stack: Stack) -> list[str]:
-    """The first layer's sums [V, G·H] of each token for each direction, biases included.
+    """The first layer's sums [V + 1, G·H] of each token for each direction, biases included.
 
-    If their two factors are smaller, the file has those. onnxruntime multiplies them when it loads
-    the graph, so that no source pays for it.
+    The last row is for pads: zeros. If their two factors are smaller, the file has those.
+    onnxruntime multiplies them when it loads the graph, so that no source pays for it.
     """
     layer = stack.layers[0]
+    nothing = np.zeros((1, len(layer.forwards.weight_ih)), np.float32)
     tables = []
     for name, each in (("forward0", layer.forwards), ("backward0", layer.backwards)):
         weight, bias = array(each.weight_ih).T, input_bias(layer.cell, each)
         if stack.has_table:
             table = array(stack.embedding.weight).astype(np.float64) @ weight + bias
+            table = np.concatenate([table, nothing])
             tables.append(graph.constant(f"{name}_table", table.astype(np.float32)))
             continue
         if not tables:
             _add_embedding(graph, products, stack.embedding)
+            graph.constant("pad_sums", nothing)
         stored = products.add_stored(f"{name}_weight", weight)
         graph.constant(f"{name}_bias", bias)
         graph.add("MatMul", ["embedding", stored], f"{name}_products")
-        tables.append(graph.add("Add", [f"{name}_products", f"{name}_bias"], f"{name}_table"))
+        sums = graph.add("Add", [f"{name}_products", f"{name}_bias"], f"{name}_token_sums")
+        tables.append(graph.add("Concat", [sums, "pad_sums"], f"{name}_table", axis=0))
     return tables
+
+
+def _pads_marked(graph: GraphBuilder, stack: Stack, tokens: str, inside: str) -> str:
+    """The tokens [S, N], and the number of the tables' last row where they are not `inside`."""
+    graph.constant("pad_row", np.array(stack.embedding.num_embeddings, np.int64))
+    return graph.add("Where", [inside, tokens, "pad_row"], "own_tokens")
 
 
 def _add_input_sums(

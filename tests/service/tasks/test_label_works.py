@@ -39,6 +39,10 @@ def test_every_text_is_in_one_piece_of_work(
             assert row[:length].tolist() == [*bos, *texts[i].tolist(), *eos]
             assert (row[length:] == PAD_ID).all()
             seen.append(int(i))
+    by_places: dict[int, list[int]] = {}
+    for group in groups:
+        by_places.setdefault(group.work.tokens.shape[1], []).extend(group.work.lengths.tolist())
+    assert all(found == sorted(found) for found in by_places.values())
     empty = [i for i, x in enumerate(lengths) if goes_on and not x]
     assert sorted([*seen, *empty]) == list(range(len(texts)))
 
