@@ -35,6 +35,15 @@ def small(tiny_models: Path) -> Iterator[Server]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def roomy(more_models: Path) -> Iterator[Server]:
+    """One that takes large requests, to labelers too."""
+    with serve(
+        more_models, **(SETTINGS | {"max_inputs": 1000, "max_body_bytes": 2**22})
+    ) as running:
+        yield running
+
+
 def test_a_burst_of_a_thousand_is_answered_or_refused_at_once(small: Server) -> None:
     ask = WORK | {"max_tokens": 300}
     with small.client() as client:
@@ -95,15 +104,14 @@ def test_work_that_is_too_late_is_dropped_and_its_rows_are_free(small: Server) -
     goes_on(small)
 
 
-def test_labels_that_are_too_late_are_dropped_and_their_rows_are_free(more_models: Path) -> None:
-    settings = SETTINGS | {"max_inputs": 1000, "max_body_bytes": 2**22}
-    with serve(more_models, **settings) as server, server.client() as client:
+def test_labels_that_are_too_late_are_dropped_and_their_rows_are_free(roomy: Server) -> None:
+    with roomy.client() as client:
         for path, body in (("/classify", MANY_LABELS), ("/tag", MANY_TAGS)):
-            with counting(server, "cancelled", "deadline-exceeded"):
+            with counting(roomy, "cancelled", "deadline-exceeded"):
                 answer = client.post(path, json=body, headers={"X-Request-Timeout": "0.1"})
                 problem_of(answer, 504)
-            eventually(lambda: rows_in_use(server) == 0)
-        goes_on(server)
+            eventually(lambda: rows_in_use(roomy) == 0)
+    goes_on(roomy)
 
 
 def test_what_waits_longer_than_it_may_is_not_run(small: Server) -> None:
@@ -207,16 +215,15 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_client_that_goes_frees_its_rows(more_models: Path, call: str) -> None:
-    with serve(more_models, **(SETTINGS | {"max_inputs": 1000, "max_body_bytes": 2**22})) as server:
-        host, port = server.url.removeprefix("http://").split(":")
-        with counting(server, "cancelled", "client-gone"):
-            for _ in range(3):
-                with closing(socket.create_connection((host, int(port)), timeout=20)) as connection:
-                    connection.sendall(CALLS[call])
-                    eventually(lambda: rows_in_use(server) > 0)
-                eventually(lambda: rows_in_use(server) == 0)
-        goes_on(server)
+def test_a_client_that_goes_frees_its_rows(roomy: Server, call: str) -> None:
+    host, port = roomy.url.removeprefix("http://").split(":")
+    with counting(roomy, "cancelled", "client-gone"):
+        for _ in range(3):
+            with closing(socket.create_connection((host, int(port)), timeout=20)) as connection:
+                connection.sendall(CALLS[call])
+                eventually(lambda: rows_in_use(roomy) > 0)
+            eventually(lambda: rows_in_use(roomy) == 0)
+    goes_on(roomy)
 
 
 def test_a_client_that_goes_while_it_waits_is_never_scheduled(small: Server) -> None:

@@ -43,14 +43,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def tab(browser: Browser) -> Iterator[Page]:
+    """One for all tests: a new one costs more than most of them."""
+    opened = Page(browser)
+    yield opened
+    opened.close()
+
+
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page; in the end nothing complained."""
-    tab = Page(browser)
+def page(tab: Page) -> Iterator[Page]:
+    """The tab, which every test has load its page; in the end nothing has complained."""
+    before = tab.complaints()
     tab.look()
     yield tab
-    assert tab.complaints() == []
-    tab.close()
+    assert tab.complaints() == before
 
 
 def visit(page: Page, server: Server, sort: str) -> None:

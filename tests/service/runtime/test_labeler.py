@@ -55,7 +55,7 @@ def label_whole(session: OnnxLabelerSession, given: Sequence[Sequence[int]]) -> 
 @both_precisions
 @pytest.mark.parametrize("sort", WHOLE)
 @given(given=st.lists(texts, min_size=1, max_size=9), cell=st.sampled_from(CELLS))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_a_texts_numbers_are_in_any_batch_what_they_are_alone(
     sort: Sort, precision: Precision, cell: str, given: list[list[int]]
 ) -> None:
@@ -72,7 +72,7 @@ def test_a_texts_numbers_are_in_any_batch_what_they_are_alone(
     cell=st.sampled_from(CELLS),
     cuts=st.lists(st.integers(1, 20), max_size=8),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_text_that_is_read_forward_has_the_same_numbers_in_any_chunks_and_any_batch(
     precision: Precision, cell: str, given: list[list[int]], cuts: list[int]
 ) -> None:
