@@ -159,7 +159,7 @@ class LabelerDetail(ModelSummary):
     license: str = Field(description="Terms of the weights.")
     created: str = Field(description="When it was exported.")
     precisions: list[str] = Field(description="Graphs in the bundle.")
-    labels: Labels = Field(description="The labels, and whether texts or characters have them.")
+    labels: Labels = Field(description="The labels it gives, and to what.")
     has_chain: bool = Field(
         description="Whether the labels of neighbouring characters depend on each other (a "
         "linear-chain CRF)."
