@@ -1,6 +1,7 @@
 """Texts with a label for each character: from aligned strings, or from columns of words."""
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -130,6 +131,11 @@ class _Columns:
         faults = Faults(path, counts, expected)
         texts = list(_sentences(path, faults))
         faults.check()
+        if texts and all(words[0][0] == "1" for _, words in texts):
+            raise ConfigError(
+                f"{path}: the first column numbers the words, as in CoNLL-U; keep only words "
+                f"and labels: cut -f2,4 {shlex.quote(str(path))} > words.tsv"
+            )
         labels = {label for _, words in texts for _, label in words}
         bio = _is_bio([*labels], self._config.outside)
         for number, words in texts:

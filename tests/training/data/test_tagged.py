@@ -209,6 +209,12 @@ def test_comments_are_no_words(tmp_path: Path, gap: str) -> None:
     ]
 
 
+def test_columns_that_begin_with_numbers_are_refused(tmp_path: Path) -> None:
+    numbered = "".join(f"1\tMr\tmr\tNOUN\t_\n2\tX{i}\tx\tPROPN\t_\n\n" for i in range(9))
+    with pytest.raises(ConfigError, match=r"numbers the words, as in CoNLL-U.*cut -f2,4 .*a\.tsv"):
+        prepared(written(tmp_path, numbered), form="columns")
+
+
 def test_plain_labels_are_those_of_all_characters_of_a_word(tmp_path: Path) -> None:
     plain = "".join(f"the DET\ncat{i} NOUN\nold-NOUN NOUN\n\n" for i in range(100))
     corpus = prepared(written(tmp_path, plain), form="columns")
