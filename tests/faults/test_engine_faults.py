@@ -60,10 +60,21 @@ def faulty(folder: Path, flag: Path, fault: str, **settings: Any) -> Iterator[Se
         yield server
 
 
-@pytest.mark.parametrize("fault", ["raise", "nan", "infinity"])
-def test_a_batch_that_breaks_fails_alone(more_models: Path, tmp_path: Path, fault: str) -> None:
-    flag = tmp_path / "armed"
-    with faulty(more_models, flag, fault) as server, server.client() as client:
+@pytest.fixture(scope="module")
+def breaking(
+    request: pytest.FixtureRequest, more_models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Server, Path]]:
+    """A server that breaks in the way of the parameter once the flag is there."""
+    flag = tmp_path_factory.mktemp("flag") / "armed"
+    with faulty(more_models, flag, request.param) as server:
+        yield server, flag
+
+
+@pytest.mark.parametrize("breaking", ["raise", "nan", "infinity"], indirect=True)
+def test_a_batch_that_breaks_fails_alone(breaking: tuple[Server, Path]) -> None:
+    server, flag = breaking
+    flag.unlink(missing_ok=True)
+    with server.client() as client:
         expected = {
             path: client.post(path, json=PAIRS[path][0]).json()["results"] for path in PAIRS
         }
@@ -82,27 +93,27 @@ def test_a_batch_that_breaks_fails_alone(more_models: Path, tmp_path: Path, faul
                     beside.join()
                     # Bitwise what it is alone.
                     assert found[0].json()["results"] == expected[path]
-        goes_on(server)
-        eventually(lambda: rows_in_use(server) == 0)
+    goes_on(server)
+    eventually(lambda: rows_in_use(server) == 0)
 
 
-def test_only_the_text_with_no_number_fails(more_models: Path, tmp_path: Path) -> None:
-    flag = tmp_path / "armed"
+@pytest.mark.parametrize("breaking", ["nan"], indirect=True)
+def test_only_the_text_with_no_number_fails(breaking: tuple[Server, Path]) -> None:
+    server, flag = breaking
     texts = ["a bed", "a bud"] * 15  # of one length, so that some share a run
-    with faulty(more_models, flag, "nan") as server:
-        flag.touch()
+    flag.touch()
 
-        async def ask_all(path: str, model: str) -> list[httpx.Response]:
-            async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
-                posts = [http.post(path, json={"model": model, "text": text}) for text in texts]
-                return await asyncio.gather(*posts)
+    async def ask_all(path: str, model: str) -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+            posts = [http.post(path, json={"model": model, "text": text}) for text in texts]
+            return await asyncio.gather(*posts)
 
-        for path, model in (("/classify", "tiny-forward"), ("/tag", "tiny-chain")):
-            answers = asyncio.run(ask_all(path, model))
-            assert {x.status_code for x in answers[::2]} == {200}
-            assert len({x.text for x in answers[::2]}) == 1
-            assert {problem_of(x, 500)["type"] for x in answers[1::2]} == {"model-failure"}
-        goes_on(server)
+    for path, model in (("/classify", "tiny-forward"), ("/tag", "tiny-chain")):
+        answers = asyncio.run(ask_all(path, model))
+        assert {x.status_code for x in answers[::2]} == {200}
+        assert len({x.text for x in answers[::2]}) == 1
+        assert {problem_of(x, 500)["type"] for x in answers[1::2]} == {"model-failure"}
+    goes_on(server)
 
 
 def test_a_worker_that_dies_is_replaced_and_those_who_wait_are_told(
