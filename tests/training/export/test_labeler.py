@@ -31,7 +31,7 @@ from training.networks.labeler import Labeler
 
 EXPORTED = ("one", "attention", "several forward", "chain", "masked")
 CPU = torch.device("cpu")
-TRAINING = {"steps": 60, "eval_every": 30, "checkpoint_every": 60, "learning_rate": 0.03}
+TRAINING = {"steps": 30, "eval_every": 30, "checkpoint_every": 30, "learning_rate": 0.03}
 
 
 def corpus_of(sort: str) -> LabelledCorpus:
