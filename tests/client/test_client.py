@@ -15,7 +15,7 @@ import pytest
 
 from service.bundle.store import write_bundle
 from tests.bundles import tiny_encoder_decoder_files, tiny_files
-from tests.end_to_end.server import ROOT, Server, free_port, serve
+from tests.end_to_end.server import NO_CERTIFICATES, ROOT, Server, free_port, serve
 from tests.labelers import tiny_labeler_files, unstripped
 from unroll_client import (
     AsyncUnroll,
@@ -52,7 +52,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def wire(server: Server, path: str, **body: Any) -> Any:
-    return httpx.post(server.url + path, json=body, timeout=60).json()
+    return httpx.post(server.url + path, json=body, timeout=60, verify=NO_CERTIFICATES).json()
 
 
 def as_json(answer: Any) -> Any:

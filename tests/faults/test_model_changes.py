@@ -20,7 +20,7 @@ from service.bundle.language_model import LanguageModelLimits
 from service.bundle.store import write_bundle
 from service.http.api_keys import new_key
 from tests.bundles import endless_files, tiny_files
-from tests.end_to_end.server import Server, serve
+from tests.end_to_end.server import NO_CERTIFICATES, Server, serve
 from tests.faults.conftest import LIMITS
 from tests.faults.support import eventually, goes_on, problem_of
 from tests.faults.test_engine_faults import ended
@@ -40,7 +40,9 @@ class Admin:
     def __init__(self, server: Server, key: str) -> None:
         self.server = server
         self.headers = {"Authorization": f"Bearer {key}"}
-        self.http = httpx.Client(base_url=server.url, headers=self.headers, timeout=60)
+        self.http = httpx.Client(
+            base_url=server.url, headers=self.headers, timeout=60, verify=NO_CERTIFICATES
+        )
 
     def change(self, name: str, what: str) -> httpx.Response:
         return self.http.post(f"/admin/models/{name}/{what}")
@@ -258,7 +260,11 @@ def test_a_request_ends_with_the_version_that_it_began_with(folder: Path) -> Non
 
         def ask() -> None:
             url = f"{admin.server.url}/generate"
-            found.append(httpx.post(url, json=body, timeout=60, headers=admin.headers).json())
+            found.append(
+                httpx.post(
+                    url, json=body, timeout=60, headers=admin.headers, verify=NO_CERTIFICATES
+                ).json()
+            )
 
         asking = threading.Thread(target=ask)
         asking.start()
@@ -326,7 +332,10 @@ def test_several_processes_follow_the_folder_and_take_no_single_change(folder: P
         assert names
         eventually(
             lambda: all(
-                "tiny-rnn" in httpx.get(f"{admin.server.url}/models", headers=admin.headers).text
+                "tiny-rnn"
+                in httpx.get(
+                    f"{admin.server.url}/models", headers=admin.headers, verify=NO_CERTIFICATES
+                ).text
                 for _ in range(12)
             )
         )

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from service.http.api_keys import new_key
-from tests.end_to_end.server import Server, serve
+from tests.end_to_end.server import NO_CERTIFICATES, Server, serve
 from tests.faults.conftest import LIMITS
 from tests.faults.support import counting, eventually, goes_on, moved, problem_of, rows_in_use
 
@@ -83,7 +83,9 @@ def test_the_queue_is_bounded_by_tokens_too(tiny_models: Path) -> None:
     with serve(tiny_models, **settings) as server:
 
         async def ask() -> list[int]:
-            async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+            async with httpx.AsyncClient(
+                base_url=server.url, timeout=60, verify=NO_CERTIFICATES
+            ) as http:
                 body = WORK | {"max_tokens": 10_000}
                 timeout = {"X-Request-Timeout": "5"}
                 posts = [http.post("/generate", json=body, headers=timeout) for _ in range(6)]
@@ -116,7 +118,9 @@ def test_labels_that_are_too_late_are_dropped_and_their_rows_are_free(roomy: Ser
 
 def test_what_waits_longer_than_it_may_is_not_run(small: Server) -> None:
     async def main() -> tuple[list[int], list[int]]:
-        async with httpx.AsyncClient(base_url=small.url, timeout=60) as http:
+        async with httpx.AsyncClient(
+            base_url=small.url, timeout=60, verify=NO_CERTIFICATES
+        ) as http:
 
             async def ask(body: dict[str, Any], timeout_s: float) -> int:
                 headers = {"X-Request-Timeout": str(timeout_s)}
@@ -147,7 +151,9 @@ def test_a_client_with_much_in_the_queue_does_not_hold_up_another(
     with serve(tiny_models, **settings) as server:
 
         async def main() -> tuple[Counter[int], list[float], float]:
-            async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+            async with httpx.AsyncClient(
+                base_url=server.url, timeout=60, verify=NO_CERTIFICATES
+            ) as http:
 
                 async def ask(who: str, tokens: int) -> tuple[int, float]:
                     headers = {"Authorization": f"Bearer {keys[who][0]}"}
@@ -286,7 +292,9 @@ def test_random_clients_leave_every_row_free(small: Server) -> None:
         return answer.status_code
 
     async def main() -> Counter[int]:
-        async with httpx.AsyncClient(base_url=small.url, timeout=60) as http:
+        async with httpx.AsyncClient(
+            base_url=small.url, timeout=60, verify=NO_CERTIFICATES
+        ) as http:
             return Counter(await asyncio.gather(*(one(http) for _ in range(150))))
 
     statuses = asyncio.run(main())
