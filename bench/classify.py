@@ -1,11 +1,11 @@
 """`python -m bench.classify`: `/classify` and `/tag` beside PyTorch on the same random weights.
 
-All servers run at the same time and take turns, round after round, with texts that are new in every
-round; a ratio is the median of the rounds' own ratios. Before anything is timed, both sides must
-give the same likeliest labels.
+All servers run at the same time and take turns, round after round, another first in every round,
+with texts that are new in every round; a ratio is the median of the rounds' own ratios. Before
+anything is timed, both sides must give the same likeliest labels.
 
-The peers are FastAPI services with a batch in PyTorch (`bench.torch_labels`): one that runs its
-batches one after the other with torch's own threads, and one that runs two at a time.
+The peers are FastAPI services with PyTorch (`bench.torch_labels`): one runs the request as one
+padded batch, the other two sort its texts first and run one batch after another, or two at a time.
 """
 
 import argparse
@@ -36,8 +36,12 @@ WORK = Path(__file__).parent / ".work"
 UNROLL = "Unroll"
 UNROLL_FP32 = "Unroll, fp32"
 OURS: Mapping[str, Mapping[str, object]] = {UNROLL: {}, UNROLL_FP32: {"precision": "fp32"}}
-# By the number of batches that run at the same time.
-PEERS = {1: "FastAPI + PyTorch batches", 2: "FastAPI + two PyTorch batches at a time"}
+# By the way in which `bench.torch_labels` makes batches.
+PEERS = {
+    "request": "FastAPI + the request as one PyTorch batch",
+    "sorted": "FastAPI + sorted PyTorch batches",
+    "two": "FastAPI + two sorted PyTorch batches at a time",
+}
 CLASSIFIERS = ("text-1x128", "text-2x128")
 TAGGERS = ("character-2x128",)
 CLASSIFIED_TEXTS, TAGGED_TEXTS = 1000, 200
@@ -62,7 +66,7 @@ class Subject:
 def main() -> int:
     """Measure, print and write bench/results/classify.json."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
     say(machine())
     rows: list[Row] = []
@@ -95,12 +99,12 @@ def _subjects(name: str, path: str) -> Iterator[list[Subject]]:
             log = logs / f"labels-{label}.log"
             server = stack.enter_context(unroll(WORK / "models" / name, log, **settings))
             found.append(_unroll_subject(label, name, path, server))
-        for pool, label in PEERS.items():
+        for way, label in PEERS.items():
             port = free_port()
             command = [sys.executable, "-m", "bench.torch_labels", str(weights_of(WORK, name))]
-            command += ["--port", str(port), "--pool", str(pool)]
+            command += ["--port", str(port), "--way", way]
             environment = {"OMP_WAIT_POLICY": "passive"}
-            log = logs / f"torch-labels-{pool}.log"
+            log = logs / f"torch-labels-{way}.log"
             server = stack.enter_context(running(command, port, "/readyz", log, environment))
             found.append(_peer_subject(label, path, server))
         yield found
@@ -156,7 +160,9 @@ def _lists(name: str, subjects: Sequence[Subject], path: str, count: int, rounds
     used: dict[str, list[float]] = {subject.label: [] for subject in subjects}
     for number in range(1 + rounds):
         texts = texts_of(count, seed=100 + number)
-        for subject in subjects:
+        # Each is first, and last, as often as the others.
+        first = number % len(subjects)
+        for subject in [*subjects[first:], *subjects[:first]]:
             before = cpu_s(subject.pid)
             took, _ = post(subject.url, subject.body(texts))
             # The first round warms everybody up.

@@ -13,7 +13,11 @@ _ROOT = Path(__file__).parents[1]
 _BEGIN, _END = "<!-- python -m bench.summary -->\n", "<!-- end -->"
 _MODEL = "lstm-2x512"
 _SMALL = "lstm-2x128"
-PYTORCH = "FastAPI + two PyTorch batches at a time"
+PYTORCH = (
+    "FastAPI + the request as one PyTorch batch",
+    "FastAPI + sorted PyTorch batches",
+    "FastAPI + two sorted PyTorch batches at a time",
+)
 # Lines above the first row: the machine, an empty line, the table's head and its rule.
 _HEAD = 4
 # The rows for the README, by the start of their first cell.
@@ -85,8 +89,8 @@ def lines() -> list[str]:
         ("text-2x128: /classify, 1,000 texts", "`/classify`, 1,000 texts in one request, 2 × 128"),
         ("character-2x128: /tag, 200 texts", "`/tag`, 200 texts in one request, 2 × 128"),
     ):
-        row = _row(classify, f"{name} in one request: Unroll", PYTORCH)
-        table.append(_line(f"{what} units both ways", row))
+        beside = [_row(classify, f"{name} in one request: Unroll", x) for x in PYTORCH]
+        table.append(_line(f"{what} units both ways", *beside))
     memory = json.loads((RESULTS / "memory.json").read_text())["rows"][0]
     table.append(_line("memory that scoring 100 MB of text in requests of 1 MB adds", memory))
     return table
@@ -100,11 +104,12 @@ def _row(document: Any, name: str, against: str | None = None, *, prefix: bool =
     raise KeyError(name)
 
 
-def _line(what: str, row: Any) -> str:
-    value = row["value"]
+def _line(what: str, *rows: Any) -> str:
+    """A measurement, and what it is beside each of its peers."""
+    value = rows[0]["value"]
     shown = f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
-    beside = f"{row['ratio']:.2g} × {row['against']}" if row["ratio"] is not None else ""
-    return f"| {what} | {shown} {row['unit']} | {beside} |"
+    ratios = [f"{row['ratio']:.2g} × {row['against']}" for row in rows if row["ratio"] is not None]
+    return f"| {what} | {shown} {rows[0]['unit']} | {'; '.join(ratios)} |"
 
 
 def updated(document: str, table: list[str]) -> str:

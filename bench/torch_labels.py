@@ -1,4 +1,4 @@
-"""A baseline in PyTorch: a FastAPI service that labels texts in sorted and padded batches.
+"""Baselines in PyTorch: a FastAPI service that labels the texts of a request in padded batches.
 
 The network is the exporter's own, in single precision. Milliseconds for 1,000 texts of 12 to 40
 characters, an LSTM of 1 x 128 units both ways, two cores, in the process itself:
@@ -10,10 +10,11 @@ characters, an LSTM of 1 x 128 units both ways, two cores, in the process itself
     packed sequences instead, one thread         185    172   158   167
     without oneDNN, one thread                   208    189   193   202
 
-Both of the best ways are measured: `--pool 1` runs one batch after the other with torch's own
-threads, `--pool 2` runs two at a time.
+`--way request` is what most people would write: all texts of a request, in their order, are one
+batch, padded to the longest, on torch's own threads. The other ways sort the texts first, and are
+the best of the table: `--way sorted` is one batch after another, `--way two` two at a time.
 
-    python -m bench.torch_labels WEIGHTS --port 8100 --pool 2
+    python -m bench.torch_labels WEIGHTS --port 8100 --way request
 """
 
 import argparse
@@ -36,8 +37,16 @@ from training.config import LabelerNetworkConfig
 from training.loop.cpus import usable_cpus
 from training.networks.labeler import Head, Labeler
 
-# Texts in a batch, by the number of threads that run batches.
-BATCH_TEXTS = {1: 256, 2: 64}
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a request becomes batches."""
+
+    threads: int  # that run batches
+    texts: int | None  # of a sorted batch; None: all texts are one batch, in their order
+
+
+WAYS = {"request": Way(1, None), "sorted": Way(1, 256), "two": Way(2, 64)}
 
 
 class Body(BaseModel):
@@ -58,7 +67,7 @@ class Labels:
 class Service:
     """A model and the threads that run it."""
 
-    def __init__(self, weights: Path, threads: int) -> None:
+    def __init__(self, weights: Path, way: Way) -> None:
         config: dict[str, Any] = json.loads((weights / "config.json").read_text(encoding="utf-8"))
         self._ids = {token: i for i, token in enumerate(config["vocab"])}
         self._labels: list[str] = config["labels"]
@@ -67,10 +76,10 @@ class Service:
         self._model = Labeler(network, head, len(self._ids))
         self._model.load_state_dict(load_file(weights / "weights.safetensors"))
         self._model.eval()
-        self._batch_texts = BATCH_TEXTS[threads]
-        inside = max(1, usable_cpus() // threads)
+        self._batch_texts = way.texts
+        inside = max(1, usable_cpus() // way.threads)
         self._pool = ThreadPoolExecutor(
-            threads, initializer=torch.set_num_threads, initargs=(inside,)
+            way.threads, initializer=torch.set_num_threads, initargs=(inside,)
         )
 
     def classify(self, texts: Sequence[str], top: int) -> list[Labels]:
@@ -96,22 +105,28 @@ class Service:
         return results
 
     def _read(self, texts: Sequence[str]) -> list[tuple[list[int], Tensor]]:
-        """The log-probabilities of all texts, in batches of similar lengths."""
+        """The log-probabilities of all texts, in batches."""
         ids = [
             [BOS_ID, *(self._ids.get(character, UNK_ID) for character in text), EOS_ID]
             for text in texts
         ]
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
-        size = self._batch_texts
-        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        batches = self._batches([len(row) for row in ids])
         return list(zip(batches, self._pool.map(lambda x: self._run(ids, x), batches), strict=True))
+
+    def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        """The texts of each batch."""
+        count, size = len(lengths), self._batch_texts
+        if size is None:
+            return [list(range(count))] if count else []
+        order = sorted(range(count), key=lengths.__getitem__, reverse=True)
+        return [order[start : start + size] for start in range(0, count, size)]
 
     @torch.inference_mode()
     def _run(self, ids: Sequence[list[int]], chosen: Sequence[int]) -> Tensor:
-        longest = len(ids[chosen[0]])
-        rows = [ids[i] + [PAD_ID] * (longest - len(ids[i])) for i in chosen]
-        lengths = torch.tensor([len(ids[i]) for i in chosen])
-        return torch.log_softmax(self._model(torch.tensor(rows), lengths), dim=-1)
+        lengths = [len(ids[i]) for i in chosen]
+        longest = max(lengths)
+        rows = torch.tensor([ids[i] + [PAD_ID] * (longest - len(ids[i])) for i in chosen])
+        return torch.log_softmax(self._model(rows, torch.tensor(lengths)), dim=-1)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -146,9 +161,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("weights", type=Path)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--pool", type=int, choices=sorted(BATCH_TEXTS), default=1)
+    parser.add_argument("--way", choices=sorted(WAYS), default="request")
     options = parser.parse_args()
-    app = create_app(Service(options.weights, options.pool))
+    app = create_app(Service(options.weights, WAYS[options.way]))
     uvicorn.run(app, host="127.0.0.1", port=options.port, log_level="warning")
 
 
