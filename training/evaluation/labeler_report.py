@@ -18,6 +18,8 @@ _FLOORS = {
     "naive_bayes": "Naive Bayes over character n-grams",
     "logistic_regression": "Logistic regression over character n-grams",
     "window": "The commonest label among the same neighbours",
+    "copy": "The text as it is",
+    "word table": "The commonest spelling of each word in training",
 }
 
 
@@ -101,6 +103,8 @@ def in_words(metrics: Sequence[LabelerMetrics], labels: Labels) -> list[str]:
 
 def _by(floor: str) -> str:
     """A floor in words; if it learned from a part of the texts, their number follows."""
+    if floor in _FLOORS:
+        return _FLOORS[floor]
     name, space, part = floor.partition(" ")
     return f"{_FLOORS.get(name, f'By {name}')}{space}{part}"
 
@@ -142,8 +146,8 @@ def mistakes(found: Sequence[Judged], labels: Labels) -> list[str]:
     lines = ["labels with the lowest F1:"]
     worst = sorted(missed, key=lambda i: hits[i] / totals[i])[:_WORST]
     lines += [
-        f"  {_shown(labels.names[i]):<14} F1 {2 * hits[i] / totals[i]:.4f}: given {given[i]:,} "
-        f"times, {hits[i]:,} of them rightly; {wanted[i]:,} in the data"
+        f"  {_shown(labels.names[i]):<14} F1 {2 * hits[i] / totals[i]:.4f}: given "
+        f"{_times(given[i])}, {hits[i]:,} of them rightly; {wanted[i]:,} in the data"
         for i in worst
     ]
     if labels.several:
@@ -156,9 +160,13 @@ def mistakes(found: Sequence[Judged], labels: Labels) -> list[str]:
         share = 100 * count / wanted[label]
         lines.append(
             f"  {_shown(labels.names[label])} taken for {_shown(labels.names[taken])}: "
-            f"{count:,} times ({share:.1f} %)"
+            f"{_times(count)} ({share:.1f} %)"
         )
     return lines
+
+
+def _times(count: int) -> str:
+    return f"{count:,} {'time' if count == 1 else 'times'}"
 
 
 def _shown(name: str) -> str:

@@ -167,6 +167,8 @@ def _hint(surveys: Sequence[Survey], rejected: str) -> str | None:
             "both files have the same number of lines; if they are two sides of pairs, "
             "say --as pairs"
         )
+    if any(found.path.suffix.lower() == ".csv" for found in surveys):
+        return "commas are read as text; if these are columns, put tabs between them"
     return rejected or None
 
 

@@ -138,7 +138,8 @@ def labels_asked_for(paths: Sequence[Path], surveys: Sequence[Survey]) -> Sight:
     if found is None:
         raise ConfigError(
             f"{surveys[0].path}: there are no labels; each line must be text, tab, label (or "
-            "label, tab, text), or a folder must hold a folder of texts for each label"
+            "label, tab, text; commas do not separate them), or a folder must hold a folder of "
+            "texts for each label"
         )
     return found
 

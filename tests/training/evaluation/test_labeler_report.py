@@ -73,13 +73,27 @@ def test_of_restored_texts_the_words_are_counted_as_well() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("word table", "The commonest spelling of each word in training"),
+        ("naive_bayes (8,000 texts)", "Naive Bayes over character n-grams (8,000 texts)"),
+    ],
+)
+def test_a_baseline_is_told_in_words(name: str, words: str) -> None:
+    found = metrics()
+    floor = found.measurements[1].model_copy(update={"name": name})
+    renamed = found.model_copy(update={"measurements": [found.measurements[0], floor]})
+    assert in_words([renamed], TEXTS)[1].startswith(f"{words}: ")
+
+
 def test_mistakes_begin_with_the_worst_labels_and_count_what_was_taken_for_what() -> None:
     rows = [np.log([0.9, 0.1])] * 3 + [np.log([0.2, 0.8])]
     wanted = [np.array([x], np.int32) for x in (0, 1, 1, 1)]
     assert mistakes(judged(TEXTS, rows, wanted), TEXTS) == [
         "labels with the lowest F1:",
         "  a              F1 0.5000: given 3 times, 1 of them rightly; 1 in the data",
-        "  b              F1 0.5000: given 1 times, 1 of them rightly; 3 in the data",
+        "  b              F1 0.5000: given 1 time, 1 of them rightly; 3 in the data",
         "most frequent mistakes:",
         "  b taken for a: 2 times (66.7 %)",
     ]
@@ -88,5 +102,5 @@ def test_mistakes_begin_with_the_worst_labels_and_count_what_was_taken_for_what(
 def test_the_empty_label_is_named_and_no_mistakes_are_said_to_be_none() -> None:
     rows = [np.log([[0.9, 0.1], [0.9, 0.1]])]
     lines = mistakes(judged(TAGS, rows, [np.array([0, 1], np.int32)]), TAGS)
-    assert lines[-1] == "  é taken for (none): 1 times (100.0 %)"
+    assert lines[-1] == "  é taken for (none): 1 time (100.0 %)"
     assert mistakes(judged(TAGS, rows, [np.array([0, 0], np.int32)]), TAGS) == ["no mistakes"]

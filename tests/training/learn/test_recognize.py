@@ -205,6 +205,12 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
         recognize([tmp_path / "plain.txt"], "pairs")
 
 
+def test_commas_between_columns_are_told_apart_from_tabs(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("\n".join(LABELLED).replace("\t", ",") + "\n")
+    assert "put tabs between them" in str(recognize([path]).hint)
+
+
 # --- labels -------------------------------------------------------------------------------------
 
 
