@@ -1,11 +1,13 @@
 """A labeler as the tasks on text see it: labels, limits, and texts as ids."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from service.bundle.arrays import Ids
 from service.bundle.labeler import LabelerBundle, LabelerManifest
+from service.bundle.losses import LOSSES, lost_character
 from service.bundle.manifest import Precision
 from service.bundle.text import UNK_ID
 from service.decoding.linear_chain import Chain
@@ -15,7 +17,7 @@ from service.settings import Settings
 from service.tasks.handles import ModelStates, Seal
 from service.tasks.limits import at_most
 from service.tasks.sides import SideReader, SideText
-from service.tasks.unknown import Unknown, UnknownPolicy
+from service.tasks.unknown import Unknown, UnknownPolicy, unknown_text
 
 # Places times labels of one text: as log-probabilities in float32, 16 MB.
 _MAX_PLACE_LABELS = 4 * 2**20
@@ -32,6 +34,10 @@ class LabelModel:
     settings: Settings
     max_tokens: int  # of a text
     seal: Seal | None  # of the states; None if a text cannot be read in parts
+    # Of a restorer: what it may put into a text and has never read, since training had lost it. By
+    # code point as it is read instead (str.translate), and by character the label that it is.
+    bare: Mapping[int, str]
+    restored: Mapping[str, int]
 
     @classmethod
     def of(cls, bundle: LabelerBundle, precision: Precision, settings: Settings) -> Self:
@@ -47,6 +53,7 @@ class LabelModel:
             key = settings.signing_key().get_secret_value().encode()
             states = labeler_states(manifest)
             seal = Seal(key, states, precision, max_age_s=settings.state_max_age_s)
+        bare = _bare_characters(bundle) if manifest.labels.applied else {}
         return cls(
             manifest,
             SideReader.of(manifest.text, bundle.text, max_tokens),
@@ -54,6 +61,8 @@ class LabelModel:
             settings,
             max_tokens,
             seal,
+            str.maketrans(bare),
+            {name: i for i, name in enumerate(manifest.labels.names) if name in bare},
         )
 
     @property
@@ -81,7 +90,7 @@ class LabelModel:
             return [self._read(text, policy) for text in texts]
         rules = self.reader.rules.normalization
         normal = [normal_form(text, rules, "text") for text in texts]
-        ids = self.reader.tokenizer.encode("".join(normal))
+        ids = self._ids("".join(normal))
         has_unknown = bool((ids == UNK_ID).any())
         if has_unknown and policy != "unk":
             return [self._read(text, policy) for text in texts]
@@ -98,10 +107,39 @@ class LabelModel:
         if policy == "skip" and self.seal is not None:
             # What is left is not normalized again: that would make parts differ from the whole.
             read = _without_unknown(self.reader.read(text, "unk", "text"))
+        elif self.bare:
+            read = self._read_bare(text, policy)
         else:
             read = self.reader.read(text, policy, "text")
         at_most("text", len(read.ids), self.max_tokens, "tokens in a text")
         return read
+
+    def _read_bare(self, text: str, policy: UnknownPolicy) -> SideText:
+        """The same where some characters are read as others. Raises InvalidRequest."""
+        rules = self.reader.rules.normalization
+        text = normal_form(text, rules, "text")
+        ids = self._ids(text)
+        unknown = Unknown.of(ids)
+        if policy == "error" and unknown.count:
+            raise unknown_text("text", unknown)
+        read = SideText(text, ids, unknown)
+        while policy == "skip" and (read.ids == UNK_ID).any():
+            text = normal_form(_without_unknown(read).text, rules, "text")
+            read = SideText(text, self._ids(text), unknown)
+        return read
+
+    def _ids(self, text: str) -> Ids:
+        """The ids of a normalized text of characters."""
+        return self.reader.tokenizer.encode(text.translate(self.bare) if self.bare else text)
+
+    def typed(self, text: str) -> list[tuple[int, int]]:
+        """Places of a text that hold what a restorer would put there, and the ids of these labels.
+
+        They stay as they are.
+        """
+        if not self.restored:
+            return []
+        return [(place, self.restored[x]) for place, x in enumerate(text) if x in self.restored]
 
     def seal_of_parts(self, option: str) -> Seal:
         """The seal of the states. Raises InvalidRequest if there are none."""
@@ -113,6 +151,18 @@ class LabelModel:
                 "in the training configuration)",
             )
         return self.seal
+
+
+def _bare_characters(bundle: LabelerBundle) -> dict[str, str]:
+    """Labels that are outside the vocabulary, and the character of it that each was in training."""
+    known = set(bundle.text.tokens)
+    found: dict[str, str] = {}
+    for name in bundle.manifest.labels.names:
+        bare = [lost_character(name, loss) for loss in LOSSES if name and name not in known]
+        for character in bare:
+            if character in known:
+                found.setdefault(name, character)
+    return found
 
 
 def _without_unknown(text: SideText) -> SideText:

@@ -57,7 +57,10 @@ class TagRequest:
         """Turn the texts into rows to read. Raises InvalidRequest."""
         self._read = self._model.read(self._texts, self._options.unknown)
         chain = self._model.chain
-        self._places = [_Places(self._scheme, chain, self._options) for _ in self._texts]
+        self._places = [
+            _Places(self._scheme, chain, self._options, self._model.typed(text.text))
+            for text in self._read
+        ]
         some = [i for i, text in enumerate(self._read) if len(text.ids)]
         self.works = [
             group.work
@@ -94,14 +97,16 @@ class TagRequest:
 
     def _tagging(self, text: str, found: "_Found") -> Tagging:
         names = self._scheme.names
-        if self._model.manifest.labels.applied:
-            labels = self._model.label_names
-            restored = zip(found.labeling.labels.tolist(), text, strict=True)
-            text = "".join(labels[label] or character for label, character in restored)
         tags = [
             Tag(start, end, names[kind], math.exp(logprob), logprob)
             for (start, end, kind), logprob in zip(found.spans, found.logprobs, strict=True)
         ]
+        if self._model.manifest.labels.applied:
+            labels = self._model.label_names
+            # What was sent with its accent is not changed.
+            tags = [tag for tag in tags if tag.label != text[tag.start]]
+            restored = zip(found.labeling.labels.tolist(), text, strict=True)
+            text = "".join(labels[label] or character for label, character in restored)
         return Tagging(text, found.labeling.logprob, tags)
 
     def _labels_of(self, places: "_Places") -> list[Place]:
@@ -155,6 +160,7 @@ class _Places:
     scheme: TagScheme
     chain: Chain | None
     options: TagOptions
+    typed: Sequence[tuple[int, int]]  # places whose labels the text itself has, and the labels
     # Of a text without characters:
     found: list[_Found] = field(
         default_factory=lambda: [_Found(Labeling(np.empty(0, np.uint16), 0.0), [], [])]
@@ -164,7 +170,13 @@ class _Places:
 
     def took(self, logprobs: Float32Array) -> None:
         """Called by the worker with all places, [S, L]; bos and eos have no label."""
-        every = labelings(logprobs[1:-1], self.chain)
+        scores = logprobs[1:-1]
+        if self.typed:
+            places, labels = np.array(self.typed).T
+            scores = scores.copy()
+            scores[places] = FORBIDDEN
+            scores[places, labels] = 0.0
+        every = labelings(scores, self.chain)
         self.found = []
         for labeling in every.best(self.options.n):
             spans = self.scheme.spans(labeling.labels)

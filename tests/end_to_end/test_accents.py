@@ -1,10 +1,10 @@
 """The bundle that puts accents back, as it ships."""
 
 from service.bundle.labeler import LabelerBundle
+from service.bundle.losses import lost
 from service.bundle.store import read_bundle
 from service.runtime.labeler import OnnxLabelerSession
 from tests.end_to_end.server import ROOT
-from training.data.losses import lost
 
 FOLDER = ROOT / "models/accents"
 MAX_BYTES = 6 * 10**6

@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from service.bundle.labeler import Labels
+from service.bundle.losses import Loss, lost
 from service.bundle.text import normalize
 from service.bundle.tokenization import Tokenizer
 from training.config import RestoreDataConfig
 from training.data import labelled_texts
 from training.data.labelled import LabelledCorpus
 from training.data.labelled_texts import LabelledText, Rules, Splits, labelled_corpus
-from training.data.losses import Loss, lost
 from training.errors import ConfigError
 from training.text_files import input_files, read_lines, read_text
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from service.bundle.labeler import LabelerMeasurement, LabelMetric, Labels
+from service.bundle.losses import lost
 from training.data.labelled import LabelIds, LabelledCorpus, LabelledSplit
-from training.data.losses import lost
 from training.evaluation.label_floors import LabelFloors
 from training.evaluation.labeler import Judged, label_metrics
 

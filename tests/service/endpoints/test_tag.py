@@ -113,6 +113,32 @@ def test_a_restored_text_has_the_letters_that_changed_as_tags(labelers: AppClien
     assert all(x["end"] == x["start"] + 1 for x in result["tags"])
 
 
+@pytest.mark.parametrize("policy", ["unk", "error", "skip"])
+def test_letters_that_come_with_an_accent_are_read_without_it_and_stay(
+    labelers: AppClient, policy: str
+) -> None:
+    def ask(*texts: str, **body: Any) -> Any:
+        asked = {"model": "tiny-restore", "places": True, "unknown": policy, **body}
+        return labelers.ask("/tag", text=list(texts), **asked)["results"]
+
+    bare, sent = ask("abc de cab aeiou", "abc de c\u00e1b aei\u00f3u")
+    kept = (8, 14)
+    assert sent["unknown"] == bare["unknown"] == []
+    assert [sent["text"][i] for i in kept] == ["\u00e1", "\u00f3"]
+    assert [x["labels"] for x in sent["places"] if x["start"] in kept] == [
+        [{"label": x, "probability": 1.0, "logprob": 0.0}] for x in "\u00e1\u00f3"
+    ]
+    for field in ("tags", "places"):
+        assert [x for x in sent[field] if x["start"] not in kept] == [
+            x for x in bare[field] if x["start"] not in kept
+        ]
+    assert not [x for x in sent["tags"] if x["start"] in kept]
+    # As two characters, too; and beside one that no label is.
+    decomposed, odd = ask("aei\u00f3u", "aeio\u0301u\u2603", unknown="skip")
+    assert odd["text"] == decomposed["text"]
+    assert odd["unknown"] == [5]
+
+
 def test_positions_are_in_the_text_of_the_answer(labelers: AppClient) -> None:
     def ask(text: str, **body: Any) -> Any:
         return labelers.ask("/tag", model="tiny-bio", text=text, **body)["results"][0]

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.bundle.losses import Loss, lost
 from training.config import RestoreDataConfig
 from training.data.labelled import LabelledSplit
-from training.data.losses import Loss, lost
 from training.data.restored import (
     SAME,
     allowed_labels,

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.bundle.losses import lost
 from training.config import RestoreDataConfig
 from training.data.labelled import LabelledCorpus
-from training.data.losses import lost
 from training.data.restored import prepare_restore
 from training.evaluation.labeler import Judged, judged, label_metrics
 from training.evaluation.restore_report import (

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 from service.bundle.labeler import LabelerManifest
+from service.bundle.losses import lost
 from service.bundle.store import read_bundle
 from tests.training.helpers import Main, write_toml
 from tests.training.labelled import tiny_labeler_document
 from training.config import load_config
-from training.data.losses import lost
 from training.experiments.kinds import experiment_of
 
 LINES = [

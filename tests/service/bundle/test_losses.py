@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.losses import Loss, lost, lost_character
+from service.bundle.losses import Loss, lost, lost_character
 
 LOSSES: list[list[Loss]] = [["accents"], ["case"], ["accents", "case"]]
 TEXTS = st.text() | st.text("aàáâãäåāăąạảấđĐ\u0131İiIøłŁßæÆẞǿǾй한がќ Ω", max_size=30)

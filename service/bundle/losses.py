@@ -14,6 +14,7 @@ from functools import cache
 from typing import Literal, TypeAlias
 
 Loss: TypeAlias = Literal["accents", "case"]
+LOSSES: tuple[tuple[Loss, ...], ...] = (("accents",), ("case",), ("accents", "case"))
 
 STROKED = {
     "đ": "d", "ħ": "h", "\u0131": "i", "ł": "l", "ø": "o", "ŧ": "t", "ƀ": "b", "ɨ": "i", "ƶ": "z",
