@@ -193,22 +193,27 @@ class InfillConfig(Section):
         )
 
 
-class ClassifierConfig(Section):
-    """One experiment on texts with labels."""
+class _LabelsConfig(Section):
+    """What every experiment on labels has."""
 
-    kind: ClassVar[str] = "classifier"  # of the experiment
-    task: Literal["classifier"]
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     description: str = ""
     license: str = "not stated"  # of the trained weights, for the bundle's manifest
-    data: ClassifierDataConfig
-    model: ClassifierNetworkConfig = ClassifierNetworkConfig()
     training: LabelerTrainingConfig = LabelerTrainingConfig()
 
     @property
     def seed(self) -> int:
         """Of all random numbers."""
         return self.training.seed
+
+
+class ClassifierConfig(_LabelsConfig):
+    """One experiment on texts with labels."""
+
+    kind: ClassVar[str] = "classifier"  # of the experiment
+    task: Literal["classifier"]
+    data: ClassifierDataConfig
+    model: ClassifierNetworkConfig = ClassifierNetworkConfig()
 
     @model_validator(mode="after")
     def _parts_join(self) -> Self:
@@ -222,40 +227,22 @@ class ClassifierConfig(Section):
         return self
 
 
-class TaggerConfig(Section):
+class TaggerConfig(_LabelsConfig):
     """One experiment on texts with a label for each character."""
 
     kind: ClassVar[str] = "tagger"  # of the experiment
     task: Literal["tagger"]
-    name: Annotated[str, Field(pattern=NAME_PATTERN)]
-    description: str = ""
-    license: str = "not stated"  # of the trained weights, for the bundle's manifest
     data: TaggerDataConfig
     model: TaggerNetworkConfig = TaggerNetworkConfig()
-    training: LabelerTrainingConfig = LabelerTrainingConfig()
-
-    @property
-    def seed(self) -> int:
-        """Of all random numbers."""
-        return self.training.seed
 
 
-class RestoreConfig(Section):
+class RestoreConfig(_LabelsConfig):
     """One experiment on any text, which loses something that is to be put back."""
 
     kind: ClassVar[str] = "restore"  # of the experiment
     task: Literal["restore"]
-    name: Annotated[str, Field(pattern=NAME_PATTERN)]
-    description: str = ""
-    license: str = "not stated"  # of the trained weights, for the bundle's manifest
     data: RestoreDataConfig
     model: TaggerNetworkConfig = TaggerNetworkConfig()
-    training: LabelerTrainingConfig = LabelerTrainingConfig()
-
-    @property
-    def seed(self) -> int:
-        """Of all random numbers."""
-        return self.training.seed
 
 
 AnyLanguageModelConfig: TypeAlias = LanguageModelConfig | NGramLanguageModelConfig
