@@ -27,23 +27,21 @@ def measure_splits(
     model: Labeler, corpus: LabelledCorpus, splits: Sequence[LabelledSplit], device: torch.device
 ) -> list[LabelerMetrics]:
     """The model in PyTorch, and the floors, on each of the splits."""
+    judged = [judge_network(model, split, corpus.labels, device) for split in splits]
+    return measure_judged(judged, corpus, splits)
+
+
+def measure_judged(
+    judged: Sequence[Sequence[Judged]], corpus: LabelledCorpus, splits: Sequence[LabelledSplit]
+) -> list[LabelerMetrics]:
+    """The same, of a model's answers to the texts of each split."""
     floors = floors_of(corpus)
-    return [
-        split_metrics(
-            split,
-            [
-                LabelerMeasurement(
-                    name="PyTorch",
-                    kind="model",
-                    values=split_values(
-                        judge_network(model, split, corpus.labels, device), split, corpus.labels
-                    ),
-                ),
-                *floors.measure(split),
-            ],
-        )
-        for split in splits
-    ]
+    found = []
+    for own, split in zip(judged, splits, strict=True):
+        values = split_values(own, split, corpus.labels)
+        model = LabelerMeasurement(name="PyTorch", kind="model", values=values)
+        found.append(split_metrics(split, [model, *floors.measure(split)]))
+    return found
 
 
 def measure_floors(corpus: LabelledCorpus) -> list[LabelerMetrics]:

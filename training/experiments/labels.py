@@ -20,6 +20,7 @@ from training.evaluation.labeler import judge_network
 from training.evaluation.labeler_report import (
     in_words,
     measure_floors,
+    measure_judged,
     measure_splits,
     mistakes,
     table,
@@ -88,10 +89,10 @@ class LabelExperiment(Generic[Config]):
         _, model, *_ = load_best(run_dir)
         corpus = self.open(run_dir)
         splits = corpus.chosen(split)
-        lines = [table(measure_splits(model, corpus, splits, _CPU))]
-        for found in splits:
-            judged = judge_network(model, found, corpus.labels, _CPU)
-            lines += [f"{found.name}:", *mistakes(judged, corpus.labels)]
+        judged = [judge_network(model, x, corpus.labels, _CPU) for x in splits]
+        lines = [table(measure_judged(judged, corpus, splits))]
+        for own, found in zip(judged, splits, strict=True):
+            lines += [f"{found.name}:", *mistakes(own, corpus.labels)]
         return "\n".join(lines)
 
     def answer(self, run_dir: Path, options: LabelOptions) -> Sequence[str]:
