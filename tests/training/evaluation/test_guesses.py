@@ -160,7 +160,7 @@ def test_the_estimate_is_the_papers_sum(model: NGram) -> None:
 @given(st.integers(200, 2000), st.floats(0.1, 12.0), st.integers(0, 5))
 def test_a_curve_is_small_and_rises(count: int, deviation: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    logprobs = -40.0 + deviation * rng.standard_normal(count)
+    logprobs = -100.0 + deviation * rng.standard_normal(count)
     curve = curve_of(Samples(logprobs, logprobs, np.ones(count, np.bool_), 9))
     if curve is None:
         assert deviation > 1.0
