@@ -8,6 +8,7 @@ documents. httptools would be faster, but it accepts headers of any size.
 import asyncio
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -57,6 +58,7 @@ class BoundedProtocol(H11Protocol):
         self._next_chunks = FIRST_CHUNKS
         self._completes = False  # the answer is complete, but the client has not read all of it
         self._discarded = 0  # bytes received after the end
+        self._tell_gone: Callable[[], None] | None = None
         self.spare_since: float | None = None  # since when it uses a spare place
         self.answered_at = 0.0  # time.perf_counter() at its last answer
         self.still_since: float | None = None  # since when its stream has been idle
@@ -88,6 +90,7 @@ class BoundedProtocol(H11Protocol):
         # After a reset, uvicorn leaves its timer running, which would keep this object alive.
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
+        self._disconnected()
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; the deadline of the head starts at its first byte, the body's at its end."""
@@ -126,6 +129,7 @@ class BoundedProtocol(H11Protocol):
                 "unroll.abort": self.outlet.abort,
                 "unroll.has_room": self.unsent.has_room,
                 "unroll.is_gone": self.outlet.is_closing,
+                "unroll.on_gone": self.on_gone,
             }
             self.scope.update(hooks)  # type: ignore[typeddict-item]
         if self.conn.is_cut and not self.outlet.is_closing():
@@ -158,6 +162,7 @@ class BoundedProtocol(H11Protocol):
         Waits until the client has taken this answer: otherwise the next one would queue behind it.
         """
         self.answered_at = time.perf_counter()
+        self._tell_gone = None
         if self.outlet.is_full and not self.outlet.is_closing():
             self._completes = True
             return
@@ -181,6 +186,20 @@ class BoundedProtocol(H11Protocol):
     def _should_upgrade(self) -> bool:
         """Ignore upgrades (h2c, WebSocket) and answer in HTTP/1.1 (RFC 9110, 7.8)."""
         return False
+
+    def on_gone(self, tell: Callable[[], None] | None) -> None:
+        """Call `tell` once, in the event loop, if the client leaves before its answer is complete.
+
+        If it has left already, that is in the next round. None: call nothing.
+        """
+        self._tell_gone = tell
+        if tell is not None and self.cycle.disconnected:
+            self.loop.call_soon(self._disconnected)
+
+    def _disconnected(self) -> None:
+        tell, self._tell_gone = self._tell_gone, None
+        if tell is not None:
+            tell()
 
     def _drained(self) -> None:
         self.flow.resume_writing()
@@ -325,6 +344,7 @@ class BoundedProtocol(H11Protocol):
             # The application sees a disconnect, and anything that it still sends is dropped.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+            self._disconnected()
         request_id = fresh_id(16)
         self.logger.info("rejected: %s (%s) %s", error.type, request_id, log)
         self.app.state.metrics.refused(error.type)
