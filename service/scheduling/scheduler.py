@@ -129,10 +129,14 @@ class Scheduler(Generic[WorkT]):
         self._stalled_s = 0.0  # how long that step has been seen to run
         self._counted_to = time.monotonic()  # the end of the time that the rate has counted
         self.last_step = time.monotonic()
-        self._thread = threading.Thread(target=self._work, name=f"engine-{name}", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the worker."""
+        # Made here and not before: in a process that was forked meanwhile, it could not start.
+        self._thread = threading.Thread(
+            target=self._work, name=f"engine-{self._name}", daemon=True
+        )
         self._thread.start()
 
     def stop(self, timeout_s: float | None = None) -> None:
@@ -143,12 +147,15 @@ class Scheduler(Generic[WorkT]):
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        self._thread.join(timeout_s)
+        if self._thread is not None:
+            self._thread.join(timeout_s)
 
     @property
     def alive(self) -> bool:
         """Whether the worker accepts work."""
-        return self._thread.is_alive() and not self._stopping and not self._dead
+        if self._thread is None or self._stopping or self._dead:
+            return False
+        return self._thread.is_alive()
 
     @property
     def died(self) -> bool:
@@ -199,7 +206,7 @@ class Scheduler(Generic[WorkT]):
         """Queue all work of a job or none. Raises QueueFull and EngineStopped."""
         asked = _size_of(job.work)
         with self._wake:
-            if self._stopping or self._dead or not self._thread.is_alive():
+            if not self.alive:
                 raise _stopped()
             self._admission.check(job.client, asked, self._running_tokens)
             job.open_work = job.queued_work = len(job.work)
