@@ -87,6 +87,7 @@ format: $(DEVELOPMENT_ENV)/.done ## Format the code.
 bench: $(DEVELOPMENT_ENV)/.done ## Measure the engine and the HTTP path (a quarter of an hour).
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.requests
 
 bench-peers: $(DEVELOPMENT_ENV)/.done ## Compare Unroll with its peers (builds their environments first).
 	$(BIN)/python -m bench.side_by_side

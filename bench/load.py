@@ -266,8 +266,9 @@ async def _drive(
 
 def cpu_s(pid: int | None) -> float:
     """Processor time of a process and its descendants."""
-    times = [process.cpu_times() for process in _tree(pid)]
-    return float(sum(x.user + x.system for x in times))
+    # The clock of a process counts nanoseconds, its times in /proc hundredths of a second. Its
+    # number is that of clock_getcpuclockid(3) in Linux.
+    return sum(time.clock_gettime(~process.pid << 3 | 2) for process in _tree(pid))
 
 
 def rss_bytes(pid: int | None) -> int:

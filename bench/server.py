@@ -37,8 +37,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def unroll(models_dir: Path, log: Path, **settings: object) -> Iterator[Server]:
-    """Run `python -m service` on a folder of bundles; settings become `UNROLL_` variables."""
+def unroll(
+    models_dir: Path, log: Path, *, checkout: Path = ROOT, **settings: object
+) -> Iterator[Server]:
+    """Run `python -m service` on a folder of bundles; settings become `UNROLL_` variables.
+
+    The code is that of `checkout`, the packages are those of this interpreter.
+    """
     environment = {f"UNROLL_{name.upper()}": str(value) for name, value in settings.items()}
     port = free_port()
     command = [
@@ -46,11 +51,11 @@ def unroll(models_dir: Path, log: Path, **settings: object) -> Iterator[Server]:
         "-m",
         "service",
         "--models-dir",
-        str(models_dir),
+        str(models_dir.resolve()),
         "--port",
         str(port),
     ]
-    with running(command, port, "/readyz", log, environment) as server:
+    with running(command, port, "/readyz", log, environment, folder=checkout) as server:
         yield server
 
 
@@ -61,14 +66,16 @@ def running(
     ready_path: str,
     log: Path,
     environment: Mapping[str, str] | None = None,
+    *,
+    folder: Path = ROOT,
 ) -> Iterator[Server]:
-    """Run any server; it is ready when `ready_path` answers 200."""
+    """Run any server in a folder; it is ready when `ready_path` answers 200."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("UNROLL_")}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=folder,
             env=kept | dict(environment or {}),
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -1,10 +1,6 @@
 """The arithmetic of the load generator, and a run of it against a server that sleeps."""
 
-import asyncio
-import contextlib
-import threading
 from collections import Counter
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -23,6 +19,7 @@ from bench.load import (
     open_loop,
     percentile,
 )
+from tests.bench.sleeper import sleeper
 
 
 def run_of(*spans: tuple[float, float, int], end: float = 10.0, status: int = 200) -> Run:
@@ -80,49 +77,6 @@ def test_arrivals_are_a_poisson_process() -> None:
     assert len(times) == pytest.approx(5000, rel=0.06)
     # Its gaps vary as much as they are long.
     assert np.std(gaps) == pytest.approx(np.mean(gaps), rel=0.06)
-
-
-@contextlib.contextmanager
-def sleeper(seconds: float, at_once_at_most: int = 100) -> Iterator[tuple[str, list[int]]]:
-    """An HTTP server that answers after so long; how many it serves at a time."""
-    at_once: list[int] = []
-    active = 0
-    turns = asyncio.Semaphore(at_once_at_most)
-    started, ended = threading.Event(), threading.Event()
-    address: list[str] = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal active
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                lines = head.lower().split(b"\r\n")
-                (size,) = (int(x[15:]) for x in lines if x.startswith(b"content-length:"))
-                await reader.readexactly(size)
-                async with turns:
-                    active += 1
-                    at_once.append(active)
-                    await asyncio.sleep(seconds)
-                    active -= 1
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
-                await writer.drain()
-        writer.close()
-
-    async def main() -> None:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        address.append(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
-        started.set()
-        await asyncio.to_thread(ended.wait)
-        server.close()
-
-    thread = threading.Thread(target=lambda: asyncio.run(main()))
-    thread.start()
-    started.wait()
-    try:
-        yield address[0], at_once
-    finally:
-        ended.set()
-        thread.join()
 
 
 def test_a_closed_loop_keeps_as_many_requests_going_as_there_are_clients() -> None:
