@@ -154,7 +154,7 @@ def subjects_of(
         if against:
             folder = against.resolve()
             log = logs / "requests-against.log"
-            other = stack.enter_context(unroll(models, log, checkout=folder, **settings))
+            other = stack.enter_context(unroll(models, log, folder, **settings))
             subjects.append(_subject(f"Unroll in {against}", other))
         yield subjects
 

@@ -38,7 +38,7 @@ def free_port() -> int:
 
 @contextmanager
 def unroll(
-    models_dir: Path, log: Path, *, checkout: Path = ROOT, **settings: object
+    models_dir: Path, log: Path, checkout: Path = ROOT, /, **settings: object
 ) -> Iterator[Server]:
     """Run `python -m service` on a folder of bundles; settings become `UNROLL_` variables.
 

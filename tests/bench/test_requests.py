@@ -20,7 +20,8 @@ def test_a_row_is_the_median_of_the_rounds_with_the_ratio_to_each_other_server()
     assert first.value == pytest.approx(300)
     assert first.ratio == pytest.approx(0.3)  # of 100/400, 100/200 and 90/300
     assert least.value == pytest.approx(200)
-    assert (other.name, other.value) == ("here: empty", pytest.approx(100))
+    assert other.name == "here: empty"
+    assert other.value == pytest.approx(100)
     assert clients.value == pytest.approx(10)
 
 
