@@ -88,6 +88,8 @@ bench: $(DEVELOPMENT_ENV)/.done ## Measure the engine and the HTTP path (a quart
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.requests
+	$(BIN)/python -m bench.efficiency
+	$(BIN)/python -m bench.one_client
 
 bench-peers: $(DEVELOPMENT_ENV)/.done ## Compare Unroll with its peers (builds their environments first).
 	$(BIN)/python -m bench.side_by_side

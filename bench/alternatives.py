@@ -20,8 +20,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from bench.engine import WORK, interleaved
-from bench.models import ensure, random_model
+from bench.engine import interleaved
+from bench.models import WORK, ensure, random_model
 from bench.report import Row, machine, say, table, write
 from service.bundle.store import read_language_model
 from service.runtime.language_model import OnnxLanguageModelSession

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -19,7 +18,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.http import http_rows
-from bench.models import SHAPES, ensure
+from bench.models import SHAPES, WORK, ensure
 from bench.report import RESULTS, Row, machine, say, table, write
 from service.bundle.manifest import Precision
 from service.bundle.store import read_language_model
@@ -32,7 +31,6 @@ from service.scheduling.admission import QueueBounds
 from service.scheduling.language_model import LanguageModelRunner, TextWork
 from service.scheduling.scheduler import Job, Scheduler
 
-WORK = Path(__file__).parent / ".work"
 BATCHES = (1, 16, 64)
 _TOKENS = 256  # steps a row in each slice: one answer of the longest length in the mix
 _TOKENS_OF_LARGE = 64  # the same for 1,024 units and more, where a step takes long

@@ -6,10 +6,9 @@ chunks.
 
 import argparse
 
-from bench.engine import WORK
 from bench.http import post, text_of
 from bench.load import rss_bytes
-from bench.models import ensure
+from bench.models import WORK, ensure
 from bench.report import RESULTS, Row, machine, say, table, write
 from bench.server import unroll
 

@@ -33,6 +33,7 @@ from training.export.manifest_parts import describe_graphs, describe_vocab, grap
 from training.export.mixture import network_shape
 from training.networks.language_model import LanguageModel
 
+WORK = Path(__file__).parent / ".work"  # models, weights, logs; not in the repository
 ALPHABET = "\n" + "".join(sorted(string.ascii_letters + string.digits + string.punctuation + " "))
 SHAPES = tuple((layers, hidden) for hidden in (128, 256, 512, 1024) for layers in (1, 2))
 _SEED = 1

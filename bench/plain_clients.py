@@ -9,7 +9,7 @@ import select
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -69,21 +69,9 @@ def posts(url: str, bodies: Iterator[Mapping[str, object]]) -> Iterator[bytes]:
         yield b"%b%d\r\n\r\n%b" % (head, len(content), content)
 
 
-def span_of(
-    url: str,
-    requests: Iterator[bytes],
-    *,
-    clients: int,
-    duration_s: float,
-    server_pid: int,
-    pause_s: float = 0.0,
-) -> Span:
-    """Send for `duration_s`, then wait for the last answers.
-
-    Each client first sends one request that does not count, so that connecting does not either.
-    After an answer, a client waits for `pause_s` (only useful with a single client, since they
-    share a thread). Raises BadAnswer.
-    """
+@contextmanager
+def connected(url: str, requests: Iterator[bytes], clients: int) -> Iterator["PlainClients"]:
+    """Clients that have each had one answer, so that connecting is not measured."""
     parts = urlsplit(url)
     with ExitStack() as stack:
         poll = stack.enter_context(select.epoll())
@@ -93,16 +81,63 @@ def span_of(
             stack.callback(connection.socket.close)
             connections[connection.socket.fileno()] = connection
             poll.register(connection.socket, select.EPOLLIN)
-        loop = _Loop(poll, connections, requests, pause_s)
-        loop.run(0.0)
+        found = PlainClients(poll, connections, requests)
+        found.send_for(0.0)
         time.sleep(_SETTLE_S)
+        yield found
+
+
+class PlainClients:
+    """Open connections to a server, and the requests that they will send."""
+
+    def __init__(
+        self,
+        poll: select.epoll,
+        connections: Mapping[int, "_Connection"],
+        requests: Iterator[bytes],
+    ) -> None:
+        self._poll = poll
+        self._connections = connections
+        self._requests = requests
+
+    def span(self, duration_s: float, server_pid: int, *, pause_s: float = 0.0) -> Span:
+        """Send for `duration_s`, then wait for the last answers. Raises BadAnswer.
+
+        After an answer, a client waits for `pause_s`: only useful with a single client, since all
+        share a thread.
+        """
         server_before, client_before = cpu_s(server_pid), time.process_time()
         begin = time.perf_counter()
-        latencies_s = loop.run(duration_s)
+        latencies_s = self.send_for(duration_s, pause_s)
         seconds = time.perf_counter() - begin
         client_cpu_s = time.process_time() - client_before
         time.sleep(_SETTLE_S)
         return Span(seconds, cpu_s(server_pid) - server_before, client_cpu_s, latencies_s)
+
+    def send_for(self, duration_s: float, pause_s: float = 0.0) -> list[float]:
+        """One request on every connection, and another after each answer in this time."""
+        until = time.perf_counter() + duration_s
+        for connection in self._connections.values():
+            connection.send(next(self._requests))
+        waiting = len(self._connections)
+        latencies_s = []
+        while waiting:
+            ready = self._poll.poll(_MOST_WAIT_S)
+            if not ready:
+                raise BadAnswer(f"no answer within {_MOST_WAIT_S:g} s")
+            for descriptor, _ in ready:
+                connection = self._connections[descriptor]
+                latency_s = connection.receive()
+                if latency_s is None:
+                    continue
+                latencies_s.append(latency_s)
+                if time.perf_counter() < until:
+                    if pause_s:
+                        time.sleep(pause_s)
+                    connection.send(next(self._requests))
+                else:
+                    waiting -= 1
+        return latencies_s
 
 
 class _Connection:
@@ -130,45 +165,6 @@ class _Connection:
             return None
         self._received = b""
         return time.perf_counter() - self._sent_at
-
-
-class _Loop:
-    def __init__(
-        self,
-        poll: select.epoll,
-        connections: Mapping[int, _Connection],
-        requests: Iterator[bytes],
-        pause_s: float,
-    ) -> None:
-        self._poll = poll
-        self._connections = connections
-        self._requests = requests
-        self._pause_s = pause_s
-
-    def run(self, duration_s: float) -> list[float]:
-        """One request on every connection, and another after each answer in this time."""
-        until = time.perf_counter() + duration_s
-        for connection in self._connections.values():
-            connection.send(next(self._requests))
-        waiting = len(self._connections)
-        latencies_s = []
-        while waiting:
-            ready = self._poll.poll(_MOST_WAIT_S)
-            if not ready:
-                raise BadAnswer(f"no answer within {_MOST_WAIT_S:g} s")
-            for descriptor, _ in ready:
-                connection = self._connections[descriptor]
-                latency_s = connection.receive()
-                if latency_s is None:
-                    continue
-                latencies_s.append(latency_s)
-                if time.perf_counter() < until:
-                    if self._pause_s:
-                        time.sleep(self._pause_s)
-                    connection.send(next(self._requests))
-                else:
-                    waiting -= 1
-        return latencies_s
 
 
 def _content_length(head: bytes) -> int:

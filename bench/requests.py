@@ -22,9 +22,8 @@ from pathlib import Path
 
 from bench.empty_route import LABEL as EMPTY
 from bench.empty_route import empty_route
-from bench.engine import WORK
-from bench.models import ensure
-from bench.plain_clients import Span, posts, span_of, texts
+from bench.models import WORK, ensure
+from bench.plain_clients import Span, connected, posts, texts
 from bench.report import RESULTS, Row, machine, say, table, write
 from bench.server import Server, unroll
 
@@ -181,15 +180,9 @@ def turns(
         for subject in subjects:
             prompts = texts(CHARS, next(_seeds))
             requests = posts(subject.url(kind), (kind.body(model, text) for text in prompts))
-            spans[subject.label].append(
-                span_of(
-                    subject.url(kind),
-                    requests,
-                    clients=clients,
-                    duration_s=duration_s,
-                    server_pid=subject.server.pid,
-                )
-            )
+            with connected(subject.url(kind), requests, clients) as connections:
+                span = connections.span(duration_s, subject.server.pid)
+            spans[subject.label].append(span)
     return spans
 
 

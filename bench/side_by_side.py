@@ -19,20 +19,19 @@ from pathlib import Path
 from bench.environments import environment_of, pins_of, python_of
 from bench.http import generate_endpoint, post, text_of
 from bench.load import LENGTHS, Endpoint, Request, Run, closed_loop, mix, open_loop, percentile
-from bench.models import SHAPES, ensure, name_of
+from bench.models import SHAPES, WORK, ensure, name_of
 from bench.peers.clients import PEERS, Peer
 from bench.report import RESULTS, Row, machine, say, table, write
 from bench.server import Server, free_port, running, unroll
 from service.runtime.cpus import usable_cpus
 
-WORK = Path(__file__).parent / ".work"
 UNROLL = "Unroll"  # one process for each processor
-UNROLL_ALONE = "Unroll, one process"  # the default settings
-UNROLL_FP32 = "Unroll, fp32"
+UNROLL_ALONE = "Unroll, one process"
+UNROLL_FP32 = "Unroll, one process, fp32"
 OURS: Mapping[str, Mapping[str, object]] = {
     UNROLL: {"workers": usable_cpus()},
-    UNROLL_ALONE: {},
-    UNROLL_FP32: {"precision": "fp32"},
+    UNROLL_ALONE: {"workers": 1},
+    UNROLL_FP32: {"workers": 1, "precision": "fp32"},
 }
 # With more clients, a server that decodes each request by itself only makes them wait.
 MOST_CLIENTS_OF_A_LOOP = 32

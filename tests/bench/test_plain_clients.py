@@ -8,7 +8,7 @@ import time
 import pytest
 
 from bench.load import cpu_s
-from bench.plain_clients import BadAnswer, _content_length, posts, span_of, texts
+from bench.plain_clients import BadAnswer, _content_length, connected, posts, texts
 from tests.bench.sleeper import sleeper
 
 
@@ -31,7 +31,8 @@ def test_a_request_is_one_whole_post_with_the_length_of_its_body() -> None:
 def test_a_span_counts_every_answer_and_keeps_as_many_going_as_there_are_clients() -> None:
     with sleeper(0.02) as (url, at_once):
         requests = posts(url, ({"number": number} for number in itertools.count()))
-        span = span_of(url, requests, clients=5, duration_s=0.2, server_pid=os.getpid())
+        with connected(url, requests, clients=5) as clients:
+            span = clients.span(0.2, os.getpid())
     assert max(at_once) == 5
     assert span.answers == len(at_once) - 5  # without the first of each client
     assert min(span.latencies_s) >= 0.02
@@ -43,7 +44,8 @@ def test_a_span_counts_every_answer_and_keeps_as_many_going_as_there_are_clients
 def test_a_client_that_pauses_sends_less() -> None:
     with sleeper(0.0) as (url, at_once):
         requests = posts(url, ({"number": number} for number in itertools.count()))
-        span_of(url, requests, clients=1, duration_s=0.1, server_pid=os.getpid(), pause_s=0.03)
+        with connected(url, requests, clients=1) as clients:
+            clients.span(0.1, os.getpid(), pause_s=0.03)
     assert len(at_once) <= 6
 
 
