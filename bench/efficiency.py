@@ -140,13 +140,15 @@ def measure(
             requests = mix(_REQUESTS, seed=1000 * number + position)
             with connected(
                 f"{server.url}/generate",
-                _posts(f"{server.url}/generate", name, requests),
+                generate_posts(f"{server.url}/generate", name, requests),
                 CLIENTS,
             ) as clients:
                 before = work_of(server)
                 span = clients.span(duration_s, server.pid)
                 work = work_of(server) - before
-            with connected(route_url, _posts(route_url, name, requests), CLIENTS) as clients:
+            with connected(
+                route_url, generate_posts(route_url, name, requests), CLIENTS
+            ) as clients:
                 bare = clients.span(min(0.5, duration_s), route.pid)
             graph_s = work.tokens * between(step_s, work.rows) / work.rows
             route_s = span.answers * bare.cpu_s_per_request
@@ -154,7 +156,8 @@ def measure(
     return found
 
 
-def _posts(url: str, name: str, requests: list[Request]) -> Iterator[bytes]:
+def generate_posts(url: str, name: str, requests: list[Request]) -> Iterator[bytes]:
+    """Requests to generate, as bytes."""
     bodies = (
         {
             "model": name,

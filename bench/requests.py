@@ -110,6 +110,12 @@ def main() -> None:
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
     """Add `--set NAME=VALUE` and `--against FOLDER`."""
+    add_settings(parser)
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout")
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add `--set NAME=VALUE`."""
     parser.add_argument(
         "--set",
         nargs="+",
@@ -118,7 +124,6 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="settings of the server, such as workers=1",
     )
-    parser.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout")
 
 
 def shape_of(word: str) -> tuple[int, int]:
