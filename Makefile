@@ -106,7 +106,7 @@ bench-guesses: $(DEVELOPMENT_ENV)/.done ## Compare guess numbers with a list of 
 bench-infill: $(DEVELOPMENT_ENV)/.done ## Fill gaps of held-out text in seven ways (after make infill-models).
 	$(BIN)/python -m bench.infill
 
-bench-overload: $(DEVELOPMENT_ENV)/.done ## Offer ten times the capacity for a minute (h2load: apt-get install nghttp2-client).
+bench-overload: $(DEVELOPMENT_ENV)/.done ## Offer ten times the capacity for a minute.
 	$(BIN)/python -m bench.overload
 
 bench-anomalies: $(DEVELOPMENT_ENV)/.done ## Score log lines and compare the false alarms with the rate that a percentile predicts.

@@ -48,8 +48,17 @@ class Span:
         return self.server_cpu_s / self.answers
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What matters of the head of an answer."""
+
+    status: int
+    content_length: int
+    has_retry_after: bool
+
+
 class BadAnswer(Exception):
-    """An answer that is not a 200 with a Content-Length."""
+    """An answer that was not expected, or none."""
 
 
 def texts(size: int, seed: int) -> Iterator[str]:
@@ -160,19 +169,26 @@ class _Connection:
         if not data:
             raise BadAnswer("the server closed the connection")
         self._received += data
-        head, blank, content = self._received.partition(b"\r\n\r\n")
-        if not blank or len(content) < _content_length(head):
+        head, size = head_of(self._received)
+        if head is None or size < head.content_length:
             return None
+        if head.status != 200:
+            raise BadAnswer(f"an answer with status {head.status}")
         self._received = b""
         return time.perf_counter() - self._sent_at
 
 
-def _content_length(head: bytes) -> int:
-    """The length of the body after this head. Raises BadAnswer."""
-    status, _, fields = head.lower().partition(b"\r\n")
-    if not status.startswith(b"http/1.1 200"):
-        raise BadAnswer(status.decode("latin-1"))
-    for line in fields.split(b"\r\n"):
-        if line.startswith(b"content-length:"):
-            return int(line[15:])
-    raise BadAnswer("an answer without Content-Length")
+def head_of(received: bytes) -> tuple[Head | None, int]:
+    """The head of an answer, None if it is not whole yet, and how many bytes follow it.
+
+    Raises BadAnswer without a Content-Length.
+    """
+    head, blank, content = received.partition(b"\r\n\r\n")
+    if not blank:
+        return None, 0
+    first, *lines = head.lower().split(b"\r\n")
+    fields = dict(line.split(b":", 1) for line in lines)
+    if b"content-length" not in fields:
+        raise BadAnswer("an answer without Content-Length")
+    status = int(first.split(b" ", 2)[1])
+    return Head(status, int(fields[b"content-length"]), b"retry-after" in fields), len(content)

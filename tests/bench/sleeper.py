@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def sleeper(seconds: float, at_once_at_most: int = 100) -> Iterator[tuple[str, list[int]]]:
+def sleeper(
+    seconds: float, at_once_at_most: int = 100, status: bytes = b"200 OK"
+) -> Iterator[tuple[str, list[int]]]:
     """An HTTP server that answers after so long; how many it serves at a time."""
     at_once: list[int] = []
     active = 0
@@ -28,7 +30,7 @@ def sleeper(seconds: float, at_once_at_most: int = 100) -> Iterator[tuple[str, l
                     at_once.append(active)
                     await asyncio.sleep(seconds)
                     active -= 1
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\n\r\n{}")
                 await writer.drain()
         writer.close()
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from bench.load import cpu_s
-from bench.plain_clients import BadAnswer, _content_length, connected, posts, texts
+from bench.plain_clients import BadAnswer, Head, connected, head_of, posts, texts
 from tests.bench.sleeper import sleeper
 
 
@@ -49,13 +49,20 @@ def test_a_client_that_pauses_sends_less() -> None:
     assert len(at_once) <= 6
 
 
-@pytest.mark.parametrize(
-    "head",
-    [b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 2", b"HTTP/1.1 200 OK\r\nServer: x"],
-)
-def test_an_answer_that_is_not_a_200_of_known_length_is_refused(head: bytes) -> None:
-    with pytest.raises(BadAnswer):
-        _content_length(head)
+def test_a_head_is_read_once_it_is_whole() -> None:
+    answer = b"HTTP/1.1 429 Too Many\r\nRetry-After: 1\r\ncontent-length: 20\r\n\r\nso far"
+    for size in range(len(answer) - len(b"so far")):
+        assert head_of(answer[:size]) == (None, 0)
+    assert head_of(answer) == (Head(429, 20, has_retry_after=True), len(b"so far"))
+    with pytest.raises(BadAnswer, match="Content-Length"):
+        head_of(b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\n")
+
+
+def test_an_answer_that_is_no_200_ends_a_span() -> None:
+    with sleeper(0.0, status=b"503 Busy") as (url, _):
+        requests = posts(url, ({"number": number} for number in itertools.count()))
+        with pytest.raises(BadAnswer, match="503"), connected(url, requests, clients=1):
+            pass
 
 
 def test_the_processor_time_of_a_process_is_finer_than_a_tick_of_the_clock() -> None:
