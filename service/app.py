@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.endpoints import (
     classify,
@@ -38,7 +39,8 @@ from service.endpoints.page import read_page
 from service.endpoints.page import router as page_router
 from service.errors import InvalidRequest, OptionError, ServiceError
 from service.http.api_keys import read_api_keys
-from service.http.gateway import SECURITY_HEADERS, Doorkeeping, Gateway
+from service.http.direct import Direct, direct_routes
+from service.http.gateway import Doorkeeping, Gateway
 from service.http.nearest_names import path_hint
 from service.http.openapi import document
 from service.http.option_names import pointer_of
@@ -68,7 +70,7 @@ def create_app(settings: Settings, engines: Sequence[Engine] | None = None) -> F
     be served.
     """
     metrics = Metrics()
-    app = FastAPI(
+    app = _Application(
         title="Unroll",
         summary="Small recurrent sequence models, served exactly.",
         version="0.1.0",
@@ -92,8 +94,26 @@ def create_app(settings: Settings, engines: Sequence[Engine] | None = None) -> F
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     _add_routes(app)
     _add_error_handlers(app)
-    _add_middleware(app, settings)
+    app.front = _front(app, settings)
     return app
+
+
+class _Application(FastAPI):
+    """FastAPI, with the gateway in front of everything that it does with a request."""
+
+    front: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or run the lifespan (ASGI 3)."""
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        scope["app"] = self
+        await self.front(scope, receive, send)
+
+    async def behind(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer as FastAPI does."""
+        await super().__call__(scope, receive, send)
 
 
 @asynccontextmanager
@@ -134,6 +154,7 @@ def _add_routes(app: FastAPI) -> None:
         app.include_router(each)
     paths = [route.path for each in routers for route in each.routes if isinstance(route, Route)]
     app.state.paths = [path for path in paths if "{" not in path]
+    app.state.direct = direct_routes(routers)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -143,21 +164,23 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _bug)
 
 
-def _add_middleware(app: FastAPI, settings: Settings) -> None:
-    """Add the gateway, and CORS outside it if origins are configured."""
-    app.add_middleware(Gateway, doorkeeping=Doorkeeping.of(app.state), render=_problem)
-    if settings.origins:
-        # Outermost, because a browser's preflight request has no API key. A configured origin may
-        # send any header: OpenAI's client has a dozen of its own (x-stainless-…), and none of them
-        # is a credential that a browser would add by itself.
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(settings.origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            allow_private_network=True,
-            expose_headers=["X-Request-Id", "Retry-After", "Server-Timing"],
-        )
+def _front(app: _Application, settings: Settings) -> ASGIApp:
+    """The gateway, with CORS outside it if origins are configured, and the routes behind it."""
+    direct = Direct(app.behind, app.state.direct, _problem, _bug)
+    gateway = Gateway(direct, doorkeeping=Doorkeeping.of(app.state), render=_problem)
+    if not settings.origins:
+        return gateway
+    # Outermost, because a browser's preflight request has no API key. A configured origin may
+    # send any header: OpenAI's client has a dozen of its own (x-stainless-…), and none of them
+    # is a credential that a browser would add by itself.
+    return CORSMiddleware(
+        gateway,
+        allow_origins=list(settings.origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        allow_private_network=True,
+        expose_headers=["X-Request-Id", "Retry-After", "Server-Timing"],
+    )
 
 
 def _tracer(settings: Settings) -> Tracer:
@@ -272,6 +295,4 @@ def _allowed_methods(request: Request) -> str:
 async def _bug(request: Request, error: Exception) -> Response:
     """Answer 500 for a bug of ours: log it, and leave its text out of the answer."""
     logger.error("request %s", request.scope.get("unroll.request_id"), exc_info=error)
-    # This answer does not pass the gateway, so it gets the gateway's headers here.
-    headers = {"X-Request-Id": request.scope.get("unroll.request_id", ""), **SECURITY_HEADERS}
-    return _problem(request, HTTPException(500, headers=headers))
+    return _problem(request, HTTPException(500))

@@ -11,6 +11,7 @@ from pydantic_core import to_json
 from service.errors import ClientGone
 from service.http.live import client_gone
 from service.observe.request_context import current_request
+from service.runtime.interrupts import Interruptible
 from service.runtime.threads import LARGE_CHARS, in_thread
 from service.tasks.engine import Ability, Engine
 from service.tasks.registry import ModelRegistry
@@ -50,18 +51,26 @@ def engines_with(request: Request, ability: Ability[Able]) -> list[Able]:
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of the work; a disconnect cancels it, and its rows leave the batch."""
-    working = asyncio.create_task(work)
-    watching = asyncio.create_task(client_gone(request.receive))
-    try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGone("the client closed the connection")
-        return working.result()
-    finally:
-        # Also when this request itself is cancelled: neither task may outlive it.
-        for task in (working, watching):
-            task.cancel()
+    """The result of the work; a disconnect cancels it, and its rows leave the batch.
+
+    Raises ClientGone.
+    """
+    on_gone = request.scope.get("unroll.on_gone")
+    with Interruptible() as part:
+        if on_gone is not None:
+            on_gone(lambda: part.interrupt(_gone()))
+            return await work
+        # Another server than ours: a disconnect is a message.
+        watching = asyncio.create_task(client_gone(request.receive))
+        watching.add_done_callback(lambda _: part.interrupt(_gone()))
+        try:
+            return await work
+        finally:
+            watching.cancel()
+
+
+def _gone() -> ClientGone:
+    return ClientGone("the client closed the connection")
 
 
 async def json_answer(

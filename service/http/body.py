@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, from_json
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from service.errors import (
     BadRequest,
@@ -21,6 +21,7 @@ from service.errors import (
     QueueFull,
     UnsupportedMediaType,
 )
+from service.http.heads import header
 from service.http.json_values import holds_more_values
 from service.http.nearest_names import nearest_field
 from service.http.option_names import pointer_of
@@ -120,32 +121,35 @@ def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
 
 
 def _check_type(request: Request, media_types: Sequence[str]) -> None:
-    given = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    scope = request.scope
+    given = header(scope, b"content-type").split(";")[0].strip().lower()
     if given not in media_types:
         raise UnsupportedMediaType(f"send the body with Content-Type: {media_types[0]}")
-    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+    if header(scope, b"content-encoding", "identity").strip().lower() != "identity":
         raise UnsupportedMediaType("send the body without Content-Encoding")
 
 
 async def _receive(request: Request, limit: int) -> bytearray:
-    declared = request.headers.get("content-length", "")
+    declared = header(request.scope, b"content-length")
     # int() refuses more than 4300 digits; more than twenty are over any limit.
     if declared.isdecimal() and (len(declared) > 20 or int(declared) > limit):
         raise _too_large(limit)
     body = bytearray()
     budget: ByteBudget = request.app.state.bodies
     taken = LARGE_BYTES  # every request may use this much without asking the budget
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise _too_large(limit)
-            if len(body) > taken:
-                if not current_request().take_bytes(budget, len(body) - taken):
-                    raise _no_room(budget)
-                taken = len(body)
-    except ClientDisconnect as error:
-        raise ClientGone("the client closed the connection while it sent the body") from error
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone("the client closed the connection while it sent the body")
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > limit:
+            raise _too_large(limit)
+        if len(body) > taken:
+            if not current_request().take_bytes(budget, len(body) - taken):
+                raise _no_room(budget)
+            taken = len(body)
     return body
 
 

@@ -11,12 +11,11 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import quote
 
-from starlette.datastructures import Headers, MutableHeaders, State
+from starlette.datastructures import State
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import (
@@ -30,6 +29,8 @@ from service.errors import (
     Unauthorized,
 )
 from service.http.api_keys import ApiKey, Role, known_key
+from service.http.direct import Render
+from service.http.heads import header, headers
 from service.observe.byte_budget import ByteBudget
 from service.observe.lifecycle import Lifecycle
 from service.observe.metrics import Metrics
@@ -60,8 +61,7 @@ SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
 }
-
-Render: TypeAlias = Callable[[Request, ServiceError], Response]
+_SECURITY = [(k.lower().encode("ascii"), v.encode("ascii")) for k, v in SECURITY_HEADERS.items()]
 
 # Answers up to this size are always sent.
 SMALL_BYTES = 64 * 1024
@@ -108,18 +108,14 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request to the application and its answer to the server (ASGI 3)."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         _normalize_path(scope, self._by.settings.root_path)
-        is_head = scope["method"] == "HEAD"
-        if is_head:
+        method = scope["method"]
+        if method == "HEAD":
             # Answered as GET, without the body. A copy, since the server still reads its own scope.
             scope = {**scope, "method": "GET", "unroll.has_room": None}
-        headers = Headers(scope=scope)
-        span = self._by.tracer.begin(headers)
+        span = self._by.tracer.begin(scope)
         context = RequestContext(
-            request_id=_request_id(headers),
+            request_id=_request_id(scope),
             trace_id=span.trace_id,
             span_id=span.span_id,
             details=self._details,
@@ -127,87 +123,67 @@ class Gateway:
         )
         enter_request(context)
         scope["unroll.request_id"] = context.request_id
-        status, has_begun = 500, False  # the status if no answer comes
-
-        async def send_out(message: Message) -> None:
-            nonlocal status, has_begun
-            if message["type"] == "http.response.start":
-                status, has_begun = message["status"], True
-                _add_headers(message, context)
-            elif is_head:
-                if message.get("more_body", False):
-                    return
-                message = {**message, "body": b""}
-            await send(message)
-
+        answer = _Answer(send, scope, context, is_head=method == "HEAD")
         lifecycle = self._by.lifecycle
         try:
             with lifecycle.request():
-                answering = self._admitted(scope, headers, context)
-                await self._answer(answering, scope, receive, send_out)
+                await self._answer(scope, receive, answer, context)
         except asyncio.CancelledError:
             # The grace time is over: answer 503, unless an answer has begun.
             if not lifecycle.is_cut:
                 raise
             context.outcome = Draining.type
-            if not has_begun:
-                await self._render(Request(scope), _draining())(scope, receive, send_out)
+            if not answer.has_begun:
+                await self._render(Request(scope), _draining())(scope, receive, answer.send)
         finally:
             context.release()
-            method = "HEAD" if is_head else scope["method"]
-            self._ended(scope, method, status, context, span)
+            self._ended(scope, method, answer.status, context, span)
 
-    def _admitted(self, scope: Scope, headers: Headers, context: RequestContext) -> ASGIApp:
-        """The application, or the rejection of a request that is not admitted."""
+    async def _answer(
+        self, scope: Scope, receive: Receive, answer: "_Answer", context: RequestContext
+    ) -> None:
+        """Answer; replace a large answer by 503 if too many bytes already wait to be read."""
         try:
-            self._check(scope["method"], scope["path"], headers, context)
+            self._check(scope, context)
         except ServiceError as error:
-            return self._render(Request(scope), error)
-        return self._app
+            await self._render(Request(scope), error)(scope, receive, answer.send)
+            return
+        await self._app(scope, receive, answer.send)
+        if answer.lacks_room:
+            refused = self._render(Request(scope), self._too_much_unsent())
+            answer.begin_again()
+            await refused(scope, receive, answer.send)
 
-    def _check(self, method: str, path: str, headers: Headers, context: RequestContext) -> None:
+    def _check(self, scope: Scope, context: RequestContext) -> None:
         """Raise the error of a request that is not admitted; note the client and its timeout."""
+        method, path = scope["method"], scope["path"]
         if path in HEALTH:
             return
         settings = self._by.settings
-        if settings.hosts is not None and _host(headers) not in settings.hosts:
+        if settings.hosts is not None and _host(scope) not in settings.hosts:
             raise HostNotAllowed("this server answers for other names; see UNROLL_ALLOWED_HOSTS")
         if path not in PUBLIC and not path.startswith(PUBLIC_FOLDER):
-            self._check_key(method, path, headers, context)
+            self._check_key(scope, context)
         if self._by.lifecycle.phase == "draining" and path != "/metrics":
             raise _draining()
-        context.timeout_s = _timeout_s(headers)
+        context.timeout_s = _timeout_s(scope)
         # Streams wait for a place in the queue instead, and loading a model needs none.
-        is_json = headers.get("content-type", "").startswith("application/json")
+        is_json = header(scope, b"content-type").startswith("application/json")
         if method == "POST" and is_json and not path.startswith("/admin/"):
             self._by.registry.refuse_if_full(context.client)
 
-    def _check_key(self, method: str, path: str, headers: Headers, context: RequestContext) -> None:
+    def _check_key(self, scope: Scope, context: RequestContext) -> None:
+        path = scope["path"]
         role = _role_of(path)
         if self._by.api_keys is None:
             if role == "admin":
                 raise Forbidden("no admin key is configured; see UNROLL_API_KEYS_FILE")
             return
-        given = _given_key(headers)
-        if given is None and method == "POST" and path in KEY_IN_BODY:
+        given = _given_key(scope)
+        if given is None and scope["method"] == "POST" and path in KEY_IN_BODY:
             context.owes_key = True
             return
         _let_in(self._by.api_keys, given, role, context)
-
-    async def _answer(self, answering: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer; replace a large answer by 503 if too many bytes already wait to be read."""
-        refusal: ServiceError | None = None
-
-        async def send_out(message: Message) -> None:
-            nonlocal refusal
-            if message["type"] == "http.response.start" and not _has_room(scope, message):
-                refusal = self._too_much_unsent()
-            if refusal is None:
-                await send(message)
-
-        await answering(scope, receive, send_out)
-        if refusal is not None:
-            await self._render(Request(scope), refusal)(scope, receive, send)
 
     def _too_much_unsent(self) -> ServiceError:
         limit = self._by.settings.max_unsent_bytes
@@ -287,24 +263,17 @@ def _normalize_path(scope: Scope, root_path: str) -> None:
         scope["raw_path"] = quote(path).encode("ascii")
 
 
-def _has_room(scope: Scope, message: Message) -> bool:
-    """Whether an answer that begins with this message is small or has room to wait."""
-    length = Headers(raw=message["headers"]).get("content-length", "0")
-    asked: Callable[[int], bool] | None = scope.get("unroll.has_room")
-    return int(length) <= SMALL_BYTES or asked is None or asked(int(length))
-
-
-def _request_id(headers: Headers) -> str:
+def _request_id(scope: Scope) -> str:
     """The client's X-Request-Id if it is harmless, else a new id."""
-    given = headers.getlist("x-request-id")
+    given = headers(scope, b"x-request-id")
     if len(given) == 1 and REQUEST_ID.fullmatch(given[0]):
         return given[0]
     return fresh_id(16)
 
 
-def _host(headers: Headers) -> str:
+def _host(scope: Scope) -> str:
     """The name in Host without the port; empty if Host is malformed (RFC 9110, 7.2)."""
-    found = _HOST.fullmatch(headers.get("host", "").lower())
+    found = _HOST.fullmatch(header(scope, b"host").lower())
     return "" if found is None else found[1] or found[2]
 
 
@@ -314,16 +283,16 @@ def _role_of(path: str) -> Role:
     return "metrics" if path == "/metrics" else "use"
 
 
-def _given_key(headers: Headers) -> str | None:
+def _given_key(scope: Scope) -> str | None:
     """The API key of a request, from Authorization (as OpenAI's clients) or from X-Api-Key."""
-    scheme, _, key = headers.get("authorization", "").partition(" ")
+    scheme, _, key = header(scope, b"authorization").partition(" ")
     if scheme.lower() == "bearer" and key.strip():
         return key.strip()
-    return headers.get("x-api-key")
+    return next(iter(headers(scope, b"x-api-key")), None)
 
 
-def _timeout_s(headers: Headers) -> float | None:
-    given = headers.get("x-request-timeout")
+def _timeout_s(scope: Scope) -> float | None:
+    given = next(iter(headers(scope, b"x-request-timeout")), None)
     if given is None:
         return None
     # Plain decimals only: float() also accepts "nan", "1e9" and digits of other scripts.
@@ -332,14 +301,61 @@ def _timeout_s(headers: Headers) -> float | None:
     return float(given)
 
 
+class _Answer:
+    """What is sent in answer to a request: with the gateway's headers, and counted."""
+
+    __slots__ = ("_context", "_is_head", "_room", "_send", "has_begun", "lacks_room", "status")
+
+    def __init__(self, send: Send, scope: Scope, context: RequestContext, *, is_head: bool) -> None:
+        self._send = send
+        self._room: Callable[[int], bool] | None = scope.get("unroll.has_room")
+        self._context = context
+        self._is_head = is_head
+        self.status = 500  # if no answer comes
+        self.has_begun = False
+        self.lacks_room = False  # it was too large to wait for its client, and so was not sent
+
+    def begin_again(self) -> None:
+        """Send another answer instead."""
+        self.lacks_room = False
+        self._room = None
+
+    async def send(self, message: Message) -> None:
+        """Send a message to the server (ASGI 3)."""
+        if message["type"] == "http.response.start":
+            if not self._has_room(message):
+                self.lacks_room = True
+                return
+            self.status, self.has_begun = message["status"], True
+            _add_headers(message, self._context)
+        elif self.lacks_room:
+            return
+        elif self._is_head:
+            if message.get("more_body", False):
+                return
+            message = {**message, "body": b""}
+        await self._send(message)
+
+    def _has_room(self, message: Message) -> bool:
+        """Whether an answer that begins with this message is small or has room to wait."""
+        if self._room is None:
+            return True
+        for name, value in message["headers"]:
+            if name == b"content-length":
+                length = int(value)
+                return length <= SMALL_BYTES or self._room(length)
+        return True
+
+
 def _add_headers(message: Message, context: RequestContext) -> None:
-    headers = MutableHeaders(raw=message["headers"])
-    headers["X-Request-Id"] = context.request_id
-    for name, value in SECURITY_HEADERS.items():
-        headers.setdefault(name, value)
+    added: list[tuple[bytes, bytes]] = message["headers"]
+    given = {name for name, _ in added}
+    added.append((b"x-request-id", context.request_id.encode("ascii")))
+    added += [each for each in _SECURITY if each[0] not in given]
     # Milliseconds spent before the first byte (W3C Server Timing).
-    parts = {"total": time.monotonic() - context.began_at}
+    total_ms = 1e3 * (time.monotonic() - context.began_at)
+    timing = f"total;dur={total_ms:.3f}"
     if context.engine_s:
-        parts = {"queue": context.queue_s, "engine": context.engine_s, **parts}
-    timing = ", ".join(f"{name};dur={1e3 * seconds:.3f}" for name, seconds in parts.items())
-    headers["Server-Timing"] = timing
+        queue_ms, engine_ms = 1e3 * context.queue_s, 1e3 * context.engine_s
+        timing = f"queue;dur={queue_ms:.3f}, engine;dur={engine_ms:.3f}, {timing}"
+    added.append((b"server-timing", timing.encode("ascii")))

@@ -14,6 +14,7 @@ from opentelemetry.trace import Span as OtelSpan
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from service.observe.trace_context import Span
 
@@ -28,9 +29,9 @@ class OtlpTracer:
         self._tracer = self._provider.get_tracer("unroll")
         self._propagator = TraceContextTextMapPropagator()
 
-    def begin(self, headers: Headers) -> Span:
+    def begin(self, scope: Scope) -> Span:
         """A span in the caller's trace, or in a new one."""
-        context = self._propagator.extract(dict(headers))
+        context = self._propagator.extract(dict(Headers(scope=scope)))
         return _OtlpSpan(self._tracer.start_span("HTTP", context, SpanKind.SERVER))
 
     def close(self) -> None:

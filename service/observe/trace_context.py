@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from starlette.datastructures import Headers
+from starlette.types import Scope
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
@@ -37,7 +37,7 @@ class Span(Protocol):
 class Tracer(Protocol):
     """Begins a span for each request; where they are sent, if anywhere, is its own affair."""
 
-    def begin(self, headers: Headers) -> Span:
+    def begin(self, scope: Scope) -> Span:
         """Begin the span of a request, in the caller's trace or in a new one."""
 
     def close(self) -> None:
@@ -58,9 +58,10 @@ class LoggedSpan:
 class LoggingTracer:
     """Sends no spans, but keeps the callers' trace ids, so that logs can be joined by them."""
 
-    def begin(self, headers: Headers) -> Span:
+    def begin(self, scope: Scope) -> Span:
         """Begin a span in the caller's trace, or in a new one."""
-        parent = parse_traceparent(headers.getlist("traceparent"))
+        given = [value for name, value in scope["headers"] if name == b"traceparent"]
+        parent = parse_traceparent([value.decode("latin-1") for value in given])
         trace_id = fresh_id(16) if parent is None else parent.trace_id
         return LoggedSpan(trace_id, fresh_id(8))
 

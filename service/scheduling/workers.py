@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from service.errors import DeadlineExceeded, EngineStopped, QueueFull
 from service.observe.metrics import EngineGauges, EngineMetrics, Metrics
 from service.observe.request_context import RequestContext, current_request
+from service.runtime.interrupts import Deadline, Deadlines
 from service.runtime.threads import LARGE_CHARS, off_loop
 from service.scheduling.admission import RETRY_AFTER_S, QueueBounds
 from service.scheduling.scheduler import Job, Runner, Scheduler, Work
@@ -62,6 +63,7 @@ class Workers(Generic[WorkT]):
             client_share=1.0 if settings.api_keys_file is None else settings.max_queue_share,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._deadlines = Deadlines()
         self._waiting: dict[Job[WorkT], asyncio.Future[None]] = {}
         self.schedulers = [self._scheduler(name) for name in self._names]
 
@@ -174,16 +176,13 @@ class Workers(Generic[WorkT]):
                 if not future.done() or future.cancelled():
                     scheduler.cancel(job)
 
-    @asynccontextmanager
-    async def deadline(self) -> AsyncIterator[None]:
-        """Limit the time of the current request. Raises DeadlineExceeded."""
+    def deadline(self) -> Deadline:
+        """Limits the time of the current request (`with`). Raises DeadlineExceeded."""
         request = current_request()
-        limit_s = self._limit_s(request)
-        try:
-            async with asyncio.timeout(self._ends_at(request) - time.monotonic()):
-                yield
-        except TimeoutError as error:
-            raise DeadlineExceeded(f"this request may take {limit_s:g} s") from error
+        return self._deadlines.at(self._ends_at(request), partial(self._late, request))
+
+    def _late(self, request: RequestContext) -> DeadlineExceeded:
+        return DeadlineExceeded(f"this request may take {self._limit_s(request):g} s")
 
     async def built(self, size: int, function: Callable[[], Result]) -> Result:
         """Run `function`, which builds an answer of this size; large answers one at a time.
@@ -191,7 +190,7 @@ class Workers(Generic[WorkT]):
         Raises DeadlineExceeded. Call `end_building` once the answer has been written.
         """
         if size > _LARGE_ANSWER:
-            async with self.deadline():
+            with self.deadline():
                 await current_request().begin_building()
         return await off_loop(size, function)
 

@@ -164,7 +164,7 @@ class EncoderDecoderEngine:
         """A rule's constraint. Raises InvalidRequest, QueueFull and DeadlineExceeded."""
         if rule is None:
             return None
-        async with self.workers.deadline():
+        with self.workers.deadline():
             return await self._constraints.compiled(rule)
 
     # --- score ----------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ class EncoderDecoderEngine:
 
     async def _run(self, searches: Sequence[Search]) -> None:
         """Run all searches to their end."""
-        async with self.workers.deadline():
+        with self.workers.deadline():
             await self.workers.run(searches)
         given = sum(len(search.forced) for search in searches if search.given)
         written = [len(x.tokens) for search in searches if not search.given for x in search.best()]

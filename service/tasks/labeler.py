@@ -181,7 +181,7 @@ class LabelerEngine:
 
     async def _run(self, works: Sequence[LabelWork], tokens: int) -> None:
         """Run all work to its end; count its tokens, without bos and eos."""
-        async with self.workers.deadline():
+        with self.workers.deadline():
             await self.workers.run(works)
         self.workers.metrics.counted(prompt=tokens, completion=0, cached=0)
 

@@ -206,7 +206,7 @@ class LanguageModelEngine:
 
         `option` is the one that `max_tokens` was given as.
         """
-        async with self.workers.deadline():
+        with self.workers.deadline():
             constraint = await self._constraints.compiled(rule)
         if constraint.shortest > (max_tokens or 0):
             raise InvalidRequest.of_option(
@@ -251,7 +251,7 @@ class LanguageModelEngine:
         carried, row = carried.with_part(ids, options)
         if row is None:
             return carried
-        async with self.workers.deadline():
+        with self.workers.deadline():
             await self.workers.run([TextWork(row, adapt=options.adapt)])
         self.workers.metrics.counted(prompt=len(row.tokens), completion=0, cached=0)
         return carried.after(row, is_end=ids is None)
@@ -276,7 +276,7 @@ class LanguageModelEngine:
         await off_loop(infilling.size, infilling.read)
         reused = await self._run(infilling.prefixes, adapt=False)
         compared: list[Compared] = []
-        async with self.workers.deadline():
+        with self.workers.deadline():
             for plans in infilling.groups():
                 compared += await run_together(
                     plans, self.workers.run, rows=ROWS_IN_HAND, round_size=infilling.round_size
@@ -304,7 +304,7 @@ class LanguageModelEngine:
 
         Cancelling the caller removes its rows.
         """
-        async with self.workers.deadline():
+        with self.workers.deadline():
             reused = await self._reads[adapt].run(works, self.workers.run)
         prompt = [len(read_ids(work)) for work in works]
         self.workers.metrics.counted(
