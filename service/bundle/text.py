@@ -22,6 +22,9 @@ _CODE_POINTS = 0x110000
 # Characters normalized in one call. Python holds its lock meanwhile; this many take a few
 # milliseconds.
 _PART = 1 << 17
+# Characters looked up one by one: numpy gives up Python's lock, and to get it back from an engine's
+# thread takes the event loop longer than all of this.
+_SHORT = 256
 # Characters examined on each side of a cut; characters that compose are adjacent.
 _NEIGHBOURS = 32
 _MOST_TRIED = 512  # most places tried for a cut if there is no blank
@@ -224,6 +227,7 @@ class Vocabulary:
         if any("\ud800" <= token <= "\udfff" for token in self.tokens):
             raise ValueError("a lone surrogate is not a character")
         code_points = [ord(token) for token in self.tokens[len(SPECIAL_TOKENS) :]]
+        self._id_of_char = {x: i for i, x in enumerate(self.tokens) if i >= len(SPECIAL_TOKENS)}
         # 2 MiB a vocabulary buys a lookup without a Python loop over characters.
         self._id_of_code_point = np.full(_CODE_POINTS, UNK_ID, dtype=np.uint16)
         first_id = len(SPECIAL_TOKENS)
@@ -239,6 +243,9 @@ class Vocabulary:
 
     def encode(self, text: str) -> Ids:
         """Ids of the characters, [len(text)]; `UNK_ID` for those not in the vocabulary."""
+        if len(text) <= _SHORT:
+            found = self._id_of_char
+            return np.array([found.get(char, UNK_ID) for char in text], np.uint16)
         ids = np.empty(len(text), np.uint16)
         # In parts: the intermediate arrays take six times the memory of the ids.
         for start in range(0, len(text), _PART):

@@ -98,8 +98,9 @@ class ReadRow:
     uncounted: int = field(init=False)  # tokens from the start after which nothing is counted
 
     def __post_init__(self) -> None:
-        counted = np.flatnonzero(self.targets != PAD_ID)
-        self.uncounted = int(counted[0]) if len(counted) else len(self.targets)
+        counted = self.targets != PAD_ID
+        first = int(counted.argmax()) if len(counted) else 0
+        self.uncounted = first if len(counted) and counted[first] else len(counted)
         if self.after is not None:
             self._begin_after(self.after)
 

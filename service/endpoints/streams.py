@@ -11,6 +11,7 @@ from service.endpoints.stream_wire import NDJSON, TEXT, StreamQuery
 from service.endpoints.streamed_body import StreamedBody
 from service.errors import ClientGone, InvalidRequest, UnsupportedMediaType
 from service.http.body import field_errors
+from service.http.heads import header
 from service.http.live import LiveResponse
 from service.observe.request_context import current_request
 
@@ -29,7 +30,7 @@ def is_json(request: Request) -> bool:
 
 def refuse_query(request: Request) -> None:
     """Raise InvalidRequest where a JSON body comes with query parameters."""
-    if request.query_params:
+    if request.scope["query_string"]:
         raise InvalidRequest(
             "query parameters are for streamed bodies; put the fields into the body"
         )
@@ -64,7 +65,7 @@ async def answered(
 
 
 def _media_type(request: Request) -> tuple[str, str]:
-    media_type, *parameters = request.headers.get("content-type", "").lower().split(";")
+    media_type, *parameters = header(request.scope, b"content-type").lower().split(";")
     charset = ""
     for parameter in parameters:
         name, _, value = parameter.partition("=")

@@ -102,6 +102,7 @@ class Gateway:
     def __init__(self, app: ASGIApp, *, doorkeeping: Doorkeeping, render: Render) -> None:
         self._app = app
         self._by = doorkeeping
+        self._hosts = doorkeeping.settings.hosts
         self._render = render
         self._details = ByteBudget(DETAILS_IN_HAND * doorkeeping.settings.max_details)
         self._building = asyncio.Lock()
@@ -159,8 +160,7 @@ class Gateway:
         method, path = scope["method"], scope["path"]
         if path in HEALTH:
             return
-        settings = self._by.settings
-        if settings.hosts is not None and _host(scope) not in settings.hosts:
+        if self._hosts is not None and _host(scope) not in self._hosts:
             raise HostNotAllowed("this server answers for other names; see UNROLL_ALLOWED_HOSTS")
         if path not in PUBLIC and not path.startswith(PUBLIC_FOLDER):
             self._check_key(scope, context)

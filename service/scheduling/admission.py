@@ -5,8 +5,8 @@ share of these limits.
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from service.errors import QueueFull
 
@@ -33,17 +33,21 @@ class QueueBounds:
         return Held(*(max(1, int(x * share)) for x in (self.requests, self.rows, self.tokens)))
 
 
-@dataclass(slots=True)
-class Held:
+class Held(NamedTuple):
     """An amount of queued work."""
 
     requests: int = 0
     rows: int = 0
     tokens: int = 0
 
-    def __add__(self, other: "Held") -> "Held":
+    def __add__(self, other: "Held") -> "Held":  # type: ignore[override]
         return Held(
             self.requests + other.requests, self.rows + other.rows, self.tokens + other.tokens
+        )
+
+    def __sub__(self, other: "Held") -> "Held":
+        return Held(
+            self.requests - other.requests, self.rows - other.rows, self.tokens - other.tokens
         )
 
     def capped(self, most: "Held") -> "Held":
@@ -57,6 +61,9 @@ class Held:
     def exceeds(self, most: "Held | QueueBounds") -> bool:
         """Whether any of the three numbers is over its limit."""
         return self.requests > most.requests or self.rows > most.rows or self.tokens > most.tokens
+
+
+_NOTHING = Held()
 
 
 class Rate:
@@ -87,23 +94,26 @@ class Admission:
     def __init__(self, bounds: QueueBounds) -> None:
         self.rate = Rate()
         self._bounds = bounds
+        self._share = bounds.of_client()
         self._held: dict[str, Held] = {}
+        self._waiting = Held()
+        self._counted = Held()  # the same, each client's work up to its share
 
     @property
     def waiting(self) -> Held:
         """The queued work of all clients."""
-        return _sum(self._held.values())
+        return self._waiting
 
     def check(self, client: str, asked: Held, running_tokens: int) -> None:
         """Raise QueueFull if `asked` does not fit; `running_tokens` have left the queue already."""
-        most = self._bounds.of_client()
-        own = self._held.get(client)
-        if own is not None and (own + asked).exceeds(most):
-            raise self._full(own, most, "with this API key " if client else "")
-        counted = _sum(held.capped(most) for held in self._held.values())
-        if self._held and (counted + asked.capped(most)).exceeds(self._bounds):
-            raise self._full(self.waiting, self._bounds, "")
-        before_s = self.rate.seconds(self.waiting.tokens + running_tokens)
+        if self._held:
+            share = self._share
+            own = self._held.get(client)
+            if own is not None and (own + asked).exceeds(share):
+                raise self._full(own, share, "with this API key " if client else "")
+            if (self._counted + asked.capped(share)).exceeds(self._bounds):
+                raise self._full(self._waiting, self._bounds, "")
+        before_s = self.rate.seconds(self._waiting.tokens + running_tokens)
         if self._bounds.wait_s is not None and before_s > self._bounds.wait_s:
             raise QueueFull(
                 f"a request would now wait about {before_s:.1f} s in the queue; at most "
@@ -113,20 +123,25 @@ class Admission:
 
     def join(self, client: str, asked: Held) -> None:
         """Count work that has joined the queue."""
-        self._held[client] = self._held.get(client, Held()) + asked
+        self._hold(client, self._held.get(client, _NOTHING) + asked)
 
     def leave(self, client: str, gone: Held) -> None:
         """Subtract work that has left the queue."""
-        held = self._held[client]
-        held.requests -= gone.requests
-        held.rows -= gone.rows
-        held.tokens -= gone.tokens
-        if not held.requests:
+        self._hold(client, self._held[client] - gone)
+
+    def _hold(self, client: str, now: Held) -> None:
+        before = self._held.get(client, _NOTHING)
+        if now.requests:
+            self._held[client] = now
+        else:
             del self._held[client]
+        self._waiting += now - before
+        self._counted += now.capped(self._share) - before.capped(self._share)
 
     def clear(self) -> None:
         """Forget all queued work."""
         self._held.clear()
+        self._waiting = self._counted = _NOTHING
 
     def _full(self, held: Held, most: Held | QueueBounds, whose: str) -> QueueFull:
         return QueueFull(
@@ -140,7 +155,3 @@ class Admission:
         """Retry-After: the seconds until the current queue has been worked off."""
         wait_s = math.ceil(self.rate.seconds(self.waiting.tokens))
         return {"Retry-After": str(min(max(RETRY_AFTER_S, wait_s), _MOST_RETRY_AFTER_S))}
-
-
-def _sum(each: Iterable[Held]) -> Held:
-    return sum(each, Held())

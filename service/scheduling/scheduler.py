@@ -21,6 +21,8 @@ from service.observe.metrics import EngineGauges, EngineMetrics
 from service.scheduling.admission import RETRY_AFTER_S, Admission, Held, QueueBounds
 from service.scheduling.fair_queue import FairQueue
 
+_SMALLEST = Held(1, 1, 1)
+
 logger = logging.getLogger(__name__)
 
 
@@ -134,9 +136,7 @@ class Scheduler(Generic[WorkT]):
     def start(self) -> None:
         """Start the worker."""
         # Made here and not before: in a process that was forked meanwhile, it could not start.
-        self._thread = threading.Thread(
-            target=self._work, name=f"engine-{self._name}", daemon=True
-        )
+        self._thread = threading.Thread(target=self._work, name=f"engine-{self._name}", daemon=True)
         self._thread.start()
 
     def stop(self, timeout_s: float | None = None) -> None:
@@ -217,12 +217,14 @@ class Scheduler(Generic[WorkT]):
             self._wake.notify()
 
     def refusal(self, client: str) -> QueueFull | None:
-        """The error that the smallest possible job of a client would get now, or None."""
-        with self._wake:
-            try:
-                self._admission.check(client, Held(1, 1, 1), self._running_tokens)
-            except QueueFull as full:
-                return full
+        """The error that the smallest possible job of a client would get now, or None.
+
+        Without the lock, for which the event loop would wait: `submit` decides.
+        """
+        try:
+            self._admission.check(client, _SMALLEST, self._running_tokens)
+        except QueueFull as full:
+            return full
         return None
 
     def cancel(self, job: Job[WorkT]) -> None:

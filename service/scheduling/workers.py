@@ -136,8 +136,13 @@ class Workers(Generic[WorkT]):
 
     def refusal(self, client: str) -> QueueFull | None:
         """The error the smallest possible request would get, or None."""
-        refusals = [scheduler.refusal(client) for scheduler in self.schedulers]
-        return None if None in refusals else refusals[0]
+        first: QueueFull | None = None
+        for scheduler in self.schedulers:
+            refusal = scheduler.refusal(client)
+            if refusal is None:
+                return None
+            first = first or refusal
+        return first
 
     def refuse_if_full(self) -> None:
         """Raise QueueFull early, before the work of a request is prepared in vain."""

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from service.bundle.files import BundleError
 from service.bundle.store import Manifest, read_bundle
 from service.decoding.cache_budget import CacheBudgets
-from service.errors import BundleUnusable, InvalidRequest, ModelNotFound
+from service.errors import BundleUnusable, InvalidRequest, ModelNotFound, QueueFull
 from service.observe.metrics import Metrics
 from service.observe.request_context import current_request
 from service.runtime.allocator import return_free_memory
@@ -165,9 +165,13 @@ class ModelRegistry:
 
         This is checked before a body is read, so that a flood of requests costs little.
         """
-        refusals = [engine.workers.refusal(client) for engine in self.engines.values()]
-        if refusals and all(refusals):
-            raise next(x for x in refusals if x is not None)
+        refusal: QueueFull | None = None
+        for engine in self.engines.values():
+            refusal = engine.workers.refusal(client)
+            if refusal is None:
+                return
+        if refusal is not None:
+            raise refusal
 
     # --- changes --------------------------------------------------------------------------------
 

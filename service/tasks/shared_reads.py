@@ -36,8 +36,12 @@ class SharedReads:
 
     async def run(self, works: Sequence[TextWork], run: Run) -> list[int]:
         """Run all work; for each, the number of tokens from a shared or cached prefix."""
-        size = sum(len(work.read.tokens) for work in works)
-        levels = await off_loop(size, lambda: self._plan_prefixes(works))
+        levels: list[list[_Prefix]] = []
+        if len(works) == 1 and works[0].read.uncounted < MIN_SHARED_TOKENS:
+            self._recall(works[0].read)
+        else:
+            size = sum(len(work.read.tokens) for work in works)
+            levels = await off_loop(size, lambda: self._plan_prefixes(works))
         ran = [0] * len(works)  # tokens of prefixes, run for one of those that begin with them
         for level in levels:
             for prefix in level:

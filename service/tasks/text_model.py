@@ -123,7 +123,8 @@ def read_after(
 
     `counted` has what is counted of them, pad elsewhere, and one more where the last is not read.
     """
-    targets = np.append(counted[1:], np.uint16(PAD_ID))[: len(tokens)]
+    targets = np.full(len(tokens), PAD_ID, np.uint16)
+    targets[: len(counted) - 1] = counted[1 : len(tokens) + 1]
     first = int(counted[0]) if after is not None and len(counted) else PAD_ID
     return ReadRow(
         tokens,

@@ -22,6 +22,8 @@ from service.tasks.text_model import TextModel, read_after
 from service.tasks.unknown import Unknown
 from service.tasks.values import Scored, ScoreOptions
 
+_NO_IDS: Ids = np.empty(0, np.uint16)
+
 
 class TextScoring:
     """Call `read`, run `works`, and take the results."""
@@ -86,12 +88,19 @@ class TextScoring:
     def _plan(self, text: str, context: str) -> "_Plan":
         options, handle = self._options, self._handle
         ids, unknown = self._model.read(text, options.unknown, "text")
-        before, _ = self._model.read(context, options.unknown, "context")
+        before = _NO_IDS
+        if context:
+            before, _ = self._model.read(context, options.unknown, "context")
         start = [BOS_ID] if options.bos else []
         end = [EOS_ID] if options.eos else []
-        sequence = np.concatenate([start, before, ids, end]).astype(np.uint16)
+        first = len(start) + len(before)  # counted
+        sequence = np.empty(first + len(ids) + len(end), np.uint16)
+        sequence[: len(start)] = start
+        sequence[len(start) : first] = before
+        sequence[first : first + len(ids)] = ids
+        sequence[first + len(ids) :] = end
         counted = sequence.copy()
-        counted[: len(start) + len(before)] = PAD_ID
+        counted[:first] = PAD_ID
         # The last token is read only if its state is returned, and never if it is eos.
         goes_on = options.return_state and not options.eos
         tokens = sequence if goes_on else sequence[:-1]

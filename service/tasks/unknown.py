@@ -33,6 +33,8 @@ class Unknown:
         """The unknown ones among a text's ids."""
         unknown = ids == UNK_ID
         count = int(np.count_nonzero(unknown))
+        if not count:
+            return cls()
         # The beginning usually holds enough of them, and an index takes eight bytes.
         end = len(ids) if count <= MAX_POSITIONS else _end_of_first(unknown, MAX_POSITIONS)
         return cls(count, tuple(np.flatnonzero(unknown[:end])[:MAX_POSITIONS].tolist()))
