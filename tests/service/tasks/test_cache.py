@@ -299,8 +299,9 @@ def test_a_shared_part_that_fails_fails_the_request_and_is_not_kept() -> None:
 
 @dataclass
 class Held(FakeSession):
-    """Stands still in every step until it is released; reads pass."""
+    """Stands still in every step until it is released; a read that fails waits for the first."""
 
+    began: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
     steps: int = 0
 
@@ -309,7 +310,10 @@ class Held(FakeSession):
     ) -> tuple[Float32Array, States]:
         if tokens.shape[1] == 1:
             self.steps += 1
+            self.began.set()
             assert self.released.wait(PATIENCE_S)
+        elif self.nan_at in tokens:
+            assert self.began.wait(PATIENCE_S)
         return super()._run(kind, tokens, lengths, states)
 
 
