@@ -44,6 +44,7 @@ from service.http.gateway import Doorkeeping, Gateway
 from service.http.nearest_names import path_hint
 from service.http.openapi import document
 from service.http.option_names import pointer_of
+from service.http.places import Places
 from service.http.problems import problem_document
 from service.http.turns import Turns
 from service.http.unsent import Unsent
@@ -90,6 +91,7 @@ def create_app(settings: Settings, engines: Sequence[Engine] | None = None) -> F
     app.state.bodies = ByteBudget(settings.max_bodies_bytes)
     app.state.unsent = Unsent(settings.max_unsent_bytes)
     app.state.turns = Turns()
+    app.state.places = Places(settings.max_connections, settings.stream_yield_s)
     app.state.page = read_page()
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     _add_routes(app)

@@ -9,6 +9,7 @@ from starlette.datastructures import State
 from uvicorn import Config
 from uvicorn.server import ServerState
 
+from service.http.places import Places
 from service.http.protocol import BoundedProtocol
 from service.http.turns import Turns
 from service.http.unsent import Unsent
@@ -84,6 +85,7 @@ class Application:
         self.state = State()
         self.state.settings = settings
         self.state.turns = Turns()
+        self.state.places = Places(settings.max_connections, settings.stream_yield_s)
         self.state.unsent = Unsent(settings.max_unsent_bytes)
         self.state.metrics = _Metrics(self.refused)
 
@@ -105,6 +107,7 @@ class Server:
             self.application,
             http=BoundedProtocol, ws="none", log_config=None, proxy_headers=False,
             server_header=False, date_header=False,
+            timeout_keep_alive=self.application.state.settings.keep_alive_s,
         )  # fmt: skip
         self._config.load()
         self._state = ServerState()

@@ -1,0 +1,81 @@
+"""The head of an answer: status line and header lines, and how its body ends.
+
+And answers that the server gives by itself, before the application or instead of it.
+"""
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import NamedTuple
+
+from service.errors import ServiceError
+from service.http.problems import problem_of
+
+_LINES = {int(x): f"HTTP/1.1 {x} {x.phrase}\r\n".encode("ascii") for x in HTTPStatus}
+_CLOSE = b"connection: close\r\n"
+_CHUNKED = b"transfer-encoding: chunked\r\n"
+# Answers that never have a body (RFC 9110, 15.3.5 and 15.4.5).
+BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+FAILED = (
+    b"HTTP/1.1 500 Internal Server Error\r\ncontent-type: text/plain; charset=utf-8\r\n"
+    b"content-length: 21\r\nconnection: close\r\n\r\nInternal Server Error"
+)
+
+
+class AnswerHead(NamedTuple):
+    """Header lines without the last, empty one; `length` of the body, None if it is not known."""
+
+    lines: bytes
+    length: int | None
+    closes: bool
+
+
+def answer_head(status: int, headers: Iterable[tuple[bytes, bytes]], standing: bytes) -> AnswerHead:
+    """The head of an answer with these headers and the `standing` lines of every answer.
+
+    Content-Length is understood; of Connection only `close`, which the caller writes. Raises
+    ValueError for line ends in a header, which would begin another one.
+    """
+    length = None
+    closes = False
+    parts = [_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, standing]
+    for name, value in headers:
+        if name == b"connection":
+            closes = closes or b"close" in value.lower()
+            continue
+        if name == b"content-length":
+            length = int(value)
+        parts += (name, b": ", value, b"\r\n")
+    lines = b"".join(parts)
+    count = (len(parts) - 2) // 4 + 1 + standing.count(b"\n")
+    if lines.count(b"\n") != count or lines.count(b"\r") != count or b"\0" in lines:
+        # No part of the text: it may come from a client.
+        message = "a header of an answer contains a line end"
+        raise ValueError(message)
+    return AnswerHead(lines, length, closes)
+
+
+def framed(head: AnswerHead, *, closes: bool, chunked: bool) -> bytes:
+    """The whole head."""
+    return b"".join((head.lines, _CLOSE if closes else b"", _CHUNKED if chunked else b"", b"\r\n"))
+
+
+def standing_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The lines of headers that every answer has, such as Date."""
+    return b"".join(b"%b: %b\r\n" % header for header in headers)
+
+
+def refusal(error: ServiceError, request_id: str) -> bytes:
+    """A whole answer with a problem document, after which the connection closes."""
+    content = problem_of(error, request_id).model_dump_json().encode()
+    headers = {
+        "Content-Type": "application/problem+json",
+        "Content-Length": str(len(content)),
+        "X-Request-Id": request_id,
+        "Connection": "close",
+        **error.headers,
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    line = f"HTTP/1.1 {error.status} {error.title}\r\n{head}\r\n"
+    return line.encode("ascii") + content
