@@ -35,7 +35,7 @@ from bench.load import Request, mix
 from bench.models import WORK, ensure
 from bench.plain_clients import Span, connected, posts
 from bench.report import RESULTS, Row, machine, say, table, write
-from bench.requests import add_server_options, described, shape_of
+from bench.requests import add_server_options, described, is_plain, shape_of
 from bench.server import Server, unroll
 from service.bundle.store import read_language_model
 from service.runtime.language_model import OnnxLanguageModelSession
@@ -90,7 +90,7 @@ def main() -> None:
     )
     parser.add_argument("--shapes", nargs="+", type=shape_of, default=list(SHAPES))
     add_server_options(parser)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=1.5, help="length of each span")
     parser.add_argument("--quick", action="store_true", help="two rounds of 0.5 s")
     options = parser.parse_args()
@@ -116,7 +116,7 @@ def main() -> None:
         part = rows_of(f"{name}, {CLIENTS} clients, mixed lengths", found)
         say(table(part))
         rows += part
-    if options.shapes == list(SHAPES) and not settings and not options.against:
+    if options.shapes == list(SHAPES) and is_plain(options):
         write("efficiency.json", title, rows)
         say(f"written: {RESULTS / 'efficiency.json'}")
 

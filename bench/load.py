@@ -65,7 +65,7 @@ class Run:
     end: float
     server_cpu_s: float
     client_cpu_s: float
-    server_rss_bytes: int
+    server_memory_bytes: int
 
     @property
     def good(self) -> list[Answer]:
@@ -256,7 +256,7 @@ async def _drive(
         await asyncio.sleep(max(0.0, begin + duration_s - time.perf_counter()))
         end = time.perf_counter()
         server_after, client_after = cpu_s(server_pid), time.process_time()
-        memory = rss_bytes(server_pid)
+        memory = memory_bytes(server_pid)
         # Requests still open count in proportion; wait for them before the next measurement.
         await asyncio.gather(*tasks)
     return Run(
@@ -271,9 +271,12 @@ def cpu_s(pid: int | None) -> float:
     return sum(time.clock_gettime(~process.pid << 3 | 2) for process in _tree(pid))
 
 
-def rss_bytes(pid: int | None) -> int:
-    """Resident memory of a process and its descendants; shared pages count for each of them."""
-    return sum(p.memory_info().rss for p in _tree(pid))
+def memory_bytes(pid: int | None) -> int:
+    """Resident memory of a process and its descendants; of shared pages, each has its part (PSS).
+
+    Several processes of a server share the models that their parent has opened.
+    """
+    return sum(p.memory_full_info().pss for p in _tree(pid))
 
 
 def _tree(pid: int | None) -> list[psutil.Process]:

@@ -7,7 +7,7 @@ chunks.
 import argparse
 
 from bench.http import post, text_of
-from bench.load import rss_bytes
+from bench.load import memory_bytes
 from bench.models import WORK, ensure
 from bench.report import RESULTS, Row, machine, say, table, write
 from bench.server import unroll
@@ -27,13 +27,13 @@ def main() -> None:
     texts = [text_of(_LINE_CHARS, i) for i in range(_LINES)]
     body = {"model": name, "text": texts}
     with unroll(WORK / "models" / name, WORK / "logs" / "memory.log") as server:
-        idle = rss_bytes(server.pid)
+        idle = memory_bytes(server.pid)
         highest = first = 0
         for number in range(options.megabytes):
             post(f"{server.url}/score", body)
-            highest = max(highest, rss_bytes(server.pid))
+            highest = max(highest, memory_bytes(server.pid))
             if number < _WARM_UP_REQUESTS:
-                first = rss_bytes(server.pid)
+                first = memory_bytes(server.pid)
     label = f"{name}: memory added by scoring {options.megabytes} MB in requests of 1 MB"
     rows = [
         Row(label, (highest - idle) / 2**20, "MiB"),

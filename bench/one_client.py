@@ -27,7 +27,7 @@ from bench.load import percentile
 from bench.models import WORK, ensure
 from bench.plain_clients import connected, posts, texts
 from bench.report import RESULTS, Row, machine, say, table, write
-from bench.requests import add_server_options, described
+from bench.requests import add_server_options, described, is_plain
 from bench.server import Server, unroll
 from service.bundle.arrays import Float32Array
 from service.bundle.manifest import Precision
@@ -51,8 +51,8 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_server_options(parser)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=1.0, help="length of each turn")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.7, help="length of each turn")
     parser.add_argument("--quick", action="store_true", help="two rounds of 0.3 s")
     options = parser.parse_args()
     rounds, seconds = (2, 0.3) if options.quick else (options.rounds, options.seconds)
@@ -74,7 +74,7 @@ def main() -> None:
         )
     rows += [_reading(rounds, min(0.2, seconds))]
     say(table(rows))
-    if not settings and not options.against:
+    if is_plain(options):
         write("one-client.json", title, rows)
         say(f"written: {RESULTS / 'one-client.json'}")
 

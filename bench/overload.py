@@ -154,7 +154,7 @@ def judged(run: OpenRun, limit_s: float) -> list[Figure]:
         _told("accepted, p50", percentile(accepted, 50) * 1e3, "ms"),
         _told("accepted, p99", p99_s * 1e3, "ms"),
         _told("the bound of the accepted", limit_s * 1e3, "ms"),
-        _judged("accepted, p99 over its bound", p99_s / limit_s, "x", good=p99_s <= limit_s),
+        _judged("accepted, p99 over its bound", p99_s / limit_s, "", good=p99_s <= limit_s),
         *(_told(f"refused, p{x}", percentile(refused, x) * 1e3, "ms") for x in (50, 90, 99, 100)),
         _judged(
             f"refused in under {REFUSED_WITHIN_S * 1e3:g} ms",

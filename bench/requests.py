@@ -103,9 +103,14 @@ def main() -> None:
                 say(table(part))
                 rows += part
     whole = (*options.rows, *options.clients) == (*KINDS, *CLIENTS)
-    if whole and not settings and not options.against and options.shape == (2, 128):
+    if whole and options.shape == (2, 128) and is_plain(options):
         write("requests.json", title, rows)
         say(f"written: {RESULTS / 'requests.json'}")
+
+
+def is_plain(options: argparse.Namespace) -> bool:
+    """Whether nothing was set that makes a run one of its own, whose results are not kept."""
+    return not (options.quick or options.set or options.against)
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,8 @@ can be torn; the innermost frames, which this counts, are read first.
 
 A sample belongs to the place of its innermost frame. Frames of the standard library and of small
 packages belong to whatever called them. Time inside onnxruntime is `runtime, in onnxruntime`: the
-frames of its Python package.
+frames of its Python package. What uvloop does by itself, such as reading from sockets, has no
+frames of its own and shows as `Runner.run` of asyncio.
 """
 
 import argparse
@@ -49,6 +50,7 @@ PLACES: Mapping[str, str] = {
     "logging/": "observe/ with logging and metrics",
     "prometheus_client/": "observe/ with logging and metrics",
     "opentelemetry/": "observe/ with logging and metrics",
+    "service/bundle/": "bundle/",
     "service/": "rest of service/",
     "asyncio/": "asyncio and uvicorn",
     "uvicorn/": "asyncio and uvicorn",

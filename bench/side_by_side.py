@@ -215,7 +215,7 @@ class Bench:
             rows.append(Row(f"{label}, processor", cost, "s/1000 tokens"))
             clients_cost = _median(run.client_cores() for run in mine)
             rows.append(Row(f"{label}, processor of the clients", clients_cost, "cores"))
-            memory = max(run.server_rss_bytes for run in mine) / 2**20
+            memory = max(run.server_memory_bytes for run in mine) / 2**20
             rows.append(Row(f"{label}, resident memory", memory, "MiB"))
         return rows
 

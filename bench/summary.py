@@ -18,6 +18,15 @@ PYTORCH = (
     "FastAPI + sorted PyTorch batches",
     "FastAPI + two sorted PyTorch batches at a time",
 )
+# The commands of the table, and the file by which each of them is dated.
+_COMMANDS = {
+    "make bench": "engine.json",
+    "make bench-peers": "peers.json",
+    "python -m bench.as_it_starts": "as-it-starts.json",
+    "make bench-overload": "overload.json",
+    "make bench-translate": "translate.json",
+    "make bench-classify": "classify.json",
+}
 # Lines above the first row: the machine, an empty line, the table's head and its rule.
 _HEAD = 4
 # The rows for the README, by the start of their first cell.
@@ -42,15 +51,13 @@ def headlines() -> list[str]:
 def lines() -> list[str]:
     """The whole table, as lines of Markdown."""
     engine, peers, translate, classify = (
-        json.loads((RESULTS / x).read_text())
-        for x in ("engine.json", "peers.json", "translate.json", "classify.json")
+        _result(x) for x in ("engine.json", "peers.json", "translate.json", "classify.json")
+    )
+    dates = ", ".join(
+        f"`{command}` on {_result(file)['date']}" for command, file in _COMMANDS.items()
     )
     table = [
-        (
-            f"{engine['machine']}; `make bench` on {engine['date']}, `make bench-peers` on "
-            f"{peers['date']}, `make bench-translate` on {translate['date']}, "
-            f"`make bench-classify` on {classify['date']}."
-        ),
+        f"{engine['machine']}; {dates}.",
         "",
         "| what | measured | against |",
         "| --- | --- | --- |",
@@ -69,6 +76,7 @@ def lines() -> list[str]:
         table.append(_line(shown, row))
     row = _row(peers, f"{_MODEL}: Unroll, one process, scoring 1,000 lines")
     table.append(_line("`/score`, 1,000 lines in one request", row))
+    table += _way_of_a_request()
     for start, what in (
         (
             f"{_MODEL}: the same over the bare graph",
@@ -91,9 +99,53 @@ def lines() -> list[str]:
     ):
         beside = [_row(classify, f"{name} in one request: Unroll", x) for x in PYTORCH]
         table.append(_line(f"{what} units both ways", *beside))
-    memory = json.loads((RESULTS / "memory.json").read_text())["rows"][0]
+    memory = _result("memory.json")["rows"][0]
     table.append(_line("memory that scoring 100 MB of text in requests of 1 MB adds", memory))
     return table
+
+
+def _way_of_a_request() -> list[str]:
+    """What a request costs beside what it must cost, and how the defaults do."""
+    requests, efficiency, one, starts, overload = (
+        _result(f"{x}.json")
+        for x in ("requests", "efficiency", "one-client", "as-it-starts", "overload")
+    )
+    table = []
+    for kind in (
+        "/tokenize",
+        "/score, 20 characters",
+        "/generate, 1 token",
+        "/generate, 64 tokens",
+    ):
+        path, comma, rest = kind.partition(",")
+        row = _row(requests, f"{_SMALL}, 32 clients: {kind}: Unroll")
+        table.append(
+            _line(f"processor time of `{path}`{comma}{rest}, 32 clients, 2 × 128 units", row)
+        )
+    for name, what in ((_SMALL, "2 × 128"), ("lstm-1x336", "1 × 336"), (_MODEL, "2 × 512")):
+        row = _row(efficiency, f"{name}, 32 clients, mixed lengths: Unroll, efficiency")
+        table.append(_line(f"efficiency, 32 clients, {what} units, 8 to 256 tokens", row))
+    for name, what in ((_SMALL, "2 × 128"), (_MODEL, "2 × 512")):
+        row = _row(starts, f"{name}, 32 clients: default settings")
+        table.append(
+            _line(f"default settings beside the best others, 32 clients, {what} units", row)
+        )
+    for start, what in (
+        (f"{_SMALL}, 1 client, 256 tokens: Unroll", "`/generate`, 1 client, 256 tokens, 2 × 128"),
+        (f"{_SMALL}, idle server, first token", "`/generate`, idle server, first token, 2 × 128"),
+        ("lstm-1x128, reading, 1 row", "reading one text as `/score` does, int8, 1 × 128"),
+    ):
+        table.append(_line(f"{what} units", _row(one, start, prefix=True)))
+    for start, what in (
+        ("refused in under", "ten times the capacity: refusals in under 20 ms"),
+        ("accepted, p99 over", "ten times the capacity: p99 of what is accepted, over its bound"),
+    ):
+        table.append(_line(what, _row(overload, start, prefix=True)))
+    return table
+
+
+def _result(file: str) -> Any:
+    return json.loads((RESULTS / file).read_text())
 
 
 def _row(document: Any, name: str, against: str | None = None, *, prefix: bool = False) -> Any:
@@ -107,9 +159,10 @@ def _row(document: Any, name: str, against: str | None = None, *, prefix: bool =
 def _line(what: str, *rows: Any) -> str:
     """A measurement, and what it is beside each of its peers."""
     value = rows[0]["value"]
-    shown = f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+    shown = f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 10 else f"{value:.2g}"
     ratios = [f"{row['ratio']:.2g} × {row['against']}" for row in rows if row["ratio"] is not None]
-    return f"| {what} | {shown} {rows[0]['unit']} | {'; '.join(ratios)} |"
+    measured = f"{shown} {rows[0]['unit']}".strip()
+    return f"| {what} | {measured} | {'; '.join(ratios)} |"
 
 
 def updated(document: str, table: list[str]) -> str:

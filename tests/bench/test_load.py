@@ -25,7 +25,7 @@ from tests.bench.sleeper import sleeper
 def run_of(*spans: tuple[float, float, int], end: float = 10.0, status: int = 200) -> Run:
     """Answers by start, end and tokens, in a window from 0 on."""
     answers = [Answer(Request("", tokens, 0), a, b, status) for a, b, tokens in spans]
-    return Run(answers, 0.0, end, server_cpu_s=5.0, client_cpu_s=1.0, server_rss_bytes=0)
+    return Run(answers, 0.0, end, server_cpu_s=5.0, client_cpu_s=1.0, server_memory_bytes=0)
 
 
 @given(values=st.lists(st.floats(-1e6, 1e6), min_size=1), percent=st.floats(0.0, 100.0))

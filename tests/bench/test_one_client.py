@@ -38,7 +38,7 @@ def test_times_compare_as_how_many_times_faster_the_first_is() -> None:
 def run_at(tokens_per_s: int) -> Run:
     """A run of two seconds at this speed, with one and a half processors busy."""
     answers = [Answer(Request("", 2 * tokens_per_s, 0), 0.0, 2.0, 200)]
-    return Run(answers, 0.0, 2.0, server_cpu_s=3.0, client_cpu_s=0.1, server_rss_bytes=0)
+    return Run(answers, 0.0, 2.0, server_cpu_s=3.0, client_cpu_s=0.1, server_memory_bytes=0)
 
 
 def test_the_default_settings_are_compared_with_the_fastest_of_the_others() -> None:

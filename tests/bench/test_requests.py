@@ -5,7 +5,15 @@ import argparse
 import pytest
 
 from bench.plain_clients import Span
-from bench.requests import KINDS, _setting_of, described, rows_of, shape_of
+from bench.requests import (
+    KINDS,
+    _setting_of,
+    add_server_options,
+    described,
+    is_plain,
+    rows_of,
+    shape_of,
+)
 
 
 def spans_of(*cpu_us: float) -> list[Span]:
@@ -30,6 +38,17 @@ def test_every_kind_of_request_has_its_text_in_its_body() -> None:
         body = kind.body("m", "some text")
         assert body["model"] == "m"
         assert "some text" in body.values()
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [([], True), (["--quick"], False), (["--set", "a=1"], False), (["--against", "x"], False)],
+)
+def test_only_a_plain_run_keeps_its_results(words: list[str], kept: bool) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true")
+    add_server_options(parser)
+    assert is_plain(parser.parse_args(words)) is kept
 
 
 def test_words_of_options_are_read() -> None:
