@@ -37,8 +37,8 @@ from service.tasks.engine import (
     Ability,
     Engine,
 )
+from service.tasks.folders import bundle_folders
 from service.tasks.kinds import Surroundings, open_engine
-from service.tasks.registry import bundle_folders
 
 Able = TypeVar("Able")
 _Answering: TypeAlias = Callable[[Engine, str], Coroutine[Any, Any, Answer]]

@@ -3,21 +3,23 @@
 A version is opened and verified before it is served. While other models are served, a separate
 process opens it first. A request keeps the version that it began with, and a version ends with its
 last request.
+
+Where several server processes serve, a change is a decision that all of them carry out: every one
+prepares it, and only when each has, they carry it out. `service.processes` is in between.
 """
 
 import asyncio
 import gc
-import hashlib
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from service.bundle.files import BundleError
-from service.bundle.store import Manifest, read_bundle
+from service.bundle.store import read_bundle
 from service.decoding.cache_budget import CacheBudgets
 from service.errors import BundleUnusable, InvalidRequest, ModelNotFound, QueueFull
 from service.observe.metrics import Metrics
@@ -26,6 +28,7 @@ from service.runtime.allocator import return_free_memory
 from service.runtime.cpus import usable_cpus
 from service.settings import Settings
 from service.tasks.engine import Ability, Engine
+from service.tasks.folders import Stamp, bundle_folders, stamps_of, version_of
 from service.tasks.kinds import Surroundings, open_engine
 from service.tasks.trial import PATIENCE, Trial
 
@@ -33,12 +36,9 @@ Able = TypeVar("Able")
 
 # A step holds the GIL for one or two tenths of its time: more threads would wait for each other.
 MAX_DEFAULT_THREADS = 4
-MANIFEST = "manifest.json"
 _POLL_S = 0.02
 # After this, a worker that hangs in a step is left running until the process ends.
 _STOP_TIMEOUT_S = 5.0
-
-Stamp = tuple[int, int, int]  # of the manifest, which changes with every new version
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,19 @@ class Change:
     changed: bool
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """What becomes of one model, the same in every server process."""
+
+    verb: Literal["serve", "drop", "fail"]  # `fail` lists a cause; what is served goes on
+    name: str
+    stamp: Stamp | None  # of the folder that was looked at; None: it is gone
+    version: str | None = None  # SHA-256 of the manifest to serve
+    cause: str = ""  # why it cannot be served
+
+
 class ModelRegistry:
-    """The served models by name. Call its methods in the event loop."""
+    """The served models by name. Call its methods in the event loop unless they say otherwise."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         # One key for all models, so that a state of another model is recognized as such.
@@ -62,8 +73,11 @@ class ModelRegistry:
         self._budgets = CacheBudgets.of(settings)
         self.engines: dict[str, Engine] = {}
         self.failed: dict[str, str] = {}  # bundles that cannot be served, and why
-        share = max(1, usable_cpus() // settings.workers)
-        self._threads = settings.engine_threads or min(share, MAX_DEFAULT_THREADS)
+        # Carries a decision out in every server process. Raises BundleError if one of them cannot.
+        self.agree: Callable[[Decision], Awaitable[None]] = self._alone
+        self._prepared: dict[str, Engine] = {}
+        self._stamps: dict[str, Stamp] = {}  # of each folder when it was last dealt with
+        self._threads = settings.engine_threads or min(usable_cpus(), MAX_DEFAULT_THREADS)
         self._trial = Trial(settings, self._threads)
         self._changing = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -78,15 +92,20 @@ class ModelRegistry:
         the cause, and may end the process.
         """
         skips = self._settings.on_bad_bundle == "skip"
+        self._stamps = dict(stamps_of(self._settings.models_dir))
         for folder in bundle_folders(self._settings.models_dir):
             try:
                 with self._in_time(folder.name, None if skips else give_up):
-                    self.engines[folder.name] = self._open(folder, tries=skips)
+                    version = self._tried(folder) if skips else None
+                    self.engines[folder.name] = self._open(folder, version)
+                self._metrics.model_loads.labels("loaded").inc()
             except BundleError as error:
                 if not skips:
                     skip = "UNROLL_ON_BAD_BUNDLE=skip serves the others"
                     raise BundleError(f"{error}; {skip}") from error
-                self._fail(folder.name, error)
+                self.failed[folder.name] = str(error)
+                self._log_failure(folder.name, error)
+        self._trial.rest()
         if not self.engines:
             raise BundleError(f"{self._settings.models_dir}: none of its bundles can be served")
 
@@ -104,6 +123,7 @@ class ModelRegistry:
             yield
         finally:
             timer.cancel()
+            timer.join()
 
     def start(self, engines: Sequence[Engine] | None = None) -> None:
         """Begin to serve the opened engines, or the given ones."""
@@ -196,32 +216,55 @@ class ModelRegistry:
     async def unload(self, name: str) -> Change:
         """Stop serving a model. Raises ModelNotFound."""
         async with self._changing:
-            engine = self.engines.pop(name, None)
-            if engine is None:
+            if name not in self.engines:
                 raise ModelNotFound("no model of that name is served")
-            self._metrics.forget_model(name)
+            await self._drop(name, self._stamps.get(name))
+            return Change(name, is_served=False, changed=True)
+
+    async def watch(self, interval_s: float) -> None:
+        """Follow the folder until cancelled: load new bundles, reload changed, unload removed ones.
+
+        It polls, because folders mounted over a network send no notifications.
+        """
+        while True:
+            await asyncio.sleep(interval_s)
+            found = await asyncio.to_thread(stamps_of, self._settings.models_dir)
+            for name in sorted(self._stamps.keys() | found.keys()):
+                if self._stamps.get(name) != found.get(name):
+                    # The error has been logged; the bundle is tried again when it changes.
+                    with suppress(ModelNotFound, BundleUnusable):
+                        await self._follow(name, found.get(name))
+
+    async def _follow(self, name: str, stamp: Stamp | None) -> None:
+        async with self._changing:
+            if stamp is None:
+                await self._drop(name, stamp)
+            else:
+                await self._replace(name)
+
+    async def _drop(self, name: str, stamp: Stamp | None) -> None:
+        was_served = name in self.engines
+        await self.agree(Decision(verb="drop", name=name, stamp=stamp))
+        if was_served:
             self._metrics.model_loads.labels("unloaded").inc()
             logger.info("model %s: unloaded", name)
-            self._retire(engine)
-            return Change(name, is_served=False, changed=True)
 
     async def _replace(self, name: str) -> None:
         # Look the name up in the listing: a path is never made from a client's name.
+        stamps = await asyncio.to_thread(stamps_of, self._settings.models_dir)
         folders = {x.name: x for x in await asyncio.to_thread(self._folders)}
         if name not in folders:
             raise ModelNotFound("there is no bundle of that name in the models folder")
+        stamp, was_served = stamps.get(name), name in self.engines
         try:
-            engine = await asyncio.to_thread(self._open, folders[name], tries=True)
+            version = await asyncio.to_thread(self._tried, folders[name])
+            await self.agree(Decision(verb="serve", name=name, stamp=stamp, version=version))
         except BundleError as error:
-            self._fail(name, error)
+            self._log_failure(name, error)
+            await self.agree(Decision(verb="fail", name=name, stamp=stamp, cause=str(error)))
             raise BundleUnusable(str(error)) from error
-        before = self.engines.get(name)
-        self._show(engine)
-        self.engines[name] = engine
-        self.failed.pop(name, None)
-        logger.info("model %s: %s", name, "loaded" if before is None else "reloaded")
-        if before is not None:
-            self._retire(before)
+        self._metrics.model_loads.labels("loaded").inc()
+        logger.info("model %s: %s", name, "reloaded" if was_served else "loaded")
 
     def _folders(self) -> list[Path]:
         try:
@@ -229,29 +272,75 @@ class ModelRegistry:
         except BundleError:
             return []
 
+    def _log_failure(self, name: str, error: BundleError) -> None:
+        self._metrics.model_loads.labels("failed").inc()
+        logger.error("model %s cannot be served: %s", name, error)
+
+    # --- decisions ------------------------------------------------------------------------------
+
+    async def _alone(self, decision: Decision) -> None:
+        await asyncio.to_thread(self.prepare, decision)
+        self.carry_out(decision)
+
+    def prepare(self, decision: Decision) -> None:
+        """Open what a decision needs, which a trial process has opened before; changes nothing yet.
+
+        Raises BundleError. Slow, and needs no event loop.
+        """
+        if decision.verb == "serve":
+            folder = self._settings.models_dir / decision.name
+            self._prepared[decision.name] = self._open(folder, decision.version)
+
+    def forget(self, decision: Decision) -> None:
+        """Let go of what was prepared: another process could not."""
+        self._prepared.pop(decision.name, None)
+
+    def carry_out(self, decision: Decision) -> None:
+        """Carry out a decision that has been prepared."""
+        before = self.adopt(decision)
+        if decision.verb == "serve":
+            self._show(self.engines[decision.name])
+        if decision.verb == "drop":
+            self._metrics.forget_model(decision.name)
+        if before is not None:
+            self._retire(before)
+
+    def adopt(self, decision: Decision) -> Engine | None:
+        """Note a decision in a process that serves nothing itself; the engine that it ends."""
+        name = decision.name
+        if decision.stamp is None:
+            self._stamps.pop(name, None)
+        else:
+            self._stamps[name] = decision.stamp
+        if decision.verb == "fail":
+            self.failed[name] = decision.cause
+            return None
+        self.failed.pop(name, None)
+        before = self.engines.pop(name, None)
+        if decision.verb == "serve":
+            self.engines[name] = self._prepared.pop(name)
+        return before
+
     def _show(self, engine: Engine) -> None:
         engine.start()
         manifest = engine.manifest
         self._metrics.forget_model(manifest.name)
         labels = (manifest.name, engine.precision, manifest.task, version_of(manifest)[:12])
         self._metrics.model_info.labels(*labels).set(1)
-        self._metrics.model_loads.labels("loaded").inc()
-
-    def _fail(self, name: str, error: BundleError) -> None:
-        self.failed[name] = str(error)
-        self._metrics.model_loads.labels("failed").inc()
-        logger.error("model %s cannot be served: %s", name, error)
 
     def _retire(self, engine: Engine) -> None:
         task = asyncio.create_task(_end_when_free(engine))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    def _open(self, folder: Path, *, tries: bool) -> Engine:
-        """Open a bundle in this process; with `tries`, a trial process must open it first."""
-        if folder.is_symlink():
-            raise BundleError(f"{folder.name}: symbolic links are not followed")
-        version = self._trial.check(folder) if tries else None
+    def _tried(self, folder: Path) -> str:
+        """Have a trial process open a bundle first; its version. Raises BundleError."""
+        _refuse_link(folder)
+        return self._trial.check(folder)
+
+    def _open(self, folder: Path, version: str | None) -> Engine:
+        """Open a bundle in this process, in this version if one is given. Raises BundleError."""
+        _refuse_link(folder)
         bundle = read_bundle(folder)
         if version not in {None, version_of(bundle.manifest)}:
             raise BundleError(f"{folder.name}: it was replaced while it was opened; try again")
@@ -263,37 +352,10 @@ class ModelRegistry:
         )
         return open_engine(bundle, surroundings)
 
-    # --- watching the folder --------------------------------------------------------------------
 
-    async def watch(self, interval_s: float) -> None:
-        """Follow the folder until cancelled: load new bundles, reload changed, unload removed ones.
-
-        It polls, because folders mounted over a network send no notifications.
-        """
-        known = await asyncio.to_thread(self._stamps)
-        while True:
-            await asyncio.sleep(interval_s)
-            found = await asyncio.to_thread(self._stamps)
-            for name in sorted(known.keys() | found.keys()):
-                if known.get(name) != found.get(name):
-                    # `_fail` has logged the error; the bundle is tried again when it changes.
-                    with suppress(ModelNotFound, BundleUnusable):
-                        await self._follow(name, is_there=name in found)
-            known = found
-
-    def _follow(self, name: str, *, is_there: bool) -> Coroutine[Any, Any, Change]:
-        if is_there:
-            return self.reload(name)
-        self.failed.pop(name, None)
-        return self.unload(name)
-
-    def _stamps(self) -> Mapping[str, Stamp]:
-        stamps: dict[str, Stamp] = {}
-        for folder in self._folders():
-            with suppress(OSError):
-                status = (folder / MANIFEST).stat()
-                stamps[folder.name] = (status.st_ino, status.st_mtime_ns, status.st_size)
-        return stamps
+def _refuse_link(folder: Path) -> None:
+    if folder.is_symlink():
+        raise BundleError(f"{folder.name}: symbolic links are not followed")
 
 
 async def _end_when_free(engine: Engine) -> None:
@@ -312,24 +374,3 @@ def _return_memory() -> None:
     """Return the memory of an ended engine to the system."""
     gc.collect()
     return_free_memory()
-
-
-def version_of(manifest: Manifest) -> str:
-    """The version of a bundle: the SHA-256 of its manifest's content.
-
-    The manifest has the checksums of all other files.
-    """
-    return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()
-
-
-def bundle_folders(models_dir: Path) -> list[Path]:
-    """The folders of bundles, sorted by name. Raises BundleError when there are none."""
-    try:
-        entries = sorted(models_dir.iterdir())
-    except OSError as error:
-        raise BundleError(f"{models_dir}: {error.strerror}") from error
-    # Names that start with a dot are the exporter's scratch folders.
-    folders = [x for x in entries if not x.name.startswith(".") and not x.is_file()]
-    if not folders:
-        raise BundleError(f"{models_dir}: there is no bundle in it")
-    return folders

@@ -76,6 +76,14 @@ class Trial:
             raise BundleError(outcome.error or f"{folder.name}: it cannot be opened")
         return outcome.version
 
+    def rest(self) -> None:
+        """End the process until it is needed again."""
+        with self._turn:
+            self._end()
+            if self._rest is not None:
+                self._rest.cancel()
+                self._rest.join()
+
     def close(self) -> None:
         """End the process for good; a check that waits for it fails."""
         self._closed = True

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from service.bundle.files import BundleError
 from service.bundle.store import read_bundle
+from service.tasks.folders import version_of
 from service.tasks.kinds import Surroundings, open_engine
-from service.tasks.registry import version_of
 from service.tasks.trial import Outcome, Task
 
 # Words in the errors of onnxruntime and numpy when an allocation fails.

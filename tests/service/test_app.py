@@ -20,7 +20,8 @@ from service.observe.metrics import Metrics
 from service.runtime.cpus import usable_cpus
 from service.settings import Settings
 from service.tasks.engine import Engine
-from service.tasks.registry import ModelRegistry, bundle_folders
+from service.tasks.folders import bundle_folders
+from service.tasks.registry import ModelRegistry
 from tests.bundles import ALPHABET, plain_files, tiny_files
 from tests.fakes import AppClient
 

@@ -15,7 +15,7 @@ from service.bundle.files import BundleError
 from service.bundle.store import read_bundle, write_bundle
 from service.settings import Settings
 from service.tasks import trial
-from service.tasks.registry import version_of
+from service.tasks.folders import version_of
 from service.tasks.trial import Trial
 from tests.bundles import tiny_files
 
