@@ -1,46 +1,47 @@
 """`python -m service`: serve the bundles of a folder over HTTP, or run a command on them."""
 
-import gc
 import json
 import logging
-import math
-import multiprocessing
 import os
 import signal
 import socket
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
 
-import uvicorn
-from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
 
 from service.app import create_app
 from service.bundle.files import BundleError
 from service.cli import commands as cli
 from service.cli.parser import COMMANDS
-from service.drain import Drain
-from service.environment import PREFIX, service_links, unknown_variables
+from service.environment import service_links, unknown_variables
 from service.http.api_keys import ApiKeysError
-from service.http.listener import ListenError, all_loopback, bound_sockets, listen, url_of
-from service.http.protocol import BoundedProtocol
+from service.http.listener import ListenError, all_loopback, bound_sockets, listen
 from service.observe.logs import log_to_stderr
-from service.observe.metrics import SHARED_FOLDER, forget_this_process, lacks_room
+from service.observe.metrics import (
+    SHARED_FOLDER,
+    forget_own_gauges,
+    lacks_room,
+    share_metrics,
+    take_place,
+)
+from service.processes.link import Link
+from service.processes.places import Places
+from service.processes.server import Alone, OneOfSeveral, tell_where
+from service.processes.supervisor import Supervisor
 from service.runtime.allocator import bound_arenas
+from service.runtime.cpus import usable_cpus
+from service.runtime.memory import usable_bytes
+from service.setting_shares import default_workers, share_of
 from service.setting_sources import KNOWN, load_settings
 from service.settings import LOOPBACK, Settings, SettingsError
-from service.supervisor import Supervisor
+from service.tasks.registry import ModelRegistry
 
-# How long uvicorn waits for connections still open at the end: idle ones and those that never end.
-_CLOSE_S = 2
-# How long a worker may take to start and answer its parent. With uvicorn's 5 s, a busy machine on
-# which workers start slowly killed them again and again.
-_WORKER_ANSWER_S = 20
 _KEPT_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 logger = logging.getLogger("service")
@@ -59,61 +60,81 @@ def main() -> int:
         signal.signal(number, _end_early)
     try:
         settings = load_settings(sys.argv[1:], os.environ)
+        workers = settings.workers or _default_workers()
+        settings = settings.model_copy(update={"workers": workers})
         log_to_stderr(settings)
         _remark_on(os.environ)
         logger.info("settings: %s", json.dumps(settings.redacted()))
-        _check_shared_folder(settings)
         # Before loading the models, which takes a while: a port in use is reported at once.
         sockets = bound_sockets(settings.host, settings.port)
         settings = _with_own_names(settings, sockets)
-        app = create_app(settings)
-        app.state.registry.load_all(_give_up)
+        return _serve_alone(settings, sockets) if workers == 1 else _serve(settings, sockets)
     except (SettingsError, ApiKeysError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except (BundleError, ListenError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    # uvicorn shuts down on the first signal, restores the earlier handlers and raises the signal
-    # again. This handler only logs, so a clean end has exit status 0.
-    for number in _KEPT_SIGNALS:
-        signal.signal(number, _ended_in_order)
-    if settings.workers > 1:
-        # The models were opened here to report bad bundles early; each worker opens its own.
-        del app
-        _share_state_key(settings)
-        with _shared_numbers(settings):
-            supervisor = Supervisor(_config("service.__main__:create_worker", settings), sockets)
-            _tell_where(sockets)
-            supervisor.run()
-        return 1 if supervisor.failed else 0
-    try:
-        _serve(lambda: _drained(app), settings, sockets)
-    except ListenError as error:
-        sys.stderr.write(f"error: {error}\n")
+
+
+def _default_workers() -> int:
+    """One process for each processor, where the system forks processes safely."""
+    if not sys.platform.startswith("linux"):
         return 1
-    for number in _KEPT_SIGNALS:
-        # The server has ended: another signal would only change the exit status.
-        signal.signal(number, signal.SIG_IGN)
+    return default_workers(usable_cpus(), usable_bytes())
+
+
+def _serve_alone(settings: Settings, sockets: list[socket.socket]) -> int:
+    app = create_app(settings)
+    app.state.registry.load_all(_give_up)
+    _keep_signals(_ended_in_order)
+    server = Alone(app, settings)
+    server.run(sockets)
+    if not server.started:
+        return STARTUP_FAILURE
+    # The server has ended: another signal would only change the exit status.
+    _keep_signals(signal.SIG_IGN)
     return 1 if app.state.lifecycle.fatal else 0
 
 
-def create_worker() -> FastAPI:
-    """The application of one of several server processes; uvicorn's workers import it by name.
-
-    It has the parent's environment and, through multiprocessing, the parent's command line.
-    """
-    bound_arenas(os.environ)
-    settings = load_settings(sys.argv[1:], os.environ)
-    log_to_stderr(settings)
-    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
-    try:
+def _serve(settings: Settings, sockets: list[socket.socket]) -> int:
+    """Serve with several processes, forks of this one, which opens the models for all of them."""
+    whole, settings = settings, share_of(settings, settings.workers or 1, usable_cpus())
+    with _shared_numbers(whole):
         app = create_app(settings)
-        app.state.registry.load_all(_give_up_worker)
-    except (SettingsError, ApiKeysError, BundleError) as error:
-        logger.error("this worker cannot start: %s", error)  # noqa: TRY400 (not a bug: no traceback)
-        sys.exit(STARTUP_FAILURE)
-    return _drained(app)
+        registry: ModelRegistry = app.state.registry
+        registry.load_all(_give_up)
+        forget_own_gauges()
+        listen(sockets)
+        places = Places(settings.workers or 1)
+
+        def work(place: int, connection: Connection) -> None:
+            _keep_signals(_ended_in_order)
+            take_place(place)
+            if place:
+                # One process follows the folder for all.
+                app.state.settings = settings.model_copy(update={"watch_models_s": None})
+            link = Link(connection, registry)
+            server = OneOfSeveral(app, settings, link, places, place)
+            server.run(sockets)
+            sys.exit(1 if app.state.lifecycle.fatal else 0)
+
+        supervisor = Supervisor(
+            settings, registry, places, work, on_serving=lambda: tell_where(sockets)
+        )
+        status = supervisor.run()
+        _keep_signals(signal.SIG_IGN)
+    return status
+
+
+def _keep_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    """Handle signals so that they do not change the exit status.
+
+    uvicorn shuts down on the first signal, restores the earlier handlers and raises the signal
+    again; they find this one.
+    """
+    for number in _KEPT_SIGNALS:
+        signal.signal(number, handler)
 
 
 def _give_up(cause: str) -> None:
@@ -121,22 +142,6 @@ def _give_up(cause: str) -> None:
     sys.stderr.write(f"error: {cause}\n")
     sys.stderr.flush()
     os._exit(1)
-
-
-def _give_up_worker(cause: str) -> None:
-    logger.error("this worker cannot start: %s", cause)
-    os._exit(STARTUP_FAILURE)
-
-
-def _drained(app: FastAPI) -> FastAPI:
-    """The application with a `Drain` for its process; uvicorn calls this in the event loop."""
-    # Objects alive by now stay alive: a collection that walked them would stall requests for 0.1 s.
-    gc.collect()
-    gc.freeze()
-    state = app.state
-    # Keeps a reference: nothing else does.
-    state.drain = Drain(state.settings, state.lifecycle, state.registry)
-    return app
 
 
 def _with_own_names(settings: Settings, sockets: list[socket.socket]) -> Settings:
@@ -148,22 +153,18 @@ def _with_own_names(settings: Settings, sockets: list[socket.socket]) -> Setting
     if is_said or not all_loopback(sockets):
         return settings
     names = ",".join((*LOOPBACK, settings.host))
-    # For the workers, which read their settings from the environment.
-    os.environ[f"{PREFIX}ALLOWED_HOSTS"] = names
     return settings.model_copy(update={"allowed_hosts": names})
-
-
-def _share_state_key(settings: Settings) -> None:
-    """Without a configured key, share one with all workers through the environment."""
-    if settings.state_key is None:
-        os.environ[f"{PREFIX}STATE_KEY"] = settings.signing_key().get_secret_value()
 
 
 @contextmanager
 def _shared_numbers(settings: Settings) -> Iterator[None]:
     """A folder in which the workers share their metrics."""
     if SHARED_FOLDER in os.environ:
-        forget_this_process()
+        folder = Path(os.environ[SHARED_FOLDER])
+        lack = lacks_room(folder, settings.workers or 1)
+        if lack is not None:
+            raise SettingsError(f"{SHARED_FOLDER}: {lack}")
+        share_metrics(folder)
         yield
         return
     try:
@@ -173,29 +174,13 @@ def _shared_numbers(settings: Settings) -> Iterator[None]:
         logger.warning("%s; each worker reports its own metrics", cause)
         yield
         return
-    with made as folder:
-        lack = lacks_room(Path(folder), settings.workers)
+    with made as path:
+        lack = lacks_room(Path(path), settings.workers or 1)
         if lack is None:
-            os.environ[SHARED_FOLDER] = folder
+            share_metrics(Path(path))
         else:
             logger.warning("%s; each worker reports its own metrics", lack)
         yield
-
-
-def _check_shared_folder(settings: Settings) -> None:
-    """Raise SettingsError if a folder for metrics is configured and cannot be used."""
-    if SHARED_FOLDER in os.environ:
-        lack = lacks_room(Path(os.environ[SHARED_FOLDER]), settings.workers)
-        if lack is not None:
-            raise SettingsError(f"{SHARED_FOLDER}: {lack}")
-
-
-def _end_with_parent() -> None:
-    """End this worker when its parent dies: orphaned workers would hold the port for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _remark_on(environment: Mapping[str, str]) -> None:
@@ -205,47 +190,6 @@ def _remark_on(environment: Mapping[str, str]) -> None:
     links = service_links(environment)
     if links:
         logger.info("ignored as links to a Kubernetes service: %s", ", ".join(links))
-
-
-class _Server(uvicorn.Server):
-    """Logs the address once it listens; uvicorn does not when it is given sockets."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        # Here, because not every event loop reports a failure to listen.
-        listen(sockets or [])
-        await super().startup(sockets)
-        if self.started:
-            _tell_where(sockets or [])
-
-
-def _tell_where(sockets: list[socket.socket]) -> None:
-    logger.info("listening on %s", ", ".join(url_of(x) for x in sockets))
-
-
-def _serve(app: Callable[[], FastAPI], settings: Settings, sockets: list[socket.socket]) -> None:
-    server = _Server(_config(app, settings))
-    server.run(sockets)
-    if not server.started:
-        sys.exit(STARTUP_FAILURE)
-
-
-def _config(app: str | Callable[[], FastAPI], settings: Settings) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        factory=True,
-        workers=settings.workers,
-        timeout_worker_healthcheck=_WORKER_ANSWER_S,
-        log_config=None,  # ours
-        log_level=settings.log_level,
-        access_log=False,
-        http=BoundedProtocol,
-        ws="none",
-        server_header=False,
-        timeout_keep_alive=math.ceil(settings.keep_alive_s),
-        # X-Forwarded-* is not trusted: any client can send it.
-        proxy_headers=False,
-        timeout_graceful_shutdown=_CLOSE_S,
-    )
 
 
 def _end_early(number: int, _: FrameType | None) -> None:

@@ -125,6 +125,7 @@ async def _lifespan(app: FastAPI, *, engines: Sequence[Engine] | None) -> AsyncI
     if engines is None and not registry.engines:
         await asyncio.to_thread(registry.load_all)
     registry.start(engines)
+    app.state.tracer.start()
     logger.info("serving %s", ", ".join(sorted(registry.engines)))
     work = [watch_engines(registry, app.state.lifecycle, settings.watchdog_s)]
     if app.state.metrics.is_shared:

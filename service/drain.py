@@ -11,6 +11,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -30,7 +31,19 @@ logger = logging.getLogger(__name__)
 class Drain:
     """Takes over the signals. Create it in the event loop, after the server's own handlers."""
 
-    def __init__(self, settings: Settings, lifecycle: Lifecycle, registry: ModelRegistry) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        lifecycle: Lifecycle,
+        registry: ModelRegistry,
+        *,
+        is_told: bool = False,
+    ) -> None:
+        """With `is_told`, a supervisor passes signals on (`begin`, `hurry`).
+
+        The process then ignores a terminal's SIGINT, which the supervisor gets as well, and a
+        SIGTERM of its own never counts as the second one.
+        """
         self._settings = settings
         self._lifecycle = lifecycle
         self._registry = registry
@@ -40,16 +53,27 @@ class Drain:
         self._watch = self._loop.create_task(self._end_when_fatal())
         # The server's own handlers, which end it.
         self._before: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
+        if is_told:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, self._on_term)
+            return
         for number in _SIGNALS:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        self._loop.call_soon_threadsafe(self._begin, number)
+        again = self._drain is not None
+        self._loop.call_soon_threadsafe(self.hurry if again else partial(self.begin, number))
 
-    def _begin(self, number: int) -> None:
+    def _on_term(self, number: int, _: FrameType | None) -> None:
+        self._loop.call_soon_threadsafe(self.begin, number)
+
+    def hurry(self) -> None:
+        """End every wait of the shutdown, as a second signal does."""
+        self._again.set()
+
+    def begin(self, number: int) -> None:
+        """Begin to shut down, as on this signal, unless it has begun."""
         if self._drain is not None:
-            # A second signal ends every wait.
-            self._again.set()
             return
         logger.info("%s: shutting down", signal.Signals(number).name)
         # Ctrl-C comes from a person who waits, without a load balancer that has to notice.

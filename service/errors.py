@@ -8,7 +8,6 @@
     ├── NotOffered 404            a part of another server's API that this one does not have
     ├── ReceiptTimeout 408        the request's head or body arrived too slowly
     ├── BundleUnusable 409        a bundle cannot be loaded
-    ├── SeveralProcesses 409      the change would reach only one of several server processes
     ├── BodyTooLarge 413
     ├── UrlTooLong 414
     ├── UnsupportedMediaType 415
@@ -105,12 +104,6 @@ class BundleUnusable(ServiceError):
     """A bundle cannot be served; the models served before stay in service."""
 
     status, type, title = 409, "bundle-unusable", "Bundle unusable"
-
-
-class SeveralProcesses(ServiceError):
-    """The change would reach only one of several server processes."""
-
-    status, type, title = 409, "several-processes", "Several processes"
 
 
 class BodyTooLarge(ServiceError):

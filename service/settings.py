@@ -47,7 +47,13 @@ class Settings(BaseModel):
         ),
     )
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
-    workers: Count = Field(1, description="server processes that share the port")
+    workers: Count | None = Field(
+        None,
+        description=(
+            "server processes that share the port; unset starts one per usable processor, at most "
+            "eight, and at most one per 512 MiB of usable memory"
+        ),
+    )
     root_path: str = Field(
         "",
         pattern=r"^(/[A-Za-z0-9._~-]+)*$",
@@ -59,16 +65,16 @@ class Settings(BaseModel):
     max_connections: Count = Field(
         1000,
         description=(
-            "most connections per process; when all are in use, a new one replaces a connection "
-            "that idles between requests or a stream that stands still, and if there is none, "
-            "only /livez and /readyz are answered on it"
+            "most connections; when all are in use, a new one replaces one that idles between "
+            "requests or a stream that stands still, and if there is none, only /livez and "
+            "/readyz are answered on it"
         ),
     )
     max_unsent_bytes: Count = Field(
         32 * 2**20,
         description=(
-            "most bytes of answers that wait for clients to read them, per process; above that, "
-            "clients that read nothing are disconnected, or the answer is refused"
+            "most bytes of answers that wait for clients to read them; above that, clients that "
+            "read nothing are disconnected, or the answer is refused"
         ),
     )
     keep_alive_s: Seconds = Field(
@@ -129,12 +135,10 @@ class Settings(BaseModel):
     prefix_cache_bytes: int = Field(
         64 * 2**20,
         ge=0,
-        description="memory for cached prefixes of all models, per process; 0 turns it off",
+        description="memory for cached prefixes of all models; 0 turns it off",
     )
     pattern_cache_bytes: int = Field(
-        8 * 2**20,
-        ge=0,
-        description="memory for compiled patterns of all models, per process; 0 turns it off",
+        8 * 2**20, ge=0, description="memory for compiled patterns of all models; 0 turns it off"
     )
     api_keys_file: Path | None = Field(
         None,
@@ -202,8 +206,8 @@ class Settings(BaseModel):
     max_bodies_bytes: Count = Field(
         16 * 2**20,
         description=(
-            "most bytes of all request bodies in memory, per process; the first 64 KB of each "
-            "body are not counted"
+            "most bytes of all request bodies in memory, without the first 64 KB of each; every "
+            "process has room for one body"
         ),
     )
     max_values: Count = Field(
@@ -294,8 +298,8 @@ class Settings(BaseModel):
     watchdog_s: Seconds = Field(
         30.0,
         description=(
-            "how long one step of an engine may take; a longer step counts as hanging, and the "
-            "server ends with status 1"
+            "how long one step of an engine may take; a longer step counts as hanging, and its "
+            "process ends with status 1"
         ),
     )
     lame_duck_s: float = Field(

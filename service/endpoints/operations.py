@@ -1,4 +1,8 @@
-"""What operators ask: whether it lives and is ready, its numbers, and which models it serves."""
+"""What operators ask: whether it lives and is ready, its numbers, and which models it serves.
+
+Where several processes serve, health is that of the process that answers; numbers and changes of
+models are of all.
+"""
 
 import asyncio
 from typing import Annotated
@@ -6,7 +10,6 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 
 from service.endpoints.operations_wire import Changed, EngineState, FailedModel, Live, Ready
-from service.errors import SeveralProcesses
 from service.http.problems import problem_responses
 from service.observe.lifecycle import Lifecycle
 from service.observe.metrics import Metrics
@@ -109,7 +112,7 @@ async def unload(name: Name, request: Request) -> Changed:
 
 @router.post("/admin/models/{name}/reload", responses=_CHANGES, tags=["admin"])
 async def reload(name: Name, request: Request) -> Changed:
-    """Serve a bundle as it is on disk now.
+    """Serve a bundle as it is on disk now, in every server process.
 
     It is verified first: where it cannot be served, the version before it goes on. Requests end
     with the version that they began with.
@@ -118,26 +121,8 @@ async def reload(name: Name, request: Request) -> Changed:
 
 
 def _registry(request: Request) -> ModelRegistry:
-    settings: Settings = request.app.state.settings
-    if settings.workers > 1:
-        raise SeveralProcesses(
-            f"one of {settings.workers} server processes would hear of it; {_follow(settings)}"
-        )
     registry: ModelRegistry = request.app.state.registry
     return registry
-
-
-def _follow(settings: Settings) -> str:
-    """What to do instead if several processes serve."""
-    if settings.watch_models_s is None:
-        return (
-            "start the server with UNROLL_WATCH_MODELS_S=2, and each of them loads, reloads or "
-            "unloads what is written, replaced or removed in the models folder"
-        )
-    return (
-        f"each of them looks at the models folder every {settings.watch_models_s:g} s: write, "
-        "replace or remove the bundle there"
-    )
 
 
 def _told(change: Change) -> Changed:

@@ -1,13 +1,13 @@
 """Prometheus metrics of the server, of one process or shared by several.
 
 Every label has few values: only served models, existing routes and the reasons in errors.py.
-Several server processes share their metrics through files in the folder that
-`PROMETHEUS_MULTIPROC_DIR` names; the library reads the variable when it is imported.
+Several server processes share their metrics through files in a folder, which the library maps into
+memory. Each process has a place, and its successor goes on with the files of that place.
 """
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -21,10 +21,15 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
+    values,
 )
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.metrics_core import Metric
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
-SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the library's own name for it
 
 # Roughly the most that one process writes there.
 _SHARED_BYTES = 2 * 2**20
@@ -36,6 +41,47 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 GaugeMode: TypeAlias = Literal["livesum", "livemax", "livemin"]
 # Requests that end so have no client that still waits for the answer.
 _CANCELLED = {"client-gone", "deadline-exceeded"}
+
+
+@dataclass(slots=True)
+class _Sharing:
+    """How this process shares its metrics. The library wants to know before the first metric."""
+
+    folder: Path | None = None
+    place: str = "parent"  # part of the names of its files
+
+
+_sharing = _Sharing()
+# The library goes by its variable in the environment; here `share_metrics` decides.
+values.ValueClass = values.MutexValue
+
+
+def share_metrics(folder: Path) -> None:
+    """Share the metrics made from now on, through this folder, with processes forked later."""
+    for file in folder.glob("*.db"):
+        file.unlink()  # of an earlier run
+    os.environ[SHARED_FOLDER] = str(folder)
+    _sharing.folder = folder
+    values.ValueClass = values.MultiProcessValue(lambda: _sharing.place)  # type: ignore[no-untyped-call]
+
+
+def forget_own_gauges() -> None:
+    """Remove the gauges of this process, which does not serve itself."""
+    if _sharing.folder is not None:
+        for file in _sharing.folder.glob(f"gauge_*_{_sharing.place}.db"):
+            file.unlink()
+
+
+def take_place(place: int) -> None:
+    """Go on with the shared counters of a place: those of the processes before in it."""
+    _sharing.place = str(place)
+    if _sharing.folder is not None:
+        for file in _sharing.folder.glob(f"gauge_*_{place}.db"):
+            # Not removed: a new file might find no room.
+            gauges = MmapedDict(str(file))  # type: ignore[no-untyped-call]
+            for key, _, _ in list(gauges.read_all_values()):  # type: ignore[no-untyped-call]
+                gauges.write_value(key, 0.0, 0.0)  # type: ignore[no-untyped-call]
+            gauges.close()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +148,7 @@ class Metrics:
     def __init__(self) -> None:
         # The `_created` series are of no use here, and double what is scraped.
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._shared = os.environ.get(SHARED_FOLDER)
+        self._shared = _sharing.folder
         self.registry = CollectorRegistry()
         # To find a labelled metric takes longer than to count in it.
         self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
@@ -174,6 +220,7 @@ class Metrics:
             "livemax",
             ("model", "precision", "task", "version"),
         )
+        self._infos: dict[str, tuple[str, ...]] = {}  # labels shown, by model
         self.ready = self._gauge("unroll_ready", "1 if /readyz answers 200.", "livemin", ())
 
     def _counter(self, name: str, what: str, labels: Sequence[str]) -> Counter:
@@ -219,11 +266,20 @@ class Metrics:
         self.queue_tokens.labels(model).set(gauges.queued_tokens)
         self.stalled_seconds.labels(model).set(gauges.stalled_s)
 
+    def show_model(self, model: str, precision: str, task: str, version: str) -> None:
+        """Show a served model in the place of its version before."""
+        self.forget_model(model)
+        labels = (model, precision, task, version)
+        self.model_info.labels(*labels).set(1)
+        self._infos[model] = labels
+
     def forget_model(self, model: str) -> None:
         """Remove the gauges of a model that is no longer served."""
         if self._shared is not None:
-            # Shared metrics cannot be removed.
+            # Shared metrics cannot be removed; `_OfAllProcesses` leaves out what is 0 here.
             self.show_engine(model, EngineGauges(0, 0, 0, 0, 0.0))
+            if model in self._infos:
+                self.model_info.labels(*self._infos.pop(model)).set(0)
             return
         for gauge in (
             self.rows,
@@ -238,15 +294,9 @@ class Metrics:
         """All metrics in Prometheus' text format, and their media type."""
         if self._shared is None:
             return generate_latest(self.registry), CONTENT_TYPE_LATEST
-        _forget_ended_processes(Path(self._shared))
         whole = CollectorRegistry()
-        MultiProcessCollector(whole, path=self._shared)  # type: ignore[no-untyped-call]
+        whole.register(_OfAllProcesses(self._shared))
         return generate_latest(whole), CONTENT_TYPE_LATEST
-
-
-def forget_this_process() -> None:
-    """Remove the gauges of this process, the parent of those that serve."""
-    mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
 
 
 def lacks_room(folder: Path, processes: int = 1) -> str | None:
@@ -266,10 +316,28 @@ def lacks_room(folder: Path, processes: int = 1) -> str | None:
     return None
 
 
-def _forget_ended_processes(folder: Path) -> None:
-    """Remove the gauges of server processes that have ended in any way; keep their counters."""
-    for pid in {int(file.stem.rpartition("_")[2]) for file in folder.glob("gauge_live*.db")}:
-        try:
-            os.kill(pid, 0)  # sends no signal; raises if there is no such process
-        except ProcessLookupError:
-            mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
+class _OfAllProcesses(Collector):
+    """The metrics of all processes, without the gauges of models that none serves any more."""
+
+    def __init__(self, folder: Path) -> None:
+        self._collector = MultiProcessCollector(None, path=str(folder))  # type: ignore[no-untyped-call]
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric."""
+        families: list[Metric] = list(self._collector.collect())  # type: ignore[no-untyped-call]
+        served = {
+            sample.labels["model"]
+            for family in families
+            for sample in family.samples
+            if sample.name == "unroll_model_info" and sample.value
+        }
+        for family in families:
+            if family.type == "gauge":
+                family.samples = [x for x in family.samples if _is_current(x, served)]
+            yield family
+
+
+def _is_current(sample: Sample, served: Collection[str]) -> bool:
+    if sample.name == "unroll_model_info" and not sample.value:
+        return False
+    return sample.labels.get("model") in {None, *served}

@@ -25,9 +25,13 @@ class OtlpTracer:
     def __init__(self, endpoint: str) -> None:
         resource = Resource.create({"service.name": "unroll"})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
+        self._endpoint = endpoint
         self._tracer = self._provider.get_tracer("unroll")
         self._propagator = TraceContextTextMapPropagator()
+
+    def start(self) -> None:
+        """Begin to send spans: start the SDK's thread."""
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(self._endpoint)))
 
     def begin(self, scope: Scope) -> Span:
         """A span in the caller's trace, or in a new one."""

@@ -40,6 +40,9 @@ class Tracer(Protocol):
     def begin(self, scope: Scope) -> Span:
         """Begin the span of a request, in the caller's trace or in a new one."""
 
+    def start(self) -> None:
+        """Begin; called in the process that serves."""
+
     def close(self) -> None:
         """Send the spans that are left."""
 
@@ -64,6 +67,9 @@ class LoggingTracer:
         parent = parse_traceparent([value.decode("latin-1") for value in given])
         trace_id = fresh_id(16) if parent is None else parent.trace_id
         return LoggedSpan(trace_id, fresh_id(8))
+
+    def start(self) -> None:
+        """Begin; called in the process that serves."""
 
     def close(self) -> None:
         """Do nothing: no spans are held."""

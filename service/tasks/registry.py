@@ -26,6 +26,7 @@ from service.observe.metrics import Metrics
 from service.observe.request_context import current_request
 from service.runtime.allocator import return_free_memory
 from service.runtime.cpus import usable_cpus
+from service.setting_shares import MAX_DEFAULT_THREADS
 from service.settings import Settings
 from service.tasks.engine import Ability, Engine
 from service.tasks.folders import Stamp, bundle_folders, stamps_of, version_of
@@ -34,8 +35,6 @@ from service.tasks.trial import PATIENCE, Trial
 
 Able = TypeVar("Able")
 
-# A step holds the GIL for one or two tenths of its time: more threads would wait for each other.
-MAX_DEFAULT_THREADS = 4
 _POLL_S = 0.02
 # After this, a worker that hangs in a step is left running until the process ends.
 _STOP_TIMEOUT_S = 5.0
@@ -324,9 +323,8 @@ class ModelRegistry:
     def _show(self, engine: Engine) -> None:
         engine.start()
         manifest = engine.manifest
-        self._metrics.forget_model(manifest.name)
-        labels = (manifest.name, engine.precision, manifest.task, version_of(manifest)[:12])
-        self._metrics.model_info.labels(*labels).set(1)
+        version = version_of(manifest)[:12]
+        self._metrics.show_model(manifest.name, engine.precision, manifest.task, version)
 
     def _retire(self, engine: Engine) -> None:
         task = asyncio.create_task(_end_when_free(engine))

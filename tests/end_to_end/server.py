@@ -89,15 +89,17 @@ def serve(
 ) -> Iterator[Server]:
     """`python -m service` over a folder of bundles; settings as `UNROLL_` variables.
 
-    `module` is run in the place of `service`, with `extra` in its environment; `prepare` is called
-    in the new process first.
+    One process, unless `workers` says otherwise (None: as many as it starts by itself). `module`
+    is run in the place of `service`, with `extra` in its environment; `prepare` is called in the
+    new process first.
     """
     port = settings.pop("port", free_port())
     environment = {k: v for k, v in os.environ.items() if not k.startswith("UNROLL_")}
     environment |= extra or {}
     # Nobody has to be told before they end.
-    values = {"models_dir": models_dir, "port": port, "lame_duck_s": 0, **settings}
-    environment |= {f"UNROLL_{name.upper()}": str(value) for name, value in values.items()}
+    values = {"models_dir": models_dir, "port": port, "lame_duck_s": 0, "workers": 1, **settings}
+    said = {name: value for name, value in values.items() if value is not None}
+    environment |= {f"UNROLL_{name.upper()}": str(value) for name, value in said.items()}
     command = [sys.executable, "-m", module]
     process = subprocess.Popen(
         command,

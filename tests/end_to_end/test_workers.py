@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -12,10 +13,14 @@ import psutil
 import pytest
 
 from service.runtime.allocator import MAX_ARENAS
+from service.runtime.cpus import usable_cpus
+from service.runtime.memory import usable_bytes
+from service.setting_shares import default_workers
 from tests.end_to_end.server import NO_CERTIFICATES, ROOT, arenas_in, serve
 from tests.faults.support import eventually as within
 
 BODY = {"model": "alice-gru", "prompt": "Alice ", "max_tokens": 60, "seed": 3, "n": 2}
+RUNNING = 'unroll_rows{model="alice-gru",state="running"}'
 
 
 eventually = partial(within, timeout_s=60)  # starts of processes, one after another
@@ -30,10 +35,10 @@ def ask(url: str, seed: int) -> str:
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
-    """The processes that answer: multiprocessing's helpers are none of them."""
-    children = psutil.Process(pid).children(recursive=True)
-    living = [x for x in children if x.status() != psutil.STATUS_ZOMBIE]
-    return [x for x in living if "spawn_main" in " ".join(x.cmdline())]
+    """The processes that answer, forks of their parent; a trial of a bundle is none of them."""
+    parent = psutil.Process(pid)
+    living = [x for x in parent.children() if x.status() != psutil.STATUS_ZOMBIE]
+    return [x for x in living if x.cmdline() == parent.cmdline()]
 
 
 @pytest.fixture(scope="module")
@@ -71,35 +76,58 @@ def test_workers_give_what_one_process_gives(models_dir: Path) -> None:
         ]
 
 
-def test_a_worker_that_dies_is_replaced_as_soon_as_one_can_start(
+def test_as_it_starts_there_is_a_process_for_each_processor(models_dir: Path) -> None:
+    expected = default_workers(usable_cpus(), usable_bytes())
+    with serve(models_dir, workers=None) as server:
+        # The only one has no parent.
+        assert len(workers_of(server.process.pid)) == (expected if expected > 1 else 0)
+
+
+def test_a_worker_that_dies_is_replaced_at_once_whatever_became_of_the_folder(
     models_dir: Path, tmp_path: Path
 ) -> None:
     shared, log = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}, tmp_path / "log"
     folder = shutil.copytree(models_dir, tmp_path / "models")
     with log.open("wb") as out, serve(folder, workers=2, extra=shared, stderr=out) as server:
-        eventually(lambda: log.read_text().count("Application startup complete") == 2)
-        first, second = workers_of(server.process.pid)
-        # Beside a folder that is broken by now the other one goes on, and the cause is said.
-        (folder / "broken").mkdir()
-        first.kill()
-        eventually(lambda: "this worker cannot start: broken: manifest.json" in log.read_text())
-        assert "(SIGKILL); a new one starts now" in log.read_text()
-        eventually(lambda: "(status 3); a new one starts in 1 s" in log.read_text())
-        assert {ask(server.url, 1) for _ in range(4)} == {ask(server.url, 1)}
-        assert workers_of(server.process.pid)[0] == second
-        (folder / "broken").rmdir()
-        eventually(lambda: log.read_text().count("Application startup complete") == 3)
-        assert len(workers_of(server.process.pid)) == 2
-        # What the first one showed of its last moment is shown no longer.
-        eventually(lambda: server.samples()["unroll_ready"] == 1)
-        assert not list(tmp_path.glob(f"gauge_live*_{first.pid}.db"))
-        assert list(tmp_path.glob("gauge_live*.db"))
-        # Where no worker is left, and none can start, the service ends, and not well.
+        expected = ask(server.url, 1)
+        name = 'unroll_requests_total{route="/generate",status="200"}'
+        eventually(lambda: server.samples().get(name) == 1)
+        shutil.rmtree(folder / "alice-gru")
         (folder / "broken").mkdir()
         for worker in workers_of(server.process.pid):
             worker.kill()
-        assert server.process.wait(60) == 1
-        assert "no worker could start; shutting down" in log.read_text()
+        eventually(lambda: log.read_text().count("(SIGKILL); a new one starts now") == 2)
+        eventually(lambda: log.read_text().count("Application startup complete") == 4)
+        assert [ask(server.url, 1) for _ in range(4)] == [expected] * 4
+        # Successors count on from where the ones before them ended.
+        eventually(lambda: server.samples()[name] == 5)
+        eventually(lambda: server.samples()["unroll_ready"] == 1)
+        assert server.stop() == 0
+    assert len(list(tmp_path.glob("counter_*.db"))) == 3  # of two places, and of the parent
+
+
+def test_a_worker_that_stands_still_is_ended_and_replaced(models_dir: Path) -> None:
+    with serve(models_dir, workers=2, module="tests.end_to_end.impatient") as server:
+        first, _ = workers_of(server.process.pid)
+        first.suspend()
+        eventually(lambda: first not in workers_of(server.process.pid))
+        eventually(lambda: len(workers_of(server.process.pid)) == 2)
+
+
+def test_a_signal_to_all_processes_at_once_still_lets_requests_end(models_dir: Path) -> None:
+    """As from a terminal or a service manager, beside the supervisor's own word to the workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with serve(models_dir, workers=2, log_level="warning") as server:
+            body = BODY | {"max_tokens": 2000, "n": 8, "logit_bias": {"\ue002": -100}}
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                asked = pool.submit(
+                    httpx.post, f"{server.url}/generate", json=body, verify=NO_CERTIFICATES
+                )
+                eventually(lambda: server.samples()[RUNNING] > 0)
+                for process in (*workers_of(server.process.pid), server.process):
+                    process.send_signal(number)
+                assert asked.result().status_code == 200
+            assert server.process.wait(20) == 0
 
 
 def test_workers_do_not_outlive_the_process_that_started_them(models_dir: Path) -> None:

@@ -312,7 +312,7 @@ def test_a_clock_that_is_moved_by_an_hour_changes_no_deadline(
 def ended(folder: Path, **settings: object) -> tuple[int, str]:
     """The exit status of a server that does not start, and the last line that it says."""
     environment = {key: x for key, x in os.environ.items() if not key.startswith("UNROLL_")}
-    values = {"models_dir": folder, "port": free_port(), **settings}
+    values = {"models_dir": folder, "port": free_port(), "workers": 1, **settings}
     environment |= {f"UNROLL_{key.upper()}": str(value) for key, value in values.items()}
     done = subprocess.run(
         [sys.executable, "-m", "service"], cwd=ROOT, env=environment,

@@ -69,9 +69,9 @@ def texts_in(answer: dict[str, Any]) -> tuple[str, ...]:
 
 def living(pid: int, *, workers: bool = False) -> list[psutil.Process]:
     """The process's descendants; of them the workers alone, where that is asked."""
-    children = psutil.Process(pid).children(recursive=True)
-    found = [x for x in children if x.status() != psutil.STATUS_ZOMBIE]
-    return [x for x in found if "spawn_main" in " ".join(x.cmdline())] if workers else found
+    parent = psutil.Process(pid)
+    found = [x for x in parent.children(recursive=True) if x.status() != psutil.STATUS_ZOMBIE]
+    return [x for x in found if x.cmdline() == parent.cmdline()] if workers else found
 
 
 def kill(processes: list[psutil.Process]) -> None:

@@ -1,14 +1,15 @@
 """Rows 20, 21 and 40 of the table of faults: bundles that cannot be served, changes under load."""
 
 import asyncio
+import contextlib
 import json
 import os
 import random
 import shutil
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from service.bundle.store import write_bundle
 from service.http.api_keys import new_key
 from tests.bundles import endless_files, tiny_files
 from tests.end_to_end.server import NO_CERTIFICATES, Server, serve
+from tests.end_to_end.test_workers import workers_of
 from tests.faults.conftest import LIMITS
 from tests.faults.support import eventually, goes_on, problem_of
 from tests.faults.test_engine_faults import ended
@@ -322,24 +324,94 @@ def test_a_hundred_changes_at_once_lose_no_request_and_no_memory(folder: Path) -
     assert goes == expected
 
 
-def test_several_processes_follow_the_folder_and_take_no_single_change(folder: Path) -> None:
-    with administered(folder, workers=2, watch_models_s=0.1) as admin:
-        refused = problem_of(admin.change("tiny-lstm", "reload"), 409)
-        assert refused["type"] == "several-processes"
-        assert "each of them looks at the models folder every 0.1 s" in refused["detail"]
-        write_bundle(folder, *tiny_files("rnn"))
-        names = [admin.http.get("/models").text for _ in range(10)]
-        assert names
-        eventually(
-            lambda: all(
-                "tiny-rnn"
-                in httpx.get(
-                    f"{admin.server.url}/models", headers=admin.headers, verify=NO_CERTIFICATES
-                ).text
-                for _ in range(12)
+def everywhere(admin: Admin, ask: Callable[[httpx.Client], Any]) -> set[Any]:
+    """What several connections at once are told, which the processes share among them."""
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(
+                httpx.Client(
+                    base_url=admin.server.url, headers=admin.headers, verify=NO_CERTIFICATES
+                )
             )
-        )
-        # The numbers are those of both.
-        requests = [line for line in admin.http.get("/metrics").text.splitlines()
-                    if line.startswith('unroll_requests_total{route="/models"')]  # fmt: skip
-        assert sum(float(line.rsplit(" ", 1)[1]) for line in requests) >= 22
+            for _ in range(8)
+        ]
+        return {ask(client) for client in clients}
+
+
+def text_of(client: httpx.Client) -> str:
+    answer = client.post("/generate", json=ASK | {"model": "tiny-lstm"})
+    return str(answer.json().get("results") or answer.status_code)
+
+
+def names_of(client: httpx.Client) -> tuple[str, ...]:
+    return tuple(x["name"] for x in client.get("/models").json()["models"])
+
+
+def other_version(folder: Path) -> None:
+    limits = LanguageModelLimits(max_tokens=100_000)
+    write_bundle(folder, *tiny_files("lstm", scale=1.5, limits=limits))
+
+
+def test_a_change_reaches_every_process_before_it_is_answered(folder: Path) -> None:
+    with administered(folder, workers=2) as admin:
+        (before,) = everywhere(admin, text_of)
+        other_version(folder)
+        assert everywhere(admin, text_of) == {before}
+        assert admin.change("tiny-lstm", "reload").json()["changed"] is True
+        (after,) = everywhere(admin, text_of)
+        assert after != before
+        # One that cannot be served changes nothing in any of them.
+        break_hash(folder / "tiny-lstm")
+        assert "SHA-256" in problem_of(admin.change("tiny-lstm", "reload"), 409)["detail"]
+        assert everywhere(admin, text_of) == {after}
+        failed = everywhere(admin, lambda client: str(client.get("/readyz").json()["failed"]))
+        assert len(failed) == 1
+        assert "SHA-256" in failed.pop()
+        assert admin.change("tiny-gru", "unload").json()["status"] == "unloaded"
+        assert everywhere(admin, names_of) == {("tiny-lstm",)}
+        # Successors begin with what the others serve, and not with what is in the folder.
+        for worker in workers_of(admin.server.process.pid):
+            worker.kill()
+        eventually(lambda: len(workers_of(admin.server.process.pid)) == 2)
+        assert everywhere(admin, text_of) == {after}
+        assert everywhere(admin, names_of) == {("tiny-lstm",)}
+        assert admin.change("tiny-gru", "load").json()["changed"] is True
+        assert everywhere(admin, names_of) == {("tiny-gru", "tiny-lstm")}
+        assert admin.loads("failed") == 1
+        assert admin.server.stop() == 0
+
+
+def test_a_process_that_dies_in_a_change_is_replaced_by_one_that_has_it(folder: Path) -> None:
+    with administered(folder, workers=2, open_timeout_s=1) as admin:
+        (before,) = everywhere(admin, text_of)
+        other_version(folder)
+        asking = threading.Thread(target=lambda: admin.change("tiny-lstm", "reload"))
+        killed = workers_of(admin.server.process.pid)[0]
+        asking.start()
+        # Somewhere between the trial and the end, or even after it.
+        time.sleep(0.6)
+        killed.kill()
+        with contextlib.suppress(httpx.TransportError):
+            asking.join()
+        eventually(lambda: len(workers_of(admin.server.process.pid)) == 2)
+        found = everywhere(admin, text_of)
+        # All or none; and it can be repeated.
+        assert len(found) == 1
+        with contextlib.suppress(httpx.TransportError):
+            admin.change("tiny-lstm", "reload")
+        (after,) = everywhere(admin, text_of)
+        assert after != before
+
+
+def test_several_processes_follow_the_folder(folder: Path) -> None:
+    with administered(folder, workers=2, watch_models_s=0.1) as admin:
+        write_bundle(folder, *tiny_files("rnn"))
+        eventually(lambda: "tiny-rnn" in admin.http.get("/models").text)
+        # By now in both of them, which opened it once on trial.
+        assert everywhere(admin, names_of) == {("tiny-gru", "tiny-lstm", "tiny-rnn")}
+        assert admin.loads("loaded") == 3
+        # The successor of the one that looks goes on looking, from where that one was.
+        for worker in workers_of(admin.server.process.pid):
+            worker.kill()
+        shutil.rmtree(folder / "tiny-gru")
+        eventually(lambda: everywhere(admin, names_of) == {("tiny-lstm", "tiny-rnn")})

@@ -91,18 +91,6 @@ def test_a_key_is_for_its_role(
     assert found == statuses
 
 
-def test_of_several_processes_none_changes_models_alone_and_the_way_out_is_told(
-    models_dir: Path, secrets: dict[str, str]
-) -> None:
-    settings = Settings(models_dir=models_dir, api_keys_file=Path(secrets["file"]), workers=3)
-    with AppClient(create_app(settings)) as client:
-        path = "/admin/models/tiny-gru/reload"
-        answer = client.post(path, headers=bearer(secrets["admin"]))
-    assert (answer.status_code, answer.json()["type"]) == (409, "several-processes")
-    assert answer.json()["detail"].startswith("one of 3 server processes would hear of it; ")
-    assert "UNROLL_WATCH_MODELS_S=2" in answer.json()["detail"]
-
-
 def test_a_key_may_come_in_a_header_of_its_own(guarded: AppClient, secrets: dict[str, str]) -> None:
     key = {"X-API-Key": secrets["use"]}
     assert guarded.post("/score", json=SCORE, headers=key).status_code == 200

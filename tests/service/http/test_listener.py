@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from service.__main__ import _serve, _with_own_names
+from service.__main__ import _with_own_names
 from service.app import create_app
 from service.http.listener import ListenError, bound_sockets, url_of
+from service.processes.server import Alone
 from service.setting_sources import load_settings
 from service.settings import Settings
 
@@ -89,7 +90,7 @@ def test_of_two_that_are_started_at_once_one_says_that_the_port_is_in_use() -> N
         first.listen()
         settings = Settings()
         with pytest.raises(ListenError, match="the port is in use"):
-            _serve(lambda: create_app(settings, []), settings, [second])
+            Alone(create_app(settings, []), settings).run([second])
 
 
 SPELLINGS = [

@@ -1,0 +1,126 @@
+"""The places of the server processes, and how connections are shared out among them.
+
+All processes accept from the same sockets. Whoever is quickest would take most of a burst: of 32
+clients that came at once, one of two processes got up to 25. So a process that has more connections
+than another lets that one go first.
+"""
+
+import asyncio
+import errno
+import logging
+import mmap
+import socket
+from collections.abc import Callable, Collection, Sequence
+
+# How long another process may take to accept; it may be busy.
+_PATIENCE_S = 0.002
+# Differences that do not matter: one in so many.
+_SLACK = 8
+_AWAY = 2**62  # of a process that accepts nothing
+# Errors for a lack of descriptors or memory (accept(2)), and the pause after one.
+_LACKS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_PAUSE_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class Places:
+    """How many connections each process has, in memory that processes forked later share."""
+
+    def __init__(self, count: int) -> None:
+        self._counts = memoryview(mmap.mmap(-1, 8 * count)).cast("q")
+        for place in range(count):
+            self.leave(place)
+
+    def show(self, place: int, connections: int) -> None:
+        """Note the connections of a process."""
+        self._counts[place] = connections
+
+    def leave(self, place: int) -> None:
+        """Note that a process accepts no connections (any more)."""
+        self._counts[place] = _AWAY
+
+    def has_more(self, place: int, connections: int) -> bool:
+        """Whether a process with so many connections lets another one go first."""
+        others = (count for i, count in enumerate(self._counts) if i != place)
+        least = min(others, default=_AWAY)
+        return connections > least + least // _SLACK
+
+
+class Acceptor:
+    """Accepts connections for one of several processes, in its event loop."""
+
+    def __init__(
+        self,
+        sockets: Sequence[socket.socket],
+        make_protocol: Callable[[], asyncio.Protocol],
+        connections: Collection[object],
+        places: Places,
+        place: int,
+    ) -> None:
+        self._sockets = sockets
+        self._make_protocol = make_protocol
+        self._connections = connections
+        self._places = places
+        self._place = place
+        self._opening: set[asyncio.Task[object]] = set()
+        self._waiting: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._is_closed = False
+        self._loop = asyncio.get_running_loop()
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self.show()
+        for listening in self._sockets:
+            listening.setblocking(False)
+            self._loop.add_reader(listening, self._on_ready, listening)
+
+    def close(self) -> None:
+        """Accept no more."""
+        self._is_closed = True
+        self._places.leave(self._place)
+        for listening in self._sockets:
+            self._loop.remove_reader(listening)
+        for timer in self._waiting.values():
+            timer.cancel()
+
+    def show(self) -> int:
+        """Note the number of connections, for the other processes; returns it."""
+        count = len(self._connections) + len(self._opening)
+        if not self._is_closed:
+            self._places.show(self._place, count)
+        return count
+
+    def _on_ready(self, listening: socket.socket) -> None:
+        if self._places.has_more(self._place, self.show()):
+            self._wait(listening, _PATIENCE_S)
+        else:
+            self._accept(listening)
+
+    def _wait(self, listening: socket.socket, seconds: float) -> None:
+        self._loop.remove_reader(listening)
+        self._waiting[listening] = self._loop.call_later(seconds, self._go_on, listening)
+
+    def _go_on(self, listening: socket.socket) -> None:
+        del self._waiting[listening]
+        self._loop.add_reader(listening, self._on_ready, listening)
+        self._accept(listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        try:
+            accepted, _ = listening.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return  # another process has it, or the client is gone
+        except OSError as error:
+            if error.errno not in _LACKS:
+                raise
+            logger.error("cannot accept a connection: %s", error.strerror)  # noqa: TRY400 (no bug)
+            if listening not in self._waiting:
+                self._wait(listening, _PAUSE_S)
+            return
+        accepted.setblocking(False)
+        opening = self._loop.connect_accepted_socket(self._make_protocol, accepted)
+        task: asyncio.Task[object] = self._loop.create_task(opening)
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+        self.show()
