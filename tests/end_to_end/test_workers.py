@@ -20,7 +20,6 @@ from tests.end_to_end.server import NO_CERTIFICATES, ROOT, arenas_in, serve
 from tests.faults.support import eventually as within
 
 BODY = {"model": "alice-gru", "prompt": "Alice ", "max_tokens": 60, "seed": 3, "n": 2}
-RUNNING = 'unroll_rows{model="alice-gru",state="running"}'
 
 
 eventually = partial(within, timeout_s=60)  # starts of processes, one after another
@@ -116,17 +115,16 @@ def test_a_worker_that_stands_still_is_ended_and_replaced(models_dir: Path) -> N
 
 def test_a_signal_to_all_processes_at_once_still_lets_requests_end(models_dir: Path) -> None:
     """As from a terminal or a service manager, beside the supervisor's own word to the workers."""
+    body = BODY | {"max_tokens": 2000, "n": 4, "stream": True, "logit_bias": {"\ue002": -100}}
     for number in (signal.SIGINT, signal.SIGTERM):
-        with serve(models_dir, workers=2, log_level="warning") as server:
-            body = BODY | {"max_tokens": 2000, "n": 8, "logit_bias": {"\ue002": -100}}
-            with concurrent.futures.ThreadPoolExecutor(1) as pool:
-                asked = pool.submit(
-                    httpx.post, f"{server.url}/generate", json=body, verify=NO_CERTIFICATES
-                )
-                eventually(lambda: server.samples()[RUNNING] > 0)
+        with serve(models_dir, workers=2, log_level="warning", grace_s=60) as server:
+            url = f"{server.url}/generate"
+            with httpx.stream("POST", url, json=body, verify=NO_CERTIFICATES) as answer:
+                lines = answer.iter_lines()
+                assert next(lines).startswith("event:")
                 for process in (*workers_of(server.process.pid), server.process):
                     process.send_signal(number)
-                assert asked.result().status_code == 200
+                assert "event: done" in list(lines)
             assert server.process.wait(20) == 0
 
 
