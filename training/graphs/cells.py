@@ -5,6 +5,10 @@ B batch, T time, H hidden, G gates of the cell (rnn 1, gru 3, lstm 4).
 A step is written once and used twice, as the step graph and as the body of the sequence graph's
 Scan: the same operators on the same numbers, so the two agree bit for bit (except for the sign of a
 zero, which onnxruntime's `Where` drops). Every operator computes a row from that row alone.
+
+In a Scan of few units an operator costs a microsecond whatever it computes. So in eight bits the h
+of an LSTM or tanh RNN is carried as the steps that products read, made once for its own next step
+and for the layer above. It runs on past a row's end, and the row's last h is picked afterwards.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,8 +50,16 @@ def float_rnn_step(graph: GraphBuilder, model: ForwardLayers) -> Step:
     return step
 
 
-def int8_step(graph: GraphBuilder, model: ForwardLayers) -> Step:
-    """Any cell with eight-bit products; its weights go to `graph`."""
+def carried_states(model: ForwardLayers) -> list[str]:
+    """The states that a Scan in eight bits carries as steps: those that only products read."""
+    return [] if model.config.cell == "gru" else [x for x in model.state_names if x[0] == "h"]
+
+
+def int8_step(graph: GraphBuilder, model: ForwardLayers, carried: Sequence[str] = ()) -> Step:
+    """Any cell with eight-bit products; its weights go to `graph`.
+
+    Of the states that are `carried`, it reads `<state>_steps` and writes `<state>_steps_next`.
+    """
     cell = model.config.cell
     layers = model.recurrent_layers
     graph.constant("table", input_table(model))  # [V, G·H]
@@ -66,49 +78,85 @@ def int8_step(graph: GraphBuilder, model: ForwardLayers) -> Step:
 
     def step(body: GraphBuilder, x: str) -> str:
         for i in range(len(layers)):
-            x = _add_int8_layer(body, cell, i, x)
+            x = _add_int8_layer(body, cell, i, x, is_carried=f"h{i}" in carried)
         return x
 
     return step
 
 
-def add_scan(graph: GraphBuilder, model: ForwardLayers, step: Step) -> str:
+def add_scan(
+    graph: GraphBuilder, model: ForwardLayers, step: Step, carried: Sequence[str] = ()
+) -> str:
     """A Scan of the step over time; returns the last layer's outputs [T, B, H].
 
-    Reads `tokens_by_time` [T, B], `lengths` [B] and the states, and writes `<state>_out`. Past a
-    row's length its states no longer change.
+    Reads `tokens_by_time` [T, B], `lengths` [B], each at least 1, and the states, and writes
+    `<state>_out`: the states after each row's last token. `carried` is what the step was made with.
     """
     add_time_mask(graph)
     graph.add("Gather", ["table", "tokens_by_time"], "projected_by_time")  # [T, B, G·H]
-    hidden, states = model.config.hidden_size, model.state_names
+    masked = [name for name in model.state_names if name not in carried]
     body = GraphBuilder()
     output = step(body, "projected")
-    for name in states:
+    for name in masked:
         body.add("Where", ["inside", f"{name}_new", f"{name}_before"], f"{name}_next")
-    body.add("Identity", [output], "output")
+    outputs = [f"{name}_new" for name in carried]
+    if output not in outputs:
+        outputs = [body.add("Identity", [output], "output")]
+    hidden = model.config.hidden_size
 
-    def vector(name: str, size: int | None = hidden) -> ValueInfo:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", size])
+    def rows(
+        name: str, size: int | None = hidden, kind: TensorProto.DataType = TensorProto.FLOAT
+    ) -> ValueInfo:
+        return helper.make_tensor_value_info(name, kind, ["B", size])
 
     subgraph = helper.make_graph(
         body.nodes,
         "step",
         [
-            *(vector(f"{name}_before") for name in states),
-            vector("projected", None),
-            helper.make_tensor_value_info("inside", TensorProto.BOOL, ["B", 1]),
+            *(rows(f"{name}_steps", kind=TensorProto.UINT8) for name in carried),
+            *(rows(f"{name}_before") for name in masked),
+            rows("projected", None),
+            rows("inside", 1, TensorProto.BOOL),
         ],
-        [*(vector(f"{name}_next") for name in states), vector("output")],
+        [
+            *(rows(f"{name}_steps_next", kind=TensorProto.UINT8) for name in carried),
+            *(rows(f"{name}_next") for name in masked),
+            *map(rows, outputs),
+        ],
     )
+    by_time = [f"{name}_by_time" for name in carried] or ["outputs_by_time"]
     graph.add(
         "Scan",
-        [*states, "projected_by_time", "inside_by_time"],
-        *(f"{name}_out" for name in states),
-        "outputs_by_time",
+        [
+            *(int8_steps(graph, name, f"{name}_first_steps") for name in carried),
+            *masked,
+            "projected_by_time",
+            "inside_by_time",
+        ],
+        *(f"{name}_last_steps" for name in carried),
+        *(f"{name}_out" for name in masked),
+        *by_time,
         num_scan_inputs=2,
         body=subgraph,
     )
-    return "outputs_by_time"
+    _add_last(graph, carried)
+    return by_time[-1]
+
+
+def _add_last(graph: GraphBuilder, names: Sequence[str]) -> None:
+    """`<state>_out` [B, H]: `<state>_by_time` [T, B, H] at each row's last token."""
+    if not names:
+        return
+    graph.add("Shape", ["lengths"], "rows_shape")
+    graph.add("Squeeze", ["rows_shape", "axis_0"], "row_count")
+    graph.add("Range", ["zero", "row_count", "one"], "row_numbers")
+    graph.add("Sub", ["lengths_64", "one"], "last_times")
+    columns = [
+        graph.add("Unsqueeze", [x, "axis_1"], f"{x}_column") for x in ("last_times", "row_numbers")
+    ]
+    graph.add("Concat", columns, "last_places", axis=1)  # [B, 2]
+    for name in names:
+        graph.add("GatherND", [f"{name}_by_time", "last_places"], f"{name}_out")
 
 
 def add_step(graph: GraphBuilder, model: ForwardLayers, step: Step) -> str:
@@ -179,22 +227,30 @@ def add_gru_split(graph: GraphBuilder, hidden_size: int) -> None:
     graph.constant("gates_and_candidate", np.array([2 * hidden_size, hidden_size], np.int64))
 
 
-def _add_int8_layer(body: GraphBuilder, cell: str, i: int, x: str) -> str:
-    if cell != "gru":
-        return add_cell(body, cell, i, _total(body, i, x))
-    if i:
-        product = int8_product(body, int8_steps(body, x, f"input{i}_steps"), f"input{i}")
-        x = body.add("Add", [product, f"bias{i}"], f"input{i}_sum")
-    steps = int8_steps(body, f"h{i}_before", f"h{i}_steps")
-    return add_cell(body, cell, i, x, int8_product(body, steps, f"recurrent{i}"))
+def _add_int8_layer(body: GraphBuilder, cell: str, i: int, x: str, *, is_carried: bool) -> str:
+    if cell == "gru":
+        if i:
+            product = int8_product(body, int8_steps(body, x, f"input{i}_steps"), f"input{i}")
+            x = body.add("Add", [product, f"bias{i}"], f"input{i}_sum")
+        steps = int8_steps(body, f"h{i}_before", f"h{i}_steps")
+        return add_cell(body, cell, i, x, int8_product(body, steps, f"recurrent{i}"))
+    if not is_carried:
+        int8_steps(body, f"h{i}_before", f"h{i}_steps")
+        below = int8_steps(body, x, f"input{i}_steps") if i else ""
+        return add_cell(body, cell, i, _total(body, i, x, below))
+    h = add_cell(body, cell, i, _total(body, i, x, f"h{i - 1}_steps_next"))
+    int8_steps(body, h, f"h{i}_steps_next")
+    return h
 
 
-def _total(body: GraphBuilder, i: int, x: str) -> str:
-    """The sums [B, G·H] of an rnn or lstm layer, with one integer product."""
-    steps = int8_steps(body, f"h{i}_before", f"h{i}_steps")
+def _total(body: GraphBuilder, i: int, x: str, below: str) -> str:
+    """The sums [B, G·H] of an rnn or lstm layer, with one integer product.
+
+    The first layer adds `x`; the others multiply the steps of the layer `below`.
+    """
+    steps = f"h{i}_steps"
     if i:
-        inputs = int8_steps(body, x, f"input{i}_steps")
-        steps = body.add("Concat", [inputs, steps], f"both{i}_steps", axis=-1)
+        steps = body.add("Concat", [below, steps], f"both{i}_steps", axis=-1)
         x = f"bias{i}"
     return body.add("Add", [int8_product(body, steps, f"recurrent{i}"), x], f"total{i}")
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from service.bundle.manifest import Precision
 from training.graphs.builder import GraphBuilder, array, reordered_gates
-from training.graphs.cells import add_scan, float_rnn_step, int8_step
+from training.graphs.cells import add_scan, carried_states, float_rnn_step, int8_step
 from training.networks.recurrent import STATE_NAMES, ForwardLayers
 
 
@@ -24,7 +24,8 @@ def add_forward(graph: GraphBuilder, model: ForwardLayers, precision: Precision)
     """
     graph.add("Transpose", ["tokens"], "tokens_by_time", perm=[1, 0])  # [T, B]
     if precision == "int8":
-        outputs_by_time = add_scan(graph, model, int8_step(graph, model))
+        carried = carried_states(model)
+        outputs_by_time = add_scan(graph, model, int8_step(graph, model, carried), carried)
     elif model.config.cell == "rnn":
         outputs_by_time = add_scan(graph, model, float_rnn_step(graph, model))
     else:
