@@ -279,6 +279,20 @@ def memory_bytes(pid: int | None) -> int:
     return sum(p.memory_full_info().pss for p in _tree(pid))
 
 
+def workers_of(pid: int) -> list[psutil.Process]:
+    """A server's process and its workers: those below it that are forks of it.
+
+    Others come and go, such as the one in which a new bundle is tried.
+    """
+    command = psutil.Process(pid).cmdline()
+    found = []
+    for process in _tree(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.cmdline() == command:
+                found.append(process)
+    return found
+
+
 def _tree(pid: int | None) -> list[psutil.Process]:
     if pid is None:
         return []

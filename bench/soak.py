@@ -5,10 +5,10 @@
 There are requests of every kind. Most are random (`bench.soak_requests`), some have known answers
 (`bench.soak_traffic`), and some clients disconnect in the middle or stop reading. Every 20 s, one
 of the models is reloaded with an API key made for the run. Every five seconds, the server's
-resident memory, threads, file descriptors and rows are sampled. During the first 5,000 requests,
-caches and pools fill and the allocator finds its working set. After that, a line is fitted by least
-squares. A series is flat if its slope minus two standard errors is within its limit and the slope
-itself within twice the limit:
+resident memory, threads, file descriptors and rows are sampled, in all its processes together.
+During the first 5,000 requests, caches and pools fill and the allocator finds its working set.
+After that, a line is fitted by least squares. A series is flat if its slope minus two standard
+errors is within its limit and the slope itself within twice the limit:
 
 * memory: MOST_MIB in 10,000 requests. In addition, its mean over the last tenth of the run is at
   most MOST_GROWTH_MIB above that around the 5,000th request.
@@ -33,9 +33,9 @@ from pathlib import Path
 
 import aiohttp
 import numpy as np
-import psutil
 
 from bench.label_models import ensure
+from bench.load import workers_of
 from bench.report import RESULTS, Row, say, table, write
 from bench.server import ROOT, Server, unroll
 from bench.soak_tally import Tally
@@ -144,7 +144,6 @@ class _Soak:
         self._most_s = most_s
         self._seed = seed
         self._admin_key = admin_key
-        self._process = psutil.Process(server.pid)
         self._samples: list[Sample] = []
         self._tally = Tally()
         self._mistakes_said = 0
@@ -195,8 +194,11 @@ class _Soak:
 
     async def _sample(self, at_s: float) -> Sample:
         rows = rows_in(await self._numbers())
-        memory = self._process.memory_info().rss / _MIB
-        threads, descriptors = self._process.num_threads(), self._process.num_fds()
+        processes = workers_of(self._server.pid)
+        # Workers share the pages of their models: each has its part of them.
+        memory = sum(x.memory_full_info().pss for x in processes) / _MIB
+        threads = sum(x.num_threads() for x in processes)
+        descriptors = sum(x.num_fds() for x in processes)
         sample = Sample(at_s, self._tally.requests, memory, threads, descriptors, rows)
         say(
             f"{at_s:5.0f} s, {sample.requests:>6} requests: {memory:.1f} MiB, {threads} threads, "
