@@ -153,9 +153,8 @@ class Scheduler(Generic[WorkT]):
     @property
     def alive(self) -> bool:
         """Whether the worker accepts work."""
-        if self._thread is None or self._stopping or self._dead:
-            return False
-        return self._thread.is_alive()
+        runs = self._thread is not None and self._thread.is_alive()
+        return runs and not self._stopping and not self._dead
 
     @property
     def died(self) -> bool:
