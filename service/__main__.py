@@ -30,8 +30,8 @@ from service.observe.metrics import (
     share_metrics,
     take_place,
 )
+from service.processes.acceptor import ConnectionCounts
 from service.processes.link import Link
-from service.processes.places import Places
 from service.processes.server import Alone, OneOfSeveral, tell_where
 from service.processes.supervisor import Supervisor
 from service.runtime.allocator import bound_arenas
@@ -106,7 +106,7 @@ def _serve(settings: Settings, sockets: list[socket.socket]) -> int:
         registry.load_all(_give_up)
         forget_own_gauges()
         listen(sockets)
-        places = Places(settings.workers or 1)
+        counts = ConnectionCounts(settings.workers or 1)
 
         def work(place: int, connection: Connection) -> None:
             _keep_signals(_ended_in_order)
@@ -115,12 +115,12 @@ def _serve(settings: Settings, sockets: list[socket.socket]) -> int:
                 # One process follows the folder for all.
                 app.state.settings = settings.model_copy(update={"watch_models_s": None})
             link = Link(connection, registry)
-            server = OneOfSeveral(app, settings, link, places, place)
+            server = OneOfSeveral(app, settings, link, counts, place)
             server.run(sockets)
             sys.exit(1 if app.state.lifecycle.fatal else 0)
 
         supervisor = Supervisor(
-            settings, registry, places, work, on_serving=lambda: tell_where(sockets)
+            settings, registry, counts, work, on_serving=lambda: tell_where(sockets)
         )
         status = supervisor.run()
         _keep_signals(signal.SIG_IGN)

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from service.bundle.files import BundleError
 from service.processes.messages import Message
-from service.tasks.registry import Decision, ModelRegistry
+from service.tasks.registry import Decision, ModelRegistry, return_memory
 
 
 class Member(Protocol):
@@ -129,7 +129,8 @@ class Agreement:
 
     def _carry_out(self, current: _Round) -> None:
         current.is_prepared, current.seconds = True, 0
-        self._registry.adopt(current.decision)
+        if self._registry.adopt(current.decision) is not None:
+            return_memory()
         self._tell_all(current, "carry-out")
 
     def _conclude(self, current: _Round) -> None:

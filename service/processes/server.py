@@ -12,8 +12,8 @@ from fastapi import FastAPI
 from service.drain import Drain
 from service.http.listener import listen, url_of
 from service.http.protocol import BoundedProtocol
+from service.processes.acceptor import Acceptor, ConnectionCounts
 from service.processes.link import Link
-from service.processes.places import Acceptor, Places
 from service.settings import Settings
 
 # How long uvicorn waits for connections still open at the end: idle ones and those that never end.
@@ -41,12 +41,12 @@ class OneOfSeveral(uvicorn.Server):
     """A server process beside others, which a supervisor looks after."""
 
     def __init__(
-        self, app: FastAPI, settings: Settings, link: Link, places: Places, place: int
+        self, app: FastAPI, settings: Settings, link: Link, counts: ConnectionCounts, place: int
     ) -> None:
         super().__init__(_config(lambda: _drained(app, is_told=True), settings))
         self._app = app
         self._link = link
-        self._places = places
+        self._counts = counts
         self._place = place
         self._acceptor: Acceptor | None = None
 
@@ -55,7 +55,7 @@ class OneOfSeveral(uvicorn.Server):
         await super().startup(sockets=[])
         connections = self.server_state.connections
         self._acceptor = Acceptor(
-            sockets or [], self._protocol, connections, self._places, self._place
+            sockets or [], self._protocol, connections, self._counts, self._place
         )
         self._acceptor.start()
         self._link.start(self._app.state.drain)

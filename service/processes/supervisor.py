@@ -21,9 +21,9 @@ from types import FrameType
 
 from uvicorn.config import STARTUP_FAILURE
 
+from service.processes.acceptor import ConnectionCounts
 from service.processes.agreement import Agreement
 from service.processes.messages import Message
-from service.processes.places import Places
 from service.settings import Settings
 from service.tasks.registry import ModelRegistry
 
@@ -74,14 +74,14 @@ class Supervisor:
         self,
         settings: Settings,
         registry: ModelRegistry,
-        places: Places,
+        counts: ConnectionCounts,
         work: Work,
         *,
         on_serving: Callable[[], None],
     ) -> None:
         """`on_serving` is called once, when every process serves for the first time."""
         self._settings = settings
-        self._places = places
+        self._counts = counts
         self._count = settings.workers or 1
         self._work = work
         self._on_serving: Callable[[], None] | None = on_serving
@@ -232,7 +232,7 @@ class Supervisor:
         worker.process.join()
         worker.connection.close()
         del self._workers[worker.place]
-        self._places.leave(worker.place)
+        self._counts.leave(worker.place)
         status = worker.process.exitcode
         if self._leaving_until is None:
             if status == STARTUP_FAILURE and not self._workers:

@@ -365,10 +365,10 @@ async def _end_when_free(engine: Engine) -> None:
         await engine.stop(_STOP_TIMEOUT_S)
     # Its caches contain reference cycles, and a model's memory is worth a garbage collection.
     del engine
-    await asyncio.to_thread(_return_memory)
+    await asyncio.to_thread(return_memory)
 
 
-def _return_memory() -> None:
+def return_memory() -> None:
     """Return the memory of an ended engine to the system."""
     gc.collect()
     return_free_memory()

@@ -1,4 +1,4 @@
-"""The places of the server processes, and how connections are shared out among them.
+"""How connections are shared out among the server processes.
 
 All processes accept from the same sockets. Whoever is quickest would take most of a burst: of 32
 clients that came at once, one of two processes got up to 25. So a process that has more connections
@@ -24,7 +24,7 @@ _PAUSE_S = 1.0
 logger = logging.getLogger(__name__)
 
 
-class Places:
+class ConnectionCounts:
     """How many connections each process has, in memory that processes forked later share."""
 
     def __init__(self, count: int) -> None:
@@ -55,13 +55,13 @@ class Acceptor:
         sockets: Sequence[socket.socket],
         make_protocol: Callable[[], asyncio.Protocol],
         connections: Collection[object],
-        places: Places,
+        counts: ConnectionCounts,
         place: int,
     ) -> None:
         self._sockets = sockets
         self._make_protocol = make_protocol
         self._connections = connections
-        self._places = places
+        self._counts = counts
         self._place = place
         self._opening: set[asyncio.Task[object]] = set()
         self._waiting: dict[socket.socket, asyncio.TimerHandle] = {}
@@ -78,7 +78,7 @@ class Acceptor:
     def close(self) -> None:
         """Accept no more."""
         self._is_closed = True
-        self._places.leave(self._place)
+        self._counts.leave(self._place)
         for listening in self._sockets:
             self._loop.remove_reader(listening)
         for timer in self._waiting.values():
@@ -88,11 +88,11 @@ class Acceptor:
         """Note the number of connections, for the other processes; returns it."""
         count = len(self._connections) + len(self._opening)
         if not self._is_closed:
-            self._places.show(self._place, count)
+            self._counts.show(self._place, count)
         return count
 
     def _on_ready(self, listening: socket.socket) -> None:
-        if self._places.has_more(self._place, self.show()):
+        if self._counts.has_more(self._place, self.show()):
             self._wait(listening, _PATIENCE_S)
         else:
             self._accept(listening)
