@@ -4,6 +4,7 @@ K rows of a source (its width), M memory positions, T tokens.
 """
 
 import math
+from bisect import insort_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
@@ -106,21 +107,20 @@ class Search:
 
     def best(self) -> list[Hypothesis]:
         """The samples in order, or the best hypotheses: first those that ended, then the others."""
-        if len(self.hypotheses) == 1:
+        if self.params is None or len(self.hypotheses) == 1:
             return self.hypotheses
-        if self.params is not None:
-            return sorted(self.hypotheses, key=lambda x: x.row)
-
-        def rank(hypothesis: Hypothesis) -> tuple[bool, float]:
-            return hypothesis.finish_reason != "stop", -hypothesis.score(self.length_penalty)
-
-        return sorted(self.hypotheses, key=rank)[: self.num_hypotheses]
+        return sorted(self.hypotheses, key=lambda x: x.row)
 
     def keep(self, hypothesis: Hypothesis) -> None:
         """Keep a hypothesis; with beams only the best ones, since one may end at every step."""
-        self.hypotheses.append(hypothesis)
-        if self.params is None:
-            self.hypotheses = self.best()
+        if self.params is not None:
+            self.hypotheses.append(hypothesis)
+            return
+        insort_right(self.hypotheses, hypothesis, key=self._rank)
+        del self.hypotheses[self.num_hypotheses :]
+
+    def _rank(self, hypothesis: Hypothesis) -> tuple[bool, float]:
+        return hypothesis.finish_reason != "stop", -hypothesis.score(self.length_penalty)
 
     @property
     def floor(self) -> float:

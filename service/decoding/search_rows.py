@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.bundle.arrays import BoolArray, Float32Array, Ids, Int64Array
+from service.bundle.arrays import BoolArray, Float32Array, Float64Array, Ids, Int64Array
 from service.bundle.text import BOS_ID
 from service.decoding.constraints import Constraint, by_constraint
 from service.decoding.search import FinishReason, Hypothesis, Search
@@ -23,6 +23,26 @@ LONGEST_CYCLE = 16
 CYCLE_REPEATS = 4
 CYCLE_TOKENS = 24
 _LOOK_EVERY = 8  # tokens between two searches for cycles
+
+# What stands once for each search.
+_SEARCH = np.dtype(
+    [
+        ("positions", np.int64),
+        ("limits", np.int64),  # most tokens
+        ("forced", np.int64),  # tokens that are given
+        ("penalties", np.float64),  # p of the score's divisor, length ** p
+        ("reach", np.float64),  # the divisor of a score at the limit
+        ("floors", np.float64),  # what a beam must score to be kept
+        ("leads", np.float64),  # what a beam must score to be the best
+        ("endings", np.float64, 2),  # nats of the two likeliest that ended
+        ("settled", np.bool_),  # whether its best hypothesis is sure
+        ("is_free", np.bool_),  # whether it has no constraint
+        ("is_sampled", np.bool_),
+        ("is_heard", np.bool_),  # whether it has a listener
+        ("attends", np.bool_),  # whether it wants the attention
+        ("writes_unknown", np.bool_),
+    ]
+)
 
 
 @dataclass(slots=True)
@@ -53,87 +73,103 @@ class SearchRows:
     def __init__(self, width: int) -> None:
         self.width = width
         self.searches: list[Search] = []
-        self.states: Tensors = ()  # [B, …] each
+        # The model's states after the last step, as it gave them, then those of new sources; and
+        # where each row continues: they are copied once, into the next step.
+        self._states: Tensors = ()
+        self._origins = np.empty(0, np.int64)  # [B]
         self._memory: Tensors = ()  # [N, …] each, and room for more
         self.tokens = np.empty(0, np.int64)  # [B] what each row reads next
         self.sums = np.empty((0, width))  # [N, K] nats; -inf for a row that is done or unused
         self.written: Ids = np.empty((0, 0), np.uint16)  # [B, T]
         self.picked: Float32Array = np.empty((0, 0), np.float32)  # [B, T] log-probabilities
         self.matching = np.empty((0, width), np.int64)  # [N, K] state of the constraint, or 0
-        # Of each search, [N]:
-        self.positions = np.empty(0, np.int64)
-        self.limits = np.empty(0, np.int64)  # most tokens
-        self.reach = np.empty(0)  # the divisor of a score at the limit
-        self.floors = np.empty(0)  # what a beam must score to be kept
-        self.leads = np.empty(0)  # what a beam must score to be the best
-        self.endings = np.empty((0, 2))  # [N, 2] nats of the two likeliest that ended
-        self.settled = np.empty(0, np.bool_)  # whether its best hypothesis is sure
-        self.is_free = np.empty(0, np.bool_)  # whether it has no constraint
+        self._use(np.empty(0, _SEARCH))
         self._constrained: list[tuple[Constraint, Int64Array]] = []  # and the places of its sources
+
+    def _use(self, table: npt.NDArray[np.void]) -> None:
+        """Take the searches' table [N], and name its columns."""
+        self._table = table
+        self.positions: Int64Array = table["positions"]
+        self.limits: Int64Array = table["limits"]
+        self.forced: Int64Array = table["forced"]
+        self.penalties: Float64Array = table["penalties"]
+        self.reach: Float64Array = table["reach"]
+        self.floors: Float64Array = table["floors"]
+        self.leads: Float64Array = table["leads"]
+        self.endings: Float64Array = table["endings"]  # [N, 2]
+        self.settled: BoolArray = table["settled"]
+        self.is_free: BoolArray = table["is_free"]
+        self.is_sampled: BoolArray = table["is_sampled"]
+        self.is_heard: BoolArray = table["is_heard"]
+        self.attends: BoolArray = table["attends"]
+        self.writes_unknown: BoolArray = table["writes_unknown"]
 
     @property
     def memory(self) -> Tensors:
         """The memory that each source's rows attend to, [N, …] each."""
         return tuple(tensor[: len(self.searches)] for tensor in self._memory)
 
+    @property
+    def new(self) -> int:
+        """How many of the last sources have not begun: the K rows of each are still the same."""
+        begun = np.flatnonzero(self.positions)
+        return len(self.positions) - (int(begun[-1]) + 1 if len(begun) else 0)
+
+    def states(self, rows: slice) -> Tensors:
+        """The model's states before the next step of some rows."""
+        origins = self._origins[rows]
+        return tuple(state.take(origins, axis=0) for state in self._states)
+
     def add(self, searches: Sequence[Search], encoded: Encoded) -> None:
         """Add sources that were encoded together."""
         width, count = self.width, len(searches)
-        states = tuple(np.repeat(state, width, axis=0) for state in encoded.states)
         room = max([self.written.shape[1], *(x.max_tokens for x in searches)])
         blank = np.zeros((count * width, room), np.uint16)
-        sums = np.full((count, width), -np.inf)
-        for row, search in zip(sums, searches, strict=True):
-            # A beam search starts with one live row (the others would be copies), samples with all.
-            row[: 1 if search.params is None else width] = 0.0
-        reach = [math.pow(x.max_tokens, x.length_penalty) for x in searches]
+        coming = _table_of(searches)
+        # A beam search starts with one live row (the others would be copies), samples with all.
+        sums = np.where(np.arange(width) == 0, 0.0, -np.inf)  # [K]
+        sums = np.where(coming["is_sampled"][:, None], 0.0, sums)  # [N, K]
+        origins = np.repeat(np.arange(count), width)
         if not self.searches:
-            self.states, self._memory = states, encoded.memory
+            self._states, self._memory, self._origins = encoded.states, encoded.memory, origins
         else:
-            self.states = tuple(map(_joined, self.states, states))
+            self._origins = _joined(self._origins, origins + len(self._states[0]))
+            self._states = tuple(map(_joined, self._states, encoded.states))
             self._memory = tuple(
-                _appended(tensor, len(self.searches), coming)
-                for tensor, coming in zip(self._memory, encoded.memory, strict=True)
+                _appended(tensor, len(self.searches), new)
+                for tensor, new in zip(self._memory, encoded.memory, strict=True)
             )
         self.tokens = _joined(self.tokens, np.full(count * width, BOS_ID, np.int64))
         self.sums = _joined(self.sums, sums)
         self.written = _joined(_widened(self.written, room), blank)
         self.picked = _joined(_widened(self.picked, room), blank.astype(np.float32))
-        self.positions = _joined(self.positions, np.zeros(count, np.int64))
-        self.limits = _joined(self.limits, np.array([x.max_tokens for x in searches], np.int64))
-        self.reach = _joined(self.reach, np.array(reach))
-        self.floors = _joined(self.floors, np.full(count, -np.inf))
-        self.leads = _joined(self.leads, np.full(count, -np.inf))
-        self.endings = _joined(self.endings, np.full((count, 2), -np.inf))
-        self.settled = _joined(self.settled, np.zeros(count, np.bool_))
         self.matching = _joined(self.matching, np.zeros((count, width), np.int64))
-        self.is_free = _joined(self.is_free, np.array([x.constraint is None for x in searches]))
+        self._use(_joined(self._table, coming))
         self.searches = [*self.searches, *searches]
         self._constrained = self.constrained(range(len(self.searches)))
 
-    def keep(self, places: Sequence[int]) -> Int64Array:
-        """Only the sources at these places stay; returns their rows as they were, [B].
+    def keep(self, stays: BoolArray) -> Int64Array:
+        """Only the sources that stay [N] are kept; returns their rows as they were, [B].
 
         The last ones move to where others have left: so what is kept for a source, and large, is
         moved only where it must be.
         """
-        index = np.arange(len(places))
-        stays = np.array(places, np.int64)
-        left = np.setdiff1d(index, stays)
-        index[left] = stays[stays >= len(places)]
+        count = int(np.count_nonzero(stays))
+        left = np.flatnonzero(~stays[:count])
+        moved = count + np.flatnonzero(stays[count:])
         for tensor in self._memory:
-            tensor[left] = tensor[index[left]]
+            tensor[left] = tensor[moved]
+        index = np.arange(count)
+        index[left] = moved
         rows = (index[:, None] * self.width + np.arange(self.width)).ravel()
-        self.states = tuple(state.take(rows, axis=0) for state in self.states)
+        self._origins = self._origins[rows]
         self.tokens, self.sums = self.tokens[rows], self.sums[index]
-        self.written, self.picked = self.written[rows], self.picked[rows]
-        self.positions, self.limits = self.positions[index], self.limits[index]
-        self.reach, self.floors = self.reach[index], self.floors[index]
-        self.leads, self.endings = self.leads[index], self.endings[index]
-        self.settled = self.settled[index]
-        self.matching, self.is_free = self.matching[index], self.is_free[index]
+        self.written = self.written.take(rows, axis=0)
+        self.picked = self.picked.take(rows, axis=0)
+        self.matching = self.matching[index]
+        self._use(self._table[index])
         self.searches = [self.searches[i] for i in index.tolist()]
-        self._constrained = self.constrained(range(len(self.searches)))
+        self._constrained = self.constrained(range(count))
         return rows
 
     def advance(self, move: Move, states: Tensors) -> None:
@@ -143,26 +179,25 @@ class SearchRows:
         picked = move.logprobs[each, move.origins, move.tokens]  # [N, K]
         index = (each * width + move.origins).ravel()  # [B]
         rows = np.arange(count * width)
-        self.states = states
+        self._states, self._origins = states, index
         if width > 1 and not np.array_equal(index, rows):
-            self.states = tuple(state.take(index, axis=0) for state in states)
             self.written = self.written.take(index, axis=0)
             self.picked = self.picked.take(index, axis=0)
         self.tokens = move.tokens.ravel()
         positions = np.repeat(self.positions, width)
         self.written[rows, positions] = self.tokens
         self.picked[rows, positions] = picked.ravel()
-        self.positions = self.positions + 1
+        self.positions += 1
         for constraint, places in self._constrained:
             before = self.matching[places[:, None], move.origins[places]]  # [N', K]
             self.matching[places] = constraint.after(before, move.tokens[places])
         for search, position in zip(self.searches, self.positions.tolist(), strict=True):
             search.position = position
         if move.attention is not None:
-            for i, search in enumerate(self.searches):
-                if search.wants_attention:
-                    # Copies: a view would keep the weights of all sources.
-                    search.trace.append((move.origins[i].copy(), move.attention[i].copy()))
+            for i in np.flatnonzero(self.attends).tolist():
+                # Copies: a view would keep the weights of all sources.
+                kept = move.origins[i].copy(), move.attention[i].copy()
+                self.searches[i].trace.append(kept)
 
     def rows_of(self, place: int) -> slice:
         """The rows of a source among all rows."""
@@ -240,6 +275,22 @@ class SearchRows:
                 tail = written[:, -span:]
                 found |= (tail[:, cycle:] == tail[:, :-cycle]).all(axis=1)
         return np.flatnonzero(found)
+
+
+def _table_of(searches: Sequence[Search]) -> npt.NDArray[np.void]:
+    table = np.zeros(len(searches), _SEARCH)
+    table["limits"] = [x.max_tokens for x in searches]
+    table["forced"] = [len(x.forced) for x in searches]
+    table["penalties"] = [x.length_penalty for x in searches]
+    table["reach"] = [math.pow(x.max_tokens, x.length_penalty) for x in searches]
+    for name in ("floors", "leads", "endings"):
+        table[name] = -np.inf
+    table["is_free"] = [x.constraint is None for x in searches]
+    table["is_sampled"] = [x.params is not None for x in searches]
+    table["is_heard"] = [x.listener is not None for x in searches]
+    table["attends"] = [x.wants_attention for x in searches]
+    table["writes_unknown"] = [x.writes_unknown for x in searches]
+    return table
 
 
 def _joined(before: npt.NDArray[np.generic], coming: npt.NDArray[np.generic]) -> npt.NDArray[Any]:

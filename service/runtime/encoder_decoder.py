@@ -3,6 +3,7 @@
 N sources, K rows of each, B = N · K, S source positions, M memory positions, V target vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -43,6 +44,22 @@ class Step:
     logprobs: Float32Array  # [B, V]
     states: Tensors  # [B, …] each
     attention: Float32Array | None  # [B, M]
+
+    @classmethod
+    def joined(cls, steps: "Sequence[Step]") -> "Step":
+        """Of the rows of all steps."""
+        attentions = [step.attention for step in steps if step.attention is not None]
+        return cls(
+            np.concatenate([step.logprobs for step in steps]),
+            tuple(map(np.concatenate, zip(*(step.states for step in steps), strict=True))),
+            np.concatenate(attentions) if attentions else None,
+        )
+
+    def repeated(self, times: int) -> "Step":
+        """Of each row several times."""
+        if times == 1:
+            return self
+        return self.some(np.repeat(np.arange(len(self.logprobs)), times))
 
     def some(self, rows: Int64Array) -> "Step":
         """Of some of the rows."""

@@ -13,10 +13,10 @@ from service.bundle.arrays import Float32Array, Int32Array, Int64Array
 from service.bundle.padding import padded_length
 from service.bundle.text import PAD_ID
 
-# Rows whose lengths round up to the same multiple of this are always read together.
-_READ_STEP = 4
 # Each position of a run costs the graph as much as this many rows (measured).
-_RUN_ROWS = 5
+_RUN_ROWS = 8
+# Up to this length each is told apart, and beyond it half as many per doubling.
+_LENGTHS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +30,35 @@ class Group:
 def read_together(lengths: Int32Array) -> list[list[Group]]:
     """The groups to read in each run of a graph, longest first in every run.
 
-    A run pays for its positions, however few its rows are. So shorter sources get a run of their
-    own where that saves more than it costs.
+    A run pays for its positions, however few its rows are, and each of its rows for the positions
+    of the longest. Of all ways to cut the sorted lengths into runs, this is the cheapest, found by
+    dynamic programming.
     """
+    rounded = _sizes(lengths)
+    if len(lengths) == 1:
+        return [[Group(np.zeros(1, np.int64), int(rounded[0]))]]
+    sizes, group_of, counts = np.unique(rounded, return_inverse=True, return_counts=True)
+    last = len(sizes)
+    rows = np.cumsum(counts)  # of the sizes up to each
+    best = np.zeros(last + 1, np.int64)  # what the sizes up to each cost at least, …
+    first = np.zeros(last + 1, np.int64)  # … and the shortest in the last of those runs
+    for end in range(1, last + 1):
+        shared = rows[end - 1] - rows[:end] + counts[:end]  # rows from each size to this one
+        costs = best[:end] + int(sizes[end - 1]) * (_RUN_ROWS + shared)
+        first[end] = costs.argmin()
+        best[end] = costs[first[end]]
+    groups = [Group(np.flatnonzero(group_of == i), size) for i, size in enumerate(sizes.tolist())]
     runs: list[list[Group]] = []
-    sizes = -(-lengths // _READ_STEP) * _READ_STEP
-    for size in np.unique(sizes)[::-1].tolist():
-        group = Group(np.flatnonzero(sizes == size), size)
-        spared = len(group.rows) * (runs[-1][0].positions - size) if runs else 0
-        if runs and spared < _RUN_ROWS * size:
-            runs[-1].append(group)
-        else:
-            runs.append([group])
+    while last:
+        runs.append(groups[int(first[last]) : last][::-1])
+        last = int(first[last])
     return runs
+
+
+def _sizes(lengths: Int32Array) -> Int32Array:
+    """The lengths; the longer ones rounded up."""
+    steps = np.maximum(2 ** np.ceil(np.log2(lengths / _LENGTHS)), 1).astype(np.int32)
+    return np.asarray(-(-lengths // steps) * steps)
 
 
 def rows_of(run: Sequence[Group]) -> tuple[Int64Array, int]:

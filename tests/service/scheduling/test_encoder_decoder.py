@@ -65,9 +65,15 @@ def test_sources_of_one_padded_length_are_read_in_one_run() -> None:
         PairRun("encode", 4, 4, padded_length(16)),
         PairRun("encode", 2, 2, padded_length(32)),
     ]
-    # Of one width, too, they are searched together.
+    runner.run()
+    # Of one width, too, they are searched together. One row a source is enough to begin with.
     stepped = [run for run in session.runs if run.kind == "step"]
-    assert sorted(stepped, key=lambda x: (x.positions, x.rows)) == [
+    assert sorted(stepped[:3], key=lambda x: (x.positions, x.rows)) == [
+        PairRun("step", 1, 1, 16),
+        PairRun("step", 3, 3, 16),
+        PairRun("step", 2, 2, 32),
+    ]
+    assert sorted(stepped[3:], key=lambda x: (x.positions, x.rows)) == [
         PairRun("step", 1, 4, 16),
         PairRun("step", 3, 6, 16),
         PairRun("step", 2, 4, 32),
@@ -136,9 +142,26 @@ def test_very_many_sources_are_read_in_several_runs() -> None:
     runner.admit(many)
     runner.run()
     assert session.sizes("encode") == [256, 256, 88]  # 4096 positions at most
-    assert session.sizes("step") == [600]
+    assert session.sizes("step") == [300, 300]  # 340 rows at most
     run_to_end(runner)
     assert_as_alone(*many[::100])
+
+
+def test_many_sources_that_come_late_begin_in_a_run_of_their_own() -> None:
+    session = FakeEncoderDecoderSession()
+    runner = EncoderDecoderRunner(session, name="fake")
+    begun = [search(4, i + 4, width=3) for i in range(3)]
+    runner.admit(begun)
+    runner.run()
+    few, many = [search(5, 5, width=3)], [search(5, i % 6 + 4, width=3) for i in range(9)]
+    runner.admit(few)
+    runner.run()
+    assert session.sizes("step") == [3, 9 + 3]  # so few copies cost less than a run
+    runner.admit(many)
+    runner.run()
+    assert session.sizes("step")[2:] == [9 + 3, 9]
+    run_to_end(runner)
+    assert_as_alone(*begun, *few, *many)
 
 
 def test_who_comes_later_joins_the_others_at_the_next_step() -> None:
@@ -330,7 +353,7 @@ def test_different_clients_share_every_step() -> None:
         gate.open()
         inbox.wait_for(held, *jobs)
     assert session.sizes("encode") == [1, 4]
-    assert session.sizes("step")[:2] == [3, 15]
+    assert session.sizes("step")[:2] == [1, 15]
     assert_as_alone(*(job.work[0] for job in jobs))
 
 
@@ -343,7 +366,7 @@ def test_no_more_rows_than_allowed_step_together_and_a_wide_one_runs_alone() -> 
             scheduler.submit(job)
         inbox.wait_for(*jobs)
         eventually(lambda: scheduler.free)
-    assert {run.rows for run in session.runs if run.kind == "step"} <= {2, 4, 9}
+    assert {run.rows for run in session.runs if run.kind == "step"} <= {1, 2, 4, 9}
     assert_as_alone(*(x for job in jobs for x in job.work))
 
 
