@@ -187,7 +187,8 @@ class LanguageModelManifest(Heading):
     precision: Precision = Field(
         description=(
             "What `auto` serves: `int8` where the export found it at most 0.002 bits per character "
-            "worse than `fp32` on held-out text, else `fp32`."
+            "worse than `fp32` on held-out text, else `fp32`. A small LSTM or GRU may hold `int8` "
+            "and is served in `fp32`, which reads faster."
         )
     )
     states: list[StateTensor] = Field(

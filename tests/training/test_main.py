@@ -350,6 +350,7 @@ def test_export_tells_both_precisions_scores_whichever_is_served(
 ) -> None:
     allowed = {"fp32": -1.0, "int8": 1.0}[served]
     monkeypatch.setattr("training.export.gate.MAX_QUANTIZATION_LOSS", allowed)
+    monkeypatch.setattr("training.export.language_model.MAX_FP32_WEIGHTS", 0)
     status, stdout, _ = call("export", trained, "--models", tmp_path)
     assert status == 0
     assert f"\ntest, served in {served}\n" in stdout

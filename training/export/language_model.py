@@ -60,6 +60,9 @@ from training.networks.mixture import AnyLanguageModel
 from training.networks.ngram import NGram
 
 VOCAB_FILE = "vocab.json"
+# LSTMs and GRUs that multiply no more weights a token read a text two to three times as fast in
+# fp32, since ONNX has an operator for them, and write it nearly as fast (docs/decisions.md).
+MAX_FP32_WEIGHTS = 1 << 16
 _DEFAULT_MAX_TOKENS = 4096
 _CPU = torch.device("cpu")
 
@@ -76,7 +79,7 @@ def export(
 
     The model is a mixture if the configuration names an n-gram, or with an `ensemble`: other runs
     on the same text, each with its corpus. The bundle has int8 graphs if they are at most
-    MAX_QUANTIZATION_LOSS worse on held-out text.
+    MAX_QUANTIZATION_LOSS worse on held-out text, and is served in them unless it is small.
     """
     config, first, record = open_best(run_dir)
     _check_corpus(run_dir, record, corpus)
@@ -87,8 +90,8 @@ def export(
     precisions = [x for x in PRECISIONS if (x, "sequence") in graphs]
     golden = golden_vectors(model, held_out, corpus.vocab, precisions)
     scores = checked_scores(model, graphs, held_out, golden)
-    precision = gate(scores)
-    graphs = {kind: data for kind, data in graphs.items() if is_kept(kind[0], precision)}
+    allowed = gate(scores)
+    graphs = {kind: data for kind, data in graphs.items() if is_kept(kind[0], allowed)}
     adapting = added(model, parts.adaptation, graphs, held_out)
     graphs |= adapting.graphs
     manifest = LanguageModelManifest(
@@ -98,7 +101,7 @@ def export(
         normalization=config.data.normalization,
         vocab=describe_vocab(VOCAB_FILE, corpus.vocab),
         graphs=describe_graphs(graphs),
-        precision=precision,
+        precision=default_precision(model, allowed),
         states=state_tensors(model),
         model=parts.shapes()[0],
         parts=parts.described(),
@@ -119,7 +122,7 @@ def export(
         percentiles=held_out_percentiles(model, graphs, config, corpus),
         guesses=guess_curve(model, config, corpus),
         training=training_record(run_dir, config, record, LanguageModelTask.curve),
-        golden=[*(x for x in golden if is_kept(x.precision, precision)), *adapting.golden],
+        golden=[*(x for x in golden if is_kept(x.precision, allowed)), *adapting.golden],
     )
     files = {VOCAB_FILE: vocab_bytes(corpus.vocab), **graph_files(graphs)}
     return write_bundle(models_dir, manifest, files)
@@ -219,8 +222,19 @@ def _check_loss(score: Score, exact: Score) -> None:
 
 
 def gate(scores: Mapping[Precision, Score]) -> Precision:
-    """The precision that the bundle is served in by default."""
+    """int8 if the bundle may hold it, else fp32."""
     return served_precision({x: score.bits_per_char for x, score in scores.items()})
+
+
+def default_precision(model: AnyLanguageModel, allowed: Precision) -> Precision:
+    """The precision that the bundle is served in by default, if `allowed` is the best it holds."""
+    weights = sum(
+        layer.weight_hh.numel() + (layer.weight_ih.numel() if i else 0)
+        for network in model.networks
+        for i, layer in enumerate(network.recurrent_layers)
+    )
+    has_operators = all(network.config.cell != "rnn" for network in model.networks)
+    return "fp32" if has_operators and weights <= MAX_FP32_WEIGHTS else allowed
 
 
 def state_tensors(model: AnyLanguageModel) -> list[StateTensor]:

@@ -20,13 +20,13 @@ from service.bundle.language_model import LanguageModelBundle
 from service.bundle.manifest import MAX_CURVE_POINTS, Precision, Role
 from service.bundle.store import read_language_model
 from service.bundle.text import BOS_ID, EOS_ID
-from tests.training.helpers import FABLE, tiny_document, write_toml
+from tests.training.helpers import FABLE, tiny_document, tiny_model, write_toml
 from training.__main__ import main
 from training.data import corpus as corpora
 from training.data.corpus import Corpus
 from training.errors import ExportError
 from training.evaluation.language_model import Score, evaluate
-from training.export.language_model import build_graphs, export, gate
+from training.export.language_model import build_graphs, default_precision, export, gate
 from training.export.language_model_parity import (
     OnnxLanguageModel,
     check_int8,
@@ -161,7 +161,8 @@ def test_the_golden_vectors_are_the_models_answers_one_token_at_a_time(
 
 def test_a_bundle_is_its_manifest_its_vocabulary_and_its_graphs(exported: Exported) -> None:
     run, bundle = exported
-    int8 = ["sequence.int8.onnx", "step.int8.onnx"] if bundle.manifest.precision == "int8" else []
+    has_int8 = any(graph.precision == "int8" for graph in bundle.manifest.graphs)
+    int8 = ["sequence.int8.onnx", "step.int8.onnx"] if has_int8 else []
     folder = run / "models" / bundle.manifest.name
     assert sorted(x.name for x in folder.iterdir()) == [
         "manifest.json",
@@ -401,7 +402,6 @@ def test_int8_graphs_are_in_the_bundle_where_they_cost_no_more_than_is_allowed(
     monkeypatch.setattr("training.export.gate.MAX_QUANTIZATION_LOSS", allowed)
     bundle = read_language_model(export(run, corpus_of(run), run / "models"))
     manifest = bundle.manifest
-    assert manifest.precision == precision
     kinds = {(x.precision, x.role) for x in manifest.graphs}
     int8 = {("int8", "sequence"), ("int8", "step")} if precision == "int8" else set()
     assert kinds == {("fp32", "sequence"), *int8}
@@ -409,6 +409,26 @@ def test_int8_graphs_are_in_the_bundle_where_they_cost_no_more_than_is_allowed(
     # Both are measured, whatever is served.
     measured = [x.name for x in manifest.metrics.measurements if x.kind == "model"]
     assert measured == ["fp32", "int8"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "num_layers", "hidden_size", "served"),
+    [
+        ("lstm", 1, 128, "fp32"),
+        ("gru", 1, 128, "fp32"),
+        ("lstm", 2, 64, "fp32"),
+        ("lstm", 1, 129, "int8"),
+        ("lstm", 2, 128, "int8"),
+        ("rnn", 1, 16, "int8"),  # its fp32 graph has no operator of its own
+    ],
+)
+def test_small_lstms_and_grus_are_served_in_fp32(
+    cell: str, num_layers: int, hidden_size: int, served: Precision
+) -> None:
+    options: dict[str, Any] = {"cell": cell, "num_layers": num_layers, "hidden_size": hidden_size}
+    model = tiny_model(**options)
+    assert default_precision(model, "int8") == served
+    assert default_precision(model, "fp32") == "fp32"
 
 
 def test_an_int8_model_that_costs_more_than_is_allowed_is_measured_and_left_out(
