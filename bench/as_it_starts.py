@@ -35,8 +35,8 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--shapes", nargs="+", type=shape_of, default=list(SHAPES))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of each turn")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=1.5, help="length of each turn")
     parser.add_argument("--quick", action="store_true", help="two rounds of 0.5 s")
     options = parser.parse_args()
     rounds, seconds = (2, 0.5) if options.quick else (options.rounds, options.seconds)

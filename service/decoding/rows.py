@@ -98,9 +98,11 @@ class ReadRow:
     uncounted: int = field(init=False)  # tokens from the start after which nothing is counted
 
     def __post_init__(self) -> None:
-        counted = self.targets != PAD_ID
-        first = int(counted.argmax()) if len(counted) else 0
-        self.uncounted = first if len(counted) and counted[first] else len(counted)
+        # By bytes (pad is 0), since rows are made in the event loop: numpy's argmax gives up
+        # Python's lock, and the loop would wait until an engine's thread gives it back.
+        written = self.targets.tobytes()
+        pads = len(written) - len(written.lstrip(b"\0"))
+        self.uncounted = pads // self.targets.itemsize
         if self.after is not None:
             self._begin_after(self.after)
 

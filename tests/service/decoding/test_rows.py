@@ -220,6 +220,13 @@ def test_nan_fails_the_row_that_meets_it_and_no_other(goes_on: bool, top: int | 
     assert good.logprob == answer_alone(TextWork(counted([4, 5, 6])), FakeSession()).logprob
 
 
+@given(targets=st.lists(st.sampled_from([PAD_ID, 1, 255, 256, 65_535]), max_size=12))
+def test_what_is_not_counted_is_the_pads_before_the_first_target(targets: list[int]) -> None:
+    ids = np.array(targets, np.uint16)
+    row = ReadRow(np.full(len(ids), BOS_ID, np.uint16), ids)
+    assert row.uncounted == next((i for i, x in enumerate(targets) if x), len(targets))
+
+
 def test_nan_after_an_uncounted_prompt_fails_it_before_anything_is_written() -> None:
     batch = ReadBatch(FakeSession(nan_at=RARE))
     tokens = np.array([BOS_ID, 4, RARE], np.uint16)
