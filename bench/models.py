@@ -26,6 +26,7 @@ from training.data.corpus import Split
 from training.export.language_model import (
     VOCAB_FILE,
     build_graphs,
+    default_precision,
     state_tensors,
 )
 from training.export.language_model_parity import golden_vectors
@@ -92,7 +93,7 @@ def _write_bundle(folder: Path, model: LanguageModel) -> None:
         normalization=Normalization(),
         vocab=describe_vocab(VOCAB_FILE, vocab),
         graphs=describe_graphs(graphs),
-        precision="int8",
+        precision=default_precision(model, "int8"),
         states=state_tensors(model),
         model=network_shape(model),
         limits=LanguageModelLimits(max_tokens=100_000),

@@ -6,7 +6,8 @@
                    numpy's generator and a step for each token
     first token    `/generate` of one token, on a server that has been idle for 10 ms
     reading        characters a second of one text in chunks of 64, one layer of 128 units, as
-                   `/score` reads it: the int8 graph beside the fp32 graph, without HTTP
+                   `/score` reads it: the int8 graph, and the graph that is served by default,
+                   beside the fp32 graph, without HTTP
 
 Times by the clock, p50 of all requests of a round; the two sides of a ratio take turns, and a ratio
 is the median of the rounds' ratios. With `--against`, the server of another checkout takes turns
@@ -72,7 +73,7 @@ def main() -> None:
         rows = writing(name, servers, rounds, seconds) + first_tokens(
             name, servers, rounds, seconds
         )
-    rows += [_reading(rounds, min(0.2, seconds))]
+    rows += _reading(rounds, min(0.2, seconds))
     say(table(rows))
     if is_plain(options):
         write("one-client.json", title, rows)
@@ -153,7 +154,7 @@ def drawn(logprobs: Float32Array, uniform: float) -> int:
     return int(np.searchsorted(cumulated, uniform * cumulated[-1], side="right"))
 
 
-def _reading(rounds: int, slice_s: float) -> Row:
+def _reading(rounds: int, slice_s: float) -> list[Row]:
     name = ensure(WORK, *_READING)
     bundle = read_language_model(WORK / "models" / name / name)
     precisions: tuple[Precision, ...] = ("int8", "fp32")
@@ -162,13 +163,20 @@ def _reading(rounds: int, slice_s: float) -> Row:
         rounds=rounds,
         slice_s=slice_s,
     )
-    return Row(
-        f"{name}, reading, 1 row: int8 graph",
-        1 / timing["int8"].median,
-        "chars/s",
-        "fp32 graph",
-        timing["int8"].times_faster_than(timing["fp32"]),
-    )
+    labels: Mapping[str, Precision] = {
+        "int8 graph": "int8",
+        "the graph that is served": bundle.manifest.precision,
+    }
+    return [
+        Row(
+            f"{name}, reading, 1 row: {label}",
+            1 / timing[precision].median,
+            "chars/s",
+            "fp32 graph",
+            timing[precision].times_faster_than(timing["fp32"]),
+        )
+        for label, precision in labels.items()
+    ]
 
 
 def rows_of(where: str, seconds: Mapping[str, list[float]]) -> list[Row]:

@@ -133,7 +133,8 @@ def _way_of_a_request() -> list[str]:
     for start, what in (
         (f"{_SMALL}, 1 client, 256 tokens: Unroll", "`/generate`, 1 client, 256 tokens, 2 × 128"),
         (f"{_SMALL}, idle server, first token", "`/generate`, idle server, first token, 2 × 128"),
-        ("lstm-1x128, reading, 1 row", "reading one text as `/score` does, int8, 1 × 128"),
+        ("lstm-1x128, reading, 1 row: int8", "reading one text, int8 graph, 1 × 128"),
+        ("lstm-1x128, reading, 1 row: the", "reading one text, the graph that is served, 1 × 128"),
     ):
         table.append(_line(f"{what} units", _row(one, start, prefix=True)))
     for start, what in (
