@@ -99,7 +99,7 @@ def _serve_alone(settings: Settings, sockets: list[socket.socket]) -> int:
 
 def _serve(settings: Settings, sockets: list[socket.socket]) -> int:
     """Serve with several processes, forks of this one, which opens the models for all of them."""
-    whole, settings = settings, share_of(settings, settings.workers or 1, usable_cpus())
+    whole, settings = settings, share_of(settings, settings.workers or 1)
     with _shared_numbers(whole):
         app = create_app(settings)
         registry: ModelRegistry = app.state.registry

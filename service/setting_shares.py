@@ -10,8 +10,6 @@ from service.settings import Settings
 MAX_DEFAULT_WORKERS = 8
 # Memory for which one more process is started: the largest answers (`max_details`) take 0.3 GB.
 WORKER_BYTES = 512 * 2**20
-# A step holds the GIL for one or two tenths of its time: more threads would wait for each other.
-MAX_DEFAULT_THREADS = 4
 _DIVIDED = (
     "max_connections",
     "max_unsent_bytes",
@@ -32,7 +30,7 @@ def default_workers(cpus: int, memory_bytes: int) -> int:
     return max(1, min(cpus, memory_bytes // WORKER_BYTES, MAX_DEFAULT_WORKERS))
 
 
-def share_of(settings: Settings, workers: int, cpus: int) -> Settings:
+def share_of(settings: Settings, workers: int) -> Settings:
     """The settings of one of so many processes: its share of every limit on the server.
 
     A share has room for one request's body, and for one connection and one request at least.
@@ -44,5 +42,4 @@ def share_of(settings: Settings, workers: int, cpus: int) -> Settings:
     shares["max_bodies_bytes"] = max(
         shares["max_bodies_bytes"], min(settings.max_body_bytes, settings.max_bodies_bytes)
     )
-    threads = settings.engine_threads or max(1, min(cpus // workers, MAX_DEFAULT_THREADS))
-    return settings.model_copy(update={**shares, "workers": workers, "engine_threads": threads})
+    return settings.model_copy(update={**shares, "workers": workers})

@@ -124,8 +124,8 @@ class Settings(BaseModel):
     engine_threads: Count | None = Field(
         None,
         description=(
-            "threads per process that run a model; unset divides the usable processors among the "
-            "processes, with at most four threads each"
+            "threads per process that run a model; unset takes one per usable processor, at most "
+            "four"
         ),
     )
     max_rows: Count = Field(64, description="most rows that step together, per model")

@@ -220,6 +220,7 @@ class Metrics:
             "livemax",
             ("model", "precision", "task", "version"),
         )
+        self._gauges: dict[str, EngineGauges] = {}  # as shown last, by model
         self._infos: dict[str, tuple[str, ...]] = {}  # labels shown, by model
         self.ready = self._gauge("unroll_ready", "1 if /readyz answers 200.", "livemin", ())
 
@@ -260,6 +261,9 @@ class Metrics:
 
     def show_engine(self, model: str, gauges: EngineGauges) -> None:
         """Set a model's gauges."""
+        if self._gauges.get(model) == gauges:
+            return  # as on an idle server, once a second
+        self._gauges[model] = gauges
         self.rows.labels(model, "running").set(gauges.running_rows)
         self.rows.labels(model, "queued").set(gauges.queued_rows)
         self.queue_requests.labels(model).set(gauges.queued_requests)
@@ -275,6 +279,7 @@ class Metrics:
 
     def forget_model(self, model: str) -> None:
         """Remove the gauges of a model that is no longer served."""
+        self._gauges.pop(model, None)
         if self._shared is not None:
             # Shared metrics cannot be removed; `_OfAllProcesses` leaves out what is 0 here.
             self.show_engine(model, EngineGauges(0, 0, 0, 0, 0.0))

@@ -163,7 +163,7 @@ class Supervisor:
             if worker.silence > _ANSWER_S:
                 logger.error("worker %s does not answer", worker.pid)
                 worker.kill()
-            elif worker.silence == 1:
+            elif worker.silence == max(1, _ANSWER_S // 4):
                 worker.send(Message(kind="ping"))
         self._agreement.tick()
         self._start_due()

@@ -26,7 +26,6 @@ from service.observe.metrics import Metrics
 from service.observe.request_context import current_request
 from service.runtime.allocator import return_free_memory
 from service.runtime.cpus import usable_cpus
-from service.setting_shares import MAX_DEFAULT_THREADS
 from service.settings import Settings
 from service.tasks.engine import Ability, Engine
 from service.tasks.folders import Stamp, bundle_folders, stamps_of, version_of
@@ -35,6 +34,8 @@ from service.tasks.trial import PATIENCE, Trial
 
 Able = TypeVar("Able")
 
+# A step holds the GIL for one or two tenths of its time: more threads would wait for each other.
+MAX_DEFAULT_THREADS = 4
 _POLL_S = 0.02
 # After this, a worker that hangs in a step is left running until the process ends.
 _STOP_TIMEOUT_S = 5.0

@@ -24,10 +24,10 @@ def test_there_is_a_process_for_each_processor_within_bounds(
     assert default_workers(cpus, memory_bytes) == expected
 
 
-@given(st.integers(1, 2000), st.integers(1, MAX_DEFAULT_WORKERS), st.integers(1, 64))
-def test_shares_are_within_the_whole_and_never_nothing(whole: int, workers: int, cpus: int) -> None:
+@given(st.integers(1, 2000), st.integers(1, MAX_DEFAULT_WORKERS))
+def test_shares_are_within_the_whole_and_never_nothing(whole: int, workers: int) -> None:
     settings = Settings(max_connections=whole, max_queue_rows=whole, prefix_cache_bytes=whole)
-    share = share_of(settings, workers, cpus)
+    share = share_of(settings, workers)
     for name in ("max_connections", "max_queue_rows", "prefix_cache_bytes"):
         part = getattr(share, name)
         assert part >= 1
@@ -36,6 +36,6 @@ def test_shares_are_within_the_whole_and_never_nothing(whole: int, workers: int,
     assert share.max_bodies_bytes >= settings.max_body_bytes
 
 
-def test_a_cache_that_is_off_stays_off_and_threads_are_as_said() -> None:
-    share = share_of(Settings(prefix_cache_bytes=0, engine_threads=3), 4, 16)
-    assert (share.prefix_cache_bytes, share.engine_threads, share.workers) == (0, 3, 4)
+def test_a_cache_that_is_off_stays_off() -> None:
+    share = share_of(Settings(prefix_cache_bytes=0), 4)
+    assert (share.prefix_cache_bytes, share.workers) == (0, 4)
