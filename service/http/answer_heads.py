@@ -3,7 +3,7 @@
 And answers that the server gives by itself, before the application or instead of it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from service.http.problems import problem_of
 
 _LINES = {int(x): f"HTTP/1.1 {x} {x.phrase}\r\n".encode("ascii") for x in HTTPStatus}
 _CLOSE = b"connection: close\r\n"
+_END = b"\r\n"
 _CHUNKED = b"transfer-encoding: chunked\r\n"
 # Answers that never have a body (RFC 9110, 15.3.5 and 15.4.5).
 BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
@@ -24,41 +25,47 @@ FAILED = (
 
 
 class AnswerHead(NamedTuple):
-    """Header lines without the last, empty one; `length` of the body, None if it is not known."""
+    """Status line and header lines; `length` of the body, None if it is not known."""
 
     lines: bytes
     length: int | None
-    closes: bool
+    closes: bool  # whether the application closes the connection; a header line says so
 
 
-def answer_head(status: int, headers: Iterable[tuple[bytes, bytes]], standing: bytes) -> AnswerHead:
+def answer_head(
+    status: int, headers: Collection[tuple[bytes, bytes]], standing: bytes
+) -> AnswerHead:
     """The head of an answer with these headers and the `standing` lines of every answer.
 
-    Content-Length is understood; of Connection only `close`, which the caller writes. Raises
-    ValueError for line ends in a header, which would begin another one.
+    Raises ValueError for line ends in a header, which would begin another one.
     """
-    length = None
-    closes = False
-    parts = [_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, standing]
-    for name, value in headers:
-        if name == b"connection":
-            closes = closes or b"close" in value.lower()
-            continue
-        if name == b"content-length":
-            length = int(value)
-        parts += (name, b": ", value, b"\r\n")
-    lines = b"".join(parts)
-    count = (len(parts) - 2) // 4 + 1 + standing.count(b"\n")
-    if lines.count(b"\n") != count or lines.count(b"\r") != count or b"\0" in lines:
+    lines = b"".join(
+        (
+            _LINES.get(status) or b"HTTP/1.1 %d \r\n" % status,
+            standing,
+            b"\r\n".join(map(b": ".join, headers)),
+            b"\r\n" if headers else b"",
+        )
+    )
+    count = 1 + standing.count(b"\n") + len(headers)
+    if lines.count(b"\n") != count or lines.count(b"\r") != count:
         # No part of the text: it may come from a client.
         message = "a header of an answer contains a line end"
         raise ValueError(message)
-    return AnswerHead(lines, length, closes)
+    named = dict(headers)
+    length = named.get(b"content-length")
+    return AnswerHead(
+        lines,
+        None if length is None else int(length),
+        b"close" in named.get(b"connection", b"").lower(),
+    )
 
 
 def framed(head: AnswerHead, *, closes: bool, chunked: bool) -> bytes:
     """The whole head."""
-    return b"".join((head.lines, _CLOSE if closes else b"", _CHUNKED if chunked else b"", b"\r\n"))
+    if chunked:
+        return head.lines + (_CHUNKED + _CLOSE if closes and not head.closes else _CHUNKED) + _END
+    return head.lines + (_CLOSE + _END if closes and not head.closes else _END)
 
 
 def standing_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

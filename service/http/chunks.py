@@ -3,7 +3,7 @@
 import re
 
 from service.errors import BodyTooLarge, HeadersTooLarge
-from service.http.request_heads import MAX_HEADERS, malformed, read_fields
+from service.http.request_heads import MAX_HEADERS, malformed, read_field
 
 # The line before a chunk: the size and an extension, which is ignored.
 _LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]{0,999})?[ \t]{0,9}\r\n")
@@ -83,6 +83,7 @@ class ChunkedBody:
         if whole.count(b"\n", 0, end if end > 0 else None) > MAX_HEADERS:
             raise HeadersTooLarge(f"a body may have at most {MAX_HEADERS} trailers")
         if end >= 0:
-            read_fields(bytes(whole[:end]).split(_END)[1:])
+            for line in whole[:end].split(_END)[1:]:
+                read_field(line)
             del buffer[: end + len(_END)]
             self.is_complete = True

@@ -113,7 +113,8 @@ class BoundedProtocol(asyncio.Protocol):
         self.place = Place(self.outlet, close_idle=self._close_idle, refuse=self.refuse)
         self.places.take(self.place)
         self.received.closes = self.place.is_spare
-        self._await(_Awaits.HEAD, self.settings.header_timeout_s)
+        self._awaits = _Awaits.HEAD
+        self._deadline.begin(self.settings.header_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Release everything that the connection holds."""
@@ -197,11 +198,12 @@ class BoundedProtocol(asyncio.Protocol):
             "raw_path": raw_path,
             "query_string": query,
             "headers": head.headers,
+            "unroll.headers": head.named,
             "state": self._app_state.copy(),
         }
-        self.place.idle_since = None
         self._awaits = _Awaits.NOTHING
         self._deadline.end()
+        self.place.idle_since = None
         self.exchange = exchange = Exchange(self, head, scope)
         exchange.task = self.loop.create_task(exchange.run(self.app))
         self.server_state.tasks.add(exchange.task)
@@ -284,7 +286,7 @@ class BoundedProtocol(asyncio.Protocol):
         self.server_state.total_requests += 1
         if self.is_full or self.outlet.is_closing():
             return
-        if self._begin_next():
+        if self._begin_next() and not self.received.idle:
             self._proceed(FIRST_CHUNKS)
         else:
             self.read_on()
@@ -335,8 +337,8 @@ class BoundedProtocol(asyncio.Protocol):
         # Reads ahead while a request is answered: otherwise a disconnect would not be noticed.
         reads = not (
             self._awaits_turn
-            or received.ahead_bytes >= _AHEAD_BYTES
             or (exchange is not None and exchange.is_full)
+            or (received.state is State.NEXT and received.ahead_bytes >= _AHEAD_BYTES)
         )
         if reads is not self._reads:
             self._reads = reads
@@ -347,31 +349,29 @@ class BoundedProtocol(asyncio.Protocol):
         self._keep_time()
 
     def _keep_time(self) -> None:
-        state = self.received.state
-        if state is State.HEAD:
-            if not self.received.idle:
-                self._await(_Awaits.HEAD, self.settings.header_timeout_s)
-                self.place.idle_since = None
-            elif self._awaits not in (_Awaits.HEAD, _Awaits.NEXT):
-                self._await(_Awaits.NEXT, self._keep_alive_s)
-                self.place.idle_since = time.perf_counter()
-        elif state is State.NEXT:
-            self._await(_Awaits.NOTHING, 0.0)
-        elif self._awaits is not _Awaits.BODY and self.exchange is not None:
-            # For routes whose bodies are streams; the application has not started to read yet.
-            self.exchange.scope["unroll.expect_stream"] = self.expect_stream
-            self.exchange.scope["unroll.stand_still"] = self.place.stand_still
-            self._await(_Awaits.BODY, self.settings.body_timeout_s)
-
-    def _await(self, what: _Awaits, limit_s: float) -> None:
-        """Begin the deadline for something, unless it has begun."""
-        if what is self._awaits:
+        received = self.received
+        if received.state is State.NEXT:
+            awaited, limit_s = _Awaits.NOTHING, None
+        elif received.state is not State.HEAD:
+            awaited, limit_s = _Awaits.BODY, self.settings.body_timeout_s
+        elif not received.idle:
+            awaited, limit_s = _Awaits.HEAD, self.settings.header_timeout_s
+        elif self._awaits is _Awaits.HEAD:
+            return  # no request has come yet
+        else:
+            awaited, limit_s = _Awaits.NEXT, self._keep_alive_s
+        if awaited is self._awaits:
             return
-        self._awaits = what
-        if what is _Awaits.NOTHING:
+        self._awaits = awaited
+        self.place.idle_since = time.perf_counter() if awaited is _Awaits.NEXT else None
+        if limit_s is None:
             self._deadline.end()
         else:
             self._deadline.begin(limit_s)
+        if awaited is _Awaits.BODY and self.exchange is not None:
+            # For routes whose bodies are streams; the application has not started to read yet.
+            self.exchange.scope["unroll.expect_stream"] = self.expect_stream
+            self.exchange.scope["unroll.stand_still"] = self.place.stand_still
 
     def _close_idle(self) -> None:
         """Close an idle connection; unsent bytes have waited for the keep-alive time already."""

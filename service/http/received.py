@@ -4,7 +4,7 @@ from enum import Enum, auto
 
 from service.errors import HeadersTooLarge, ServiceError, UrlTooLong
 from service.http.chunks import ChunkedBody
-from service.http.request_heads import LINE_BYTES, MAX_HEADERS, Head, malformed, read_head
+from service.http.request_heads import LINE_BYTES, MAX_HEADERS, Head, HeadReader, malformed
 from service.settings import Settings
 
 # Chunks read in the first turn and in each later one; a chunk takes a microsecond.
@@ -33,7 +33,11 @@ class Received:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._max_url_bytes = settings.max_url_bytes
+        # A head up to this size is within the limits of bytes and of lines (4 bytes at least).
+        self._small_bytes = min(settings.max_url_bytes, settings.max_header_bytes, 4 * MAX_HEADERS)
         self._buffer: bytes | bytearray = b""
+        self._heads = HeadReader()
         self._looked = 0  # bytes of the buffer that hold no end of a head
         self._rest = 0  # bytes to come of a body with Content-Length
         self._chunks = self._new_chunks()  # the body in State.CHUNKS
@@ -121,14 +125,16 @@ class Received:
     def _head(self) -> Head | None:
         begun = self._buffer
         end = begun.find(_HEAD_END, max(0, self._looked - 3))
-        self._check_size(len(begun) if end < 0 else end)
+        size = len(begun) if end < 0 else end
+        if size > self._small_bytes:
+            self._check_size(size)
         if end < 0:
             self._check_begun()
             self._looked = len(begun)
             return None
         end += len(_HEAD_END)
-        head = read_head(bytes(begun[:end]))
-        if len(head.target) > self._settings.max_url_bytes:
+        head = self._heads.read(bytes(begun[:end]))
+        if len(head.target) > self._max_url_bytes:
             raise self._url_too_long()
         self._buffer = begun[end:]
         self.awaits_continue = head.expects_continue
@@ -148,13 +154,12 @@ class Received:
 
         Lines are counted before they are read, at half a microsecond each.
         """
-        most_line, most = self._settings.max_url_bytes, self._settings.max_header_bytes
-        if size > min(most_line, most):
-            line = self._buffer.find(b"\r\n", 0, size)
-            if (size if line < 0 else line) > most_line + LINE_BYTES:
-                raise self._url_too_long()
-            if 0 <= line < size - most:
-                raise HeadersTooLarge(f"the headers of a request may have at most {most} bytes")
+        most = self._settings.max_header_bytes
+        line = self._buffer.find(b"\r\n", 0, size)
+        if (size if line < 0 else line) > self._max_url_bytes + LINE_BYTES:
+            raise self._url_too_long()
+        if 0 <= line < size - most:
+            raise HeadersTooLarge(f"the headers of a request may have at most {most} bytes")
         if self._buffer.count(b"\n", 0, size) > MAX_HEADERS:
             raise HeadersTooLarge(f"a request may have at most {MAX_HEADERS} headers")
 
@@ -168,12 +173,15 @@ class Received:
             raise malformed()
 
     def _url_too_long(self) -> UrlTooLong:
-        return UrlTooLong(f"a URL may have at most {self._settings.max_url_bytes} bytes")
+        return UrlTooLong(f"a URL may have at most {self._max_url_bytes} bytes")
 
     def _body(self) -> bytes:
         self.awaits_continue = False
-        piece = bytes(self._buffer[: self._rest])
-        self._buffer = self._buffer[self._rest :]
+        buffer, rest = self._buffer, self._rest
+        if len(buffer) <= rest:
+            piece, self._buffer = bytes(buffer), b""
+        else:
+            piece, self._buffer = bytes(buffer[:rest]), buffer[rest:]
         self._rest -= len(piece)
         if not self._rest:
             self.state = State.NEXT

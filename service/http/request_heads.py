@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from service.errors import BadRequest
 
 # A method is a token; the target has visible ASCII characters only (RFC 9112, 3).
-_LINE = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]{1,32}) ([!-~]+) HTTP/1\.([01])")
+_LINE = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]{1,32}) ([!-~]+) HTTP/(1\.[01])")
 _TOKEN = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
 # Everything that a value may contain: no control characters.
 _TEXT = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
@@ -18,17 +18,9 @@ MAX_HEADERS = 256
 _MOST_DIGITS = 20  # of a length
 # The bytes of a request line besides its target, at most.
 LINE_BYTES = 32 + len(b"  HTTP/1.1")
-# Header names as clients write them, in lower case: a look-up costs less than to check a token.
-_NAMES = {
-    spelled: name
-    for name in (
-        *(b"accept", b"accept-encoding", b"accept-language", b"authorization", b"cache-control"),
-        *(b"connection", b"content-length", b"content-type", b"cookie", b"expect", b"host"),
-        *(b"origin", b"referer", b"traceparent", b"transfer-encoding", b"user-agent"),
-        *(b"x-api-key", b"x-forwarded-for", b"x-request-id"),
-    )
-    for spelled in (name, name.title())
-}
+# Lines of one connection that are remembered, and the length of each, at most.
+_MOST_KNOWN = 64
+_MOST_KNOWN_BYTES = 256
 _ONCE = (b"host", b"content-length", b"transfer-encoding")
 
 
@@ -40,52 +32,70 @@ class Head:
     target: bytes
     version: str  # "1.0" or "1.1"
     headers: list[tuple[bytes, bytes]]
+    named: dict[bytes, bytes]  # the values by name, the first of a repeated header
     length: int | None  # of the body, in bytes; None if it comes in chunks
     closes: bool  # whether the client wants the connection closed after the answer
     expects_continue: bool  # whether it waits for "100 Continue" before it sends the body
 
 
-def read_head(head: bytes) -> Head:
-    """Read a head that ends with an empty line. Raises BadRequest."""
-    lines = head[:-4].split(b"\r\n")
-    line = _LINE.fullmatch(lines[0])
-    if line is None:
-        raise malformed()
-    method, target, minor = line.groups()
-    headers = read_fields(lines[1:])
-    named = dict(headers)
-    if len(named) < len(headers):
-        named = _joined(headers)
-    if b"host" not in named and minor == b"1":
-        raise malformed()
-    connection, expect = named.get(b"connection"), named.get(b"expect")
-    return Head(
-        method.decode("ascii"),
-        target,
-        "1.1" if minor == b"1" else "1.0",
-        headers,
-        _length(named.get(b"content-length"), named.get(b"transfer-encoding")),
-        minor == b"0" or (connection is not None and b"close" in _listed(connection)),
-        minor == b"1" and expect is not None and b"100-continue" in _listed(expect),
-    )
+class HeadReader:
+    """Reads the heads of one connection; a line that came before is not read again."""
 
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[bytes, bytes]] = {}
+        self._line: bytes | None = None  # the last request line, and what it says
+        self._asked: tuple[str, bytes, str] = ("", b"", "")
 
-def read_fields(lines: list[bytes]) -> list[tuple[bytes, bytes]]:
-    """Names, in lower case, and values of header lines. Raises BadRequest."""
-    if b"".join(lines).translate(None, _TEXT):
-        raise malformed()
-    headers = []
-    for line in lines:
-        name, colon, value = line.partition(b":")
-        known = _NAMES.get(name)
-        if known is None:
-            if not _TOKEN.fullmatch(name):
-                raise malformed()
-            known = name.lower()
-        if not colon:
+    def read(self, head: bytes) -> Head:
+        """Read a head that ends with an empty line. Raises BadRequest."""
+        first, *lines = head[:-4].split(b"\r\n")
+        if first != self._line:
+            self._asked = _read_line(first)
+            self._line = first
+        method, target, version = self._asked
+        if len(self._known) > _MOST_KNOWN:
+            self._known.clear()
+        known = self._known
+        headers = [known.get(line) or self._read_field(line) for line in lines]
+        named = whole = dict(headers)
+        if len(named) < len(headers):
+            named, whole = dict(reversed(headers)), _joined(headers)
+        if b"host" not in named and version == "1.1":
             raise malformed()
-        headers.append((known, value.strip(b" \t")))
-    return headers
+        connection, expect = whole.get(b"connection"), whole.get(b"expect")
+        return Head(
+            method,
+            target,
+            version,
+            headers,
+            named,
+            _length(named.get(b"content-length"), named.get(b"transfer-encoding")),
+            version == "1.0" or (connection is not None and _lists(connection, b"close")),
+            version == "1.1" and expect is not None and _lists(expect, b"100-continue"),
+        )
+
+    def _read_field(self, line: bytes) -> tuple[bytes, bytes]:
+        found = read_field(line)
+        if len(line) <= _MOST_KNOWN_BYTES:
+            self._known[line] = found
+        return found
+
+
+def _read_line(line: bytes) -> tuple[str, bytes, str]:
+    """Method, target and version of a request line. Raises BadRequest."""
+    found = _LINE.fullmatch(line)
+    if found is None:
+        raise malformed()
+    method, target, version = found.groups()
+    return method.decode("ascii"), target, version.decode("ascii")
+
+
+def read_field(line: bytes) -> tuple[bytes, bytes]:
+    """The name, in lower case, and the value of a header line. Raises BadRequest."""
+    name, colon, value = line.partition(b":")
+    if not colon or not _TOKEN.fullmatch(name) or value.translate(None, _TEXT):
+        raise malformed()
+    return name.lower(), value.strip(b" \t")
 
 
 def malformed() -> BadRequest:
@@ -119,5 +129,7 @@ def _length(length: bytes | None, encoding: bytes | None) -> int | None:
     return int(length)
 
 
-def _listed(value: bytes) -> list[bytes]:
-    return [item.strip() for item in value.lower().split(b",")]
+def _lists(value: bytes, item: bytes) -> bool:
+    """Whether a list has an item, in lower case."""
+    value = value.lower()
+    return item in value and item in [each.strip() for each in value.split(b",")]

@@ -242,6 +242,8 @@ BYTES = st.sampled_from([b"\r", b"\n", b" ", b":", b"\t", b"\0", b"\x80", b"1", 
 @example(GOOD[0], [], []).via("good")
 @example(GOOD[3], [], list(range(200))).via("byte by byte")
 @example(b"GET / HTTP/1.0\r\nHost\r\n\r\n", [], []).via("no colon")
+@example(b"\r\n\r\nGET / HTTP/1.0\r\n\r\n", [], []).via("an empty line")
+@example(b"\r\nGET / HTTP/1.0\r\n\r\n", [], []).via("a line end in front")
 def test_what_is_accepted_is_what_h11_reads(
     request: bytes, changes: list[tuple[int, int, bytes]], cuts: list[int]
 ) -> None:
@@ -257,6 +259,22 @@ def test_what_is_accepted_is_what_h11_reads(
             for name, value in found[2]
         ]
         assert (*found[:2], headers, *found[3:]) == expected
+
+
+def test_a_line_that_came_before_is_read_as_the_first_time() -> None:
+    received = connection()
+    found = []
+    for data in [*GOOD[:2], *GOOD[:2], GOOD[0].replace(b"/a", b"/b"), GOOD[0]]:
+        received.receive(data)
+        (head,) = read(received)
+        assert isinstance(head, Head)
+        found.append((head.method, head.target, head.version, head.headers))
+        received.begin_next()
+    assert found[2:4] == found[:2]
+    assert [x[1] for x in found[4:]] == [b"http://x/b?b=%41#c", b"http://x/a?b=%41#c"]
+    received.receive(b"\r\n\r\n")
+    with pytest.raises(ServiceError):
+        read(received)
 
 
 def test_what_h11_reads_is_accepted_unless_it_is_one_of_those() -> None:
