@@ -75,6 +75,13 @@ class Sampler:
 
     def __init__(self, params: Sequence[SamplingParams], vocab_size: int) -> None:
         self._columns = vocab_size - _FIRST_ID
+        # Filled anew at each choice. numpy's time for small arrays is mostly what it takes to make
+        # them, so what is looked at again and again is made once.
+        shape = (len(params), self._columns)
+        self._scores = np.empty(shape)  # [B, A]
+        self._unk_scores = self._scores[:, _UNK_COLUMN]
+        self._most = np.empty((len(params), 1))
+        self._inverse = _Inverse(shape)
         temperature = np.array([x.temperature for x in params], np.float64)
         # A row that takes the likeliest token draws at 1, and what it draws is not looked at.
         self._greedy = np.flatnonzero(temperature == 0.0)
@@ -110,8 +117,9 @@ class Sampler:
         sampling: over ids in order where nothing is cut off, else over the tokens that stay,
         likeliest first.
         """
-        scores = logprobs[:, _FIRST_ID:].astype(np.float64)  # [B, A]
-        scores[:, _UNK_COLUMN] = -np.inf
+        scores = self._scores  # [B, A]
+        np.copyto(scores, logprobs[:, _FIRST_ID:])
+        self._unk_scores.fill(-np.inf)
         for rows, allowed in masks:
             scores[rows] = np.where(allowed[:, _FIRST_ID:], scores[rows], -np.inf)
         if len(self._adjusted):
@@ -121,7 +129,8 @@ class Sampler:
         likeliest = scores.argmax(axis=1) if len(self._greedy) else None
         ranks = np.argsort(-scores[self._cut], axis=1, kind="stable") if len(self._cut) else None
         # Unnormalized probabilities: the likeliest token has 1, so that nothing overflows.
-        scores -= np.maximum.reduce(scores, axis=1, keepdims=True)
+        np.maximum.reduce(scores, axis=1, keepdims=True, out=self._most)
+        np.subtract(scores, self._most, out=scores)
         if self._divides:
             # A tiny temperature takes the differences to -inf, which is what it means.
             with np.errstate(over="ignore"):
@@ -130,7 +139,7 @@ class Sampler:
         if ranks is not None:
             # By score and before the temperature, which can make unequal ones equal.
             probs[self._cut] = self._filter(np.take_along_axis(probs[self._cut], ranks, axis=1))
-        chosen = _invert(probs, uniform)
+        chosen = self._inverse.of(probs, uniform)
         if ranks is not None:
             places = chosen[self._cut, None]
             chosen[self._cut] = np.take_along_axis(ranks, places, axis=1)[:, 0]
@@ -159,9 +168,21 @@ def _bias(params: SamplingParams, columns: int) -> Float64Array:
     return bias
 
 
-def _invert(probs: Float64Array, uniform: Float64Array) -> Int64Array:
-    """The first index whose cumulated probability exceeds uniform · total, [B]."""
-    cumulated = np.add.accumulate(probs, axis=1)
-    threshold = uniform[:, None] * cumulated[:, -1:]
-    index: Int64Array = (cumulated > threshold).argmax(axis=1)
-    return index
+class _Inverse:
+    """The inverse of cumulated distributions, over arrays that are made once."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        """`shape` is that of the distributions, [B, A]."""
+        self._cumulated = np.empty(shape)
+        self._totals = self._cumulated[:, -1]
+        self._threshold = np.empty((shape[0], 1))
+        self._thresholds = self._threshold[:, 0]
+        self._exceeds = np.empty(shape, np.bool_)
+
+    def of(self, probs: Float64Array, uniform: Float64Array) -> Int64Array:
+        """The first index whose cumulated probability exceeds uniform · total, [B]."""
+        np.add.accumulate(probs, axis=1, out=self._cumulated)
+        np.multiply(uniform, self._totals, out=self._thresholds)
+        np.greater(self._cumulated, self._threshold, out=self._exceeds)
+        index: Int64Array = self._exceeds.argmax(axis=1)
+        return index

@@ -7,6 +7,7 @@ its prompt here before it writes, one token a step: next to rows that write, one
 third of a step of its own. None of this changes any result.
 """
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -44,6 +45,8 @@ class WriteBatch:
         self._state = np.zeros(capacity, np.int64)
         # Where each row's block begins in a flat view: a single index is faster to take and put.
         self._block_begin = np.arange(capacity) * NOISE_BLOCK
+        self._all_noise = self._noise.reshape(-1)
+        self._all_tokens = self._block_tokens.reshape(-1)
         self._derived = False
 
     def _derive(self) -> None:
@@ -62,9 +65,14 @@ class WriteBatch:
         self._constrained = by_constraint((i, row.constraint) for i, row in writing)
         self._advance = np.ones(rows, np.int64)
         self._advance[self._feeding] = 0
+        # Whether a step must look at single rows.
+        self._looks = bool(self._watching or self._detailed or self._constrained or self._feeding)
         adjusted = self._sampler.adjusted
         self._counting = adjusted[self._advance[adjusted] == 1]
         written = self._written[:rows]
+        self._logprobs = self._stepper.logprobs[:rows]
+        self._next_tokens = self._stepper.tokens[:rows]
+        self._now_written = written
         self._cursor = self._block_begin[:rows] + written % NOISE_BLOCK
         # Steps until some row reaches its limit, or the end of its block.
         left = self._max_tokens[:rows] - written
@@ -109,19 +117,18 @@ class WriteBatch:
         """Sample the next token of every row; return the rows that are done, which have left."""
         if not self._derived:
             self._derive()
-        rows = len(self.rows)
         adjusted = self._sampler.adjusted
         chosen = self._sampler.choose(  # [B]
-            self._stepper.logprobs[:rows],
-            self._noise.reshape(-1).take(self._cursor),
+            self._logprobs,
+            self._all_noise.take(self._cursor),
             self._counts[adjusted] if len(adjusted) else self._counts,
             self._masks() if self._constrained else (),
         )
-        self._block_tokens.reshape(-1)[self._cursor] = chosen
+        self._all_tokens[self._cursor] = chosen
         for i in self._feeding:
             chosen[i] = self._next_of_prompt(i)
-        self._stepper.tokens[:rows] = chosen
-        self._written[:rows] += self._advance
+        self._next_tokens[:] = chosen
+        self._now_written += self._advance
         if len(self._counting):
             self._counts[self._counting, chosen[self._counting]] += 1
         return self._end(chosen)
@@ -143,6 +150,13 @@ class WriteBatch:
 
     def _end(self, chosen: Int64Array) -> list[WriteRow]:
         """Let the rows that end with these tokens leave."""
+        self._cursor += self._advance
+        self._until_limit -= 1
+        self._until_turn -= 1
+        if not self._looks and self._until_limit > 0 and self._until_turn:
+            # What most steps are: nobody can end but by eos.
+            if EOS_ID not in chosen.tolist():
+                return []
         ended = chosen == EOS_ID
         if self._detailed:
             self._add_details(chosen)
@@ -153,12 +167,8 @@ class WriteBatch:
             ended[i] |= self._watch(i, int(chosen[i]))
         for i in self._feeding:
             ended[i] = False
-        self._cursor += self._advance
-        self._until_limit -= 1
-        self._until_turn -= 1
         if self._until_limit <= 0:
-            rows = len(self.rows)
-            ended |= self._written[:rows] >= self._max_tokens[:rows]
+            ended |= self._now_written >= self._max_tokens[: len(self.rows)]
         if self._until_turn == 0:
             self._turn()
         if not ended.any():
@@ -175,9 +185,13 @@ class WriteBatch:
         """
         rows = len(self.rows)
         self._stepper.step(rows)
-        finite = np.isfinite(self._stepper.logprobs[:rows])
+        logprobs = self._stepper.logprobs[:rows]
         if self._feeding:
             self._end_prompts()
+        # A sum is finite if all are, short of an overflow, and takes half the time of looking.
+        if math.isfinite(np.add.reduce(logprobs, axis=None)):
+            return []
+        finite = np.isfinite(logprobs)
         if finite.all():
             return []
         bad = np.flatnonzero(~finite.all(axis=1)).tolist()

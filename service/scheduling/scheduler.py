@@ -22,6 +22,8 @@ from service.scheduling.admission import RETRY_AFTER_S, Admission, Held, QueueBo
 from service.scheduling.fair_queue import FairQueue
 
 _SMALLEST = Held(1, 1, 1)
+# The rate counts time in steps of this length at most, and when work ends.
+_COUNTED_EVERY_S = 0.1
 
 logger = logging.getLogger(__name__)
 
@@ -254,15 +256,21 @@ class Scheduler(Generic[WorkT]):
         for work, error in self._runner.run():
             done += work.queued_tokens
             self._end_work(work, error)
-        self._step_began, self.last_step = None, time.monotonic()
+        ended = time.monotonic()
+        self._step_began, self.last_step = None, ended
         # Includes the time between the steps: queued work waits during it, too.
-        self._admission.rate.add(done, self.last_step - self._counted_to)
-        self._counted_to = self.last_step
+        uncounted_s = ended - self._counted_to
+        if done or uncounted_s > _COUNTED_EVERY_S:
+            self._admission.rate.add(done, uncounted_s)
+            self._counted_to = ended
         if rows:
-            self._metrics.stepped(self.last_step - began, rows)
+            self._metrics.stepped(ended - began, rows)
 
     def _admit(self) -> bool:
         """Wait for work, drop cancelled rows, take rows from the queue; false when stopping."""
+        if self._active and not (self._queue or self._cancelling or self._stopping):
+            # Most steps: nothing has come. What comes now is seen before the next one.
+            return True
         with self._wake:
             while not (self._queue or self._active or self._cancelling or self._stopping):
                 self._wake.wait()
