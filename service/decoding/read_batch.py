@@ -109,9 +109,9 @@ class ReadBatch:
         """Give a row its part of a run: `targets` [T], `picked` [T], `distributions` [T, V]."""
         row = self.rows[index]
         counted = targets != PAD_ID
-        # add.accumulate adds strictly in order, so that the sum does not depend on the chunks.
-        terms = np.append(row.logprob, picked[counted].astype(np.float64))
-        row.logprob = float(np.add.accumulate(terms)[-1])
+        # One by one and in order, so that the sum does not depend on the chunks.
+        for logprob in picked[counted].tolist():
+            row.logprob += logprob
         if not math.isfinite(row.logprob):
             return ModelFailure("the model gave a log-probability that is not finite")
         if row.detail_top is not None and distributions is not None:

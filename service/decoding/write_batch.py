@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from service.bundle.arrays import Float32Array, Int64Array
 from service.bundle.text import EOS_ID, PAD_ID
-from service.decoding.constraints import by_constraint
+from service.decoding.constraints import Constraint, by_constraint
 from service.decoding.rows import Continuation, ReadRow, TokenDetails, WriteRow
 from service.decoding.sampling import NOISE_BLOCK, Mask, Sampler, noise_block
 from service.errors import ModelFailure
@@ -47,37 +47,67 @@ class WriteBatch:
         self._block_begin = np.arange(capacity) * NOISE_BLOCK
         self._all_noise = self._noise.reshape(-1)
         self._all_tokens = self._block_tokens.reshape(-1)
+        self._prompts: list[ReadRow] = []  # which rows read in these steps
+        self._fed = 0  # tokens of them that each has read
         self._derived = False
+
+    def _feed(self, places: list[int]) -> None:
+        """Lay out what the rows at these places read, up to where the first of them has read it."""
+        self._prompts = [x for i in places if (x := self.rows[i].prompt) is not None]
+        self._feeding = np.array(places, np.int64)
+        self._fed = 0
+        self._feed_steps = min((x.remaining for x in self._prompts), default=0)
+        self._advance[self._feeding] = 0
+        pieces = [x.tokens[x.position : x.position + self._feed_steps] for x in self._prompts]
+        # A row of these for each step.
+        self._fed_tokens = np.array(pieces, np.int64).T if pieces else self._feeding
+
+    def _note_fed(self) -> None:
+        """Let the prompts know how far they have been read."""
+        for prompt in self._prompts:
+            prompt.position += self._fed
+        self._prompts = []
 
     def _derive(self) -> None:
         """Compute what depends on the rows and their places; it holds until they change."""
+        self._note_fed()
         rows = len(self.rows)
         self._sampler = Sampler([row.params for row in self.rows], self._session.vocab_size)
-        self._feeding = [i for i, row in enumerate(self.rows) if row.prompt is not None]
-        # Rows whose tokens must be looked at one by one (details, stop strings, listeners).
-        writing = [(i, row) for i, row in enumerate(self.rows) if row.prompt is None]
+        # Rows whose tokens must be looked at one by one (details, stop strings, constraints).
+        self._watching: list[int] = []
+        self._detailed: list[tuple[int, int]] = []
+        constrained: list[tuple[int, Constraint]] = []
+        feeding: list[int] = []
         now = time.monotonic()
-        for _, row in writing:
+        for i, row in enumerate(self.rows):
+            if row.prompt is not None:
+                feeding.append(i)
+                continue
             if row.began is None:
                 row.began = now
-        self._watching = [i for i, row in writing if row.stop]
-        self._detailed = [(i, x.detail_top) for i, x in writing if x.detail_top is not None]
-        self._constrained = by_constraint((i, row.constraint) for i, row in writing)
+            if row.stop:
+                self._watching.append(i)
+            if row.detail_top is not None:
+                self._detailed.append((i, row.detail_top))
+            if row.constraint is not None:
+                constrained.append((i, row.constraint))
+        self._constrained = by_constraint(constrained) if constrained else []
         self._advance = np.ones(rows, np.int64)
-        self._advance[self._feeding] = 0
+        self._feed(feeding)
         # Whether a step must look at single rows.
-        self._looks = bool(self._watching or self._detailed or self._constrained or self._feeding)
+        self._looks = bool(self._watching or self._detailed or self._constrained)
         adjusted = self._sampler.adjusted
-        self._counting = adjusted[self._advance[adjusted] == 1]
+        self._counting = adjusted[self._advance[adjusted] == 1] if len(adjusted) else adjusted
         written = self._written[:rows]
         self._logprobs = self._stepper.logprobs[:rows]
         self._next_tokens = self._stepper.tokens[:rows]
         self._now_written = written
-        self._cursor = self._block_begin[:rows] + written % NOISE_BLOCK
+        inside = written % NOISE_BLOCK
+        self._cursor = self._block_begin[:rows] + inside
         # Steps until some row reaches its limit, or the end of its block.
         left = self._max_tokens[:rows] - written
         self._until_limit = int(left.min())
-        self._until_turn = int(NOISE_BLOCK - (written % NOISE_BLOCK).max())
+        self._until_turn = NOISE_BLOCK - int(inside.max())
         self._derived = True
 
     def add(self, row: WriteRow, start: Continuation) -> None:
@@ -125,8 +155,9 @@ class WriteBatch:
             self._masks() if self._constrained else (),
         )
         self._all_tokens[self._cursor] = chosen
-        for i in self._feeding:
-            chosen[i] = self._next_of_prompt(i)
+        if self._feed_steps:
+            chosen[self._feeding] = self._fed_tokens[self._fed]
+            self._fed += 1
         self._next_tokens[:] = chosen
         self._now_written += self._advance
         if len(self._counting):
@@ -141,22 +172,14 @@ class WriteBatch:
             for constraint, places in self._constrained
         ]
 
-    def _next_of_prompt(self, place: int) -> int:
-        prompt = self.rows[place].prompt
-        if prompt is None:
-            raise RuntimeError("this row reads nothing")
-        prompt.position += 1
-        return int(prompt.tokens[prompt.position - 1])
-
     def _end(self, chosen: Int64Array) -> list[WriteRow]:
         """Let the rows that end with these tokens leave."""
         self._cursor += self._advance
         self._until_limit -= 1
         self._until_turn -= 1
-        if not self._looks and self._until_limit > 0 and self._until_turn:
-            # What most steps are: nobody can end but by eos.
-            if EOS_ID not in chosen.tolist():
-                return []
+        can_end = self._looks or self._until_limit <= 0 or not self._until_turn
+        if not can_end and EOS_ID not in chosen.tolist():
+            return []  # what most steps are
         ended = chosen == EOS_ID
         if self._detailed:
             self._add_details(chosen)
@@ -165,8 +188,7 @@ class WriteBatch:
             ended[places] |= constraint.is_closed[self._state[places]]
         for i in self._watching:
             ended[i] |= self._watch(i, int(chosen[i]))
-        for i in self._feeding:
-            ended[i] = False
+        ended[self._feeding] = False
         if self._until_limit <= 0:
             ended |= self._now_written >= self._max_tokens[: len(self.rows)]
         if self._until_turn == 0:
@@ -186,7 +208,7 @@ class WriteBatch:
         rows = len(self.rows)
         self._stepper.step(rows)
         logprobs = self._stepper.logprobs[:rows]
-        if self._feeding:
+        if self._feed_steps and self._fed == self._feed_steps:
             self._end_prompts()
         # A sum is finite if all are, short of an overflow, and takes half the time of looking.
         if math.isfinite(np.add.reduce(logprobs, axis=None)):
@@ -202,6 +224,8 @@ class WriteBatch:
 
     def _end_prompts(self) -> None:
         """Rows that have read their prompts start to write."""
+        self._note_fed()
+        self._derived = False
         for i, row in enumerate(self.rows):
             if row.prompt is not None and not row.prompt.remaining:
                 states = tuple(state[i : i + 1].copy() for state in self._stepper.states)
@@ -212,7 +236,6 @@ class WriteBatch:
                 else:
                     row.prompt.remember(row.prompt.tokens, continuation)
                 row.prompt = None
-                self._derived = False
 
     def _add_details(self, chosen: Int64Array) -> None:
         """Give rows with details or a listener the details of their tokens."""

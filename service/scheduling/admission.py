@@ -45,11 +45,6 @@ class Held(NamedTuple):
             self.requests + other.requests, self.rows + other.rows, self.tokens + other.tokens
         )
 
-    def __sub__(self, other: "Held") -> "Held":
-        return Held(
-            self.requests - other.requests, self.rows - other.rows, self.tokens - other.tokens
-        )
-
     def capped(self, most: "Held") -> "Held":
         """The amount, with each of the three numbers limited to `most`."""
         return Held(
@@ -61,9 +56,6 @@ class Held(NamedTuple):
     def exceeds(self, most: "Held | QueueBounds") -> bool:
         """Whether any of the three numbers is over its limit."""
         return self.requests > most.requests or self.rows > most.rows or self.tokens > most.tokens
-
-
-_NOTHING = Held()
 
 
 class Rate:
@@ -95,26 +87,35 @@ class Admission:
         self.rate = Rate()
         self._bounds = bounds
         self._share = bounds.of_client()
-        self._held: dict[str, Held] = {}
-        self._waiting = Held()
-        self._counted = Held()  # the same, each client's work up to its share
+        # Each client's queued work, that of all, and the same with each client's up to its share;
+        # numbers in the order of `Held`, counted in place.
+        self._held: dict[str, list[int]] = {}
+        self._waiting = [0, 0, 0]
+        self._counted = [0, 0, 0]
 
     @property
     def waiting(self) -> Held:
         """The queued work of all clients."""
-        return self._waiting
+        return Held(*self._waiting)
+
+    @property
+    def waiting_rows(self) -> int:
+        """Its rows."""
+        return self._waiting[1]
 
     def check(self, client: str, asked: Held, running_tokens: int) -> None:
         """Raise QueueFull if `asked` does not fit; `running_tokens` have left the queue already."""
         if self._held:
             share = self._share
             own = self._held.get(client)
-            if own is not None and (own + asked).exceeds(share):
-                raise self._full(own, share, "with this API key " if client else "")
-            if (self._counted + asked.capped(share)).exceeds(self._bounds):
-                raise self._full(self._waiting, self._bounds, "")
-        before_s = self.rate.seconds(self._waiting.tokens + running_tokens)
-        if self._bounds.wait_s is not None and before_s > self._bounds.wait_s:
+            if own is not None and (Held(*own) + asked).exceeds(share):
+                raise self._full(Held(*own), share, "with this API key " if client else "")
+            if (Held(*self._counted) + asked.capped(share)).exceeds(self._bounds):
+                raise self._full(self.waiting, self._bounds, "")
+        if self._bounds.wait_s is None:
+            return
+        before_s = self.rate.seconds(self._waiting[2] + running_tokens)
+        if before_s > self._bounds.wait_s:
             raise QueueFull(
                 f"a request would now wait about {before_s:.1f} s in the queue; at most "
                 f"{self._bounds.wait_s:g} s is allowed",
@@ -123,25 +124,27 @@ class Admission:
 
     def join(self, client: str, asked: Held) -> None:
         """Count work that has joined the queue."""
-        self._hold(client, self._held.get(client, _NOTHING) + asked)
+        self._count(client, asked, 1)
 
     def leave(self, client: str, gone: Held) -> None:
         """Subtract work that has left the queue."""
-        self._hold(client, self._held[client] - gone)
+        self._count(client, gone, -1)
 
-    def _hold(self, client: str, now: Held) -> None:
-        before = self._held.get(client, _NOTHING)
-        if now.requests:
-            self._held[client] = now
-        else:
+    def _count(self, client: str, work: Held, sign: int) -> None:
+        held = self._held.setdefault(client, [0, 0, 0])
+        for i, (count, most) in enumerate(zip(work, self._share, strict=True)):
+            before = held[i]
+            now = held[i] = before + sign * count
+            self._waiting[i] += sign * count
+            self._counted[i] += min(now, most) - min(before, most)
+        if not held[0]:
             del self._held[client]
-        self._waiting += now - before
-        self._counted += now.capped(self._share) - before.capped(self._share)
 
     def clear(self) -> None:
         """Forget all queued work."""
         self._held.clear()
-        self._waiting = self._counted = _NOTHING
+        self._waiting = [0, 0, 0]
+        self._counted = [0, 0, 0]
 
     def _full(self, held: Held, most: Held | QueueBounds, whose: str) -> QueueFull:
         return QueueFull(

@@ -29,11 +29,14 @@ class TextWork:
     write: list[WriteRow] = field(default_factory=list)
     held: int = 0  # numbers held beside the tokens, such as those of a constraint
     adapt: bool = False  # whether the model learns from it
+    # Looked up several times for each request, and so made once:
+    rows: int = field(init=False)  # the most it holds at any time
+    queued_tokens: int = field(init=False)  # what it counts towards the queue's limit
 
-    @property
-    def rows(self) -> int:
-        """The most rows it holds at any time."""
-        return max(1, len(self.write))
+    def __post_init__(self) -> None:
+        self.rows = max(1, len(self.write))
+        written = sum(row.max_tokens for row in self.write)
+        self.queued_tokens = len(self.read.tokens) + written + self.held
 
     @property
     def steps_its_prompt(self) -> bool:
@@ -47,11 +50,6 @@ class TextWork:
     def remaining(self) -> int:
         """Tokens still to read."""
         return self.read.remaining
-
-    @property
-    def queued_tokens(self) -> int:
-        """Tokens that it counts towards the queue's limit."""
-        return len(self.read.tokens) + sum(row.max_tokens for row in self.write) + self.held
 
     @property
     def first_token_at(self) -> float | None:

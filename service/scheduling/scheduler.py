@@ -183,8 +183,7 @@ class Scheduler(Generic[WorkT]):
     @property
     def load(self) -> int:
         """Rows that are queued or running, and so ahead of new work."""
-        with self._wake:
-            return self._admission.waiting.rows + self._runner.used_rows
+        return self._admission.waiting_rows + self._runner.used_rows
 
     def gauges(self) -> EngineGauges:
         """A snapshot for the metrics."""
