@@ -29,6 +29,8 @@ class WriteBatch:
     def __init__(self, session: LanguageModelSession, capacity: int) -> None:
         self._session = session
         self.rows: list[WriteRow] = []
+        self._prompts: list[ReadRow] = []  # which rows read in these steps
+        self._fed = 0  # tokens of them that each has read
         self._allocate(capacity)
 
     def _allocate(self, capacity: int) -> None:
@@ -47,8 +49,6 @@ class WriteBatch:
         self._block_begin = np.arange(capacity) * NOISE_BLOCK
         self._all_noise = self._noise.reshape(-1)
         self._all_tokens = self._block_tokens.reshape(-1)
-        self._prompts: list[ReadRow] = []  # which rows read in these steps
-        self._fed = 0  # tokens of them that each has read
         self._derived = False
 
     def _feed(self, places: list[int]) -> None:

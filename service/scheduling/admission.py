@@ -15,6 +15,8 @@ RETRY_AFTER_S = 1
 _MOST_RETRY_AFTER_S = 60
 # The rate averages over about this many seconds of work.
 _RATE_MEMORY_S = 5.0
+# How often it counts time in which no work ends.
+COUNTED_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,9 @@ class Held(NamedTuple):
     def exceeds(self, most: "Held | QueueBounds") -> bool:
         """Whether any of the three numbers is over its limit."""
         return self.requests > most.requests or self.rows > most.rows or self.tokens > most.tokens
+
+
+SMALLEST = Held(1, 1, 1)
 
 
 class Rate:

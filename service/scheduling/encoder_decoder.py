@@ -12,7 +12,7 @@ from service.decoding.search_batch import SearchBatch
 from service.errors import ServiceError
 from service.runtime.encoder_decoder import EncoderDecoderSession
 from service.runtime.runs import pad_sources
-from service.scheduling.scheduler import run_failed
+from service.scheduling.failures import run_failed
 
 # Source positions in one run of the encoder: limits the memory that the graph uses.
 _MAX_POSITIONS = 4096

@@ -17,7 +17,7 @@ from service.bundle.text import PAD_ID
 from service.errors import ModelFailure, ServiceError
 from service.runtime.labeler import LabelerSession
 from service.runtime.language_model import States
-from service.scheduling.scheduler import run_failed
+from service.scheduling.failures import run_failed
 
 # Places in one run: limits its memory, and how long other texts wait for it. A text that is read
 # whole may have more, and then runs alone.

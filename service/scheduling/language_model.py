@@ -9,7 +9,7 @@ from service.decoding.rows import ReadRow, WriteRow
 from service.decoding.write_batch import WriteBatch
 from service.errors import ServiceError
 from service.runtime.language_model import LanguageModelSession
-from service.scheduling.scheduler import run_failed
+from service.scheduling.failures import run_failed
 
 # Tokens that a row reads in one run. While other rows write, it is small, so that a long prompt
 # delays them by a few steps only. The results do not depend on it.

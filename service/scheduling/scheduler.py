@@ -16,14 +16,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from service.errors import DeadlineExceeded, EngineStopped, ModelFailure, QueueFull, ServiceError
+from service.errors import DeadlineExceeded, QueueFull, ServiceError
 from service.observe.metrics import EngineGauges, EngineMetrics
-from service.scheduling.admission import RETRY_AFTER_S, Admission, Held, QueueBounds
+from service.scheduling.admission import (
+    COUNTED_EVERY_S,
+    SMALLEST,
+    Admission,
+    Held,
+    QueueBounds,
+)
+from service.scheduling.failures import engine_stopped
 from service.scheduling.fair_queue import FairQueue
-
-_SMALLEST = Held(1, 1, 1)
-# The rate counts time in steps of this length at most, and when work ends.
-_COUNTED_EVERY_S = 0.1
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +210,7 @@ class Scheduler(Generic[WorkT]):
         asked = _size_of(job.work)
         with self._wake:
             if not self.alive:
-                raise _stopped()
+                raise engine_stopped()
             self._admission.check(job.client, asked, self._running_tokens)
             job.open_work = job.queued_work = len(job.work)
             job.submitted_at = time.monotonic()
@@ -217,12 +220,9 @@ class Scheduler(Generic[WorkT]):
             self._wake.notify()
 
     def refusal(self, client: str) -> QueueFull | None:
-        """The error that the smallest possible job of a client would get now, or None.
-
-        Without the lock, for which the event loop would wait: `submit` decides.
-        """
+        """The error that the smallest possible job would get now (without the lock), or None."""
         try:
-            self._admission.check(client, _SMALLEST, self._running_tokens)
+            self._admission.check(client, SMALLEST, self._running_tokens)
         except QueueFull as full:
             return full
         return None
@@ -259,7 +259,7 @@ class Scheduler(Generic[WorkT]):
         self._step_began, self.last_step = None, ended
         # Includes the time between the steps: queued work waits during it, too.
         uncounted_s = ended - self._counted_to
-        if done or uncounted_s > _COUNTED_EVERY_S:
+        if done or uncounted_s > COUNTED_EVERY_S:
             self._admission.rate.add(done, uncounted_s)
             self._counted_to = ended
         if rows:
@@ -268,8 +268,7 @@ class Scheduler(Generic[WorkT]):
     def _admit(self) -> bool:
         """Wait for work, drop cancelled rows, take rows from the queue; false when stopping."""
         if self._active and not (self._queue or self._cancelling or self._stopping):
-            # Most steps: nothing has come. What comes now is seen before the next one.
-            return True
+            return True  # nothing has come; what comes now is seen before the next step
         with self._wake:
             while not (self._queue or self._active or self._cancelling or self._stopping):
                 self._wake.wait()
@@ -384,7 +383,7 @@ class Scheduler(Generic[WorkT]):
             self._admission.clear()
             self._step_began = None
         for job in [*waiting, *(job for job, _ in self._active.values())]:
-            job.error = job.error or _stopped()
+            job.error = job.error or engine_stopped()
             self._end(job)
         self._active.clear()
         self._running_tokens = 0
@@ -392,16 +391,6 @@ class Scheduler(Generic[WorkT]):
         self._hand_back()
 
 
-def _stopped() -> EngineStopped:
-    headers = {"Retry-After": str(RETRY_AFTER_S)}
-    return EngineStopped("the engine of this model is not running", headers=headers)
-
-
 def _size_of(works: Sequence[Work]) -> Held:
     rows, tokens = sum(x.rows for x in works), sum(x.queued_tokens for x in works)
     return Held(1, rows, tokens)
-
-
-def run_failed() -> ModelFailure:
-    """The error for the rows of a model run that raised."""
-    return ModelFailure("the model run failed; other requests go on")
