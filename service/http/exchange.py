@@ -100,6 +100,8 @@ class Exchange:
                     self._line.outlet.write(FAILED)
                 self._line.outlet.close()
             self._line.ended(self)
+            # The scope refers to this object: without a cycle, both go now.
+            self.scope = {}
 
     # --- the body -------------------------------------------------------------------------------
 

@@ -293,8 +293,9 @@ class BoundedProtocol(asyncio.Protocol):
 
     def ended(self, exchange: Exchange) -> None:
         """The application has returned."""
-        if exchange.task is not None:
-            self.server_state.tasks.discard(exchange.task)
+        task, exchange.task = exchange.task, None
+        if task is not None:
+            self.server_state.tasks.discard(task)
 
     # --- unsent bytes ---------------------------------------------------------------------------
 

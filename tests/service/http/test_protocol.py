@@ -1,6 +1,7 @@
 """A connection: what the application hears of a request, and what the client is sent."""
 
 import asyncio
+import gc
 import re
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -236,6 +237,21 @@ def test_a_failure_before_anything_was_sent_is_a_500(answer: Answer) -> None:
     assert answers(found) == [(500, b"Internal Server Error")]
 
 
+def test_a_failure_is_logged_without_the_garbage_collector() -> None:
+    async def main() -> list[str]:
+        logged: list[str] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: logged.append(str(context["exception"])))
+        gc.disable()
+        try:
+            await asked(fails, GET)
+        finally:
+            gc.enable()
+        return logged
+
+    assert run(main()) == ["a bug"]
+
+
 def test_a_failure_behind_a_part_of_the_answer_closes_the_connection() -> None:
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -250,6 +266,23 @@ def test_a_failure_behind_a_part_of_the_answer_closes_the_connection() -> None:
         return client.got
 
     assert run(quietly(main())).endswith(b"2\r\nab\r\n")
+
+
+def test_a_request_leaves_nothing_for_the_garbage_collector() -> None:
+    async def main() -> int:
+        protocol, client = Server(echo).connect()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(50):
+                protocol.data_received(post(b"a") + CHUNKED + b"2\r\nbc\r\n0\r\n\r\n")
+                await rounds()
+            assert len(answers(client.got)) == 100
+            return gc.collect()
+        finally:
+            gc.enable()
+
+    assert run(main()) < 50
 
 
 # --- refusals -------------------------------------------------------------------------------------
