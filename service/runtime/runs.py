@@ -76,14 +76,16 @@ def padded(
 ) -> Float32Array:
     """A tensor of all the runs, `positions` long on its `axis`, with zeros for pads."""
     count = sum(map(len, parts))
-    whole = np.zeros(
-        (count, *parts[0].shape[1:axis], positions, *parts[0].shape[axis + 1 :]), np.float32
-    )
+    shape = (count, *parts[0].shape[1:axis], positions, *parts[0].shape[axis + 1 :])
+    whole = np.empty(shape, np.float32)
+    before: tuple[slice, ...] = (slice(None),) * (axis - 1)
     for part, groups in zip(parts, runs, strict=True):
         start = 0
         for group in groups:
-            own = (slice(None),) * (axis - 1) + (slice(group.positions),)
+            own: tuple[slice, ...] = (*before, slice(group.positions))
+            pads: tuple[slice, ...] = (*before, slice(group.positions, None))
             whole[(group.rows, *own)] = part[(slice(start, start + len(group.rows)), *own)]
+            whole[(group.rows, *pads)] = 0.0
             start += len(group.rows)
     return whole
 

@@ -44,14 +44,22 @@ def unfitted_option(confidence: Confidence, options: TranslateOptions) -> str | 
     return next((option for option, is_fitted in fitted.items() if not is_fitted), None)
 
 
-def confidences(
-    confidence: Confidence | None, search: Search, options: TranslateOptions
-) -> list[float | None]:
-    """P(right) of each hypothesis of a search that has ended, or None for each."""
+def confidence_of(confidence: Confidence | None, options: TranslateOptions) -> Confidence | None:
+    """The confidence of searches with these options; None if it was fitted on others."""
+    if confidence is None or unfitted_option(confidence, options) is not None:
+        return None
+    return confidence
+
+
+def confidences(confidence: Confidence | None, search: Search) -> list[float | None]:
+    """P(right) of each hypothesis of a search that has ended, or None for each.
+
+    `confidence` must be that of its options.
+    """
     found = search.best()
     if confidence is None or search.forced or search.constraint is not None:
         return [None] * len(found)
-    if search.rival is None or unfitted_option(confidence, options) is not None:
+    if search.rival is None:
         return [None] * len(found)
     ranked = [Ranked(x.logprob, len(x.tokens), x.finish_reason == "stop") for x in found]
     return [*confidence.values(ranked, search.rival)]

@@ -11,7 +11,7 @@ from service.bundle.arrays import Float32Array
 from service.bundle.text import EOS_ID, UNK_ID
 from service.decoding.constraints import Constraint
 from service.decoding.search import Hypothesis, Search
-from service.tasks.confidence import confidences
+from service.tasks.confidence import confidence_of, confidences
 from service.tasks.sides import Sides, SideText
 from service.tasks.translations import TokenLogprob, Translated, TranslateOptions, Translation
 
@@ -31,14 +31,14 @@ class HypothesisTexts:
         self._options = options
         self._seed = seed
         self._constraint = constraint
+        self._confidence = confidence_of(sides.manifest.confidence, options)
 
     def of(self, source: SideText, search: Search) -> Translated:
         """The targets of a source whose search has ended."""
         places = self._places(source) if search.wants_attention else []
         eos = self._sides.source.tokenizer.tokens[EOS_ID]
         names = [*places[:-1], places[-1] + eos] if places else []
-        confidence = self._sides.manifest.confidence
-        values = confidences(confidence, search, self._options)
+        values = confidences(self._confidence, search)
         least = self._options.min_confidence
         translations = tuple(
             self._translation(places, found, value)

@@ -26,6 +26,8 @@ class Unknown:
     @classmethod
     def at(cls, positions: Sequence[int]) -> "Unknown":
         """The characters at these positions."""
+        if not positions:
+            return _NONE
         return cls(len(positions), tuple(positions[:MAX_POSITIONS]))
 
     @classmethod
@@ -34,10 +36,13 @@ class Unknown:
         unknown = ids == UNK_ID
         count = int(np.count_nonzero(unknown))
         if not count:
-            return cls()
+            return _NONE
         # The beginning usually holds enough of them, and an index takes eight bytes.
         end = len(ids) if count <= MAX_POSITIONS else _end_of_first(unknown, MAX_POSITIONS)
         return cls(count, tuple(np.flatnonzero(unknown[:end])[:MAX_POSITIONS].tolist()))
+
+
+_NONE = Unknown()
 
 
 def unknown_text(option: str, unknown: Unknown) -> InvalidRequest:
