@@ -23,6 +23,7 @@ from service.bundle.tokenization import Characters
 from service.observe.metrics import lacks_room
 from tests.bundles import ALPHABET
 from tests.end_to_end.server import NO_CERTIFICATES, ROOT, Server, free_port, serve
+from tests.end_to_end.test_workers import workers_of
 from tests.faults.conftest import LIMITS
 from tests.faults.support import counting, eventually, goes_on, problem_of, rows_in_use
 from tests.labelers import LETTERS
@@ -175,6 +176,21 @@ def test_an_engine_that_hangs_is_told_of_and_ends_the_process(
         assert 1 <= time.monotonic() - begun < 15
         assert statuses >= {(200, 200), (503, 503)}
         assert server.process.wait(20) == 1
+
+
+def test_of_two_processes_the_one_whose_engine_hangs_is_replaced(
+    tiny_models: Path, tmp_path: Path
+) -> None:
+    flag = tmp_path / "armed"
+    with faulty(tiny_models, flag, "hang", watchdog_s=1, workers=2) as server:
+        before = {worker.pid for worker in workers_of(server.process.pid)}
+        flag.touch()
+        answer = httpx.post(f"{server.url}/score", json=BAD, timeout=30, verify=NO_CERTIFICATES)
+        problem_of(answer, 503)
+        flag.unlink()
+        eventually(lambda: len(before & {x.pid for x in workers_of(server.process.pid)}) == 1)
+        eventually(lambda: len(workers_of(server.process.pid)) == 2)
+        goes_on(server)
 
 
 def test_a_pause_of_the_machine_is_no_step_that_hangs(tiny_models: Path, tmp_path: Path) -> None:
