@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import time
+from collections.abc import Iterator, Sequence
+from select import PIPE_BUF
 from typing import ClassVar
 
 from pydantic_core import to_json
@@ -86,11 +88,25 @@ class _ByRound(logging.StreamHandler):  # type: ignore[type-arg]
         self.acquire()
         try:
             lines, self._waiting = self._waiting, []
-            if lines:
-                self.stream.write("\n".join(lines) + self.terminator)
-            super().flush()
+            for piece in _pieces(lines):
+                self.stream.write(piece)
+                super().flush()
         finally:
             self.release()
+
+
+def _pieces(lines: Sequence[str]) -> Iterator[str]:
+    """Lines together, in pieces that the system writes whole beside other processes (pipe(7))."""
+    piece, size = "", 0
+    for line in lines:
+        more = len(line.encode(errors="backslashreplace")) + 1
+        if piece and size + more > PIPE_BUF:
+            yield piece
+            piece, size = "", 0
+        piece += line + "\n"
+        size += more
+    if piece:
+        yield piece
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

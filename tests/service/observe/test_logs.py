@@ -3,11 +3,14 @@
 import json
 import logging
 from collections.abc import Iterator
+from select import PIPE_BUF
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.observe import request_context
-from service.observe.logs import log_to_stderr
+from service.observe.logs import _pieces, log_to_stderr
 from service.observe.request_context import RequestContext, enter_request
 from service.settings import Settings
 
@@ -62,3 +65,13 @@ def test_a_line_for_people_ends_with_the_request(capsys: pytest.CaptureFixture[s
     enter_request(RequestContext(request_id="mine"))
     logging.getLogger("a.b").info("it is so")
     assert capsys.readouterr().err.endswith("INFO a.b: it is so [mine]\n")
+
+
+@given(st.lists(st.text(max_size=40).map(lambda x: (100 * x)[:1500].replace("\n", ""))))
+def test_lines_are_written_whole_beside_other_processes(lines: list[str]) -> None:
+    pieces = list(_pieces(lines))
+    assert "".join(pieces) == "".join(line + "\n" for line in lines)
+    for piece in pieces:
+        assert piece.endswith("\n")
+        size = len(piece.encode(errors="backslashreplace"))
+        assert size <= PIPE_BUF or piece.count("\n") == 1
