@@ -34,8 +34,11 @@ def main() -> int:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         for line in sys.stdin:
             outcome = _tried(Task.model_validate_json(line))
-            answers.write(outcome.model_dump_json() + "\n")
-            answers.flush()
+            try:
+                answers.write(outcome.model_dump_json() + "\n")
+                answers.flush()
+            except BrokenPipeError:
+                os._exit(1)  # the server has ended
     return 0
 
 
