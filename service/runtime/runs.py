@@ -78,15 +78,15 @@ def padded(
     count = sum(map(len, parts))
     shape = (count, *parts[0].shape[1:axis], positions, *parts[0].shape[axis + 1 :])
     whole = np.empty(shape, np.float32)
-    before: tuple[slice, ...] = (slice(None),) * (axis - 1)
+    by_position = np.moveaxis(whole, axis, 1)
     for part, groups in zip(parts, runs, strict=True):
+        found = np.moveaxis(part, axis, 1)
         start = 0
         for group in groups:
-            own: tuple[slice, ...] = (*before, slice(group.positions))
-            pads: tuple[slice, ...] = (*before, slice(group.positions, None))
-            whole[(group.rows, *own)] = part[(slice(start, start + len(group.rows)), *own)]
-            whole[(group.rows, *pads)] = 0.0
-            start += len(group.rows)
+            end = start + len(group.rows)
+            by_position[group.rows, : group.positions] = found[start:end, : group.positions]
+            by_position[group.rows, group.positions :] = 0.0
+            start = end
     return whole
 
 
