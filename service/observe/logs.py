@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from select import PIPE_BUF
 from typing import ClassVar
 
 from pydantic_core import to_json
@@ -95,12 +94,16 @@ class _ByRound(logging.StreamHandler):  # type: ignore[type-arg]
             self.release()
 
 
+# What a pipe takes whole from one of several processes (Linux's PIPE_BUF, pipe(7)).
+_WHOLE_BYTES = 4096
+
+
 def _pieces(lines: Sequence[str]) -> Iterator[str]:
-    """Lines together, in pieces that the system writes whole beside other processes (pipe(7))."""
+    """Lines together, in pieces that stay whole beside those of other processes."""
     piece, size = "", 0
     for line in lines:
         more = len(line.encode(errors="backslashreplace")) + 1
-        if piece and size + more > PIPE_BUF:
+        if piece and size + more > _WHOLE_BYTES:
             yield piece
             piece, size = "", 0
         piece += line + "\n"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
-from multiprocessing.context import ForkProcess
+from multiprocessing.process import BaseProcess
 from types import FrameType
 
 from uvicorn.config import STARTUP_FAILURE
@@ -36,7 +36,6 @@ _TICK_S = 1.0
 # For the end of a process after its grace time: uvicorn's waits, and the last words.
 _LAST_S = 10.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_FORK = multiprocessing.get_context("fork")
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ class _Worker:
     """A server process."""
 
     place: int
-    process: ForkProcess
+    process: BaseProcess
     connection: Connection
     pause_s: float  # before its successor starts
     serves: bool = False
@@ -222,7 +221,9 @@ class Supervisor:
         # Objects alive by now stay alive: a collection in a fork would copy the memory they are in.
         gc.collect()
         gc.freeze()
-        process = _FORK.Process(target=target, name=f"worker-{place}", daemon=True)
+        # Asked for here, since not every system forks.
+        fork = multiprocessing.get_context("fork")
+        process = fork.Process(target=target, name=f"worker-{place}", daemon=True)
         process.start()
         theirs.close()
         self._workers[place] = _Worker(place, process, ours, pause_s)
