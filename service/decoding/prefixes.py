@@ -25,9 +25,10 @@ MIN_SHARED_TOKENS = 16
 # Prefixes of prefixes; each level is one more run before the inputs themselves.
 MAX_LEVELS = 8
 _DIGEST_BYTES = 16
+_SHORT_TOKENS = 64
 _ENTRY_OVERHEAD_BYTES = 256
 
-_Key: TypeAlias = tuple[int, bytes]  # how many tokens, and their digest
+_Key: TypeAlias = tuple[int, bytes]  # how many tokens, and what tells them apart
 
 
 class PrefixCache:
@@ -148,12 +149,19 @@ def _common_length(one: npt.NDArray[np.uint32], other: npt.NDArray[np.uint32]) -
 
 
 def _keys(tokens: Ids, lengths: Sequence[int]) -> Iterator[_Key]:
-    """The keys of prefixes of these ascending lengths: BLAKE2b, which no two texts share."""
+    """The keys of prefixes of these ascending lengths.
+
+    That is a short prefix itself; of a longer one, its BLAKE2b, which no two texts share.
+    """
+    raw = tokens.tobytes()
+    size = tokens.itemsize
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    raw = memoryview(tokens.tobytes())
     read = 0
     for length in lengths:
-        digest.update(raw[read * tokens.itemsize : length * tokens.itemsize])
+        if length <= _SHORT_TOKENS:
+            yield length, raw[: length * size]
+            continue
+        digest.update(raw[read * size : length * size])
         read = length
         yield length, digest.copy().digest()
 

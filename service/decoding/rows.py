@@ -164,3 +164,17 @@ class WriteRow:
     )
     closing: ReadRow | None = None  # the read of its last token, if it wants a continuation
     continuation: Continuation | None = None  # after its last token; none follows eos
+    # Asked whenever the rows of a batch change, and so looked up once:
+    is_plain: bool = field(init=False)  # whether its sampling is
+    is_watched: bool = field(init=False)  # whether its tokens are looked at one by one
+
+    def __post_init__(self) -> None:
+        self.is_plain = self.params.is_plain
+        is_detailed = self.detail_top is not None
+        self.is_watched = bool(self.stop) or is_detailed or self.constraint is not None
+
+    def tell(self, listener: Listener) -> None:
+        """Let a listener have the tokens, with details; before the row is written."""
+        self.listener = listener
+        self.detail_top = self.detail_top or 0
+        self.is_watched = True

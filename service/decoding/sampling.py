@@ -46,6 +46,11 @@ class SamplingParams:
     min_p: float = 0.0  # at least this fraction of the likeliest token's probability
 
     @property
+    def is_plain(self) -> bool:
+        """Whether a token is drawn from the model's own distribution."""
+        return self.temperature == 1.0 and not self.adjusts and not self.filters
+
+    @property
     def adjusts(self) -> bool:
         """Whether any score is changed."""
         return bool(self.logit_bias or self.presence_penalty or self.frequency_penalty)

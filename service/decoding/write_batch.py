@@ -31,6 +31,7 @@ class WriteBatch:
         self.rows: list[WriteRow] = []
         self._prompts: list[ReadRow] = []  # which rows read in these steps
         self._fed = 0  # tokens of them that each has read
+        self._plain_samplers: dict[int, Sampler] = {}  # by number of rows
         self._allocate(capacity)
 
     def _allocate(self, capacity: int) -> None:
@@ -72,7 +73,7 @@ class WriteBatch:
         """Compute what depends on the rows and their places; it holds until they change."""
         self._note_fed()
         rows = len(self.rows)
-        self._sampler = Sampler([row.params for row in self.rows], self._session.vocab_size)
+        self._sampler = self._sampler_of_rows()
         # Rows whose tokens must be looked at one by one (details, stop strings, constraints).
         self._watching: list[int] = []
         self._detailed: list[tuple[int, int]] = []
@@ -85,6 +86,8 @@ class WriteBatch:
                 continue
             if row.began is None:
                 row.began = now
+            if not row.is_watched:
+                continue
             if row.stop:
                 self._watching.append(i)
             if row.detail_top is not None:
@@ -109,6 +112,16 @@ class WriteBatch:
         self._until_limit = int(left.min())
         self._until_turn = NOISE_BLOCK - int(inside.max())
         self._derived = True
+
+    def _sampler_of_rows(self) -> Sampler:
+        """A sampler for the rows; while all of them are plain, only their number matters."""
+        if not all(row.is_plain for row in self.rows):
+            return Sampler([row.params for row in self.rows], self._session.vocab_size)
+        known = self._plain_samplers.get(len(self.rows))
+        if known is None:
+            known = Sampler([row.params for row in self.rows], self._session.vocab_size)
+            self._plain_samplers[len(self.rows)] = known
+        return known
 
     def add(self, row: WriteRow, start: Continuation) -> None:
         """Add a row, which joins before the next step."""

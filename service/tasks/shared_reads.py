@@ -37,8 +37,8 @@ class SharedReads:
     async def run(self, works: Sequence[TextWork], run: Run) -> list[int]:
         """Run all work; for each, the number of tokens from a shared or cached prefix."""
         levels: list[list[_Prefix]] = []
-        if len(works) == 1 and works[0].read.uncounted < MIN_SHARED_TOKENS:
-            self._recall(works[0].read)
+        if len(works) == 1 and not _has_context(works[0].read):
+            self._recall(works[0].read)  # there is nothing to share
         else:
             size = sum(len(work.read.tokens) for work in works)
             levels = await off_loop(size, lambda: self._plan_prefixes(works))
@@ -64,7 +64,7 @@ class SharedReads:
         """The shared prefixes to read first, level by level; cached prefixes are used already."""
         rows = [work.read for work in works]
         # A long context becomes a prefix of its own, so that the next request finds it.
-        contexts = [row for row in rows if MIN_SHARED_TOKENS <= row.uncounted < len(row.tokens)]
+        contexts = [row for row in rows if _has_context(row)]
         sequences = [_pairs(row, max(0, len(row.tokens) - 1)) for row in rows]
         sequences += [_pairs(row, row.uncounted) for row in contexts]
         prefixes: list[_Prefix] = []
@@ -135,6 +135,11 @@ class _Prefix:
                 row.resume(len(read.tokens), read.continuation.states)
                 row.logprob = read.logprob
                 row.details = list(read.details)
+
+
+def _has_context(row: ReadRow) -> bool:
+    """Whether it counts nothing at first, long enough to be read as a prefix of its own."""
+    return MIN_SHARED_TOKENS <= row.uncounted < len(row.tokens)
 
 
 def _is_whole(row: ReadRow) -> bool:

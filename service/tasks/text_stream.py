@@ -44,8 +44,7 @@ class StreamedChoice:
         self._count = 0
         self._state = 0  # the constraint's state after the text, if there is a constraint
         self.has_ended = False
-        row.listener = self
-        row.detail_top = row.detail_top or 0
+        row.tell(self)
 
     def wrote(self, token: int, details: TokenDetails) -> None:
         """Called by the worker for each token."""
