@@ -42,23 +42,6 @@ class Held(NamedTuple):
     rows: int = 0
     tokens: int = 0
 
-    def __add__(self, other: "Held") -> "Held":  # type: ignore[override]
-        return Held(
-            self.requests + other.requests, self.rows + other.rows, self.tokens + other.tokens
-        )
-
-    def capped(self, most: "Held") -> "Held":
-        """The amount, with each of the three numbers limited to `most`."""
-        return Held(
-            min(self.requests, most.requests),
-            min(self.rows, most.rows),
-            min(self.tokens, most.tokens),
-        )
-
-    def exceeds(self, most: "Held | QueueBounds") -> bool:
-        """Whether any of the three numbers is over its limit."""
-        return self.requests > most.requests or self.rows > most.rows or self.tokens > most.tokens
-
 
 SMALLEST = Held(1, 1, 1)
 
@@ -111,12 +94,7 @@ class Admission:
     def check(self, client: str, asked: Held, running_tokens: int) -> None:
         """Raise QueueFull if `asked` does not fit; `running_tokens` have left the queue already."""
         if self._held:
-            share = self._share
-            own = self._held.get(client)
-            if own is not None and (Held(*own) + asked).exceeds(share):
-                raise self._full(Held(*own), share, "with this API key " if client else "")
-            if (Held(*self._counted) + asked.capped(share)).exceeds(self._bounds):
-                raise self._full(self.waiting, self._bounds, "")
+            self._check_amounts(client, asked)
         if self._bounds.wait_s is None:
             return
         before_s = self.rate.seconds(self._waiting[2] + running_tokens)
@@ -126,6 +104,25 @@ class Admission:
                 f"{self._bounds.wait_s:g} s is allowed",
                 headers=self._come_again(),
             )
+
+    def _check_amounts(self, client: str, asked: Held) -> None:
+        # Number by number: it is asked three times a request.
+        share, bounds = self._share, self._bounds
+        requests, rows, tokens = asked
+        own = self._held.get(client)
+        if own is not None and (
+            own[0] + requests > share.requests
+            or own[1] + rows > share.rows
+            or own[2] + tokens > share.tokens
+        ):
+            raise self._full(Held(*own), share, "with this API key " if client else "")
+        counted = self._counted
+        if (
+            counted[0] + min(requests, share.requests) > bounds.requests
+            or counted[1] + min(rows, share.rows) > bounds.rows
+            or counted[2] + min(tokens, share.tokens) > bounds.tokens
+        ):
+            raise self._full(self.waiting, bounds, "")
 
     def join(self, client: str, asked: Held) -> None:
         """Count work that has joined the queue."""

@@ -24,7 +24,7 @@ def checked_options(
     if options.return_state:
         seal.check_count(len(prompts) * options.n, model.settings)
     _check_after_state(options)
-    return replace(options, sampling=_with_bias(model, options))
+    return replace(options, sampling=_with_bias(model, options)) if options.logit_bias else options
 
 
 def _check_counts(model: TextModel, prompts: Sequence[Prompt], options: GenerateOptions) -> None:
@@ -61,8 +61,6 @@ def _check_after_state(options: GenerateOptions) -> None:
 
 def _with_bias(model: TextModel, options: GenerateOptions) -> SamplingParams:
     """The sampling options, with the bias by token id."""
-    if not options.logit_bias:
-        return options.sampling
     bias: dict[int, float] = {}
     for token, gain in options.logit_bias.items():
         character = normal_form(token, model.normalization, "logit_bias")

@@ -59,7 +59,10 @@ class Generation:
 
     def _work(self, ids: Ids, stop: tuple[tuple[int, ...], ...], held: int) -> TextWork:
         options, beginning = self.options, self._beginning
-        tokens = ids if beginning.after is not None else np.append(np.uint16(BOS_ID), ids)
+        tokens = ids
+        if beginning.after is None:
+            tokens = np.empty(1 + len(ids), np.uint16)
+            tokens[0], tokens[1:] = BOS_ID, ids
         tells = options.echo and options.logprobs is not None
         counted = tokens if tells else np.full_like(tokens, PAD_ID)
         read = read_after(beginning.after, tokens, counted, options.logprobs if tells else None)
