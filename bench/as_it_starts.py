@@ -1,9 +1,9 @@
 """`python -m bench.as_it_starts`: default settings beside other numbers of processes.
 
 Tokens a second of 32 clients in a closed loop with the mixed lengths of `bench.load`. The servers
-run at the same time and take turns under the same load, round after round. The default settings
-have their ratio to the fastest of the others, 1 where nothing is gained by setting anything, and
-the others theirs to the default settings: medians of the rounds' ratios.
+run at the same time and take turns under the same load, round after round. The ratio of the
+default settings is to the fastest of the others: 1 where no other choice gains anything. The ratio
+of each other is to the default settings. Ratios are medians over the rounds.
 """
 
 import argparse

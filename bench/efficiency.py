@@ -47,7 +47,7 @@ _REQUESTS = 8192  # more than a span can take
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a server counts of its work in a span, from its metrics."""
+    """The work of a server in a span, by its own metrics."""
 
     steps: float
     stepped_rows: float

@@ -1,7 +1,7 @@
 """`python -m bench.empty_route PORT`: a FastAPI route that does nothing but read and answer.
 
 It answers every POST with the body of the request. What it costs is what uvicorn and FastAPI cost
-by themselves: no server on top of them can do with less.
+by themselves: no server built on them can cost less.
 """
 
 import importlib.util

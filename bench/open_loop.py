@@ -1,7 +1,7 @@
-"""An open loop that measures the server and not itself: requests at random times, whatever happens.
+"""An open loop that measures the server and not itself: requests at random times.
 
-On a machine whose processors are all busy, a load generator waits for its turn as everyone does. A
-latency by its own clock would contain that wait. Here it ends at the moment at which the kernel
+On a machine whose processors are all busy, a load generator waits for its turn like everyone else.
+A latency by its own clock would contain that wait. Here it ends at the moment at which the kernel
 took the last bytes of the answer from the server (`SO_TIMESTAMPNS` on the receiving socket), and
 begins right before the request is handed to the kernel. A request that is sent late, since the
 generator had to wait, counts from when it is sent; how late they were is reported.

@@ -6,9 +6,9 @@ The requests come at random times (Poisson) from `bench.open_loop`, whose latenc
 kernel has the answer: with both processors busy, any client waits for its turn, and that wait is
 not the server's. How much later than planned the requests were sent is reported.
 
-Until now the load came from h2load. Its connections start in groups, one every 50 ms, and each then
+The load used to come from h2load. Its connections start in groups, one every 50 ms, and each then
 sends at a fixed rate. So at 570 requests a second, 29 came within the same millisecond, and most of
-a refusal's latency was the wait for the other 28.
+a rejection's latency was the wait for the other 28.
 
 The exit status is 1 if one of these fails:
 

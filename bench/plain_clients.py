@@ -62,7 +62,7 @@ class BadAnswer(Exception):
 
 
 def texts(size: int, seed: int) -> Iterator[str]:
-    """Random texts of `size` characters without end; in practice, none is ever repeated."""
+    """Endless random texts of `size` characters; in practice, none is ever repeated."""
     rng = np.random.default_rng(seed)
     while True:
         letters = rng.choice(_LETTERS, (1000, size))

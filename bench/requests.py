@@ -8,7 +8,7 @@ rounds' ratios. Texts have 20 characters and are never repeated.
     python -m bench.requests --rows score --clients 32
     python -m bench.requests --rows score generate-1 --set workers=1 --against ../other-checkout
 
-`--rows` and `--clients` choose rows, so that an answer takes seconds. `--against` starts the server
+`--rows` and `--clients` choose rows, so that a run takes seconds. `--against` starts the server
 of another checkout as well, and prints how it compares. Only a run without them writes its results.
 """
 

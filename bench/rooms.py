@@ -3,9 +3,11 @@
     python -m bench.rooms --seconds 10 --row score
 
 py-spy reads the stacks of the running server a few hundred times a second without ever pausing it,
-so the server is as fast as without it. Threads that wait (for a request, a lock or Python's own
-lock) are left out, even if the kernel has just woken them. A stack that changes while it is read
-can be torn; the innermost frames, which this counts, are read first.
+so the server is as fast as without it. Threads that wait for a request or a lock in Python are
+left out, even if the kernel has just woken them. One that waits for Python's own lock inside a C
+function counts as working there, so onnxruntime gets a larger share than by the kernel's perf. A
+stack that changes while it is read can be torn; the innermost frames, which this counts, are read
+first.
 
 A sample belongs to the place of its innermost frame. Frames of the standard library and of small
 packages belong to whatever called them. Time inside onnxruntime is `runtime, in onnxruntime`: the

@@ -23,7 +23,7 @@ _DIVIDED = (
 
 
 def default_workers(cpus: int, memory_bytes: int) -> int:
-    """Server processes on a machine or in a container with so many processors and so much memory.
+    """Server processes for these usable processors and this usable memory.
 
     At least one, at most one per processor, and at most MAX_DEFAULT_WORKERS.
     """
@@ -31,7 +31,7 @@ def default_workers(cpus: int, memory_bytes: int) -> int:
 
 
 def share_of(settings: Settings, workers: int) -> Settings:
-    """The settings of one of so many processes: its share of every limit on the server.
+    """The settings of one of `workers` processes: its share of every limit on the server.
 
     A share has room for one request's body, and for one connection and one request at least.
     """

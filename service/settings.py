@@ -51,7 +51,8 @@ class Settings(BaseModel):
         None,
         description=(
             "server processes that share the port; unset starts one per usable processor, at most "
-            "eight, and at most one per 512 MiB of usable memory"
+            "eight, and at most one per 512 MiB of usable memory (where the system is not Linux: "
+            "one)"
         ),
     )
     root_path: str = Field(

@@ -11,7 +11,7 @@ PREAMBLE = """\
 # Settings
 
 Every setting of `python -m service`, with its default and its bounds; `--help` lists the same.
-[operations.md](operations.md) says how they work together.
+[operations.md](operations.md#processes-threads-and-memory) says how several processes share limits.
 
 | way to set one | example |
 | --- | --- |

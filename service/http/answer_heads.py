@@ -1,6 +1,6 @@
 """The head of an answer: status line and header lines, and how its body ends.
 
-And answers that the server gives by itself, before the application or instead of it.
+Also answers that the server gives by itself, before the application's or instead of it.
 """
 
 from collections.abc import Collection, Iterable

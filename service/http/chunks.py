@@ -25,7 +25,9 @@ class ChunkedBody:
         self.is_complete = False
 
     def read(self, buffer: bytearray, most: int) -> tuple[bytes, int]:
-        """Take the body's next bytes off the buffer: their data, of how many new chunks (`most`).
+        """Take the body's next bytes off the buffer, beginning `most` chunks at most.
+
+        Returns their data and how many chunks began.
 
         Raises BadRequest, BodyTooLarge and HeadersTooLarge.
         """

@@ -15,7 +15,7 @@ class Deadline:
         self._timer_due = 0.0
 
     def begin(self, seconds: float) -> None:
-        """Begin it, or begin it anew."""
+        """Begin it, or begin it again."""
         self._due = due = self._loop.time() + seconds
         if self._timer is not None:
             if self._timer_due <= due:
@@ -25,7 +25,7 @@ class Deadline:
         self._timer_due = due
 
     def end(self) -> None:
-        """End it; the timer is left to fire for nothing, unless it is needed before."""
+        """End it; the timer stays, for the next deadline or to fire without effect."""
         self._due = None
 
     def close(self) -> None:

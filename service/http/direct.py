@@ -1,6 +1,6 @@
 """Calls routes that take the raw request directly, without the layers between an app and a route.
 
-FastAPI and Starlette lead a request through six middlewares, a list of path patterns and a
+FastAPI and Starlette take a request through six middlewares, a list of path patterns and a
 dependency graph, and its answer back through four wrappers of `send`. A route that reads its body
 itself needs none of them. It is declared and documented through FastAPI all the same.
 """
@@ -23,7 +23,7 @@ DirectRoutes: TypeAlias = Mapping[tuple[str, str], APIRoute]
 
 
 def direct_routes(routers: Iterable[APIRouter]) -> DirectRoutes:
-    """The routes with a fixed path that take a request, return a response, and need no more."""
+    """The routes with a fixed path that take only a request and return a response."""
     return {
         (method, route.path): route
         for router in routers

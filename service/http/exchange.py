@@ -13,7 +13,7 @@ from service.http.answer_heads import BODILESS, CONTINUE, FAILED, answer_head, f
 from service.http.request_heads import Head
 from service.http.unsent import Outlet
 
-# A body above this is not received on until the application has taken what is there.
+# Above this, no more of a body is received until the application has taken what is there.
 _HIGH_WATER_BYTES = 64 * 1024
 # A body up to this size is copied behind its head rather than sent by itself.
 _JOINED_BYTES = 32 * 1024
@@ -76,7 +76,7 @@ class Exchange:
         self._skips = head.method == "HEAD"  # the answer has no body
         self._is_chunked = head.version == "1.1"  # without a length, else until the end
         self._waits = head.expects_continue
-        self._more = head.length != 0  # of the body is to come
+        self._more = head.length != 0  # more of the body is to come
         self._given = False  # the application has been given the end of the body
         self._parts: list[bytes] = []
         self._size = 0  # bytes in the parts
@@ -90,7 +90,7 @@ class Exchange:
         self.task: asyncio.Task[None] | None = None
 
     async def run(self, app: ASGIApp) -> None:
-        """Call the application; a failure leaves an answer or a closed connection."""
+        """Call the application; after a failure, the client gets a 500 or a closed connection."""
         try:
             await app(self.scope, self.receive, self.send)
         finally:
@@ -107,11 +107,11 @@ class Exchange:
 
     @property
     def is_full(self) -> bool:
-        """Whether the application has to take of the body before more is received."""
+        """Whether the application must take some of the body before more is received."""
         return self._size > _HIGH_WATER_BYTES
 
     def take(self, piece: bytes, *, more: bool) -> None:
-        """Keep a piece of the body for the application; the last if there is no `more`."""
+        """Keep a piece of the body for the application, the last one unless there is `more`."""
         self._more = more
         if self.complete:
             return
@@ -160,7 +160,7 @@ class Exchange:
             asyncio.get_running_loop().call_soon(self._tell)
 
     def leave(self) -> None:
-        """The client has left, or is sent away: the application sees a disconnect."""
+        """The client has left or was refused: the application sees a disconnect."""
         if self.complete or self.gone:
             return
         self.gone = True
@@ -185,7 +185,7 @@ class Exchange:
         self._closes = True
 
     async def send(self, message: Message) -> None:
-        """Send what the application has to say, once the client has taken what was sent before."""
+        """Send a message of the application, once the client has read what was sent before."""
         if self._line.is_full and not self.gone:
             await self._line.room()
         if self.gone:
@@ -213,7 +213,7 @@ class Exchange:
         self._head = framed(head, closes=self._closes, chunked=self._is_chunked)
         self.begun = True
         if head.length is None and not self._skips:
-            # A stream, of which the client may want to see the head before the first part.
+            # A stream: the client may want its head before the first part.
             self._flush()
 
     def _send_body(self, body: bytes, *, more: bool) -> None:

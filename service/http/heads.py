@@ -1,4 +1,4 @@
-"""The headers of a request by name: parsed once, and looked up by all that ask."""
+"""The headers of a request by name: parsed once for everyone who looks one up."""
 
 from starlette.types import Scope
 

@@ -1,7 +1,7 @@
 """HTTP/1.1 with limits: deadlines for slow requests, a maximum of connections, bounded answers.
 
 uvicorn's own protocols have no deadline for a request that arrives slowly or an answer that nobody
-reads; with httptools they accept headers of any size, and h11 takes longer than many an answer.
+reads; the one on httptools accepts headers of any size, and h11 takes longer than many answers.
 """
 
 import asyncio

@@ -190,7 +190,7 @@ class Received:
     def _chunked(self) -> bytes | None:
         self.awaits_continue = False
         if not isinstance(self._buffer, bytearray):
-            # To take bytes off a bytearray's front costs nothing, however many follow.
+            # Taking bytes off a bytearray's front costs nothing, however many follow.
             self._buffer = bytearray(self._buffer)
         piece, chunks = self._chunks.read(self._buffer, self._turn)
         self._turn -= chunks

@@ -1,8 +1,8 @@
 """How connections are shared out among the server processes.
 
 All processes accept from the same sockets. Whoever is quickest would take most of a burst: of 32
-clients that came at once, one of two processes got up to 25. So a process that has more connections
-than another lets that one go first.
+clients that connected at once, one of two processes got up to 28. So a process that has more
+connections than another lets that one go first.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 
 # How long another process may take to accept; it may be busy.
 _PATIENCE_S = 0.002
-# Differences that do not matter: one in so many.
+# A difference of up to one in so many does not matter.
 _SLACK = 8
 _AWAY = 2**62  # of a process that accepts nothing
 # Errors for a lack of descriptors or memory (accept(2)), and the pause after one.

@@ -1,10 +1,10 @@
 """How all server processes make the same change of models: in two rounds, one change at a time.
 
 In the first round every process prepares a decision: it opens the bundle. If one of them cannot,
-all forget it, and what was served goes on everywhere. In the second round all carry it out. The
+all forget it, and everything goes on as before. In the second round all carry it out. The
 process that was asked hears the verdict when all have done so: from then on no request meets the
-version before. (It is a two-phase commit; a process that does not carry out in time is ended, and
-its successor begins with what the supervisor serves.)
+version before. (It is a two-phase commit; a process that does not carry it out in time is killed,
+and its successor begins with what the supervisor serves.)
 """
 
 from collections import deque
@@ -22,7 +22,7 @@ class Member(Protocol):
 
     @property
     def pid(self) -> int | None:
-        """Its number."""
+        """Its process id."""
 
     def send(self, message: Message) -> None:
         """Write to it; nothing happens if it has ended."""
@@ -76,7 +76,7 @@ class Agreement:
         self._go_on()
 
     def answered(self, member: Member, number: int, error: str) -> None:
-        """Note that a process has finished its part of a round; one that is late says nothing."""
+        """Note that a process has finished its part of a round; a late answer is ignored."""
         if self._round is not None and self._round.id == number:
             self._leave(member, f"process {member.pid}: {error}" if error else "")
 

@@ -34,12 +34,12 @@ class Link:
         self._send(Message(kind="serving"))
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         if self._drain is not None:
             self._loop.remove_reader(self._connection.fileno())
 
     async def agree(self, decision: Decision) -> None:
-        """Have every process carry a decision out. Raises BundleError if one of them cannot."""
+        """Have every process carry out a decision. Raises BundleError if one of them cannot."""
         number = next(self._numbers)
         self._asked[number] = self._loop.create_future()
         try:
@@ -99,7 +99,7 @@ class Link:
             self._send(Message(kind="done", number=number))
 
     def _end_with_supervisor(self) -> None:
-        """Without it nobody would end this process, which would hold the port for ever."""
+        """Without it nobody would end this process, which would hold the port forever."""
         self._loop.remove_reader(self._connection.fileno())
         logger.error("the supervisor has ended")
         for asked in self._asked.values():

@@ -1,4 +1,4 @@
-"""What the supervisor and a server process write to each other."""
+"""The messages between the supervisor and a server process."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias

@@ -33,7 +33,7 @@ _LONGEST_PAUSE_S = 30.0
 # How long a process may take to answer; on a busy machine, even a start takes seconds.
 _ANSWER_S = 20
 _TICK_S = 1.0
-# For the end of a process after its grace time: uvicorn's waits, and the last words.
+# How long a process may take to end after its grace time: uvicorn's waits, the last log lines.
 _LAST_S = 10.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -73,7 +73,7 @@ class Deadlines:
             self._look_at(part.ends_at)
 
     def discard(self, part: "Deadline") -> None:
-        """Watch a part no longer. The timer stays: the next request needs one, too."""
+        """Stop watching a part. The timer stays while others are watched."""
         del self._open[part]
         if not self._open and self._timer is not None:
             self._timer.cancel()
