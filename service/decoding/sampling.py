@@ -92,6 +92,21 @@ class _Stream(threading.local):
 _STREAM = _Stream()
 
 
+class Room:
+    """Arrays that samplers fill anew at each choice; those of one thread can share them.
+
+    numpy's time for small arrays is mostly what it takes to make them, so they are made once.
+    """
+
+    def __init__(self, rows: int, vocab_size: int) -> None:
+        shape = (rows, vocab_size - _FIRST_ID)
+        self.scores = np.empty(shape)  # [B, A]
+        self.cumulated = np.empty(shape)
+        self.exceeds = np.empty(shape, np.bool_)
+        self.most = np.empty((rows, 1))
+        self.threshold = np.empty((rows, 1))
+
+
 class Sampler:
     """The sampling options of the rows of a batch, and the choice of their next tokens.
 
@@ -99,15 +114,17 @@ class Sampler:
     computed for them alone. A result never depends on which of the two it was.
     """
 
-    def __init__(self, params: Sequence[SamplingParams], vocab_size: int) -> None:
+    def __init__(
+        self, params: Sequence[SamplingParams], vocab_size: int, room: Room | None = None
+    ) -> None:
+        """`room` has at least as many rows, and is of the same vocabulary."""
         self._columns = vocab_size - _FIRST_ID
-        # Filled anew at each choice. numpy's time for small arrays is mostly what it takes to make
-        # them, so what is looked at again and again is made once.
-        shape = (len(params), self._columns)
-        self._scores = np.empty(shape)  # [B, A]
+        rows = len(params)
+        room = room or Room(rows, vocab_size)
+        self._scores = room.scores[:rows]  # [B, A]
         self._unk_scores = self._scores[:, _UNK_COLUMN]
-        self._most = np.empty((len(params), 1))
-        self._inverse = _Inverse(shape)
+        self._most = room.most[:rows]
+        self._inverse = _Inverse(room, rows)
         # A row that takes the likeliest token draws at 1, and what it draws is not looked at.
         self._greedy = _places(x.temperature == 0.0 for x in params)
         self._divisor: Float64Array | None = None  # [B, 1]
@@ -209,13 +226,12 @@ def _bias(params: SamplingParams, columns: int) -> Float64Array:
 class _Inverse:
     """The inverse of cumulated distributions, over arrays that are made once."""
 
-    def __init__(self, shape: tuple[int, int]) -> None:
-        """`shape` is that of the distributions, [B, A]."""
-        self._cumulated = np.empty(shape)
+    def __init__(self, room: Room, rows: int) -> None:
+        self._cumulated = room.cumulated[:rows]
         self._totals = self._cumulated[:, -1]
-        self._threshold = np.empty((shape[0], 1))
+        self._threshold = room.threshold[:rows]
         self._thresholds = self._threshold[:, 0]
-        self._exceeds = np.empty(shape, np.bool_)
+        self._exceeds = room.exceeds[:rows]
 
     def of(self, probs: Float64Array, uniform: Float64Array) -> Int64Array:
         """The first index whose cumulated probability exceeds uniform · total, [B]."""

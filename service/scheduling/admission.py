@@ -60,7 +60,8 @@ class Rate:
 
     def seconds(self, tokens: int) -> float:
         """How long this many tokens take; 0 before anything has been measured."""
-        return tokens * self._seconds / self._tokens if self._tokens else 0.0
+        measured = self._tokens  # read once: another thread may set it to 0 meanwhile
+        return tokens * self._seconds / measured if measured else 0.0
 
 
 class Admission:

@@ -1,6 +1,7 @@
 """Rows that read and rows that write, on a session whose answers tell the whole history."""
 
 import math
+import tracemalloc
 from collections.abc import Sequence
 
 import numpy as np
@@ -275,6 +276,23 @@ def write_to_the_end(batch: WriteBatch) -> None:
         batch.sample()
         if batch.rows:
             assert not batch.run()
+
+
+def test_a_batch_of_every_size_takes_no_more_memory_than_the_largest() -> None:
+    session = FakeSession()
+    read = continued(session, [3, 4, 5])
+    assert read.continuation is not None
+    batch = WriteBatch(session, 256)
+    for i in range(256):
+        batch.add(writer(choice=i, max_tokens=1 + i), read.continuation)
+    tracemalloc.start()
+    try:
+        write_to_the_end(batch)
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # What each size computes in, kept for each size, is 17 bytes for each row and token.
+    assert grown < 17 * session.vocab_size * sum(range(256)) / 4
 
 
 @several
