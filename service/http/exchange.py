@@ -4,6 +4,7 @@ A short answer is sent with its head in one piece; until then, it can still be r
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, MutableMapping
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ from service.http.unsent import Outlet
 _HIGH_WATER_BYTES = 64 * 1024
 # A body up to this size is copied behind its head rather than sent by itself.
 _JOINED_BYTES = 32 * 1024
+
+logger = logging.getLogger(__name__)
 
 
 class Line(Protocol):
@@ -93,9 +96,12 @@ class Exchange:
         """Call the application; after a failure, the client gets a 500 or a closed connection."""
         try:
             await app(self.scope, self.receive, self.send)
+        except Exception:
+            # Here and not by asyncio, which would log it without the id of the request.
+            logger.exception("a request failed")
         finally:
             if not self.complete and not self.gone:
-                # The application has failed or has been cancelled; the task's exception is logged.
+                # The application has failed or has been cancelled.
                 if not self.begun or self._head:
                     self._line.outlet.write(FAILED)
                 self._line.outlet.close()

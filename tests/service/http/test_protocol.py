@@ -2,12 +2,14 @@
 
 import asyncio
 import gc
+import logging
 import re
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import pytest
 
+from service.observe.request_context import RequestContext, current_request, enter_request
 from tests.service.http.connections import Answer, Receive, Scope, Send, Server, rounds
 
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -237,19 +239,27 @@ def test_a_failure_before_anything_was_sent_is_a_500(answer: Answer) -> None:
     assert answers(found) == [(500, b"Internal Server Error")]
 
 
-def test_a_failure_is_logged_without_the_garbage_collector() -> None:
-    async def main() -> list[str]:
-        logged: list[str] = []
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, context: logged.append(str(context["exception"])))
-        gc.disable()
-        try:
-            await asked(fails, GET)
-        finally:
-            gc.enable()
-        return logged
+def test_a_failure_is_logged_once_and_with_its_request(caplog: pytest.LogCaptureFixture) -> None:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        enter_request(RequestContext(request_id="of-this-request"))
+        await fails(scope, receive, send)
 
-    assert run(main()) == ["a bug"]
+    asked_by: list[str] = []
+
+    def note(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            asked_by.append(current_request().request_id)
+        return True
+
+    caplog.handler.addFilter(note)
+    gc.disable()
+    try:
+        run(asked(answer, GET))
+    finally:
+        gc.enable()
+    errors = [x for x in caplog.records if x.levelno >= logging.ERROR]
+    assert [str(x.exc_info[1]) for x in errors if x.exc_info] == ["a bug"]
+    assert asked_by == ["of-this-request"]
 
 
 def test_a_failure_behind_a_part_of_the_answer_closes_the_connection() -> None:
