@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pytriton.decorators import batch
-from pytriton.model_config import DynamicBatcher, LanguageModelNetworkConfig, Tensor
+from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -77,7 +77,7 @@ if __name__ == "__main__":
             infer_func=infer_function(Decoder(arguments.weights, ONNX_THREADS)),
             inputs=INPUTS,
             outputs=[Tensor(name="text", dtype=bytes, shape=(1,))],
-            config=LanguageModelNetworkConfig(
+            config=ModelConfig(
                 max_batch_size=MAX_BATCH_SIZE,
                 batcher=DynamicBatcher(max_queue_delay_microseconds=BATCH_WINDOW_US),
             ),
