@@ -203,10 +203,10 @@ class Gateway:
         name = f"{method} {route}" if route != "other" else "other"
         times: dict[str, Any] = {"queue_s": context.queue_s, "engine_s": context.engine_s}
         span.end(name, status, {"http.route": route, "unroll.client": context.client, **times})
-        if self._by.settings.log_requests:
-            # Health checks, scrapes and 429s log at DEBUG; metrics cover them.
-            is_quiet = route in HEALTH or route == "/metrics" or status == QueueFull.status
-            level = logging.DEBUG if is_quiet else logging.INFO
+        # Health checks, scrapes and 429s log at DEBUG; metrics cover them.
+        is_quiet = route in HEALTH or route == "/metrics" or status == QueueFull.status
+        level = logging.DEBUG if is_quiet else logging.INFO
+        if self._by.settings.log_requests and logger.isEnabledFor(level):
             fields = {
                 "method": method if route != "other" else "",
                 "route": route,
