@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from bench.load import arrivals, cpu_s
-from bench.plain_clients import BadAnswer, head_of
+from bench.plain_clients import BadAnswer, head_of_whole
 
 _SO_TIMESTAMPNS = 35  # Linux; the socket module does not name it
 _TIMESPEC = struct.Struct("@ll")  # seconds and nanoseconds
@@ -109,8 +109,8 @@ class _Connection:
         if not data:
             raise BadAnswer("the server closed the connection")
         self._received += data
-        head, size = head_of(self._received)
-        if head is None or size < head.content_length:
+        head = head_of_whole(self._received)
+        if head is None:
             return None
         if not ancillary:
             raise BadAnswer("the kernel gave no time of arrival")

@@ -169,13 +169,19 @@ class _Connection:
         if not data:
             raise BadAnswer("the server closed the connection")
         self._received += data
-        head, size = head_of(self._received)
-        if head is None or size < head.content_length:
+        head = head_of_whole(self._received)
+        if head is None:
             return None
         if head.status != 200:
             raise BadAnswer(f"an answer with status {head.status}")
         self._received = b""
         return time.perf_counter() - self._sent_at
+
+
+def head_of_whole(received: bytes) -> Head | None:
+    """The head of an answer, or None until all of the answer has come. Raises BadAnswer."""
+    head, size = head_of(received)
+    return None if head is None or size < head.content_length else head
 
 
 def head_of(received: bytes) -> tuple[Head | None, int]:

@@ -36,12 +36,8 @@ class SharedReads:
 
     async def run(self, works: Sequence[TextWork], run: Run) -> list[int]:
         """Run all work; for each, the number of tokens from a shared or cached prefix."""
-        levels: list[list[_Prefix]] = []
-        if len(works) == 1 and not _has_context(works[0].read):
-            self._recall(works[0].read)  # there is nothing to share
-        else:
-            size = sum(len(work.read.tokens) for work in works)
-            levels = await off_loop(size, lambda: self._plan_prefixes(works))
+        size = sum(len(work.read.tokens) for work in works)
+        levels = await off_loop(size, lambda: self._plan_prefixes(works))
         ran = [0] * len(works)  # tokens of prefixes, run for one of those that begin with them
         for level in levels:
             for prefix in level:
@@ -63,6 +59,9 @@ class SharedReads:
     def _plan_prefixes(self, works: Sequence[TextWork]) -> "list[list[_Prefix]]":
         """The shared prefixes to read first, level by level; cached prefixes are used already."""
         rows = [work.read for work in works]
+        if len(rows) == 1 and not _has_context(rows[0]):
+            self._recall(rows[0])  # there is nothing to share
+            return []
         # A long context becomes a prefix of its own, so that the next request finds it.
         contexts = [row for row in rows if _has_context(row)]
         sequences = [_pairs(row, max(0, len(row.tokens) - 1)) for row in rows]
