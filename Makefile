@@ -18,7 +18,7 @@ LANGUAGE_MODELS := alice-lstm alice-gru alice-rnn alice-ngram
 PAIR_MODELS := dates-en-de dates-iso g2p-en strings-en-de
 LABEL_MODELS := language-id accents
 
-.PHONY: help learn which-file serve test test-faults lint format bench bench-peers bench-translate bench-g2p \
+.PHONY: help learn which-file serve test test-cluster test-faults lint format bench bench-peers bench-translate bench-g2p \
 	bench-infill bench-overload bench-anomalies bench-guesses bench-languages bench-classify soak bundles shakespeare infill-models \
 	screenshots chromium promtool lock sbom audit clean
 
@@ -46,12 +46,15 @@ test: $(DEVELOPMENT_ENV)/.done $(CLIENTS_ENV)/.done chromium promtool ## Run eve
 	@failed=0; \
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal --cov --cov-report= \
 		$(SIDE_BY_SIDE) || failed=1; \
-	PATH="$(CURDIR)/$(PROMTOOL):$$PATH" $(BIN)/pytest $(addprefix --ignore=,$(SIDE_BY_SIDE)) \
+	PATH="$(CURDIR)/$(PROMTOOL):$$PATH" $(BIN)/pytest $(addprefix --ignore=,$(SIDE_BY_SIDE) tests/cluster) \
 		--cov --cov-append --cov-report=term:skip-covered --cov-fail-under=90 || failed=1; \
 	exit $$failed
 
 test-faults: $(DEVELOPMENT_ENV)/.done ## Run the tests that break things on purpose (part of `make test`).
 	$(BIN)/pytest tests/faults tests/end_to_end/test_protocol.py tests/end_to_end/test_workers.py
+
+test-cluster: $(DEVELOPMENT_ENV)/.done ## Run the tests of several nodes (as root; the others are skipped with their reason).
+	$(BIN)/pytest tests/cluster
 
 # Unpacked instead of installed: the package would start a server. Without promtool, the tests of the
 # rules are skipped with a message.

@@ -1,0 +1,1 @@
+"""Tests of several nodes. `make test-cluster` runs them; `make test` does not."""
