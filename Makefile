@@ -3,6 +3,7 @@ PYTHON ?= python3
 SERVICE_ENV := .venv/service
 DEVELOPMENT_ENV := .venv/development
 CLIENTS_ENV := .venv/clients
+CLUSTER_ENV := .venv/cluster
 TRAINING_ENV := .venv/training
 # Index of CPU-only builds of torch, a third of the size; empty takes the build of the default index.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -53,7 +54,7 @@ test: $(DEVELOPMENT_ENV)/.done $(CLIENTS_ENV)/.done chromium promtool ## Run eve
 test-faults: $(DEVELOPMENT_ENV)/.done ## Run the tests that break things on purpose (part of `make test`).
 	$(BIN)/pytest tests/faults tests/end_to_end/test_protocol.py tests/end_to_end/test_workers.py
 
-test-cluster: $(DEVELOPMENT_ENV)/.done ## Run the tests of several nodes (as root; the others are skipped with their reason).
+test-cluster: $(DEVELOPMENT_ENV)/.done $(CLUSTER_ENV)/.done ## Run the tests of several nodes (as root; the others are skipped with their reason).
 	$(BIN)/pytest tests/cluster
 
 # Unpacked instead of installed: the package would start a server. Without promtool, the tests of the
@@ -213,6 +214,14 @@ $(DEVELOPMENT_ENV)/.done $(TRAINING_ENV)/.done: requirements/service.txt require
 $(CLIENTS_ENV)/.done: requirements/clients.txt
 	$(PYTHON) -m venv $(CLIENTS_ENV)
 	$(CLIENTS_ENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	touch $@
+
+# Ray on top of the service's own locked packages. Without --no-deps, pip would add what [tool.uv]
+# in pyproject.toml excludes.
+$(CLUSTER_ENV)/.done: requirements/service.txt requirements/cluster.txt
+	$(PYTHON) -m venv $(CLUSTER_ENV)
+	$(CLUSTER_ENV)/$(PIP_INSTALL) --no-deps --require-hashes -r requirements/service.txt
+	$(CLUSTER_ENV)/$(PIP_INSTALL) --no-deps -r requirements/cluster.txt
 	touch $@
 
 $(AUDIT_ENV)/.done: requirements/audit.txt
