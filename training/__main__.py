@@ -20,7 +20,9 @@ from pathlib import Path
 
 from service.bundle.files import BundleError
 from service.bundle.store import read_bundle
+from training import sweep_command
 from training.config import NAME_PATTERN, ConfigError, load_config
+from training.config_changes import read_single_changes
 from training.errors import ExportError
 from training.experiments.confidence import add_confidence, draw_bundles
 from training.experiments.encoder_decoder import TranslateOptions
@@ -99,7 +101,14 @@ def _parser() -> argparse.ArgumentParser:
         "--init-from", type=Path, metavar="FOLDER", help="start from a run's or a bundle's weights"
     )
     train.add_argument("--device", choices=("cpu", "cuda"), help="instead of training.device")
+    train.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help=sweep_command.SET_HELP
+    )
     train.set_defaults(command=_train)
+
+    sweeping = commands.add_parser("sweep", help="train every combination of options' values")
+    sweep_command.add_options(sweeping)
+    sweeping.set_defaults(command=_sweep)
 
     evaluating = commands.add_parser("evaluate", help="score a split with a run's best weights")
     evaluating.add_argument("run", type=Path, metavar="RUN")
@@ -233,7 +242,8 @@ def _train(options: argparse.Namespace) -> None:
             raise ConfigError(f"{config_path}: a folder; to continue the run in it, add --resume")
         options.run = options.run or config_path
         config_path = config_path / CONFIG_FILE
-    config = load_config(config_path)
+    changes = read_single_changes(options.set)
+    config = load_config(config_path, changes)
     if options.device:
         trained = trained_experiment_of(config).config
         changed = trained.training.model_copy(update={"device": options.device})
@@ -251,9 +261,14 @@ def _train(options: argparse.Namespace) -> None:
         resume=options.resume,
         say=_say,
         init_from=options.init_from,
+        changes=changes,
     )
     _say(measured.table)
     _say(f"the run is {run_dir}; next: {_program()} export {shlex.quote(str(run_dir))}")
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    return sweep_command.run(options, _say)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from service.bundle.manifest import NAME_PATTERN
 from service.bundle.text import SideNormalization
+from training.config_changes import NO_CHANGES, Changes, as_word, changed
 from training.config_labels import (
     ClassifierDataConfig,
     ClassifierNetworkConfig,
@@ -81,6 +82,7 @@ __all__ = [
     "load_config",
     "pairs_config",
     "parse_config",
+    "read_document",
 ]
 
 
@@ -278,10 +280,23 @@ _SCHEMAS_OF_CELLS: Mapping[tuple[str, str], type[AnyConfig]] = {
 DEFAULT_TASK = "language_model"  # of a document that names none
 
 
-def load_config(path: Path) -> AnyConfig:
+def load_config(path: Path, changes: Changes = NO_CHANGES) -> AnyConfig:
     """Read and check a configuration. Raises ConfigError, with a line for each mistake."""
+    document = changed(read_document(path), changes)
+    if document.get("task", DEFAULT_TASK) not in [*_SCHEMAS]:
+        *tasks, last = (f'"{task}"' for task in _SCHEMAS)
+        raise ConfigError(f"{path}: task: it is {', '.join(tasks)} or {last}")
     try:
-        document = tomllib.loads(read_text(path))
+        return parse_config(document)
+    except ValidationError as error:
+        lines = _explain(path, _schema(document), error, changes)
+        raise ConfigError("\n".join(lines)) from error
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The document that a configuration's file holds. Raises ConfigError where it is no TOML."""
+    try:
+        return tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         if path.suffix == ".toml":
             raise ConfigError(f"{path}: {error}") from error
@@ -290,13 +305,6 @@ def load_config(path: Path) -> AnyConfig:
             f"python -m training learn {shlex.quote(str(path))}. To choose yourself: copy "
             "training/configs/lines.toml, files.toml or pairs.toml, and name the text in data.files"
         ) from error
-    if document.get("task", DEFAULT_TASK) not in [*_SCHEMAS]:
-        *tasks, last = (f'"{task}"' for task in _SCHEMAS)
-        raise ConfigError(f"{path}: task: it is {', '.join(tasks)} or {last}")
-    try:
-        return parse_config(document)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(path, _schema(document), error))) from error
 
 
 def parse_config(document: dict[str, Any]) -> AnyConfig:
@@ -321,16 +329,30 @@ def _schema(document: dict[str, Any]) -> type[AnyConfig]:
     return _SCHEMAS_OF_CELLS.get((task, str(cell)), schema)
 
 
-def _explain(path: Path, schema: type[BaseModel], error: ValidationError) -> list[str]:
+def _explain(
+    path: Path, schema: type[BaseModel], error: ValidationError, changes: Changes
+) -> list[str]:
     lines = []
     for mistake in error.errors(include_url=False):
         option = ".".join(str(part) for part in mistake["loc"])
         reason = mistake["msg"]
-        if mistake["type"] == "extra_forbidden":
+        unknown = mistake["type"] == "extra_forbidden"
+        if unknown:
             allowed = ", ".join(_options_beside(schema, mistake["loc"]))
             reason = f"no such option; there are {allowed}"
-        lines.append(f"{path}: {option or 'the document'}: {reason}")
+        place = _place(path, option, changes, unknown=unknown)
+        lines.append(f"{place}: {option or 'the document'}: {reason}")
     return lines
+
+
+def _place(path: Path, option: str, changes: Changes, *, unknown: bool) -> str:
+    """Where a mistake is: on the command line, or in the file, with the options that were set."""
+    for key, value in changes.items():
+        below = f"{option}.".startswith(f"{key}.")
+        if below or (unknown and key.startswith(f"{option}.")):
+            return f"--set {as_word(key, value)}"
+    words = ", ".join(as_word(key, value) for key, value in changes.items())
+    return f"{path} with {words}" if words else str(path)
 
 
 def _options_beside(section: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -252,6 +252,13 @@ def check_curl(command: Command) -> None:
     assert any(re.fullmatch(path, asked.partition("?")[0]) for path in known), command
 
 
+def check_files(command: Command) -> None:
+    """Every file of this repository that is named is there."""
+    named = [word for word in command.words[1:] if word.startswith("docker/")]
+    assert named or command.words[1] in {"wait", "logs"}, command
+    assert all((ROOT / path).exists() for path in named), command
+
+
 def check(command: Command) -> None:
     program = Path(command.words[0]).name if command.words else ""
     if program in {"python", "python3"} and command.words[1] == "-m":
@@ -268,6 +275,8 @@ def check(command: Command) -> None:
             "curl": check_curl,
             "cp": check_copy,
             "mkdir": check_folder,
+            "kubectl": check_files,
+            "sbatch": check_files,
         }
         assert program in rules, f"neither run nor checked: {command}"
         rules[program](command)

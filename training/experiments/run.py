@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.config import AnyConfig, ConfigError, parse_config
+from training.config import AnyConfig, ConfigError, parse_config, read_document
+from training.config_changes import NO_CHANGES, Changes, as_word, changed, render
 from training.errors import ExportError
 from training.experiments.experiment import NOTHING_KNOWN, Data, Experiment, Measured
 from training.experiments.kinds import experiment_of
@@ -32,11 +33,13 @@ def train_run(
     resume: bool,
     say: Say,
     init_from: Path | None = None,
+    changes: Changes = NO_CHANGES,
 ) -> Measured:
     """Train to the end, and measure. Raises Stopped, TrainingError and ConfigError.
 
-    `init_from` overrides the configuration's. Resuming needs the prepared data alone; the files, if
-    they are still there, must be the same.
+    `init_from` overrides the configuration's; `changes` made the configuration from that of its
+    file. Resuming needs the prepared data alone; the files, if they are still there, must be the
+    same.
     """
     experiment = experiment_of(config)
     base = config_path.resolve().parent
@@ -54,11 +57,19 @@ def train_run(
     if start is not None:
         say(f"it starts from the weights of {start.name}")
     # Only now: a configuration that is not this run's has been refused.
-    if config_path.resolve() != (run_dir / CONFIG_FILE).resolve():
-        (run_dir / CONFIG_FILE).write_bytes(config_path.read_bytes())
+    _keep_configuration(config_path, run_dir / CONFIG_FILE, changes)
     for line in training.run():
         say(line)
     return _measure(experiment, run_dir, data)
+
+
+def _keep_configuration(path: Path, copy: Path, changes: Changes) -> None:
+    if changes:
+        words = (f"--set {as_word(key, value)}" for key, value in changes.items())
+        note = f"{path} {' '.join(words)}"
+        copy.write_text(render(note, changed(read_document(path), changes)), encoding="utf-8")
+    elif path.resolve() != copy.resolve():
+        copy.write_bytes(path.read_bytes())
 
 
 def holds_run(run_dir: Path) -> bool:

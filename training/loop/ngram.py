@@ -44,6 +44,7 @@ def train_ngram(config: NGramLanguageModelConfig, corpus: Corpus, run_dir: Path)
     score = score_of(float(nats.sum()), corpus.valid, units, nats)
     record = {
         "step": 0,
+        "parameters": model.ngrams,
         "loss": score.loss,
         "bits_per_char": score.bits_per_char,
         "perplexity": score.perplexity,

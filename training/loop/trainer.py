@@ -204,7 +204,8 @@ class Trainer(Generic[Model]):
         if improved:
             self.best_rank, self.best_step = found.rank, self.step
             self.evaluations_since_best = 0
-            record = {"step": self.step, **found.values, **self._identity()}
+            size = {"parameters": parameter_count(self.model)}
+            record = {"step": self.step, **size, **found.values, **self._identity()}
             checkpoint.save(self.run_dir / BEST, self.evaluated_model.state_dict(), record)
         else:
             self.evaluations_since_best += 1
