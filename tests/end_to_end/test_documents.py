@@ -255,8 +255,14 @@ def check_curl(command: Command) -> None:
 def check_files(command: Command) -> None:
     """Every file of this repository that is named is there."""
     named = [word for word in command.words[1:] if word.startswith("docker/")]
-    assert named or command.words[1] in {"wait", "logs"}, command
+    assert named or command.words[1] in {"wait", "logs", "port-forward"}, command
     assert all((ROOT / path).exists() for path in named), command
+
+
+def check_made(command: Command) -> None:
+    """A file is written into a folder that is there."""
+    assert command.words[-2] == ">", command
+    assert (ROOT / command.words[-1]).parent.is_dir(), command
 
 
 def check(command: Command) -> None:
@@ -277,6 +283,8 @@ def check(command: Command) -> None:
             "mkdir": check_folder,
             "kubectl": check_files,
             "sbatch": check_files,
+            "openssl": check_made,
+            "printf": check_made,
         }
         assert program in rules, f"neither run nor checked: {command}"
         rules[program](command)
@@ -316,6 +324,7 @@ def test_a_command_that_is_not_there_is_found() -> None:
         "cp -r models/nothing one",
         "docker compose run nobody",
         "curl http://127.0.0.1:8000/generat",
+        "openssl rand -hex 32 > docker/nowhere/key",
         "sometool --help",
     ):
         with pytest.raises((AssertionError, SystemExit, subprocess.CalledProcessError)):

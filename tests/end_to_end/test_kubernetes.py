@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -120,6 +121,32 @@ def test_another_namespace_is_followed_by_the_query(manifests: Path, tmp_path: P
     assert 'namespace="texts"' in yaml.safe_dump(of_kind(resources, "ScaledObject"))
 
 
+def test_the_trial_fits_the_oldest_version_that_is_documented(manifests: Path) -> None:
+    page = (ROOT / "docs/scale.md").read_text()
+    (oldest,) = re.findall(r"for Kubernetes (1\.\d+) or newer", page)
+    for resource in render(manifests / "overlays/trial"):
+        kubernetes_validate.validate(resource, oldest, strict=True)
+
+
+def test_the_bundles_that_are_said_to_fit_into_two_configmaps_do() -> None:
+    page = (ROOT / "docs/scale.md").read_text()
+    (said,) = re.findall(r"The shipped bundles (.*) fit into two ConfigMaps each", page)
+    for folder in (ROOT / "models").glob("*/"):
+        sizes = [path.stat().st_size for path in folder.iterdir()]
+        parts = itertools.product((0, 1), repeat=len(sizes))
+        fits = any(
+            max(sum(x for x, y in zip(sizes, part, strict=True) if y == side) for side in (0, 1))
+            <= faults.MAX_CONFIG_BYTES
+            for part in parts
+        )
+        assert fits == (f"`{folder.name}`" in said), folder.name
+
+
+def test_every_component_is_documented() -> None:
+    page = (ROOT / "docs/scale.md").read_text()
+    assert [x for x in COMPONENTS if f"\n| `{x}` |" not in page] == []
+
+
 # --- KServe ---------------------------------------------------------------------------------------
 
 
@@ -150,6 +177,12 @@ def test_the_serving_runtime_of_kserve_has_no_fault(manifests: Path) -> None:
     assert model["modelFormat"]["name"] in formats
     assert model["runtime"] == runtime["metadata"]["name"]
     assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
+
+
+def test_the_job_of_a_sweep_fits_the_schema() -> None:
+    job = yaml.safe_load((ROOT / "docker/sweep/job.yaml").read_text())
+    assert schema_fault(job) is None
+    assert [*container_security(job["spec"]["template"]["spec"]["containers"][0])] == []
 
 
 # --- what the service reads -----------------------------------------------------------------------
