@@ -170,6 +170,11 @@ openapi.json: $(DEVELOPMENT_ENV)/.done service/*.py service/*/*.py tests/example
 	$(BIN)/python -c 'import json; from service.app import create_app; from service.settings import Settings; \
 		print(json.dumps(create_app(Settings(), []).openapi(), indent=1, ensure_ascii=False))' > $@
 
+# Quietly: the key would be shown.
+.env: ## Write what docker compose needs for several replicas: a state key, and no fixed port for each.
+	@umask 077; printf 'UNROLL_STATE_KEY=%s\nUNROLL_PUBLISHED_PORT=\n' \
+		"$$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')" > $@
+
 lock: ## Resolve the pinned requirements again (needs uv).
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 		--extra service --output-file requirements/service.txt pyproject.toml

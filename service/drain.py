@@ -2,9 +2,12 @@
 
 On its own, uvicorn closes its sockets at once on SIGTERM, and clients whose load balancer has not
 noticed yet meet refused connections. So this runs first: /readyz fails while requests are still
-served (the lame-duck time), then new requests are rejected and those in flight may finish (the
-grace time). Signals belong to the process, not to the application: `service.__main__` installs
-this, and the application sees only `Lifecycle`.
+served (the lame-duck time), then new connections are refused and requests in flight may finish
+(the grace time). From the signal on, every answer closes its connection. So a proxy has no
+connection left when new ones are refused; it then goes to another server and loses no request.
+
+Signals belong to the process, not to the application: `service.__main__` installs this, and the
+application sees only `Lifecycle`.
 """
 
 import asyncio
@@ -21,6 +24,8 @@ from service.tasks.registry import ModelRegistry
 
 _POLL_S = 0.02
 _FATAL_POLL_S = 0.5  # for as long as the process lives
+# For the first requests of connections that were accepted last.
+_FIRST_REQUEST_S = 0.1
 # For requests whose work was ended: time to write their answers.
 _LAST_WORDS_S = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -49,6 +54,8 @@ class Drain:
         self._registry = registry
         self._loop = asyncio.get_running_loop()
         self._again = asyncio.Event()
+        # Ends the listening, in the way of the server that runs.
+        self.refuse: Callable[[], None] = lambda: None
         self._drain: asyncio.Task[None] | None = None
         self._watch = self._loop.create_task(self._end_when_fatal())
         # The server's own handlers, which end it.
@@ -74,6 +81,8 @@ class Drain:
     def begin(self, number: int) -> None:
         """Begin to shut down, as on this signal, unless it has begun."""
         if self._drain is not None:
+            if self._lifecycle.phase == "draining":
+                self.refuse()  # this process may have begun before the others
             return
         logger.info("%s: shutting down", signal.Signals(number).name)
         # Ctrl-C comes from a person who waits, without a load balancer that has to notice.
@@ -83,7 +92,9 @@ class Drain:
     async def _run(self, number: int, lame_duck_s: float) -> None:
         self._lifecycle.phase = "leaving"
         await self._wait(lame_duck_s, lambda: False)
-        self._lifecycle.phase = "draining"
+        self._lifecycle.drain()
+        self.refuse()
+        await self._wait(_FIRST_REQUEST_S, lambda: False)
         if not await self._wait(self._settings.grace_s, self._is_idle):
             logger.warning("%d requests did not end in time", self._lifecycle.in_flight)
             # They get 503; `_LAST_WORDS_S` is for sending it.
@@ -111,7 +122,7 @@ class Drain:
         """End as on a signal after a fatal error, without waiting for work that cannot finish."""
         while self._lifecycle.fatal is None:
             await asyncio.sleep(_FATAL_POLL_S)
-        self._lifecycle.phase = "draining"
+        self._lifecycle.drain()
         await self._wait(_LAST_WORDS_S, self._is_idle)
         self._end_server(signal.SIGTERM)
 

@@ -14,7 +14,10 @@ PREFIX = "UNROLL_"
 # What compose.yaml and README set beside the settings; they are for Docker, not for the server.
 DEPLOYMENT = frozenset(
     PREFIX + name
-    for name in ("UID", "GID", "WORK", "TORCH_INDEX", "PUBLISHED_PORT", "PROMETHEUS_PORT")
+    for name in (
+        *("UID", "GID", "WORK", "TORCH_INDEX", "PUBLISHED_PORT", "PROMETHEUS_PORT", "NGINX_PORT"),
+        "SPREAD",
+    )
 )
 _LINK_NAME = re.compile(
     r"UNROLL(_[A-Z0-9_]+)?_"

@@ -165,7 +165,10 @@ class Gateway:
         if path not in PUBLIC and not path.startswith(PUBLIC_FOLDER):
             self._check_key(scope, context)
         if self._by.lifecycle.phase == "draining" and path != "/metrics":
-            raise _draining()
+            # A client cannot have known better on a connection that was new or in use.
+            idle_since = scope.get("unroll.idle_since", 0.0)
+            if idle_since is not None and idle_since < self._by.lifecycle.draining_since:
+                raise _draining()
         context.timeout_s = _timeout_s(scope)
         # Streams wait for a place in the queue instead, and loading a model needs none.
         is_json = header(scope, b"content-type").startswith("application/json")

@@ -199,6 +199,7 @@ class BoundedProtocol(asyncio.Protocol):
             "query_string": query,
             "headers": head.headers,
             "unroll.headers": head.named,
+            "unroll.idle_since": self.place.idle_since,
             "state": self._app_state.copy(),
         }
         self._awaits = _Awaits.NOTHING
@@ -210,8 +211,7 @@ class BoundedProtocol(asyncio.Protocol):
 
     def _take(self, piece: bytes) -> None:
         """Give a piece of the body to the application, unless the answer is complete already."""
-        exchange = self.exchange
-        if exchange is not None:
+        if (exchange := self.exchange) is not None:
             exchange.take(piece, more=self.received.is_in_body)
             if exchange.complete and not self.is_full:
                 self._begin_next()
@@ -271,7 +271,8 @@ class BoundedProtocol(asyncio.Protocol):
 
     def closes_after(self) -> bool:
         """Whether the connection ends with the answer that begins now."""
-        return self.received.closes or self.received.leaves_much
+        received, lifecycle = self.received, self.app.state.lifecycle
+        return received.closes or received.leaves_much or lifecycle.phase != "serving"
 
     async def room(self) -> None:
         """Wait until the client has read."""
@@ -304,8 +305,7 @@ class BoundedProtocol(asyncio.Protocol):
 
     def _drained(self) -> None:
         self._has_room()
-        exchange = self.exchange
-        is_answered = exchange is not None and exchange.complete
+        is_answered = self.exchange is not None and self.exchange.complete
         if is_answered and not self.outlet.is_closing() and self._begin_next():
             self._proceed(FIRST_CHUNKS)
 

@@ -1,6 +1,7 @@
 """The life cycle of the process: serving, leaving or draining; and the requests in flight."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,8 +12,10 @@ from typing import Literal
 class Lifecycle:
     """The state. `Drain` and the watchdog write it, routes read it; in the event loop only."""
 
-    # leaving: /readyz answers 503, everything else works; draining: new requests are rejected.
+    # leaving: /readyz answers 503, everything else works; draining: new connections are refused,
+    # and so are requests on connections that were idle when it began.
     phase: Literal["serving", "leaving", "draining"] = "serving"
+    draining_since: float = float("inf")  # time.perf_counter()
     # The tasks that answer requests now, one for each.
     answering: set[asyncio.Task[object]] = field(default_factory=set)
     is_cut: bool = False  # whether the requests still open have been cancelled
@@ -34,6 +37,10 @@ class Lifecycle:
             yield
         finally:
             self.answering.discard(task)
+
+    def drain(self) -> None:
+        """Enter the phase in which nothing new is taken."""
+        self.phase, self.draining_since = "draining", time.perf_counter()
 
     def cut(self) -> None:
         """Cancel the requests still open: the grace time is over."""

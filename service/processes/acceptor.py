@@ -3,9 +3,13 @@
 All processes accept from the same sockets. Whoever is quickest would take most of a burst: of 32
 clients that connected at once, one of two processes got up to 28. So a process that has more
 connections than another lets that one go first.
+
+A server that is about to end stops listening before it ends. Whoever connects too late is refused
+at once, and knows that nothing of its request has begun: a proxy repeats it elsewhere.
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
 import mmap
@@ -84,6 +88,18 @@ class Acceptor:
         for timer in self._waiting.values():
             timer.cancel()
 
+    def refuse(self) -> None:
+        """Accept whoever has connected by now, and refuse the rest, in every process."""
+        self.close()
+        for listening in self._sockets:
+            listening.setblocking(False)
+            with contextlib.suppress(OSError):  # none is left, or another process was first
+                while True:
+                    self._open(listening.accept()[0])
+            # The socket is shared. Without `shutdown`, it would listen until all had closed it.
+            with contextlib.suppress(OSError):
+                listening.shutdown(socket.SHUT_RDWR)
+
     def show(self) -> int:
         """Note the number of connections, for the other processes; returns it."""
         count = len(self._connections) + len(self._opening)
@@ -112,12 +128,18 @@ class Acceptor:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return  # another process has it, or the client is gone
         except OSError as error:
+            if error.errno == errno.EINVAL:
+                self.close()  # another process has ended the listening
+                return
             if error.errno not in _LACKS:
                 raise
             logger.error("cannot accept a connection: %s", error.strerror)  # noqa: TRY400 (no bug)
             if listening not in self._waiting:
                 self._wait(listening, _PAUSE_S)
             return
+        self._open(accepted)
+
+    def _open(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
         opening = self._loop.connect_accepted_socket(self._make_protocol, accepted)
         task: asyncio.Task[object] = self._loop.create_task(opening)

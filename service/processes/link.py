@@ -24,6 +24,7 @@ class Link:
         self._asked: dict[int, asyncio.Future[str]] = {}
         self._preparing: set[asyncio.Task[None]] = set()
         self._drain: Drain | None = None
+        self.all_leave = False  # whether every process of the server shuts down
         registry.agree = self.agree
 
     def start(self, drain: Drain) -> None:
@@ -67,6 +68,7 @@ class Link:
             case "ping":
                 self._send(Message(kind="pong"))
             case "leave" if self._drain is not None:
+                self.all_leave = True
                 self._drain.begin(message.number)
             case "hurry" if self._drain is not None:
                 self._drain.hurry()
@@ -105,5 +107,6 @@ class Link:
         for asked in self._asked.values():
             if not asked.done():
                 asked.set_result("the server is shutting down")
+        self.all_leave = True
         if self._drain is not None:
             self._drain.begin(signal.SIGTERM)

@@ -27,14 +27,30 @@ class Alone(uvicorn.Server):
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         super().__init__(_config(lambda: _drained(app), settings))
+        self._app = app
+        self._sockets: list[socket.socket] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and log the address; uvicorn does not when it is given sockets."""
+        self._sockets = sockets or []
+        self._app.state.drain.refuse = self._refuse
         # Here, because not every event loop reports a failure to listen.
         listen(sockets or [])
         await super().startup(sockets)
         if self.started:
             tell_where(sockets or [])
+
+    def _refuse(self) -> None:
+        connections = self.server_state.connections
+        counts = ConnectionCounts(1)
+        Acceptor(self._sockets, self._protocol, connections, counts, 0).refuse()
+        for server in self.servers:
+            server.close()
+
+    def _protocol(self) -> BoundedProtocol:
+        return BoundedProtocol(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
 
 class OneOfSeveral(uvicorn.Server):
@@ -58,6 +74,7 @@ class OneOfSeveral(uvicorn.Server):
             sockets or [], self._protocol, connections, self._counts, self._place
         )
         self._acceptor.start()
+        self._app.state.drain.refuse = self._refuse
         self._link.start(self._app.state.drain)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -66,6 +83,14 @@ class OneOfSeveral(uvicorn.Server):
             self._acceptor.close()
         await super().shutdown(sockets)
         self._link.close()
+
+    def _refuse(self) -> None:
+        if self._acceptor is None:
+            return
+        if self._link.all_leave:
+            self._acceptor.refuse()
+        else:
+            self._acceptor.close()  # the other processes go on
 
     def _protocol(self) -> BoundedProtocol:
         protocol = _Counted(

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ LONG = {
     "model": "tiny-lstm", "prompt": "a cat", "seed": 1, "logit_bias": {"\ue002": -100},
     "max_tokens": 15_000,
 }  # fmt: skip
+SHORT = {"model": "tiny-lstm", "text": "a"}
 SETTINGS: dict[str, Any] = LIMITS | {"max_tokens": 1_000_000, "max_cost_tokens": 10_000_000}
 ENDLESS = LONG | {"max_tokens": 100_000, "n": 8}
 
@@ -84,28 +86,31 @@ def test_an_idle_server_ends_at_once_and_well(
         assert not alive
 
 
-def test_what_is_in_flight_is_answered_and_what_comes_is_sent_away(tiny_models: Path) -> None:
+def test_what_is_in_flight_is_answered_and_what_comes_is_refused(tiny_models: Path) -> None:
     settings = SETTINGS | {"lame_duck_s": 1, "grace_s": 20}
     with serve(tiny_models, **settings) as server, server.client() as client:
         expected = httpx.post(f"{server.url}/generate", json=LONG, timeout=60).json()["results"]
         plain = asked(server, LONG)
         stream = Background(lambda: streamed(server.url, LONG))
+        assert "Connection" not in client.get("/readyz").headers
         server.process.send_signal(signal.SIGTERM)
         begun = time.monotonic()
-        told, refused = [], None
-        with contextlib.suppress(httpx.TransportError):
-            while server.process.poll() is None:
-                ready = client.get("/readyz")
-                answer = client.post("/score", json={"model": "tiny-lstm", "text": "a"})
+        told = []
+        with contextlib.suppress(httpx.ConnectError), server.client() as other:
+            while True:
+                ready = other.get("/readyz")
+                answer = other.post("/score", json=SHORT)
                 told.append((time.monotonic() - begun, ready.status_code, answer.status_code))
-                if answer.status_code == 503:
-                    refused = answer
+                # A proxy has no connection left at the end of the lame-duck time.
+                assert answer.headers["Connection"] == "close"
                 time.sleep(0.02)
-        # Unready first, and answering all the same; then sent away.
+        assert server.process.poll() is None
+        # Unready first, and answering all the same; then nobody else may connect.
         lame_duck = [x for x in told if 0.2 < x[0] < 0.9]
         assert lame_duck
         assert {x[1:] for x in lame_duck} == {(503, 200)}
-        assert refused is not None
+        # Whoever kept a connection idle all that time is sent away.
+        refused = client.post("/score", json=SHORT)
         assert problem_of(refused, 503)["type"] == "draining"
         assert refused.headers["Retry-After"]
         answer = plain.join()
@@ -113,6 +118,32 @@ def test_what_is_in_flight_is_answered_and_what_comes_is_sent_away(tiny_models: 
         text = answer.json()["results"][0]["choices"][0]["text"]
         assert text.startswith(expected[0]["choices"][0]["text"])
         assert "event: done" in stream.join()
+        assert server.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_connection_that_was_accepted_is_answered(tiny_models: Path, workers: int) -> None:
+    """So a proxy that is refused knows that nothing has begun, and may ask elsewhere."""
+    statuses: set[int] = set()
+
+    def ask_until_refused(url: httpx.URL) -> None:
+        while True:
+            connection = http.client.HTTPConnection(url.host, url.port, timeout=60)
+            with contextlib.closing(connection):
+                try:
+                    connection.connect()
+                except ConnectionRefusedError:
+                    return
+                connection.request("GET", "/models/tiny-lstm")
+                statuses.add(connection.getresponse().status)
+
+    with serve(tiny_models, **(SETTINGS | {"workers": workers, "grace_s": 20})) as server:
+        url = httpx.URL(server.url)
+        asking = [Background(partial(ask_until_refused, url)) for _ in range(6)]
+        time.sleep(0.5)
+        server.process.send_signal(signal.SIGTERM)
+        assert [each.join() for each in asking] == [None] * 6
+        assert statuses == {200}
         assert server.process.wait(20) == 0
 
 
