@@ -55,8 +55,8 @@ test: $(DEVELOPMENT_ENV)/.done $(CLIENTS_ENV)/.done chromium promtool kubectl ##
 test-faults: $(DEVELOPMENT_ENV)/.done ## Run the tests that break things on purpose (part of `make test`).
 	$(BIN)/pytest tests/faults tests/end_to_end/test_protocol.py tests/end_to_end/test_workers.py
 
-test-cluster: $(DEVELOPMENT_ENV)/.done $(CLUSTER_ENV)/.done ## Run the tests of several nodes (as root; the others are skipped with their reason).
-	$(BIN)/pytest tests/cluster
+test-cluster: $(DEVELOPMENT_ENV)/.done $(CLUSTER_ENV)/.done kubectl ## Run the tests of several nodes (as root; the others are skipped with their reason).
+	PATH="$(CURDIR)/$(KUBECTL):$$PATH" $(BIN)/pytest tests/cluster
 
 # Unpacked instead of installed: the package would start a server. Without promtool, the tests of the
 # rules are skipped with a message.
