@@ -1,6 +1,7 @@
 """The shape of the code: short files and functions, rooms without code, no forks by kind."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +23,12 @@ def each(paths: list[Path]) -> list[Any]:
     return [pytest.param(path, id=str(path.relative_to(ROOT))) for path in paths]
 
 
+parsed = functools.cache(ast.parse)
+
+
 def long_functions(code: str) -> Iterator[str]:
     """Functions over the limit, decorators not counted."""
-    for node in ast.walk(ast.parse(code)):
+    for node in ast.walk(parsed(code)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             if lines > MAX_FUNCTION_LINES:
@@ -38,7 +42,7 @@ def is_docstring(code: str) -> bool:
 
 def forks(code: str) -> Iterator[str]:
     """Places that ask of which kind a model is, where a method or a table would answer."""
-    for node in ast.walk(ast.parse(code)):
+    for node in ast.walk(parsed(code)):
         asked: ast.expr | None = None
         match node:
             case ast.Call(func=ast.Name(id="isinstance" | "issubclass"), args=[_, asked]):

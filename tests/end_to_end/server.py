@@ -1,5 +1,6 @@
 """A real server process on a free port of 127.0.0.1, waited for by polling, always ended."""
 
+import contextlib
 import itertools
 import os
 import re
@@ -22,6 +23,8 @@ START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 # No address here begins with https, and to read certificates takes 50 ms a client.
 NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+_FIRST_PORT, _PORT_COUNT = 10_000, 22_000
+_PORTS = itertools.count(os.getpid() * 997)
 _HEAP_BYTES = 64 * 2**20  # HEAP_MAX_SIZE of glibc's malloc/arena.c where addresses have 64 bits
 
 
@@ -70,11 +73,17 @@ def arenas_in(maps: str) -> int:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that is free, and that nobody else is likely to take before a server listens on it.
+
+    Outgoing connections, of which other tests open a thousand, take theirs from above (Linux:
+    32768 to 60999); tests in other processes count from elsewhere.
+    """
+    for number in _PORTS:
+        port = _FIRST_PORT + number % _PORT_COUNT
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("unreachable: numbers do not end")
 
 
 @contextmanager

@@ -1,15 +1,19 @@
 """The command line: on a bundle and against a server, the same numbers to the last digit."""
 
+import contextlib
+import io
 import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from service import __main__ as service
 from service.bundle.store import write_bundle
 from service.cli import commands
 from tests.bundles import tiny_encoder_decoder_files, tiny_files
@@ -37,19 +41,23 @@ def server(folder: Path) -> Iterator[Server]:
         yield running
 
 
-def command(*arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "service", *arguments],
-        cwd=ROOT,
-        input=given,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def command(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    """`python -m service`, in this process: a new one would take a second or two to start."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with tempfile.TemporaryFile("w+") as stdin, pytest.MonkeyPatch.context() as patch:
+        stdin.write(given)
+        stdin.seek(0)
+        patch.setattr(sys, "stdin", stdin)
+        patch.setattr(sys, "argv", ["service", *arguments])
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            try:
+                status = service.main()
+            except SystemExit as ended:  # of the parser
+                status = int(ended.code or 0)
+    return subprocess.CompletedProcess(arguments, status, stdout.getvalue(), stderr.getvalue())
 
 
-def rows(*arguments: str, given: str | None = None) -> list[Any]:
+def rows(*arguments: str, given: str = "") -> list[Any]:
     done = command(*arguments, "--format", "json", given=given)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -136,6 +144,18 @@ def test_models_are_listed(server: Server, folder: Path) -> None:
     assert rows("models", "--bundle", str(folder)) == served
     assert [x["name"] for x in rows("models", "--bundle", str(folder / TEXT))] == [TEXT]
     assert command("models", "--bundle", str(folder)).stdout.count("\t") == 12
+
+
+def test_the_status_of_the_process_is_the_commands(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "service", "generate", "--bundle", str(folder / PAIRS), "a"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ")
 
 
 def test_each_line_of_a_pipe_is_answered_at_once(folder: Path) -> None:

@@ -151,7 +151,7 @@ def test_a_large_stream_is_scored_in_constant_memory(server: Server, tmp_path: P
 
     assert streamed(16_384) == 16_384  # 1 MiB, and what the allocator keeps for it
     before = server.resident_bytes()
-    assert streamed(98_304) == 98_304  # 6 MiB, and 20 MiB of answers
+    assert streamed(65_536) == 65_536  # 4 MiB, and 13 MiB of answers
     assert server.resident_bytes() - before < 3 * 2**20
 
 
