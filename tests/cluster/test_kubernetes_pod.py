@@ -168,7 +168,8 @@ def wait_until_ready(started: Running) -> None:
 
 @pytest.fixture(scope="module")
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_manifests(tmp_path_factory.mktemp("manifests") / "kubernetes")
+    folder = tmp_path_factory.mktemp("manifests") / "kubernetes"
+    return copy_manifests(folder, is_bundle_real=True)
 
 
 @pytest.fixture(scope="module")

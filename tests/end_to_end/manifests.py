@@ -21,9 +21,10 @@ STATE_KEY = "components/state-key/state-key"
 API_KEYS = "components/api-keys/api-keys"
 METRICS_KEY = "components/api-keys/metrics-key"
 BUNDLE = "components/models-configmap/dates-iso"
+MODEL = ROOT / "models/dates-iso"
 POD_IP = "10.1.2.3"
 
-# Written in C where it can be: a bundle in ConfigMaps has megabytes.
+# Written in C where it can be.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Resource: TypeAlias = dict[str, Any]
@@ -33,8 +34,12 @@ class RenderError(Exception):
     """What kubectl said."""
 
 
-def copy_manifests(target: Path) -> Path:
-    """The manifests in a new folder, with keys and a bundle made for them."""
+def copy_manifests(target: Path, *, is_bundle_real: bool = False) -> Path:
+    """The manifests in a new folder, with keys and a bundle made for them.
+
+    The bundle's files are there, but empty of meaning unless it is to be served: to render two
+    megabytes takes seconds.
+    """
     own = {Path(name).name for name in (STATE_KEY, API_KEYS, METRICS_KEY, BUNDLE)}
 
     def is_own(folder: str, names: list[str]) -> set[str]:
@@ -47,7 +52,10 @@ def copy_manifests(target: Path) -> Path:
     (target / API_KEYS).write_text(f"{alice.line()}\n{prometheus.line()}\n")
     (target / METRICS_KEY).write_text(metrics)
     (target / "alice").write_text(secret)
-    shutil.copytree(ROOT / "models/dates-iso", target / BUNDLE)
+    shutil.copytree(MODEL, target / BUNDLE)
+    if not is_bundle_real:
+        for path in (target / BUNDLE).iterdir():
+            path.write_bytes(b"\xff")  # no text, as a graph
     return target
 
 

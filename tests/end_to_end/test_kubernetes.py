@@ -26,6 +26,7 @@ from tests.end_to_end.manifests import (
     COMPONENTS,
     FOLDER,
     METRICS_KEY,
+    MODEL,
     STATE_KEY,
     Pod,
     RenderError,
@@ -137,6 +138,16 @@ def test_the_bundles_that_are_said_to_fit_into_two_configmaps_do() -> None:
             for part in parts
         )
         assert fits == (f"`{folder.name}`" in said), folder.name
+
+
+def test_the_configmaps_hold_every_file_of_the_bundle_and_fit() -> None:
+    component = (FOLDER / "components/models-configmap/kustomization.yaml").read_text()
+    parts = [x["files"] for x in yaml.safe_load(component)["configMapGenerator"]]
+    files = [Path(name) for part in parts for name in part]
+    assert sorted(x.name for x in files) == sorted(x.name for x in MODEL.iterdir())
+    for part in parts:
+        sizes = [(MODEL / Path(name).name).stat().st_size for name in part]
+        assert sum(sizes) <= faults.MAX_CONFIG_BYTES
 
 
 def test_every_component_is_documented() -> None:
