@@ -39,7 +39,8 @@ from service.runtime.cpus import usable_cpus
 from service.runtime.memory import usable_bytes
 from service.setting_shares import default_workers, share_of
 from service.setting_sources import KNOWN, load_settings
-from service.settings import LOOPBACK, Settings, SettingsError
+from service.setting_values import LOOPBACK
+from service.settings import Settings, SettingsError
 from service.tasks.registry import ModelRegistry
 
 _KEPT_SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -19,6 +19,8 @@
     ├── ModelFailure 500          the model run raised or returned NaN
     ├── EngineStopped 503         with Retry-After
     ├── Draining 503              with Retry-After
+    ├── ModelUnusable 503         a model of the folder cannot be opened
+    ├── NoRoomForModel 503        with Retry-After
     ├── TooManyConnections 503    with Retry-After
     ├── TooMuchUnsent 503         with Retry-After
     └── DeadlineExceeded 504
@@ -175,6 +177,18 @@ class Draining(ServiceError):
     """The server is shutting down and takes no new requests."""
 
     status, type, title = 503, "draining", "Draining"
+
+
+class ModelUnusable(ServiceError):
+    """A model of the folder was to be opened at its first use, and its bundle cannot be served."""
+
+    status, type, title = 503, "model-unusable", "Model unusable"
+
+
+class NoRoomForModel(ServiceError):
+    """The models in use leave no room to open another one."""
+
+    status, type, title = 503, "no-room-for-model", "No room for the model"
 
 
 class TooManyConnections(ServiceError):

@@ -14,6 +14,7 @@ _DIVIDED = (
     "max_connections",
     "max_unsent_bytes",
     "max_bodies_bytes",
+    "models_bytes",
     "prefix_cache_bytes",
     "pattern_cache_bytes",
     "max_queue_requests",
@@ -36,7 +37,7 @@ def share_of(settings: Settings, workers: int) -> Settings:
     A share has room for one request's body, and for one connection and one request at least.
     """
     shares = {
-        name: max(1, whole // workers) if (whole := getattr(settings, name)) else 0
+        name: max(1, whole // workers) if (whole := getattr(settings, name)) else whole
         for name in _DIVIDED
     }
     shares["max_bodies_bytes"] = max(

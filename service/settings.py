@@ -1,18 +1,16 @@
 """Settings: what an operator may choose, with its bounds; `setting_sources` reads them."""
 
 import ipaddress
-import re
 import secrets
-import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
+from service.setting_values import LOOPBACK, is_loopback, origin, parted
+
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
-_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?")
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 # A subject covers the settings from the one named here up to the next one named.
@@ -92,6 +90,13 @@ class Settings(BaseModel):
         30.0, description="how long the body of a request may take to arrive"
     )
     models_dir: Path = Field(Path("models"), description="folder with the bundles")
+    models_bytes: Count | None = Field(
+        None,
+        description=(
+            "memory for open models: each is opened at its first use, and those that have not been "
+            "used for the longest time are closed to make room; unset opens all at the start"
+        ),
+    )
     precision: Literal["auto", "int8", "fp32"] = Field(
         "auto", description="arithmetic of the models; auto takes what each bundle's export chose"
     )
@@ -329,12 +334,12 @@ class Settings(BaseModel):
     @field_validator("cors_origins")
     @classmethod
     def _are_origins(cls, value: str) -> str:
-        return ",".join(_origin(part) for part in _parted(value))
+        return ",".join(origin(part) for part in parted(value))
 
     @field_validator("frame_ancestors")
     @classmethod
     def _are_ancestors(cls, value: str) -> str:
-        return ",".join("self" if x == "self" else _origin(x) for x in _parted(value))
+        return ",".join("self" if x == "self" else origin(x) for x in parted(value))
 
     @property
     def hosts(self) -> tuple[str, ...] | None:
@@ -342,18 +347,18 @@ class Settings(BaseModel):
         if self.allowed_hosts is None:
             own = self.host.lower()
             return tuple(dict.fromkeys((*LOOPBACK, own))) if is_loopback(own) else None
-        names = _parted(self.allowed_hosts)
+        names = parted(self.allowed_hosts)
         return None if "*" in names else tuple(name.lower() for name in names)
 
     @property
     def origins(self) -> tuple[str, ...]:
         """Origins whose pages may ask."""
-        return _parted(self.cors_origins)
+        return parted(self.cors_origins)
 
     @property
     def framers(self) -> str:
         """The page's `frame-ancestors` (Content Security Policy, 7.7.2)."""
-        named = _parted(self.frame_ancestors)
+        named = parted(self.frame_ancestors)
         return " ".join("'self'" if x == "self" else x for x in named) or "'none'"
 
     def redacted(self) -> dict[str, Any]:
@@ -363,38 +368,3 @@ class Settings(BaseModel):
     def signing_key(self) -> SecretStr:
         """The key that signs state handles: the one given, or else a new one."""
         return self.state_key or SecretStr(secrets.token_urlsafe(32))
-
-
-def _origin(text: str) -> str:
-    """An origin as browsers send it: lower case, no path, no default port."""
-    if text in {"*", "null"}:
-        return text
-    found = _ORIGIN.fullmatch(text.lower())
-    if found is None:
-        raise ValueError(
-            "an origin is scheme://host or scheme://host:port, such as https://page.example"
-        )
-    scheme, host, port = found.groups()
-    known = {"http": "80", "https": "443"}.get(scheme)
-    return f"{scheme}://{host}" + ("" if port in {None, known} else f":{port}")
-
-
-def _parted(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host, in any spelling, is this machine's own (`localhost`, 127.0.0.2, ::1)."""
-    name = host.strip("[]").partition("%")[0].rstrip(".").lower()
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
-        try:
-            # As the system reads addresses: 127.1, 0x7f.1, 2130706433.
-            address = ipaddress.ip_address(socket.inet_aton(name))
-        except OSError:
-            return False
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback

@@ -25,7 +25,10 @@ from unroll_client.exchange import (
     headers_of,
     line_results,
     lines_of,
+    model_headers,
     mounts_of,
+    page_path,
+    pages_of,
 )
 from unroll_client.options import (
     ClassifyLineOptions,
@@ -53,7 +56,6 @@ from unroll_client.results import (
     TagResult,
     TranslateAnswer,
     TranslatedToken,
-    built,
 )
 
 Answer = TypeVar("Answer")
@@ -158,24 +160,32 @@ class Unroll:
 
     def models(self) -> tuple[Model, ...]:
         """Every served model."""
-        return tuple(built(Model, each) for each in self._get("/models")["models"])
+        return pages_of(self._pages())
+
+    def _pages(self) -> Iterator[dict[str, Any]]:
+        after: str | None = ""
+        while after is not None:
+            page = self._get(page_path(after))
+            yield page
+            after = page.get("next")
 
     def model(self, name: str) -> dict[str, Any]:
         """All that the service reports about a model, as JSON."""
-        return self._get(f"/models/{name}")
+        return self._get(f"/models/{name}", model_headers(name))
 
     def ready(self) -> bool:
         """Whether the service is ready for requests."""
         with connecting():
             return self._http.get("/readyz").status_code == 200
 
-    def _get(self, path: str) -> dict[str, Any]:
+    def _get(self, path: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
         with connecting():
-            return content_of(self._http.get(path))
+            return content_of(self._http.get(path, headers=headers))
 
     def _post(self, kind: type[Answer], path: str, body: dict[str, Any]) -> Answer:
         with connecting():
-            return answer_of(kind, content_of(self._http.post(path, json=body)))
+            headers = model_headers(body.get("model"))
+            return answer_of(kind, content_of(self._http.post(path, json=body, headers=headers)))
 
     def _lines(
         self, kind: type[Answer], path: str, texts: Iterable[str], options: Mapping[str, Any]
@@ -189,7 +199,8 @@ class Unroll:
     def _stream(
         self, kinds: dict[str, type[Any]], path: str, body: dict[str, Any]
     ) -> Generator[Any, None, None]:
-        with connecting(), self._http.stream("POST", path, json=body) as answer:
+        headers = model_headers(body.get("model"))
+        with connecting(), self._http.stream("POST", path, json=body, headers=headers) as answer:
             if answer.status_code != 200:
                 answer.read()
                 content_of(answer)
@@ -298,24 +309,33 @@ class AsyncUnroll:
 
     async def models(self) -> tuple[Model, ...]:
         """Every served model."""
-        return tuple(built(Model, each) for each in (await self._get("/models"))["models"])
+        return pages_of([page async for page in self._pages()])
+
+    async def _pages(self) -> AsyncIterator[dict[str, Any]]:
+        after: str | None = ""
+        while after is not None:
+            page = await self._get(page_path(after))
+            yield page
+            after = page.get("next")
 
     async def model(self, name: str) -> dict[str, Any]:
         """All that the service reports about a model, as JSON."""
-        return await self._get(f"/models/{name}")
+        return await self._get(f"/models/{name}", model_headers(name))
 
     async def ready(self) -> bool:
         """Whether the service is ready for requests."""
         async with connecting_async():
             return (await self._http.get("/readyz")).status_code == 200
 
-    async def _get(self, path: str) -> dict[str, Any]:
+    async def _get(self, path: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
         async with connecting_async():
-            return content_of(await self._http.get(path))
+            return content_of(await self._http.get(path, headers=headers))
 
     async def _post(self, kind: type[Answer], path: str, body: dict[str, Any]) -> Answer:
         async with connecting_async():
-            return answer_of(kind, content_of(await self._http.post(path, json=body)))
+            headers = model_headers(body.get("model"))
+            answer = await self._http.post(path, json=body, headers=headers)
+            return answer_of(kind, content_of(answer))
 
     async def _lines(
         self, kind: type[Answer], path: str, texts: Iterable[str], options: Mapping[str, Any]
@@ -330,7 +350,9 @@ class AsyncUnroll:
     async def _stream(
         self, kinds: dict[str, type[Any]], path: str, body: dict[str, Any]
     ) -> AsyncGenerator[Any, None]:
-        async with connecting_async(), self._http.stream("POST", path, json=body) as answer:
+        headers = model_headers(body.get("model"))
+        asked = self._http.stream("POST", path, json=body, headers=headers)
+        async with connecting_async(), asked as answer:
             if answer.status_code != 200:
                 await answer.aread()
                 content_of(answer)

@@ -1,10 +1,11 @@
 """Shared by both clients: builds requests from arguments, and results or errors from answers."""
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from ipaddress import ip_address
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 
@@ -12,6 +13,7 @@ from unroll_client.errors import ConnectionFailed, ServerError, UnrollError, err
 from unroll_client.events import Event, EventParser
 from unroll_client.results import (
     GenerateDone,
+    Model,
     StreamedToken,
     TranslateAnswer,
     TranslatedToken,
@@ -69,6 +71,24 @@ def headers_of(api_key: str | None) -> dict[str, str]:
     return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
 
 
+def model_headers(model: Any) -> dict[str, str]:
+    """Names the model beside the body, for a proxy that sends each model's requests to one server.
+
+    Percent-encoded (RFC 3986), since a header takes no other text; the service ignores it.
+    """
+    return {"X-Unroll-Model": quote(model, safe="")} if isinstance(model, str) else {}
+
+
+def pages_of(pages: Iterable[dict[str, Any]]) -> tuple[Model, ...]:
+    """The models of all pages."""
+    return tuple(built(Model, each) for page in pages for each in page["models"])
+
+
+def page_path(after: str) -> str:
+    """The path of a page of models."""
+    return f"/models?after={quote(after, safe='')}" if after else "/models"
+
+
 def body_of(options: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
     """A request's JSON, without omitted options."""
     return {name: x for name, x in {**fields, **options}.items() if x is not None}
@@ -80,7 +100,7 @@ def lines_of(texts: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
         "params": {
             name: str(x).lower() if isinstance(x, bool) else x for name, x in options.items()
         },
-        "headers": {"Content-Type": "application/x-ndjson"},
+        "headers": {"Content-Type": "application/x-ndjson", **model_headers(options.get("model"))},
         "content": b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts),
     }
 

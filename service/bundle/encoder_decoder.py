@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
@@ -10,6 +9,7 @@ from pydantic import Field, model_validator
 from service.bundle.confidence import Confidence
 from service.bundle.files import BundleError, GraphFiles, read_graphs
 from service.bundle.infill import Infill
+from service.bundle.links import BundleFolder
 from service.bundle.manifest import (
     Cell,
     Graph,
@@ -243,7 +243,7 @@ class EncoderDecoderBundle(GraphFiles):
     graphs: Mapping[str, bytes]  # file name to ONNX bytes
 
 
-def read(folder: Path, manifest: EncoderDecoderManifest) -> EncoderDecoderBundle:
+def read(folder: BundleFolder, manifest: EncoderDecoderManifest) -> EncoderDecoderBundle:
     """Read and verify the other files of a bundle. Raises BundleError with a one-line cause."""
     source, target = (read_side(folder, side) for side in (manifest.source, manifest.target))
     if manifest.infill is not None and not set(manifest.infill.marks) <= set(source.tokens):

@@ -1,14 +1,13 @@
 """The files of a bundle: read once, as bytes, and checked against the manifest."""
 
-import errno
 import hashlib
 import json
 import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Protocol, TypeVar
 
+from service.bundle.links import BundleFolder
 from service.bundle.manifest import Graph, Precision, Role, VocabFile
 from service.bundle.text import Vocabulary
 from service.bundle.tokenization import Tokenizer
@@ -51,7 +50,7 @@ class GraphFiles:
         return None
 
 
-def read_graphs(folder: Path, described: Sequence[Graph]) -> dict[str, bytes]:
+def read_graphs(folder: BundleFolder, described: Sequence[Graph]) -> dict[str, bytes]:
     """The bytes of graphs, by file name."""
     graphs = {}
     for graph in described:
@@ -61,7 +60,7 @@ def read_graphs(folder: Path, described: Sequence[Graph]) -> dict[str, bytes]:
     return graphs
 
 
-def read_vocab(folder: Path, info: VocabFile) -> list[str]:
+def read_vocab(folder: BundleFolder, info: VocabFile) -> list[str]:
     """The tokens of a vocabulary's file."""
     data = read_file(folder, info.file, MAX_VOCAB_BYTES)
     check_sha256(folder.name, info.file, data, info.sha256)
@@ -103,12 +102,11 @@ def check_sha256(name: str, file: str, data: bytes, expected: str) -> None:
         raise BundleError(f"{name}: {file}: its SHA-256 is not the manifest's")
 
 
-def read_file(folder: Path, file: str, max_bytes: int) -> bytes:
-    """The bytes of a regular file. Links are refused: they could lead out of the folder."""
-    path = folder / file
+def read_file(folder: BundleFolder, file: str, max_bytes: int) -> bytes:
+    """The bytes of a regular file. Hard links and links that lead out of the folder are refused."""
     where = f"{folder.name}: {file}"
     try:
-        with open(path, "rb", opener=_open_plainly) as stream:
+        with open(file, "rb", opener=lambda name, _: folder.open(name)) as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise BundleError(f"{where}: not a regular file")
@@ -119,11 +117,4 @@ def read_file(folder: Path, file: str, max_bytes: int) -> bytes:
                 raise BundleError(f"{where}: {size}")
             return stream.read(max_bytes)
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise BundleError(f"{where}: symbolic links are not followed") from error
         raise BundleError(f"{where}: {error.strerror}") from error
-
-
-def _open_plainly(path: str, flags: int) -> int:
-    """Open a file without following a link or waiting for the writer of a pipe."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

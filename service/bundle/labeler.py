@@ -7,12 +7,12 @@ S places (bos, the text's tokens and eos), L labels.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
 from service.bundle.files import GraphFiles, read_graphs
+from service.bundle.links import BundleFolder
 from service.bundle.manifest import (
     Cell,
     Graph,
@@ -308,7 +308,7 @@ class LabelerBundle(GraphFiles):
     graphs: Mapping[str, bytes]  # file name to ONNX bytes
 
 
-def read(folder: Path, manifest: LabelerManifest) -> LabelerBundle:
+def read(folder: BundleFolder, manifest: LabelerManifest) -> LabelerBundle:
     """Read and verify the other files of a bundle. Raises BundleError with a one-line cause."""
     text = read_side(folder, manifest.text)
     return LabelerBundle(manifest, text, read_graphs(folder, manifest.graphs))

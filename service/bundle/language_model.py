@@ -3,13 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from service.bundle.files import GraphFiles, check_size, parsed, read_graphs, read_vocab
 from service.bundle.guesses import GuessCurve
+from service.bundle.links import BundleFolder
 from service.bundle.manifest import (
     Cell,
     Graph,
@@ -300,7 +300,7 @@ class LanguageModelBundle(GraphFiles):
     graphs: Mapping[str, bytes]  # file name to ONNX bytes
 
 
-def read(folder: Path, manifest: LanguageModelManifest) -> LanguageModelBundle:
+def read(folder: BundleFolder, manifest: LanguageModelManifest) -> LanguageModelBundle:
     """Read and verify the other files of a bundle. Raises BundleError with a one-line cause."""
     tokens = read_vocab(folder, manifest.vocab)
     vocab = parsed(folder.name, manifest.vocab.file, lambda: Vocabulary(tokens))

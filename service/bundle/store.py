@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -14,6 +14,7 @@ from service.bundle.encoder_decoder import EncoderDecoderBundle, EncoderDecoderM
 from service.bundle.files import BundleError, read_file
 from service.bundle.labeler import LabelerBundle, LabelerManifest
 from service.bundle.language_model import LanguageModelBundle, LanguageModelManifest
+from service.bundle.links import BundleFolder
 
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 4 * 2**20
@@ -21,29 +22,60 @@ MAX_MANIFEST_BYTES = 4 * 2**20
 # The kinds of bundle: a new one joins the two unions and the table.
 Manifest: TypeAlias = LanguageModelManifest | EncoderDecoderManifest | LabelerManifest
 Bundle: TypeAlias = LanguageModelBundle | EncoderDecoderBundle | LabelerBundle
-_READERS: Mapping[str, Callable[[Path, Any], Bundle]] = {
+_READERS: Mapping[str, Callable[[BundleFolder, Any], Bundle]] = {
     "language_model": language_model.read,
     "encoder_decoder": encoder_decoder.read,
     "labeler": labeler.read,
 }
+Read = TypeVar("Read")
 _ANY_MANIFEST: TypeAdapter[Manifest] = TypeAdapter(Annotated[Manifest, Field(discriminator="task")])
 
 
 def read_language_model(folder: Path) -> LanguageModelBundle:
     """Read and verify a language model. Raises BundleError with a one-line cause."""
-    manifest = _read_manifest(folder)
-    if manifest.task != "language_model":
-        raise BundleError(f"{folder.name}: its kind is {manifest.task}, not language_model")
-    return language_model.read(folder, manifest)
+    bundle = read_bundle(folder)
+    if bundle.manifest.task != "language_model":
+        raise BundleError(f"{folder.name}: its kind is {bundle.manifest.task}, not language_model")
+    return bundle
 
 
-def read_bundle(folder: Path) -> Bundle:
-    """Read and verify a bundle. Raises BundleError with a one-line cause."""
-    manifest = _read_manifest(folder)
+def read_bundle(folder: Path, *, contained: bool = False) -> Bundle:
+    """Read and verify a bundle. Raises BundleError with a one-line cause.
+
+    If the folder is a symbolic link, it must stay within the folder around it if `contained`.
+    """
+    return _read(folder, _whole, contained=contained)
+
+
+def read_manifest(folder: Path, *, contained: bool = False) -> Manifest:
+    """Read and check the manifest alone. Raises as `read_bundle` does."""
+    return _read(folder, _manifest, contained=contained)
+
+
+def _read(folder: Path, read: Callable[[BundleFolder], Read], *, contained: bool) -> Read:
+    """Read from the folder; once more if its links were exchanged meanwhile."""
+    for is_last in (False, False, True):
+        try:
+            opened = BundleFolder(folder, contained=contained)
+        except OSError as error:
+            if folder.is_symlink() and not is_last:
+                continue
+            raise BundleError(f"{folder.name}: {error.strerror}") from error
+        with opened:
+            try:
+                return read(opened)
+            except BundleError:
+                if is_last or not opened.has_changed:
+                    raise
+    raise AssertionError("unreachable")
+
+
+def _whole(folder: BundleFolder) -> Bundle:
+    manifest = _manifest(folder)
     return _READERS[manifest.task](folder, manifest)
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def _manifest(folder: BundleFolder) -> Manifest:
     name = folder.name
     raw = read_file(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES)
     try:

@@ -1,6 +1,5 @@
 """How the texts of one side become tokens: the manifest's part, and its files."""
 
-from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -14,6 +13,7 @@ from service.bundle.files import (
     read_file,
     read_vocab,
 )
+from service.bundle.links import BundleFolder
 from service.bundle.manifest import FileName, Record, Sha256, VocabFile
 from service.bundle.text import SideNormalization
 from service.bundle.tokenization import Characters, Subwords, Symbols, Tokenization, Tokenizer
@@ -52,7 +52,7 @@ class TextSide(Record):
         return [self.vocab.file, *([self.tokenizer.file] if self.tokenizer is not None else [])]
 
 
-def read_side(folder: Path, side: TextSide) -> Tokenizer:
+def read_side(folder: BundleFolder, side: TextSide) -> Tokenizer:
     """The tokenizer of a side, checked against the manifest. Raises BundleError."""
     tokens = read_vocab(folder, side.vocab)
     if side.tokenizer is None:

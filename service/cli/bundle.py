@@ -108,7 +108,7 @@ def models_in(folder: Path) -> list[Answer]:
 def _able(engine: Engine, ability: Ability[Able]) -> Able:
     found = ability.of(engine)
     if found is None:
-        raise InvalidRequest(ability.lacking(engine))
+        raise InvalidRequest(ability.lacking(engine.abilities))
     return found
 
 

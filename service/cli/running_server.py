@@ -6,11 +6,11 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
 from service.cli.answers import REFUSED, Answer, CommandError, Refusal
-from service.settings import is_loopback
+from service.setting_values import is_loopback
 
 
 class RunningServer:
@@ -35,9 +35,13 @@ class RunningServer:
 
     def models(self) -> list[Answer]:
         """Every served model."""
-        models: list[Answer] = self._answer(Request(f"{self._url}/models", headers=self._headers))[
-            "models"
-        ]
+        models: list[Answer] = []
+        after: str | None = ""
+        while after is not None:
+            query = f"?after={quote(after, safe='')}" if after else ""
+            page = self._answer(Request(f"{self._url}/models{query}", headers=self._headers))
+            models += page["models"]
+            after = page.get("next")
         return models
 
     def close(self) -> None:

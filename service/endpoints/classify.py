@@ -44,7 +44,7 @@ async def classify(request: Request) -> Response:
         return await classify_stream(request)
     body = await read_body(request, ClassifyRequest)
     refuse_query(request)
-    engine = engine_with(request, body.model, CLASSIFY)
+    engine = await engine_with(request, body.model, CLASSIFY)
     texts, options = listed(body.text), body.options()
     results = await unless_gone(request, engine.classify(texts, options))
     size = sum(8 * (len(x.labels) + len(x.steps or ())) + len(x.state or "") for x in results)

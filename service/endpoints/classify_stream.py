@@ -31,7 +31,7 @@ async def classify_stream(request: Request) -> Response:
     Raises the errors that are known before the answer begins.
     """
     query = stream_query(request, ClassifyStreamQuery)
-    engine = engine_with(request, query.model, CLASSIFY)
+    engine = await engine_with(request, query.model, CLASSIFY)
     options = query.options()
     engine.check_classify(options)
     in_parts = CLASSIFY_IN_PARTS.of(engine) if query.mode == "total" else None

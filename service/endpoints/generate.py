@@ -33,7 +33,7 @@ router = APIRouter()
 async def generate(request: Request) -> Response:
     """Continue a prompt, or every prompt of a list."""
     body = await read_body(request, GenerateRequest)
-    engine = engine_with(request, body.model, GENERATE)
+    engine = await engine_with(request, body.model, GENERATE)
     prompts = listed(body.prompt)
     options = body.options()
     if body.stream:

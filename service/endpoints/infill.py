@@ -44,13 +44,13 @@ async def infill(request: Request) -> Response:
     engine: Engine
     decider: Infills | None = None
     if body.rescore is None:
-        filler = engine_with(request, body.model, INFILL)
+        filler = await engine_with(request, body.model, INFILL)
         engine, work = filler, filler.infill(texts, options)
     else:
-        proposer = engine_with(request, body.model, PROPOSE)
+        proposer = await engine_with(request, body.model, PROPOSE)
         engine = proposer
         with named_by({"model": "rescore"}):
-            decider = engine_with(request, body.rescore, DECIDE)
+            decider = await engine_with(request, body.rescore, DECIDE)
         work = _decided(proposer, decider, texts, options)
     with named_by(body.fields):
         results = await unless_gone(request, work)

@@ -35,7 +35,7 @@ from service.errors import (
     ServiceError,
     Unauthorized,
 )
-from service.http.answers import engines_with, json_answer, unless_gone
+from service.http.answers import engine_with, json_answer, registry_of, unless_gone
 from service.http.body import (
     LARGE_BYTES,
     body_documentation,
@@ -51,6 +51,7 @@ from service.http.problems import problems_as
 from service.http.wire import listed
 from service.observe.request_context import current_request
 from service.runtime.threads import in_thread, off_loop
+from service.tasks.cards import Card
 from service.tasks.engine import TRANSLATE, Translates
 from service.tasks.limits import at_most
 from service.tasks.translations import Translated, TranslateOptions, default_beam_size
@@ -70,9 +71,9 @@ Schema = TypeVar("Schema", LibreTranslateRequest, DetectRequest)
 async def languages(request: Request) -> list[Language]:
     """Every source language of the served models, with its targets."""
     targets: dict[str, set[str]] = {}
-    for engine in engines_with(request, TRANSLATE):
-        for code in _sources(engine):
-            targets.setdefault(code, set()).add(engine.manifest.target.lang)
+    for card in _served(request):
+        for code in card.sources:
+            targets.setdefault(code, set()).add(card.target)
     return [
         Language(code=code, name=code, targets=sorted(found))
         for code, found in sorted(targets.items())
@@ -83,7 +84,7 @@ async def languages(request: Request) -> list[Language]:
 async def frontend_settings(request: Request) -> FrontendSettings:
     """The settings of a translation page."""
     state = request.app.state
-    pairs = _pairs(engines_with(request, TRANSLATE)) or [("", "")]
+    pairs = _pairs(_served(request)) or [("", "")]
     source, target = (SettingsLanguage(code=code, name=code) for code in pairs[0])
     return FrontendSettings(
         charLimit=-1,
@@ -100,8 +101,8 @@ async def frontend_settings(request: Request) -> FrontendSettings:
 @router.get("/health", responses={503: _ERRORS[503]})
 async def health(request: Request) -> HealthOut:
     """Whether every encoder-decoder is ready."""
-    engines = engines_with(request, TRANSLATE)
-    if not engines or not all(engine.workers.alive for engine in engines):
+    registry, served = registry_of(request), _served(request)
+    if not served or not all(registry.is_ready(card.name) for card in served):
         raise EngineStopped("no model can translate now", headers={"Retry-After": "1"})
     return HealthOut(status="ok")
 
@@ -114,7 +115,7 @@ async def health(request: Request) -> HealthOut:
 async def detect(request: Request) -> list[DetectedLanguage]:
     """The language of a text if all models have the same source language; refused otherwise."""
     await _read(request, DetectRequest)
-    found = {code for engine in engines_with(request, TRANSLATE) for code in _sources(engine)}
+    found = {code for card in _served(request) for code in card.sources}
     if len(found) != 1:
         raise InvalidRequest(
             "languages are not detected here; name the source of a translation: "
@@ -144,7 +145,7 @@ async def translate_file() -> None:
 async def translate(request: Request) -> Response:
     """Translate with the model for the two languages, or the largest one if there are several."""
     body = await _read(request, LibreTranslateRequest)
-    engine, detected = _chosen(request, body)
+    engine, detected = await _chosen(request, body)
     texts = listed(body.q)
     settings = request.app.state.settings
     at_most("q", len(texts), settings.max_inputs, "texts")
@@ -291,25 +292,25 @@ def _listed(text: str) -> str | list[str]:
 # --- languages ------------------------------------------------------------------------------------
 
 
-def _sources(engine: Translates) -> list[str]:
-    """The source languages of a model; there may be several."""
-    return [code.strip() for code in engine.manifest.source.lang.split(",")]
+def _served(request: Request) -> list[Card]:
+    """Every model that translates, open or not."""
+    return registry_of(request).cards_with(TRANSLATE)
 
 
-def _pairs(served: Sequence[Translates]) -> list[tuple[str, str]]:
-    return sorted({(source, x.manifest.target.lang) for x in served for source in _sources(x)})
+def _pairs(served: Sequence[Card]) -> list[tuple[str, str]]:
+    return sorted({(source, card.target) for card in served for source in card.sources})
 
 
-def _chosen(request: Request, body: LibreTranslateRequest) -> tuple[Translates, str | None]:
+async def _chosen(request: Request, body: LibreTranslateRequest) -> tuple[Translates, str | None]:
     """The model for the two languages, and the source language if it is the only one.
 
     Raises InvalidRequest, which lists the served languages.
     """
-    served = engines_with(request, TRANSLATE)
+    served = _served(request)
     shown = ", ".join(f"{source} to {target}" for source, target in _pairs(served)) or "none"
-    target = _looked_up(body.target, {x.manifest.target.lang for x in served})
-    fitting = [x for x in served if x.manifest.target.lang == target]
-    sources = {code for x in fitting for code in _sources(x)}
+    target = _looked_up(body.target, {x.target for x in served})
+    fitting = [x for x in served if x.target == target]
+    sources = {code for x in fitting for code in x.sources}
     if body.source.lower() == AUTO:
         source = next(iter(sources)) if len(sources) == 1 else None
         if len(sources) > 1 and len(fitting) > 1:
@@ -318,18 +319,17 @@ def _chosen(request: Request, body: LibreTranslateRequest) -> tuple[Translates, 
             )
     else:
         source = _looked_up(body.source, sources)
-        fitting = [x for x in fitting if source in _sources(x)]
+        fitting = [x for x in fitting if source in x.sources]
     if not fitting:
         raise InvalidRequest.of_option(
             "target", f"no model is served for these languages; the pairs are {shown}"
         )
     if body.model is not None:
-        fitting = [x for x in fitting if x.manifest.name == body.model]
+        fitting = [x for x in fitting if x.name == body.model]
         if not fitting:
             raise InvalidRequest.of_option("model", "no such model is served for these languages")
-    chosen = max(fitting, key=lambda x: x.manifest.model.parameters)
-    current_request().hold(chosen)
-    return chosen, source
+    chosen = max(fitting, key=lambda x: x.parameters)
+    return await engine_with(request, chosen.name, TRANSLATE), source
 
 
 def _looked_up(tag: str, known: set[str]) -> str | None:

@@ -26,7 +26,7 @@ async def llama_infill(request: Request, body: LlamaInfillRequest) -> Response:
 
     No fill is known before all have been compared, so a stream sends it in one event.
     """
-    engine = filler(request, body.model)
+    engine = await filler(request, body.model)
     options = body.options()
     work = partial(_answer, request, engine, body, options)
     with named_by(FIELD_OF_OPTION):

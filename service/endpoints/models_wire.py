@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from service.http.wire import Answer
+from service.tasks.cards import Card
 from service.tasks.engine import Engine
 
 
@@ -17,12 +18,17 @@ class ModelSummary(Answer):
     fills: bool = Field(description="Whether it answers /infill.")
 
     @classmethod
-    def of(cls, engine: Engine) -> "ModelSummary":
-        """From an engine."""
-        return cls.taken_from(engine.manifest, precision=engine.precision, adapts=engine.adapts)
+    def of(cls, card: Card, engine: Engine | None) -> "ModelSummary":
+        """From a model's card, and from its engine if it is open."""
+        if engine is None:
+            return cls.taken_from(card)
+        return cls.taken_from(card, precision=engine.precision, adapts=engine.adapts)
 
 
 class ModelList(Answer):
     """Answer of `/models`."""
 
-    models: list[ModelSummary] = Field(description="Every served model, by name.")
+    models: list[ModelSummary] = Field(description="Served models, by name.")
+    next: str | None = Field(
+        description="`after` for the next page; null where this is the last one."
+    )

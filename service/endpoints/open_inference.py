@@ -33,7 +33,7 @@ from service.endpoints.open_inference_wire import (
     open_inference_error,
 )
 from service.errors import InvalidRequest, NotOffered, ServiceError
-from service.http.answers import engine_named, json_answer, served_engines, unless_gone
+from service.http.answers import engine_named, json_answer, registry_of, unless_gone
 from service.http.body import body_documentation, read_body
 from service.http.option_names import named_by
 from service.http.problems import problem_document, problems_as
@@ -70,8 +70,8 @@ async def live() -> LiveOut:
 async def ready(request: Request, response: Response) -> ReadyOut:
     """Whether every model is ready."""
     state = request.app.state
-    engines = served_engines(request)
-    alive = bool(engines) and all(engine.workers.alive for engine in engines)
+    registry = registry_of(request)
+    alive = bool(registry.cards) and registry.is_alive
     return _ready(response, alive and not state.lifecycle.reasons)
 
 
@@ -82,20 +82,21 @@ async def ready(request: Request, response: Response) -> ReadyOut:
 )
 async def model_ready(name: Name, request: Request, response: Response) -> ReadyOut:
     """Whether one model is ready."""
-    return _ready(response, engine_named(request, name).workers.alive)
+    registry = registry_of(request)
+    return _ready(response, registry.is_ready(registry.card(name).name))
 
 
 @router.get("/models/{name}", responses={404: _ERRORS[404]})
 @router.get("/models/{name}/versions/1", responses={404: _ERRORS[404]})
 async def model(name: Name, request: Request) -> ModelMetadata:
     """One model."""
-    engine = engine_named(request, name)
+    card = registry_of(request).card(name)
 
     def text(of: str) -> TensorMetadata:
         return TensorMetadata(name=of, datatype="BYTES", shape=[1])
 
     return ModelMetadata(
-        name=engine.manifest.name,
+        name=card.name,
         versions=[VERSION],
         platform="onnxruntime_onnx",
         inputs=[text("text_input")],
@@ -120,7 +121,7 @@ _BODY = body_documentation(GenerateTextRequest)
 )
 async def generate(name: Name, request: Request) -> Response:
     """Continue a text with a language model, or translate it with an encoder-decoder."""
-    engine = engine_named(request, name)
+    engine = await engine_named(request, name)
     text, given = await _read(request)
     with named_by(FIELD_OF_OPTION):
         answer = await unless_gone(request, _generated(engine, text, given))
@@ -141,7 +142,7 @@ async def generate(name: Name, request: Request) -> Response:
 )
 async def generate_stream(name: Name, request: Request) -> Response:
     """The same as server-sent events, token by token."""
-    engine = engine_named(request, name)
+    engine = await engine_named(request, name)
     text, given = await _read(request)
     if given.best_of not in {None, 1}:
         raise InvalidRequest.of_option("best_of", "not together with a stream")
@@ -165,7 +166,7 @@ def _events(
 @router.post("/models/{name}/versions/1/infer", include_in_schema=False)
 async def infer(name: Name, request: Request) -> None:
     """Always refused: tensors are not accepted."""
-    engine_named(request, name)
+    registry_of(request).card(name)
     raise NotOffered("tensors are not accepted; send a text to generate or generate_stream")
 
 
@@ -205,7 +206,7 @@ async def _generated(engine: Engine, asked: str, given: GenerateParameters) -> G
 
 
 def _writes_nothing(engine: Engine) -> NotOffered:
-    return NotOffered(GENERATE.lacking(engine))
+    return NotOffered(GENERATE.lacking(engine.abilities))
 
 
 def _text_options(engine: Generates, given: GenerateParameters) -> GenerateOptions:

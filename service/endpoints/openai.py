@@ -23,10 +23,9 @@ from service.endpoints.openai_wire import (
 )
 from service.errors import ModelNotFound
 from service.http.answers import (
-    engine_named,
     engine_with,
-    engines_with,
     json_answer,
+    registry_of,
     unless_gone,
 )
 from service.http.body import body_documentation, read_body
@@ -51,17 +50,17 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"])
 @router.get("/models")
 async def models(request: Request) -> ModelsOut:
     """Every served language model, in OpenAI's form."""
-    data = [ModelOut.of(engine) for engine in engines_with(request, GENERATE)]
+    data = [ModelOut.of(card) for card in registry_of(request).cards_with(GENERATE)]
     return ModelsOut(object="list", data=data)
 
 
 @router.get("/models/{name}", responses={404: OPENAI_ERRORS[404]})
 async def model(name: str, request: Request) -> ModelOut:
     """One served language model, in OpenAI's form."""
-    engine = GENERATE.of(engine_named(request, name))
-    if engine is None:
+    card = registry_of(request).card(name)
+    if GENERATE not in card.abilities:
         raise ModelNotFound("not a language model; /models lists the others")
-    return ModelOut.of(engine)
+    return ModelOut.of(card)
 
 
 @router.post(
@@ -75,7 +74,7 @@ async def completions(request: Request) -> Response:
     body = await read_body(request, CompletionRequest)
     if body.suffix:
         return await insert(request, body)
-    engine = engine_with(request, body.model, GENERATE)
+    engine = await engine_with(request, body.model, GENERATE)
     asked = body.prompts
     options = body.options(engine)
     size, vocab_size = sum(map(len, asked)), len(engine.tokens)

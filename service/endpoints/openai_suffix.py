@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from service.endpoints.openai_errors import END_OF_STREAM, openai_error_event
 from service.endpoints.openai_request import CompletionRequest
 from service.endpoints.openai_wire import CompletionChoice, CompletionUsage, Envelope, usage_of
-from service.http.answers import engine_with, engines_with, json_answer, unless_gone
+from service.http.answers import engine_with, json_answer, registry_of, unless_gone
 from service.http.option_names import named_by
 from service.http.sse import ServerSentEvent, event_response
 from service.tasks.engine import DECIDE, INFILL, Infills
@@ -18,14 +18,14 @@ from service.tasks.insertions import Inserted, inserted
 _FIELD_OF_OPTION = {"prefix": "prompt"}
 
 
-def filler(request: Request, name: str | None) -> Infills:
+async def filler(request: Request, name: str | None) -> Infills:
     """The engine of a model that fills blanks; without a name, of the only language model.
 
     Where no language model is served, it may be the only model that fills blanks. Raises
     ModelNotFound and InvalidRequest.
     """
-    ability = DECIDE if name is None and engines_with(request, DECIDE) else INFILL
-    return engine_with(request, name, ability)
+    ability = DECIDE if name is None and registry_of(request).cards_with(DECIDE) else INFILL
+    return await engine_with(request, name, ability)
 
 
 async def insert(request: Request, body: CompletionRequest) -> Response:
@@ -33,7 +33,7 @@ async def insert(request: Request, body: CompletionRequest) -> Response:
 
     No fill is known before all have been compared, so a stream sends each in one event.
     """
-    engine = filler(request, body.model)
+    engine = await filler(request, body.model)
     envelope = Envelope(engine)
     texts, options = body.insertion()
     work = partial(inserted, engine, texts, options, request.app.state.settings)

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from service.http.wire import Answer
-from service.tasks.engine import Engine, Generates
+from service.tasks.cards import Card
+from service.tasks.engine import Engine
 from service.tasks.scored_tokens import ScoredToken
 
 
@@ -83,10 +84,10 @@ class ModelOut(Answer):
     owned_by: Literal["unroll"] = Field(description="Who serves it.")
 
     @classmethod
-    def of(cls, engine: Generates) -> "ModelOut":
-        """From an engine."""
-        created = int(datetime.fromisoformat(engine.manifest.created).timestamp())
-        return cls(id=engine.manifest.name, object="model", created=created, owned_by="unroll")
+    def of(cls, card: Card) -> "ModelOut":
+        """From its card."""
+        created = int(datetime.fromisoformat(card.created).timestamp())
+        return cls(id=card.name, object="model", created=created, owned_by="unroll")
 
 
 class ModelsOut(Answer):

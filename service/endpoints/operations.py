@@ -14,7 +14,8 @@ from service.http.problems import problem_responses
 from service.observe.lifecycle import Lifecycle
 from service.observe.metrics import Metrics
 from service.settings import Settings
-from service.tasks.registry import Change, ModelRegistry
+from service.tasks.decisions import Change
+from service.tasks.registry import ModelRegistry
 
 router = APIRouter()
 
@@ -46,7 +47,7 @@ async def readyz(request: Request, response: Response) -> Ready:
     ]
     reasons = [*state.lifecycle.reasons, *_stalls(request)]
     reasons += [f"the engine of {x.model} is not running" for x in states if not x.ready]
-    if not states:
+    if not registry.cards:
         reasons.append("no model is served")
     if reasons:
         response.status_code = 503
@@ -88,10 +89,9 @@ async def metrics(request: Request) -> Response:
 
 def show_gauges(registry: ModelRegistry, metrics: Metrics, lifecycle: Lifecycle) -> None:
     """Set the gauges, which show the present moment."""
-    alive = [engine.workers.alive for engine in registry.engines.values()]
-    metrics.ready.set(bool(alive) and all(alive) and not lifecycle.reasons)
-    for name, engine in registry.engines.items():
-        metrics.show_engine(name, engine.workers.gauges())
+    metrics.ready.set(bool(registry.cards) and registry.is_alive and not lifecycle.reasons)
+    metrics.show_models(len(registry.cards), len(registry.engines), registry.open_bytes)
+    metrics.show_engines({name: x.workers.gauges() for name, x in registry.engines.items()})
 
 
 # "4XX" keeps FastAPI from documenting its own 422, which no name can cause.

@@ -50,10 +50,10 @@ async def score(request: Request) -> Response:
     labels = body.labels(len(texts))
     engine: Engine
     if labels is not None:
-        of_labels = engine_with(request, body.model, SCORE_LABELS)
+        of_labels = await engine_with(request, body.model, SCORE_LABELS)
         engine, work = of_labels, of_labels.score_labels(texts, labels, options)
     else:
-        of_texts = engine_with(request, body.model, SCORE)
+        of_texts = await engine_with(request, body.model, SCORE)
         contexts, sources = body.contexts(len(texts)), body.sources(len(texts))
         work = of_texts.score(texts, options, contexts=contexts, sources=sources)
         engine = of_texts

@@ -32,7 +32,7 @@ from service.tasks.values import Scored, ScoreOptions
 async def score_stream(request: Request) -> Response:
     """Score the body as it arrives. Raises the errors that are known before the answer begins."""
     query = stream_query(request, ScoreStreamQuery)
-    engine = engine_with(request, query.model, SCORE)
+    engine = await engine_with(request, query.model, SCORE)
     in_parts = SCORE_IN_PARTS.of(engine) if query.mode == "total" else None
     lacks_sources = engine.needs_sources and not is_json(request)
     if lacks_sources or (query.mode == "total" and in_parts is None):

@@ -39,7 +39,7 @@ async def tag(request: Request) -> Response:
         return await tag_stream(request)
     body = await read_body(request, TagRequest)
     refuse_query(request)
-    engine = engine_with(request, body.model, TAG)
+    engine = await engine_with(request, body.model, TAG)
     texts, options = listed(body.text), body.options()
     results = await unless_gone(request, engine.tag(texts, options))
     size = sum(map(len, texts)) * (options.n + (4 * options.top if options.places else 0))

@@ -18,7 +18,7 @@ from service.tasks.label_values import Tagged
 async def tag_stream(request: Request) -> Response:
     """Tag the lines as they arrive. Raises the errors that are known before the answer begins."""
     query = stream_query(request, TagStreamQuery)
-    engine = engine_with(request, query.model, TAG)
+    engine = await engine_with(request, query.model, TAG)
     options = query.options()
     engine.check_tag(options)
 

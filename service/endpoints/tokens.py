@@ -92,7 +92,7 @@ async def vocab(
     side: Annotated[Side, Query(description="The side of an encoder-decoder.")] = "source",
 ) -> Response:
     """Every token of a model, or of one side of an encoder-decoder."""
-    engine = engine_named(request, name)
+    engine = await engine_named(request, name)
     names = _vocabulary(engine, side).tokens
 
     def answer() -> Vocab:
@@ -117,7 +117,7 @@ async def vocab(
 async def tokenize(request: Request) -> Response:
     """A text's token ids."""
     body = await read_body(request, TokenizeRequest)
-    engine = engine_named(request, body.model)
+    engine = await engine_named(request, body.model)
     settings = request.app.state.settings
     at_most("prompt", len(body.prompt), settings.max_prompt_chars, "characters")
     vocabulary = _vocabulary(engine, body.side)
@@ -142,7 +142,7 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     """The text of token ids."""
     body = await read_body(request, DetokenizeRequest)
-    engine = engine_named(request, body.model)
+    engine = await engine_named(request, body.model)
     at_most("tokens", len(body.tokens), request.app.state.settings.max_prompt_chars, "tokens")
     vocabulary = _vocabulary(engine, body.side)
     size = len(vocabulary.tokens)
@@ -161,7 +161,7 @@ async def tokenizer_info(
     model: Annotated[str | None, Query(description="Optional if one model is served.")] = None,
 ) -> TokenizerInfo:
     """How texts are tokenized, for clients that use `/tokenize`."""
-    engine = engine_named(request, model)
+    engine = await engine_named(request, model)
     vocabulary = _vocabulary(engine, "source")
     return TokenizerInfo(
         model=engine.manifest.name,

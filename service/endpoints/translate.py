@@ -33,7 +33,7 @@ router = APIRouter()
 async def translate(request: Request) -> Response:
     """Translate a source, or every source of a list."""
     body = await read_body(request, TranslateRequest)
-    engine = engine_with(request, body.model, TRANSLATE)
+    engine = await engine_with(request, body.model, TRANSLATE)
     sources = listed(body.source)
     prefixes = body.prefixes(len(sources))
     if body.stream:

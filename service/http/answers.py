@@ -20,34 +20,29 @@ Able = TypeVar("Able")
 Result = TypeVar("Result")
 
 
-def served_engines(request: Request) -> list[Engine]:
-    """The engines of all served models, sorted by name."""
+def registry_of(request: Request) -> ModelRegistry:
+    """The served models."""
     registry: ModelRegistry = request.app.state.registry
-    return [engine for _, engine in sorted(registry.engines.items())]
+    return registry
 
 
-def engine_named(request: Request, name: str | None) -> Engine:
+async def engine_named(request: Request, name: str | None) -> Engine:
     """The engine of a model, kept alive until the request has ended.
 
-    Without a name, it is the only engine. Raises ModelNotFound and InvalidRequest.
+    Without a name, it is the only engine. Raises ModelNotFound, InvalidRequest and what opening a
+    model at its first use raises.
     """
     registry: ModelRegistry = request.app.state.registry
-    return registry.held(name)
+    return await registry.held(name)
 
 
-def engine_with(request: Request, name: str | None, ability: Ability[Able]) -> Able:
+async def engine_with(request: Request, name: str | None, ability: Ability[Able]) -> Able:
     """The engine of a model, for something that not every kind of model can do.
 
-    Without a name, it is the only engine that can. Raises ModelNotFound and InvalidRequest.
+    Without a name, it is the only engine that can. Raises what `engine_named` raises.
     """
     registry: ModelRegistry = request.app.state.registry
-    return registry.with_ability(name, ability)
-
-
-def engines_with(request: Request, ability: Ability[Able]) -> list[Able]:
-    """The engines of all served models that have the ability, sorted by name."""
-    registry: ModelRegistry = request.app.state.registry
-    return registry.all_with_ability(ability)
+    return await registry.with_ability(name, ability)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

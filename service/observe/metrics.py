@@ -1,13 +1,14 @@
 """Prometheus metrics of the server, of one process or shared by several.
 
-Every label has few values: only served models, existing routes and the reasons in errors.py.
+Every label has few values: only served models, existing routes and the reasons in errors.py. Of
+many models, the first that are opened have their names in labels, and the others share one.
 Several server processes share their metrics through files in a folder, which the library maps into
 memory. Each process has a place, and its successor goes on with the files of that place.
 """
 
 import os
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -29,6 +30,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from service.observe.engine_gauges import IDLE, EngineGauges
+
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the library's own name for it
 
 # Roughly the most that one process writes there.
@@ -37,6 +40,9 @@ _SHARED_BYTES = 2 * 2**20
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 _TOKEN_SECONDS = (5e-5, 1e-4, 2e-4, 5e-4, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 1)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+# Values of the label `model`: names, and what all further models share. No model's name begins so.
+MAX_MODELS = 100
+OTHER_MODELS = "_other"
 # How the values of several processes combine in a gauge: their sum, maximum or minimum.
 GaugeMode: TypeAlias = Literal["livesum", "livemax", "livemin"]
 # Requests that end so have no client that still waits for the answer.
@@ -84,21 +90,11 @@ def take_place(place: int) -> None:
             gauges.close()  # type: ignore[no-untyped-call]
 
 
-@dataclass(frozen=True, slots=True)
-class EngineGauges:
-    """The state of an engine at one moment."""
-
-    running_rows: int
-    queued_rows: int
-    queued_requests: int
-    queued_tokens: int
-    stalled_s: float
-
-
 class EngineMetrics:
     """The metrics of one model."""
 
-    def __init__(self, metrics: "Metrics", model: str) -> None:
+    def __init__(self, metrics: "Metrics", name: str) -> None:
+        model = metrics.label_of(name)
         self._queue = metrics.queue_seconds.labels(model)
         self._first_token = metrics.first_token_seconds.labels(model)
         self._per_token = metrics.token_seconds.labels(model)
@@ -145,7 +141,10 @@ class EngineMetrics:
 class Metrics:
     """The metrics of one application, in a registry of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_models: int = MAX_MODELS) -> None:
+        """At most so many models have their names in labels."""
+        self._max_models = max_models
+        self._named: set[str] = set()
         # The `_created` series are of no use here, and double what is scraped.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._shared = _sharing.folder
@@ -205,6 +204,9 @@ class Metrics:
         self.model_loads = self._counter(
             "unroll_model_loads", "Bundles loaded and unloaded.", ("result",)
         )
+        self.open_seconds = self._histogram(
+            "unroll_model_open_seconds", "Opening a model at its first use.", _SECONDS, ()
+        )
 
     def _add_gauges(self) -> None:
         """The gauges; the mode says how the values of several processes combine."""
@@ -220,7 +222,12 @@ class Metrics:
             "livemax",
             ("model", "precision", "task", "version"),
         )
-        self._gauges: dict[str, EngineGauges] = {}  # as shown last, by model
+        self.known = self._gauge("unroll_models", "Models that can be asked.", "livemax", ())
+        self.open = self._gauge("unroll_models_open", "Models that are open.", "livesum", ())
+        self.open_bytes = self._gauge(
+            "unroll_models_open_bytes", "Memory of open models, by estimate.", "livesum", ()
+        )
+        self._gauges: dict[str, EngineGauges] = {}  # as shown last, by label
         self._infos: dict[str, tuple[str, ...]] = {}  # labels shown, by model
         self.ready = self._gauge("unroll_ready", "1 if /readyz answers 200.", "livemin", ())
 
@@ -259,8 +266,31 @@ class Metrics:
         kind = self.cancelled if reason in _CANCELLED else self.rejected
         kind.labels(reason).inc()
 
+    def label_of(self, model: str) -> str:
+        """The label of a model: its name, or the one that models share."""
+        if model not in self._named:
+            if len(self._named) >= self._max_models:
+                return OTHER_MODELS
+            self._named.add(model)
+        return model
+
+    def show_models(self, known: int, is_open: int, open_bytes: int) -> None:
+        """Set the gauges of all models together."""
+        self.known.set(known)
+        self.open.set(is_open)
+        self.open_bytes.set(open_bytes)
+
+    def show_engines(self, engines: Mapping[str, EngineGauges]) -> None:
+        """Set the gauges of the open models."""
+        shown = {OTHER_MODELS: IDLE} if OTHER_MODELS in self._gauges else {}
+        for model, gauges in engines.items():
+            label = self.label_of(model)
+            shown[label] = gauges.with_other(shown[label]) if label in shown else gauges
+        for label, gauges in shown.items():
+            self.show_engine(label, gauges)
+
     def show_engine(self, model: str, gauges: EngineGauges) -> None:
-        """Set a model's gauges."""
+        """Set the gauges of a label."""
         if self._gauges.get(model) == gauges:
             return  # as on an idle server, once a second
         self._gauges[model] = gauges
@@ -273,16 +303,20 @@ class Metrics:
     def show_model(self, model: str, precision: str, task: str, version: str) -> None:
         """Show a served model in the place of its version before."""
         self.forget_model(model)
+        if self.label_of(model) == OTHER_MODELS:
+            return
         labels = (model, precision, task, version)
         self.model_info.labels(*labels).set(1)
         self._infos[model] = labels
 
     def forget_model(self, model: str) -> None:
-        """Remove the gauges of a model that is no longer served."""
+        """Remove the gauges of a model that is no longer open."""
+        if model not in self._named:
+            return
         self._gauges.pop(model, None)
         if self._shared is not None:
             # Shared metrics cannot be removed; `_OfAllProcesses` leaves out what is 0 here.
-            self.show_engine(model, EngineGauges(0, 0, 0, 0, 0.0))
+            self.show_engine(model, IDLE)
             if model in self._infos:
                 self.model_info.labels(*self._infos.pop(model)).set(0)
             return
@@ -345,4 +379,4 @@ class _OfAllProcesses(Collector):
 def _is_current(sample: Sample, served: Collection[str]) -> bool:
     if sample.name == "unroll_model_info" and not sample.value:
         return False
-    return sample.labels.get("model") in {None, *served}
+    return sample.labels.get("model") in {None, OTHER_MODELS, *served}

@@ -47,6 +47,17 @@ export async function* postStream(path, body, signal) {
   if (!ended) throw new Problem({ title: "Incomplete answer", detail: "The connection closed before the answer was complete. Try again." });
 }
 
+/** Every served model, page by page. */
+export async function allModels() {
+  const models = [];
+  for (let after = ""; after !== null; ) {
+    const page = await getJson(`models?limit=1000&after=${encodeURIComponent(after)}`);
+    models.push(...page.models);
+    after = page.next;
+  }
+  return models;
+}
+
 const details = new Map();
 
 /** The details of a model, requested once. */

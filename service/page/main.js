@@ -1,6 +1,6 @@
 // The page: six tabs over the service's native API.
 
-import { getJson, useKey } from "./api.js";
+import { allModels, useKey } from "./api.js";
 import { legend } from "./charmap.js";
 import { byId } from "./dom.js";
 import { startFill } from "./fill.js";
@@ -16,7 +16,7 @@ import { startWrite } from "./write.js";
 /** Load the models and start the tabs, each when it is first shown. */
 async function start() {
   for (const node of document.querySelectorAll("[data-legend]")) node.append(...legend());
-  const { models } = await getJson("models");
+  const models = await allModels();
   const examples = new Map([
     ["write", startWrite(models)],
     ["score", startScore(models)],

@@ -4,6 +4,7 @@ import { modelDetail } from "./api.js";
 import { lineChart } from "./chart.js";
 import { byId, el, facts, table } from "./dom.js";
 import { count, plural } from "./format.js";
+import { showProblem } from "./task.js";
 
 const METRICS = {
   loss: ["Loss", (x, of) => `${x.toPrecision(4)} nats/${of}`],
@@ -29,11 +30,17 @@ const LABEL_HEADLINES = [["word_error_rate", false], ["span_f1", true], ["macro_
 // What the name of a measurement does not say.
 const NOTES = { adapting: ", adapting", part: " (part)", baseline: " (baseline)" };
 
+const MOST_DETAILS = 40; // models whose details the table shows
+const MOST_NAMES = 100; // that are listed at once
 const MOST_LABELS = 60; // that are listed
 
 const share = (x) => `${(100 * x).toFixed(1)} %`;
 
 export async function showModels(models) {
+  if (models.length > MOST_DETAILS) {
+    showNames(models);
+    return;
+  }
   const details = await Promise.all(models.map((model) => modelDetail(model.name)));
   const place = el("div", { id: "model-detail" });
   const rows = details.map((detail) => {
@@ -48,6 +55,36 @@ export async function showModels(models) {
   const head = ["Model", "What it is", "Kind", "Parameters", "Held out", "Best baseline", "Trained on", "Licence"];
   byId("models-results").replaceChildren(
     el("div", { class: "card" }, el("h2", {}, "Models"), table(`${plural(details.length, "model")} served; select a name for all details`, head, rows)),
+    place,
+  );
+}
+
+/** Of many models the names, with a field to find one: the details of all would open every model. */
+function showNames(models) {
+  const place = el("div", { id: "model-detail" });
+  const listed = el("div", {});
+  const wanted = el("input", { id: "model-search", type: "search", autocomplete: "off" });
+  const show = () => {
+    const found = models.filter(({ name }) => name.includes(wanted.value.trim()));
+    const rows = found.slice(0, MOST_NAMES).map((model) => {
+      const open = el("button", { type: "button", class: "link", "aria-controls": "model-detail" }, model.name);
+      open.addEventListener("click", async () => {
+        try {
+          place.replaceChildren(about(await modelDetail(model.name)));
+          place.firstChild.focus();
+        } catch (error) {
+          showProblem("models", error);
+        }
+      });
+      return [open, model.description, model.task.replace("_", " "), model.precision];
+    });
+    const title = `${plural(found.length, "model")} found; ${Math.min(found.length, MOST_NAMES)} listed`;
+    listed.replaceChildren(table(title, ["Model", "What it is", "Kind", "Arithmetic"], rows));
+  };
+  wanted.addEventListener("input", show);
+  show();
+  byId("models-results").replaceChildren(
+    el("div", { class: "card" }, el("h2", {}, "Models"), el("label", { for: "model-search" }, "Name contains"), wanted, listed),
     place,
   );
 }

@@ -14,7 +14,9 @@ from typing import Literal, Protocol
 
 from service.bundle.files import BundleError
 from service.processes.messages import Message
-from service.tasks.registry import Decision, ModelRegistry, return_memory
+from service.tasks.decisions import Decision
+from service.tasks.opening import return_memory
+from service.tasks.registry import ModelRegistry
 
 
 class Member(Protocol):

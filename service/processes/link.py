@@ -9,7 +9,8 @@ from multiprocessing.connection import Connection
 from service.bundle.files import BundleError
 from service.drain import Drain
 from service.processes.messages import Message
-from service.tasks.registry import Decision, ModelRegistry
+from service.tasks.decisions import Decision
+from service.tasks.registry import ModelRegistry
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from service.tasks.registry import Decision
+from service.tasks.decisions import Decision
 
 Kind: TypeAlias = Literal[
     # From the supervisor. `leave` and `hurry` are a first and a second signal, of this number.

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from service.errors import DeadlineExceeded, QueueFull, ServiceError
-from service.observe.metrics import EngineGauges, EngineMetrics
+from service.observe.engine_gauges import EngineGauges
+from service.observe.metrics import EngineMetrics
 from service.scheduling.admission import (
     COUNTED_EVERY_S,
     SMALLEST,

@@ -7,7 +7,8 @@ from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from service.errors import DeadlineExceeded, EngineStopped, QueueFull
-from service.observe.metrics import EngineGauges, EngineMetrics, Metrics
+from service.observe.engine_gauges import EngineGauges
+from service.observe.metrics import EngineMetrics, Metrics
 from service.observe.request_context import RequestContext, current_request
 from service.runtime.interrupts import Deadline, Deadlines
 from service.runtime.threads import LARGE_CHARS, off_loop

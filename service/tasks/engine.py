@@ -5,7 +5,7 @@ abilities that it has. Endpoints, registry and command line ask for an ability, 
 model.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from service.bundle.arrays import Ids
@@ -83,9 +83,9 @@ class Ability(Generic[Able]):
         self.does = does
         self.path = path
 
-    def lacking(self, engine: Engine) -> str:
-        """The error for an engine that lacks it, and what that engine can be asked instead."""
-        paths = [x.path for x in engine.abilities if x.path is not None]
+    def lacking(self, abilities: "Iterable[Ability[Any]]") -> str:
+        """The error for a model that has only these, and what it can be asked instead."""
+        paths = [x.path for x in abilities if x.path is not None]
         *others, last = paths or ["nothing"]
         answered = f"{', '.join(others)} and {last}" if others else last
         return f"this model does not {self.does}; it answers {answered}"

@@ -32,10 +32,18 @@ def stamps_of(models_dir: Path) -> Mapping[str, Stamp]:
     stamps: dict[str, Stamp] = {}
     with suppress(BundleError):
         for folder in bundle_folders(models_dir):
-            with suppress(OSError):
-                status = (folder / MANIFEST).stat()
-                stamps[folder.name] = (status.st_ino, status.st_mtime_ns, status.st_size)
+            stamp = stamp_of(folder)
+            if stamp is not None:
+                stamps[folder.name] = stamp
     return stamps
+
+
+def stamp_of(folder: Path) -> Stamp | None:
+    """The stamp of a bundle's manifest; None if there is none."""
+    with suppress(OSError):
+        status = (folder / MANIFEST).stat()
+        return status.st_ino, status.st_mtime_ns, status.st_size
+    return None
 
 
 def version_of(manifest: Manifest) -> str:

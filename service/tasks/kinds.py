@@ -9,6 +9,7 @@ an ability (`engine.py`). To add a kind:
     scheduling/<kind>.py   its runner: what one iteration does with the admitted work
     tasks/<kind>.py        its engine, with the abilities that it has
     tasks/kinds.py         an entry in `KINDS`
+    tasks/cards.py         what is known of it before it is open
     endpoints/model_details.py   what GET /models/{name} shows of its manifest
 
 A task that no kind has yet also needs an ability in tasks/engine.py, and its path in endpoints/.
@@ -23,7 +24,7 @@ from service.bundle.encoder_decoder import EncoderDecoderBundle
 from service.bundle.labeler import LabelerBundle
 from service.bundle.language_model import LanguageModelBundle
 from service.bundle.manifest import Precision
-from service.bundle.store import Bundle
+from service.bundle.store import Bundle, Manifest
 from service.decoding.cache_budget import CacheBudgets
 from service.observe.metrics import Metrics
 from service.runtime.adapting import language_model_sessions
@@ -58,6 +59,11 @@ def open_engine(bundle: Bundle, surroundings: Surroundings) -> Engine:
     return KINDS[bundle.manifest.task](bundle, surroundings)
 
 
+def wanted_precision(manifest: Manifest, settings: Settings) -> Precision:
+    """The precision that a model is to be served in."""
+    return manifest.precision if settings.precision == "auto" else settings.precision
+
+
 def open_session(
     bundle: AnyBundle, settings: Settings, kind: Callable[[AnyBundle, Precision], Opened]
 ) -> Opened:
@@ -65,7 +71,7 @@ def open_session(
 
     Raises BundleError if the bundle lacks the precision, or if fp32 fails, too.
     """
-    wanted = bundle.manifest.precision if settings.precision == "auto" else settings.precision
+    wanted = wanted_precision(bundle.manifest, settings)
     try:
         return kind(bundle, wanted)
     except GoldenMismatch as mismatch:

@@ -2,181 +2,205 @@
 
 A version is opened and verified before it is served. While other models are served, a separate
 process opens it first. A request keeps the version that it began with, and a version ends with its
-last request.
+last request. With `models_bytes`, a server knows all models and opens them at their first use.
 
 Where several server processes serve, a change is a decision that all of them carry out: every one
 prepares it, and only when each has, they carry it out. `service.processes` is in between.
 """
 
 import asyncio
-import gc
 import logging
-import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from service.bundle.files import BundleError
-from service.bundle.store import read_bundle
-from service.decoding.cache_budget import CacheBudgets
 from service.errors import BundleUnusable, InvalidRequest, ModelNotFound, QueueFull
 from service.observe.metrics import Metrics
 from service.observe.request_context import current_request
-from service.runtime.allocator import return_free_memory
-from service.runtime.cpus import usable_cpus
 from service.settings import Settings
+from service.tasks.cards import Card, Catalogue
+from service.tasks.decisions import Change, Decision
 from service.tasks.engine import Ability, Engine
-from service.tasks.folders import Stamp, bundle_folders, stamps_of, version_of
-from service.tasks.kinds import Surroundings, open_engine
-from service.tasks.trial import PATIENCE, Trial
+from service.tasks.first_use import FirstUse
+from service.tasks.folders import Stamp, bundle_folders, stamp_of, stamps_of, version_of
+from service.tasks.opening import STOP_TIMEOUT_S, Opener, end_when_free
 
 Able = TypeVar("Able")
 
-# A step holds the GIL for one or two tenths of its time: more threads would wait for each other.
-MAX_DEFAULT_THREADS = 4
-_POLL_S = 0.02
-# After this, a worker that hangs in a step is left running until the process ends.
-_STOP_TIMEOUT_S = 5.0
+# From here on, the log recommends `models_bytes`.
+_MANY = 50
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """The result of loading or unloading a model."""
-
-    name: str
-    is_served: bool
-    changed: bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decision:
-    """What becomes of one model, the same in every server process."""
-
-    verb: Literal["serve", "drop", "fail"]  # `fail` lists a cause; what is served goes on
-    name: str
-    stamp: Stamp | None  # of the folder that was looked at; None: it is gone
-    version: str | None = None  # SHA-256 of the manifest to serve
-    cause: str = ""  # why it cannot be served
 
 
 class ModelRegistry:
     """The served models by name. Call its methods in the event loop unless they say otherwise."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        # One key for all models, so that a state of another model is recognized as such.
-        self._settings = settings.model_copy(update={"state_key": settings.signing_key()})
+        self._settings = settings
         self._metrics = metrics
-        self._budgets = CacheBudgets.of(settings)
-        self.engines: dict[str, Engine] = {}
-        self.failed: dict[str, str] = {}  # bundles that cannot be served, and why
+        self._opener = Opener(settings, metrics)
+        self.budgets = self._opener.budgets  # of the caches of all models
+        self.catalogue = Catalogue()
+        self.engines: dict[str, Engine] = {}  # those that are open
         # Carries a decision out in every server process. Raises BundleError if one of them cannot.
         self.agree: Callable[[Decision], Awaitable[None]] = self._alone
-        self._prepared: dict[str, Engine] = {}
-        self._stamps: dict[str, Stamp] = {}  # of each folder when it was last dealt with
-        self._threads = settings.engine_threads or min(usable_cpus(), MAX_DEFAULT_THREADS)
-        self._trial = Trial(settings, self._threads)
+        self._prepared: dict[str, tuple[Card, Engine | None]] = {}
         self._changing = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
+        self._first_use: FirstUse | None = None
+        if settings.models_bytes is not None:
+            self._first_use = FirstUse(
+                settings,
+                settings.models_bytes,
+                catalogue=self.catalogue,
+                engines=self.engines,
+                opener=self._opener,
+                metrics=metrics,
+                show=self._show,
+            )
+
+    @property
+    def cards(self) -> dict[str, Card]:
+        """Every served model, open or not, by name."""
+        return self.catalogue.cards
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Bundles that cannot be served, and why."""
+        return self.catalogue.failed
 
     # --- start and end --------------------------------------------------------------------------
 
     def load_all(self, give_up: Callable[[str], None] | None = None) -> None:
         """Open every bundle of the folder; needs no event loop. Raises BundleError.
 
-        Bundles are opened in this process, unless bad ones are skipped (`on_bad_bundle`). Opening
-        cannot be interrupted: if it takes too long, `give_up` is called from another thread with
-        the cause, and may end the process.
+        With `models_bytes`, only the manifests are read. Bundles are opened in this process, unless
+        bad ones are skipped (`on_bad_bundle`). Opening cannot be interrupted: if it takes too long,
+        `give_up` is called from another thread with the cause, and may end the process.
         """
         skips = self._settings.on_bad_bundle == "skip"
-        self._stamps = dict(stamps_of(self._settings.models_dir))
-        for folder in bundle_folders(self._settings.models_dir):
+        folders = bundle_folders(self._settings.models_dir)
+        self.catalogue.stamps |= stamps_of(self._settings.models_dir)
+        if len(folders) >= _MANY and self._first_use is None:
+            logger.info("%d bundles: UNROLL_MODELS_BYTES opens each at its first use", len(folders))
+        for folder in folders:
             try:
-                with self._in_time(folder.name, None if skips else give_up):
-                    version = self._tried(folder) if skips else None
-                    self.engines[folder.name] = self._open(folder, version)
-                self._metrics.model_loads.labels("loaded").inc()
+                with self._opener.in_time(folder.name, None if skips else give_up):
+                    self._load_first(folder, is_tried=skips)
             except BundleError as error:
                 if not skips:
                     skip = "UNROLL_ON_BAD_BUNDLE=skip serves the others"
                     raise BundleError(f"{error}; {skip}") from error
                 self.failed[folder.name] = str(error)
                 self._log_failure(folder.name, error)
-        self._trial.rest()
-        if not self.engines:
+        self._opener.trial.rest()
+        if not self.cards:
             raise BundleError(f"{self._settings.models_dir}: none of its bundles can be served")
 
-    @contextmanager
-    def _in_time(self, name: str, give_up: Callable[[str], None] | None) -> Iterator[None]:
-        if give_up is None:
-            yield
+    def _load_first(self, folder: Path, *, is_tried: bool) -> None:
+        if self._first_use is not None:
+            self.cards[folder.name] = self._opener.card(folder)
             return
-        limit_s = PATIENCE * self._settings.open_timeout_s
-        cause = f"{name}: opening it takes more than {limit_s:g} s, three times open_timeout_s"
-        timer = threading.Timer(limit_s, give_up, [cause])
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-            timer.join()
+        version = self._opener.trial.check(folder) if is_tried else None
+        engine = self._opener.open(folder, version)
+        self.engines[folder.name], self.cards[folder.name] = engine, Card.of_engine(engine)
+        self._metrics.model_loads.labels("loaded").inc()
 
     def start(self, engines: Sequence[Engine] | None = None) -> None:
         """Begin to serve the opened engines, or the given ones."""
         if engines is not None:
             self.engines = {engine.manifest.name: engine for engine in engines}
+            self.catalogue.cards = {x.manifest.name: Card.of_engine(x) for x in engines}
         for engine in self.engines.values():
             self._show(engine)
+        if self._first_use is not None:
+            self._first_use.start()
 
     async def stop(self) -> None:
         """End all engines, even if requests still use them."""
         for task in self._retiring:
             task.cancel()
-        await asyncio.to_thread(self._trial.close)
+        await asyncio.to_thread(self._opener.trial.close)
+        if self._first_use is not None:
+            await self._first_use.stop()
         engines = [*self.engines.values()]
         await asyncio.gather(*self._retiring, return_exceptions=True)
-        await asyncio.gather(*(engine.stop(_STOP_TIMEOUT_S) for engine in engines))
+        await asyncio.gather(*(engine.stop(STOP_TIMEOUT_S) for engine in engines))
 
     # --- use ------------------------------------------------------------------------------------
 
-    def held(self, name: str | None, ability: Ability[Any] | None = None) -> Engine:
-        """The engine of a model, kept alive for the current request.
+    async def held(self, name: str | None, ability: Ability[Any] | None = None) -> Engine:
+        """The engine of a model, kept alive for the current request; it may have to be opened.
 
-        Without a name, it is the only engine, or the only one with the ability. Raises
-        ModelNotFound and InvalidRequest.
+        Without a name, it is the only model, or the only one with the ability. Raises
+        ModelNotFound, InvalidRequest and what opening it raises.
         """
-        engine = self.engines.get(self._only(ability) if name is None else name)
+        chosen = self._only(ability) if name is None else name
+        if self._first_use is None:
+            engine = self.engines.get(chosen)
+        else:
+            engine = self._first_use.found(chosen)
+            if engine is None and chosen in self.cards:
+                self.refuse_unable(chosen, ability)
+                engine = await self._first_use.opened(chosen, self._follow)
         if engine is None:
-            served = ", ".join(sorted(self.engines)) or "none"
+            served = self.catalogue.shown(self.cards)
             raise ModelNotFound(f"no such model; the models are {served}")
         current_request().hold(engine)
         return engine
 
-    def with_ability(self, name: str | None, ability: Ability[Able]) -> Able:
+    async def with_ability(self, name: str | None, ability: Ability[Able]) -> Able:
         """The ability of that engine. Also raises InvalidRequest if it lacks it."""
-        engine = self.held(name, ability)
+        engine = await self.held(name, ability)
         found = ability.of(engine)
         if found is None:
-            raise InvalidRequest.of_option("model", ability.lacking(engine))
+            raise InvalidRequest.of_option("model", ability.lacking(engine.abilities))
         return found
 
-    def all_with_ability(self, ability: Ability[Able]) -> list[Able]:
-        """The ability of every engine that has it, sorted by name."""
-        engines = (ability.of(engine) for _, engine in sorted(self.engines.items()))
-        return [engine for engine in engines if engine is not None]
+    def refuse_unable(self, name: str, ability: Ability[Any] | None) -> None:
+        """Raise InvalidRequest if a model lacks the ability, which needs no open model."""
+        abilities = self.cards[name].abilities
+        if ability is not None and ability not in abilities:
+            raise InvalidRequest.of_option("model", ability.lacking(abilities))
+
+    def card(self, name: str) -> Card:
+        """What is known of a model. Raises ModelNotFound."""
+        card = self.cards.get(name)
+        if card is None:
+            served = self.catalogue.shown(self.cards)
+            raise ModelNotFound(f"no such model; the models are {served}")
+        return card
+
+    def cards_with(self, ability: Ability[Any] | None = None) -> list[Card]:
+        """Every model, or every one that has the ability, sorted by name."""
+        cards = (card for _, card in sorted(self.cards.items()))
+        return [card for card in cards if ability is None or ability in card.abilities]
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the workers of every open model run."""
+        return all(engine.workers.alive for engine in self.engines.values())
+
+    def is_ready(self, name: str) -> bool:
+        """Whether a model can be asked; one that is not open, unless it has failed."""
+        engine = self.engines.get(name)
+        return name not in self.failed if engine is None else engine.workers.alive
+
+    @property
+    def open_bytes(self) -> int:
+        """An estimate of the memory that open models take."""
+        return sum(self.cards[name].open_bytes for name in self.engines if name in self.cards)
 
     def _only(self, ability: Ability[Any] | None) -> str:
+        # If no model fits, the only one is chosen, and its error says what it can do.
         fitting = [
-            name for name, x in self.engines.items() if ability is None or ability in x.abilities
-        ]
-        # If no engine fits, the only one is chosen, and its error says what it can do.
-        fitting = fitting or list(self.engines)
+            name for name, x in self.cards.items() if ability is None or ability in x.abilities
+        ] or list(self.cards)
         if len(fitting) != 1:
-            served = ", ".join(sorted(fitting)) or "none"
+            served = self.catalogue.shown(fitting)
             raise InvalidRequest.of_option("model", f"name one of the served models: {served}")
         return fitting[0]
 
@@ -185,6 +209,8 @@ class ModelRegistry:
 
         This is checked before a body is read, so that a flood of requests costs little.
         """
+        if len(self.engines) < len(self.cards):
+            return  # one that is not open has room
         refusal: QueueFull | None = None
         for engine in self.engines.values():
             refusal = engine.workers.refusal(client)
@@ -198,7 +224,8 @@ class ModelRegistry:
     async def load(self, name: str) -> Change:
         """Serve a bundle of the folder unless it is served already. Raises as `reload` does."""
         async with self._changing:
-            if name in self.engines:
+            is_whole = name in self.engines or name not in self.failed
+            if name in self.cards and is_whole:
                 return Change(name, is_served=True, changed=False)
             await self._replace(name)
             return Change(name, is_served=True, changed=True)
@@ -216,9 +243,9 @@ class ModelRegistry:
     async def unload(self, name: str) -> Change:
         """Stop serving a model. Raises ModelNotFound."""
         async with self._changing:
-            if name not in self.engines:
+            if name not in self.cards:
                 raise ModelNotFound("no model of that name is served")
-            await self._drop(name, self._stamps.get(name))
+            await self._drop(name, self.catalogue.stamps.get(name))
             return Change(name, is_served=False, changed=True)
 
     async def watch(self, interval_s: float) -> None:
@@ -229,21 +256,25 @@ class ModelRegistry:
         while True:
             await asyncio.sleep(interval_s)
             found = await asyncio.to_thread(stamps_of, self._settings.models_dir)
-            for name in sorted(self._stamps.keys() | found.keys()):
-                if self._stamps.get(name) != found.get(name):
+            stamps = self.catalogue.stamps
+            for name in sorted(stamps.keys() | found.keys()):
+                if stamps.get(name) != found.get(name):
                     # The error has been logged; the bundle is tried again when it changes.
                     with suppress(ModelNotFound, BundleUnusable):
                         await self._follow(name, found.get(name))
 
     async def _follow(self, name: str, stamp: Stamp | None) -> None:
+        """Serve a folder as it was seen, unless that has been dealt with meanwhile."""
         async with self._changing:
+            if self.catalogue.stamps.get(name) == stamp:
+                return
             if stamp is None:
                 await self._drop(name, stamp)
             else:
                 await self._replace(name)
 
     async def _drop(self, name: str, stamp: Stamp | None) -> None:
-        was_served = name in self.engines
+        was_served = name in self.cards
         await self.agree(Decision(verb="drop", name=name, stamp=stamp))
         if was_served:
             self._metrics.model_loads.labels("unloaded").inc()
@@ -251,13 +282,13 @@ class ModelRegistry:
 
     async def _replace(self, name: str) -> None:
         # Look the name up in the listing: a path is never made from a client's name.
-        stamps = await asyncio.to_thread(stamps_of, self._settings.models_dir)
         folders = {x.name: x for x in await asyncio.to_thread(self._folders)}
         if name not in folders:
             raise ModelNotFound("there is no bundle of that name in the models folder")
-        stamp, was_served = stamps.get(name), name in self.engines
+        stamp = await asyncio.to_thread(stamp_of, folders[name])
+        was_served = name in self.cards
         try:
-            version = await asyncio.to_thread(self._tried, folders[name])
+            version = await asyncio.to_thread(self._opener.trial.check, folders[name])
             await self.agree(Decision(verb="serve", name=name, stamp=stamp, version=version))
         except BundleError as error:
             self._log_failure(name, error)
@@ -283,13 +314,18 @@ class ModelRegistry:
         self.carry_out(decision)
 
     def prepare(self, decision: Decision) -> None:
-        """Open what a decision needs, which a trial process has opened before; changes nothing yet.
+        """Read what a decision needs, which a trial process has opened before; changes nothing yet.
 
         Raises BundleError. Slow, and needs no event loop.
         """
-        if decision.verb == "serve":
-            folder = self._settings.models_dir / decision.name
-            self._prepared[decision.name] = self._open(folder, decision.version)
+        if decision.verb != "serve":
+            return
+        folder = self._settings.models_dir / decision.name
+        if self._first_use is not None:
+            self._prepared[decision.name] = self._opener.card(folder, decision.version), None
+            return
+        engine = self._opener.open(folder, decision.version)
+        self._prepared[decision.name] = Card.of_engine(engine), engine
 
     def forget(self, decision: Decision) -> None:
         """Let go of what was prepared: another process could not."""
@@ -297,8 +333,10 @@ class ModelRegistry:
 
     def carry_out(self, decision: Decision) -> None:
         """Carry out a decision that has been prepared."""
+        if self._first_use is not None and decision.verb != "fail":
+            self._first_use.let_go(decision.name)
         before = self.adopt(decision)
-        if decision.verb == "serve":
+        if decision.verb == "serve" and decision.name in self.engines:
             self._show(self.engines[decision.name])
         if decision.verb == "drop":
             self._metrics.forget_model(decision.name)
@@ -307,69 +345,36 @@ class ModelRegistry:
 
     def adopt(self, decision: Decision) -> Engine | None:
         """Note a decision in a process that serves nothing itself; the engine that it ends."""
-        name = decision.name
+        name, catalogue = decision.name, self.catalogue
         if decision.stamp is None:
-            self._stamps.pop(name, None)
+            catalogue.stamps.pop(name, None)
         else:
-            self._stamps[name] = decision.stamp
+            catalogue.stamps[name] = decision.stamp
         if decision.verb == "fail":
-            self.failed[name] = decision.cause
+            catalogue.failed[name] = decision.cause
             return None
-        self.failed.pop(name, None)
+        catalogue.failed.pop(name, None)
+        catalogue.tried.pop(name, None)
         before = self.engines.pop(name, None)
+        catalogue.cards.pop(name, None)
         if decision.verb == "serve":
-            self.engines[name] = self._prepared.pop(name)
+            catalogue.cards[name], engine = self._prepared.pop(name)
+            if engine is not None:
+                self.engines[name] = engine
+            if decision.stamp is not None and decision.version is not None:
+                catalogue.tried[name] = decision.stamp, decision.version
         return before
 
     def _show(self, engine: Engine) -> None:
         engine.start()
-        manifest = engine.manifest
-        version = version_of(manifest)[:12]
-        self._metrics.show_model(manifest.name, engine.precision, manifest.task, version)
+        self._metrics.show_model(
+            engine.manifest.name,
+            engine.precision,
+            engine.manifest.task,
+            version_of(engine.manifest)[:12],
+        )
 
     def _retire(self, engine: Engine) -> None:
-        task = asyncio.create_task(_end_when_free(engine))
+        task = asyncio.create_task(end_when_free(engine))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
-
-    def _tried(self, folder: Path) -> str:
-        """Have a trial process open a bundle first; its version. Raises BundleError."""
-        _refuse_link(folder)
-        return self._trial.check(folder)
-
-    def _open(self, folder: Path, version: str | None) -> Engine:
-        """Open a bundle in this process, in this version if one is given. Raises BundleError."""
-        _refuse_link(folder)
-        bundle = read_bundle(folder)
-        if version not in {None, version_of(bundle.manifest)}:
-            raise BundleError(f"{folder.name}: it was replaced while it was opened; try again")
-        surroundings = Surroundings(
-            settings=self._settings,
-            threads=self._threads,
-            metrics=self._metrics,
-            budgets=self._budgets,
-        )
-        return open_engine(bundle, surroundings)
-
-
-def _refuse_link(folder: Path) -> None:
-    if folder.is_symlink():
-        raise BundleError(f"{folder.name}: symbolic links are not followed")
-
-
-async def _end_when_free(engine: Engine) -> None:
-    """Wait for the requests that use an engine, then end it."""
-    try:
-        while engine.holds:
-            await asyncio.sleep(_POLL_S)
-    finally:
-        await engine.stop(_STOP_TIMEOUT_S)
-    # Its caches contain reference cycles, and a model's memory is worth a garbage collection.
-    del engine
-    await asyncio.to_thread(return_memory)
-
-
-def return_memory() -> None:
-    """Return the memory of an ended engine to the system."""
-    gc.collect()
-    return_free_memory()

@@ -56,6 +56,13 @@ class Trial:
         self._process: subprocess.Popen[bytes] | None = None
         self._rest: threading.Timer | None = None
         self._closed = False
+        self.stays = False  # whether the process waits for the next bundle however long that takes
+
+    def warm(self) -> None:
+        """Start the process before the first bundle comes. Slow. Raises BundleError."""
+        self.stays = True
+        with self._turn:
+            self._started("trial")
 
     def check(self, folder: Path) -> str:
         """Open a bundle in the process; return its version. Slow: call it in a thread.
@@ -69,9 +76,10 @@ class Trial:
             try:
                 outcome = self._outcome(task)
             finally:
-                self._rest = threading.Timer(_IDLE_S, self._end_idle)
-                self._rest.daemon = True
-                self._rest.start()
+                if not self.stays:
+                    self._rest = threading.Timer(_IDLE_S, self._end_idle)
+                    self._rest.daemon = True
+                    self._rest.start()
         if outcome.version is None:
             raise BundleError(outcome.error or f"{folder.name}: it cannot be opened")
         return outcome.version

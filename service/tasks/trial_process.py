@@ -57,7 +57,7 @@ def _tried(task: Task) -> Outcome:
     _bound_time(settings.open_timeout_s)
     more_bytes = 0
     try:
-        bundle = read_bundle(task.folder)
+        bundle = read_bundle(task.folder, contained=True)
         size = sum(map(len, bundle.graphs.values()))
         more_bytes = settings.open_memory_bytes + _COPIES * size
         _bound_memory(more_bytes)

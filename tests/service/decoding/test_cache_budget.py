@@ -174,7 +174,7 @@ def test_the_models_of_a_server_share_its_budget(models_dir: Path, room: int) ->
             answer = client.ask("/generate", model=model, prompt=prompt, max_tokens=0)
             return int(answer["usage"]["cached_tokens"])
 
-        budget = client.app.state.registry._budgets.prefixes
+        budget = client.app.state.registry.budgets.prefixes
         cached("tiny-lstm", LONG)
         assert cached("tiny-lstm", LONG) == len(LONG)
         for i in range(12):
@@ -189,7 +189,7 @@ def test_a_model_that_ends_gives_its_memory_back(models_dir: Path) -> None:
         registry = app.state.registry
         registry.load_all()
         registry.start()
-        budgets = registry._budgets
+        budgets = registry.budgets
         engines = [registry.engines[name] for name in ("tiny-lstm", "tiny-gru")]
         for engine in engines:
             await engine.generate([LONG], GenerateOptions(max_tokens=5, rule=AllowedChars("abc")))

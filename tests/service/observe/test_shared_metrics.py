@@ -7,7 +7,8 @@ import pytest
 from prometheus_client import values
 
 from service.observe import metrics
-from service.observe.metrics import EngineGauges, Metrics, forget_own_gauges, take_place
+from service.observe.engine_gauges import EngineGauges
+from service.observe.metrics import Metrics, forget_own_gauges, take_place
 
 
 @pytest.fixture

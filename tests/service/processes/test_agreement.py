@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from service.bundle.files import BundleError
 from service.processes.agreement import Agreement
 from service.processes.messages import Message
-from service.tasks.registry import Decision, ModelRegistry
+from service.tasks.decisions import Decision
+from service.tasks.registry import ModelRegistry
 
 
 class FakeRegistry(ModelRegistry):

@@ -14,7 +14,8 @@ from service.bundle.text import BOS_ID, PAD_ID
 from service.decoding.rows import ReadRow, WriteRow
 from service.decoding.sampling import SamplingParams
 from service.errors import DeadlineExceeded, EngineStopped, ModelFailure, QueueFull
-from service.observe.metrics import EngineGauges, EngineMetrics, Metrics
+from service.observe.engine_gauges import EngineGauges
+from service.observe.metrics import EngineMetrics, Metrics
 from service.scheduling.admission import QueueBounds, Rate
 from service.scheduling.language_model import (
     MAX_STEPPED_PROMPT,

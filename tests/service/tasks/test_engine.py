@@ -125,12 +125,12 @@ def test_every_kind_has_its_abilities_and_no_others() -> None:
 
 def test_an_error_names_what_the_engine_can_be_asked_instead() -> None:
     told = "this model does not translate; it answers /generate, /score and /infill"
-    assert TRANSLATE.lacking(language_model()) == told
+    assert TRANSLATE.lacking(language_model().abilities) == told
     told = "this model does not fill blanks; it answers /translate and /score"
-    assert INFILL.lacking(encoder_decoder()) == told
+    assert INFILL.lacking(encoder_decoder().abilities) == told
     told = "this model does not score texts; it answers /classify and /score with `label`"
-    assert SCORE.lacking(labeler()) == told
-    assert SCORE.lacking(Mute()) == "this model does not score texts; it answers nothing"
+    assert SCORE.lacking(labeler().abilities) == told
+    assert SCORE.lacking({}) == "this model does not score texts; it answers nothing"
 
 
 @pytest.mark.parametrize(

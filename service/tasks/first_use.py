@@ -1,0 +1,175 @@
+"""Opens models at their first use and closes them again, if `models_bytes` is set.
+
+A bundle that was in the folder at the start has not been tried yet: a trial process opens each
+version first, once. If a folder has changed since it was last looked at, all server processes agree
+on the new version before it is opened.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+from service.bundle.files import BundleError
+from service.errors import (
+    BundleUnusable,
+    DeadlineExceeded,
+    ModelNotFound,
+    ModelUnusable,
+    NoRoomForModel,
+)
+from service.observe.metrics import Metrics
+from service.observe.request_context import current_request
+from service.settings import Settings
+from service.tasks.cards import Catalogue
+from service.tasks.engine import Engine
+from service.tasks.folders import Stamp, stamp_of
+from service.tasks.open_models import NoRoom, OpenModels
+from service.tasks.opening import Opener, end_when_free
+
+# How long a request may wait for models in use to become free.
+_PATIENCE_S = 5.0
+# A bundle that is opened for the first time waits for the only trial process; the others need not.
+_THREADS = 4
+
+logger = logging.getLogger(__name__)
+
+
+class FirstUse:
+    """The open models of a process, of all that its catalogue has. Used in the event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        budget_bytes: int,
+        *,
+        catalogue: Catalogue,
+        engines: dict[str, Engine],
+        opener: Opener,
+        metrics: Metrics,
+        show: Callable[[Engine], None],
+    ) -> None:
+        """`show` begins to serve an engine."""
+        self._show = show
+        self._settings = settings
+        self._catalogue = catalogue
+        self._engines = engines
+        self._opener = opener
+        self._metrics = metrics
+        self._executor = ThreadPoolExecutor(_THREADS, "opening")
+        self.models: OpenModels[Engine] = OpenModels(
+            budget_bytes,
+            open_one=self._open,
+            take_out=self._take_out,
+            is_used=lambda name: bool(engines[name].holds),
+            patience_s=min(_PATIENCE_S, settings.request_timeout_s),
+        )
+
+    def start(self) -> None:
+        """Have the trial process ready for the first bundle."""
+        self._executor.submit(self._warm)
+
+    def _warm(self) -> None:
+        with suppress(BundleError):  # it is started when it is needed, then
+            self._opener.trial.warm()
+
+    async def stop(self) -> None:
+        """End what is being opened and closed."""
+        await self.models.stop()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def found(self, name: str) -> Engine | None:
+        """An open model, which is used now."""
+        engine = self._engines.get(name)
+        if engine is not None:
+            self.models.shelf.touch(name)
+        return engine
+
+    async def opened(
+        self, name: str, follow: Callable[[str, Stamp | None], Awaitable[None]]
+    ) -> Engine:
+        """A model of the catalogue, opened if it is not; nothing closes it before the next `await`.
+
+        `follow` makes the server serve what is in a folder that has changed. Raises ModelNotFound,
+        ModelUnusable, NoRoomForModel and DeadlineExceeded.
+        """
+        request = current_request()
+        limit_s = min(self._settings.request_timeout_s, request.timeout_s or float("inf"))
+        left_s = limit_s - (time.monotonic() - request.timed_from)
+        try:
+            async with asyncio.timeout(left_s):
+                return await self._opened(name, follow)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the time was over before the model was open") from error
+        except NoRoom as error:
+            mib = self.models.shelf.budget_bytes / 2**20
+            raise NoRoomForModel(
+                f"the models in use fill the memory for open models ({mib:.0f} MiB of models_bytes "
+                "in each server process); try again",
+                headers={"Retry-After": "1"},
+            ) from error
+        except (BundleError, BundleUnusable) as error:
+            raise ModelUnusable(f"the model cannot be opened: {error}") from error
+
+    async def _opened(
+        self, name: str, follow: Callable[[str, Stamp | None], Awaitable[None]]
+    ) -> Engine:
+        folder = self._settings.models_dir / name
+        loop = asyncio.get_running_loop()
+        stamp = await loop.run_in_executor(self._executor, stamp_of, folder)
+        if stamp != self._catalogue.stamps.get(name):
+            await follow(name, stamp)
+        if name in self._catalogue.failed:
+            raise BundleError(self._catalogue.failed[name])
+        card = self._catalogue.cards.get(name)
+        if card is None:
+            raise ModelNotFound("no such model; its bundle has been removed")
+        return self._engines.get(name) or await self.models.opened(name, card.open_bytes)
+
+    async def _open(self, name: str) -> Engine:
+        """Open a model in a thread. Raises BundleError."""
+        began = time.monotonic()
+        loop = asyncio.get_running_loop()
+        card = self._catalogue.cards.get(name)
+        try:
+            engine = await loop.run_in_executor(self._executor, self._tried_and_opened, name)
+        except BundleError as error:
+            self._catalogue.failed[name] = str(error)
+            self._metrics.model_loads.labels("failed").inc()
+            logger.error("model %s cannot be served: %s", name, error)  # noqa: TRY400 (no bug)
+            raise
+        if self._catalogue.cards.get(name) is not card:
+            await engine.stop()
+            raise BundleError(f"{name}: it was replaced while it was opened; try again")
+        self._engines[name] = engine
+        self._show(engine)
+        seconds = time.monotonic() - began
+        self._metrics.open_seconds.observe(seconds)
+        self._metrics.model_loads.labels("opened").inc()
+        logger.debug("model %s: opened in %.0f ms", name, 1e3 * seconds)
+        return engine
+
+    def _tried_and_opened(self, name: str) -> Engine:
+        folder = self._settings.models_dir / name
+        catalogue = self._catalogue
+        stamp = catalogue.stamps[name]
+        tried = catalogue.tried.get(name)
+        if tried is None or tried[0] != stamp:
+            self._opener.trial.stays = len(catalogue.tried) + 1 < len(catalogue.cards)
+            tried = (stamp, self._opener.trial.check(folder))
+            catalogue.tried[name] = tried
+        return self._opener.open(folder, tried[1])
+
+    def let_go(self, name: str) -> None:
+        """Close a model whose bundle has changed, if it is open; those who use it keep it."""
+        if name in self.models.shelf:
+            self.models.close(name)
+
+    def _take_out(self, name: str) -> Awaitable[None]:
+        engine = self._engines.pop(name)
+        self._metrics.forget_model(name)
+        self._metrics.model_loads.labels("closed").inc()
+        logger.debug("model %s: closed", name)
+        return end_when_free(engine)
