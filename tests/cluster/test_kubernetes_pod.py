@@ -21,6 +21,7 @@ import pytest
 from tests.end_to_end.manifests import (
     POD_IP,
     Pod,
+    compose,
     copy_manifests,
     render,
     size_bytes,
@@ -280,3 +281,11 @@ class Load:
             return f"{answer.status_code}: {answer.text}"
         is_whole = re.search('"finish_reason":"(length|stop)"', answer.text) is not None
         return None if is_whole else f"cut off: {answer.text[-200:]}"
+
+
+def test_models_are_served_out_of_configmaps(manifests: Path, tmp_path: Path) -> None:
+    pod = Pod(compose(manifests, ["models-configmap", "api-keys"]))
+    with running(pod, manifests, tmp_path) as each, each.client() as client:
+        request = {"model": "dates-iso", "source": "4 July 1776"}
+        answer = client.post("/translate", json=request).raise_for_status()
+        assert answer.json()["results"][0]["hypotheses"][0]["text"] == "1776-07-04"
