@@ -43,14 +43,18 @@ which-file: # Checked before anything is installed.
 serve: $(SERVICE_ENV)/.done ## Serve every bundle under models/ on 127.0.0.1:8000.
 	UNROLL_WATCH_MODELS_S=$${UNROLL_WATCH_MODELS_S-2} exec $(SERVICE_ENV)/bin/python -m service
 
-# What measures memory or kills processes runs by itself; the rest side by side.
-SIDE_BY_SIDE := tests/service tests/training tests/client tests/bench
-test: $(DEVELOPMENT_ENV)/.done $(CLIENTS_ENV)/.done chromium promtool nginx kubectl ## Run every test, with the coverage gate.
-	@failed=0; \
+# Tests of parts are dealt out one by one; those of servers file by file, since a file shares its server.
+OF_PARTS := tests/service tests/training tests/client tests/bench
+OF_SERVERS := tests/page tests/faults tests/end_to_end tests/clients $(wildcard tests/test_*.py)
+# What must be answered within milliseconds has the machine to itself.
+ALONE := $(patsubst %,tests/faults/test_%.py,chunks costly_requests kill overload)
+test: $(DEVELOPMENT_ENV)/.done $(CLIENTS_ENV)/.done chromium promtool ## Run every test, with the coverage gate.
+	@failed=0; export PATH="$(CURDIR)/$(PROMTOOL):$$PATH"; \
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal --cov --cov-report= \
-		$(SIDE_BY_SIDE) || failed=1; \
-	PATH="$(CURDIR)/$(PROMTOOL):$(CURDIR)/$(KUBECTL):$$PATH" $(BIN)/pytest $(addprefix --ignore=,$(SIDE_BY_SIDE) tests/cluster) \
-		--cov --cov-append --cov-report=term:skip-covered --cov-fail-under=90 || failed=1; \
+		$(OF_PARTS) || failed=1; \
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-append --cov-report= \
+		$(OF_SERVERS) $(addprefix --ignore=,$(ALONE)) || failed=1; \
+	$(BIN)/pytest --cov --cov-append --cov-report=term:skip-covered --cov-fail-under=90 $(ALONE) || failed=1; \
 	exit $$failed
 
 test-faults: $(DEVELOPMENT_ENV)/.done ## Run the tests that break things on purpose (part of `make test`).

@@ -51,3 +51,10 @@ def test_make_help_lists_every_target_that_has_a_description() -> None:
     out = subprocess.check_output(["make", "--silent", "help"], cwd=ROOT, text=True)
     assert [tuple(line.split(maxsplit=1)) for line in out.splitlines()] == described
     assert "bench-g2p" in dict(described)
+
+
+def test_every_folder_of_tests_is_run_by_a_target() -> None:
+    """`make test` names the folders, in an order that keeps its workers busy to the end."""
+    makefile = (ROOT / "Makefile").read_text()
+    named = set(re.findall(r"\btests/(\w+)(?=[ \n])", makefile))
+    assert named == {path.parent.name for path in (ROOT / "tests").glob("*/__init__.py")}
