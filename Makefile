@@ -46,8 +46,8 @@ serve: $(SERVICE_ENV)/.done ## Serve every bundle under models/ on 127.0.0.1:800
 # Tests of parts are dealt out one by one; those of servers file by file, since a file shares its server.
 OF_PARTS := tests/service tests/training tests/client tests/bench
 OF_SERVERS := tests/page tests/faults tests/end_to_end tests/clients $(wildcard tests/test_*.py)
-# What must be answered within milliseconds has the machine to itself.
-ALONE := $(patsubst %,tests/faults/test_%.py,chunks costly_requests kill overload)
+# What must happen within a time has the machine to itself.
+ALONE := $(patsubst %,tests/faults/test_%.py,chunks costly_requests kill overload signals slow_readers)
 test: $(DEVELOPMENT_ENV)/.done $(CLIENTS_ENV)/.done chromium promtool ## Run every test, with the coverage gate.
 	@failed=0; export PATH="$(CURDIR)/$(PROMTOOL):$$PATH"; \
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal --cov --cov-report= \
