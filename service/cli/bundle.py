@@ -56,14 +56,17 @@ class Bundle:
             "/infill": partial(_infill, decider=deciding),
         }
         self._runner = asyncio.Runner()
-        self._runner.run(self._start())
+        self._started = False
 
     async def _start(self) -> None:
         for engine in self._engines:
             engine.start()
 
     def ask(self, path: str, body: Mapping[str, Any]) -> Answer:
-        """The answer to a body."""
+        """The answer to a body. The first one starts threads; until then, a process may fork."""
+        if not self._started:
+            self._runner.run(self._start())
+            self._started = True
         try:
             return self._runner.run(self._answers[path](self._engine, json.dumps(dict(body))))
         except ServiceError as error:
@@ -74,7 +77,7 @@ class Bundle:
 
     def close(self) -> None:
         """End the engines."""
-        for engine in self._engines:
+        for engine in self._engines if self._started else []:
             self._runner.run(engine.stop())
         self._runner.close()
 

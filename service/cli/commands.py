@@ -7,7 +7,6 @@ or JSON.
 
 import argparse
 import itertools
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +21,8 @@ from service.cli.input_lines import InputLines
 from service.cli.parser import command_parser, flag_of
 from service.cli.rows import COLUMNS, FURTHER_COLUMNS, write_head, write_row
 from service.cli.running_server import RunningServer
+from service.cli.scored_files import score_files
+from service.cli.scored_rows import score_body, score_form
 from service.endpoints.infill_wire import DEFAULT_BLANK
 from service.http.api_keys import ApiKeysError, new_key
 
@@ -66,6 +67,8 @@ def _run(options: argparse.Namespace) -> int:
         for model in _models(options):
             write_row(options.format, model, "{name}\t{task}\t{precision}\t{description}")
         return 0
+    if options.command == "score" and options.input:
+        return score_files(options)
     if options.command == "infill":
         _check_candidates(options)
     answers = _server(options) if options.bundle is None else _bundle(options)
@@ -148,32 +151,10 @@ def _write_generated(answers: Answers, options: argparse.Namespace, texts: list[
 
 
 def _write_scored(answers: Answers, options: argparse.Namespace, texts: list[str]) -> None:
-    body = _given(options, ("source", "context", "label", "unknown")) | {"text": texts}
-    body |= {"eos": True} if options.eos else {}
-    body |= {"tokens": True} if options.tokens else {}
-    body |= {"adapt": True} if options.adapt else {}
-    body |= {"percentile": True} if options.percentile else {}
-    body |= {"guesses": True} if options.guesses else {}
-    body |= {"units": "word"} if options.words else {}
-    for text, result in zip(texts, answers.ask("/score", body)["results"], strict=True):
+    results = answers.ask("/score", score_body(options, texts))["results"]
+    for text, result in zip(texts, results, strict=True):
         row = {**result, "text": text}
-        form = "{bits_per_char}\t{text}"
-        if options.label is not None:
-            form = f"{math.exp(result['logprob']):.4f}\t{{text}}"
-        if options.guesses:
-            form = f"{_guesses_in_words(result)}\t{form}"
-        if options.percentile:
-            found = result["percentile"]
-            form = ("-" if found is None else f"{found:.2f}") + "\t" + form
-        write_row(options.format, row, form, _columns(options))
-
-
-def _guesses_in_words(result: Answer) -> str:
-    """To three digits; `>` before a lower bound, a dash for a text that would never be tried."""
-    found, low = result["guesses"], result["guesses_low"]
-    if low is None:
-        return "-"
-    return f">{low:.3g}" if found is None else f"{found:.3g}"
+        write_row(options.format, row, score_form(options, result), _columns(options))
 
 
 def _write_translated(answers: Answers, options: argparse.Namespace, texts: list[str]) -> None:

@@ -106,6 +106,30 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--words", action="store_true", help="with --format json: figures for every word"
     )
+    _add_file_options(parser)
+
+
+def _add_file_options(parser: argparse.ArgumentParser) -> None:
+    files = parser.add_argument_group(
+        "files",
+        "With --bundle: files of any size, plain, gzip or Zstandard. Each gets one of results, a "
+        "row for each line, in order. The same command goes on where an earlier one stopped.",
+    )
+    files.add_argument(
+        "--input", nargs="+", action="extend", metavar="FILES", help="files, folders or patterns"
+    )
+    files.add_argument("--output", type=Path, metavar="FOLDER", help="folder of the results")
+    files.add_argument(
+        "--workers", type=int, metavar="N", help="processes; default: one for each processor"
+    )
+    files.add_argument(
+        "--field",
+        metavar="NAME",
+        help="files are NDJSON or Parquet, and this field or column is the text (default: text)",
+    )
+    files.add_argument(
+        "--source-field", metavar="NAME", help="encoder-decoders: the field with the source"
+    )
 
 
 def _add_translate_options(parser: argparse.ArgumentParser) -> None:

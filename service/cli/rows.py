@@ -40,13 +40,16 @@ def write_row(
     form: str, row: Mapping[str, Any], text_form: str, columns: Sequence[str] = ()
 ) -> None:
     """Write a row; `text_form` is its form in plain text."""
+    sys.stdout.write(row_line(form, row, text_form, columns) + "\n")
+
+
+def row_line(form: str, row: Mapping[str, Any], text_form: str, columns: Sequence[str] = ()) -> str:
+    """A row without its line end; `text_form` is its form in plain text."""
     if form == "json":
-        line = json.dumps(dict(row), ensure_ascii=False)
-    elif form == "tsv":
-        line = "\t".join(_escaped(row[name]) for name in columns or row)
-    else:
-        line = text_form.format(**row)
-    sys.stdout.write(line + "\n")
+        return json.dumps(dict(row), ensure_ascii=False)
+    if form == "tsv":
+        return "\t".join(_escaped(row.get(name)) for name in columns or row)
+    return text_form.format(**row)
 
 
 def _escaped(value: Any) -> str:

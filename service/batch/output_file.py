@@ -1,0 +1,87 @@
+"""An output while it is written: `NAME.part`, which becomes `NAME` when it is whole."""
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from service.batch.files import InputFile
+from service.batch.journal import FileState, Journal
+from service.batch.work import Done, Work
+
+# How much work a kill may cost.
+_JOURNAL_S = 5.0
+
+
+def part_of(path: Path) -> Path:
+    """Where an output is while it is written."""
+    return path.with_name(f"{path.name}.part")
+
+
+class OutputFile:
+    """The open output of one input."""
+
+    def __init__(
+        self, folder: Path, file: InputFile, state: FileState, journal: Journal, head: bytes
+    ) -> None:
+        """`head` comes before the first result. Raises OSError."""
+        self.path = folder / file.output
+        self.part = part_of(self.path)
+        self.state = state
+        self._journal = journal
+        self._saved_at = time.monotonic()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # What was written after the last saved state is written again.
+        self._file = self.part.open("r+b" if state.written else "wb")
+        self._file.truncate(state.written)
+        self._file.seek(state.written)
+        if not state.written:
+            self._file.write(head)
+            self.state = replace(state, written=len(head))
+
+    def add(self, work: Work, done: Done) -> None:
+        """Append the result of a chunk. Raises OSError."""
+        self._file.write(done.output)
+        state = self.state
+        self.state = replace(
+            state,
+            offset=work.chunk.end,
+            line=work.chunk.first_line + work.chunk.lines,
+            written=state.written + len(done.output),
+            chars=state.chars + done.chars,
+            errors=state.errors + done.errors,
+            position=work.position,
+        )
+        if time.monotonic() - self._saved_at > _JOURNAL_S:
+            self.save()
+
+    def save(self) -> None:
+        """Bring everything to the disk and note it in the journal. Raises OSError."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._journal.add(self.state)
+        self._saved_at = time.monotonic()
+
+    def finish(self) -> None:
+        """It is whole. Raises OSError."""
+        self.state = replace(self.state, is_done=True, position=self.state.size_bytes)
+        self.save()
+        self._file.close()
+        keep(self.path)
+
+    def close(self) -> None:
+        """Leave the part as it is, for a run that goes on."""
+        self._file.close()
+
+
+def keep(path: Path) -> None:
+    """Give a whole part its name, if a kill did not leave time for it."""
+    part = part_of(path)
+    if not part.exists():
+        return
+    part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
