@@ -47,6 +47,7 @@ class Node:
         *,
         env: Mapping[str, str] | None = None,
         output: IO[str] | IO[bytes] | int | None = None,
+        input: int | None = None,  # noqa: A002 (as subprocess.run calls it)
     ) -> subprocess.Popen[str]:
         """Start a command on the node, with `env` added to the environment.
 
@@ -56,6 +57,7 @@ class Node:
         process = subprocess.Popen(
             ["ip", "netns", "exec", self.name, *command],
             env={**os.environ, **(env or {})},
+            stdin=input,
             stdout=output,
             stderr=subprocess.STDOUT if output is not None else None,
             text=True,
