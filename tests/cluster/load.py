@@ -1,20 +1,42 @@
-"""`python -m tests.cluster.load`: send known requests for a while and compare every answer.
+"""Send known requests from a node for a while, and compare every answer.
 
-Runs on a node, since the test itself is on none. Reads a `Plan` as JSON from standard input; after
-`seconds`, or once its standard input closes, writes the `Outcome` of every request as a JSON list.
+`sending` starts `python -m tests.cluster.load` there, since the test itself is on no node. It reads
+a `Plan` as JSON from standard input; after `seconds`, or once its standard input closes, it writes
+the `Outcome` of every request as a JSON list.
 """
 
 import asyncio
 import itertools
 import json
 import re
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import aiohttp
+
+from tests.cluster.namespaces import Node
+
+ROOT = Path(__file__).parents[2]
+_END_S = 30.0
+_ASK = """
+import json, sys, urllib.error, urllib.request
+url, body, headers = json.loads(sys.argv[1])
+request = urllib.request.Request(url, None if body is None else body.encode(), headers)
+try:
+    answer = urllib.request.urlopen(request, timeout=20)
+except urllib.error.HTTPError as error:
+    answer = error
+except OSError as error:
+    print(json.dumps([0, str(error)]))
+    sys.exit()
+print(json.dumps([answer.status, answer.read().decode()]))
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +70,41 @@ class Outcome:
     status: int | None  # None if the connection failed
     is_right: bool
     error: str = ""
+
+
+@contextmanager
+def sending(node: Node, plan: Plan, folder: Path) -> Iterator[list[Outcome]]:
+    """Send requests from the node until the block ends; then the list is filled, oldest first."""
+    outcomes: list[Outcome] = []
+    path = folder / "outcomes.json"
+    with path.open("w") as output:
+        process = node.start(
+            [sys.executable, "-m", "tests.cluster.load"],
+            env={"PYTHONPATH": str(ROOT)},
+            output=output,
+            input=subprocess.PIPE,
+        )
+        if process.stdin is None:
+            raise RuntimeError("the process has no standard input")
+        process.stdin.write(json.dumps(asdict(plan)) + "\n")
+        process.stdin.flush()
+        try:
+            yield outcomes
+        finally:
+            process.stdin.close()
+            process.wait(plan.timeout_s + _END_S)
+    found = [Outcome(**each) for each in json.loads(path.read_text())]
+    outcomes += sorted(found, key=lambda each: each.start)
+
+
+def ask(
+    node: Node, url: str, body: str | None = None, headers: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Status and text of one answer; the status is 0 if there is none. JSON is posted."""
+    said = {"Content-Type": "application/json", **(headers or {})}
+    command = [sys.executable, "-c", _ASK, json.dumps([url, body, said])]
+    status, text = json.loads(node.run(command, timeout_s=60).stdout)
+    return status, text
 
 
 def plan_of(line: str) -> Plan:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.cluster.load import ROOT, ask
 from tests.cluster.namespaces import Node, skip_reason
 
-ROOT = Path(__file__).parents[2]
 ENVIRONMENT = ROOT / ".venv/cluster/bin"
 PORT, DASHBOARD_PORT = 6379, 8265
 TOKEN = "0123456789abcdef" * 4
@@ -71,12 +71,11 @@ class Cluster:
 
     def status(self) -> dict[str, Any]:
         """What the dashboard says about Serve."""
-        program = (
-            "import sys, urllib.request as u; print(u.urlopen(u.Request(sys.argv[1],"
-            "headers={'Authorization': 'Bearer ' + sys.argv[2]}), timeout=20).read().decode())"
-        )
         url = f"{self.dashboard}/api/serve/applications/"
-        found: dict[str, Any] = json.loads(self.command("python", "-c", program, url, TOKEN))
+        status, text = ask(self.client, url, headers={"Authorization": f"Bearer {TOKEN}"})
+        if status != 200:
+            raise RuntimeError(f"the dashboard answered {status}: {text[:200]}")
+        found: dict[str, Any] = json.loads(text)
         return found
 
     def replicas(self, state: str = "RUNNING") -> list[dict[str, Any]]:
@@ -86,9 +85,13 @@ class Cluster:
     def is_settled(self, replicas: int) -> bool:
         """Whether the last configuration is what runs, with that many replicas."""
         status = self.status()
+        if len(status["applications"]) != 1:
+            return False  # one of them ends
         states = [each["state"] for each in _replicas(status)]
-        is_running = status["applications"]["unroll"]["status"] == "RUNNING"
-        return is_running and states == ["RUNNING"] * replicas
+        (application,) = status["applications"].values()
+        if application["status"] == "DEPLOY_FAILED":
+            raise RuntimeError(application["message"])
+        return application["status"] == "RUNNING" and states == ["RUNNING"] * replicas
 
     def logs(self) -> str:
         """The last lines of Serve's logs, for a test that fails."""
@@ -97,9 +100,8 @@ class Cluster:
 
 
 def _replicas(status: dict[str, Any]) -> list[dict[str, Any]]:
-    deployments = status["applications"]["unroll"]["deployments"]
-    found: list[dict[str, Any]] = deployments["unroll"]["replicas"] if deployments else []
-    return found
+    deployments = [x["deployments"] for x in status["applications"].values()]
+    return [replica for x in deployments if x for replica in x["unroll"]["replicas"]]
 
 
 def missing() -> str | None:
@@ -115,8 +117,9 @@ def ray_cluster(
 ) -> Iterator[Cluster]:
     """A cluster on all nodes but the last, which is for clients; `cpus` are those of each node."""
     head, *workers, client = nodes
-    folder = Path(tempfile.mkdtemp(prefix="unroll-ray-"))  # short: Ray puts sockets below it
-    cluster = Cluster(head, tuple(workers), client, folder, {**_VARIABLES, **(variables or {})})
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Ray puts sockets below it
+    here = {**_VARIABLES, **_haproxy_files(folder / "proxy"), **(variables or {})}
+    cluster = Cluster(head, tuple(workers), client, folder, here)
     common = (
         f"--num-cpus={cpus}",
         f"--object-store-memory={_OBJECTS_BYTES}",
@@ -126,9 +129,9 @@ def ray_cluster(
     try:
         with (folder / "nodes.log").open("w") as log:
             start = ("ray", "start", *common)
-            own = (f"--dashboard-host={head.address}", f"--temp-dir={folder}/ray")
+            places = (f"--dashboard-host={head.address}", f"--temp-dir={folder}/ray")
             head.start(
-                [*start, "--head", f"--node-ip-address={head.address}", f"--port={PORT}", *own],
+                [*start, "--head", f"--node-ip-address={head.address}", f"--port={PORT}", *places],
                 env=cluster.variables,
                 output=log,
             )
@@ -149,6 +152,15 @@ def ray_cluster(
         for node in nodes:
             node.kill()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _haproxy_files(folder: Path) -> dict[str, str]:
+    """Where HAProxy keeps its files, in a folder for each node; by default below /tmp."""
+    places = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock"}
+    places |= {"METRICS_SOCKET_PATH": "metrics.sock", "SERVER_STATE_FILE": "state"}
+    variables = {name: f"{folder}/{file}" for name, file in places.items()}
+    variables["SERVER_STATE_BASE"] = str(folder)
+    return {f"RAY_SERVE_HAPROXY_{name}": value for name, value in variables.items()}
 
 
 def wait_until(condition: Callable[[], bool], within_s: float, every_s: float = 0.5) -> None:
