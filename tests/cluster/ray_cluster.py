@@ -31,6 +31,7 @@ _VARIABLES = {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": TOKEN,
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",
     "RAY_SERVE_SESSION_ID_HEADER_KEY": "x-unroll-model",
     "RAY_memory_monitor_refresh_ms": "0",  # the machine's memory is not the cluster's alone
     # How soon a node that says nothing counts as dead; the defaults take about a minute.

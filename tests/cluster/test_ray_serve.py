@@ -207,15 +207,13 @@ def test_a_killed_node_takes_only_what_it_was_answering(
         killed = time.monotonic()
         cluster.workers[0].kill()
         time.sleep(_NOTICED_S)
-    # Requests that had not reached the node are sent to the other; it had begun to answer these.
+    # It had begun to answer these. Requests that had not reached it are sent to the other node.
+    assert 0 < len(lost(outcomes)) < 8
     assert all(each.start < killed < each.end for each in lost(outcomes))
-    assert len(lost(outcomes)) <= 8
     # Those that came after are answered, also in the time until Ray noticed.
     after = [each for each in outcomes if each.start > killed]
     assert len(after) > len(cases)
     assert lost(after) == []
-    streams = {number for number, case in enumerate(cases) if '"stream"' in case.body}
-    sys.stderr.write(f"lost: {[(x.case in streams, x.status, x.error) for x in lost(outcomes)]}\n")
 
 
 def _start_time(metrics: str) -> str:
