@@ -24,6 +24,7 @@ from training import sweep_command
 from training.config import NAME_PATTERN, ConfigError, load_config
 from training.config_changes import read_single_changes
 from training.errors import ExportError
+from training.experiments.company import check_divides, follow_run
 from training.experiments.confidence import add_confidence, draw_bundles
 from training.experiments.encoder_decoder import TranslateOptions
 from training.experiments.infill import DEFAULT_BLANK, InfillOptions
@@ -32,7 +33,9 @@ from training.experiments.labels import LabelOptions
 from training.experiments.run import CONFIG_FILE, export_run, holds_run, open_run, train_run
 from training.experiments.text import SampleOptions
 from training.learn.command import add_options, learn
+from training.loop import processes
 from training.loop.checkpoint import LAST, CheckpointError
+from training.loop.processes import Job, LostContact, Order
 from training.loop.task import TrainingError
 from training.loop.trainer import Stopped
 
@@ -40,6 +43,9 @@ from training.loop.trainer import Stopped
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0 when done, 1 on an error, 2 on bad usage, 128 + n on signal n."""
     options = _parser().parse_args(arguments)
+    if processes.launched() and options.command is not _train:
+        sys.stderr.write("error: torchrun starts several processes, and only `train` uses them\n")
+        return 2
     # One line for people, without the place in the code.
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     _keep_freed_memory()
@@ -235,7 +241,32 @@ def _learn(options: argparse.Namespace) -> int:
     return learn(options, _say)
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> int:
+    if not processes.launched():
+        _lead(options, None)
+        return 0
+    with processes.joined() as job:
+        if processes.rank():
+            return _follow()
+        try:
+            _lead(options, job)
+        except Stopped as stopped:
+            processes.exchange(Order.END, stopped.signal_number)
+            raise
+        processes.exchange(Order.END, None)
+        return 0
+
+
+def _follow() -> int:
+    """Train under rank 0, which alone reports how it ends."""
+    try:
+        return follow_run()
+    except LostContact:
+        return 1
+
+
+def _lead(options: argparse.Namespace, job: Job | None) -> None:
+    """Train; with a `job` of torchrun, as its rank 0."""
     config_path = options.config
     if config_path.is_dir():
         if not options.resume:
@@ -249,11 +280,17 @@ def _train(options: argparse.Namespace) -> None:
         changed = trained.training.model_copy(update={"device": options.device})
         config = trained.model_copy(update={"training": changed})
     run_dir = options.run = options.run or Path("runs") / config.name
-    if holds_run(run_dir) and not options.resume:
+    check_divides(config)
+    if job is not None and job.has_begun():
+        # torchrun has replaced the processes that began it.
+        options.resume = (run_dir / LAST).exists()
+    elif holds_run(run_dir) and not options.resume:
         resumable = "add --resume, or " if (run_dir / LAST).exists() else ""
         raise ConfigError(f"{run_dir}: holds a run; {resumable}name another folder with --run")
-    if options.resume and not holds_run(run_dir):
+    elif options.resume and not holds_run(run_dir):
         raise ConfigError(f"{run_dir}: there is no run to continue; leave out --resume")
+    if job is not None:
+        job.begin()
     measured = train_run(
         config,
         config_path,

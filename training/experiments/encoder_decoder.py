@@ -52,6 +52,7 @@ class EncoderDecoderExperiment:
     config: EncoderDecoderConfig
     noun: ClassVar[str] = "an encoder-decoder"
     command: ClassVar[str] = "translate"
+    stored: ClassVar[str] = _PAIRS_FILE
 
     def prepare(self, base: Path, run_dir: Path, known: Known = NOTHING_KNOWN) -> PairCorpus:
         """The pairs as one file of JSON."""

@@ -66,6 +66,12 @@ class Training(Protocol):
         Raises Stopped after a signal, and TrainingError.
         """
 
+    def follow(self) -> int | None:
+        """Train as one of several processes, not as the first. Returns the signal that ended it.
+
+        Raises LostContact.
+        """
+
 
 class Experiment(Protocol[Data]):
     """A configuration of one kind of model, and all that is done with it.
@@ -76,6 +82,7 @@ class Experiment(Protocol[Data]):
 
     noun: ClassVar[str]  # what is trained, with its article
     command: ClassVar[str]  # the command of `python -m training` that uses the weights
+    stored: ClassVar[str]  # the file or folder that `prepare` writes
 
     @property
     def config(self) -> AnyConfig:

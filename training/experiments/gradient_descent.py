@@ -34,6 +34,10 @@ class GradientDescent:
             )
         return lines
 
+    def follow(self) -> int | None:
+        """Every step that rank 0 announces."""
+        return self.trainer.follow()
+
 
 def gradient_descent(
     config: TrainedConfig, task: Task[Any], run_dir: Path, start: Start | None, *, resume: bool

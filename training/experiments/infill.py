@@ -52,6 +52,7 @@ class InfillExperiment:
     config: InfillConfig
     noun: ClassVar[str] = "a model that fills blanks"
     command: ClassVar[str] = "infill"
+    stored: ClassVar[str] = _CORPUS_FOLDER
 
     def prepare(self, base: Path, run_dir: Path, known: Known = NOTHING_KNOWN) -> InfillCorpus:
         """The text's ids by split, memory-mapped."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -50,6 +50,7 @@ class LabelExperiment(Generic[Config]):
     """The part of `experiment.TrainedExperiment` that all labelers share."""
 
     config: Config
+    stored: ClassVar[str] = _LABELS_FILE
 
     def open(self, run_dir: Path) -> LabelledCorpus:
         """What `prepare` wrote."""

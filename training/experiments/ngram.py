@@ -27,6 +27,9 @@ class Counting:
         """Count once."""
         return train_ngram(self.config, self.corpus, self.run_dir)
 
+    def follow(self) -> None:
+        """Never: one process counts."""
+
 
 @dataclass(frozen=True, slots=True)
 class NGramExperiment(TextExperiment[NGramLanguageModelConfig]):

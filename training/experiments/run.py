@@ -12,6 +12,7 @@ from typing import Any
 from training.config import AnyConfig, ConfigError, parse_config, read_document
 from training.config_changes import NO_CHANGES, Changes, as_word, changed, render
 from training.errors import ExportError
+from training.experiments.company import offer
 from training.experiments.experiment import NOTHING_KNOWN, Data, Experiment, Measured
 from training.experiments.kinds import experiment_of
 from training.experiments.starting_point import StartingPoint, open_starting_point
@@ -53,6 +54,7 @@ def train_run(
             base, run_dir, start.known if start is not None else NOTHING_KNOWN
         )
     say(experiment.describe(data))
+    offer(experiment, run_dir, resume=resume)
     training = experiment.training(run_dir, data, start=start, resume=resume)
     if start is not None:
         say(f"it starts from the weights of {start.name}")

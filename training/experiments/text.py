@@ -55,6 +55,7 @@ class TextExperiment(Generic[Config]):
     config: Config
     noun: ClassVar[str] = "a language model"
     command: ClassVar[str] = "sample"
+    stored: ClassVar[str] = _CORPUS_FOLDER
 
     def prepare(self, base: Path, run_dir: Path, known: Known = NOTHING_KNOWN) -> Corpus:
         """The text's ids by split, memory-mapped."""

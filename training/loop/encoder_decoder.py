@@ -78,23 +78,18 @@ class EncoderDecoderTask:
         """Run the next batch; the gradient includes label smoothing, the returned loss does not."""
         batch = self.batches.next()
         predicted = batch.predicted
-        nats = [0.0] * len(self.replicas)
         rows = min(len(self.replicas), len(batch.lengths))
         # Interleaved rows: the batch is sorted by length, and the shares should take similar time.
-        shares = [
-            self._share(_rows(batch, slice(i, None, rows)), predicted, nats, i) for i in range(rows)
-        ]
-        objective = self.replicas.backward(shares)
+        shares = [self._share(_rows(batch, slice(i, None, rows)), predicted) for i in range(rows)]
+        objective, nats = self.replicas.backward(shares)
         if not math.isfinite(objective):
             return objective, predicted
-        return sum(nats) / predicted, predicted
+        return nats / predicted, predicted
 
-    def _share(
-        self, batch: PairBatch, predicted: int, nats: list[float], index: int
-    ) -> ShareLoss[EncoderDecoder]:
+    def _share(self, batch: PairBatch, predicted: int) -> ShareLoss[EncoderDecoder]:
         options = self._config.training
 
-        def loss(model: EncoderDecoder, generator: torch.Generator) -> Tensor:
+        def loss(model: EncoderDecoder, generator: torch.Generator) -> tuple[Tensor, Tensor]:
             logits = model(
                 *self._inputs(batch), generator=generator, teacher_forcing=options.teacher_forcing
             )
@@ -102,14 +97,13 @@ class EncoderDecoderTask:
             logprobs = torch.log_softmax(logits, dim=2)  # [B, T, V]
             counted = targets != PAD_ID
             picked = logprobs.gather(2, targets.unsqueeze(2)).squeeze(2)[counted]
-            nats[index] = -float(picked.detach().sum())
-            objective = -picked.sum()
+            objective = nats = -picked.sum()
             if options.label_smoothing:
                 # Szegedy et al. 2016; pad and bos are never targets and get no share.
                 uniform = -logprobs[..., 2:].mean(dim=2)[counted].sum()
                 smoothing = options.label_smoothing
                 objective = (1.0 - smoothing) * objective + smoothing * uniform
-            return objective / predicted
+            return objective / predicted, nats.detach()
 
         return loss
 

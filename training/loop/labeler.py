@@ -92,16 +92,14 @@ class LabelerTask:
         """
         batch = self.batches.next()
         predicted = self._decisions(batch)
-        nats = [0.0] * len(self.replicas)
         rows = min(len(self.replicas), len(batch.lengths))
         # Interleaved rows: the batch is sorted by length, and the shares should take similar time.
         of_places = self.corpus.labels.scope == "character"
         parts = [_rows(batch, slice(i, None, rows), of_places=of_places) for i in range(rows)]
-        shares = [self._share(x, predicted, nats, i) for i, x in enumerate(parts)]
-        objective = self.replicas.backward(shares)
+        objective, nats = self.replicas.backward([self._share(x, predicted) for x in parts])
         if not math.isfinite(objective):
             return objective, predicted
-        return sum(nats) / predicted, predicted
+        return nats / predicted, predicted
 
     def _decisions(self, batch: LabelledBatch) -> int:
         """What the loss is the mean of."""
@@ -111,16 +109,14 @@ class LabelerTask:
         examples = int((batch.lengths - 1).sum()) if self._forward else len(batch.lengths)
         return examples * len(labels.names) if labels.several else examples
 
-    def _share(
-        self, batch: LabelledBatch, predicted: int, nats: list[float], index: int
-    ) -> ShareLoss[Labeler]:
+    def _share(self, batch: LabelledBatch, predicted: int) -> ShareLoss[Labeler]:
         parts = (batch.tokens, batch.lengths, batch.labels)
 
-        def loss(model: Labeler, generator: torch.Generator) -> Tensor:
+        def loss(model: Labeler, generator: torch.Generator) -> tuple[Tensor, float]:
             tokens, lengths, wanted = (torch.from_numpy(x).to(self.device) for x in parts)
             logits = model(tokens, lengths, generator)
-            objective, nats[index] = self._objective(model, logits, tokens, lengths, wanted)
-            return objective / predicted
+            objective, nats = self._objective(model, logits, tokens, lengths, wanted)
+            return objective / predicted, nats
 
         return loss
 

@@ -70,9 +70,9 @@ class LanguageModelTask:
         if options.ngram_targets:
             targets = ngram_targets(corpus.train, len(vocab))
             self._ngram_targets = torch.from_numpy(targets).to(self.device)
-        self._nats = [0.0] * options.replicas  # of each replica's share of the last window
         lanes = options.batch_size // options.replicas
-        self._states = [self._model.initial_states(lanes) for _ in range(options.replicas)]
+        # Of the shares that this process computes.
+        self._states = {i: self._model.initial_states(lanes) for i in self.replicas.own}
 
     @property
     def model(self) -> LanguageModel:
@@ -95,10 +95,10 @@ class LanguageModelTask:
         tokens, targets, reset = (torch.from_numpy(x).to(self.device) for x in parts)
         predicted = int((window.targets != PAD_ID).sum())
         shares = self.shares(tokens, targets, reset, predicted, self._expected(window))
-        objective = self.replicas.backward(shares)
+        objective, nats = self.replicas.backward(shares)
         if self._ngram_targets is None or not math.isfinite(objective):
             return objective, predicted
-        return sum(self._nats) / predicted, predicted
+        return nats / predicted, predicted
 
     def _expected(self, window: Window) -> Tensor | None:
         """An n-gram model's distributions [B, T, V] for a window; zeros where they do not apply."""
@@ -141,7 +141,7 @@ class LanguageModelTask:
         predicted: int,
         expected: Tensor | None,
     ) -> ShareLoss[LanguageModel]:
-        def loss(model: LanguageModel, generator: torch.Generator) -> Tensor:
+        def loss(model: LanguageModel, generator: torch.Generator) -> tuple[Tensor, Tensor]:
             keep = (~reset).unsqueeze(1)  # [B, 1]
             states: Sequence[Tensor] = [state * keep for state in self._states[index]]
             logits, after = model(tokens, states, generator)  # [B, T, V]
@@ -150,14 +150,13 @@ class LanguageModelTask:
             )
             self._states[index] = tuple(state.detach() for state in after)
             if expected is None:
-                return total / predicted
-            self._nats[index] = float(total.detach())
+                return total / predicted, total.detach()
             logprobs = torch.log_softmax(logits, dim=2)
             own = -logprobs.gather(2, targets.unsqueeze(2)).squeeze(2)  # [B, T]
             counted = expected.any(dim=2)
             cross = -(expected * logprobs).sum(dim=2)  # [B, T]
             share = self._config.training.ngram_targets
-            return (total + share * (cross - own)[counted].sum()) / predicted
+            return (total + share * (cross - own)[counted].sum()) / predicted, total.detach()
 
         return loss
 
@@ -210,16 +209,16 @@ class LanguageModelTask:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The generators, and each lane's states and position."""
         tensors = self.replicas.state()
-        for index, states in enumerate(self._states):
+        for index, states in self._states.items():
             tensors |= {f"{index}.states.{i}": x for i, x in enumerate(states)}
         return tensors, self.windows.state()
 
     def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
         """Continue where `state` was taken."""
         self.replicas.restore(tensors)
-        self._states = [
-            self._restored(tensors, index, states) for index, states in enumerate(self._states)
-        ]
+        self._states = {
+            index: self._restored(tensors, index, states) for index, states in self._states.items()
+        }
         self.windows.restore(record)
 
     def _restored(self, tensors: dict[str, Tensor], index: int, states: States) -> States:

@@ -1,5 +1,6 @@
 """What the trainer needs from a kind of model."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -70,10 +71,13 @@ class Task(Protocol[Model]):
         """Lines that show a person what the model does."""
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What `restore` needs to continue from here: tensors, and JSON."""
+        """What `restore` needs to continue from here: tensors, and JSON.
+
+        Of several processes, each has the tensors of its own shares, and all the same JSON.
+        """
 
     def restore(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-        """Continue where `state` was taken."""
+        """Continue where `state` was taken; `tensors` are those of all processes."""
 
     def close(self) -> None:
         """Stop the threads that the task has started."""
@@ -83,5 +87,11 @@ def open_device(options: OptimizerConfig) -> torch.device:
     """Seed torch and return the device to train on. Raises TrainingError where there is none."""
     if options.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError('training.device: "cuda" is not available here; use "cpu"')
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if options.device == "cuda" and local_rank >= torch.cuda.device_count():
+        raise TrainingError(
+            f"training.device: this machine has {torch.cuda.device_count()} GPUs, one for each "
+            "process; start fewer (torchrun --nproc-per-node)"
+        )
     torch.manual_seed(options.seed)
     return torch.device(options.device)

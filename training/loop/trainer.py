@@ -18,9 +18,10 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from training.config import OptimizerConfig, TrainedConfig, parse_config
-from training.loop import checkpoint
+from training.loop import checkpoint, processes
 from training.loop.changes import forbidden_change
 from training.loop.checkpoint import BEST, LAST
+from training.loop.processes import LostContact, Order
 from training.loop.progress import Progress, open_progress
 from training.loop.run_log import RunLog
 from training.loop.task import Evaluation, Task, TrainingError
@@ -143,7 +144,7 @@ class Trainer(Generic[Model]):
         return self.average if self.average is not None else self.model
 
     def run(self, *, resumed: bool = False) -> Evaluation:
-        """Train to the end. Returns a new evaluation of the best weights.
+        """Train to the end. Returns a new evaluation of the best weights. Rank 0 alone runs.
 
         Raises Stopped after SIGTERM or SIGINT, when the checkpoint is written, and TrainingError.
         """
@@ -151,6 +152,7 @@ class Trainer(Generic[Model]):
         log = RunLog(self.run_dir, resume_step=self.step if resumed else None)
         progress = open_progress(self.step, options.steps)
         try:
+            self._agree()
             with self._signals():
                 while self.step < options.steps and not self._exhausted():
                     self._one_iteration(log, progress)
@@ -163,6 +165,7 @@ class Trainer(Generic[Model]):
     def _one_iteration(self, log: RunLog, progress: Progress) -> None:
         options = self.config.training
         started = time.monotonic()
+        self._announce(Order.STEP)
         nats, predicted = self.train_step()
         self.seconds += time.monotonic() - started
         self.interval_nats += nats
@@ -185,9 +188,35 @@ class Trainer(Generic[Model]):
         done = self.step == options.steps or self._exhausted()
         stop_signal = self._signal  # read once: a later signal stops the run after the next step
         if self.step % options.checkpoint_every == 0 or done or stop_signal is not None:
+            self._announce(Order.SAVE)
             self.save()
         if stop_signal is not None:
             raise Stopped(stop_signal)
+
+    def _announce(self, order: Order | None) -> Order:
+        """Learn what all processes do next, which rank 0 decides; a signal to one is one to all."""
+        order, signal_number = processes.exchange(order, self._signal)
+        self._signal = self._signal or signal_number
+        return order
+
+    def follow(self) -> int | None:
+        """Train as a process of another rank, until rank 0 ends or is lost (LostContact).
+
+        Returns the signal that ended it.
+        """
+        try:
+            self._agree()
+            with self._signals():
+                while (order := self._announce(None)) is not Order.END:
+                    if order is Order.STEP:
+                        self.train_step()
+                    else:
+                        self.save()
+        except TrainingError as error:  # diverged: rank 0 has the same error, and reports it
+            raise LostContact(str(error)) from error
+        finally:
+            self.task.close()
+        return self._signal
 
     def _evaluate(self, log: RunLog, progress: Progress) -> None:
         started = time.monotonic()
@@ -251,9 +280,23 @@ class Trainer(Generic[Model]):
             **self.task.identity(),
         }
 
+    def _agree(self) -> None:
+        """Take over the weights and the optimizer's state of rank 0."""
+        average = [] if self.average is None else self.average.parameters()
+        state = checkpoint.optimizer_tensors(self.optimizer)
+        with torch.no_grad():
+            processes.agree([*self.model.parameters(), *average, *state.values()])
+
     def save(self) -> None:
-        """Write everything that the run needs to continue as if it had never stopped."""
+        """Write everything that the run needs to continue as if it had never stopped.
+
+        All processes call it together, and rank 0 writes.
+        """
+        self._agree()
         task_tensors, task_record = self.task.state()
+        task_tensors = processes.collected(task_tensors)
+        if processes.rank():
+            return
         tensors = {
             **checkpoint.prefixed("model", self.model.state_dict()),
             **checkpoint.prefixed("optimizer", checkpoint.optimizer_tensors(self.optimizer)),
@@ -295,7 +338,8 @@ class Trainer(Generic[Model]):
         self.interval_nats = record["interval_nats"]
         self.interval_tokens = record["interval_tokens"]
         self.parent = record.get("parent")
-        self._update_best_record()
+        if processes.rank() == 0:
+            self._update_best_record()
 
     def _check_same_experiment(self, record: dict[str, Any]) -> None:
         where = self.run_dir

@@ -81,7 +81,7 @@ def test_a_share_of_the_target_is_the_distribution_that_is_told(tmp_path: Path) 
     told[0, :, 4] = 1.0  # of the second row nothing is told
     reset = torch.tensor([True, True])
     (share,) = task.shares(tokens, targets, reset, 6, told)
-    objective = share(run.model, torch.Generator())
+    objective, _ = share(run.model, torch.Generator())
     logits, _ = run.model(tokens, run.model.initial_states(2), torch.Generator())
     logprobs = torch.log_softmax(logits, dim=2)
     own = -logprobs.gather(2, targets.unsqueeze(2)).squeeze(2)
