@@ -27,7 +27,7 @@ from service.tasks.cards import Catalogue
 from service.tasks.engine import Engine
 from service.tasks.folders import Stamp, stamp_of
 from service.tasks.open_models import NoRoom, OpenModels
-from service.tasks.opening import Opener, end_when_free
+from service.tasks.opening import Ending, Opener
 
 # How long a request may wait for models in use to become free.
 _PATIENCE_S = 5.0
@@ -58,6 +58,7 @@ class FirstUse:
         self._engines = engines
         self._opener = opener
         self._metrics = metrics
+        self._ending = Ending()
         self._executor = ThreadPoolExecutor(_THREADS, "opening")
         self.models: OpenModels[Engine] = OpenModels(
             budget_bytes,
@@ -172,4 +173,4 @@ class FirstUse:
         self._metrics.forget_model(name)
         self._metrics.model_loads.labels("closed").inc()
         logger.debug("model %s: closed", name)
-        return end_when_free(engine)
+        return self._ending.when_free(engine)

@@ -1,7 +1,8 @@
 """Which models are open: opened at their first use, under a budget of bytes.
 
-When there is no room, those that have not been used for the longest time are closed first; one that
-a request uses stays open. Each model is opened once for all requests that wait for it.
+When there is no room, those that have not been used for the longest time are closed; one that a
+request uses stays open. Each model is opened once for all requests that wait for it. As soon as the
+next model would find no room, several are closed, so that it does not have to wait for that.
 """
 
 import asyncio
@@ -12,6 +13,8 @@ from typing import Generic, TypeVar
 
 Model = TypeVar("Model")
 
+# What is closed at once, as a part of the budget: to return memory is dear, and done once for all.
+_CLEARED = 1 / 8
 _POLL_S = 0.02
 
 
@@ -20,11 +23,12 @@ class NoRoom(Exception):
 
 
 class Shelf:
-    """What is open, in the order of use, and what that takes. Numbers alone."""
+    """What is open, in the order of use, and the bytes that takes. Numbers alone."""
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0  # what is open, being opened and being closed
+        self.leaving_bytes = 0  # the part that is being closed and soon free
         self._sizes: OrderedDict[str, int] = OrderedDict()  # least recently used first
 
     def __contains__(self, name: str) -> bool:
@@ -36,24 +40,31 @@ class Shelf:
         self._sizes.move_to_end(name)
 
     def take(self, count: int) -> None:
-        """Reserve bytes."""
+        """Reserve bytes for what is being opened."""
         self.used_bytes += count
-
-    def give_back(self, count: int) -> None:
-        """Return reserved bytes."""
-        self.used_bytes -= count
 
     def put(self, name: str, count: int) -> None:
         """Note what is open now, in bytes that have been reserved."""
         self._sizes[name] = count
 
-    def remove(self, name: str) -> int:
-        """Note that it is being closed; the bytes to return when it has been."""
-        return self._sizes.pop(name)
+    def remove(self, name: str, *, is_idle: bool) -> int:
+        """Note that it is being closed, at once if it is idle; its bytes."""
+        count = self._sizes.pop(name)
+        self.leaving_bytes += count if is_idle else 0
+        return count
+
+    def give_back(self, count: int, *, was_leaving: bool = False) -> None:
+        """Return bytes: it has been closed, or could not be opened."""
+        self.used_bytes -= count
+        self.leaving_bytes -= count if was_leaving else 0
+
+    def has_room(self, count: int) -> bool:
+        """Whether so many bytes are free."""
+        return self.used_bytes + count <= self.budget_bytes
 
     def victims(self, count: int, is_idle: Callable[[str], bool]) -> list[str] | None:
         """What to close to have room for so many bytes; None if that is not enough."""
-        missing = self.used_bytes + count - self.budget_bytes
+        missing = self.used_bytes - self.leaving_bytes + count - self.budget_bytes
         found: list[str] = []
         for name, size in self._sizes.items():
             if missing <= 0:
@@ -118,38 +129,44 @@ class OpenModels(Generic[Model]):
     async def _fly(self, name: str, count: int) -> Model:
         until = time.monotonic() + self._patience_s
         async with self._turn:
-            while (victims := self.shelf.victims(count, self._is_idle)) is None:
-                if time.monotonic() >= until:
+            while not self._make_room(count):
+                if time.monotonic() >= until and not self.shelf.leaving_bytes:
                     raise NoRoom
                 await asyncio.sleep(_POLL_S)
-            closing = [self.close(victim) for victim in victims]
             self.shelf.take(count)
         try:
-            # Their memory is free before more is taken.
-            await asyncio.gather(*closing)
             model = await self._open_one(name)
         except BaseException:
             self.shelf.give_back(count)
             raise
         self.shelf.put(name, count)
+        cleared = int(_CLEARED * self.shelf.budget_bytes)
+        if count <= cleared and not self.shelf.has_room(count):
+            self._make_room(cleared)  # where few models fit, none is closed before it must be
         return model
+
+    def _make_room(self, count: int) -> bool:
+        """Begin to close what has to be closed; whether there is room now."""
+        for victim in self.shelf.victims(count, self._is_idle) or ():
+            self.close(victim)
+        return self.shelf.has_room(count)
 
     def _is_idle(self, name: str) -> bool:
         return not self._is_used(name) and name not in self._waiting
 
-    def close(self, name: str) -> asyncio.Task[None]:
-        """Close a model; its bytes are free when it has been closed."""
-        count = self.shelf.remove(name)
-        closing = asyncio.create_task(self._closed(self._take_out(name), count))
+    def close(self, name: str) -> None:
+        """Close an open model; its bytes are free when it has been closed."""
+        is_idle = self._is_idle(name)
+        count = self.shelf.remove(name, is_idle=is_idle)
+        closing = asyncio.create_task(self._closed(self._take_out(name), count, is_idle))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
-        return closing
 
-    async def _closed(self, ending: Awaitable[None], count: int) -> None:
+    async def _closed(self, ending: Awaitable[None], count: int, was_leaving: bool) -> None:
         try:
             await ending
         finally:
-            self.shelf.give_back(count)
+            self.shelf.give_back(count, was_leaving=was_leaving)
 
     async def stop(self) -> None:
         """End what is being opened, and stop waiting for what is being closed."""

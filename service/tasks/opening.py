@@ -87,16 +87,31 @@ def _mib(count: int) -> str:
     return f"{count / 2**20:.1f}"
 
 
-async def end_when_free(engine: Engine) -> None:
-    """Wait for the requests that use an engine, then end it."""
-    try:
-        while engine.holds:
-            await asyncio.sleep(_POLL_S)
-    finally:
-        await engine.stop(STOP_TIMEOUT_S)
-    # Its caches contain reference cycles, and a model's memory is worth a garbage collection.
-    del engine
-    await asyncio.to_thread(return_memory)
+class Ending:
+    """Ends engines, and returns their memory to the system."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._next: asyncio.Task[None] | None = None  # the return that has not begun yet
+
+    async def when_free(self, engine: Engine) -> None:
+        """Wait for the requests that use an engine, then end it."""
+        try:
+            while engine.holds:
+                await asyncio.sleep(_POLL_S)
+        finally:
+            await engine.stop(STOP_TIMEOUT_S)
+        # Its caches contain reference cycles, and a model's memory is worth a garbage collection.
+        del engine
+        if self._next is None:
+            self._next = asyncio.create_task(self._return())
+        await asyncio.shield(self._next)
+
+    async def _return(self) -> None:
+        """One return of memory for all engines that have ended before it begins."""
+        async with self._turn:
+            self._next = None
+            await asyncio.to_thread(return_memory)
 
 
 def return_memory() -> None:

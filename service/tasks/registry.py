@@ -25,7 +25,7 @@ from service.tasks.decisions import Change, Decision
 from service.tasks.engine import Ability, Engine
 from service.tasks.first_use import FirstUse
 from service.tasks.folders import Stamp, bundle_folders, stamp_of, stamps_of, version_of
-from service.tasks.opening import STOP_TIMEOUT_S, Opener, end_when_free
+from service.tasks.opening import STOP_TIMEOUT_S, Ending, Opener
 
 Able = TypeVar("Able")
 
@@ -50,6 +50,7 @@ class ModelRegistry:
         self._prepared: dict[str, tuple[Card, Engine | None]] = {}
         self._changing = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
+        self._ending = Ending()
         self._first_use: FirstUse | None = None
         if settings.models_bytes is not None:
             self._first_use = FirstUse(
@@ -375,6 +376,6 @@ class ModelRegistry:
         )
 
     def _retire(self, engine: Engine) -> None:
-        task = asyncio.create_task(end_when_free(engine))
+        task = asyncio.create_task(self._ending.when_free(engine))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
