@@ -341,7 +341,7 @@ def proxied(server: Server) -> Iterator[str]:
 
 
 def test_the_pages_and_what_they_ask_work_below_a_proxys_prefix(proxied: str) -> None:
-    with httpx.Client() as client:
+    with httpx.Client(timeout=60) as client:  # of a busy machine
         for page in (f"{proxied}/", f"{proxied}/docs", f"{proxied}/docs/"):
             found = re.findall(r'(?:href|src)="([^"#]+)"', client.get(page).text)
             assert len(found) >= 4
