@@ -3,7 +3,7 @@
 Every replica is a server process with a fixed share of a processor, far below a whole one, so that
 the shares of all of them, nginx and the clients fit on two processors. The same number of clients
 for each replica send their next request when the last one has been answered. All replicas run all
-the time and one, two or three of them take turns under load, round after round.
+the time. Each number of them takes turns under load with a single one, round after round.
 
 Then every replica is asked the same things, one by one and while all are busy. The answers have to
 be the same bit for bit, and a state handle of one has to continue the text in the next one.
@@ -58,8 +58,8 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of each turn")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of each turn")
     parser.add_argument("--share", type=float, default=SHARE, help="of a processor, for a replica")
     options = parser.parse_args()
     try:
@@ -82,40 +82,50 @@ def title_of(cpus: float) -> str:
 def measure(rounds: int, seconds: float, cpus: float) -> list[Row]:
     """Every figure. Raises NoShares and Wrong."""
     say(f"{machine()}; {title_of(cpus)}; {rounds} rounds of {seconds:g} s")
-    models, logs = WORK / "replicas-models", WORK / "logs"
-    for name in (MODEL, "g2p-en", "language-id"):
-        shutil.copytree(ROOT / "models" / name, models / name, dirs_exist_ok=True)
     with ExitStack() as stack:
         # The clients are here, so they share this group with nginx.
         join(stack.enter_context(share("clients", None)), os.getpid())
-        replicas = []
-        for number in range(max(COUNTS)):
-            log = logs / f"replica-{number}.log"
-            settings = {"workers": 1, "engine_threads": 1, "state_key": STATE_KEY}
-            replica = stack.enter_context(unroll(models, log, log_level="warning", **settings))
-            join(stack.enter_context(share(f"replica-{number}", cpus)), replica.pid)
-            replicas.append(replica)
-        addresses = [each.url.removeprefix("http://") for each in replicas]
-        turns: dict[str, list[Turn]] = {}
+        replicas = [started(stack, number, cpus) for number in range(max(COUNTS))]
+        fronts = [behind_nginx(stack, replicas[:count]) for count in COUNTS]
+        targets = [("1 replica without nginx", 1, replicas[0])]
+        targets += [
+            (f"{count} replicas behind nginx", count, front)
+            for count, front in zip(COUNTS, fronts, strict=True)
+            if count > 1
+        ]
         # Other texts in each turn: the first replica would have the most of them in its cache.
         seeds = itertools.count()
-        targets: list[tuple[str, int, Server]] = [("one replica without nginx", 1, replicas[0])]
-        for count in COUNTS:
-            front = stack.enter_context(
-                nginx(addresses[:count], WORK / f"nginx-{os.getpid()}-{count}")
-            )
-            name = f"{count} replica{'s' if count > 1 else ''} behind nginx"
-            targets.append((name, count, Server(front.url, front.process.pid)))
-        for number in range(rounds):
-            # There and back, so that a drift of the machine touches all alike.
-            for name, count, target in targets if number % 2 else reversed(targets):
-                turn = under_load(target, replicas[:count], seconds, seed=next(seeds))
-                turns.setdefault(name, []).append(turn)
-        rows = rows_of([(name, count, turns[name]) for name, count, _ in targets])
-        rows += compared(replicas, targets[-1][2])
+        pairs: dict[str, list[tuple[Turn, Turn]]] = {name: [] for name, _, _ in targets}
+        for _ in range(rounds):
+            # Each beside one replica, since other programs on the machine come and go.
+            for name, count, target in targets:
+                turn = under_load(target, replicas[:count], seconds, next(seeds))
+                beside = under_load(fronts[0], replicas[:1], seconds, next(seeds))
+                pairs[name].append((turn, beside))
+        rows = rows_of([(name, count, pairs[name]) for name, count, _ in targets])
+        rows += compared(replicas, fronts[-1])
         for name, number in (("SIGTERM", signal.SIGTERM), ("SIGKILL", signal.SIGKILL)):
-            rows += ended(replicas.pop(), targets[-1][2], name, number)
+            rows += ended(replicas.pop(), fronts[-1], name, number)
         return rows
+
+
+def started(stack: ExitStack, number: int, cpus: float) -> Server:
+    """A replica, in a group of its own once it serves."""
+    models, log = WORK / "replicas-models", WORK / "logs" / f"replica-{number}.log"
+    for name in (MODEL, "g2p-en", "language-id"):
+        shutil.copytree(ROOT / "models" / name, models / name, dirs_exist_ok=True)
+    settings = {"workers": 1, "engine_threads": 1, "state_key": STATE_KEY}
+    replica = stack.enter_context(unroll(models, log, log_level="warning", **settings))
+    join(stack.enter_context(share(f"replica-{number}", cpus)), replica.pid)
+    return replica
+
+
+def behind_nginx(stack: ExitStack, replicas: Sequence[Server]) -> Server:
+    """nginx in front of some replicas."""
+    addresses = [each.url.removeprefix("http://") for each in replicas]
+    folder = WORK / f"nginx-{os.getpid()}-{len(replicas)}"
+    front = stack.enter_context(nginx(addresses, folder))
+    return Server(front.url, front.process.pid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,27 +154,30 @@ def under_load(target: Server, replicas: Sequence[Server], seconds: float, seed:
     return Turn(run, spent_s / (time.perf_counter() - begun) / len(replicas))
 
 
-def rows_of(measured: Sequence[tuple[str, int, Sequence[Turn]]]) -> list[Row]:
-    """Medians over the rounds; ratios are those of a round, since other programs run as well."""
-    one = next(turns for name, _, turns in measured if name == ONE)
-    rows = []
-    for name, count, turns in measured:
-        rate = statistics.median(turn.rate for turn in turns)
-        ratio = statistics.median(
-            turn.rate / count / beside.rate for turn, beside in zip(turns, one, strict=True)
-        )
-        failed = sum(len(turn.run.answers) - len(turn.run.good) for turn in turns)
-        p50 = statistics.median(percentile(turn.run.latencies_s(), 50) for turn in turns)
-        used = statistics.median(turn.used for turn in turns)
-        rows += [
-            Row(f"{name}: requests a second", rate, "requests/s"),
-            Row(f"{name}: for each replica", rate / count, "requests/s", ONE, ratio),
-            Row(f"{name}: used by each replica", used, "processors"),
-            Row(f"{name}: median latency", 1e3 * p50, "ms"),
-            Row(f"{name}: answers other than 200", failed, "answers"),
-        ]
-    clients = max(turn.run.client_cores() for _, _, turns in measured for turn in turns)
+def rows_of(measured: Sequence[tuple[str, int, Sequence[tuple[Turn, Turn]]]]) -> list[Row]:
+    """Medians of what was measured, and of its ratio to the turns of one replica beside it."""
+    one = [beside for _, _, pairs in measured for _, beside in pairs]
+    rows = figures(ONE, 1, one, 1.0)
+    for name, count, pairs in measured:
+        ratio = statistics.median(turn.rate / count / beside.rate for turn, beside in pairs)
+        rows += figures(name, count, [turn for turn, _ in pairs], ratio)
+    clients = max(turn.run.client_cores() for _, _, pairs in measured for turn, _ in pairs)
     return [*rows, Row("clients, at most", clients, "processors")]
+
+
+def figures(name: str, count: int, turns: Sequence[Turn], ratio: float) -> list[Row]:
+    """Medians over the turns."""
+    rate = statistics.median(turn.rate for turn in turns)
+    p50 = statistics.median(percentile(turn.run.latencies_s(), 50) for turn in turns)
+    used = statistics.median(turn.used for turn in turns)
+    failed = sum(len(turn.run.answers) - len(turn.run.good) for turn in turns)
+    return [
+        Row(f"{name}: requests a second", rate, "requests/s"),
+        Row(f"{name}: for each replica", rate / count, "requests/s", ONE, ratio),
+        Row(f"{name}: used by each replica", used, "processors"),
+        Row(f"{name}: median latency", 1e3 * p50, "ms"),
+        Row(f"{name}: answers other than 200", failed, "answers"),
+    ]
 
 
 def ended(replica: Server, front: Server, name: str, number: signal.Signals) -> list[Row]:
