@@ -197,6 +197,12 @@ lock: ## Resolve the pinned requirements again (needs uv).
 	.venv/lock/bin/pip install --quiet '.[service,telemetry,training,bench,dev]'
 	.venv/lock/bin/pip uninstall --quiet --yes huggingface-hub hf-xet httpx2 httpcore2 truststore
 	.venv/lock/bin/pip freeze --exclude unroll --exclude torch > requirements/development.txt
+	rm -rf .venv/lock && $(PYTHON) -m venv .venv/lock
+	.venv/lock/bin/pip install --quiet --no-deps --require-hashes -r requirements/service.txt
+	.venv/lock/bin/pip install --quiet '.[service,ray]'
+	.venv/lock/bin/pip uninstall --quiet --yes huggingface-hub hf-xet httpx2 httpcore2 truststore
+	.venv/lock/bin/pip freeze --exclude unroll \
+		$$(sed -n 's/^\([a-z0-9-]*\)==.*/--exclude \1/p' requirements/service.txt) > requirements/cluster.txt
 	rm -rf .venv/lock
 
 # It would warn that requirements have no dependency graph.

@@ -73,8 +73,13 @@ class Outcome:
 
 
 @contextmanager
-def sending(node: Node, plan: Plan, folder: Path) -> Iterator[list[Outcome]]:
-    """Send requests from the node until the block ends; then the list is filled, oldest first."""
+def sending(
+    node: Node, plan: Plan, folder: Path, *, is_cut: bool = True
+) -> Iterator[list[Outcome]]:
+    """Send requests from the node; after the block, the list is filled, oldest first.
+
+    They end with the block, or, unless `is_cut`, after the time of the plan.
+    """
     outcomes: list[Outcome] = []
     path = folder / "outcomes.json"
     with path.open("w") as output:
@@ -91,8 +96,10 @@ def sending(node: Node, plan: Plan, folder: Path) -> Iterator[list[Outcome]]:
         try:
             yield outcomes
         finally:
+            if is_cut:
+                process.stdin.close()
+            process.wait(plan.seconds + plan.timeout_s + _END_S)
             process.stdin.close()
-            process.wait(plan.timeout_s + _END_S)
     found = [Outcome(**each) for each in json.loads(path.read_text())]
     outcomes += sorted(found, key=lambda each: each.start)
 
