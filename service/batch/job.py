@@ -13,8 +13,9 @@ from service.batch.errors import BatchError, DamagedFile
 from service.batch.files import InputFile
 from service.batch.input_stream import InputStream
 from service.batch.journal import FileState, Journal
-from service.batch.output_file import OutputFile, keep, part_of
+from service.batch.output_file import OutputFile, keep, part_of, whole_of
 from service.batch.progress import Progress
+from service.batch.tables import row_works
 from service.batch.work import Done, Work
 from service.batch.workers import Workers
 
@@ -47,6 +48,7 @@ class Job:
     workers: Workers[Work | None, Done]
     progress: Progress
     report: Callable[[str], None]
+    column: str = "text"  # of the texts in tables
     head: bytes = b""  # before the first line of outputs of lines of text
     errors: int = field(default=0, init=False)
     damaged: int = field(default=0, init=False)
@@ -85,7 +87,7 @@ class Job:
             self.progress.bytes_before += state.position
             self.errors += state.errors
             if state.is_done:
-                keep(self.folder / file.output)
+                keep(self.folder / file.output, file.kind)
                 self.progress.files_done += 1
             else:
                 todo.append((file, state))
@@ -109,7 +111,9 @@ class Job:
                 f"{file.path} has changed since {made} was written; delete {made} to score it "
                 "again, or choose another --output"
             )
-        is_there = part.exists() or (known.is_done and output.exists())
+        is_there = any(x.exists() for x in (whole_of(output, file.kind), part)) or (
+            known.is_done and output.exists()
+        )
         # Someone has deleted it: it is made again.
         return known if is_there else FileState.of(file)
 
@@ -118,12 +122,17 @@ class Job:
         for file, state in todo:
             yield _Begin(file, state)
             try:
-                for work in _works(file, state):
+                for work in self._works(file, state):
                     yield work, self.workers.submit(work)
             except DamagedFile as damage:
                 yield _End(damage)
             else:
                 yield _End()
+
+    def _works(self, file: InputFile, state: FileState) -> Iterator[Work]:
+        if file.kind == "table":
+            return row_works(file, offset=state.offset, column=self.column)
+        return _works(file, state)
 
     def _take(self, step: _Step) -> None:
         match step:

@@ -5,8 +5,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from service.batch.files import InputFile
+from service.batch.files import InputFile, Kind
 from service.batch.journal import FileState, Journal
+from service.batch.tables import write_table
 from service.batch.work import Done, Work
 
 # How much work a kill may cost.
@@ -18,6 +19,11 @@ def part_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.part")
 
 
+def whole_of(path: Path, kind: Kind) -> Path:
+    """Where an output is when it is whole, and has not got its name yet."""
+    return path.with_name(f"{path.name}.whole") if kind == "table" else part_of(path)
+
+
 class OutputFile:
     """The open output of one input."""
 
@@ -27,6 +33,7 @@ class OutputFile:
         """`head` comes before the first result. Raises OSError."""
         self.path = folder / file.output
         self.part = part_of(self.path)
+        self._kind = file.kind
         self.state = state
         self._journal = journal
         self._saved_at = time.monotonic()
@@ -64,24 +71,27 @@ class OutputFile:
 
     def finish(self) -> None:
         """It is whole. Raises OSError."""
-        self.state = replace(self.state, is_done=True, position=self.state.size_bytes)
         self.save()
+        if self._kind == "table":
+            write_table(self.part, whole_of(self.path, self._kind))
+        self.state = replace(self.state, is_done=True, position=self.state.size_bytes)
+        self._journal.add(self.state)
         self._file.close()
-        keep(self.path)
+        keep(self.path, self._kind)
 
     def close(self) -> None:
         """Leave the part as it is, for a run that goes on."""
         self._file.close()
 
 
-def keep(path: Path) -> None:
-    """Give a whole part its name, if a kill did not leave time for it."""
-    part = part_of(path)
-    if not part.exists():
-        return
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def keep(path: Path, kind: Kind) -> None:
+    """Give a whole output its name, which a kill may not have left time for."""
+    whole = whole_of(path, kind)
+    if whole.exists():
+        whole.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    part_of(path).unlink(missing_ok=True)

@@ -7,6 +7,9 @@ from service.batch.chunks import Chunk
 from service.batch.compression import Compression
 from service.batch.files import Kind
 
+# The fields or columns that results add to a record or a table.
+SCORE, ERROR = "score", "score_error"
+
 
 @dataclass(frozen=True, slots=True)
 class Work:

@@ -9,7 +9,8 @@ from typing import Any
 from service.batch.chunks import MAX_LINE_BYTES
 from service.batch.compression import compressed
 from service.batch.errors import BatchError
-from service.batch.work import Done, Work
+from service.batch.tables import arrow, framed, packed, unpacked
+from service.batch.work import ERROR, SCORE, Done, Work
 from service.cli.answers import Answer, Answers, CommandError, Refusal
 from service.cli.rows import row_line
 from service.cli.scored_rows import score_body, score_columns, score_form
@@ -19,8 +20,8 @@ _MOST_TEXTS = 512
 _MOST_CHARS = 64 * 1024
 # Errors of a chunk that may be reported one by one.
 _MOST_REPORTED = 20
-# The fields that results add to a record.
-SCORE, ERROR = "score", "score_error"
+# Columns of integers; the others are numbers with fractions.
+_COUNTS = {"chars", "percentile_texts"}
 
 
 @dataclass(slots=True)
@@ -51,13 +52,17 @@ class FileScorer:
         if work is None:
             self.score([Item(1, source="a" if self._options.source_field else None)])
             return Done(b"", 0, 0)
-        read, written = self._forms(work)
-        items = list(read(work))
-        self.score([item for item in items if item.error is None])
-        output = "".join(map(written, items)).encode("utf-8", "surrogatepass")
+        if work.kind == "table":
+            items, output = self._table(work)
+        else:
+            read, written = self._forms(work)
+            items = list(read(work))
+            self.score([item for item in items if item.error is None])
+            lines = "".join(map(written, items)).encode("utf-8", "surrogatepass")
+            output = compressed(lines, work.compression)
         wrong = [(item.line, item.error) for item in items if item.error is not None]
         return Done(
-            compressed(output, work.compression),
+            output,
             sum(len(item.text) for item in items if item.error is None),
             len(wrong),
             wrong[:_MOST_REPORTED],
@@ -89,6 +94,31 @@ class FileScorer:
             raise BatchError(str(error)) from error
         for item, result in zip(items, results, strict=True):
             item.result = result
+
+    def _table(self, work: Work) -> tuple[list[Item], bytes]:
+        """The rows with their figures in a struct, null where there are none."""
+        pa, batch = arrow(), unpacked(work.chunk.content or b"")
+        sources = [None] * batch.num_rows
+        name = self._options.source_field
+        if name is not None:
+            sources = batch.column(name).to_pylist()
+        items = []
+        for place, text in enumerate(batch.column(self._field).to_pylist()):
+            is_text = isinstance(text, str) and (name is None or isinstance(sources[place], str))
+            item = Item(work.chunk.first_line + place, text if is_text else "", sources[place])
+            item.error = None if is_text else "no text"
+            items.append(item)
+        self.score([item for item in items if item.error is None])
+        figures = score_columns(self._options)[:-1]  # without the text
+        kinds = {x: pa.int64() if x in _COUNTS else pa.float64() for x in figures}
+        rows = [
+            {x: item.result.get(x) for x in kinds} if item.error is None else None for item in items
+        ]
+        scores = pa.array(rows, pa.struct(list(kinds.items())))
+        errors = pa.array([item.error for item in items], pa.string())
+        for name, column in ((SCORE, scores), (ERROR, errors)):
+            batch = batch.append_column(name, column)
+        return items, framed(packed(batch))
 
     def _forms(self, work: Work) -> tuple[Callable[[Work], Iterator[Item]], Callable[[Item], str]]:
         if work.kind == "records":

@@ -79,6 +79,7 @@ def _scored(options: argparse.Namespace) -> int:
                 workers=workers,
                 progress=progress,
                 report=report,
+                column=options.field or "text",
                 head=head_of(options),
             )
             try:
