@@ -70,6 +70,13 @@ def memory_mib(pid: int) -> tuple[float, float]:
     return of_server, of_trials
 
 
+def processor_s(pid: int) -> float:
+    """Processor time of the server's processes so far, those of its trials included."""
+    parent = psutil.Process(pid)
+    family = (parent, *parent.children(recursive=True))
+    return sum(sum(process.cpu_times()[:2]) for process in family)
+
+
 def asked_ms(http: httpx.Client, model: str) -> float:
     """The time of a request. Raises HTTPStatusError if it fails."""
     began = time.perf_counter()
@@ -105,12 +112,14 @@ def measure(options: argparse.Namespace) -> None:
     ):
         _row("start, s", f"{time.perf_counter() - began:.1f}")
         base, _ = memory_mib(server.pid)
-        first = []
+        first, spent_s = [], processor_s(server.pid)
         for name in names:
             # A new connection each, so that every process is asked.
             with httpx.Client(base_url=server.url, timeout=60) as other:
                 first.append(asked_ms(other, name))
         _row("first request to each model: p50, p99, longest, ms", _spread(first))
+        spent_s = processor_s(server.pid) - spent_s
+        _row("processor time of a first request, ms", f"{1e3 * spent_s / len(names):.0f}")
         _row("the same model again: p50, p99, longest, ms", _spread(_again(http, names[-1])))
         after, trials = memory_mib(server.pid)
         _row("memory before, after, difference beside the budget, MiB",
