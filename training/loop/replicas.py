@@ -70,7 +70,7 @@ class Replicas(Generic[Model]):
         work = list(zip(self._replicas, shares[self.own.start :], strict=False))
         pending = [self._pool.submit(_backward, replica, share) for replica, share in work[1:]]
         found = [_backward(*each) for each in work[:1]] + [future.result() for future in pending]
-        if processes.count() > 1:
+        if len(self.own) < self._count:
             return self._add_processes(found, len(shares))
         # Added in the order of the shares, whichever finished first.
         for replica, _ in work[1:]:
