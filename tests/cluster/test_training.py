@@ -188,15 +188,18 @@ def test_two_machines_without_a_folder_in_common_train_as_one_process(
     with nodes(2) as (first, second):
         flags = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d"]
         flags += [f"--rdzv-endpoint={first.address}:{PORT}", "--rdzv-id=test"]
-        command = torchrun(folder, *flags)
+
+        def on(address: str, role: str) -> list[str]:
+            return torchrun(folder, *flags, f"--local-addr={address}", f"--rdzv-conf={role}")
+
         output = folder / "output.txt"
         with output.open("w") as stream:
             process = first.start(
-                [*command[:3], f"--local-addr={first.address}", *command[3:]],
+                on(first.address, "is_host=1"),
                 env=ENVIRONMENT,
                 output=stream,
             )
-            words = [*command[:3], f"--local-addr={second.address}", *command[3:]]
+            words = on(second.address, "is_host=0")
             # The folder is hidden from the second machine: it has neither the text nor the run.
             hidden = f"mount -t tmpfs none {shlex.quote(str(folder))} && exec {shlex.join(words)}"
             other = second.start(["sh", "-c", hidden], env=ENVIRONMENT, output=stream)
