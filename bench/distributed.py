@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, distributed
 
 from bench.report import Row, say, table, write
+from training.__main__ import keep_freed_memory
 from training.config import LanguageModelConfig
 from training.data import corpus as corpora
 from training.loop import processes
@@ -145,6 +146,7 @@ def _measured(name: str, alone: Run, shared: Run) -> list[Row]:
 
 def main() -> None:
     """Train, time and print; rank 0 writes the file."""
+    keep_freed_memory()  # as `train` does
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         alone = {name: _trainer(*size, folder) for name, size in _SIZES.items()}

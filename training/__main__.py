@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     # One line for people, without the place in the code.
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    _keep_freed_memory()
+    keep_freed_memory()
     try:
         return int(options.command(options) or 0)
     except KeyboardInterrupt:  # not while training, which saves first
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Make glibc keep freed memory, because every step frees and allocates the same large blocks.
 
     To return them to the kernel and fault them in again takes a sixth of a step with 512 units

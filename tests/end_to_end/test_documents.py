@@ -264,6 +264,13 @@ def check_ray(command: Command) -> None:
     assert command.words[1].startswith(("start", "RAY_")), command
 
 
+def check_torchrun(command: Command) -> None:
+    """What follows torchrun's own options is a module's command."""
+    begin = command.words.index("-m") + 1
+    words = tuple(word for word in command.words[begin:] if word != "--")
+    check_module(Command((), ("python", "-m", *words)))
+
+
 def check_made(command: Command) -> None:
     """A file is written into a folder that is there."""
     assert command.words[-2] == ">", command
@@ -293,6 +300,7 @@ def check(command: Command) -> None:
             "export": check_ray,
             "openssl": check_made,
             "printf": check_made,
+            "torchrun": check_torchrun,
         }
         assert program in rules, f"neither run nor checked: {command}"
         rules[program](command)

@@ -238,17 +238,19 @@ def ordered_sum(own: Tensor, shares: int) -> Tensor:
     """
     rows, size = own.shape
     width = -(-size // count())
-    padded = torch.nn.functional.pad(own, (0, width * count() - size))
+    padded = own
+    if width * count() > size:
+        padded = torch.nn.functional.pad(own, (0, width * count() - size))
     sent = padded.view(rows, count(), width).transpose(0, 1).contiguous()  # [processes, K, width]
     received = torch.empty_like(sent)
-    parts = [own.new_empty(width) for _ in range(count())]
+    total = own.new_empty(count(), width)
     with _contact():
         distributed.all_to_all_single(received, sent)
         first, *others = received.view(-1, width)[:shares]
         for other in others:
             first += other
-        distributed.all_gather(parts, first)
-    return torch.cat(parts)[:size]
+        distributed.all_gather([*total.unbind()], first)
+    return total.flatten()[:size]
 
 
 # --- files ----------------------------------------------------------------------------------------
