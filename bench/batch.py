@@ -1,14 +1,15 @@
 """`python -m bench.batch`: characters a second of `score --input`, with one worker and with two.
 
-Rounds alternate between the numbers of workers, so that both meet the same machine. Processor time
-is that of all processes of a run: on a machine that does other work, characters per processor
-second say more than those per second. Memory is the sum of the proportional shares (PSS) of the
-processes, at its highest.
+Rounds alternate between the numbers of workers, so that both meet the same machine. As root, the
+runs come before the machine's other work. The rate is the one that the command prints, without the
+time to start and to open the bundle; the processor time is that of all processes from start to end.
+Memory is the sum of the proportional shares (PSS) of the processes, at its highest.
 """
 
 import argparse
-import json
+import os
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -16,11 +17,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from bench.report import machine, say
+from bench.shares import NoShares, join, share
 
 _WORDS = Path("README.md")
 _LINE_WORDS = 14  # about 90 characters
@@ -31,7 +34,7 @@ _EVERY_S = 0.2
 class Run:
     """One run of the command."""
 
-    seconds: float
+    chars_per_s: float
     processor_s: float
     memory_mb: float
 
@@ -49,15 +52,17 @@ def score(bundle: Path, path: Path, workers: int) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "service", "score", "--bundle", str(bundle)]
         command += ["--input", str(path), "--output", folder, "--workers", str(workers)]
-        before, began = _children_s(), time.monotonic()
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        before = _children_s()
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         most = 0.0
         while process.poll() is None:
             most = max(most, sum(map(_pss_mb, _tree(process.pid))))
             time.sleep(_EVERY_S)
         if process.returncode:
             raise RuntimeError(f"{command} ended with {process.returncode}")
-        return Run(time.monotonic() - began, _children_s() - before, most)
+        told = process.communicate()[1]
+        rate = float(re.findall(r"\(([\d,]+) characters/s\)", told)[-1].replace(",", ""))
+        return Run(rate, _children_s() - before, most)
 
 
 def _children_s() -> float:
@@ -92,15 +97,19 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
+    stack = ExitStack()
     try:
+        with suppress(NoShares):
+            join(stack.enter_context(share("batch", None)), os.getpid())
         for bundle in options.bundle:
             for megabytes in options.megabytes:
                 path = folder / f"{megabytes}.log"
                 write_lines(path, int(megabytes * 2**20))
                 _compare(bundle, path, options.workers, options.rounds)
     finally:
+        stack.close()
         shutil.rmtree(folder)
-    say(json.dumps(machine()))
+    say(machine())
     return 0
 
 
@@ -111,8 +120,10 @@ def _compare(bundle: Path, path: Path, workers: list[int], rounds: int) -> None:
             runs[count].append(score(bundle, path, count))
     chars = len(path.read_text())
     for count, made in runs.items():
-        rate = median(chars / x.seconds for x in made)
-        ratios = [a.seconds / b.seconds for a, b in zip(runs[workers[0]], made, strict=True)]
+        rate = median(x.chars_per_s for x in made)
+        ratios = [
+            b.chars_per_s / a.chars_per_s for a, b in zip(runs[workers[0]], made, strict=True)
+        ]
         say(
             f"{bundle.name}, {chars:,} characters, {count} workers: {rate:,.0f} characters/s, "
             f"{median(chars / x.processor_s for x in made):,.0f} a processor second, "

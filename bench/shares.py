@@ -9,8 +9,9 @@ _ROOT = Path("/sys/fs/cgroup")
 # A process that has used up its share waits for the rest of the period. In a shorter one it would
 # spend much of each turn on filling the caches that others have used meanwhile.
 _PERIOD_US = 100_000
-# More than the programs outside have together, so that a share is also had on a busy machine.
-_WEIGHT = 10_000
+# More than the programs outside have together, so that a share is also had on a busy machine: the
+# most that the second version of control groups takes, and the first.
+_WEIGHT, _FIRST_WEIGHT = 10_000, 262_144
 
 
 class NoShares(Exception):
@@ -50,7 +51,7 @@ def _made(name: str, cpus: float | None) -> Path:
     group.mkdir()
     try:
         if first.is_dir():
-            (group / "cpu.shares").write_text(str(_WEIGHT))
+            (group / "cpu.shares").write_text(str(_FIRST_WEIGHT))
             (group / "cpu.cfs_period_us").write_text(str(_PERIOD_US))
             (group / "cpu.cfs_quota_us").write_text(str(quota_us or -1))
         else:
