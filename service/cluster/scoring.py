@@ -21,6 +21,9 @@ from service.cli.parser import command_parser
 
 # Large enough that rows of many texts go through the model together.
 BATCH_ROWS = 2048
+# Rows that a process is handed: few enough that one file of medium size keeps all of them busy.
+_BLOCK_ROWS = 4096
+_FILE_ROWS = 100_000  # of output, at least
 _FIGURES = {
     "bits_per_char": pa.float64(),
     "bits": pa.float64(),
@@ -60,7 +63,8 @@ def score_dataset(
     dataset: Any, bundle: str, *, column: str = "text", options: Sequence[str] = (), workers: int
 ) -> Any:
     """The dataset with its scores: `workers` processes, each with a processor and the bundle."""
-    return dataset.map_batches(
+    blocks = dataset.repartition(target_num_rows_per_block=_BLOCK_ROWS)
+    return blocks.map_batches(
         ScoreTexts,
         fn_constructor_kwargs={"bundle": bundle, "column": column, "options": list(options)},
         batch_format="pyarrow",
@@ -106,7 +110,7 @@ def main(arguments: Sequence[str]) -> int:
         options=more,
         workers=workers,
     )
-    scored.write_parquet(str(options.output.resolve()))
+    scored.write_parquet(str(options.output.resolve()), min_rows_per_file=_FILE_ROWS)
     return 0
 
 
