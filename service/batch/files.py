@@ -33,14 +33,15 @@ def input_files(
 ) -> list[InputFile]:
     """The files of these patterns, files and folders, each once.
 
-    `suffix` is that of outputs whose inputs are lines of text. Raises BatchError if a pattern
-    matches nothing, or if two outputs would be the same file or an output would be an input.
+    `suffix` is that of outputs whose inputs are lines of text. What is in the folder of outputs is
+    no input. Raises BatchError if a pattern matches nothing, or if two outputs would be the same
+    file or an output would be an input.
     """
     found: dict[Path, InputFile] = {}
     for pattern in patterns:
-        listed = list(_matches(pattern))
+        listed = list(_matches(pattern, output.resolve()))
         if not listed:
-            raise BatchError(f"--input {pattern}: there is no such file")
+            raise BatchError(f"--input {pattern}: {_nothing(pattern)}")
         for path, name in listed:
             if path.resolve() not in found:
                 found[path.resolve()] = _described(path, name, suffix, are_records=are_records)
@@ -57,7 +58,14 @@ def input_files(
     return list(found.values())
 
 
-def _matches(pattern: str) -> Iterator[tuple[Path, Path]]:
+def _nothing(pattern: str) -> str:
+    path = Path(pattern)
+    if path.is_dir():
+        return "there is no file in it"
+    return "it is no regular file" if path.exists() else "there is no such file"
+
+
+def _matches(pattern: str, output: Path) -> Iterator[tuple[Path, Path]]:
     """Files, each with its name relative to the folder that the pattern spells out."""
     path = Path(pattern)
     if path.is_file():
@@ -65,6 +73,8 @@ def _matches(pattern: str) -> Iterator[tuple[Path, Path]]:
         return
     if path.is_dir():
         base, listed = path, sorted(path.rglob("*"))
+    elif not glob.has_magic(pattern):
+        return
     else:
         plain = []
         for part in path.parts:
@@ -73,9 +83,14 @@ def _matches(pattern: str) -> Iterator[tuple[Path, Path]]:
             plain.append(part)
         base = Path(*plain)
         listed = sorted(base.glob(str(path.relative_to(base))))
+    if base.resolve() == output:
+        # The next run would read the results of this one.
+        raise BatchError(f"--input {pattern}: --output is the same folder; choose another")
     for each in listed:
         name = each.relative_to(base)
-        if each.is_file() and not any(part.startswith(".") for part in name.parts):
+        is_hidden = any(part.startswith(".") for part in name.parts)
+        is_result = base.resolve() in output.parents and output in each.resolve().parents
+        if each.is_file() and not is_hidden and not is_result:
             yield each, name
 
 

@@ -134,10 +134,12 @@ class FileScorer:
 
     def _read(self, item: Item) -> None:
         try:
-            record = json.loads(item.record)
+            record = json.loads(item.text)
         except ValueError:
-            item.error = "not JSON"
-            item.record = b""
+            item.error, item.record = "not JSON", b""
+            return
+        except RecursionError:
+            item.error, item.record = "JSON that is nested too deeply", b""
             return
         if not isinstance(record, dict):
             item.error, item.record = "not a JSON object", b""

@@ -42,6 +42,9 @@ def score_files(options: argparse.Namespace) -> int:
         return _scored(options)
     except BatchError as error:
         raise CommandError(str(error)) from error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise CommandError(f"{where}{error.strerror}") from error
 
 
 def _check(options: argparse.Namespace) -> None:

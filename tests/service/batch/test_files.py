@@ -1,6 +1,7 @@
 """Which files are read, and what their outputs are called."""
 
 import gzip
+import os
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,26 @@ def test_an_input_is_never_an_output(logs: Path) -> None:
 def test_a_pattern_that_matches_nothing_is_refused(logs: Path) -> None:
     with pytest.raises(BatchError, match=r"\*\.gz: there is no such file"):
         found(logs, "logs/*.gz")
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("none", "no such file"), ("pipe", "no regular file"), ("empty", "no file in it")],
+)
+def test_what_is_no_file_is_told_so(logs: Path, name: str, cause: str) -> None:
+    os.mkfifo(logs / "pipe")
+    (logs / "empty").mkdir()
+    with pytest.raises(BatchError, match=f"{name}: .*{cause}"):
+        found(logs, name)
+
+
+def test_results_among_the_inputs_are_no_inputs(logs: Path) -> None:
+    (logs / "out").mkdir()
+    (logs / "out/notes.txt").write_bytes(b"-1.0\ta cat\n")
+    assert "out/notes.txt" not in map(str, (file.path for file in found(logs, ".")))
+    assert len(found(logs, ".")) == 3
+    with pytest.raises(BatchError, match="the same folder"):
+        found(logs, "out")
 
 
 def test_the_content_tells_the_compression_and_the_name_tells_records(tmp_path: Path) -> None:

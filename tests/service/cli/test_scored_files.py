@@ -3,6 +3,7 @@
 import fcntl
 import gzip
 import json
+import os
 import random
 import signal
 import subprocess
@@ -100,6 +101,32 @@ def test_a_line_that_cannot_be_scored_keeps_its_place(
     told = capfd.readouterr().err
     assert "a.log: line 2: byte 4 is not UTF-8" in told
     assert "5 lines could not be scored" in told
+
+
+def test_json_nested_without_end_and_utf_16_in_a_line_are_errors_of_their_lines(
+    bundle: Path, tmp_path: Path
+) -> None:
+    deep = b'{"text": "tea", "a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    put(tmp_path, "a.jsonl", b"\n".join([deep, b'{"\0t\0"\0:\0"\0a\0"\0}\0', b'{"text": "tea"}']))
+    found = rows((score(bundle, tmp_path, status=1) / "a.jsonl").read_bytes())
+    errors = [row.get("score_error") for row in found]
+    assert errors == ["JSON that is nested too deeply", "not JSON", None]
+
+
+def test_a_name_of_any_bytes_is_kept(bundle: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.log")
+    put(tmp_path, name, b"a cat\n")
+    for _ in range(2):
+        assert (score(bundle, tmp_path) / f"{name}.txt").is_file()
+
+
+def test_an_output_that_cannot_be_a_folder_is_named(
+    bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, "a.log", b"a cat\n")
+    (tmp_path / "out").touch()
+    score(bundle, tmp_path, status=1)
+    assert f"error: {tmp_path / 'out'}: File exists" in capfd.readouterr().err
 
 
 def test_a_file_that_is_cut_off_is_named_and_the_others_are_scored(
