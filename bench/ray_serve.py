@@ -4,9 +4,10 @@
     default    one replica of docker/ray/serve.yaml behind Ray's own proxy, written in Python
     HAProxy    the same with RAY_SERVE_ENABLE_HA_PROXY=1: HAProxy sends to the replica itself
 
-`/score` of 19 characters by `alice-lstm`: the median time of one client, requests a second of 16.
-Server and clients are on nodes of their own (network namespaces of this machine: needs root, and
-Ray from `make .venv/cluster/.done`), and every answer is compared with the bare service's.
+`/score` of 19 characters by `alice-lstm`: the median time of one client; requests a second of 16;
+and the processor time that one of these takes on the server's node, without what the node spends
+idle. Server and clients are on nodes of their own (network namespaces of this machine: needs root,
+and Ray from `make .venv/cluster/.done`), and every answer is compared with the bare service's.
 """
 
 import argparse
@@ -15,11 +16,13 @@ import shutil
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from bench.report import RESULTS, Row, machine, say, table, write
@@ -106,20 +109,27 @@ def _measured(
     """The median of the rounds, in which the sides take turns, and of the rounds' ratios."""
     times: dict[str, list[float]] = {mode: [] for mode in sides}  # ms, of one client
     rates: dict[str, list[float]] = {mode: [] for mode in sides}
+    works: dict[str, list[float]] = {mode: [] for mode in sides}  # ms of a processor a request
     for number in range(rounds + 1):
         for mode, side in sides.items():
-            alone, many = (
-                _turn(side, Plan([_url(side)], [case], clients, seconds), folder)
-                for clients in (1, _CLIENTS)
-            )
+            idle = _processor_s(side[0])
+            time.sleep(seconds)
+            idle = _processor_s(side[0]) - idle
+            alone = _turn(side, Plan([_url(side)], [case], 1, seconds), folder)
+            work, start = _processor_s(side[0]), time.monotonic()
+            many = _turn(side, Plan([_url(side)], [case], _CLIENTS, seconds), folder)
+            idle *= (time.monotonic() - start) / seconds
+            work = _processor_s(side[0]) - work - idle
             if number:  # the first round warms up
                 times[mode].append(1e3 * statistics.median(x.end - x.start for x in alone))
                 rates[mode].append(len(many) / (max(x.end for x in many) - many[0].start))
+                works[mode].append(1e3 * work / len(many))
     rows = []
     for mode in sides:
         for title, unit, values, power in (
             ("one client", "ms", times, -1),
             (f"{_CLIENTS} clients", "requests/s", rates, 1),
+            ("processor time of a request", "ms", works, -1),
         ):
             ratios = [
                 (own / bare) ** power
@@ -131,6 +141,16 @@ def _measured(
                 Row(f"{mode}: {title}", statistics.median(values[mode]), unit, against, ratio)
             )
     return rows
+
+
+def _processor_s(node: Node) -> float:
+    """Processor time of all processes on a node, in seconds."""
+    total = 0.0
+    for pid in node.pids():
+        with suppress(psutil.NoSuchProcess):
+            spent = psutil.Process(pid).cpu_times()
+            total += spent.user + spent.system
+    return total
 
 
 def _turn(side: tuple[Node, Node], plan: Plan, folder: Path) -> list[Outcome]:

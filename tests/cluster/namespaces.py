@@ -27,7 +27,7 @@ from typing import IO
 
 _PREFIX = "unroll-"  # and the id of the process that made it
 _FOLDER = Path("/run/netns")
-_KILLED_WITHIN_S = 10.0
+_KILLED_WITHIN_S = 60.0
 _numbers = itertools.count()
 
 
