@@ -33,6 +33,8 @@ from service.tasks.opening import Ending, Opener
 _PATIENCE_S = 5.0
 # A bundle that is opened for the first time waits for the only trial process; the others need not.
 _THREADS = 4
+_REMOVED = "no such model; its bundle has been removed"
+_REPLACED = "it was replaced while it was opened; try again"
 
 logger = logging.getLogger(__name__)
 
@@ -126,24 +128,30 @@ class FirstUse:
             raise BundleError(self._catalogue.failed[name])
         card = self._catalogue.cards.get(name)
         if card is None:
-            raise ModelNotFound("no such model; its bundle has been removed")
+            raise ModelNotFound(_REMOVED)
         return self._engines.get(name) or await self.models.opened(name, card.open_bytes)
 
     async def _open(self, name: str) -> Engine:
-        """Open a model in a thread. Raises BundleError."""
+        """Open a model in a thread. Raises BundleError and ModelNotFound."""
         began = time.monotonic()
         loop = asyncio.get_running_loop()
-        card = self._catalogue.cards.get(name)
+        # It may have been removed while it waited for room.
+        card, stamp = self._catalogue.cards.get(name), self._catalogue.stamps.get(name)
+        if card is None or stamp is None:
+            raise ModelNotFound(_REMOVED)
         try:
-            engine = await loop.run_in_executor(self._executor, self._tried_and_opened, name)
+            engine = await loop.run_in_executor(self._executor, self._tried_and_opened, name, stamp)
         except BundleError as error:
+            if self._catalogue.cards.get(name) is not card:
+                # What is served now has not failed.
+                raise BundleError(f"{name}: {_REPLACED}") from error
             self._catalogue.failed[name] = str(error)
             self._metrics.model_loads.labels("failed").inc()
             logger.error("model %s cannot be served: %s", name, error)  # noqa: TRY400 (no bug)
             raise
         if self._catalogue.cards.get(name) is not card:
             await engine.stop()
-            raise BundleError(f"{name}: it was replaced while it was opened; try again")
+            raise BundleError(f"{name}: {_REPLACED}")
         self._engines[name] = engine
         self._show(engine)
         seconds = time.monotonic() - began
@@ -152,10 +160,9 @@ class FirstUse:
         logger.debug("model %s: opened in %.0f ms", name, 1e3 * seconds)
         return engine
 
-    def _tried_and_opened(self, name: str) -> Engine:
+    def _tried_and_opened(self, name: str, stamp: Stamp) -> Engine:
         folder = self._settings.models_dir / name
         catalogue = self._catalogue
-        stamp = catalogue.stamps[name]
         tried = catalogue.tried.get(name)
         if tried is None or tried[0] != stamp:
             self._opener.trial.stays = len(catalogue.tried) + 1 < len(catalogue.cards)

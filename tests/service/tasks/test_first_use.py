@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from service.bundle.files import BundleError
 from service.bundle.store import read_bundle, write_bundle
 from service.settings import Settings
 from service.tasks.cards import Card
+from service.tasks.decisions import Decision
 from service.tasks.registry import ModelRegistry
 from tests.bundles import endless_files, tiny_encoder_decoder_files, tiny_files
 from tests.fakes import AppClient
@@ -168,6 +170,35 @@ def test_reload_and_unload_of_models_that_are_open_or_not(folder: Path, client: 
     assert client.run(lambda _: registry.load("m0")).changed
     assert not client.run(lambda _: registry.load("m0")).changed
     assert score(client, "m0") == 200
+
+
+def test_a_failure_of_a_version_that_was_replaced_meanwhile_is_not_that_of_the_new_one(
+    client: AppClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = registry_of(client)
+
+    def replaced(_folder: Path) -> str:
+        monkeypatch.undo()
+        registry.cards["m0"] = replace(registry.cards["m0"])
+        raise BundleError("half copied")
+
+    monkeypatch.setattr(registry._opener.trial, "check", replaced)
+    assert score(client, "m0") == 503
+    assert score(client, "m0") == 200
+
+
+def test_a_model_that_is_removed_while_it_waits_for_room_is_not_found(
+    client: AppClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = registry_of(client)
+
+    def removed(_count: int) -> bool:
+        registry.carry_out(Decision(verb="drop", name="m0", stamp=None))
+        return True
+
+    assert registry._first_use is not None
+    monkeypatch.setattr(registry._first_use.models, "_make_room", removed)
+    assert score(client, "m0") == 404
 
 
 def test_models_in_use_leave_no_room_and_the_limit_is_named(
