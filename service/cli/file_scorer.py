@@ -13,15 +13,13 @@ from service.batch.tables import arrow, framed, packed, unpacked
 from service.batch.work import ERROR, SCORE, Done, Work
 from service.cli.answers import Answer, Answers, CommandError, Refusal
 from service.cli.rows import row_line
-from service.cli.scored_rows import score_body, score_columns, score_form
+from service.cli.scored_rows import figure_columns, score_body, score_columns, score_form
 
 # Most texts, and most characters, that go through the engine together.
 _MOST_TEXTS = 512
 _MOST_CHARS = 64 * 1024
 # Errors of a chunk that may be reported one by one.
 _MOST_REPORTED = 20
-# Columns of integers; the others are numbers with fractions.
-_COUNTS = {"chars", "percentile_texts"}
 
 
 @dataclass(slots=True)
@@ -109,8 +107,8 @@ class FileScorer:
             item.error = None if is_text else "no text"
             items.append(item)
         self.score([item for item in items if item.error is None])
-        figures = score_columns(self._options)[:-1]  # without the text
-        kinds = {x: pa.int64() if x in _COUNTS else pa.float64() for x in figures}
+        figures = figure_columns(self._options)
+        kinds = {x: pa.int64() if whole else pa.float64() for x, whole in figures.items()}
         rows = [
             {x: item.result.get(x) for x in kinds} if item.error is None else None for item in items
         ]

@@ -20,6 +20,7 @@ from service.bundle.store import MANIFEST_FILE
 from service.cli.answers import CommandError
 from service.cli.bundle import Bundle
 from service.cli.file_scorer import FileScorer, head_of
+from service.cli.scored_rows import figure_columns
 from service.runtime.cpus import usable_cpus
 
 _SUFFIXES = {"text": ".txt", "tsv": ".tsv", "json": ".ndjson"}
@@ -63,6 +64,8 @@ def _scored(options: argparse.Namespace) -> int:
     files = input_files(
         options.input, options.output, _SUFFIXES[options.format], are_records=are_records
     )
+    if any(file.kind == "table" for file in files):
+        figure_columns(options)
     bundle = Bundle(options.bundle)
     count = options.workers or usable_cpus()
     progress = Progress(files=len(files), size_bytes=sum(x.size_bytes for x in files))

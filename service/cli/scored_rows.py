@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from service.cli.answers import Answer
+from service.cli.answers import Answer, CommandError
 from service.cli.rows import COLUMNS, FURTHER_COLUMNS
 
 _FIELDS = ("source", "context", "label", "unknown")
 _FLAGS = ("eos", "tokens", "adapt", "percentile", "guesses")
+_COUNTS = {"chars", "percentile_texts"}
 
 
 def score_body(options: argparse.Namespace, texts: Sequence[str]) -> dict[str, Any]:
@@ -25,6 +26,19 @@ def score_columns(options: argparse.Namespace) -> list[str]:
     """The columns of TSV."""
     asked = [names for flag, names in FURTHER_COLUMNS.items() if getattr(options, flag)]
     return [*itertools.chain(*asked), *COLUMNS["score"]]
+
+
+def figure_columns(options: argparse.Namespace) -> dict[str, bool]:
+    """The columns of a table with figures only; whether each has whole numbers.
+
+    Raises CommandError for options whose figures are lists.
+    """
+    for name in ("tokens", "words"):
+        if getattr(options, name):
+            raise CommandError(
+                f"--{name}: a table has one row of figures for each text; use NDJSON"
+            )
+    return {name: name in _COUNTS for name in score_columns(options) if name != "text"}
 
 
 def score_form(options: argparse.Namespace, result: Answer) -> str:

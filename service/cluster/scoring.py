@@ -15,21 +15,17 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from service.cli.answers import CommandError
 from service.cli.bundle import Bundle
 from service.cli.file_scorer import FileScorer, Item
 from service.cli.parser import command_parser
+from service.cli.scored_rows import figure_columns
 
 # Large enough that rows of many texts go through the model together.
 BATCH_ROWS = 2048
 # Rows that a process is handed: few enough that one file of medium size keeps all of them busy.
 _BLOCK_ROWS = 4096
 _FILE_ROWS = 100_000  # of output, at least
-_FIGURES = {
-    "bits_per_char": pa.float64(),
-    "bits": pa.float64(),
-    "logprob": pa.float64(),
-    "chars": pa.int64(),
-}
 ERROR = "score_error"
 
 
@@ -37,8 +33,12 @@ class ScoreTexts:
     """Adds the figures of `/score` to batches (`batch_format="pyarrow"`) with a column of texts."""
 
     def __init__(self, bundle: str, column: str = "text", options: Sequence[str] = ()) -> None:
-        """`options` are those of `python -m service score`, such as `--eos`."""
+        """`options` are those of `python -m service score`, such as `--eos`.
+
+        Raises CommandError for options whose figures are lists.
+        """
         parsed = command_parser().parse_args(["score", "--bundle", bundle, *options])
+        self._figures = figure_columns(parsed)
         self._scorer = FileScorer(Bundle(Path(bundle)), parsed)
         self._column = column
         self._scorer(None)
@@ -53,7 +53,8 @@ class ScoreTexts:
             for i, text in enumerate(batch[self._column].to_pylist())
         ]
         self._scorer.score([item for item in items if item.error is None])
-        for name, kind in _FIGURES.items():
+        for name, is_whole in self._figures.items():
+            kind = pa.int64() if is_whole else pa.float64()
             figures = pa.array([item.result.get(name) for item in items], kind)
             batch = batch.append_column(name, figures)
         return batch.append_column(ERROR, pa.array([item.error for item in items], pa.string()))
@@ -98,6 +99,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--field", default="text", help="the column with the texts")
     parser.add_argument("--workers", type=int, help="default: the cluster's processors, but one")
     options, more = parser.parse_known_args(arguments)
+    try:
+        # Before the cluster has work: a wrong option ends the command here.
+        figure_columns(command_parser().parse_args(["score", "--bundle", ".", *more]))
+    except CommandError as error:
+        parser.error(str(error))
     ray.init(address="auto", log_to_driver=False)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True

@@ -50,3 +50,12 @@ def test_rows_gain_a_score_and_keep_their_place(tmp_path: Path) -> None:
     engine.close()
     found = rows[1234]["score"]
     assert found == {name: whole[name] for name in found}
+
+
+def test_figures_that_are_lists_are_refused(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path, *tiny_files("gru"))
+    given, folder = tmp_path / "a.parquet", tmp_path / "out"
+    python("-c", _MAKE, given)
+    score = ("-m", "service", "score", "--bundle", bundle, "--input", given, "--output", folder)
+    python(*score, "--words", status=1)
+    assert not folder.exists()
