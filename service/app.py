@@ -51,7 +51,7 @@ from service.http.unsent import Unsent
 from service.http.wire import Problem
 from service.observe.byte_budget import ByteBudget
 from service.observe.lifecycle import Lifecycle
-from service.observe.metrics import MAX_MODELS, Metrics
+from service.observe.metrics import Metrics
 from service.observe.trace_context import LoggingTracer, Tracer
 from service.settings import Settings, SettingsError
 from service.tasks.engine import Engine
@@ -70,9 +70,7 @@ def create_app(settings: Settings, engines: Sequence[Engine] | None = None) -> F
     then. Raises ApiKeysError and SettingsError; the lifespan raises BundleError if a bundle cannot
     be served.
     """
-    # Each process opens other models, and all have their names in the labels of the whole.
-    many = settings.models_bytes is not None
-    metrics = Metrics(MAX_MODELS // (settings.workers or 1) if many else MAX_MODELS)
+    metrics = Metrics()
     app = _Application(
         title="Unroll",
         summary="Small recurrent sequence models, served exactly.",
@@ -126,7 +124,7 @@ async def _lifespan(app: FastAPI, *, engines: Sequence[Engine] | None) -> AsyncI
     registry: ModelRegistry = app.state.registry
     if engines is None and not registry.cards:
         await asyncio.to_thread(registry.load_all)
-    registry.start(engines)
+    await registry.start(engines)
     app.state.tracer.start()
     logger.info("serving %s", registry.catalogue.shown(registry.cards))
     work = [watch_engines(registry, app.state.lifecycle, settings.watchdog_s)]

@@ -1,7 +1,8 @@
 """Prometheus metrics of the server, of one process or shared by several.
 
 Every label has few values: only served models, existing routes and the reasons in errors.py. Of
-many models, the first that are opened have their names in labels, and the others share one.
+many models, the first have their names in labels, the same ones in every process, and the others
+share one.
 Several server processes share their metrics through files in a folder, which the library maps into
 memory. Each process has a place, and its successor goes on with the files of that place.
 """
@@ -41,7 +42,7 @@ _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 
 _TOKEN_SECONDS = (5e-5, 1e-4, 2e-4, 5e-4, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 1)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # Values of the label `model`: names, and what all further models share. No model's name begins so.
-MAX_MODELS = 100
+MAX_MODELS = 32
 OTHER_MODELS = "_other"
 # How the values of several processes combine in a gauge: their sum, maximum or minimum.
 GaugeMode: TypeAlias = Literal["livesum", "livemax", "livemin"]
@@ -141,9 +142,7 @@ class EngineMetrics:
 class Metrics:
     """The metrics of one application, in a registry of its own."""
 
-    def __init__(self, max_models: int = MAX_MODELS) -> None:
-        """At most so many models have their names in labels."""
-        self._max_models = max_models
+    def __init__(self) -> None:
         self._named: set[str] = set()
         # The `_created` series are of no use here, and double what is scraped.
         disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -269,7 +268,7 @@ class Metrics:
     def label_of(self, model: str) -> str:
         """The label of a model: its name, or the one that models share."""
         if model not in self._named:
-            if len(self._named) >= self._max_models:
+            if len(self._named) >= MAX_MODELS:
                 return OTHER_MODELS
             self._named.add(model)
         return model

@@ -31,6 +31,8 @@ from service.tasks.opening import Ending, Opener
 
 # How long a request may wait for models in use to become free.
 _PATIENCE_S = 5.0
+# The server serves after this, even if its trial process has not started yet.
+_START_S = 5.0
 # A bundle that is opened for the first time waits for the only trial process; the others need not.
 _THREADS = 4
 _REMOVED = "no such model; its bundle has been removed"
@@ -70,9 +72,10 @@ class FirstUse:
             patience_s=min(_PATIENCE_S, settings.request_timeout_s),
         )
 
-    def start(self) -> None:
-        """Have the trial process ready for the first bundle."""
-        self._executor.submit(self._warm)
+    async def start(self) -> None:
+        """Have the trial process ready, so that the first request does not wait for its start."""
+        loop = asyncio.get_running_loop()
+        await asyncio.wait([loop.run_in_executor(self._executor, self._warm)], timeout=_START_S)
 
     def _warm(self) -> None:
         with suppress(BundleError):  # it is started when it is needed, then

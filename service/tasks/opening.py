@@ -43,14 +43,14 @@ class Opener:
     def open(self, folder: Path, version: str | None) -> Engine:
         """Open a bundle in this process, in this version if one is given. Raises BundleError."""
         bundle = read_bundle(folder, contained=True)
-        if version not in {None, version_of(bundle.manifest)}:
+        if version is not None and version != version_of(bundle.manifest):
             raise _replaced(folder)
         return open_engine(bundle, self._surroundings)
 
     def card(self, folder: Path, version: str | None = None) -> Card:
         """What the manifest says, in this version if one is given. Raises BundleError."""
         manifest = read_manifest(folder, contained=True)
-        if version not in {None, version_of(manifest)}:
+        if version is not None and version != version_of(manifest):
             raise _replaced(folder)
         card = Card.of_manifest(manifest, wanted_precision(manifest, self._settings))
         budget = self._settings.models_bytes

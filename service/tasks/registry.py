@@ -104,13 +104,14 @@ class ModelRegistry:
     def _load_first(self, folder: Path, *, is_tried: bool) -> None:
         if self._first_use is not None:
             self.cards[folder.name] = self._opener.card(folder)
+            self._metrics.label_of(folder.name)
             return
         version = self._opener.trial.check(folder) if is_tried else None
         engine = self._opener.open(folder, version)
         self.engines[folder.name], self.cards[folder.name] = engine, Card.of_engine(engine)
         self._metrics.model_loads.labels("loaded").inc()
 
-    def start(self, engines: Sequence[Engine] | None = None) -> None:
+    async def start(self, engines: Sequence[Engine] | None = None) -> None:
         """Begin to serve the opened engines, or the given ones."""
         if engines is not None:
             self.engines = {engine.manifest.name: engine for engine in engines}
@@ -118,7 +119,7 @@ class ModelRegistry:
         for engine in self.engines.values():
             self._show(engine)
         if self._first_use is not None:
-            self._first_use.start()
+            await self._first_use.start()
 
     async def stop(self) -> None:
         """End all engines, even if requests still use them."""
@@ -360,6 +361,7 @@ class ModelRegistry:
         catalogue.cards.pop(name, None)
         if decision.verb == "serve":
             catalogue.cards[name], engine = self._prepared.pop(name)
+            self._metrics.label_of(name)  # in the same order in all processes
             if engine is not None:
                 self.engines[name] = engine
             if decision.stamp is not None and decision.version is not None:

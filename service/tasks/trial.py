@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -106,9 +107,8 @@ class Trial:
     def _outcome(self, task: Task) -> Outcome:
         name, limit_s = task.folder.name, self._settings.open_timeout_s
         process = self._started(name)
-        # Both exist, since Popen was given PIPE; this is for the type checker.
-        to, answers = process.stdin, process.stdout
-        if to is None or answers is None:
+        to = process.stdin
+        if to is None:
             raise RuntimeError("a process without pipes")
         try:
             to.write(task.model_dump_json().encode() + b"\n")
@@ -116,7 +116,7 @@ class Trial:
         except BrokenPipeError:
             line: bytes | None = b""
         else:
-            line = _line(answers, _by_the_clock(limit_s))
+            line = _line(process.stdout, _by_the_clock(limit_s))
         if line:
             return Outcome.model_validate_json(line)
         status = self._end()
@@ -144,6 +144,12 @@ class Trial:
             raise BundleError(f"{name}: {cause}") from error
         if self._closed:
             self._process.kill()
+        limit_s = _by_the_clock(self._settings.open_timeout_s)
+        # An empty line when it is ready for the first task. If it ends instead, its task finds out.
+        if _line(self._process.stdout, limit_s) is None:
+            self._end()
+            cause = f"the process that opens it first did not start within {limit_s:g} s"
+            raise BundleError(f"{name}: {cause}")
         return self._process
 
     def _end_idle(self) -> None:
@@ -159,12 +165,15 @@ class Trial:
         status = process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
-                pipe.close()
+                with suppress(BrokenPipeError):  # a task that it has not read
+                    pipe.close()
         return status
 
 
-def _line(stream: IO[bytes], limit_s: float) -> bytes | None:
+def _line(stream: IO[bytes] | None, limit_s: float) -> bytes | None:
     """The next line: None where none comes in time, empty at the end."""
+    if stream is None:
+        raise RuntimeError("a process without pipes")
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
         return stream.readline() if selector.select(limit_s) else None

@@ -1,7 +1,7 @@
 """`python -m service.tasks.trial_process`: opens bundles one after another.
 
-It reads a task a line and writes an outcome a line. Its time and memory are limited (see
-trial.py); the kernel ends a process that takes too long.
+It writes an empty line when it is ready; then it reads a task a line and writes an outcome a line.
+Its time and memory are limited (see trial.py); the kernel ends a process that takes too long.
 """
 
 import gc
@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from service.bundle.files import BundleError
 from service.bundle.store import read_bundle
@@ -32,14 +33,18 @@ def main() -> int:
     # Only answers go to standard output, whatever a library writes.
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        _write(answers, "")  # it is ready
         for line in sys.stdin:
-            outcome = _tried(Task.model_validate_json(line))
-            try:
-                answers.write(outcome.model_dump_json() + "\n")
-                answers.flush()
-            except BrokenPipeError:
-                os._exit(1)  # the server has ended
+            _write(answers, _tried(Task.model_validate_json(line)).model_dump_json())
     return 0
+
+
+def _write(answers: TextIO, line: str) -> None:
+    try:
+        answers.write(line + "\n")
+        answers.flush()
+    except BrokenPipeError:
+        os._exit(1)  # the server has ended
 
 
 def _go_first() -> None:

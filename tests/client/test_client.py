@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -304,6 +304,64 @@ def test_the_key_and_what_is_given_are_sent_and_nothing_else() -> None:
         client.generate("a", seed=0, echo=False)
     assert seen[0].headers["authorization"] == "Bearer secret"
     assert json.loads(seen[0].content) == {"prompt": "a", "seed": 0, "echo": False}
+
+
+def listing(seen: list[httpx.Request]) -> Callable[[httpx.Request], httpx.Response]:
+    """Notes requests; lists three models in two pages."""
+    pages = {None: (["a", "b&c"], "b&c"), "b&c": (["d"], None)}
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        if request.url.path != "/models":
+            return httpx.Response(404, json={"detail": "no"})
+        names, following = pages[request.url.params.get("after")]
+        about = {"task": "language_model", "description": "", "precision": "int8"}
+        models = [{"name": name, **about} for name in names]
+        return httpx.Response(200, json={"models": models, "next": following})
+
+    return handle
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [("alice-gru", "alice-gru"), ("a/b ü%\n", "a%2Fb%20%C3%BC%25%0A"), (None, None)],
+)
+def test_a_proxy_can_read_the_model_of_every_request(name: str | None, header: str | None) -> None:
+    seen: list[httpx.Request] = []
+    transport = httpx.MockTransport(listing(seen))
+
+    async def asynchronously() -> None:
+        async with AsyncUnroll(transport=transport) as client:
+            with pytest.raises(NotFound):
+                await client.score("a", model=name)
+            with pytest.raises(NotFound):
+                await anext(aiter(client.generate_stream("a", model=name)))
+            with pytest.raises(NotFound):
+                await anext(aiter(client.score_lines(["a"], model=name)))
+
+    with Unroll(transport=transport) as client:
+        with pytest.raises(NotFound):
+            client.score("a", model=name)
+        with pytest.raises(NotFound):
+            next(client.generate_stream("a", model=name))
+        with pytest.raises(NotFound):
+            next(client.score_lines(["a"], model=name))
+    asyncio.run(asynchronously())
+    assert [request.headers.get("X-Unroll-Model") for request in seen] == [header] * 6
+
+
+def test_all_pages_of_models_are_asked_for() -> None:
+    seen: list[httpx.Request] = []
+    transport = httpx.MockTransport(listing(seen))
+
+    async def asynchronously() -> list[str]:
+        async with AsyncUnroll(transport=transport) as client:
+            return [model.name for model in await client.models()]
+
+    with Unroll(transport=transport) as client:
+        assert [model.name for model in client.models()] == ["a", "b&c", "d"]
+    assert asyncio.run(asynchronously()) == ["a", "b&c", "d"]
+    assert [request.url.query for request in seen] == [b"", b"after=b%26c"] * 2
 
 
 @pytest.mark.parametrize(

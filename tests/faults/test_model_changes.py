@@ -347,9 +347,10 @@ def names_of(client: httpx.Client) -> tuple[str, ...]:
     return tuple(x["name"] for x in client.get("/models").json()["models"])
 
 
-def other_version(folder: Path) -> None:
+def other_version(folder: Path, scale: float = 1.5, description: str = "Other.") -> None:
     limits = LanguageModelLimits(max_tokens=100_000)
-    write_bundle(folder, *tiny_files("lstm", scale=1.5, limits=limits))
+    files = tiny_files("lstm", scale=scale, limits=limits, description=description)
+    write_bundle(folder, *files)
 
 
 def test_a_change_reaches_every_process_before_it_is_answered(folder: Path) -> None:

@@ -188,7 +188,7 @@ def test_a_model_that_ends_gives_its_memory_back(models_dir: Path) -> None:
         app = create_app(Settings(models_dir=models_dir))
         registry = app.state.registry
         registry.load_all()
-        registry.start()
+        await registry.start()
         budgets = registry.budgets
         engines = [registry.engines[name] for name in ("tiny-lstm", "tiny-gru")]
         for engine in engines:
