@@ -329,23 +329,24 @@ def listing(seen: list[httpx.Request]) -> Callable[[httpx.Request], httpx.Respon
 def test_a_proxy_can_read_the_model_of_every_request(name: str | None, header: str | None) -> None:
     seen: list[httpx.Request] = []
     transport = httpx.MockTransport(listing(seen))
+    named: Any = {} if name is None else {"model": name}
 
     async def asynchronously() -> None:
         async with AsyncUnroll(transport=transport) as client:
             with pytest.raises(NotFound):
-                await client.score("a", model=name)
+                await client.score("a", **named)
             with pytest.raises(NotFound):
-                await anext(aiter(client.generate_stream("a", model=name)))
+                await anext(aiter(client.generate_stream("a", **named)))
             with pytest.raises(NotFound):
-                await anext(aiter(client.score_lines(["a"], model=name)))
+                await anext(aiter(client.score_lines(["a"], **named)))
 
     with Unroll(transport=transport) as client:
         with pytest.raises(NotFound):
-            client.score("a", model=name)
+            client.score("a", **named)
         with pytest.raises(NotFound):
-            next(client.generate_stream("a", model=name))
+            next(client.generate_stream("a", **named))
         with pytest.raises(NotFound):
-            next(client.score_lines(["a"], model=name))
+            next(client.score_lines(["a"], **named))
     asyncio.run(asynchronously())
     assert [request.headers.get("X-Unroll-Model") for request in seen] == [header] * 6
 
