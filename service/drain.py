@@ -54,7 +54,7 @@ class Drain:
         self._registry = registry
         self._loop = asyncio.get_running_loop()
         self._again = asyncio.Event()
-        # Ends the listening, in the way of the server that runs.
+        # Stops listening; the server that runs sets it.
         self.refuse: Callable[[], None] = lambda: None
         self._drain: asyncio.Task[None] | None = None
         self._watch = self._loop.create_task(self._end_when_fatal())

@@ -19,7 +19,7 @@
     ├── ModelFailure 500          the model run raised or returned NaN
     ├── EngineStopped 503         with Retry-After
     ├── Draining 503              with Retry-After
-    ├── ModelUnusable 503         a model of the folder cannot be opened
+    ├── ModelUnusable 503         a model cannot be opened at its first use
     ├── NoRoomForModel 503        with Retry-After
     ├── TooManyConnections 503    with Retry-After
     ├── TooMuchUnsent 503         with Retry-After
@@ -180,7 +180,7 @@ class Draining(ServiceError):
 
 
 class ModelUnusable(ServiceError):
-    """A model of the folder was to be opened at its first use, and its bundle cannot be served."""
+    """The model's bundle could not be opened at its first use."""
 
     status, type, title = 503, "model-unusable", "Model unusable"
 

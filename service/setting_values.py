@@ -1,4 +1,4 @@
-"""Values of settings that are made of parts: origins, lists, loopback addresses."""
+"""Parsers for values of settings: origins, lists, loopback addresses."""
 
 import ipaddress
 import re

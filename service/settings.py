@@ -93,8 +93,8 @@ class Settings(BaseModel):
     models_bytes: Count | None = Field(
         None,
         description=(
-            "memory for open models: each is opened at its first use, and those that have not been "
-            "used for the longest time are closed to make room; unset opens all at the start"
+            "memory for open models: each is opened at its first use, and the least recently used "
+            "ones are closed to make room; unset opens all models at the start"
         ),
     )
     precision: Literal["auto", "int8", "fp32"] = Field(

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0 when done, 1 on an error, 2 on bad usage, 128 + n on signal n."""
     options = _parser().parse_args(arguments)
     if processes.launched() and options.command is not _train:
-        sys.stderr.write("error: torchrun starts several processes, and only `train` uses them\n")
+        sys.stderr.write("error: torchrun starts several processes, which only `train` can use\n")
         return 2
     # One line for people, without the place in the code.
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(command=_train)
 
-    sweeping = commands.add_parser("sweep", help="train every combination of options' values")
+    sweeping = commands.add_parser("sweep", help="train every combination of given values")
     sweep_command.add_options(sweeping)
     sweeping.set_defaults(command=_sweep)
 
@@ -258,7 +258,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _follow() -> int:
-    """Train under rank 0, which alone reports how it ends."""
+    """Train on another rank; only rank 0 reports how the run ends."""
     try:
         return follow_run()
     except LostContact:
@@ -282,7 +282,7 @@ def _lead(options: argparse.Namespace, job: Job | None) -> None:
     run_dir = options.run = options.run or Path("runs") / config.name
     check_divides(config)
     if job is not None and job.has_begun():
-        # torchrun has replaced the processes that began it.
+        # torchrun has restarted the processes.
         options.resume = (run_dir / LAST).exists()
     elif holds_run(run_dir) and not options.resume:
         resumable = "add --resume, or " if (run_dir / LAST).exists() else ""

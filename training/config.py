@@ -285,7 +285,7 @@ def load_config(path: Path, changes: Changes = NO_CHANGES) -> AnyConfig:
     document = changed(read_document(path), changes)
     if document.get("task", DEFAULT_TASK) not in [*_SCHEMAS]:
         *tasks, last = (f'"{task}"' for task in _SCHEMAS)
-        raise ConfigError(f"{path}: task: it is {', '.join(tasks)} or {last}")
+        raise ConfigError(f"{path}: task: it must be {', '.join(tasks)} or {last}")
     try:
         return parse_config(document)
     except ValidationError as error:
@@ -294,7 +294,7 @@ def load_config(path: Path, changes: Changes = NO_CHANGES) -> AnyConfig:
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """The document that a configuration's file holds. Raises ConfigError where it is no TOML."""
+    """The document in a configuration's file. Raises ConfigError if it is not TOML."""
     try:
         return tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
@@ -346,7 +346,7 @@ def _explain(
 
 
 def _place(path: Path, option: str, changes: Changes, *, unknown: bool) -> str:
-    """Where a mistake is: on the command line, or in the file, with the options that were set."""
+    """Where a mistake is: in an option of the command line, or in the file with those options."""
     for key, value in changes.items():
         below = f"{option}.".startswith(f"{key}.")
         if below or (unknown and key.startswith(f"{option}.")):

@@ -1,4 +1,4 @@
-"""Changes to a configuration on the command line, `--set KEY=VALUE`, and the file they make."""
+"""Changes to a configuration on the command line, `--set KEY=VALUE`, and the resulting file."""
 
 import copy
 import json
@@ -15,17 +15,17 @@ Changes: TypeAlias = Mapping[str, Any]
 NO_CHANGES: Changes = MappingProxyType({})
 
 _KEY = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
-# A value that begins with one of these ends with another, which may be behind a comma.
+# A value that begins with one of these has an end of its own, which may come after a comma.
 _OPENERS = frozenset("\"'[{")
 _NOT_BARE = _OPENERS | frozenset("]}")
-# Other languages write TOML's words like this.
+# How other languages write TOML's words.
 _FOREIGN = {"True": "true", "False": "false"}
 
 
 def read_changes(texts: Sequence[str]) -> dict[str, list[Any]]:
     """The options that `KEY=VALUE` or `KEY=VALUE,VALUE` name, with their values.
 
-    A value is one of TOML; a text needs no quotes if it cannot be mistaken for anything else.
+    A value is written as in TOML; a text that cannot be mistaken needs no quotes.
     Raises ConfigError.
     """
     found: dict[str, list[Any]] = {}
@@ -33,7 +33,7 @@ def read_changes(texts: Sequence[str]) -> dict[str, list[Any]]:
         key, equals, values = text.partition("=")
         key = key.strip()
         if not equals or not _KEY.fullmatch(key):
-            raise ConfigError(f"--set {text}: it is KEY=VALUE, such as model.hidden_size=512")
+            raise ConfigError(f"--set {text}: write KEY=VALUE, such as model.hidden_size=512")
         if key in found:
             raise ConfigError(f"--set {key}: it is given twice")
         found[key] = [*_values(key, values)]
@@ -41,13 +41,13 @@ def read_changes(texts: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def read_single_changes(texts: Sequence[str]) -> Changes:
-    """The same where every option has one value. Raises ConfigError."""
+    """As `read_changes`, with one value for each option. Raises ConfigError."""
     changes = read_changes(texts)
     for key, values in changes.items():
         if len(values) > 1:
             raise ConfigError(
                 f"--set {key}: it has {len(values)} values, which `sweep` trains one by one; give "
-                "one value here. A list has brackets, a text with a comma quotes"
+                "one value here. A list needs brackets, and a text with a comma needs quotes"
             )
     return {key: value for key, (value,) in changes.items()}
 
@@ -58,7 +58,7 @@ def as_word(key: str, value: Any) -> str:
 
 
 def changed(document: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
-    """A copy of a configuration with other values. Raises ConfigError where one has no place."""
+    """A changed copy of a configuration. Raises ConfigError if a section is an option."""
     result = copy.deepcopy(dict(document))
     for key, value in changes.items():
         *sections, option = key.split(".")
@@ -98,7 +98,7 @@ def _toml(value: Any) -> str:
 
 
 def _values(key: str, text: str) -> Iterator[Any]:
-    """The values between the commas, those inside of quotes and brackets left out."""
+    """The values between the commas; commas inside quotes and brackets do not count."""
     piece = ""
     for part in text.split(","):
         piece = f"{piece},{part}" if piece else part.strip()
@@ -113,11 +113,11 @@ def _values(key: str, text: str) -> Iterator[Any]:
             yield _bare(key, piece)
         piece = ""
     if piece:
-        raise ConfigError(f"--set {key}: {piece}: it is no value of TOML; is an end missing?")
+        raise ConfigError(f"--set {key}: {piece}: not a TOML value; is a quote or bracket missing?")
 
 
 def _toml_value(text: str) -> Any | None:
-    """The one value that a text is in TOML, which has no null."""
+    """The value of a text that is one TOML value, else None; TOML has no null."""
     try:
         document = tomllib.loads(f"values = [{text}]")
     except tomllib.TOMLDecodeError:

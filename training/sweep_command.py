@@ -8,7 +8,7 @@ from training.experiments.run import Say
 from training.experiments.sweep import report, sweep, train_command
 from training.loop.trainer import Stopped
 
-SET_HELP = "instead of the configuration's value, such as model.hidden_size=512"
+SET_HELP = "override a value of the configuration, such as model.hidden_size=512"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -20,15 +20,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=_positive, default=1, help="runs at once (default: 1)")
     parser.add_argument("--runs", type=Path, help="the runs' folder (default: runs/NAME-sweep)")
     either = parser.add_mutually_exclusive_group()
-    either.add_argument("--list", action="store_true", help="print the numbered runs, and stop")
-    either.add_argument("--only", type=_natural, metavar="N", help="train run N alone")
-    either.add_argument("--table", action="store_true", help="print the table, and stop")
+    either.add_argument("--list", action="store_true", help="print the numbered runs, and exit")
+    either.add_argument("--only", type=_natural, metavar="N", help="train only run N")
+    either.add_argument("--table", action="store_true", help="print the table, and exit")
 
 
 def run(options: argparse.Namespace, say: Say) -> int:
-    """Train the grid, or show it. Returns 0 if every run that was asked for is finished.
+    """Train the grid, or show it. Returns 0 if every requested run is finished.
 
-    Raises ConfigError where a configuration of the grid is wrong; then nothing is trained.
+    Raises ConfigError if a configuration of the grid is wrong; then nothing is trained.
     """
     grid = open_grid(options.config, options.set, options.runs)
     if options.list:

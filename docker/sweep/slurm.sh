@@ -1,5 +1,5 @@
 #!/bin/bash
-# A grid as an array of Slurm jobs, a run each. Give the numbers that `sweep --list` prints:
+# A grid as a Slurm job array, with one run for each task. Give the numbers that `sweep --list` prints:
 #
 #   sbatch --array=0-3 docker/sweep/slurm.sh CONFIG.toml --set model.hidden_size=256,512 --set …
 #

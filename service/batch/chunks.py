@@ -32,10 +32,10 @@ def chunks(
     chunk_bytes: int = CHUNK_BYTES,
     max_line_bytes: int = MAX_LINE_BYTES,
 ) -> Iterator[Chunk]:
-    """The chunks of the bytes that `read` returns, until it returns none.
+    """Cut the bytes that `read` returns into chunks, until it returns none.
 
-    `offset` and `line` are those of the first byte. Raises DamagedFile where `read` does, after
-    the whole lines before it.
+    `offset` and `line` belong to the first byte. If `read` raises DamagedFile, the whole lines
+    before the damage are yielded first, and then it is raised here.
     """
     cutter = _Cutter(read, max_line_bytes)
     while True:
@@ -66,7 +66,7 @@ class _Cutter:
         self.damage: DamagedFile | None = None
 
     def fill(self, chunk_bytes: int) -> None:
-        """Hold the end of the line that a chunk would end with, unless it is too long."""
+        """Read until the chunk's last line is complete, unless that line is too long."""
         searched = chunk_bytes - 1
         most = chunk_bytes + self._max_line_bytes
         while not self._ended and len(self._held) <= most:
@@ -76,11 +76,11 @@ class _Cutter:
             self._more()
 
     def cut(self, chunk_bytes: int) -> tuple[int, bool]:
-        """The size of the next chunk; and whether it is a single line that is too long."""
+        """The size of the next chunk, and whether it is a single line that is too long."""
         held = self._held
         end = held.find(b"\n", chunk_bytes - 1) + 1
         if not end and self._ended:
-            # After damage, half a line is none.
+            # Before damage, an incomplete last line does not count.
             end = len(held) if self.damage is None else held.rfind(b"\n") + 1
         last = held.rfind(b"\n", 0, max(min(end or len(held), chunk_bytes) - 1, 0)) + 1
         if not end:
@@ -100,7 +100,7 @@ class _Cutter:
         return content
 
     def drop_line(self) -> int:
-        """Drop the first line and hold nothing of it; returns its length."""
+        """Drop the first line without keeping it in memory; returns its length."""
         dropped = 0
         while True:
             end = self._held.find(b"\n") + 1

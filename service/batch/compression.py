@@ -1,4 +1,4 @@
-"""gzip and Zstandard: recognized by content, read as a stream, written in whole members."""
+"""gzip and Zstandard: recognized by content, read as streams, written in whole members."""
 
 import gzip
 import io
@@ -24,14 +24,14 @@ _LEVELS = {"gzip": 6, "zstd": 3}
 
 
 def compression_of(head: bytes) -> Compression | None:
-    """What a file that begins with these four bytes is compressed with."""
+    """The compression of a file that begins with these four bytes; None if it has none."""
     if head.startswith(_GZIP):
         return "gzip"
     return "zstd" if head[:4] == _ZSTD or head[:4] in _SKIPPABLE else None
 
 
 def decompressed(raw: IO[bytes], compression: Compression | None) -> io.BufferedIOBase:
-    """The content of an open file, of all its members."""
+    """The decompressed content of an open file, with all its members."""
     if compression == "gzip":
         return gzip.GzipFile(fileobj=raw, mode="rb")
     if compression == "zstd":

@@ -2,7 +2,7 @@
 
 
 class BatchError(Exception):
-    """The run cannot begin or go on; the message is one line, or several."""
+    """The run cannot start or continue; the message may have several lines."""
 
 
 class DamagedFile(Exception):

@@ -31,11 +31,11 @@ class InputFile:
 def input_files(
     patterns: Sequence[str], output: Path, suffix: str, *, are_records: bool
 ) -> list[InputFile]:
-    """The files of these patterns, files and folders, each once.
+    """The files that the patterns match, each once; a pattern may also be a file or a folder.
 
-    `suffix` is that of outputs whose inputs are lines of text. What is in the folder of outputs is
-    no input. Raises BatchError if a pattern matches nothing, or if two outputs would be the same
-    file or an output would be an input.
+    `suffix` is for the outputs of text files. Files in the folder of outputs are not inputs. Raises
+    BatchError if a pattern matches nothing, if two outputs would be the same file, or if an output
+    would be an input.
     """
     found: dict[Path, InputFile] = {}
     for pattern in patterns:
@@ -51,7 +51,7 @@ def input_files(
         if other != file.path:
             raise BatchError(
                 f"{other} and {file.path} would both be written to {output / file.output}; give "
-                "their common folder as --input, or run them with an --output each"
+                "their common folder as --input, or score them in two runs, each with its --output"
             )
         if (output / file.output).resolve() in found:
             raise BatchError(f"{output / file.output} is an input; choose another --output")
@@ -61,12 +61,12 @@ def input_files(
 def _nothing(pattern: str) -> str:
     path = Path(pattern)
     if path.is_dir():
-        return "there is no file in it"
-    return "it is no regular file" if path.exists() else "there is no such file"
+        return "it has no files"
+    return "not a regular file" if path.exists() else "no such file"
 
 
 def _matches(pattern: str, output: Path) -> Iterator[tuple[Path, Path]]:
-    """Files, each with its name relative to the folder that the pattern spells out."""
+    """Files, each with its path below the part of the pattern that has no wildcards."""
     path = Path(pattern)
     if path.is_file():
         yield path, Path(path.name)

@@ -59,7 +59,7 @@ class InputStream:
         return b""
 
     def skip(self, offset: int) -> bytes:
-        """Go on from an offset; returns bytes already read from there on. Raises DamagedFile."""
+        """Continue at an offset; returns the bytes already read beyond it. Raises DamagedFile."""
         if self._is_plain and self._decoder is None:
             self._raw.seek(self._mark_bytes + offset)
             self._head = b""
@@ -73,7 +73,7 @@ class InputStream:
     def _recoded(self, data: bytes) -> bytes:
         if self._decoder is None:
             return data
-        # Half a character is kept as it is, and its line is refused later.
+        # A lone surrogate is kept, and its line is rejected later.
         return self._decoder.decode(data).encode("utf-8", "surrogatepass")
 
     def _read(self) -> bytes:

@@ -1,4 +1,4 @@
-"""A run over files: chunks go to workers, results are written in order, states to the journal."""
+"""A run over files: sends chunks to workers, writes results in order and states to the journal."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,7 @@ class _End:
     damage: DamagedFile | None = None
 
 
-# A step of the run, in the order of the files; work comes with the result to wait for.
+# A step of the run, in the order of the files; a piece of work has the future of its result.
 _Step: TypeAlias = "_Begin | _End | tuple[Work, Future[Done]]"
 
 
@@ -55,7 +55,7 @@ class Job:
     _open: OutputFile | None = field(default=None, init=False)
 
     def run(self) -> None:
-        """Go through all files. Raises BatchError if the run cannot go on."""
+        """Go through all files. Raises BatchError if the run cannot continue."""
         todo = self._todo()
         steps: deque[_Step] = deque()
         working = 0
@@ -71,8 +71,8 @@ class Job:
         except OSError as error:
             self._open = None
             raise BatchError(
-                f"{error.filename or self.folder}: {error.strerror}; afterwards, the same command "
-                "goes on where this run stopped"
+                f"{error.filename or self.folder}: {error.strerror}; once that is solved, the same "
+                "command continues where this run stopped"
             ) from error
         finally:
             if self._open is not None:
@@ -80,7 +80,7 @@ class Job:
                 self._open.close()
 
     def _todo(self) -> list[tuple[InputFile, FileState]]:
-        """The files that are not done, with where they go on. Raises BatchError."""
+        """The files that are not done, each with where it continues. Raises BatchError."""
         todo = []
         for file in self.files:
             state = self._state(file)
@@ -100,7 +100,7 @@ class Job:
         if known is None:
             if output.exists():
                 raise BatchError(
-                    f"{output} exists already and this run did not make it; choose another --output"
+                    f"{output} already exists and is not from this run; choose another --output"
                 )
             return FileState.of(file)
         if not known.is_of(file):
@@ -114,7 +114,7 @@ class Job:
         is_there = any(x.exists() for x in (whole_of(output, file.kind), part)) or (
             known.is_done and output.exists()
         )
-        # Someone has deleted it: it is made again.
+        # If somebody has deleted the output, it is made again.
         return known if is_there else FileState.of(file)
 
     def _steps(self, todo: Sequence[tuple[InputFile, FileState]]) -> Iterator[_Step]:
@@ -147,7 +147,7 @@ class Job:
     def _write(self, work: Work, done: Done) -> None:
         output = self._open
         if output is None:
-            raise RuntimeError("a result without a file")
+            raise RuntimeError("a result without an open file")
         before = output.state
         output.add(work, done)
         for line, cause in done.reports:
@@ -164,7 +164,7 @@ class Job:
     def _end(self, damage: DamagedFile | None) -> None:
         output, self._open = self._open, None
         if output is None:
-            raise RuntimeError("the end without a file")
+            raise RuntimeError("an end without an open file")
         if damage is None:
             self.progress.bytes_done += output.state.size_bytes - output.state.position
             output.finish()
@@ -184,7 +184,7 @@ def _waits(step: _Step) -> bool:
 
 
 def _works(file: InputFile, state: FileState) -> Iterator[Work]:
-    """What is left of a file. Raises DamagedFile and OSError."""
+    """The work that is left in a file. Raises DamagedFile and OSError."""
     with InputStream(file) as stream:
         first = stream.skip(state.offset) if state.offset else b""
 

@@ -1,8 +1,8 @@
-"""The journal in the folder of outputs: how far each file is, so that a killed run goes on.
+"""The journal in the folder of outputs: the progress of each file, so that a run can be resumed.
 
-Lines of JSON, only ever added to: first what the run is, then the state of a file, again and again.
-The last line of a file is its state. A state is written after the output that it counts is on the
-disk, so it is never ahead of it.
+JSON lines, append-only: the first describes the run, and each of the others is the state of a file.
+The last line of a file counts. A state is written only after its output is on the disk, so it never
+counts output that a kill could lose.
 """
 
 import fcntl
@@ -22,11 +22,11 @@ NAME = "unroll.journal"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileState:
-    """How far a file is."""
+    """The progress of one file."""
 
     output: str
     input: str
-    size_bytes: int  # of the input, as it was; with the next one, shows that it has changed
+    size_bytes: int  # of the input when it was first read; shows, like the next one, a change
     changed_ns: int
     offset: int = 0  # of the input's next chunk
     line: int = 1
@@ -38,7 +38,7 @@ class FileState:
 
     @classmethod
     def of(cls, file: InputFile) -> Self:
-        """The state of a file that has not begun."""
+        """The state of a file that has not been started."""
         return cls(
             output=str(file.output),
             input=str(file.path.resolve()),
@@ -59,7 +59,7 @@ class Journal:
     """The open journal of one run; no other process can open it."""
 
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
-        """`run` is what outputs depend on. Raises BatchError if that of the journal differs."""
+        """`run` is what outputs depend on. Raises BatchError if the journal has a different one."""
         self.states: dict[str, FileState] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / NAME
@@ -68,7 +68,7 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._file.close()
-            raise BatchError(f"{folder}: another run is writing there") from error
+            raise BatchError(f"{folder}: another run is writing to it") from error
         try:
             self._read(run)
         except BatchError:
@@ -87,7 +87,7 @@ class Journal:
         self._file.close()
 
     def add(self, state: FileState) -> None:
-        """Note a state; it is on the disk when this returns."""
+        """Record a state; it is on the disk when this returns."""
         self._add(asdict(state))
         self.states[state.output] = state
 
@@ -99,7 +99,7 @@ class Journal:
     def _read(self, run: Mapping[str, Any]) -> None:
         self._file.seek(0)
         whole, end, _ = self._file.read().rpartition(b"\n")
-        # What a kill left of a line is dropped.
+        # A kill may have left half a line, which is dropped.
         self._file.truncate(len(whole) + len(end))
         lines = whole.splitlines()
         try:

@@ -1,4 +1,4 @@
-"""An output while it is written: `NAME.part`, which becomes `NAME` when it is whole."""
+"""An output while it is written: `NAME.part`, which becomes `NAME` when it is complete."""
 
 import os
 import time
@@ -20,7 +20,7 @@ def part_of(path: Path) -> Path:
 
 
 def whole_of(path: Path, kind: Kind) -> Path:
-    """Where an output is when it is whole, and has not got its name yet."""
+    """Where a complete output is before it gets its name."""
     return path.with_name(f"{path.name}.whole") if kind == "table" else part_of(path)
 
 
@@ -63,14 +63,14 @@ class OutputFile:
             self.save()
 
     def save(self) -> None:
-        """Bring everything to the disk and note it in the journal. Raises OSError."""
+        """Flush everything to the disk and record it in the journal. Raises OSError."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._journal.add(self.state)
         self._saved_at = time.monotonic()
 
     def finish(self) -> None:
-        """It is whole. Raises OSError."""
+        """Complete the output and give it its name. Raises OSError."""
         self.save()
         if self._kind == "table":
             write_table(self.part, whole_of(self.path, self._kind))
@@ -80,12 +80,12 @@ class OutputFile:
         keep(self.path, self._kind)
 
     def close(self) -> None:
-        """Leave the part as it is, for a run that goes on."""
+        """Leave the part for a run that continues it."""
         self._file.close()
 
 
 def keep(path: Path, kind: Kind) -> None:
-    """Give a whole output its name, which a kill may not have left time for."""
+    """Give a complete output its name, unless it has it already."""
     whole = whole_of(path, kind)
     if whole.exists():
         whole.replace(path)

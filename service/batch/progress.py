@@ -26,7 +26,7 @@ class Progress:
     _width: int = 0
 
     def show(self) -> None:
-        """Write where the run is, if it is time."""
+        """Write the progress, unless it was written a moment ago."""
         now, is_terminal = time.monotonic(), self.to.isatty()
         if now - self._shown < (_TERMINAL_S if is_terminal else _LOG_S):
             return
@@ -40,7 +40,7 @@ class Progress:
         self.to.flush()
 
     def clear(self) -> None:
-        """Before anything else is written: end the line on a terminal."""
+        """Erase the line on a terminal, before anything else is written."""
         if self._width:
             self.to.write("\r" + " " * self._width + "\r")
             self._width = 0

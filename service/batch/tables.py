@@ -1,7 +1,7 @@
-"""Parquet: batches of rows go to workers in Arrow's stream format, and results come back in it.
+"""Parquet: batches of rows go to workers and come back in Arrow's stream format.
 
-Parquet cannot be appended to, so a part holds such streams, each after its length; they become
-Parquet when the last one is there.
+A Parquet file cannot be appended to. So a part holds such streams, each preceded by its length, and
+is converted to Parquet when it is complete.
 """
 
 import os
@@ -41,10 +41,10 @@ def row_works(file: InputFile, *, offset: int, column: str) -> Iterator[Work]:
             schema = table.schema_arrow
             if column not in schema.names:
                 raise BatchError(
-                    f"{file.path}: no column {column}; --field names that of the texts"
+                    f"{file.path}: there is no column {column}; --field names the one with texts"
                 )
             if found := [name for name in (SCORE, ERROR) if name in schema.names]:
-                raise BatchError(f"{file.path} has a column {found[0]} already")
+                raise BatchError(f"{file.path} already has a column {found[0]}")
             rows, at = table.metadata.num_rows, 0
             batches = table.iter_batches(_ROWS, use_threads=False)
             if not rows:
@@ -59,7 +59,7 @@ def row_works(file: InputFile, *, offset: int, column: str) -> Iterator[Work]:
 
 
 def packed(batch: Any) -> bytes:
-    """A record batch as a stream of its own."""
+    """A record batch as a stream."""
     pa = arrow()
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as stream:

@@ -14,18 +14,18 @@ from service.batch.errors import BatchError
 WorkT = TypeVar("WorkT")
 ResultT = TypeVar("ResultT")
 
-# Work that waits for each worker, so that none is idle while the oldest result is awaited.
+# Pieces of work queued for each worker, so that none is idle while the oldest result is awaited.
 _AHEAD = 4
 
 
 class Workers(Generic[WorkT, ResultT]):
-    """Make it before this process starts a thread: it forks.
+    """Create it before this process starts a thread, since it forks.
 
     A thread for each worker hands it one piece of work at a time.
     """
 
     def __init__(self, work: Callable[[WorkT], ResultT], count: int) -> None:
-        """`work` runs in the workers; it raises BatchError if the whole run cannot go on."""
+        """`work` runs in the workers; it raises BatchError if the whole run cannot continue."""
         context = multiprocessing.get_context("fork")
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         self._workers: list[_Worker] = []
@@ -51,7 +51,7 @@ class Workers(Generic[WorkT, ResultT]):
         traceback: TracebackType | None,
     ) -> None:
         for worker in self._workers:
-            # A worker keeps nothing that would be lost.
+            # Workers hold nothing that could be lost.
             worker.process.kill()
         self._threads.shutdown(cancel_futures=True)
         for worker in self._workers:
@@ -64,7 +64,7 @@ class Workers(Generic[WorkT, ResultT]):
         return self._most
 
     def submit(self, work: WorkT) -> "Future[ResultT]":
-        """The result to come. It raises BatchError if its worker dies or the run cannot go on."""
+        """A future, which raises BatchError if its worker dies or the run cannot continue."""
         return self._threads.submit(self._done, work)
 
     def _done(self, work: WorkT) -> ResultT:
@@ -75,8 +75,8 @@ class Workers(Generic[WorkT, ResultT]):
         except (EOFError, OSError) as error:
             worker.process.join(1)
             raise BatchError(
-                f"a worker has died ({_ended(worker.process.exitcode)}); the same command goes on "
-                "where this run stopped"
+                f"a worker has died ({_ended(worker.process.exitcode)}); the same command "
+                "continues where this run stopped"
             ) from error
         finally:
             self._idle.put(worker)
@@ -105,7 +105,7 @@ def _serve(
 ) -> None:
     """A worker, until the parent closes the connection or ends."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        # A terminal sends these to workers, too; the parent ends them.
+        # A terminal also sends these to the workers; the parent ends them.
         signal.signal(number, signal.SIG_IGN)
     for other in others:
         other.close()

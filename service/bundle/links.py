@@ -1,10 +1,10 @@
 """Files of a bundle behind symbolic links, as Kubernetes mounts a ConfigMap or a Secret.
 
-There, `manifest.json` is a link to `..data/manifest.json`, and `..data` one to a folder with the
-time in its name, which an update exchanges at once. A link is followed if it stays within the
-bundle's folder, and read once for all files, so that no bundle is read half old and half new. Each
-step is taken from an open folder and follows nothing itself, so that no exchange of a link can lead
-out.
+There, `manifest.json` is a link to `..data/manifest.json`, and `..data` is a link to a folder named
+by the time, which an update replaces atomically. A link is followed if it stays within the bundle's
+folder. It is read once for all files, so that no bundle is half old and half new. Each part of a
+path is opened relative to an open folder and without following links, so that no link that is
+replaced meanwhile can lead out.
 """
 
 import errno
@@ -17,12 +17,12 @@ from typing import Self
 
 _MOST_LINKS = 8  # on the way to one file
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-# A pipe must not wait for its writer.
+# Opening a pipe must not wait for its writer.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class LinkRefused(OSError):
-    """A link that leads out, or in circles."""
+    """A link that leads out of the folder, or in circles."""
 
 
 class _Folder:
@@ -46,7 +46,7 @@ class _Folder:
                 if name == ".." or (target is not None and target.startswith("/")):
                     raise LinkRefused(errno.ELOOP, "symbolic links must stay within the folder")
                 if links > _MOST_LINKS:
-                    raise LinkRefused(errno.ELOOP, "symbolic links lead to each other too often")
+                    raise LinkRefused(errno.ELOOP, "too many symbolic links in a row")
                 if target is not None:
                     parts.extendleft(reversed(target.split("/")))
                     continue
@@ -59,7 +59,7 @@ class _Folder:
         return here
 
     def _target(self, here: int, place: str, name: str) -> str | None:
-        """Where a name leads, or None if it is no link."""
+        """Where a name leads, or None if it is not a link."""
         path = place + name
         if path not in self._targets:
             self._targets[path] = _target(name, here)
@@ -89,7 +89,7 @@ class BundleFolder:
     """The folder of a bundle while it is read; a context manager."""
 
     def __init__(self, path: Path, *, contained: bool = False) -> None:
-        """`contained`: if the folder is a link itself, it stays within the folder around it.
+        """With `contained`, the folder may be a link that stays within its parent folder.
 
         Raises OSError, and LinkRefused.
         """
@@ -116,7 +116,7 @@ class BundleFolder:
         return self._files.has_changed or (self._around is not None and self._around.has_changed)
 
     def __enter__(self) -> Self:
-        """It is open already."""
+        """Return it; it is already open."""
         return self
 
     def __exit__(
@@ -132,7 +132,7 @@ class BundleFolder:
 
 
 def _target(name: str, folder: int) -> str | None:
-    """Where a link leads; None if it is none. Raises OSError if there is nothing."""
+    """Where a link leads; None if it is not a link. Raises OSError if there is nothing."""
     try:
         return os.readlink(name, dir_fd=folder)
     except OSError as error:

@@ -42,7 +42,7 @@ def read_language_model(folder: Path) -> LanguageModelBundle:
 def read_bundle(folder: Path, *, contained: bool = False) -> Bundle:
     """Read and verify a bundle. Raises BundleError with a one-line cause.
 
-    If the folder is a symbolic link, it must stay within the folder around it if `contained`.
+    With `contained`, a folder that is a symbolic link must stay within its parent folder.
     """
     return _read(folder, _whole, contained=contained)
 
@@ -53,7 +53,7 @@ def read_manifest(folder: Path, *, contained: bool = False) -> Manifest:
 
 
 def _read(folder: Path, read: Callable[[BundleFolder], Read], *, contained: bool) -> Read:
-    """Read from the folder; once more if its links were exchanged meanwhile."""
+    """Read from the folder; again if its links were replaced meanwhile."""
     for is_last in (False, False, True):
         try:
             opened = BundleFolder(folder, contained=contained)

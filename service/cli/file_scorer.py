@@ -15,7 +15,7 @@ from service.cli.answers import Answer, Answers, CommandError, Refusal
 from service.cli.rows import row_line
 from service.cli.scored_rows import figure_columns, score_body, score_columns, score_form
 
-# Most texts, and most characters, that go through the engine together.
+# The most texts, and the most characters, that are scored together.
 _MOST_TEXTS = 512
 _MOST_CHARS = 64 * 1024
 # Errors of a chunk that may be reported one by one.
@@ -24,12 +24,12 @@ _MOST_REPORTED = 20
 
 @dataclass(slots=True)
 class Item:
-    """A text, and what became of it."""
+    """A text with its result or its error."""
 
     line: int
     text: str = ""
     source: str | None = None
-    record: bytes = b""  # the JSON it stands in
+    record: bytes = b""  # the line that it is from
     error: str | None = None
     result: Answer = field(default_factory=dict)
 
@@ -43,9 +43,9 @@ class FileScorer:
         self._field = options.field or "text"
 
     def __call__(self, work: Work | None) -> Done:
-        """The result of a chunk; of None, whether the options can be used at all.
+        """Score a chunk; None only checks the options.
 
-        Raises BatchError if not.
+        Raises BatchError if no text can be scored with these options.
         """
         if work is None:
             self.score([Item(1, source="a" if self._options.source_field else None)])
@@ -72,7 +72,7 @@ class FileScorer:
             self._ask(batch)
 
     def _ask(self, items: Sequence[Item]) -> None:
-        """Score together; if they are refused, each half by itself."""
+        """Score items together; if they are rejected, each half separately."""
         body = score_body(self._options, [item.text for item in items])
         if self._options.source_field is not None:
             body["source"] = [item.source for item in items]
@@ -144,7 +144,7 @@ class FileScorer:
             return
         text = record.get(self._field)
         if SCORE in record or ERROR in record:
-            item.error = f"it has a field {SCORE} or {ERROR} already"
+            item.error = f"it already has a field {SCORE} or {ERROR}"
         elif not isinstance(text, str):
             item.error = f"no field {self._field} with a text"
         else:

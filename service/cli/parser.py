@@ -112,8 +112,8 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
 def _add_file_options(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group(
         "files",
-        "With --bundle: files of any size, plain, gzip or Zstandard. Each gets one of results, a "
-        "row for each line, in order. The same command goes on where an earlier one stopped.",
+        "With --bundle: score files of any size, also compressed with gzip or Zstandard. Each gets "
+        "an output with one row for each line, in order. The same command continues a stopped run.",
     )
     files.add_argument(
         "--input", nargs="+", action="extend", metavar="FILES", help="files, folders or patterns"
@@ -125,10 +125,10 @@ def _add_file_options(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--field",
         metavar="NAME",
-        help="files are NDJSON or Parquet, and this field or column is the text (default: text)",
+        help="field or column with the text (default: text); the files are NDJSON or Parquet",
     )
     files.add_argument(
-        "--source-field", metavar="NAME", help="encoder-decoders: the field with the source"
+        "--source-field", metavar="NAME", help="encoder-decoders: field or column with the source"
     )
 
 

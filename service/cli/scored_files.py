@@ -1,4 +1,4 @@
-"""`score --input`: files of texts through a bundle, with worker processes."""
+"""`score --input`: scores files of texts in worker processes."""
 
 import argparse
 import hashlib
@@ -24,7 +24,7 @@ from service.cli.scored_rows import figure_columns
 from service.runtime.cpus import usable_cpus
 
 _SUFFIXES = {"text": ".txt", "tsv": ".tsv", "json": ".ndjson"}
-# What decides where results go and how fast, and not what they are.
+# Options that change where results go and how fast, but not the results.
 _FREE = {"bundle", "command", "input", "output", "texts", "url", "workers"}
 _INTERRUPTED, _TERMINATED = 130, 143
 
@@ -50,13 +50,13 @@ def score_files(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     if options.bundle is None:
-        raise CommandError("--input needs --bundle: it runs the model in processes of its own")
+        raise CommandError("--input needs --bundle, since it runs the model in its own processes")
     if options.output is None:
         raise CommandError("--input needs --output, the folder of the results")
     if options.texts:
         raise CommandError("--input: texts are read from the files, not from the command line")
     if options.workers is not None and options.workers < 1:
-        raise CommandError("--workers: at least 1")
+        raise CommandError("--workers must be at least 1")
 
 
 def _scored(options: argparse.Namespace) -> int:
@@ -93,7 +93,7 @@ def _scored(options: argparse.Namespace) -> int:
             except (KeyboardInterrupt, _Terminated) as signalled:
                 progress.clear()
                 sys.stderr.write(
-                    f"stopped: {progress.summary()}. The same command goes on from here:\n"
+                    f"stopped: {progress.summary()}. The same command continues from here:\n"
                     f"  {shlex.join(sys.orig_argv)}\n"
                 )
                 return _TERMINATED if isinstance(signalled, _Terminated) else _INTERRUPTED
@@ -107,7 +107,7 @@ def _scored(options: argparse.Namespace) -> int:
 
 def _run_of(options: argparse.Namespace) -> dict[str, Any]:
     """What results depend on, besides the inputs."""
-    manifest = (options.bundle / MANIFEST_FILE).read_bytes()  # has the digests of all its files
+    manifest = (options.bundle / MANIFEST_FILE).read_bytes()  # with the digests of all files
     asked = {name: value for name, value in vars(options).items() if name not in _FREE}
     return {
         "bundle": hashlib.sha256(manifest).hexdigest(),

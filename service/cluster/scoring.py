@@ -2,8 +2,8 @@
 
     python -m service.cluster.scoring --bundle models/alice-lstm --input logs --output scores
 
-`ScoreTexts` is the stage alone, for pipelines of one's own: `dataset.map_batches(ScoreTexts, …)`.
-Bundle, inputs and output are paths that every node has, such as a volume.
+`ScoreTexts` is the stage alone, for your own pipelines: `dataset.map_batches(ScoreTexts, …)`.
+Bundle, inputs and output are paths that exist on every node, such as a shared volume.
 """
 
 import argparse
@@ -76,7 +76,6 @@ def score_dataset(
 
 
 def _read(paths: Sequence[str], form: str, column: str) -> Any:
-    # Files are read where the scores are written: one block after another, in order.
     if form == "parquet":
         return ray.data.read_parquet(list(paths), include_paths=True)
     if form == "ndjson":
@@ -90,14 +89,14 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m service.cluster.scoring",
         description=(__doc__ or "").partition("\n")[0],
-        epilog="Further options are those of `python -m service score`, such as --eos.",
+        epilog="Takes the options of `python -m service score`, too, such as --eos.",
     )
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--input", nargs="+", required=True, help="files or folders")
-    parser.add_argument("--output", type=Path, required=True, help="folder for files of Parquet")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the Parquet files")
     parser.add_argument("--read", choices=("text", "ndjson", "parquet"), default="text")
     parser.add_argument("--field", default="text", help="the column with the texts")
-    parser.add_argument("--workers", type=int, help="default: the cluster's processors, but one")
+    parser.add_argument("--workers", type=int, help="default: the cluster's processors, minus one")
     options, more = parser.parse_known_args(arguments)
     try:
         # Before the cluster has work: a wrong option ends the command here.

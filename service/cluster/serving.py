@@ -17,14 +17,14 @@ def _application() -> FastAPI:
     bound_arenas(os.environ)
     settings = load_settings([], os.environ)
     log_to_stderr(settings)
-    # Ray divides a node's processors among replicas but binds none to them.
+    # Ray divides a node's processors among replicas, but pins no replica to any of them.
     cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
     threads = settings.engine_threads or max(1, int(cpus))
     return create_app(settings.model_copy(update={"engine_threads": threads}))
 
 
 class _Replica:
-    """Ray calls it from a thread that is not the main one, so nothing here handles signals."""
+    """Ray calls it from a thread other than the main one, so nothing here handles signals."""
 
     app: FastAPI
 

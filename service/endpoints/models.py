@@ -18,9 +18,9 @@ router = APIRouter()
 @router.get("/models", responses={422: PROBLEMS[422]}, tags=["models"])
 async def models(
     request: Request,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most models to list.")] = PAGE,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="The most models to list.")] = PAGE,
     after: Annotated[
-        str, Query(description="List those whose names come after this one.", max_length=64)
+        str, Query(description="List the models whose names come after this one.", max_length=64)
     ] = "",
 ) -> ModelList:
     """The served models, a page at a time."""

@@ -29,6 +29,4 @@ class ModelList(Answer):
     """Answer of `/models`."""
 
     models: list[ModelSummary] = Field(description="Served models, by name.")
-    next: str | None = Field(
-        description="`after` for the next page; null where this is the last one."
-    )
+    next: str | None = Field(description="`after` for the next page; null on the last one.")

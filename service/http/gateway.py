@@ -165,7 +165,7 @@ class Gateway:
         if path not in PUBLIC and not path.startswith(PUBLIC_FOLDER):
             self._check_key(scope, context)
         if self._by.lifecycle.phase == "draining" and path != "/metrics":
-            # A client cannot have known better on a connection that was new or in use.
+            # If the connection was new or in use, the client could not know.
             idle_since = scope.get("unroll.idle_since", 0.0)
             if idle_since is not None and idle_since < self._by.lifecycle.draining_since:
                 raise _draining()

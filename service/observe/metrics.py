@@ -41,7 +41,7 @@ _SHARED_BYTES = 2 * 2**20
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 _TOKEN_SECONDS = (5e-5, 1e-4, 2e-4, 5e-4, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 1)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-# Values of the label `model`: names, and what all further models share. No model's name begins so.
+# Values of the label `model`: names, and one for all other models. No name begins with "_".
 MAX_MODELS = 32
 OTHER_MODELS = "_other"
 # How the values of several processes combine in a gauge: their sum, maximum or minimum.
@@ -221,7 +221,7 @@ class Metrics:
             "livemax",
             ("model", "precision", "task", "version"),
         )
-        self.known = self._gauge("unroll_models", "Models that can be asked.", "livemax", ())
+        self.known = self._gauge("unroll_models", "Served models, open or not.", "livemax", ())
         self.open = self._gauge("unroll_models_open", "Models that are open.", "livesum", ())
         self.open_bytes = self._gauge(
             "unroll_models_open_bytes", "Memory of open models, by estimate.", "livesum", ()
@@ -266,7 +266,7 @@ class Metrics:
         kind.labels(reason).inc()
 
     def label_of(self, model: str) -> str:
-        """The label of a model: its name, or the one that models share."""
+        """The label of a model: its name, or the one that the others share."""
         if model not in self._named:
             if len(self._named) >= MAX_MODELS:
                 return OTHER_MODELS

@@ -59,7 +59,7 @@ export async function showModels(models) {
   );
 }
 
-/** Of many models the names, with a field to find one: the details of all would open every model. */
+/** Many models: the names with a search field, since the details of all would open every model. */
 function showNames(models) {
   const place = el("div", { id: "model-detail" });
   const listed = el("div", {});

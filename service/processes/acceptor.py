@@ -4,8 +4,8 @@ All processes accept from the same sockets. Whoever is quickest would take most 
 clients that connected at once, one of two processes got up to 28. So a process that has more
 connections than another lets that one go first.
 
-A server that is about to end stops listening before it ends. Whoever connects too late is refused
-at once, and knows that nothing of its request has begun: a proxy repeats it elsewhere.
+A server that is about to end stops listening first. A client that connects too late is refused at
+once and knows that its request has not begun, so a proxy can send it elsewhere.
 """
 
 import asyncio
@@ -89,14 +89,14 @@ class Acceptor:
             timer.cancel()
 
     def refuse(self) -> None:
-        """Accept whoever has connected by now, and refuse the rest, in every process."""
+        """Accept the connections that are waiting, and refuse new ones, in every process."""
         self.close()
         for listening in self._sockets:
             listening.setblocking(False)
             with contextlib.suppress(OSError):  # none is left, or another process was first
                 while True:
                     self._open(listening.accept()[0])
-            # The socket is shared. Without `shutdown`, it would listen until all had closed it.
+            # The socket is shared: without `shutdown`, it listens until every process closes it.
             with contextlib.suppress(OSError):
                 listening.shutdown(socket.SHUT_RDWR)
 

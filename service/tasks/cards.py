@@ -1,7 +1,7 @@
-"""What the server knows of a model that need not be open: its card, made from the manifest.
+"""A model's card: what the server knows from the manifest, whether the model is open or not.
 
-`models_bytes` lets a server know thousands of models and open few. All that lists models, or that
-chooses one, reads the cards.
+With `models_bytes`, a server knows thousands of models and has few of them open. Everything that
+lists models, or chooses one, reads the cards.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -31,8 +31,8 @@ from service.tasks.engine import (
 from service.tasks.folders import Stamp
 from service.tasks.label_model import reads_in_parts
 
-# What an open engine takes, measured on the bundles that ship (docs/scale.md): threads, sessions
-# and the manifest; each graph by itself; its weights, packed for the processor; a token's entries.
+# Memory of an open engine, measured on the bundles that ship (docs/scale.md): threads, sessions and
+# the manifest; each graph; its weights, packed for the processor; the entries of a token.
 ENGINE_BYTES = 4 * 2**20
 GRAPH_BYTES = 2 * 2**20
 WEIGHT_FACTOR = 1.5
@@ -43,7 +43,7 @@ _ALWAYS = ("adapt", "adapt_step")  # roles of graphs that are opened in any prec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """A model as lists show it."""
+    """A model, as listed."""
 
     name: str
     task: str
@@ -54,9 +54,9 @@ class Card:
     fills: bool
     parameters: int
     sources: tuple[str, ...]  # languages that it translates from
-    target: str  # and to; empty if it does not translate
+    target: str  # the language that it translates to; empty if it does not translate
     abilities: tuple[Ability[Any], ...]
-    open_bytes: int  # an estimate of the memory that it takes when it is open
+    open_bytes: int  # an estimate of its memory when it is open
 
     @classmethod
     def of_manifest(cls, manifest: Manifest, precision: Precision) -> "Card":
@@ -91,7 +91,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class _Traits:
-    """What the manifests of different kinds have in different places."""
+    """What each kind of manifest has in a different place."""
 
     abilities: Sequence[Ability[Any]]
     vocabularies: Collection[VocabFile]
@@ -134,8 +134,8 @@ class Catalogue:
 
     cards: dict[str, Card] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)  # bundles that cannot be served, and why
-    stamps: dict[str, Stamp] = field(default_factory=dict)  # of folders when last dealt with
-    # Versions that a process has opened without harm, with the stamps of their folders.
+    stamps: dict[str, Stamp] = field(default_factory=dict)  # of the folders when last handled
+    # Versions that a trial process has opened, with the stamps of their folders.
     tried: dict[str, tuple[Stamp, str]] = field(default_factory=dict)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Changes of models: what is decided, the same in every server process, and what is answered."""
+"""Changes of models: the decision, the same in every server process, and the answer."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,9 +17,9 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
-    """What becomes of one model, the same in every server process."""
+    """What happens to one model, the same in every server process."""
 
-    verb: Literal["serve", "drop", "fail"]  # `fail` lists a cause; what is served goes on
+    verb: Literal["serve", "drop", "fail"]  # `fail` records a cause; what is served stays
     name: str
     stamp: Stamp | None  # of the folder that was looked at; None: it is gone
     version: str | None = None  # SHA-256 of the manifest to serve

@@ -1,8 +1,8 @@
 """Opens models at their first use and closes them again, if `models_bytes` is set.
 
-A bundle that was in the folder at the start has not been tried yet: a trial process opens each
-version first, once. If a folder has changed since it was last looked at, all server processes agree
-on the new version before it is opened.
+A bundle that is in the folder at the start has not been tried, so a trial process first opens each
+version once. If a folder has changed since the last look, all server processes agree on the new
+version before it is opened.
 """
 
 import asyncio
@@ -33,16 +33,16 @@ from service.tasks.opening import Ending, Opener
 _PATIENCE_S = 5.0
 # The server serves after this, even if its trial process has not started yet.
 _START_S = 5.0
-# A bundle that is opened for the first time waits for the only trial process; the others need not.
+# Bundles that are new wait for the only trial process; the others must not wait behind them.
 _THREADS = 4
 _REMOVED = "no such model; its bundle has been removed"
-_REPLACED = "it was replaced while it was opened; try again"
+_REPLACED = "it was replaced while it was being opened; try again"
 
 logger = logging.getLogger(__name__)
 
 
 class FirstUse:
-    """The open models of a process, of all that its catalogue has. Used in the event loop."""
+    """The open models of a process, out of its catalogue. Used in the event loop."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class FirstUse:
         metrics: Metrics,
         show: Callable[[Engine], None],
     ) -> None:
-        """`show` begins to serve an engine."""
+        """`show` starts serving an engine."""
         self._show = show
         self._settings = settings
         self._catalogue = catalogue
@@ -73,12 +73,12 @@ class FirstUse:
         )
 
     async def start(self) -> None:
-        """Have the trial process ready, so that the first request does not wait for its start."""
+        """Start the trial process first, so that the first request does not wait for it."""
         loop = asyncio.get_running_loop()
         await asyncio.wait([loop.run_in_executor(self._executor, self._warm)], timeout=_START_S)
 
     def _warm(self) -> None:
-        with suppress(BundleError):  # it is started when it is needed, then
+        with suppress(BundleError):  # then it is started when it is needed
             self._opener.trial.warm()
 
     async def stop(self) -> None:
@@ -87,7 +87,7 @@ class FirstUse:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def found(self, name: str) -> Engine | None:
-        """An open model, which is used now."""
+        """The model if it is open; notes that it is used."""
         engine = self._engines.get(name)
         if engine is not None:
             self.models.shelf.touch(name)
@@ -96,9 +96,9 @@ class FirstUse:
     async def opened(
         self, name: str, follow: Callable[[str, Stamp | None], Awaitable[None]]
     ) -> Engine:
-        """A model of the catalogue, opened if it is not; nothing closes it before the next `await`.
+        """A model of the catalogue, opened if necessary; it stays open until the next `await`.
 
-        `follow` makes the server serve what is in a folder that has changed. Raises ModelNotFound,
+        `follow` makes the server serve the new content of a folder. Raises ModelNotFound,
         ModelUnusable, NoRoomForModel and DeadlineExceeded.
         """
         request = current_request()
@@ -108,7 +108,7 @@ class FirstUse:
             async with asyncio.timeout(left_s):
                 return await self._opened(name, follow)
         except TimeoutError as error:
-            raise DeadlineExceeded("the time was over before the model was open") from error
+            raise DeadlineExceeded("the deadline passed before the model was open") from error
         except NoRoom as error:
             mib = self.models.shelf.budget_bytes / 2**20
             raise NoRoomForModel(
@@ -174,7 +174,7 @@ class FirstUse:
         return self._opener.open(folder, tried[1])
 
     def let_go(self, name: str) -> None:
-        """Close a model whose bundle has changed, if it is open; those who use it keep it."""
+        """Close a model whose bundle has changed, if it is open; requests that use it keep it."""
         if name in self.models.shelf:
             self.models.close(name)
 

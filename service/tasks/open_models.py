@@ -1,8 +1,8 @@
-"""Which models are open: opened at their first use, under a budget of bytes.
+"""Which models are open: each is opened at its first use, within a budget of bytes.
 
-When there is no room, those that have not been used for the longest time are closed; one that a
-request uses stays open. Each model is opened once for all requests that wait for it. As soon as the
-next model would find no room, several are closed, so that it does not have to wait for that.
+To make room, the least recently used models are closed; a model that a request uses stays open.
+Each model is opened once for all requests that wait for it. As soon as another model would not fit,
+several are closed, so that the next one does not have to wait.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 Model = TypeVar("Model")
 
-# What is closed at once, as a part of the budget: to return memory is dear, and done once for all.
+# The part of the budget that is freed together: returning memory costs much, and is done once.
 _CLEARED = 1 / 8
 _POLL_S = 0.02
 
@@ -23,12 +23,12 @@ class NoRoom(Exception):
 
 
 class Shelf:
-    """What is open, in the order of use, and the bytes that takes. Numbers alone."""
+    """The names of open models, in the order of use, and the bytes that they take."""
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
-        self.used_bytes = 0  # what is open, being opened and being closed
-        self.leaving_bytes = 0  # the part that is being closed and soon free
+        self.used_bytes = 0  # of models that are open, being opened or being closed
+        self.leaving_bytes = 0  # of those that are being closed and not in use
         self._sizes: OrderedDict[str, int] = OrderedDict()  # least recently used first
 
     def __contains__(self, name: str) -> bool:
@@ -40,30 +40,30 @@ class Shelf:
         self._sizes.move_to_end(name)
 
     def take(self, count: int) -> None:
-        """Reserve bytes for what is being opened."""
+        """Reserve bytes for a model that is being opened."""
         self.used_bytes += count
 
     def put(self, name: str, count: int) -> None:
-        """Note what is open now, in bytes that have been reserved."""
+        """Note that a model is open now, in bytes that were reserved for it."""
         self._sizes[name] = count
 
     def remove(self, name: str, *, is_idle: bool) -> int:
-        """Note that it is being closed, at once if it is idle; its bytes."""
+        """Note that it is being closed, at once if it is idle. Returns its bytes."""
         count = self._sizes.pop(name)
         self.leaving_bytes += count if is_idle else 0
         return count
 
     def give_back(self, count: int, *, was_leaving: bool = False) -> None:
-        """Return bytes: it has been closed, or could not be opened."""
+        """Free the bytes of a model that has been closed, or could not be opened."""
         self.used_bytes -= count
         self.leaving_bytes -= count if was_leaving else 0
 
     def has_room(self, count: int) -> bool:
-        """Whether so many bytes are free."""
+        """Whether this many bytes are free."""
         return self.used_bytes + count <= self.budget_bytes
 
     def victims(self, count: int, is_idle: Callable[[str], bool]) -> list[str] | None:
-        """What to close to have room for so many bytes; None if that is not enough."""
+        """The models to close to make room for this many bytes; None if there is no way."""
         missing = self.used_bytes - self.leaving_bytes + count - self.budget_bytes
         found: list[str] = []
         for name, size in self._sizes.items():
@@ -87,7 +87,7 @@ class OpenModels(Generic[Model]):
         is_used: Callable[[str], bool],
         patience_s: float,
     ) -> None:
-        """`take_out` removes a model at once, and returns what then ends it.
+        """`take_out` removes a model at once, and returns an awaitable that ends it.
 
         `patience_s` is how long to wait for models in use.
         """
@@ -102,7 +102,7 @@ class OpenModels(Generic[Model]):
         self._turn = asyncio.Lock()  # room is made for one at a time, in the order of arrival
 
     async def opened(self, name: str, count: int) -> Model:
-        """Open a model that takes so many bytes, or wait for it while it is being opened.
+        """Open a model that takes this many bytes, or wait for it while it is being opened.
 
         Nothing closes it before the caller's next `await`. Raises NoRoom, and what `open_one`
         raises.
@@ -114,7 +114,7 @@ class OpenModels(Generic[Model]):
             flight.add_done_callback(lambda done: self._landed(name, done))
         self._waiting[name] += 1
         try:
-            # A request that ends early leaves the others their model.
+            # A request that ends early must not cancel the opening for the others.
             return await asyncio.shield(flight)
         finally:
             self._waiting[name] -= 1
@@ -142,11 +142,11 @@ class OpenModels(Generic[Model]):
         self.shelf.put(name, count)
         cleared = int(_CLEARED * self.shelf.budget_bytes)
         if count <= cleared and not self.shelf.has_room(count):
-            self._make_room(cleared)  # where few models fit, none is closed before it must be
+            self._make_room(cleared)  # not if few models fit: then none is closed too early
         return model
 
     def _make_room(self, count: int) -> bool:
-        """Begin to close what has to be closed; whether there is room now."""
+        """Start closing what has to be closed. Returns whether there is room now."""
         for victim in self.shelf.victims(count, self._is_idle) or ():
             self.close(victim)
         return self.shelf.has_room(count)

@@ -1,4 +1,4 @@
-"""Opening a bundle as an engine, in this process or in a trial process first; and ending one."""
+"""Opens bundles as engines, and ends engines."""
 
 import asyncio
 import gc
@@ -56,7 +56,7 @@ class Opener:
         budget = self._settings.models_bytes
         if budget is not None and card.open_bytes > budget:
             raise BundleError(
-                f"{folder.name}: it takes about {_mib(card.open_bytes)} MiB when it is open, and "
+                f"{folder.name}: it takes about {_mib(card.open_bytes)} MiB when it is open, but "
                 f"models_bytes leaves {_mib(budget)} MiB to each server process"
             )
         return card
@@ -80,7 +80,7 @@ class Opener:
 
 
 def _replaced(folder: Path) -> BundleError:
-    return BundleError(f"{folder.name}: it was replaced while it was opened; try again")
+    return BundleError(f"{folder.name}: it was replaced while it was being opened; try again")
 
 
 def _mib(count: int) -> str:
@@ -108,7 +108,7 @@ class Ending:
         await asyncio.shield(self._next)
 
     async def _return(self) -> None:
-        """One return of memory for all engines that have ended before it begins."""
+        """Return the memory of all engines that have ended so far."""
         async with self._turn:
             self._next = None
             await asyncio.to_thread(return_memory)

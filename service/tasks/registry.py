@@ -29,7 +29,7 @@ from service.tasks.opening import STOP_TIMEOUT_S, Ending, Opener
 
 Able = TypeVar("Able")
 
-# From here on, the log recommends `models_bytes`.
+# From this number of bundles on, the log recommends `models_bytes`.
 _MANY = 50
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class ModelRegistry:
         folders = bundle_folders(self._settings.models_dir)
         self.catalogue.stamps |= stamps_of(self._settings.models_dir)
         if len(folders) >= _MANY and self._first_use is None:
-            logger.info("%d bundles: UNROLL_MODELS_BYTES opens each at its first use", len(folders))
+            logger.info("%d bundles; UNROLL_MODELS_BYTES opens each at its first use", len(folders))
         for folder in folders:
             try:
                 with self._opener.in_time(folder.name, None if skips else give_up):
@@ -212,7 +212,7 @@ class ModelRegistry:
         This is checked before a body is read, so that a flood of requests costs little.
         """
         if len(self.engines) < len(self.cards):
-            return  # one that is not open has room
+            return  # a model that is not open has room
         refusal: QueueFull | None = None
         for engine in self.engines.values():
             refusal = engine.workers.refusal(client)

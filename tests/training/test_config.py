@@ -351,8 +351,8 @@ def test_an_unknown_task_is_one_mistake_that_names_all(
 ) -> None:
     message = refusal(tmp_path, {**make(), "task": task})
     assert message.endswith(
-        'config.toml: task: it is "language_model", "encoder_decoder", "infill", "classifier", '
-        '"tagger" or "restore"'
+        'config.toml: task: it must be "language_model", "encoder_decoder", "infill", '
+        '"classifier", "tagger" or "restore"'
     )
     assert len(message.splitlines()) == 1
 

@@ -40,14 +40,14 @@ def test_values_are_those_of_toml_and_words_need_no_quotes(text: str, values: li
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model.hidden_size"], "it is KEY=VALUE"),
-        (["=3"], "it is KEY=VALUE"),
-        (["model..size=3"], "it is KEY=VALUE"),
+        (["model.hidden_size"], "write KEY=VALUE"),
+        (["=3"], "write KEY=VALUE"),
+        (["model..size=3"], "write KEY=VALUE"),
         (["a=1", "a=2"], "--set a: it is given twice"),
         (["a="], "--set a: a value is missing"),
         (["a=1,,2"], "--set a: a value is missing"),
         (["a=1,"], "--set a: a value is missing"),
-        (["a=[1,2"], "[1,2: it is no value of TOML; is an end missing?"),
+        (["a=[1,2"], "[1,2: not a TOML value; is a quote or bracket missing?"),
         (["a='x"], "is an end missing?"),
         (["a=don't"], "must be quoted"),
         (["a=x]"], "must be quoted"),

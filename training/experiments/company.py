@@ -1,7 +1,7 @@
-"""A run on several processes: what each needs of rank 0 to train its shares.
+"""A run in several processes: rank 0 sends the others what they need to train their shares.
 
-Rank 0 sends the configuration and the prepared data, so that the other machines need neither the
-user's files nor a folder in common.
+That is the configuration and the prepared data, so that the other machines need neither the user's
+files nor a shared folder.
 """
 
 import shutil
@@ -27,12 +27,12 @@ def check_divides(config: AnyConfig) -> None:
     try:
         options = trained_experiment_of(config).config.training
     except ConfigError as error:
-        raise TrainingError(f"{error}; one process does that: start it without torchrun") from error
+        raise TrainingError(f"{error}; one process is enough: start it without torchrun") from error
     own_shares(options.replicas)
 
 
 def offer(experiment: Experiment[Any], run_dir: Path, *, resume: bool) -> None:
-    """Rank 0: give the other processes what they need; see `follow_run`."""
+    """On rank 0: send the other processes what they need; see `follow_run`."""
     names = [experiment.stored, *([LAST] if resume else [])]
     document = {
         "torch": torch.__version__,
@@ -43,9 +43,9 @@ def offer(experiment: Experiment[Any], run_dir: Path, *, resume: bool) -> None:
 
 
 def follow_run() -> int:
-    """Any other rank: train until rank 0 ends. Returns 0, or 128 + n where signal n ended it.
+    """On any other rank: train until rank 0 ends. Returns 0, or 128 + n if signal n ended it.
 
-    Raises LostContact where rank 0 ends otherwise, and TrainingError where it cannot begin.
+    Raises LostContact if rank 0 ends in another way, and TrainingError if the run cannot start.
     """
     scratch = Path(tempfile.mkdtemp(prefix="unroll-rank-"))
     try:
@@ -53,7 +53,7 @@ def follow_run() -> int:
         if document["torch"] != torch.__version__:
             raise TrainingError(
                 f"rank {processes.rank()}: torch {torch.__version__} is installed here, and "
-                f"{document['torch']} on the machine of rank 0; install the same one"
+                f"{document['torch']} on the machine of rank 0; install the same version"
             )
         experiment = experiment_of(parse_config(document["config"]))
         resume: bool = document["resume"]

@@ -67,7 +67,7 @@ class Training(Protocol):
         """
 
     def follow(self) -> int | None:
-        """Train as one of several processes, not as the first. Returns the signal that ended it.
+        """Train on a rank other than 0. Returns the signal that ended it.
 
         Raises LostContact.
         """

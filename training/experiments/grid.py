@@ -1,4 +1,4 @@
-"""The runs of a grid: every combination of the values that options are given."""
+"""The runs of a grid: every combination of the given values."""
 
 import hashlib
 import itertools
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from training.config import AnyConfig, ConfigError, load_config, parse_config
 from training.config_changes import Changes, as_word, read_changes
 
-# It decides by which figure the table of a grid is sorted.
+# The figure that the table of a grid is sorted by.
 _SELECT_BY = "training.select_by"
 _MOST_LINES = 20  # of mistakes
 _MOST_BYTES = 120  # of a folder's name; file systems take 255
@@ -36,12 +36,12 @@ class Grid:
 
     config_path: Path
     folder: Path
-    options: Mapping[str, str]  # that were set: their names, and short ones
-    varied: Sequence[str]  # the options of them that differ between points; all if none does
+    options: Mapping[str, str]  # short names of the options that were set
+    varied: Sequence[str]  # those of them that differ between points; all if none does
     points: Sequence[Point]
 
     def point(self, index: int) -> Point:
-        """The point of a number. Raises ConfigError where there is none."""
+        """The point with this number. Raises ConfigError if there is none."""
         if index >= len(self.points):
             raise ConfigError(f"--only {index}: the runs are numbered 0 to {len(self.points) - 1}")
         return self.points[index]
@@ -54,13 +54,15 @@ class Grid:
 
 
 def open_grid(config_path: Path, words: Sequence[str], folder: Path | None = None) -> Grid:
-    """The grid of `KEY=VALUE,VALUE` words, with every configuration checked.
+    """The grid of some `KEY=VALUE,VALUE` words, with every configuration checked.
 
     The folder is `runs/NAME-sweep` unless given. Raises ConfigError, with a line for each mistake.
     """
     values = read_changes(words)
     if _SELECT_BY in values:
-        raise ConfigError(f"--set {_SELECT_BY}: the table is sorted by it, so all runs share it")
+        raise ConfigError(
+            f"--set {_SELECT_BY}: the table is sorted by it, so it must be the same for all runs"
+        )
     names = _short_names(list(values))
     checked, mistakes = [], dict[str, None]()
     for combination in itertools.product(*values.values()):
@@ -77,7 +79,7 @@ def open_grid(config_path: Path, words: Sequence[str], folder: Path | None = Non
     for index, (changes, config) in enumerate(checked):
         own = {key: as_word(names[key], value) for key, value in changes.items()}
         label = ", ".join(own[key] for key in varied)
-        # All of them: a value more for another option shall not rename the runs that are there.
+        # Every option is in it: another value for one of them must not rename existing runs.
         run_dir = folder / _folder_name(",".join(own.values()))
         points.append(Point(index, changes, config, label, run_dir))
     _refuse_twins(points)
@@ -119,9 +121,9 @@ def _at_most(count: int, lines: Sequence[str]) -> Iterator[str]:
 
 
 def same_run(config: AnyConfig, other: Mapping[str, Any]) -> bool:
-    """Whether a configuration is another one, kept as JSON, but for the threads that train it."""
+    """Whether a configuration equals one kept as JSON, apart from the number of threads."""
     try:
-        # Parsed, so that an option that is newer than the run has its default in both.
+        # Parsed, so that an option newer than the run has its default in both.
         kept = parse_config(dict(other)).model_dump(mode="json")
     except ValidationError:
         return False

@@ -1,4 +1,4 @@
-"""The table of a grid: for people, and for programs as files in the grid's folder."""
+"""The table of a grid: printed for people, and written for programs to the grid's folder."""
 
 import csv
 import io

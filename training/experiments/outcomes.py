@@ -1,4 +1,4 @@
-"""What has become of the runs of a grid: how each ended, and its figures.
+"""The outcomes of a grid's runs: how each ended, and its figures.
 
 Several processes may train runs of one grid. Each run's folder has a lock, which the process that
 trains it and its child hold together, so that it lasts as long as either.
@@ -25,12 +25,12 @@ _LOCK_FILE = ".lock"
 
 
 class State(StrEnum):
-    """Of a run."""
+    """The state of a run."""
 
     FINISHED = "finished"
     FAILED = "failed"
     RUNNING = "running"  # in some process
-    STOPPED = "stopped"  # it will go on from its checkpoint
+    STOPPED = "stopped"  # it will continue from its checkpoint
     WAITING = "waiting"
 
 
@@ -53,7 +53,7 @@ class Row:
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[int | None]:
-    """Hold a run's folder; yields the lock's descriptor, or None where another process holds it."""
+    """Lock a run's folder; yields the lock's descriptor, or None if another process holds it."""
     run_dir.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(run_dir / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -82,7 +82,7 @@ def _is_held(run_dir: Path) -> bool:
 
 
 def keep_outcome(point: Point, state: State, seconds: float, cause: str | None) -> None:
-    """Write down how a run ended."""
+    """Record how a run ended."""
     document = {
         "state": state,
         "cause": cause,
@@ -93,12 +93,12 @@ def keep_outcome(point: Point, state: State, seconds: float, cause: str | None) 
 
 
 def forget_outcome(point: Point) -> None:
-    """Before a run begins anew or goes on."""
+    """Remove the record, before a run starts or continues."""
     (point.run_dir / OUTCOME_FILE).unlink(missing_ok=True)
 
 
 def is_finished(point: Point) -> bool:
-    """Whether the run of this very configuration has been trained to its end."""
+    """Whether a run of exactly this configuration has been trained to its end."""
     outcome = _outcome(point.run_dir)
     return outcome.get("state") == State.FINISHED and same_run(point.config, outcome["config"])
 
@@ -151,7 +151,7 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Whole or not at all; other processes may write the same file."""
+    """Write a file atomically; other processes may write the same one."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(text, encoding="utf-8")
     scratch.replace(path)

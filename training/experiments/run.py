@@ -38,9 +38,9 @@ def train_run(
 ) -> Measured:
     """Train to the end, and measure. Raises Stopped, TrainingError and ConfigError.
 
-    `init_from` overrides the configuration's; `changes` made the configuration from that of its
-    file. Resuming needs the prepared data alone; the files, if they are still there, must be the
-    same.
+    `init_from` overrides the configuration's; `changes` are those that were made to the file's
+    configuration. Resuming needs only the prepared data; the files, if they are still there, must
+    be the same.
     """
     experiment = experiment_of(config)
     base = config_path.resolve().parent

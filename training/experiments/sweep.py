@@ -1,4 +1,4 @@
-"""Training the runs of a grid: each is a process of `python -m training train`, several at once."""
+"""Trains the runs of a grid, several at once, each as a process of `python -m training train`."""
 
 import os
 import shlex
@@ -32,21 +32,21 @@ from training.loop.checkpoint import BEST, LAST
 from training.loop.cpus import usable_cpus
 from training.loop.trainer import Stopped
 
-# The words of a process that trains a point; goes on from the last checkpoint if `resume`.
+# The command line that trains a point, from its last checkpoint if the second argument is true.
 Command = Callable[[Point, bool], Sequence[str]]
 
 _LOOK_S = 0.1  # between looks at the children
-_REPORT_S = 10.0  # between lines about those that train
+_REPORT_S = 10.0  # between reports of progress
 _LOCK_TRIES = 3  # a look at the table holds a lock for an instant
 _TAIL_BYTES = 4096
-# How a process of `train` ends that was stopped, with or without a checkpoint to write.
+# Exit statuses of a `train` that was stopped, with or without time to write a checkpoint.
 _STOPPED = {n for x in (signal.SIGTERM, signal.SIGINT) for n in (128 + x, -x)}
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(slots=True)
 class _Child:
-    """A process that trains a point, with all that is held for it."""
+    """A process that trains a point, with the lock and the log that are held for it."""
 
     point: Point
     process: subprocess.Popen[bytes]
@@ -58,9 +58,9 @@ class _Child:
 
 
 def check_files(grid: Grid, points: Sequence[Point]) -> None:
-    """Read the files of every run that has not begun. Raises ConfigError where one cannot be used.
+    """Read the files of every run that has not started. Raises ConfigError if one cannot be used.
 
-    Otherwise a name that is misspelt would be found by each run by itself.
+    Otherwise each run would report the same misspelt name.
     """
     base = grid.config_path.resolve().parent
     seen = set()
@@ -77,7 +77,7 @@ def train_command(grid: Grid, jobs: int) -> Command:
 
     def command(point: Point, resume: bool) -> Sequence[str]:
         changes = dict(point.changes)
-        # One run takes what there is, as it would without a grid.
+        # A single run takes all processors, as it would without a grid.
         options = getattr(point.config, "training", None)
         if jobs > 1 and options is not None and options.threads is None:
             changes["training.threads"] = share
@@ -93,7 +93,7 @@ def train_command(grid: Grid, jobs: int) -> Command:
 def sweep(grid: Grid, points: Sequence[Point], *, jobs: int, command: Command, say: Say) -> bool:
     """Train the points that are not finished, and print the table. Returns whether all are now.
 
-    A run that fails does not end the others. Raises Stopped after a signal, when every child has
+    A run that fails does not end the others. After a signal, raises Stopped once every child has
     written its checkpoint and ended.
     """
     left = [point for point in points if not is_finished(point)]
@@ -108,7 +108,7 @@ def sweep(grid: Grid, points: Sequence[Point], *, jobs: int, command: Command, s
 
 
 def report(grid: Grid, say: Say) -> None:
-    """Print the table, and how the best is exported."""
+    """Print the table, and the command that exports the best run."""
     rows = rows_of(grid)
     say(table(grid, rows))
     best = best_of(rows, "python -m training export")
@@ -117,7 +117,7 @@ def report(grid: Grid, say: Say) -> None:
 
 
 class _Sweep:
-    """Children that train side by side."""
+    """Child processes that train side by side."""
 
     def __init__(self, grid: Grid, total: int, done: int, command: Command, say: Say) -> None:
         self._grid = grid
@@ -140,7 +140,7 @@ class _Sweep:
                     time.sleep(_LOOK_S)
                     self._look()
             finally:
-                for child in self._children:  # none, unless this fails
+                for child in self._children:  # none, unless the loop has failed
                     child.process.terminate()
         if self._signals:
             write_tables(self._grid)
@@ -154,7 +154,7 @@ class _Sweep:
             if lock is None:
                 self._say(f"run {point.index}, {point.label}: another process is training it")
                 return
-            if is_finished(point):  # by now, by another process
+            if is_finished(point):  # another process has trained it meanwhile
                 self._done += 1
                 return
             forget_outcome(point)
@@ -167,7 +167,7 @@ class _Sweep:
             log_start = log.tell()
             process = _spawn(words, log, lock)
             self._children.append(_Child(point, process, held.pop_all(), log_start))
-        verb = "goes on" if resume else "begins"
+        verb = "continues" if resume else "starts"
         self._say(f"run {point.index}, {point.label}: {verb}; its log is {_log_of(point)}")
 
     def _look(self) -> None:
@@ -211,7 +211,7 @@ class _Sweep:
         def note(number: int, _: FrameType | None) -> None:
             self._signals.append(number)
 
-        # What is ignored stays ignored, such as SIGHUP under nohup.
+        # Ignored signals stay ignored, such as SIGHUP under nohup.
         handled = [x for x in _STOP_SIGNALS if signal.getsignal(x) != signal.SIG_IGN]
         before = {number: signal.signal(number, note) for number in handled}
         try:

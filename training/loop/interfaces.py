@@ -1,4 +1,4 @@
-"""The network interface by which another machine is reached. Linux, IPv4; elsewhere None."""
+"""The network interface through which another machine is reached (Linux and IPv4 only)."""
 
 import socket
 import struct
@@ -10,7 +10,7 @@ _ANY_PORT = 9  # nothing is sent
 
 
 def interface_towards(host: str) -> str | None:
-    """The name of the interface whose address this machine has towards `host`; None if unknown."""
+    """The name of the interface through which this machine reaches `host`; None if unknown."""
     try:
         import fcntl  # noqa: PLC0415 (not on Windows)
 

@@ -27,7 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from training.loop.interfaces import interface_towards
 from training.loop.task import TrainingError
 
-_MEETING_S = 600.0  # until all processes have started; a cold disk takes minutes to load torch
+_MEETING_S = 600.0  # until all processes have started: loading torch from a cold disk is slow
 _POLL_S = 0.02
 _WAITING = timedelta(days=60)  # for rank 0, which may evaluate for hours
 _BLOCK_BYTES = 1 << 26  # of a file that is sent
@@ -52,12 +52,12 @@ def launched() -> bool:
 
 
 def count() -> int:
-    """Processes that train together."""
+    """The number of processes that train together."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is."""
+    """The rank of this process; 0 if it is alone."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
@@ -71,26 +71,26 @@ def on_this_machine() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one call of `torchrun` remembers while it replaces processes."""
+    """What one call of `torchrun` remembers when it restarts processes."""
 
     store: Store
 
     def begin(self) -> None:
-        """The run's folder is this job's."""
+        """Record that this job has begun the run in the folder."""
         self.store.set("begun", "1")
 
     def has_begun(self) -> bool:
         """Whether earlier processes of this job have begun the run.
 
-        The number of restarts cannot say that: torchrun counts it for each machine, and an error
-        of a person is also followed by a restart.
+        The number of restarts cannot tell: torchrun counts it for each machine, and also restarts
+        after an error of the user.
         """
         return bool(self.store.check(["begun"]))
 
 
 @contextmanager
 def joined() -> Iterator[Job]:
-    """Connect to the other processes. Raises TrainingError where there is no way to them."""
+    """Connect to the other processes. Raises LostContact if they cannot be reached."""
     host = os.environ["MASTER_ADDR"]
     interface = interface_towards(host) if _INTERFACE not in os.environ else None
     if interface is not None:
@@ -108,7 +108,7 @@ def joined() -> Iterator[Job]:
             timeout=_WAITING,
         )
     except RuntimeError as error:
-        raise LostContact(f"no connection to the other processes by way of {host}") from error
+        raise LostContact(f"cannot connect to the other processes through {host}") from error
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
@@ -118,9 +118,9 @@ def joined() -> Iterator[Job]:
 
 
 def _meet(store: Store, me: int, size: int) -> str:
-    """A name that these processes have in common, and those before a restart had not.
+    """A name that these processes share, and that no process before a restart had.
 
-    The store keeps what earlier processes have left in it: their addresses must not be taken for
+    The store keeps what earlier processes left in it, and their addresses must not be taken for
     those of the processes that replace them.
     """
     own = uuid.uuid4().hex
@@ -154,13 +154,13 @@ def _contact() -> Iterator[None]:
         ) from error
 
 
-# --- what they say to each other ------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------------------
 
 
 def exchange(order: Order | None, signal_number: int | None) -> tuple[Order, int | None]:
     """Rank 0's order, and a signal that any of the processes has received.
 
-    `order` is rank 0's; the others have none.
+    Only rank 0 passes an `order`.
     """
     mine = (order or 0, signal_number or 0)
     if count() == 1:
@@ -175,7 +175,7 @@ def exchange(order: Order | None, signal_number: int | None) -> tuple[Order, int
 
 
 def gathered(values: Sequence[float]) -> list[float]:
-    """The values of all processes, in the order of ranks; each has as many."""
+    """The values of all processes, in the order of their ranks; each process has equally many."""
     if count() == 1:
         return list(values)
     own = torch.tensor(values, dtype=torch.float64)
@@ -186,7 +186,7 @@ def gathered(values: Sequence[float]) -> list[float]:
 
 
 def told(document: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Rank 0's document, as JSON; the others have none."""
+    """Rank 0's document, sent as JSON; only rank 0 passes one."""
     data = json.dumps(document).encode()
     size = torch.tensor(len(data))
     with _contact():
@@ -200,9 +200,9 @@ def told(document: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
 
 def agree(tensors: Sequence[Tensor]) -> None:
-    """Copy rank 0's values into everybody's `tensors`.
+    """Copy rank 0's values into the `tensors` of all processes.
 
-    They are the same already where the processors are of one kind. Others round differently.
+    On processors of one kind they are equal already; different kinds round differently.
     """
     if count() == 1:
         return
@@ -212,7 +212,7 @@ def agree(tensors: Sequence[Tensor]) -> None:
 
 
 def collected(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On rank 0: the tensors of all processes, whose names differ. On others: their own."""
+    """On rank 0: the tensors of all processes, whose names differ. On the others: their own."""
     found = dict(tensors)
     for other in range(1, count()):
         size = torch.tensor(0)
@@ -232,9 +232,9 @@ def collected(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def ordered_sum(own: Tensor, shares: int) -> Tensor:
     """The sum [P] of the first `shares` rows of all processes' `own` [K, P], added one by one.
 
-    The order is that of the ranks, and on each that of its rows: floating-point sums depend on it.
-    Each process adds a part of the columns and gives it to the others, so that none of them sends
-    more as their number grows.
+    They are added in the order of the ranks, and within a rank in the order of its rows, since
+    floating-point sums depend on the order. Each process adds a part of the columns and sends it
+    to the others, so that no process sends more as their number grows.
     """
     rows, size = own.shape
     width = -(-size // count())
@@ -257,9 +257,9 @@ def ordered_sum(own: Tensor, shares: int) -> Tensor:
 
 
 def offer(folder: Path, names: Sequence[str], document: Mapping[str, Any]) -> None:
-    """Rank 0: tell the others a document, and give `names` of `folder` to those without them.
+    """On rank 0: send the others a document, and `names` in `folder` to those that lack them.
 
-    A name is that of a file, or of a folder with all in it.
+    Each name is a file, or a folder with all its files.
     """
     if count() == 1:
         return
@@ -283,7 +283,7 @@ def offer(folder: Path, names: Sequence[str], document: Mapping[str, Any]) -> No
 
 
 def received(scratch: Path) -> tuple[Path, dict[str, Any]]:
-    """Others: rank 0's folder, or `scratch` with a copy where it cannot be seen; the document."""
+    """On other ranks: the folder that rank 0 offers, or its copy in `scratch`; the document."""
     message = told()
     mark = Path(message["mark"])
     visible = mark.exists()

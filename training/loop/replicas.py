@@ -35,8 +35,8 @@ class _Replica(Generic[Model]):
 class Replicas(Generic[Model]):
     """Computes shares of a batch, each process its own.
 
-    The result depends on their number, and neither on that of the processors nor on that of the
-    processes.
+    The result depends on the number of shares, and neither on that of the processors nor on that
+    of the processes.
     """
 
     def __init__(self, model: Model, options: OptimizerConfig, device: torch.device) -> None:
@@ -84,8 +84,8 @@ class Replicas(Generic[Model]):
     def _add_processes(
         self, found: Sequence[tuple[float, float]], shares: int
     ) -> tuple[float, float]:
-        """As `backward`, of the shares of all processes; `found` are this process's."""
-        # Rows for shares that do not exist are sent too, and not added.
+        """As `backward`, for the shares of all processes; `found` are those of this process."""
+        # Rows of shares that do not exist are sent, too, but not added.
         missing = len(self.own) - len(found)
         numbers = [number for pair in found for number in pair]
         numbers = processes.gathered([*numbers, *[0.0, 0.0] * missing])[: 2 * shares]
@@ -117,13 +117,13 @@ def _sharing(model: Model) -> Model:
 
 
 def own_shares(replicas: int) -> range:
-    """Which of the shares this process computes. Raises TrainingError where they do not divide."""
+    """The shares that this process computes. Raises TrainingError if they do not divide evenly."""
     size = processes.count()
     if replicas % size:
         raise TrainingError(
-            f"training.replicas: {size} processes cannot divide {replicas} between them; set a "
-            f"multiple of {size}, or start another number of processes. As many replicas give the "
-            "same weights on any number of processes"
+            f"training.replicas: {size} processes cannot share {replicas} replicas evenly; set a "
+            f"multiple of {size}, or start another number of processes. The same number of "
+            "replicas gives the same weights in any number of processes"
         )
     each = replicas // size
     return range(processes.rank() * each, (processes.rank() + 1) * each)

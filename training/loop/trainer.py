@@ -144,7 +144,7 @@ class Trainer(Generic[Model]):
         return self.average if self.average is not None else self.model
 
     def run(self, *, resumed: bool = False) -> Evaluation:
-        """Train to the end. Returns a new evaluation of the best weights. Rank 0 alone runs.
+        """Train to the end. Returns a new evaluation of the best weights. Only for rank 0.
 
         Raises Stopped after SIGTERM or SIGINT, when the checkpoint is written, and TrainingError.
         """
@@ -194,13 +194,13 @@ class Trainer(Generic[Model]):
             raise Stopped(stop_signal)
 
     def _announce(self, order: Order | None) -> Order:
-        """Learn what all processes do next, which rank 0 decides; a signal to one is one to all."""
+        """Agree on what all processes do next: rank 0 decides, and a signal to one reaches all."""
         order, signal_number = processes.exchange(order, self._signal)
         self._signal = self._signal or signal_number
         return order
 
     def follow(self) -> int | None:
-        """Train as a process of another rank, until rank 0 ends or is lost (LostContact).
+        """Train on another rank, until rank 0 ends or is lost (LostContact).
 
         Returns the signal that ended it.
         """
@@ -281,7 +281,7 @@ class Trainer(Generic[Model]):
         }
 
     def _agree(self) -> None:
-        """Take over the weights and the optimizer's state of rank 0."""
+        """Copy the weights and the optimizer's state from rank 0."""
         average = [] if self.average is None else self.average.parameters()
         state = checkpoint.optimizer_tensors(self.optimizer)
         with torch.no_grad():

@@ -94,7 +94,7 @@ def test_a_line_that_cannot_be_scored_keeps_its_place(
     assert errors == [
         "no field text with a text",
         "not JSON",
-        "it has a field score or score_error already",
+        "it already has a field score or score_error",
         None,
         "no field text with a text",
     ]

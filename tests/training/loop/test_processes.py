@@ -68,7 +68,9 @@ def test_replicas_that_the_processes_cannot_divide_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "count", lambda: 2)
-    with pytest.raises(TrainingError, match="2 processes cannot divide 1 between them; set a mult"):
+    with pytest.raises(
+        TrainingError, match="2 processes cannot share 1 replicas evenly; set a mult"
+    ):
         tiny_trainer(tmp_path)
 
 
