@@ -200,7 +200,7 @@ def mounts_of(pid: int) -> str:
     return Path(f"/proc/{pid}/mountinfo").read_text()
 
 
-def test_everybody_who_asks_is_answered_and_nobody_else(started: Running) -> None:
+def test_only_known_hosts_and_keys_are_answered(started: Running) -> None:
     request = {"model": "dates-iso", "source": "4 July 1776"}
     for host in ("unroll", "unroll.unroll.svc.cluster.local", "unroll.example"):
         with started.client(host) as client:

@@ -121,7 +121,7 @@ def test_the_shipped_configurations_avoid_the_known_traps() -> None:
 
 
 @needs_ray
-def test_every_answer_is_the_bare_services_by_the_proxy_of_any_node(
+def test_the_proxy_of_any_node_gives_the_answers_of_the_bare_service(
     cluster: Cluster, cases: list[Case]
 ) -> None:
     with load(cluster, cases, (cluster.head, *cluster.workers), 4) as outcomes:
@@ -156,7 +156,7 @@ def test_a_rolling_update_under_load_loses_nothing(
 
 
 @needs_ray
-def test_requests_for_one_model_reach_one_replica_whatever_node_they_come_by(
+def test_requests_for_one_model_reach_one_replica_through_any_node(
     cluster: Cluster, models: Path
 ) -> None:
     configuration = shipped("many-models.yaml", models)
@@ -196,7 +196,7 @@ def test_replicas_follow_the_requests_under_way(
 
 
 @needs_ray
-def test_a_killed_node_takes_only_what_it_was_answering(
+def test_a_killed_node_loses_only_what_it_was_answering(
     cluster: Cluster, cases: list[Case], models: Path
 ) -> None:
     cluster.deploy(shipped("serve.yaml", models))

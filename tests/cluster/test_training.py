@@ -181,7 +181,7 @@ def test_a_run_that_diverges_says_so_once(folder: Path) -> None:
 
 
 @pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason()))
-def test_two_machines_without_a_folder_in_common_train_as_one_process(
+def test_two_machines_without_a_shared_folder_train_as_one_process(
     folder: Path, undisturbed: Path
 ) -> None:
     """A rank of the second machine is killed once; its number of restarts is then another."""

@@ -146,7 +146,7 @@ def test_models_are_listed(server: Server, folder: Path) -> None:
     assert command("models", "--bundle", str(folder)).stdout.count("\t") == 12
 
 
-def test_the_status_of_the_process_is_the_commands(folder: Path) -> None:
+def test_the_process_ends_with_the_status_of_the_command(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "service", "generate", "--bundle", str(folder / PAIRS), "a"],
         cwd=ROOT,

@@ -21,7 +21,7 @@ def job() -> Any:
     return yaml.safe_load((FOLDER / "job.yaml").read_text())
 
 
-def test_a_task_of_slurm_trains_the_run_of_its_number() -> None:
+def test_a_slurm_task_trains_the_run_with_its_number() -> None:
     done = subprocess.run(
         [FOLDER / "slurm.sh", CONFIG, *GRID],
         cwd=ROOT,
@@ -33,7 +33,7 @@ def test_a_task_of_slurm_trains_the_run_of_its_number() -> None:
     assert done.stdout.split() == ["-m", "training", "sweep", CONFIG, *GRID, "--only", "1"]
 
 
-def test_what_slurm_is_to_read_stands_before_the_first_command() -> None:
+def test_the_directives_for_slurm_come_before_the_first_command() -> None:
     lines = (FOLDER / "slurm.sh").read_text().splitlines()
     commands = [i for i, line in enumerate(lines) if line and not line.startswith("#")]
     assert max(i for i, line in enumerate(lines) if line.startswith("#SBATCH")) < commands[0]

@@ -73,7 +73,7 @@ def test_a_component_has_no_fault_by_itself(manifests: Path, component: str) -> 
 
 
 @pytest.mark.parametrize("models", MODELS)
-def test_all_components_go_together(manifests: Path, models: str) -> None:
+def test_all_components_work_together(manifests: Path, models: str) -> None:
     assert {models, *OTHERS} | {*MODELS} == {*COMPONENTS}
     assert faults_of(compose(manifests, [models, *OTHERS])) == []
 
@@ -109,7 +109,7 @@ def test_one_line_of_the_overlay_sets_the_host_everywhere(manifests: Path, tmp_p
     assert of_kind(resources, "HTTPRoute")[0]["spec"]["hostnames"] == ["texts.example"]
 
 
-def test_another_namespace_is_followed_by_the_query(manifests: Path, tmp_path: Path) -> None:
+def test_the_query_follows_another_namespace(manifests: Path, tmp_path: Path) -> None:
     copied = tmp_path / "kubernetes"
     shutil.copytree(manifests, copied)
     overlay = copied / "overlays/production/kustomization.yaml"
@@ -219,7 +219,7 @@ def test_a_secret_may_change_as_the_kubelet_changes_it(tmp_path: Path) -> None:
     assert settings.state_key.get_secret_value() == "another key of sixteen"
 
 
-def test_one_processor_in_parts_counts_as_one(production: list[Resource]) -> None:
+def test_half_a_processor_counts_as_one(production: list[Resource]) -> None:
     resources = copy.deepcopy(production)
     Pod(resources).container["resources"]["requests"]["cpu"] = "500m"
     assert Pod(resources).environment()["UNROLL_WORKERS"] == "1"

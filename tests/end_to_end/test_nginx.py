@@ -182,7 +182,7 @@ def test_a_streamed_score_passes_both_ways_line_by_line(front: Front) -> None:
     assert first["logprob"] != second["logprob"]
 
 
-def test_the_service_refuses_by_its_own_limits_and_before_the_body_has_come(front: Front) -> None:
+def test_the_service_refuses_by_its_own_limits_before_the_body_has_arrived(front: Front) -> None:
     url = httpx.URL(front.url)
     connection = http.client.HTTPConnection(url.host, url.port, timeout=30)
     with contextlib.closing(connection):

@@ -86,7 +86,7 @@ def test_an_idle_server_ends_at_once_and_well(
         assert not alive
 
 
-def test_what_is_in_flight_is_answered_and_what_comes_is_refused(tiny_models: Path) -> None:
+def test_requests_in_flight_are_answered_and_new_connections_are_refused(tiny_models: Path) -> None:
     settings = SETTINGS | {"lame_duck_s": 1, "grace_s": 20}
     with serve(tiny_models, **settings) as server, server.client() as client:
         expected = httpx.post(f"{server.url}/generate", json=LONG, timeout=60).json()["results"]

@@ -48,7 +48,7 @@ def test_values_are_those_of_toml_and_words_need_no_quotes(text: str, values: li
         (["a=1,,2"], "--set a: a value is missing"),
         (["a=1,"], "--set a: a value is missing"),
         (["a=[1,2"], "[1,2: not a TOML value; is a quote or bracket missing?"),
-        (["a='x"], "is an end missing?"),
+        (["a='x"], "is a quote or bracket missing?"),
         (["a=don't"], "must be quoted"),
         (["a=x]"], "must be quoted"),
         (["a=x\ny"], "must be quoted"),
@@ -56,7 +56,7 @@ def test_values_are_those_of_toml_and_words_need_no_quotes(text: str, values: li
     ],
     ids=str,
 )
-def test_what_may_be_a_mistake_is_refused(words: list[str], message: str) -> None:
+def test_a_likely_mistake_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_changes(words)
     assert message in str(caught.value)

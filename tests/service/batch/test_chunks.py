@@ -68,7 +68,7 @@ def test_before_damage_whole_lines_are_given_and_half_a_line_is_not() -> None:
         next(made)
 
 
-def test_nothing_is_held_of_an_endless_line() -> None:
+def test_an_endless_line_is_not_kept_in_memory() -> None:
     given_out = 0
 
     def read() -> bytes:

@@ -33,7 +33,7 @@ def test_a_folder_keeps_its_folders_and_hidden_files_are_left_out(logs: Path) ->
     assert outputs(found(logs, "logs")) == ["a/x.log.txt", "b/x.log.txt", "notes.txt"]
 
 
-def test_a_pattern_keeps_the_folders_that_it_leaves_open(logs: Path) -> None:
+def test_a_pattern_keeps_the_folders_that_its_wildcards_match(logs: Path) -> None:
     assert outputs(found(logs, "logs/*/x.log")) == ["a/x.log.txt", "b/x.log.txt"]
 
 

@@ -63,7 +63,7 @@ def test_an_update_of_a_configmap_changes_the_stamp(bundle: Path, tmp_path: Path
     assert stamp_of(folder) not in {before, None}
 
 
-def test_files_of_one_reading_are_of_one_version(bundle: Path, tmp_path: Path) -> None:
+def test_all_files_of_a_bundle_are_read_in_one_version(bundle: Path, tmp_path: Path) -> None:
     """The link is exchanged between two files: the second is of the first's version, too."""
     folder = mounted(bundle, tmp_path / "models/plain")
     other = tmp_path / "other"

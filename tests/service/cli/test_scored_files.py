@@ -142,7 +142,7 @@ def test_a_file_that_is_cut_off_is_named_and_the_others_are_scored(
 
 
 @pytest.mark.parametrize("change", ["input", "options", "bundle"])
-def test_results_of_something_else_are_never_gone_on_with(
+def test_the_results_of_another_run_are_never_continued(
     bundle: Path, tmp_path: Path, change: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     put(tmp_path, "a.log", b"tea\n")
@@ -164,7 +164,7 @@ def test_an_option_that_the_model_lacks_is_refused_before_anything_is_written(
     assert not folder.exists()
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
+def test_a_killed_run_continues_to_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
     lines = [f"{text} {i}" for i, text in enumerate(TEXTS * 1000)]
     put(tmp_path, "a.gz", gzip.compress("\n".join(lines).encode()))
     put(tmp_path, "b.log", "\n".join(lines[:1500]).encode())

@@ -242,7 +242,7 @@ def test_models_come_in_pages(client: AppClient) -> None:
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "1001", "many"])
-def test_a_page_that_cannot_be_is_refused(client: AppClient, limit: str) -> None:
+def test_an_impossible_page_is_refused(client: AppClient, limit: str) -> None:
     answer = client.get("/models", params={"limit": limit})
     assert answer.status_code == 422
     assert json.loads(answer.text)["errors"][0]["pointer"].endswith("limit")

@@ -86,7 +86,7 @@ def test_the_figure_that_sorts_the_table_is_no_option_of_a_grid(tmp_path: Path) 
         opened(tmp_path, "training.select_by=loss,bleu")
 
 
-def test_a_run_that_there_is_not_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
+def test_an_unknown_run_is_refused_with_the_known_numbers(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--only 2: the runs are numbered 0 to 1"):
         opened(tmp_path, "training.seed=1,2").point(2)
 
