@@ -291,7 +291,7 @@ def pins(path: Path) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     pattern = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", re.MULTILINE)
     for name, version in pattern.findall(path.read_text()):
-        found.setdefault(name.lower().replace("_", "-"), set()).add(version)
+        found.setdefault(re.sub(r"[._]", "-", name.lower()), set()).add(version)
     return found
 
 

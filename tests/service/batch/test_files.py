@@ -59,9 +59,9 @@ def test_a_pattern_that_matches_nothing_is_refused(logs: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "cause"),
-    [("none", "no such file"), ("pipe", "no regular file"), ("empty", "no file in it")],
+    [("none", "no such file"), ("pipe", "not a regular file"), ("empty", "it has no files")],
 )
-def test_what_is_no_file_is_told_so(logs: Path, name: str, cause: str) -> None:
+def test_an_input_without_files_is_refused(logs: Path, name: str, cause: str) -> None:
     os.mkfifo(logs / "pipe")
     (logs / "empty").mkdir()
     with pytest.raises(BatchError, match=f"{name}: .*{cause}"):
