@@ -106,6 +106,7 @@ def _values(key: str, text: str) -> Iterator[Any]:
             raise ConfigError(f'--set {key}: a value is missing; the empty text is ""')
         found = _toml_value(piece)
         if found is not None:
+            _refuse_times(key, piece, found)
             yield found
         elif piece[0] in _OPENERS:
             continue
@@ -124,6 +125,15 @@ def _toml_value(text: str) -> Any | None:
         return None
     found = document["values"]
     return found[0] if len(document) == len(found) == 1 else None
+
+
+def _refuse_times(key: str, text: str, value: Any) -> None:
+    try:
+        json.dumps(value)
+    except TypeError as error:
+        raise ConfigError(
+            f'--set {key}: {text}: a date or a time, which no option takes; write a text as "…"'
+        ) from error
 
 
 def _bare(key: str, text: str) -> str:

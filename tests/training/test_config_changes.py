@@ -52,6 +52,8 @@ def test_values_are_those_of_toml_and_words_need_no_quotes(text: str, values: li
         (["a=don't"], "must be quoted"),
         (["a=x]"], "must be quoted"),
         (["a=x\ny"], "must be quoted"),
+        (["a=2024-01-01"], "a date or a time, which no option takes"),
+        (["a=[08:15:00]"], "a date or a time, which no option takes"),
         (["a=True"], 'write true, or "True" for a text'),
     ],
     ids=str,

@@ -15,9 +15,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from training.config import ConfigError
 from training.experiments.grid import Grid, Point, same_run
 from training.loop import checkpoint
-from training.loop.checkpoint import BEST, LAST
+from training.loop.checkpoint import BEST, LAST, CheckpointError
 
 OUTCOME_FILE = "outcome.json"
 LOG_FILE = "train.log"
@@ -103,6 +104,14 @@ def is_finished(point: Point) -> bool:
     return outcome.get("state") == State.FINISHED and same_run(point.config, outcome["config"])
 
 
+def corpus_of(point: Point) -> str | None:
+    """The digest of the files that a run began with; None where no checkpoint has it."""
+    path = point.run_dir / LAST
+    record = _record(path if path.exists() else point.run_dir / BEST)
+    digest: str | None = record.get("corpus_sha256")
+    return digest
+
+
 def rows_of(grid: Grid) -> list[Row]:
     """The runs as they are now, the best first."""
     rows = [_row(point, grid.select_by) for point in grid.points]
@@ -139,15 +148,24 @@ def _row(point: Point, measure: str) -> Row:
 
 
 def _outcome(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / OUTCOME_FILE
     try:
-        document: dict[str, Any] = json.loads((run_dir / OUTCOME_FILE).read_text("utf-8"))
+        document = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
+    except ValueError as error:
+        raise ConfigError(f"{path}: damaged; without it, the run goes on from its end") from error
+    if not isinstance(document, dict) or not {"state", "config"} <= document.keys():
+        raise ConfigError(f"{path}: damaged; without it, the run goes on from its end")
     return document
 
 
 def _record(path: Path) -> dict[str, Any]:
-    return checkpoint.read_record(path) if path.exists() else {}
+    """A damaged checkpoint counts as none: its own run reports it, and the others go on."""
+    try:
+        return checkpoint.read_record(path)
+    except CheckpointError:
+        return {}
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from training.config import ConfigError
 from training.config_changes import as_word
 from training.experiments.grid import Grid, Point
 from training.experiments.kinds import experiment_of
@@ -21,6 +22,7 @@ from training.experiments.outcome_table import best_of, table, write_tables
 from training.experiments.outcomes import (
     LOG_FILE,
     State,
+    corpus_of,
     forget_outcome,
     is_finished,
     keep_outcome,
@@ -58,17 +60,29 @@ class _Child:
 
 
 def check_files(grid: Grid, points: Sequence[Point]) -> None:
-    """Read the files of every run that has not started. Raises ConfigError if one cannot be used.
+    """Read the files of the runs. Raises ConfigError if a run that has not started cannot use its.
 
-    Otherwise each run would report the same misspelt name.
+    Otherwise each run would report the same misspelt name. Also raises it if a run has started with
+    other files: its figures cannot be compared with those of the others.
     """
     base = grid.config_path.resolve().parent
-    seen = set()
+    digests: dict[str, str | None] = {}
     for point in points:
         data = point.config.data.model_dump_json()
-        if data not in seen and not holds_run(point.run_dir):
-            experiment_of(point.config).input_digest(base)
-            seen.add(data)
+        begun = holds_run(point.run_dir)
+        if digests.get(data) is None and not (begun and data in digests):
+            try:
+                digests[data] = experiment_of(point.config).input_digest(base)
+            except ConfigError:
+                if not begun:
+                    raise
+                digests[data] = None  # they are gone: the run has its own copy
+        own = corpus_of(point)
+        if None not in (own, digests[data]) and own != digests[data]:
+            raise ConfigError(
+                f"{point.run_dir}: the text has changed since the run began; put it back, or train "
+                "the grid in another folder (--runs)"
+            )
 
 
 def train_command(grid: Grid, jobs: int) -> Command:
@@ -98,7 +112,7 @@ def sweep(grid: Grid, points: Sequence[Point], *, jobs: int, command: Command, s
     """
     left = [point for point in points if not is_finished(point)]
     grid.folder.mkdir(parents=True, exist_ok=True)
-    check_files(grid, left)
+    check_files(grid, points)
     done = len(points) - len(left)
     say(f"{grid.folder}: {len(points)} runs, {done} of them finished, {jobs} at once")
     _Sweep(grid, len(points), done, command, say).train(left, jobs)

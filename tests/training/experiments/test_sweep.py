@@ -11,8 +11,11 @@ import pytest
 from tests.training.helpers import FABLE, tiny_document, write_toml
 from training.config import ConfigError
 from training.experiments.grid import Grid, Point, open_grid
+from training.experiments.kinds import experiment_of
 from training.experiments.outcomes import Row, State, locked, rows_of
 from training.experiments.sweep import Command, sweep
+from training.loop import checkpoint
+from training.loop.checkpoint import BEST, LAST
 from training.loop.trainer import Stopped
 
 
@@ -161,3 +164,42 @@ def test_a_text_that_is_not_there_is_found_before_anything_is_trained(grid: Grid
     with pytest.raises(ConfigError, match=r"data.files: nothing matches"):
         trained(grid, shell("true"))
     assert not any(point.run_dir.exists() for point in grid.points)
+
+
+def checkpointed(point: Point, sha256: str) -> None:
+    point.run_dir.mkdir(parents=True, exist_ok=True)
+    for name in (BEST, LAST):
+        checkpoint.save(point.run_dir / name, {}, {"corpus_sha256": sha256})
+
+
+def test_figures_of_another_text_are_not_put_into_one_table(grid: Grid) -> None:
+    point = grid.point(1)
+    config = grid.config_path.parent
+    checkpointed(point, experiment_of(point.config).input_digest(config))
+    trained(grid, shell("true"))
+    (config / "text.txt").write_text(FABLE * 2)
+    with pytest.raises(ConfigError, match="the text has changed since the run began"):
+        trained(grid, shell("true"))
+
+
+def test_a_run_whose_text_is_gone_is_finished_all_the_same(grid: Grid) -> None:
+    for point in grid.points:
+        checkpointed(point, "known")
+    (grid.config_path.parent / "text.txt").unlink()
+    assert trained(grid, shell("true"))[0]
+
+
+def test_a_damaged_checkpoint_fails_its_own_run_alone(grid: Grid) -> None:
+    run_dir = grid.point(1).run_dir
+    run_dir.mkdir(parents=True)
+    (run_dir / LAST).write_bytes(b"x")
+    trained(grid, shell("exit 1", only=1))
+    assert states(grid) == [State.FINISHED, State.FAILED, State.FINISHED]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_outcome_is_named(grid: Grid, text: str) -> None:
+    trained(grid, shell("true"))
+    (grid.point(1).run_dir / "outcome.json").write_text(text)
+    with pytest.raises(ConfigError, match="damaged; without it"):
+        rows_of(grid)
