@@ -21,11 +21,15 @@ class CheckpointError(Exception):
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all."""
+    """Write a checkpoint, whole or not at all. Raises CheckpointError, as on a full disk."""
     scratch = path.with_suffix(".writing")
     # Cloned: tied weights share memory, which safetensors refuses.
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(copies, scratch, metadata={"record": json.dumps(record)})
+    try:
+        save_file(copies, scratch, metadata={"record": json.dumps(record)})
+    except SafetensorError as error:  # of every failure, those of the operating system too
+        scratch.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written: {error}") from error
     with scratch.open("rb") as stream:
         os.fsync(stream.fileno())
     scratch.replace(path)

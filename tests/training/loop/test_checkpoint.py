@@ -78,6 +78,12 @@ def test_a_failure_while_writing_leaves_the_old_checkpoint(
     assert set(tensors) == {"a", "b"}
 
 
+def test_what_keeps_safetensors_from_writing_is_an_error_of_one_line(tmp_path: Path) -> None:
+    """Of a full disk, too, safetensors makes no OSError."""
+    with pytest.raises(CheckpointError, match=r"cannot be written: .*No such file"):
+        checkpoint.save(tmp_path / "gone" / "x.safetensors", some_tensors(), {})
+
+
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"a\.safetensors: there is no checkpoint"):
         checkpoint.read(tmp_path / "a.safetensors")
