@@ -48,8 +48,8 @@ OF_PARTS := tests/service tests/training tests/client tests/bench
 OF_SERVERS := tests/page tests/faults tests/end_to_end tests/clients $(wildcard tests/test_*.py)
 # What must happen within a time has the machine to itself.
 ALONE := $(patsubst %,tests/faults/test_%.py,chunks costly_requests kill overload signals slow_readers)
-test: $(DEVELOPMENT_ENV)/.done $(CLIENTS_ENV)/.done chromium promtool ## Run every test, with the coverage gate.
-	@failed=0; export PATH="$(CURDIR)/$(PROMTOOL):$$PATH"; \
+test: $(DEVELOPMENT_ENV)/.done $(CLIENTS_ENV)/.done chromium promtool kubectl nginx ## Run every test, with the coverage gate.
+	@failed=0; export PATH="$(CURDIR)/$(PROMTOOL):$(CURDIR)/$(KUBECTL):$(CURDIR)/$(NGINX):$$PATH"; \
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal --cov --cov-report= \
 		$(OF_PARTS) || failed=1; \
 	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-append --cov-report= \

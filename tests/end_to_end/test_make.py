@@ -58,3 +58,13 @@ def test_every_folder_of_tests_is_run_by_a_target() -> None:
     makefile = (ROOT / "Makefile").read_text()
     named = set(re.findall(r"\btests/(\w+)(?=[ \n])", makefile))
     assert named == {path.parent.name for path in (ROOT / "tests").glob("*/__init__.py")}
+
+
+def test_make_test_fetches_every_program_without_which_tests_are_skipped() -> None:
+    rules = (ROOT / "Makefile").read_text()
+    fetched = re.findall(
+        r"^(\w+):(?:(?!\n\n).)*could not be (?:fetched|installed)", rules, re.M | re.S
+    )
+    (needed,) = re.findall(r"^test:(.*)##", rules, re.M)
+    assert sorted(fetched) == ["chromium", "kubectl", "nginx", "promtool"]
+    assert set(fetched) <= set(needed.split())
