@@ -63,8 +63,8 @@ def test_every_folder_of_tests_is_run_by_a_target() -> None:
 def test_make_test_fetches_every_program_without_which_tests_are_skipped() -> None:
     rules = (ROOT / "Makefile").read_text()
     fetched = re.findall(
-        r"^(\w+):(?:(?!\n\n).)*could not be (?:fetched|installed)", rules, re.M | re.S
+        r"^(\w+):(?:(?!\n\n).)*could not be (?:fetched|installed)", rules, re.MULTILINE | re.DOTALL
     )
-    (needed,) = re.findall(r"^test:(.*)##", rules, re.M)
+    (needed,) = re.findall(r"^test:(.*)##", rules, re.MULTILINE)
     assert sorted(fetched) == ["chromium", "kubectl", "nginx", "promtool"]
     assert set(fetched) <= set(needed.split())
