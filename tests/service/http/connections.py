@@ -13,6 +13,7 @@ from service.http.places import Places
 from service.http.protocol import BoundedProtocol
 from service.http.turns import Turns
 from service.http.unsent import Unsent
+from service.observe.lifecycle import Lifecycle
 from service.settings import Settings
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -87,6 +88,7 @@ class Application:
         self.state.turns = Turns()
         self.state.places = Places(settings.max_connections, settings.stream_yield_s)
         self.state.unsent = Unsent(settings.max_unsent_bytes)
+        self.state.lifecycle = Lifecycle()
         self.state.metrics = _Metrics(self.refused)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
