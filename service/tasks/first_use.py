@@ -132,7 +132,11 @@ class FirstUse:
         card = self._catalogue.cards.get(name)
         if card is None:
             raise ModelNotFound(_REMOVED)
-        return self._engines.get(name) or await self.models.opened(name, card.open_bytes)
+        engine = self._engines.get(name) or await self.models.opened(name, card.open_bytes)
+        if self._engines.get(name) is not engine:
+            # Closed for a new version before this request could hold it.
+            raise BundleError(f"{name}: {_REPLACED}")
+        return engine
 
     async def _open(self, name: str) -> Engine:
         """Open a model in a thread. Raises BundleError and ModelNotFound."""

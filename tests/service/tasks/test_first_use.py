@@ -246,3 +246,21 @@ def test_an_impossible_page_is_refused(client: AppClient, limit: str) -> None:
     answer = client.get("/models", params={"limit": limit})
     assert answer.status_code == 422
     assert json.loads(answer.text)["errors"][0]["pointer"].endswith("limit")
+
+
+def test_a_model_that_is_closed_before_its_request_holds_it_is_not_used(
+    client: AppClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_use = registry_of(client)._first_use
+    assert first_use is not None
+    opened = first_use.models.opened
+
+    async def and_closed(name: str, count: int) -> Any:
+        engine = await opened(name, count)
+        first_use.let_go(name)  # as a reload does
+        return engine
+
+    monkeypatch.setattr(first_use.models, "opened", and_closed)
+    assert score(client, "m0") == 503
+    monkeypatch.undo()
+    assert score(client, "m0") == 200
